@@ -1,0 +1,9 @@
+"""Every technique is a module with a tuple NODES; ComfyUI's two mappings are made from them."""
+from importlib import import_module
+
+MODULES = ()
+
+_CLASSES = [cls for name in MODULES for cls in import_module(f".{name}", __name__).NODES]
+
+NODE_CLASS_MAPPINGS = {cls.ID: cls for cls in _CLASSES}
+NODE_DISPLAY_NAME_MAPPINGS = {cls.ID: cls.TITLE for cls in _CLASSES}

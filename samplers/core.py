@@ -1,0 +1,181 @@
+"""One coordinate system for every technique: `denoise(x, sigma) -> D`, sigma descending, the last one 0.
+
+Two noise families, told apart by a `NoiseProcess`:
+
+* `VE`  (eps, v-prediction, EDM):  x_s = x0 + s n
+* `Flow` (SD3, Flux, ...):         x_s = (1 - s) x0 + s n
+
+In both, d(x, s) = (x - D) / s is dx/ds, so DDIM is Euler in s and every deterministic method is written once. Stochastic
+methods differ only in the transitions below (Song et al. 2010.02502 eq. 12 and 16, in k-diffusion's variables; the flow
+form is the same posterior mapped through y = x/(1-s), r = s/(1-s), rearranged so that it stays finite at s = 1).
+
+Shapes: x is [B, C, ...]; sigma is a float, a 0-d tensor or [B].
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Sigma = float | Tensor
+#: (x [B, C, ...], sigma) -> denoised [B, C, ...]
+Denoise = Callable[[Tensor, Sigma], Tensor]
+#: () -> standard normal, shaped like the latent; its own generator, never the global one
+NoiseSource = Callable[[], Tensor]
+#: k-diffusion's step report: {"x", "i", "sigma", "sigma_hat", "denoised"}
+Callback = Callable[[dict], None]
+
+
+def expand(sigma: Sigma, x: Tensor) -> Tensor:
+    """sigma as a tensor that broadcasts against x [B, C, ...], in x's dtype and device."""
+    sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+    return sigma.reshape(sigma.shape + (1,) * (x.ndim - sigma.ndim)) if sigma.ndim else sigma
+
+
+def to_d(x: Tensor, sigma: Sigma, denoised: Tensor) -> Tensor:
+    """d(x, s) = (x - D)/s: eps for VE, velocity for flow. sigma > 0."""
+    return (x - denoised) / expand(sigma, x)
+
+
+def euler_step(x: Tensor, denoised: Tensor, sigma: Sigma, sigma_next: Sigma) -> Tensor:
+    """x + (s' - s) d(x, s), DDIM's step with eta 0. Written so that s' = 0 gives D to the bit."""
+    ratio = expand(sigma_next, x) / expand(sigma, x)
+    return denoised + ratio * (x - denoised)
+
+
+@dataclass(frozen=True)
+class NoiseProcess:
+    """How noise is added at level s and how a sample moves between two levels."""
+
+    name: str = ""
+
+    def noised(self, x0: Tensor, sigma: Sigma, noise: Tensor) -> Tensor:
+        """A draw of q(x_s | x0) from a standard normal `noise`."""
+        raise NotImplementedError
+
+    def renoise(self, x: Tensor, sigma_lo: Sigma, sigma_hi: Sigma, noise: Tensor) -> Tensor:
+        """A draw of q(x_hi | x_lo), sigma_hi >= sigma_lo: the forward process between two levels."""
+        raise NotImplementedError
+
+    def transition(self, x: Tensor, denoised: Tensor, sigma: Sigma, sigma_next: Sigma, eta: float = 1.0
+                   ) -> tuple[Tensor, Tensor]:
+        """Mean [B, C, ...] and std (broadcastable) of the reverse step s -> s' < s.
+
+        eta 1 is the posterior q(x_s' | x_s, x0 = D) (DDPM, ancestral); eta 0 is DDIM/Euler with std 0."""
+        raise NotImplementedError
+
+    def guidance_weight(self, sigma: Sigma) -> Sigma:
+        """The factor f in D' = D + f * grad_x log p(y | x_s)."""
+        raise NotImplementedError
+
+    def input_scale(self, sigma: Sigma) -> Sigma:
+        """c_in: what the network's input is multiplied by (1/sqrt(1+s^2) for VE at unit data scale, 1 for flow)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class VarianceExploding(NoiseProcess):
+    name: str = "ve"
+
+    def noised(self, x0, sigma, noise):
+        return x0 + expand(sigma, x0) * noise
+
+    def renoise(self, x, sigma_lo, sigma_hi, noise):
+        lo, hi = expand(sigma_lo, x), expand(sigma_hi, x)
+        return x + (hi**2 - lo**2).clamp(min=0).sqrt() * noise
+
+    def transition(self, x, denoised, sigma, sigma_next, eta=1.0):
+        s, s_next = expand(sigma, x), expand(sigma_next, x)
+        std = eta * s_next * (1 - (s_next / s) ** 2).clamp(min=0).sqrt()
+        down = (s_next**2 - std**2).clamp(min=0).sqrt()
+        return denoised + (down / s) * (x - denoised), std
+
+    def guidance_weight(self, sigma):
+        return sigma**2
+
+    def input_scale(self, sigma):
+        return (1 + sigma**2) ** -0.5
+
+
+@dataclass(frozen=True)
+class RectifiedFlow(NoiseProcess):
+    name: str = "flow"
+
+    def noised(self, x0, sigma, noise):
+        s = expand(sigma, x0)
+        return (1 - s) * x0 + s * noise
+
+    def renoise(self, x, sigma_lo, sigma_hi, noise):
+        lo, hi = expand(sigma_lo, x), expand(sigma_hi, x)
+        # at lo = 1 there is no signal left to scale: hi can only be 1 too, and x stays as it is
+        a = torch.where(lo < 1, (1 - hi) / (1 - lo).clamp(min=torch.finfo(x.dtype).tiny), torch.ones_like(lo))
+        return a * x + (hi**2 - (a * lo) ** 2).clamp(min=0).sqrt() * noise
+
+    def transition(self, x, denoised, sigma, sigma_next, eta=1.0):
+        s, s_next = expand(sigma, x), expand(sigma_next, x)
+        rho = s_next * (1 - s) / (s * (1 - s_next))  # r'/r, 0 at s = 1
+        std = eta * s_next * (1 - rho**2).clamp(min=0).sqrt()
+        down = (s_next**2 - std**2).clamp(min=0).sqrt()
+        # y' = D + (r_down/r)(y - D) + ..., times (1 - s'), with every 1/(1-s) cancelled
+        return (1 - s_next - down * (1 - s) / s) * denoised + (down / s) * x, std
+
+    def guidance_weight(self, sigma):
+        return sigma**2 / (1 - sigma)
+
+    def input_scale(self, sigma):
+        return sigma * 0 + 1
+
+
+VE = VarianceExploding()
+FLOW = RectifiedFlow()
+PROCESSES = {p.name: p for p in (VE, FLOW)}
+
+
+def guided(cond: Denoise, uncond: Denoise, scale: float) -> Denoise:
+    """Classifier-free guidance D_u + cfg (D_c - D_u) (Ho & Salimans 2207.12598; ComfyUI's cfg is their 1 + w).
+
+    At cfg 1 the unconditional branch is not asked: the result is the conditional one to the bit."""
+    if scale == 1:
+        return cond
+
+    def denoise(x, sigma):
+        u = uncond(x, sigma)
+        return u + scale * (cond(x, sigma) - u)
+
+    return denoise
+
+
+def gaussian(like: Tensor, seed: int) -> NoiseSource:
+    """Standard normal draws shaped like `like`, from a CPU generator of their own (the same on every device)."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+
+    def draw():
+        return torch.randn(like.shape, generator=generator, dtype=torch.float32).to(like)
+
+    return draw
+
+
+def step_of(sigma: Sigma, sigmas: Sequence[float] | Tensor) -> float:
+    """Where sigma lies in a descending schedule, as a fractional step index in [0, N].
+
+    Samplers may evaluate several times per step (Heun) or between two levels (DPM-2): a technique's window is told by
+    this place, never by counting calls."""
+    table = torch.as_tensor(sigmas, dtype=torch.float64)
+    value = float(torch.as_tensor(sigma, dtype=torch.float64).max())
+    if value >= table[0]:
+        return 0.0
+    i = int((table > value).sum()) - 1
+    if i >= len(table) - 1:
+        return float(len(table) - 1)
+    return i + float((table[i] - value) / (table[i] - table[i + 1]))
+
+
+def check_descending(sigmas: Tensor) -> None:
+    """Raise ValueError unless sigmas is 1-d, has at least two entries, and falls strictly to a last value >= 0."""
+    if sigmas.ndim != 1 or len(sigmas) < 2:
+        raise ValueError(f"A schedule needs at least two sigmas in one row; got shape {tuple(sigmas.shape)}.")
+    if not bool((sigmas[1:] < sigmas[:-1]).all()) or float(sigmas[-1]) < 0:
+        raise ValueError("The sigmas must fall strictly and end at 0 or above; got "
+                         f"{[round(float(s), 4) for s in sigmas]}.")
