@@ -51,6 +51,10 @@ class NoiseProcess:
 
     name: str = ""
 
+    def signal(self, sigma: Sigma) -> Sigma:
+        """The factor a in x_s = a x0 + s n (1 for VE, 1 - s for flow)."""
+        raise NotImplementedError
+
     def noised(self, x0: Tensor, sigma: Sigma, noise: Tensor) -> Tensor:
         """A draw of q(x_s | x0) from a standard normal `noise`."""
         raise NotImplementedError
@@ -79,6 +83,9 @@ class NoiseProcess:
 class VarianceExploding(NoiseProcess):
     name: str = "ve"
 
+    def signal(self, sigma):
+        return sigma * 0 + 1
+
     def noised(self, x0, sigma, noise):
         return x0 + expand(sigma, x0) * noise
 
@@ -102,6 +109,9 @@ class VarianceExploding(NoiseProcess):
 @dataclass(frozen=True)
 class RectifiedFlow(NoiseProcess):
     name: str = "flow"
+
+    def signal(self, sigma):
+        return 1 - sigma
 
     def noised(self, x0, sigma, noise):
         s = expand(sigma, x0)
