@@ -1,4 +1,5 @@
 """From MODEL and CONDITIONING to the denoisers of `samplers/`, for nodes that own their loop."""
+
 from __future__ import annotations
 
 import contextlib
@@ -20,7 +21,9 @@ class Run:
 
     latent: x0 in model space, fp32, on the device. sigmas: the run's schedule. All predictions are fp32."""
 
-    def __init__(self, guider, patcher, sigmas: Tensor, latent: Tensor, options: dict, progress: Progress | None, seed: int):
+    def __init__(
+        self, guider, patcher, sigmas: Tensor, latent: Tensor, options: dict, progress: Progress | None, seed: int
+    ):
         self.guider, self.model, self.patcher = guider, guider.inner_model, patcher
         self.sigmas, self.latent, self.device = sigmas, latent.float(), latent.device
         self.progress, self.process, self._options, self._seed = progress, process_of(patcher), options, seed
@@ -40,17 +43,28 @@ class Run:
         return sigma.expand(x.shape[0]).clone() if sigma.ndim == 0 else sigma
 
     def predictions(self, x: Tensor, sigma: Sigma, names: list) -> list[Tensor]:
-        """D of each condition (a name or a processed list) at x [B, C, ...], batched in one call where memory allows; no CFG."""
+        """D of each condition (a name or a processed list) at x [B, C, ...], batched in one call where memory allows;
+        no CFG."""
         self.calls += 1
         return self.guider.predict(x.float(), self._timestep(x, sigma), names, self._options)
 
     def guided(self, positive: str, negative: str | None, cfg: float) -> Denoise:
         """The engine's own guided denoiser, the model's cfg patches included. cfg 1 asks for the positive alone."""
+
         def denoise(x, sigma):
             self.calls += 1
             conds = self.guider.conds
-            return get("samplers").sampling_function(self.model, x.float(), self._timestep(x, sigma), conds.get(negative),
-                                                     conds[positive], cfg, model_options=self._options, seed=self._seed)
+            return get("samplers").sampling_function(
+                self.model,
+                x.float(),
+                self._timestep(x, sigma),
+                conds.get(negative),
+                conds[positive],
+                cfg,
+                model_options=self._options,
+                seed=self._seed,
+            )
+
         return denoise
 
     def denoiser(self, name: str) -> Denoise:
@@ -60,7 +74,8 @@ class Run:
     def embedding_net(self, name: str = "negative") -> Callable[[Tensor, Sigma, Tensor], Tensor]:
         """net(x, sigma, embedding [B or 1, T, D]) -> D of that condition with its text embedding replaced.
 
-        Differentiable in x, sigma and embedding inside `gradients()`. ValueError if the condition is several at once."""
+        Differentiable in x, sigma and embedding inside `gradients()`. ValueError if the condition is several at
+        once."""
         replace_embedding(self.guider.conds[name], torch.zeros(1))  # refuse before any work
         ordinary = functools.cache(lambda: (normal(self.guider.conds[name]), normal(self._options)))
 
@@ -70,12 +85,16 @@ class Run:
                 conds, options = self.guider.conds[name], self._options
             else:
                 (conds, options), x, sigma = ordinary(), normal(x), normal(torch.as_tensor(sigma))
-            return self.guider.predict(x.float(), self._timestep(x, sigma), [replace_embedding(conds, embedding)], options)[0]
+            return self.guider.predict(
+                x.float(), self._timestep(x, sigma), [replace_embedding(conds, embedding)], options
+            )[0]
+
         return net
 
     @contextlib.contextmanager
     def gradients(self, checkpoint: bool = False) -> Iterator[None]:
-        """`grad_mode` for the network and for every control net of the run; a foreign attention override steps aside."""
+        """`grad_mode` for the network and for every control net of the run; a foreign attention override steps
+        aside."""
         controls = [m for m in getattr(self.guider, "loaded_models", []) if hasattr(m, "model")]
         transformer = self._options.get("transformer_options", {})
         kept = self._options
@@ -97,20 +116,46 @@ def _body_sampler() -> type:
         def __init__(self, patcher, body, progress):
             self.patcher, self.body, self.progress, self.result = patcher, body, progress, None
 
-        def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
-            run = Run(model_wrap, self.patcher, sigmas, latent_image, extra_args["model_options"], self.progress,
-                      extra_args.get("seed") or 0)
+        def sample(
+            self,
+            model_wrap,
+            sigmas,
+            extra_args,
+            callback,
+            noise,
+            latent_image=None,
+            denoise_mask=None,
+            disable_pbar=False,
+        ):
+            run = Run(
+                model_wrap,
+                self.patcher,
+                sigmas,
+                latent_image,
+                extra_args["model_options"],
+                self.progress,
+                extra_args.get("seed") or 0,
+            )
             self.result = self.body(run)
             return latent_image
 
     return Body
 
 
-def sample_with(model, conds: dict[str, list], latent: Tensor, sigmas: Tensor, body: Callable[[Run], Any], *, total: int = 1,
-                seed: int = 0, mask: Tensor | None = None) -> Any:
+def sample_with(
+    model,
+    conds: dict[str, list],
+    latent: Tensor,
+    sigmas: Tensor,
+    body: Callable[[Run], Any],
+    *,
+    total: int = 1,
+    seed: int = 0,
+    mask: Tensor | None = None,
+) -> Any:
     """Run `body(run)` inside a sampling run of the engine and return what it returns.
 
-    model: MODEL. conds: CONDITIONING by name ("positive" is needed). latent: LATENT samples [B, C, ...] (not in model space).
+    model: MODEL. conds: CONDITIONING by name. latent: LATENT samples [B, C, ...] (not in model space).
     sigmas: SIGMAS [N + 1]. total: network calls for the progress bar. The engine loads the model and its control nets,
     prepares conditions and hooks, and cleans up whether body returns, raises or is interrupted."""
     guider = guider_class()(model)

@@ -1,4 +1,5 @@
 """One set of names for two engines: the pip package `comfyui` (2024) and an upstream checkout."""
+
 from __future__ import annotations
 
 import functools
@@ -25,7 +26,8 @@ _PLACES = {
 
 @functools.cache
 def get(name: str):
-    """The engine's module of that name: one of `_PLACES`, else comfy.<name>. Raises ModuleNotFoundError outside ComfyUI."""
+    """The engine's module of that name: one of `_PLACES`, else comfy.<name>. Raises ModuleNotFoundError outside
+    ComfyUI."""
     places = _PLACES.get(name, (f"comfy.{name}",))
     for place in places[:-1]:
         try:
@@ -94,8 +96,10 @@ def process_of(model) -> NoiseProcess:
     like_ve = tuple(getattr(kinds, name) for name in ("EPS", "COSMOS_RFLOW") if hasattr(kinds, name))
     if isinstance(sampling, like_ve) and not (odd and isinstance(sampling, odd)):
         return VE
-    raise ValueError(f"This model samples with {type(sampling).__bases__[-1].__name__}, a noise process that inversion and "
-                     "editing don't know; use an eps, v-prediction, EDM or flow model.")
+    raise ValueError(
+        f"This model samples with {type(sampling).__bases__[-1].__name__}, a noise process that inversion and "
+        "editing don't know; use an eps, v-prediction, EDM or flow model."
+    )
 
 
 def sigma_range(model) -> tuple[float, float]:
@@ -137,10 +141,14 @@ def check_latent(model, latent: dict) -> Tensor:
     if samples.ndim == ndim - 1:
         samples = samples.unsqueeze(2)  # one frame of a video latent
     if samples.ndim != ndim or samples.shape[1] != fmt.latent_channels:
-        raise ValueError(f"The latent has shape {list(samples.shape)}, but this model works on {fmt.latent_channels} channels in "
-                         f"{ndim} dimensions: encode the image with the VAE that belongs to the model.")
+        raise ValueError(
+            f"The latent has shape {list(samples.shape)}, but this model works on {fmt.latent_channels} channels in "
+            f"{ndim} dimensions: encode the image with the VAE that belongs to the model."
+        )
     if not bool(torch.isfinite(samples).all()):
-        raise ValueError("The latent holds NaN or infinite values: check the VAE (in fp16 it can overflow) and the image.")
+        raise ValueError(
+            "The latent holds NaN or infinite values: check the VAE (in fp16 it can overflow) and the image."
+        )
     return samples
 
 
@@ -156,8 +164,16 @@ def full_path(kind: str, name: str) -> Path:
     root = folder(kind)
     relative = Path(name.strip().replace("\\", "/"))
     path = (root / relative).resolve()
-    if not name.strip() or relative.is_absolute() or ".." in relative.parts or not path.is_relative_to(root) or path == root:
-        raise ValueError(f"The file name {name!r} must name a file inside ComfyUI's {kind} folder, without '..' or a drive.")
+    if (
+        not name.strip()
+        or relative.is_absolute()
+        or ".." in relative.parts
+        or not path.is_relative_to(root)
+        or path == root
+    ):
+        raise ValueError(
+            f"The file name {name!r} must name a file inside ComfyUI's {kind} folder, without '..' or a drive."
+        )
     return path
 
 

@@ -1,9 +1,10 @@
 """Gradients through ComfyUI's networks, whose weights are made in inference mode and can't be saved for backward.
 
-Inside `grad_mode` every parameter and buffer is an ordinary tensor on the same storage (no copy, no extra memory), frozen,
-so that gradients flow to what the caller asks for and never to the weights. Afterwards, on errors and interrupts too,
-the very same parameter objects are back: nothing about the model has changed.
+Inside `grad_mode` every parameter and buffer is an ordinary tensor on the same storage (no copy, no extra memory),
+frozen, so that gradients flow to what the caller asks for and never to the weights. Afterwards, on errors and
+interrupts too, the very same parameter objects are back: nothing about the model has changed.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -43,8 +44,10 @@ def check_differentiable(*modules: nn.Module) -> None:
     for module in modules:
         for name, p in module.named_parameters():
             if not p.is_floating_point() or type(p.data) is not Tensor and not isinstance(p, nn.Parameter):
-                raise ValueError(f"The weights are quantised ({name} is {str(p.dtype).removeprefix('torch.')}), and gradients can't "
-                                 "pass through them: load the model in fp16, bf16 or fp32.")
+                raise ValueError(
+                    f"The weights are quantised ({name} is {str(p.dtype).removeprefix('torch.')}), and gradients can't "
+                    "pass through them: load the model in fp16, bf16 or fp32."
+                )
 
 
 def _alias(t: Tensor) -> Tensor:
@@ -77,7 +80,9 @@ def _checkpointed(forward):
     def call(*args, **kwargs):
         def inner(x, *rest):  # the clone lies inside: the pip engine's blocks write into their input
             return forward(x.clone(), *rest, **kwargs)
+
         return run_checkpointed(inner, *args, use_reentrant=False)
+
     return call
 
 
@@ -89,7 +94,13 @@ def has_backward(attention, device="cpu") -> bool:
     q = torch.ones(1, 16, 64, dtype=dtype, device=device, requires_grad=True)
     try:
         attention(q, q, q, 1).float().sum().backward()
-    except Exception:  # whatever a kernel raises, it has no backward here
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        NotImplementedError,
+        AssertionError,
+    ):  # whatever a kernel raises, it has no backward here
         return False
     return q.grad is not None
 
@@ -98,7 +109,9 @@ def has_backward(attention, device="cpu") -> bool:
 def _attention_with_backward(device) -> Iterator[None]:
     """ComfyUI's attention, replaced by PyTorch's own for the duration if it has no backward."""
     module = get("ldm.modules.attention")
-    names = [n for n in ("optimized_attention", "optimized_attention_masked") if not has_backward(getattr(module, n), device)]
+    names = [
+        n for n in ("optimized_attention", "optimized_attention_masked") if not has_backward(getattr(module, n), device)
+    ]
     before = {n: getattr(module, n) for n in names}
     try:
         for n in names:
@@ -118,7 +131,12 @@ def grad_mode(*modules: nn.Module, checkpoint: bool = False) -> Iterator[None]:
     Raises ValueError for quantised weights."""
     check_differentiable(*modules)
     device = next((p.device for m in modules for p in m.parameters()), torch.device("cpu"))
-    with torch.inference_mode(False), torch.enable_grad(), _attention_with_backward(device), contextlib.ExitStack() as undo:
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        _attention_with_backward(device),
+        contextlib.ExitStack() as undo,
+    ):
         made: dict[int, Tensor] = {}
         seen: set[int] = set()
         for child in (c for m in modules for c in m.modules()):

@@ -1,9 +1,9 @@
 """GUIDER objects: the base class that every technique's guider derives from, alike on both engines."""
+
 from __future__ import annotations
 
 import functools
 
-import torch
 from torch import Tensor
 
 from .engine import get
@@ -13,22 +13,34 @@ from .engine import get
 def guider_class() -> type:
     """A CFGGuider to derive from. Made on first use, since ComfyUI is imported lazily.
 
-    Override `predict_noise(x, timestep, model_options={}, seed=None) -> D`; x [B, C, ...] in model space, timestep: sigma [B].
-    Any condition lists may be set by name with `inner_set_conds({"positive": ..., "negative": ..., "source": ...})`; inside a
-    run they are `self.conds[name]`, ready for the network. `wrap(sampler)` and `sample` may be overridden too."""
+    Override `predict_noise(x, timestep, model_options={}, seed=None) -> D`; x [B, C, ...] in model space, timestep:
+    sigma [B]. Any condition lists may be set by name with `inner_set_conds({"positive": ..., "negative": ..., "source":
+    ...})`; inside a run they are `self.conds[name]`, ready for the network. `wrap(sampler)` and `sample` may be
+    overridden too."""
     samplers = get("samplers")
 
     class Guider(samplers.CFGGuider):
         def predict(self, x: Tensor, timestep: Tensor, conds: list, model_options: dict) -> list[Tensor]:
-            """One prediction D per condition list (a name or a list of the run), batched by the engine as it likes; no CFG."""
+            """One prediction D per condition list (a name or a list of the run), batched by the engine as it likes; no
+            CFG."""
             lists = [self.conds[c] if isinstance(c, str) else c for c in conds]
             return samplers.calc_cond_batch(self.inner_model, lists, x, timestep, model_options)
 
-        def combine(self, cond: Tensor, uncond: Tensor | None, cfg: float, x: Tensor, timestep: Tensor, model_options: dict) -> Tensor:
+        def combine(
+            self, cond: Tensor, uncond: Tensor | None, cfg: float, x: Tensor, timestep: Tensor, model_options: dict
+        ) -> Tensor:
             """CFG of two predictions by the engine's own function, with the model's cfg and post-cfg patches."""
-            return samplers.cfg_function(self.inner_model, cond, cond if uncond is None else uncond, cfg, x, timestep,
-                                         model_options=model_options, cond=self.conds.get("positive"),
-                                         uncond=self.conds.get("negative"))
+            return samplers.cfg_function(
+                self.inner_model,
+                cond,
+                cond if uncond is None else uncond,
+                cfg,
+                x,
+                timestep,
+                model_options=model_options,
+                cond=self.conds.get("positive"),
+                uncond=self.conds.get("negative"),
+            )
 
         def sample(self, *args, **kwargs):
             try:
@@ -53,7 +65,10 @@ def replace_embedding(conds: list[dict], embedding: Tensor) -> list[dict]:
     import copy
 
     if len(conds) != 1:
-        raise ValueError("The negative prompt must be one plain prompt (not combined or regional) where a null embedding replaces it.")
+        raise ValueError(
+            "Where a null embedding replaces the negative prompt, that must be one plain prompt: not combined, not "
+            "regional."
+        )
     out = dict(conds[0])
     text = copy.copy(out["model_conds"]["c_crossattn"])
     text.cond = embedding

@@ -1,9 +1,12 @@
 """A ComfyUI engine without a server, and tiny random models on it; skipped only where no engine can be imported.
 
-The interpreter decides which engine it is: the pip package where that is installed, else the checkout of COMFYUI_PATH."""
+The interpreter decides which engine it is: the pip package where that is installed, else the checkout of
+COMFYUI_PATH."""
+
 import importlib.util
 import os
 import sys
+import tempfile
 
 import pytest
 import torch
@@ -16,13 +19,33 @@ def _import_engine():
             pytest.skip("no ComfyUI engine can be imported here", allow_module_level=True)
         sys.path.insert(0, path)
     from comfy.cli_args import args
+
     args.cpu = True
+    if "comfy.cmd.folder_paths" not in sys.modules and "folder_paths" not in sys.modules:
+        args.cwd = args.base_directory = tempfile.mkdtemp(
+            prefix="nulltext-tests-"
+        )  # the engine makes folders where it stands
 
 
-UNET = dict(image_size=32, in_channels=4, model_channels=32, out_channels=4, num_res_blocks=[1, 1], channel_mult=[1, 2], num_heads=4,
-            num_head_channels=-1, use_spatial_transformer=True, transformer_depth=[1, 1], transformer_depth_output=[1, 1, 1, 1],
-            transformer_depth_middle=1, context_dim=64, legacy=False, use_linear_in_transformer=False, adm_in_channels=None,
-            use_temporal_attention=False)
+UNET = {
+    "image_size": 32,
+    "in_channels": 4,
+    "model_channels": 32,
+    "out_channels": 4,
+    "num_res_blocks": [1, 1],
+    "channel_mult": [1, 2],
+    "num_heads": 4,
+    "num_head_channels": -1,
+    "use_spatial_transformer": True,
+    "transformer_depth": [1, 1],
+    "transformer_depth_output": [1, 1, 1, 1],
+    "transformer_depth_middle": 1,
+    "context_dim": 64,
+    "legacy": False,
+    "use_linear_in_transformer": False,
+    "adm_in_channels": None,
+    "use_temporal_attention": False,
+}
 
 
 def build(kind="EPS", dtype=torch.float32, adm=None):
@@ -54,13 +77,16 @@ def build(kind="EPS", dtype=torch.float32, adm=None):
 def condition(seed=1, tokens=77, batch=1, **extra):
     generator = torch.Generator().manual_seed(seed)
     with torch.inference_mode():
-        return [[torch.randn(batch, tokens, 64, generator=generator), {"pooled_output": torch.zeros(batch, 64), **extra}]]
+        return [
+            [torch.randn(batch, tokens, 64, generator=generator), {"pooled_output": torch.zeros(batch, 64), **extra}]
+        ]
 
 
 @pytest.fixture(scope="session")
 def engine():
     _import_engine()
     import nulltext.nodes.bridge.engine as module
+
     return module
 
 

@@ -1,16 +1,28 @@
 """Gradients through the whole UNet in the engine at hand, and the model exactly as it was afterwards."""
+
 import pytest
 import torch
 from nulltext.nodes.bridge import gradients
 from nulltext.nodes.bridge.denoiser import sample_with
-from nulltext.nodes.bridge.gradients import check_differentiable, grad_mode, has_backward, normal
+from nulltext.nodes.bridge.gradients import (
+    check_differentiable,
+    grad_mode,
+    has_backward,
+    normal,
+)
 
 SIGMAS = torch.tensor([5.0, 1.0, 0.0])
 
 
 def state(model):
     """Identity and content of everything that must not change."""
-    tables = [(m, n, v) for m in model.model.modules() for t in (m._parameters, m._buffers) for n, v in t.items() if v is not None]
+    tables = [
+        (m, n, v)
+        for m in model.model.modules()
+        for t in (m._parameters, m._buffers)
+        for n, v in t.items()
+        if v is not None
+    ]
     return [(id(m), n, id(v), v.data_ptr(), v.requires_grad, v.clone()) for m, n, v in tables]
 
 
@@ -30,6 +42,7 @@ def embedding_gradient(model, positive, latent, checkpoint=False, fail=None):
             if fail:
                 raise fail
             return embedding.grad.clone(), float(loss.detach())
+
     return sample_with(model, {"positive": positive, "negative": positive}, latent, SIGMAS, body)
 
 
@@ -37,7 +50,7 @@ def test_gradient_is_the_finite_difference(tiny, make_condition, latent):
     cond = make_condition()
     before = state(tiny)
     with torch.inference_mode():
-        grad, loss = embedding_gradient(tiny, cond, latent)
+        grad, _loss = embedding_gradient(tiny, cond, latent)
         step = torch.randn(grad.shape, generator=torch.Generator().manual_seed(0))
         h = 0.02
         up = embedding_gradient(tiny, [[cond[0][0] + h * step, cond[0][1]]], latent)[1]
@@ -89,6 +102,7 @@ def test_weight_patches(tiny, make_condition, latent):
         plain, _ = embedding_gradient(tiny, make_condition(), latent)
         other, _ = embedding_gradient(patched, make_condition(), latent)
         import comfy.model_management
+
         comfy.model_management.unload_all_models()
     assert not torch.allclose(plain, other)
     assert torch.equal(dict(tiny.model.named_parameters())[name], base)
@@ -102,14 +116,14 @@ def test_weights_cast_on_the_fly(engine, tiny, make_condition, latent):
         for m in tiny.model.modules():
             if hasattr(m, "comfy_cast_weights"):
                 m.comfy_cast_weights = True
-                function = lambda w: w + delta.to(w)  # noqa: E731
+                function = lambda w: w + delta.to(w)
                 m.weight_function = [function] if isinstance(type(m).weight_function, list) else function
         cast, _ = embedding_gradient(tiny, make_condition(), latent)
     assert torch.allclose(plain, cast, rtol=1e-4, atol=1e-8)
 
 
 def test_attention_without_backward_steps_aside(tiny, make_condition, latent, monkeypatch):
-    import comfy.ldm.modules.attention as attention
+    from comfy.ldm.modules import attention
 
     def attention_sage(q, k, v, heads, *args, **kwargs):
         return attention.attention_pytorch(q, k, v, heads).detach()
@@ -123,7 +137,7 @@ def test_attention_without_backward_steps_aside(tiny, make_condition, latent, mo
 
 
 def test_attention_is_asked_not_only_named(engine):
-    import comfy.ldm.modules.attention as attention
+    from comfy.ldm.modules import attention
 
     assert has_backward(attention.attention_pytorch) and has_backward(attention.attention_sub_quad)
     assert not has_backward(lambda q, k, v, heads: q.detach())

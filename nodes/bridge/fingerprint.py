@@ -1,0 +1,93 @@
+"""What tells one model from another, so that an inversion is refused where it doesn't belong.
+
+Weights are sampled, not read whole: 64 parameters, 16 values of each, as they were before any patch. Patches (LoRA) are
+told by their own content and strength. Attention and cfg patches don't count: editing with them is what inversions are
+for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+_PARAMETERS, _VALUES = 64, 16
+# In the order in which a difference is named: the first one explains the others.
+_NAMES = {
+    "structure": "another architecture (parameter names or shapes)",
+    "prediction": "another prediction type",
+    "sigmas": "another noise schedule (sigma table)",
+    "weights": "other weights (another checkpoint)",
+    "precision": "weights in another precision",
+    "patches": "other weight patches (LoRA or its strength)",
+}
+
+
+def _sample(t: Tensor) -> bytes:
+    flat = t.detach().reshape(-1)
+    index = (
+        torch.linspace(0, flat.numel() - 1, min(_VALUES, flat.numel())).long()
+        if flat.numel()
+        else torch.zeros(0).long()
+    )
+    values = flat[index.to(flat.device)].to("cpu", torch.float32)
+    return repr((tuple(t.shape), values.tolist())).encode()
+
+
+def _content(value, digest) -> None:
+    """Feed a weight patch of any form (tuples, tensors, adapter objects) to a hash."""
+    if isinstance(value, Tensor):
+        digest.update(_sample(value))
+    elif isinstance(value, list | tuple):
+        digest.update(b"(")
+        for v in value:
+            _content(v, digest)
+        digest.update(b")")
+    elif isinstance(value, str | int | float | bool | None):
+        digest.update(repr(value).encode())
+    elif hasattr(value, "weights"):
+        digest.update(type(value).__name__.encode())
+        _content(value.weights, digest)
+    else:
+        digest.update(type(value).__name__.encode())
+
+
+def _hash(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:32]
+
+
+def fingerprint(model) -> dict[str, str]:
+    """Short strings by aspect (the keys of `_NAMES`). Costs milliseconds; loads nothing, changes nothing."""
+    parameters = dict(model.model.named_parameters())
+    names = sorted(parameters)
+    before_patches = {k: getattr(v, "weight", v) for k, v in model.backup.items()}
+    step = max(len(names) // _PARAMETERS, 1)
+    sampling = model.get_model_object("model_sampling")
+    table = getattr(sampling, "sigmas", None)
+    if table is None:
+        table = torch.tensor([float(sampling.sigma_min), float(sampling.sigma_max)])
+    patches = hashlib.sha256()
+    for key in sorted(map(str, model.patches)):
+        patches.update(key.encode())
+        _content(model.patches[key], patches)
+    return {
+        "structure": _hash(repr([(n, tuple(parameters[n].shape)) for n in names]).encode()),
+        "prediction": "+".join(base.__name__ for base in type(sampling).__bases__),
+        "sigmas": _hash(repr([f"{float(s):.4g}" for s in table]).encode()),
+        "weights": _hash(*(_sample(before_patches.get(n, parameters[n])) for n in names[::step])),
+        "precision": str(next(iter(parameters.values())).dtype).removeprefix("torch.") if parameters else "none",
+        "patches": patches.hexdigest()[:32] if model.patches else "none",
+    }
+
+
+def difference(saved: dict[str, str], now: dict[str, str]) -> str | None:
+    """None if both tell the same model, else one sentence that names what differs."""
+    for key, name in _NAMES.items():
+        if saved.get(key) != now.get(key):
+            told = f" ({saved.get(key)} then, {now.get(key)} now)" if key in ("prediction", "precision") else ""
+            return f"This inversion was made with a model that has {name}{told}: use that one, or invert with this."
+    return None
