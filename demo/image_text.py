@@ -1,0 +1,218 @@
+"""Trains the image-text model of the demo scenes: `python -m demo.image_text --minutes 8 --device cuda --out FILE`.
+
+Stage 1 (60 % of the time): image tower and text tower, symmetric InfoNCE over scenes and captions. Captions lose parts at
+random, down to "a red circle"; pictures are shifted, blurred and made noisy, because guidance will show the tower
+half-finished estimates. Stage 2, when the demo's autoencoder is there: the noise-aware tower on noisy latents learns to
+say what the frozen image tower says of the clean picture (SDG, 2112.05744, section 3.3: no captions, uniform timesteps).
+
+Both stages save into .training/ every minute and go on from there when called again; FILE is the fp16 model with its
+word list, configuration and figures, ready for the pack.
+"""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from . import captions, nets, scenes
+from .train import generator, load_autoencoder
+from .training import STATE, Trainer, precision
+
+try:
+    from ..samplers.image_text import ImageText, TextTower
+except ImportError:  # run as `python -m demo.image_text` from the repository's root
+    from samplers.image_text import ImageText, TextTower
+
+EMBEDDING, IMAGE_SIZE = 128, 64
+WORDS = {word: i + 2 for i, word in enumerate(sorted(captions.TOKENS))}  # 0 is the unknown word, 1 padding
+IMAGE = {"in_channels": 3, "out": EMBEDDING, "widths": (32, 64, 128), "blocks": 2, "attention": (2,), "size": IMAGE_SIZE,
+         "stem_stride": 2}
+NOISY = {"in_channels": 4, "out": EMBEDDING, "widths": (48, 80, 128), "blocks": 2, "attention": (1, 2), "size": 16,
+         "noise_aware": True}
+TEXT = {"rows": len(WORDS) + 2, "out": EMBEDDING}
+_CONTENT = [i for i, name in enumerate(captions._FORM) if name in ("a", "colour0", "shape0")]
+_BEHIND = [i for i, name in enumerate(captions._FORM) if name in ("texture", "background", "end")]
+
+_width = max(len(p.split()) for p in captions.PHRASES)
+_PHRASES = torch.tensor([[WORDS[w] for w in p.split()] + [-1] * (_width - len(p.split())) for p in captions.PHRASES])
+
+
+def word_rows(phrases: Tensor, form: Tensor, length: int = 32) -> Tensor:
+    """Phrase indices [B, 16] and forms [B] (captions.phrases) -> word rows [B, length], what ImageText.rows gives for
+    the same captions as text."""
+    words = torch.where(phrases[..., None] >= 0, _PHRASES.to(phrases.device)[phrases.clamp(min=0)], -1)
+    joined = torch.full_like(words[..., :1], -1)
+    joined[:, 5, 0] = torch.where((form == 1) & (phrases[:, 5] >= 0), WORDS["with"], -1)
+    flat = torch.cat([joined, words], 2).flatten(1)
+    order = (flat < 0).long().argsort(dim=1, stable=True)
+    rows = flat.gather(1, order)[:, :length]
+    return torch.where(rows < 0, TextTower.PAD, rows)
+
+
+def training_rows(batch: scenes.Scenes, draws: torch.Generator) -> Tensor:
+    """Captions for training: as the diffusion's, but a third of the one-object ones say no more than colour and shape, and
+    some captions name the background alone."""
+    phrases, form = captions.phrases(batch, draws)
+    n, device = len(batch), phrases.device
+
+    def chance(p):
+        return torch.rand(n, generator=draws, device=device) < p
+
+    bare = (batch.count == 1) & chance(.35)
+    keep = torch.zeros(phrases.shape[1], dtype=torch.bool, device=device)
+    keep[_CONTENT] = True
+    drop_colour, drop_shape = bare & chance(.12), bare & chance(.12)
+    plain, _ = captions.phrases(batch)  # form 0, so that the columns are known
+    short = torch.where(keep, plain, -1)
+    short[:, _CONTENT[1]] = torch.where(drop_colour & ~drop_shape, -1, short[:, _CONTENT[1]])
+    short[:, _CONTENT[2]] = torch.where(drop_shape & ~drop_colour, -1, short[:, _CONTENT[2]])
+    behind = chance(.1) & ~bare
+    only = torch.zeros_like(keep)
+    only[_BEHIND] = True
+    phrases = torch.where(behind[:, None], torch.where(only, plain, -1), phrases)
+    phrases = torch.where(bare[:, None], short, phrases)
+    return word_rows(phrases, torch.where(bare | behind, 0, form))
+
+
+def disturbed(image: Tensor, draws: torch.Generator) -> Tensor:
+    """[B, 3, 128, 128] -> [B, 3, 64, 64]: zoomed and shifted a little, half of them blurred, some noise."""
+    n, device = len(image), image.device
+
+    def u(*shape):
+        return torch.rand(n, *shape, generator=draws, device=device)
+
+    zoom, move = .82 + .18 * u(1, 1), .1 * (2 * u(2, 1) - 1)
+    theta = torch.cat([torch.cat([zoom, 0 * zoom], 2), torch.cat([0 * zoom, zoom], 2)], 1)
+    grid = F.affine_grid(torch.cat([theta, move], 2), [n, 3, IMAGE_SIZE * 2, IMAGE_SIZE * 2], align_corners=False)
+    out = F.avg_pool2d(F.grid_sample(image, grid, padding_mode="border", align_corners=False), 2)
+    for factor, share in ((2, .25), (4, .2), (8, .08)):
+        coarse = F.interpolate(F.avg_pool2d(out, factor), IMAGE_SIZE, mode="bilinear", align_corners=False)
+        out = torch.where(u()[:, None, None, None] < share, coarse, out)
+    noise = .12 * u(1, 1, 1) * (u(1, 1, 1) < .5) * torch.randn(out.shape, generator=draws, device=device)
+    return (out + noise).clamp(-.1, 1.1)
+
+
+def info_nce(u: Tensor, v: Tensor, scale: Tensor | float) -> Tensor:
+    """Symmetric cross-entropy of matching rows u, v [B, D]."""
+    logits = scale * F.normalize(u.float(), dim=-1) @ F.normalize(v.float(), dim=-1).T
+    target = torch.arange(len(u), device=u.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+@torch.no_grad()
+def pair_accuracy(embed, model: ImageText, batch: scenes.Scenes) -> float:
+    """How often the right one of all 48 captions "a <colour> <shape>" is the nearest, for one-object scenes."""
+    names = [f"a {c} {s}" for c in scenes.COLOURS for s in scenes.SHAPES]
+    text = F.normalize(model.embed_text(names), dim=-1)
+    found = (F.normalize(embed, dim=-1) @ text.T).argmax(1)
+    return float((found == batch.colour[:, 0] * len(scenes.SHAPES) + batch.shape[:, 0]).float().mean())
+
+
+def train_towers(model: ImageText, minutes: float, batch: int, device: torch.device, folder: Path) -> ImageText:
+    trainer = Trainer("image_text", model, minutes, lr=1.5e-3, ema=.998, folder=folder, weight_decay=1e-3)
+    draws = generator(device, trainer.samples + 3)
+    test = scenes.sample(256, generator(device, 13), "held_out", two=0)
+    pictures = scenes.draw(test)[0]
+
+    def step(_):
+        scene = scenes.sample(batch, draws)
+        with precision(device):
+            image = model.embed_image(disturbed(scenes.draw(scene)[0], draws))
+            text = model.text(training_rows(scene, draws))
+        return {"loss": info_nce(image, text, model.log_scale.exp().clamp(max=100))}
+
+    def report():
+        with torch.no_grad():
+            share = pair_accuracy(trainer.average.embed_image(pictures), trainer.average, test)
+        return f"colour and shape both right on {share:.1%} of 256 held-out scenes"
+
+    return trainer.run(step, batch, report)
+
+
+def train_noisy(model: ImageText, autoencoder: nn.Module, minutes: float, batch: int, device: torch.device,
+                folder: Path) -> nn.Module:
+    trainer = Trainer("image_text_noisy", model.noisy, minutes, lr=1e-3, ema=.998, folder=folder)
+    draws = generator(device, trainer.samples + 4)
+    sigma = nets.sigmas().to(device)
+    test = scenes.sample(256, generator(device, 13), "held_out", two=0)
+    with torch.no_grad():
+        latents = autoencoder.encode(scenes.draw(test)[0])
+
+    def scaled(x0, s, noise):
+        return (x0 + s * noise) * (1 + s * s) ** -.5
+
+    def step(_):
+        scene = scenes.sample(batch, draws)
+        image = scenes.draw(scene)[0]
+        with torch.no_grad(), precision(device):
+            x0, clean = autoencoder.encode(image).float(), model.embed_image(image)
+        s = sigma[torch.randint(1000, (batch,), generator=draws, device=device)]
+        x = scaled(x0, s[:, None, None, None], torch.randn(x0.shape, generator=draws, device=device))
+        with precision(device):
+            noisy = trainer.net(x, s)
+        agreement = F.cosine_similarity(noisy.float(), clean.float(), dim=-1).mean()
+        return {"loss": info_nce(noisy, clean, model.log_scale.exp().clamp(max=100)), "cos": agreement}
+
+    def report():
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(device)
+        with torch.no_grad():
+            shares = [pair_accuracy(trainer.average(scaled(latents, s, noise), torch.full((256,), s, device=device)), model, test)
+                      for s in (.1, .5, 1., 2., 4.)]
+        return "colour and shape right at sigma .1 .5 1 2 4: " + " ".join(f"{s:.1%}" for s in shares)
+
+    return trainer.run(step, batch, report)
+
+
+def export(model: ImageText, path: Path, notes: dict[str, str]) -> None:
+    """The model as one fp16 safetensors file that the pack loads."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {k: v.detach().half().contiguous().cpu() for k, v in model.state_dict().items()}
+    save_file(state, path, model.metadata() | notes)
+    print(f"image-text model: {path} ({path.stat().st_size / 1e6:.2f} MB)", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=None, help="for both stages together")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch", type=int, default=None)
+    parser.add_argument("--state", type=Path, default=STATE, help="where the stages are kept")
+    parser.add_argument("--out", type=Path, required=True, help="the fp16 model to write")
+    parser.add_argument("--stage", choices=("all", "towers", "noisy"), default="all")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("high")
+    torch.manual_seed(0)
+    minutes = args.minutes or (8 if device.type == "cuda" else 120)
+    batch = args.batch or (1024 if device.type == "cuda" else 96)
+    with_noisy = args.stage != "towers" and (args.state / "autoencoder.safetensors").exists()
+    if not with_noisy and args.stage == "noisy":
+        raise SystemExit("There is no trained autoencoder: run `python -m demo.train autoencoder` first.")
+
+    towers = ImageText(WORDS, IMAGE, TEXT, image_size=IMAGE_SIZE).to(device)
+    part = {"all": .6 if with_noisy else 1., "towers": 1., "noisy": 0.}[args.stage]
+    towers = train_towers(towers, minutes * part, batch, device, args.state).eval()
+    model = ImageText(WORDS, IMAGE, TEXT, NOISY if with_noisy else None, image_size=IMAGE_SIZE).to(device)
+    model.load_state_dict(towers.state_dict(), strict=not with_noisy)
+    for p in (*model.image.parameters(), *model.text.parameters(), model.log_scale):
+        p.requires_grad_(False)
+    if with_noisy:
+        autoencoder = load_autoencoder(device, args.state)
+        model.noisy = train_noisy(model, autoencoder, minutes * (1 - part), batch, device, args.state)
+    test = scenes.sample(512, generator(device, 17), "held_out", two=0)
+    unseen = scenes.sample(512, generator(device, 19), "unseen", two=0)
+    with torch.no_grad():
+        figures = {name: f"{pair_accuracy(model.embed_image(scenes.draw(s)[0]), model, s):.4f}"
+                   for name, s in (("pair_accuracy", test), ("pair_accuracy_unseen", unseen))}
+    print(figures, flush=True)
+    export(model, args.out, figures)
+
+
+if __name__ == "__main__":
+    main()
