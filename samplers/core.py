@@ -5,9 +5,10 @@ Two noise families, told apart by a `NoiseProcess`:
 * `VE`  (eps, v-prediction, EDM):  x_s = x0 + s n
 * `Flow` (SD3, Flux, ...):         x_s = (1 - s) x0 + s n
 
-In both, d(x, s) = (x - D) / s is dx/ds, so DDIM is Euler in s and every deterministic method is written once. Stochastic
-methods differ only in the transitions below (Song et al. 2010.02502 eq. 12 and 16, in k-diffusion's variables; the flow
-form is the same posterior mapped through y = x/(1-s), r = s/(1-s), rearranged so that it stays finite at s = 1).
+In both, d(x, s) = (x - D) / s is dx/ds, so DDIM is Euler in s and every deterministic method is written once.
+Stochastic methods differ only in the transitions below (Song et al. 2010.02502 eq. 12 and 16, in k-diffusion's
+variables; the flow form is the same posterior mapped through y = x/(1-s), r = s/(1-s), rearranged so that it stays
+finite at s = 1).
 
 Shapes: x is [B, C, ...]; sigma is a float, a 0-d tensor or [B].
 """
@@ -71,7 +72,8 @@ class NoiseProcess:
         raise NotImplementedError
 
     def guidance_weight(self, sigma: Sigma) -> Sigma:
-        """The factor f in D' = D + f * grad_x log p(y | x_s)."""
+        """The factor f in D' = D + f * grad_x log p(y | x_s): s^2 (VE), s^2/(1-s) (flow; 1 - s is held at 1e-3 or
+        above, for at s = 1 the gradient is 0 and only the limit of the product exists)."""
         raise NotImplementedError
 
     def input_scale(self, sigma: Sigma) -> Sigma:
@@ -132,7 +134,8 @@ class RectifiedFlow(NoiseProcess):
         return (1 - s_next - down * (1 - s) / s) * denoised + (down / s) * x, std
 
     def guidance_weight(self, sigma):
-        return sigma**2 / (1 - sigma)
+        gap = 1 - sigma
+        return sigma**2 / (gap.clamp(min=1e-3) if isinstance(gap, Tensor) else max(gap, 1e-3))
 
     def input_scale(self, sigma):
         return sigma * 0 + 1
@@ -141,6 +144,12 @@ class RectifiedFlow(NoiseProcess):
 VE = VarianceExploding()
 FLOW = RectifiedFlow()
 PROCESSES = {p.name: p for p in (VE, FLOW)}
+
+
+def report(callback: Callback | None, i: int, x: Tensor, sigma: Sigma, denoised: Tensor) -> None:
+    """Step i's report to a callback that may be None."""
+    if callback is not None:
+        callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
 
 
 def guided(cond: Denoise, uncond: Denoise, scale: float) -> Denoise:
