@@ -1,0 +1,65 @@
+"""The demo model's family, so that ComfyUI's own loader, LoRA and ControlNet nodes find what they expect.
+
+Stable Diffusion 1's file layout at another size: UNet 64 channels, context 128; TAESD; CLIP text 2 x 128 over a
+vocabulary in the file. Two more entries of the file travel with the weights: `v_pred` (an empty tensor, the engines'
+own mark of v-prediction; without it the net predicts eps) and `latent_rgb_factors` [4, 3] for previews.
+"""
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from . import engine
+from .family_text import text_target, unknown_words
+
+__all__ = ["NAME", "MODELS", "family", "register", "unknown_words"]
+
+NAME = "nulltext_demo"
+MODELS = Path(__file__).resolve().parents[2] / "models"
+TOKEN_IDS = "cond_stage_model.transformer.text_model.embeddings.token_ids"
+
+
+@functools.cache
+def family():
+    """The supported_models class, on the engine's own SD15 (its renaming of text keys and its saving)."""
+    formats, kinds = engine.get("latent_formats"), engine.get("model_base").ModelType
+
+    class DemoLatent(formats.LatentFormat):
+        scale_factor = 0.18215
+
+    class Demo(engine.get("supported_models").SD15):
+        nulltext_family = NAME
+        unet_config = {"model_channels": 64, "context_dim": 128, "channel_mult": [1, 2, 2],
+                       "use_linear_in_transformer": False, "adm_in_channels": None, "use_temporal_attention": False}
+        unet_extra_config = {"num_heads": 4, "num_head_channels": -1}
+        latent_format = DemoLatent
+        # SD1's scaled-linear betas with a larger end (sigma_max 66, not 15): no colour is left to read in pure noise
+        sampling_settings = {"linear_start": 0.00085, "linear_end": 0.02}
+
+        def model_type(self, state_dict, prefix=""):
+            return kinds.V_PREDICTION if "v_pred" in state_dict else kinds.EPS
+
+        def get_model(self, state_dict, prefix="", device=None):
+            if "latent_rgb_factors" in state_dict:
+                self.latent_format.latent_rgb_factors = state_dict["latent_rgb_factors"].tolist()
+            return super().get_model(state_dict, prefix, device)
+
+        def clip_target(self, state_dict):
+            if TOKEN_IDS not in state_dict:
+                raise ValueError("This checkpoint has the demo model's shape but no vocabulary (token_ids): "
+                                 "write it with demo/checkpoint.py.")
+            return text_target(state_dict[TOKEN_IDS])
+
+    return Demo
+
+
+def register() -> bool:
+    """Add the family and the pack's models/ folder to ComfyUI; True if this call did it, False if it was done before.
+
+    The family comes last in the engine's list, where the first match wins: no other model is ever taken for it."""
+    known = engine.get("supported_models").models
+    if any(getattr(model, "nulltext_family", None) == NAME for model in known):  # by this copy of the pack or another
+        return False
+    known.append(family())
+    engine.get("folder_paths").add_model_folder_path("checkpoints", str(MODELS))
+    return True
