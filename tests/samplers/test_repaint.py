@@ -1,0 +1,130 @@
+"""RePaint: its schedule, the known region, soft masks, and its error against the true conditional of a mixture."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from nulltext.samplers.core import FLOW, VE, gaussian
+from nulltext.samplers.mixture import GaussianMixture
+from nulltext.samplers.repaint import (
+    blend,
+    describe,
+    hold_known,
+    jump_path,
+    karras_sigmas,
+    official_path,
+    ranged_path,
+    sample_repaint,
+)
+from nulltext.samplers.walk import Step, network_calls, sample_walk
+
+# Two tilted modes; knowing the first coordinate (0.5) makes the upper one by far the likelier.
+BIMODAL = GaussianMixture([[-1.0, -1.5], [1.0, 1.5]], 0.5)
+MASK = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
+
+
+def fill(sigmas, path, n=3000, process=VE, seed=0):
+    source = torch.tensor([[0.5, 0.0]], dtype=torch.float64).expand(n, 2)
+    noise = gaussian(torch.empty(n, 2, dtype=torch.float64), seed)
+    x = process.noised(torch.zeros(n, 2, dtype=torch.float64), sigmas[0], noise())
+    return sample_repaint(
+        BIMODAL.denoiser(process), x, sigmas, source=source, mask=MASK, process=process, noise=noise, path=path
+    )
+
+
+@pytest.mark.parametrize(
+    "steps, jump, resamples, calls",
+    [(250, 10, 10, 2410), (20, 5, 2, 35), (250, 10, 5, 1210), (50, 5, 5, 230), (30, 5, 3, 80), (40, 1, 1, 40)],
+)
+def test_official_schedule_costs_what_the_authors_schedule_costs(steps, jump, resamples, calls):
+    path = official_path(steps, jump, resamples)
+    assert network_calls(path) == calls
+    assert path[0] == 0 and path[-1] == steps
+    assert all(b - a == 1 or a - b == jump for a, b in pairwise(path))
+    assert sum(b < a for a, b in pairwise(path)) == len(range(0, steps - jump, jump)) * (resamples - 1)
+
+
+def test_range_limits_where_the_walk_jumps():
+    sigmas = karras_sigmas(16, 0.03, 14.6)
+    path = ranged_path(sigmas, 1, 4, 0.2, 5.0)
+    ups = [float(sigmas[a]) for a, b in pairwise(path) if b < a]
+    assert ups and all(0.2 <= low <= 5.0 for low in ups)
+    assert network_calls(path) == 16 + len(ups)
+    assert describe(sigmas, path).startswith(
+        f"{16 + len(ups)} network calls over 16 levels, {len(ups)} jumps up between"
+    )
+    assert ranged_path(sigmas, 1, 4, 90.0, 99.0) == list(range(17))
+
+
+def test_schedule_refuses_what_is_not_one():
+    for bad in ((0, 1, 1), (5, 0, 2), (5, 1, 0)):
+        with pytest.raises(ValueError, match="at least one step"):
+            jump_path(*bad, lambda level: True)
+    with pytest.raises(ValueError, match="must start at 0"):
+        fill(karras_sigmas(4, 0.1, 5.0), [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    "process, sigmas", [(VE, karras_sigmas(10, 0.03, 14.6)), (FLOW, torch.linspace(1, 0, 11, dtype=torch.float64))]
+)
+def test_known_part_is_the_source_to_the_bit_and_the_fill_is_finite(process, sigmas):
+    out = fill(sigmas, ranged_path(sigmas, 2, 3), n=200, process=process)
+    assert torch.equal(out[:, 0], torch.full((200,), 0.5, dtype=torch.float64))
+    assert torch.isfinite(out).all() and out[:, 1].std() > 0.1
+
+
+def test_empty_and_full_mask():
+    sigmas = karras_sigmas(8, 0.03, 14.6)
+    source = torch.randn(6, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def run(mask):
+        noise = gaussian(source, 5)
+        return sample_repaint(BIMODAL.denoise, 14.6 * source, sigmas, source=source, mask=mask, process=VE, noise=noise)
+
+    assert torch.equal(run(torch.zeros(1, 2, dtype=torch.float64)), source)
+    noise = gaussian(source, 5)
+    draws = [noise() for _ in range(20)]
+    plain = sample_walk(BIMODAL.denoise, 14.6 * source, sigmas, process=VE, noise=iter(draws[1::2]).__next__)
+    assert torch.equal(
+        run(torch.ones(1, 2, dtype=torch.float64)), plain
+    )  # every second draw is the (unused) known part's
+
+
+@pytest.mark.parametrize("process", [VE, FLOW])
+def test_soft_mask_keeps_the_variance_of_the_noise(process):
+    n, sigma = 40000, torch.tensor(0.6, dtype=torch.float64)
+    source, clean, m = 2.0, -1.0, torch.tensor(0.5, dtype=torch.float64)
+    like = torch.empty(n, 1, dtype=torch.float64)
+    noise = gaussian(like, 0)
+    denoised = torch.full_like(like, clean)
+    x = process.noised(denoised, sigma, noise())
+    hold = hold_known(torch.full_like(like, source), m.reshape(1, 1), process, noise)
+    out = hold(x, Step(0, sigma * 1.5, sigma, denoised))
+    a = float(process.signal(sigma))
+    assert out.std().item() == pytest.approx(0.6, rel=0.02)
+    assert out.mean().item() == pytest.approx(a * (0.5 * clean + 0.5 * source), abs=0.02)
+    plain = blend(m, x, process.noised(torch.full_like(like, source), sigma, noise()))
+    assert plain.std().item() < 0.5  # what a linear mix would do
+
+
+def wasserstein(fill, conditional):
+    """W1 between the drawn second coordinates and the true conditional, by its exact quantiles."""
+    grid = torch.linspace(-6, 6, 20001, dtype=torch.float64)
+    cdf = sum(
+        w * torch.distributions.Normal(m, v.sqrt()).cdf(grid)
+        for w, m, v in zip(conditional.shares, conditional.mode_means[:, 1], conditional.mode_variances[:, 1])
+    )
+    exact = grid[
+        torch.searchsorted(cdf, (torch.arange(len(fill), dtype=torch.float64) + 0.5) / len(fill)).clamp(max=20000)
+    ]
+    return (fill.sort().values - exact).abs().mean().item()
+
+
+@pytest.mark.parametrize("process", [VE, FLOW])
+def test_error_against_the_true_conditional_falls_with_resampling(process):
+    sigmas = karras_sigmas(16, 0.03, 14.6)
+    sigmas = sigmas if process is VE else sigmas / (1 + sigmas)
+    truth = BIMODAL.conditional(torch.tensor([0.5, 0.0]), MASK[0])
+    errors = [wasserstein(fill(sigmas, ranged_path(sigmas, 1, r), process=process)[:, 1], truth) for r in (1, 3, 10)]
+    assert errors[0] > 1.15 * errors[1] > 1.15**2 * errors[2], errors
+    assert errors[2] < 0.6 * errors[0]

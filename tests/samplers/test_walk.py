@@ -1,0 +1,63 @@
+"""The stochastic loop: its law on a mixture, its paths, its hook."""
+
+import pytest
+import torch
+from nulltext.samplers.core import FLOW, VE, euler_step, gaussian
+from nulltext.samplers.mixture import GaussianMixture
+from nulltext.samplers.repaint import karras_sigmas
+from nulltext.samplers.walk import network_calls, run_in_order, sample_walk
+
+MIXTURE = GaussianMixture([[-2.0], [1.0]], 0.4, weights=[0.3, 0.7])
+SIGMAS = karras_sigmas(80, 0.02, 30.0)
+
+
+@pytest.mark.parametrize("process, eta", [(VE, 1.0), (VE, 0.0), (FLOW, 1.0)])
+def test_walk_samples_the_mixture(process, eta):
+    sigmas = SIGMAS if process is VE else SIGMAS / (1 + SIGMAS)
+    like = torch.empty(8000, 1, dtype=torch.float64)
+    noise = gaussian(like, 1)
+    x = process.noised(torch.zeros_like(like), sigmas[0], noise())
+    out = sample_walk(MIXTURE.denoiser(process), x, sigmas, process=process, noise=noise, eta=eta)
+    assert out.mean().item() == pytest.approx(0.1, abs=0.07)
+    assert out.var().item() == pytest.approx(0.16 + 0.21 * 9, rel=0.06)
+    assert (out > -0.5).double().mean().item() == pytest.approx(0.7, abs=0.03)
+
+
+def test_eta_0_is_ddim_and_draws_no_noise():
+    x = torch.randn(4, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 30
+
+    def never():
+        raise AssertionError("eta 0 must not draw")
+
+    out = sample_walk(MIXTURE.denoise, x, SIGMAS, process=VE, noise=never, eta=0.0)
+    for s, s_next in zip(SIGMAS, SIGMAS[1:], strict=False):
+        x = euler_step(x, MIXTURE.denoise(x, s), s, s_next)
+    torch.testing.assert_close(out, x, rtol=1e-12, atol=1e-12)
+
+
+def test_path_is_followed_and_reported():
+    seen, path = [], [0, 1, 2, 0, 1, 2, 3]
+    sigmas = torch.tensor([3.0, 2.0, 1.0, 0.0])
+
+    def after(x, step):
+        seen.append((step.index, float(step.sigma), float(step.sigma_next)))
+        return x
+
+    steps = []
+    sample_walk(
+        lambda x, s: x * 0,
+        torch.ones(1, 1),
+        sigmas,
+        process=VE,
+        noise=lambda: torch.ones(1, 1),
+        path=path,
+        after=after,
+        callback=lambda d: steps.append((d["i"], float(d["sigma"]))),
+    )
+    assert seen == [(0, 3, 2), (1, 2, 1), (0, 3, 2), (1, 2, 1), (2, 1, 0)]
+    assert steps == [(0, 3), (1, 2), (2, 3), (3, 2), (4, 1)] and network_calls(path) == 5
+
+
+def test_hooks_run_in_order():
+    both = run_in_order(lambda x, step: x + 1, lambda x, step: x * 10)
+    assert both(torch.ones(1), None).item() == 20
