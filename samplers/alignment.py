@@ -1,0 +1,214 @@
+"""Which source token a target token takes its attention from (Prompt-to-Prompt, Hertz et al. 2208.01626, section 3).
+
+Words and tokens come as the Prompt node writes them, one dict per prompt:
+
+    {"text": str, "words": [{"text": str, "tokens": [column, ...]}, ...], "ids": [token id per column], "chunks": int}
+
+A column is the place of a token in the embedding: 77-token chunks one after the other, each with its begin token, so
+that a prompt beyond 75 tokens goes on in the next chunk. Emphasis "(word:1.2)" scales embeddings, it is no part of
+the words.
+
+* `replace_map`: equal word counts; word i of the target looks where word i of the source looked. p tokens to q tokens:
+  one to one where p = q, else every target token gets 1/q of the summed source columns.
+* `refine_map`: Needleman-Wunsch on token ids (gap 0, match +1, mismatch -1); aligned tokens take the source's column,
+  new ones keep their own.
+
+Departure: the authors map everything behind the text by column number, so that with prompts of different length a
+padding token may take the column of a word. Here begin, end and padding tokens take the source's token of the same
+role.
+"""
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_EDGE = string.punctuation + "“”‘’„…«»–—"
+
+
+@dataclass(frozen=True)
+class TokenMap:
+    """Where each of a target's columns looks: a source column, nothing (-1), or a share of several (`spread`)."""
+
+    columns: tuple[int, ...]
+    #: (target columns, source columns): each target column gets 1/len(target columns) of the summed source columns
+    spread: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
+
+    @property
+    def identity(self) -> bool:
+        return not self.spread and self.columns == tuple(range(len(self.columns)))
+
+    def apply(self, source: Tensor, target: Tensor) -> Tensor:
+        """Edit(M_src, M_tgt): probabilities [..., source columns], [..., target columns] -> [..., target columns]."""
+        index = torch.tensor(self.columns, device=source.device)
+        # gathered, not multiplied by a matrix of ones: equal prompts stay equal to the bit on every device
+        edited = torch.where(index < 0, target, source[..., index.clamp(min=0)])
+        for to, of in self.spread:
+            edited[..., list(to)] = source[..., list(of)].sum(-1, keepdim=True) / len(to)
+        return edited
+
+
+def normal_word(text: str) -> str:
+    """A word as it is compared: lower case, no punctuation at its edges ("Cat," is "cat")."""
+    return text.strip().strip(_EDGE).lower()
+
+
+def words_in(prompt: dict) -> list[str]:
+    """The prompt's words, as they can be named in a field of a node, in order, without repeats."""
+    return list(dict.fromkeys(w for w in (normal_word(word["text"]) for word in prompt["words"]) if w))
+
+
+def columns_of(prompt: dict, phrase: str) -> list[int]:
+    """Columns of a word or of several in a row ("red car"); a repeated word is hit at all its places.
+
+    ValueError names the prompt's words when it is not there."""
+    spoken = [(normal_word(w["text"]), w["tokens"]) for w in prompt["words"]]
+    spoken = [(text, tokens) for text, tokens in spoken if text]
+    wanted = [w for w in map(normal_word, phrase.split()) if w]
+    found: list[int] = []
+    for i in range(len(spoken) - len(wanted) + 1):
+        run = spoken[i : i + len(wanted)]
+        if wanted and [text for text, _ in run] == wanted:
+            found += [t for _, tokens in run for t in tokens]
+    if not found:
+        raise ValueError(
+            f'The word "{phrase.strip()}" is not in the prompt "{prompt["text"]}"; its words are: '
+            + (", ".join(words_in(prompt)) or "none")
+            + "."
+        )
+    return sorted(set(found))
+
+
+def content_columns(prompt: dict) -> list[int]:
+    """Columns between a chunk's begin token and its padding, in order: words and the punctuation between them.
+
+    Padding is the run of equal ids at a chunk's end; CLIP-L pads with its end token."""
+    length, columns = len(prompt["ids"]) // prompt["chunks"], []
+    for c in range(prompt["chunks"]):
+        ids = prompt["ids"][c * length : (c + 1) * length]
+        end = length
+        while end > 1 and ids[end - 1] == ids[-1]:
+            end -= 1
+        columns += range(c * length + 1, c * length + end)
+    return columns
+
+
+def _special_columns(source: dict, target: dict) -> list[int]:
+    """A column map with begin, end and padding tokens in place and -1 at everything between."""
+    frames = []
+    for prompt in (source, target):
+        length, content = len(prompt["ids"]) // prompt["chunks"], set(content_columns(prompt))
+        frames.append(
+            [[t for t in range(c * length, (c + 1) * length) if t not in content] for c in range(prompt["chunks"])]
+        )
+    columns = [-1] * len(target["ids"])
+    for c, special in enumerate(frames[1]):
+        of = frames[0][min(c, source["chunks"] - 1)]
+        for k, column in enumerate(special):
+            columns[column] = of[min(k, len(of) - 1)]
+    return columns
+
+
+def replace_map(source: dict, target: dict) -> TokenMap:
+    """Word by word; punctuation as in `refine_map`. ValueError when the word counts differ: refine is the edit for
+    that."""
+    words_s, words_t = source["words"], target["words"]
+    if len(words_s) != len(words_t):
+        raise ValueError(f"Replace needs prompts of as many words; got {len(words_s)} and {len(words_t)}.")
+    columns = list(refine_map(source, target).columns)
+    spread = []
+    for word_s, word_t in zip(words_s, words_t, strict=True):
+        of, to = word_s["tokens"], word_t["tokens"]
+        for k, column in enumerate(to):
+            columns[column] = of[k] if len(of) == len(to) else -1
+        if len(of) != len(to):
+            spread.append((tuple(to), tuple(of)))
+    return TokenMap(tuple(columns), tuple(spread))
+
+
+def align(a: Sequence[int], b: Sequence[int]) -> list[int]:
+    """Global alignment (Needleman-Wunsch; gap 0, match +1, mismatch -1): for each place in b, its place in a or -1."""
+    score = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
+    for i in range(1, len(a) + 1):
+        for j in range(1, len(b) + 1):
+            diagonal = score[i - 1][j - 1] + (1 if a[i - 1] == b[j - 1] else -1)
+            score[i][j] = max(diagonal, score[i - 1][j], score[i][j - 1])
+    places, i, j = [-1] * len(b), len(a), len(b)
+    while i and j:
+        if score[i][j] == score[i - 1][j - 1] + (1 if a[i - 1] == b[j - 1] else -1):
+            i, j = i - 1, j - 1
+            places[j] = i if a[i] == b[j] else -1
+        elif score[i][j] == score[i][j - 1]:
+            j -= 1
+        else:
+            i -= 1
+    return places
+
+
+def refine_map(source: dict, target: dict) -> TokenMap:
+    """Token by token, for prompts of any lengths: what both say stays where the source had it."""
+    content_s, content_t = content_columns(source), content_columns(target)
+    columns = _special_columns(source, target)
+    places = align([source["ids"][t] for t in content_s], [target["ids"][t] for t in content_t])
+    for column, place in zip(content_t, places, strict=True):
+        columns[column] = content_s[place] if place >= 0 else -1
+    return TokenMap(tuple(columns))
+
+
+def token_map(source: dict, target: dict) -> tuple[TokenMap, str]:
+    """The map that fits two prompts, and its name: "replace" for equal word counts, else "refine"."""
+    if len(source["words"]) == len(target["words"]):
+        return replace_map(source, target), "replace"
+    return refine_map(source, target), "refine"
+
+
+def parse_values(text: str) -> dict[str, str]:
+    """ "red: 2, small car: -1.5" or one a line -> {"red": "2", "small car": "-1.5"}. ValueError on an entry without a
+    value."""
+    values = {}
+    for entry in text.replace("\n", ",").split(","):
+        if entry.strip():
+            word, colon, value = entry.rpartition(":")
+            if not colon or not word.strip() or not value.strip():
+                raise ValueError(
+                    f'"{entry.strip()}" should read "word: value", entries separated by commas or new lines.'
+                )
+            values[word.strip()] = value.strip()
+    return values
+
+
+def parse_factors(text: str) -> dict[str, float]:
+    """ "red: 2, car: -1" -> {"red": 2.0, "car": -1.0}."""
+    factors = {}
+    for word, value in parse_values(text).items():
+        try:
+            factors[word] = float(value)
+        except ValueError:
+            raise ValueError(f'"{value}" (for "{word}") is not a number.') from None
+        if not abs(factors[word]) < float("inf"):
+            raise ValueError(f'The factor for "{word}" must be finite.')
+    return factors
+
+
+def parse_windows(text: str) -> dict[str, tuple[float, float]]:
+    """ "cat: 0.4, red: 0.2-0.8" -> {"cat": (0.0, 0.4), "red": (0.2, 0.8)}: fractions of the steps, 0 <= start <= end
+    <= 1."""
+    windows = {}
+    for word, value in parse_values(text).items():
+        start, dash, end = value.partition("-")
+        try:
+            window = (float(start), float(end)) if dash else (0.0, float(start))
+        except ValueError:
+            window = (1.0, 0.0)
+        if not 0 <= window[0] <= window[1] <= 1:
+            raise ValueError(f'The window "{value}" of "{word}" should be an end, or "start-end", within 0 and 1.')
+        windows[word] = window
+    return windows
+
+
+def factor_columns(prompt: dict, factors: dict[str, float]) -> dict[int, float]:
+    """{column: factor} for the words of one prompt. ValueError when a word is not in it."""
+    return {t: c for word, c in factors.items() for t in columns_of(prompt, word)}
