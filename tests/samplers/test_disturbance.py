@@ -1,0 +1,246 @@
+"""Null-text disturbance against an eps-space DDIM loop in VP form, its history, its identities and its stability."""
+
+import math
+
+import pytest
+import torch
+from nulltext.samplers.core import FLOW, VE, guided
+from nulltext.samplers.disturbance import (
+    Disturbance,
+    History,
+    at_other_level,
+    disturbance_schedule,
+    disturbed,
+    effective_uncond,
+    gains,
+    stable_strength,
+)
+from nulltext.samplers.mixture import GaussianMixture
+from nulltext.samplers.ode import sample_euler
+
+MIXTURE = GaussianMixture([[-2.0, 0.5], [1.0, -1.0], [0.5, 2.0]], 0.5, labels=[0, 1, 0])
+COND, UNCOND = MIXTURE.of(1), MIXTURE
+BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+ALPHA_BAR = (1 - BETAS).cumprod(0)
+SIGMA = ((1 - ALPHA_BAR) / ALPHA_BAR).sqrt()
+TIMES = list(range(991, -1, -10))  # the authors' 100 steps
+
+
+def eps_of(mixture, z, t):
+    """eps(z_t, t) of the VP process, from the exact denoiser."""
+    root = ALPHA_BAR[t].sqrt()
+    return (z - root * mixture.denoise(z / root, float(SIGMA[t]))) / (1 - ALPHA_BAR[t]).sqrt()
+
+
+def vp_loop(z, cfg, window, signal):
+    """The paper's loop in its own variables: DDIM on z_t, the null branch fed `signal(i, latents)` where t <=
+    window."""
+    latents = []
+    for i, t in enumerate(TIMES):
+        latents.append(z)
+        null_input = z if t > window else signal(i, latents)
+        null = eps_of(UNCOND, z if null_input is None else null_input, t)
+        eps = null + cfg * (eps_of(COND, z, t) - null)
+        a = ALPHA_BAR[t]
+        clean = (z - (1 - a).sqrt() * eps) / a.sqrt()
+        a_next = ALPHA_BAR[TIMES[i + 1]] if i + 1 < len(TIMES) else torch.tensor(1.0, dtype=torch.float64)
+        z = a_next.sqrt() * clean + (1 - a_next).sqrt() * eps
+    return z
+
+
+def run(disturbance, x, cfg=4.0, sigmas=None, **options):
+    sigmas = torch.cat([SIGMA[TIMES], torch.zeros(1, dtype=torch.float64)]) if sigmas is None else sigmas
+    return sample_euler(disturbed(COND.denoise, UNCOND.denoise, cfg, disturbance, **options), x, sigmas)
+
+
+@pytest.fixture
+def x_t():
+    return torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def older(b):
+    return lambda s: float(SIGMA[min(999, int((SIGMA - s).abs().argmin()) + b)])
+
+
+@pytest.mark.parametrize("b, window", [(300, 300), (100, 400), (50, 200)])
+def test_rollback_equals_the_paper_in_eps_space(x_t, b, window):
+    z = x_t * (1 + 0 * ALPHA_BAR[TIMES[0]])
+    expected = vp_loop(z, 4.0, window, lambda i, latents: latents[i - b // 10])
+    out = run(Disturbance(VE, float(SIGMA[window]), older=older(b)), z / ALPHA_BAR[TIMES[0]].sqrt())
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    plain = vp_loop(z, 4.0, -1, None)
+    assert (expected - plain).abs().max() > 0.05  # the disturbance does something here
+
+
+def test_image_disturbance_equals_the_paper_in_eps_space(x_t):
+    picture = torch.tensor([[0.8, -0.6]], dtype=torch.float64)
+    expected = vp_loop(x_t, 4.0, 300, lambda i, latents: picture.expand_as(x_t))
+    out = run(Disturbance(VE, float(SIGMA[300]), reference=picture), x_t / ALPHA_BAR[TIMES[0]].sqrt())
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_feeding_the_null_answer_itself_would_be_wrong(x_t):
+    """The easy mistake differs by far more than the tolerance above."""
+    picture = torch.tensor([[0.8, -0.6]], dtype=torch.float64).expand_as(x_t)
+    sigmas = torch.cat([SIGMA[TIMES], torch.zeros(1, dtype=torch.float64)])
+
+    def wrong(x, s):
+        given = at_other_level(picture, 0.0, s, VE) if s <= SIGMA[300] else x
+        u = UNCOND.denoise(given, s)
+        return u + 4.0 * (COND.denoise(x, s) - u)
+
+    x = x_t / ALPHA_BAR[TIMES[0]].sqrt()
+    right = run(Disturbance(VE, float(SIGMA[300]), reference=picture), x)
+    assert (sample_euler(wrong, x, sigmas) - right).abs().max() > 0.05
+
+
+def test_network_input_is_the_other_latent():
+    s, picture = 0.7, torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(at_other_level(picture, 0.0, s, VE) * VE.input_scale(s), picture)
+    old = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(at_other_level(old, 2.0, s, VE) * VE.input_scale(s), old * VE.input_scale(2.0))
+    assert torch.equal(at_other_level(picture, 0.0, s, FLOW), picture)
+
+
+@pytest.mark.parametrize("case", ["strength 0", "empty window", "b = 0", "window below the run"])
+def test_identities_to_the_bit(x_t, case):
+    x = x_t / ALPHA_BAR[TIMES[0]].sqrt()
+    window = float(SIGMA[300])
+    disturbance = {
+        "strength 0": Disturbance(VE, window, older=older(300)),
+        "empty window": Disturbance(VE, window, end=window, older=older(300)),
+        "b = 0": Disturbance(VE, window, older=lambda s: s),
+        "window below the run": Disturbance(VE, 1e-4, reference=x_t),
+    }[case]
+    strength = (lambda s: 0.0) if case == "strength 0" else (lambda s: 1.0)
+    sigmas = torch.cat([SIGMA[TIMES], torch.zeros(1, dtype=torch.float64)])
+    plain = sample_euler(guided(COND.denoise, UNCOND.denoise, 4.0), x, sigmas)
+    assert torch.equal(run(disturbance, x, strength=strength), plain)
+
+
+def test_before_the_window_nothing_changes_and_a_second_run_repeats_the_first(x_t):
+    x, disturbance = x_t / ALPHA_BAR[TIMES[0]].sqrt(), Disturbance(VE, float(SIGMA[300]), older=older(200))
+    sigmas = torch.cat([SIGMA[TIMES], torch.zeros(1, dtype=torch.float64)])
+    upper = sigmas[sigmas > SIGMA[300] * 1.001]
+    plain = sample_euler(guided(COND.denoise, UNCOND.denoise, 4.0), x, upper)
+    assert torch.equal(run(disturbance, x, sigmas=upper), plain)
+    first = run(disturbance, x)
+    assert torch.equal(run(disturbance, x), first)  # the history of the first run is gone
+
+
+def test_no_extra_network_calls(x_t):
+    calls = []
+    disturbance = Disturbance(VE, float(SIGMA[400]), older=older(300))
+
+    def counted(mixture):
+        def denoise(x, s):
+            calls.append(float(s))
+            return mixture.denoise(x, s)
+
+        return denoise
+
+    sigmas = torch.cat([SIGMA[TIMES], torch.zeros(1, dtype=torch.float64)])
+    sample_euler(disturbed(counted(COND), counted(UNCOND), 4.0, disturbance), x_t, sigmas)
+    assert len(calls) == 200
+
+
+def test_history_interpolates_overwrites_and_starts_anew():
+    history = History()
+    for s in (4.0, 2.0, 2.0, 1.0):  # Heun asks 2.0 twice; the later latent counts
+        history.record(s, torch.full((1, 1), s if len(history.entries) != 2 else 9.0))
+    assert [e[0] for e in history.entries] == [4.0, 2.0, 1.0]
+    assert history.at(2.0, None, VE)[1].item() == 9.0
+    assert history.at(3.0, None, VE)[1].item() == pytest.approx((4.0 + 9.0) / 2)
+    assert history.at(7.0, None, VE) == (4.0, history.entries[0][1])
+    history.record(5.0, torch.ones(1, 1))
+    assert [e[0] for e in history.entries] == [5.0]
+
+
+@pytest.mark.parametrize("process", [VE, FLOW])
+def test_above_the_first_sigma_the_latent_is_the_picture_with_the_runs_noise(process):
+    z, n = torch.randn(2, 1, 3, 3, dtype=torch.float64), torch.randn(2, 1, 3, 3, dtype=torch.float64)
+    history = History()
+    history.record(0.5, process.noised(z, 0.5, n))
+    reached, x = history.at(0.8, z, process)
+    assert reached == 0.8
+    torch.testing.assert_close(x, process.noised(z, 0.8, n))
+
+
+def test_correlated_signals_disturb_less():
+    """The paper's ordering on the null branch: unrelated, then a rollback, then the picture being made."""
+    x = torch.randn(200, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * SIGMA[TIMES[0]]
+    sigmas = torch.cat([SIGMA[TIMES], torch.zeros(1, dtype=torch.float64)])
+    plain = sample_euler(guided(COND.denoise, UNCOND.denoise, 4.0), x, sigmas)
+    unrelated = torch.randn(200, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    window = float(SIGMA[300])
+    distance = [
+        (run(d, x) - plain).square().mean().item()
+        for d in (Disturbance(VE, window, reference=unrelated), Disturbance(VE, window, reference=plain))
+    ]
+    assert distance[1] < distance[0]
+
+
+def noise_left(sigmas, cfg, strength=lambda s: 1.0):
+    """RMS of what a disturbed run leaves of noise around a flat picture (Image-D, one narrow mode: the paper's clean
+    case)."""
+    mixture = GaussianMixture([[0.0, 0.0]], 0.02)
+    d = Disturbance(VE, float(sigmas[0]), reference=torch.zeros(1, 2, dtype=torch.float64))
+    x = torch.randn(400, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * sigmas[0]
+    return (
+        sample_euler(disturbed(mixture.denoise, mixture.denoise, cfg, d, strength), x, sigmas)
+        .square()
+        .mean()
+        .sqrt()
+        .item()
+    )
+
+
+def geometric(steps, high=0.8, low=0.03):
+    return torch.cat(
+        [
+            torch.logspace(math.log10(high), math.log10(low), steps, dtype=torch.float64),
+            torch.zeros(1, dtype=torch.float64),
+        ]
+    )
+
+
+def test_the_gain_rule_tells_noise_from_a_picture():
+    few, enough = geometric(8), geometric(40)
+    assert max(gains(few, 10.0, 0.9)) > 2 > 1 > max(gains(enough, 10.0, 0.9))
+    assert noise_left(few, 10.0) > 5.0
+    assert noise_left(enough, 10.0) < 0.1
+
+
+def test_faded_strength_is_stable_where_the_asked_one_is_not():
+    few = geometric(8)
+    faded = stable_strength(few, 10.0)
+    assert 0 < max(faded) < 1 and faded[-1] == faded[-2]
+    step = {round(float(s), 6): v for s, v in zip(few, faded)}
+    assert noise_left(few, 10.0, lambda s: step[round(s, 6)]) < 0.5
+    assert stable_strength(geometric(40), 10.0) == [1.0] * 40
+    for index, value in enumerate(faded[:-1]):
+        assert gains(few, 10.0, 0.9, strength=value)[index] <= 1.5 + 1e-9
+
+
+def test_schedule_gives_the_window_enough_steps():
+    given = torch.cat([SIGMA[torch.linspace(999, 0, 25).long()], torch.zeros(1, dtype=torch.float64)])
+    window = float(SIGMA[300])
+    out = disturbance_schedule(given, 10.0, window, above=8)
+    assert bool((out[1:] < out[:-1]).all()) and out[-1] == 0 and out[0] == given[0] and out[-2] == given[-2]
+    assert int((out > window * 1.001).sum()) == 8
+    assert max(gains(out, 10.0, window)) <= 1.0 + 1e-6
+    assert max(gains(given, 10.0, window)) > 2
+    assert int((out > 0).sum()) - 8 - 1 == math.ceil(math.log(float(given[-2]) / window) / math.log(0.9))
+    assert int((disturbance_schedule(given, 10.0, window) > window * 1.001).sum()) == int(
+        (given > window * 1.001).sum()
+    )
+    assert torch.equal(disturbance_schedule(given, 1.0, window), given)
+    partial = disturbance_schedule(given[15:], 10.0, 99.0)  # a run from a picture starts inside the window
+    assert partial[0] == given[15] and max(gains(partial, 10.0, 99.0)) <= 1.0 + 1e-6
+
+
+def test_effective_uncond_and_refusal():
+    x, given, d = torch.randn(3, 1, 2), torch.randn(1, 2), torch.randn(1, 2)
+    torch.testing.assert_close(effective_uncond(x[0], given, d), x[0] - given + d)
+    with pytest.raises(ValueError, match="rollback or a latent"):
+        Disturbance(VE, 1.0)
