@@ -1,9 +1,10 @@
 """Trains the image-text model of the demo scenes: `python -m demo.image_text --minutes 8 --device cuda --out FILE`.
 
-Stage 1 (60 % of the time): image tower and text tower, symmetric InfoNCE over scenes and captions. Captions lose parts at
-random, down to "a red circle"; pictures are shifted, blurred and made noisy, because guidance will show the tower
-half-finished estimates. Stage 2, when the demo's autoencoder is there: the noise-aware tower on noisy latents learns to
-say what the frozen image tower says of the clean picture (SDG, 2112.05744, section 3.3: no captions, uniform timesteps).
+Stage 1 (60 % of the time): image tower and text tower, symmetric InfoNCE over scenes and captions. Captions lose
+parts at random, down to "a red circle"; pictures are shifted, blurred and made noisy, because guidance will show the
+tower half-finished estimates. Stage 2, when the demo's autoencoder is there: the noise-aware tower on noisy latents
+learns to say what the frozen image tower says of the clean picture (SDG, 2112.05744, section 3.3: no captions,
+uniform timesteps).
 
 Both stages save into .training/ every minute and go on from there when called again; FILE is the fp16 model with its
 word list, configuration and figures, ready for the pack.
@@ -29,8 +30,8 @@ except ImportError:  # run as `python -m demo.image_text` from the repository's 
 
 EMBEDDING, IMAGE_SIZE = 128, 64
 WORDS = {word: i + 2 for i, word in enumerate(sorted(captions.TOKENS))}  # 0 is the unknown word, 1 padding
-IMAGE = {"in_channels": 3, "out": EMBEDDING, "widths": (32, 64, 128), "blocks": 2, "attention": (2,), "size": IMAGE_SIZE,
-         "stem_stride": 2}
+IMAGE = {"in_channels": 3, "out": EMBEDDING, "widths": (32, 64, 128), "blocks": 2, "attention": (2,),
+         "size": IMAGE_SIZE, "stem_stride": 2}
 NOISY = {"in_channels": 4, "out": EMBEDDING, "widths": (48, 80, 128), "blocks": 2, "attention": (1, 2), "size": 16,
          "noise_aware": True}
 TEXT = {"rows": len(WORDS) + 2, "out": EMBEDDING}
@@ -54,8 +55,8 @@ def word_rows(phrases: Tensor, form: Tensor, length: int = 32) -> Tensor:
 
 
 def training_rows(batch: scenes.Scenes, draws: torch.Generator) -> Tensor:
-    """Captions for training: as the diffusion's, but a third of the one-object ones say no more than colour and shape, and
-    some captions name the background alone."""
+    """Captions for training: as the diffusion's, but a third of the one-object ones say no more than colour and
+    shape, and some captions name the background alone."""
     phrases, form = captions.phrases(batch, draws)
     n, device = len(batch), phrases.device
 
@@ -160,8 +161,8 @@ def train_noisy(model: ImageText, autoencoder: nn.Module, minutes: float, batch:
     def report():
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(device)
         with torch.no_grad():
-            shares = [pair_accuracy(trainer.average(scaled(latents, s, noise), torch.full((256,), s, device=device)), model, test)
-                      for s in (.1, .5, 1., 2., 4.)]
+            shares = [pair_accuracy(trainer.average(scaled(latents, s, noise), torch.full((256,), s, device=device)),
+                                    model, test) for s in (.1, .5, 1., 2., 4.)]
         return "colour and shape right at sigma .1 .5 1 2 4: " + " ".join(f"{s:.1%}" for s in shares)
 
     return trainer.run(step, batch, report)

@@ -18,10 +18,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Cutouts:
-    """count crops of size x size pixels. power > 1 prefers small crops. smallest: least side, as a share of the picture's.
+    """count crops of size x size pixels. power > 1 prefers small crops. smallest: least side, as a share of the
+    picture's.
 
-    flip: chance of a mirror image; degrees, translate (share of the side): affine jitter, edges repeated; noise: std of added
-    noise on a [0, 1] picture; grey: chance of a grey crop."""
+    flip: chance of a mirror image; degrees, translate (share of the side): affine jitter, edges repeated; noise: std
+    of added noise on a [0, 1] picture; grey: chance of a grey crop."""
 
     count: int = 8
     size: int = 64

@@ -1,12 +1,13 @@
 """The encoder half of a diffusion UNet with attention pooling: latent classifier, image tower, noise-aware image tower.
 
-After guided-diffusion's classifier (Dhariwal & Nichol 2105.05233, section 4): residual blocks with scale-shift norm, one level
-per halving, self-attention at the coarse levels, then CLIP's attention pool (mean token prepended, learned places) to the
-outputs. The noise level enters as y (1 + a) + b after each block's second norm, as in both that classifier and SDG's
-noise-aware CLIP tower (2112.05744, section 3.3); without a noise level the same network is an ordinary image encoder.
+After guided-diffusion's classifier (Dhariwal & Nichol 2105.05233, section 4): residual blocks with scale-shift norm,
+one level per halving, self-attention at the coarse levels, then CLIP's attention pool (mean token prepended, learned
+places) to the outputs. The noise level enters as y (1 + a) + b after each block's second norm, as in both that
+classifier and SDG's noise-aware CLIP tower (2112.05744, section 3.3); without a noise level the same network is an
+ordinary image encoder.
 
-Departure: the level is told by log(sigma)/4 (EDM's c_noise) in sinusoids, not by an integer timestep, so that one network
-serves every schedule; the learned places are resampled when the grid has another size.
+Departure: the level is told by log(sigma)/4 (EDM's c_noise) in sinusoids, not by an integer timestep, so that one
+network serves every schedule; the learned places are resampled when the grid has another size.
 """
 from __future__ import annotations
 
@@ -88,14 +89,16 @@ class AttentionPool(nn.Module):
 class Encoder(nn.Module):
     """Picture or latent [B, in_channels, H, W] -> [B, out].
 
-    widths: channels per level, each level half the size of the one before; stem_stride: a first reduction, for pictures;
-    attention: levels (from 0) that attend to themselves; size: the H = W it is made for; noise_aware: takes a sigma."""
+    widths: channels per level, each level half the size of the one before; stem_stride: a first reduction, for
+    pictures; attention: levels (from 0) that attend to themselves; size: the H = W it is made for; noise_aware: takes
+    a sigma."""
 
-    def __init__(self, in_channels: int, out: int, *, widths=(32, 64, 128), blocks: int = 1, attention=(2,), size: int = 16,
-                 stem_stride: int = 1, noise_aware: bool = False):
+    def __init__(self, in_channels: int, out: int, *, widths=(32, 64, 128), blocks: int = 1, attention=(2,),
+                 size: int = 16, stem_stride: int = 1, noise_aware: bool = False):
         super().__init__()
         self.config = {"in_channels": in_channels, "out": out, "widths": list(widths), "blocks": blocks,
-                       "attention": list(attention), "size": size, "stem_stride": stem_stride, "noise_aware": noise_aware}
+                       "attention": list(attention), "size": size, "stem_stride": stem_stride,
+                       "noise_aware": noise_aware}
         self.noise_aware = noise_aware
         level = 4 * widths[0] if noise_aware else 0
         if noise_aware:

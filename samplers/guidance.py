@@ -11,9 +11,9 @@ scale they do not follow p(x0) p(y | x0)^k, because the power of a noised likeli
 Three ways to a gradient, named for what they pass through:
 
 * `network`: x -> D(x) -> log p. Exact for a likelihood of the estimate; one backward of the network per call.
-* `decoder`: D -> log p, the network taken as dD/dx ~ a v / (a^2 v + s^2), the denoiser of a Gaussian of variance v (a = 1
-  for VE, 1 - s for flow). The weight becomes f dD/dx = s^2 v / (a^2 v + s^2); s^2 alone would be 200 times too much at
-  SD1's first sigma.
+* `decoder`: D -> log p, the network taken as dD/dx ~ a v / (a^2 v + s^2), the denoiser of a Gaussian of variance v (a
+  = 1 for VE, 1 - s for flow). The weight becomes f dD/dx = s^2 v / (a^2 v + s^2); s^2 alone would be 200 times too
+  much at SD1's first sigma.
 * `latent`: x -> log p directly, for a likelihood that was trained on noisy latents. Exact, no network, no decoder.
 
 Departures: the gradient is taken per sample (the sum over the batch, never the mean), with an optional bound on its
@@ -47,8 +47,9 @@ class Guidance:
     """One guidance term.
 
     scale: k, a number or a function of sigma. window: (sigma_start, sigma_end), active for start >= sigma >= end.
-    every: active on every n-th step of the schedule, counted from its first. bound: largest rms per sample of the change of
-    d = (x - D)/s (the noise has rms 1), None for no bound. variance: v of the `decoder` mode, in model space."""
+    every: active on every n-th step of the schedule, counted from its first. bound: largest rms per sample of the
+    change of d = (x - D)/s (the noise has rms 1), None for no bound. variance: v of the `decoder` mode, in model
+    space."""
 
     log_likelihood: LogLikelihood
     mode: str = "network"
@@ -92,13 +93,12 @@ def weight(process: NoiseProcess, sigma: Sigma, like: Tensor) -> Tensor:
 def estimate_weight(process: NoiseProcess, sigma: Sigma, like: Tensor, variance: float) -> Tensor:
     """f(s) dD/dx for a Gaussian prior of variance v: s^2 v / (a^2 v + s^2), the weight of a gradient towards D."""
     s = expand(sigma, like)
-    signal = process.noised(torch.ones_like(s), s, torch.zeros_like(s))
-    return s**2 * variance / (signal**2 * variance + s**2)
+    return s**2 * variance / (process.signal(s) ** 2 * variance + s**2)
 
 
 def generator_at(seed: int, sigma: Sigma, device: str | torch.device = "cpu") -> torch.Generator:
-    """A generator of its own for one noise level: equal for equal (seed, sigma), so that a run is repeatable, Heun's two
-    looks at one level agree, and no sampler's random numbers are used up."""
+    """A generator of its own for one noise level: equal for equal (seed, sigma), so that a run is repeatable, Heun's
+    two looks at one level agree, and no sampler's random numbers are used up."""
     level = int(round(float(torch.as_tensor(sigma).max()) * 1e6))
     return torch.Generator(device).manual_seed((seed * 1_000_003 + level * 7_919 + 12_345) % 2**63)
 
@@ -108,8 +108,8 @@ def shift(guidances: Sequence[Guidance], x: Tensor, sigma: Sigma, denoised: Tens
           sigmas: Sequence[float] | Tensor | None = None, report: Report | None = None) -> Tensor | None:
     """sum_i f k_i g_i [B, C, ...], what to add to D; None when no term is active at sigma.
 
-    network: the denoiser to differentiate in `network` mode, asked once; `graph` = (x leaf, D(x leaf)) when the caller has
-    already run it. denoised: D as it is (the other modes look at it)."""
+    network: the denoiser to differentiate in `network` mode, asked once; `graph` = (x leaf, D(x leaf)) when the
+    caller has already run it. denoised: D as it is (the other modes look at it)."""
     live = [(g, k) for g in guidances if (k := g.scale_at(sigma, sigmas)) != 0]
     if not live:
         return None
@@ -133,7 +133,8 @@ def shift(guidances: Sequence[Guidance], x: Tensor, sigma: Sigma, denoised: Tens
                 wrt = x.clone().requires_grad_()
                 value = g.log_likelihood(wrt, sigma, denoised)
             if value.shape != x.shape[:1]:
-                raise ValueError(f"A log-likelihood is one number per sample; got shape {tuple(value.shape)} for batch {x.shape[0]}.")
+                raise ValueError(f"A log-likelihood is one number per sample; got shape {tuple(value.shape)} for a "
+                                 f"batch of {x.shape[0]}.")
             keep = g.mode == "network" and g is not through[-1]
             gradient = torch.autograd.grad(value.sum(), wrt, retain_graph=keep)[0].to(denoised)
             factor = (estimate_weight(process, sigma, denoised, g.variance) if g.mode == "decoder"

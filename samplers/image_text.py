@@ -1,5 +1,6 @@
 """A tiny image-text model (CLIP 2103.00020 in the small): an image tower and a text tower that share one space, and a
-noise-aware image tower on latents after SDG (2112.05744, section 3.3), trained to say of x_s what the first says of x_0.
+noise-aware image tower on latents after SDG (2112.05744, section 3.3), trained to say of x_s what the first says of
+x_0.
 
 Embeddings are rows [B, D]; only their directions mean something. The image tower looks at pictures in [0, 1] at
 `image_size`; the noise-aware tower at latents in model space, scaled by the noise process's c_in here.
@@ -37,7 +38,8 @@ class TextLayer(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Token rows [B, T] (0 = unknown, 1 = padding) -> embeddings [B, D]; a transformer, averaged over what isn't padding."""
+    """Token rows [B, T] (0 = unknown, 1 = padding) -> embeddings [B, D]; a transformer, averaged over what isn't
+    padding."""
 
     PAD = 1
 
@@ -61,7 +63,8 @@ class TextTower(nn.Module):
 class ImageText(nn.Module):
     """The towers with their word list. `noisy` is None until it has been trained for a latent space."""
 
-    def __init__(self, words: dict[str, int], image: dict, text: dict, noisy: dict | None = None, *, image_size: int = 64):
+    def __init__(self, words: dict[str, int], image: dict, text: dict, noisy: dict | None = None, *,
+                 image_size: int = 64):
         super().__init__()
         self.words, self.image_size = dict(words), image_size
         self.image, self.text = Encoder(**image), TextTower(**text)

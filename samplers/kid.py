@@ -21,7 +21,8 @@ def kid(features: Tensor, reference: Tensor, *, bootstrap: int = 200, seed: int 
 
     Values are as the kernel gives them (papers often print them times 1000)."""
     if features.ndim != 2 or reference.ndim != 2 or features.shape[1] != reference.shape[1]:
-        raise ValueError(f"KID compares rows of equal length; got {tuple(features.shape)} and {tuple(reference.shape)}.")
+        raise ValueError("KID compares rows of equal length; got "
+                         f"{tuple(features.shape)} and {tuple(reference.shape)}.")
     if min(len(features), len(reference)) < 2:
         raise ValueError("KID needs at least two items on either side.")
     x, y = features.double().cpu(), reference.double().cpu()

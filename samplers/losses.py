@@ -1,4 +1,5 @@
-"""What a picture can be guided by: losses on embeddings, logits, feature maps and pixels, each one number per sample [B].
+"""What a picture can be guided by: losses on embeddings, logits, feature maps and pixels, each one number per sample
+[B].
 
 A loss is lower when better; a guidance takes its negative as log-likelihood. All are per sample: the mean over a batch
 would divide the guidance by the batch size.
@@ -7,8 +8,8 @@ would divide the guidance by the batch size.
 * contrastive: -log softmax(100 cos(u, captions))[target], the target against distractors (Kitichotkul & Inkaew). Its
   gradient vanishes as p -> 1, and is identically zero for one caption alone, which is refused.
 * cosine: 1 - cos(u, v).
-* style: squared distance of Gram matrices (Gatys 1508.06576; SDG 2112.05744). SDG's released code merges the batch into the
-  channels; here a Gram matrix belongs to one sample.
+* style: squared distance of Gram matrices (Gatys 1508.06576; SDG 2112.05744). SDG's released code merges the batch
+  into the channels; here a Gram matrix belongs to one sample.
 * content: squared distance of feature maps. total variation and range: on pixels, after the CLIP guidance notebooks.
 """
 from __future__ import annotations
@@ -43,9 +44,11 @@ def caption_log_probs(u: Tensor, captions: Tensor, temperature: float = 100.0) -
 
 
 def contrastive(u: Tensor, target: Tensor, distractors: Tensor, temperature: float = 100.0) -> Tensor:
-    """-log p(target | u) against distractors [K, D]; u [..., D], target [D] -> [...]. ValueError without a distractor."""
+    """-log p(target | u) against distractors [K, D]; u [..., D], target [D] -> [...]. ValueError without a
+    distractor."""
     if distractors.shape[0] == 0:
-        raise ValueError("The contrastive loss needs at least one distractor caption: with the target alone its gradient is 0.")
+        raise ValueError("The contrastive loss needs at least one distractor caption: with the target alone its "
+                         "gradient is 0.")
     return -caption_log_probs(u, torch.cat([target[None], distractors]), temperature)[..., 0]
 
 
@@ -72,8 +75,8 @@ def gram(features: Tensor) -> Tensor:
 def style(features: Sequence[Tensor], references: Sequence[Tensor]) -> Tensor:
     """Mean over layers of the relative squared distance of Gram matrices -> [B].
 
-    Relative to the reference's own squared norm, so that layers of any width weigh the same (SDG uses one constant, 1e10/5,
-    fitted to RN50x16). Position-free by construction."""
+    Relative to the reference's own squared norm, so that layers of any width weigh the same (SDG uses one constant,
+    1e10/5, fitted to RN50x16). Position-free by construction."""
     terms = []
     for f, r in zip(features, references, strict=True):
         g, want = gram(f), gram(r)
