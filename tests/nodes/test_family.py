@@ -102,6 +102,8 @@ def unet_like(**config):
               "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "transformer_depth_middle": 10}),
     ("Demo", {"model_channels": 64, "context_dim": 128, "channel_mult": [1, 2, 2], "num_res_blocks": [1, 1, 1],
               "num_heads": 4, "transformer_depth": [1, 1, 0], "transformer_depth_output": [1, 1, 1, 1, 0, 0]}),
+    ("NoneType", {"model_channels": 96, "context_dim": 128, "channel_mult": [1, 2, 2], "num_res_blocks": [1, 1, 1],
+                  "num_heads": 4, "transformer_depth": [1, 1, 0], "transformer_depth_output": [1, 1, 1, 1, 0, 0]}),
 ])
 def test_every_model_is_detected_as_itself(core, name, config):
     from comfy import model_detection
@@ -266,10 +268,18 @@ def test_textual_inversion_of_another_width_is_left_out(core, demo, folder, capl
     close(cond[:, :4], encode(core, demo.clip, "a red circle")[0][0][:, :4])
 
 
-def test_vocabulary_is_saved_and_checked(core, demo, folder):
+def test_what_the_engine_saves_loads_again(core, demo, folder, engine):
+    with torch.inference_mode():
+        state = demo.model.model.state_dict_for_saving(demo.clip.get_sd(), demo.vae.get_sd())
+    engine.get("utils").save_torch_file(state, str(folder / "saved.safetensors"))
+    assert load_file(folder / "saved.safetensors")[checkpoint.TOKEN_IDS].tolist() == captions.VOCABULARY
+    again = load(core, "saved.safetensors")
+    assert again.model.model.model_type == demo.model.model.model_type
+    close(encode(core, again.clip, TEXT)[0][0], encode(core, demo.clip, TEXT)[0][0])
+
+
+def test_vocabulary_is_checked(core, folder):
     from nulltext.nodes.bridge.family_text import text_target
-    saved = demo.model.model.model_config.process_clip_state_dict_for_saving(dict(demo.clip.get_sd()))
-    assert saved[checkpoint.TOKEN_IDS].tolist() == captions.VOCABULARY
     state = load_file(folder / "demo.safetensors")
     del state[checkpoint.TOKEN_IDS]
     save_file(state, folder / "wordless.safetensors")
