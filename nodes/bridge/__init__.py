@@ -34,6 +34,6 @@ noise       InversionNoise(inversion): NOISE that yields x_T under the engine's 
 fingerprint fingerprint(model) -> dict[str, str]; difference(saved, now) -> sentence naming what differs, or None
 report      text_result(text, *outputs) -> {"ui": {"text": [text]}, "result": outputs}
 words       with_words(conditioning, clip, text), words_of(conditioning) -> list[dict] | None: format in the file
-family      register() -> bool: the demo model's family and folder; unknown_words(clip, text) -> list[str], [] for other models
+family      register() -> bool: the demo model's family and folder; unknown_words(clip, text) -> list[str]
 attention   layer hooks; routes: server addresses
 """
