@@ -1,8 +1,8 @@
 """An INVERSION: what one inversion of a batch of images leaves behind, as one frozen record that travels and is saved.
 
-Everything is in model space, in fp32, on the CPU, and holds no inference tensors, so that it may be used with gradients
-and from any later run. Index 0 is the noise end everywhere: trajectory[i] lies at sigmas[i], and null_embeddings[i] and
-residuals[i] belong to the step sigmas[i] -> sigmas[i + 1].
+Everything is in model space, in fp32 (the pair in float64), on the CPU, and holds no inference tensors, so that it may
+be used with gradients and from any later run. Index 0 is the noise end everywhere: trajectory[i] lies at sigmas[i], and
+null_embeddings[i] and residuals[i] belong to the step sigmas[i] -> sigmas[i + 1].
 
 On disk: one safetensors file, tensors by field name, everything else as JSON text in the header's metadata.
 """
@@ -40,7 +40,7 @@ class Inversion:
     pivot: str = "ddim"  #: one of PIVOTS
     correction: str = "none"  #: one of CORRECTIONS
     cfg: float = 1.0  #: the guidance scale the correction was made for
-    pair: Tensor | None = None  #: [2, B, C, ...] x at sigmas[0] and sigmas[1], of the exactly invertible pair
+    pair: Tensor | None = None  #: [2, B, C, ...] float64, x at sigmas[0] and sigmas[1]: the exact pair
     residuals: Tensor | None = None  #: [N, B, C, ...] edit-friendly: what each step adds to its mean
     null_embeddings: Tensor | None = None  #: [N, B, T, D]
     pooled: Tensor | None = None  #: [B, P] pooled output of the source prompt
@@ -179,13 +179,14 @@ class Inversion:
 
 
 def _plain(value: Tensor, name: str) -> Tensor:
-    """fp32, CPU, contiguous, detached, no inference tensor."""
+    """fp32 (the pair: float64), CPU, contiguous, detached, no inference tensor."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         raise ValueError(f"{name} must be a tensor of floating point numbers.")
+    dtype = torch.float64 if name == "pair" else torch.float32
     with torch.inference_mode(False):
         value = value.detach()
-        if value.is_inference() or value.dtype != torch.float32 or value.device.type != "cpu":
-            value = value.clone().to("cpu", torch.float32)
+        if value.is_inference() or value.dtype != dtype or value.device.type != "cpu":
+            value = value.clone().to("cpu").to(dtype)
         value = value.contiguous()
     if not bool(torch.isfinite(value).all()):
         raise ValueError(f"{name} holds NaN or infinite values: the model or its input latent is broken.")

@@ -64,6 +64,8 @@ def test_tensors_become_plain_fp32_on_the_cpu():
     inversion = inversion.replace(null_embeddings=leaf * 2, cfg=2.0)
     for t in (inversion.trajectory, inversion.sigmas, inversion.null_embeddings):
         assert t.dtype == torch.float32 and not t.is_inference() and not t.requires_grad and t.is_contiguous()
+    wide = torch.full((2, 2, 3, 4, 4), 1 / 3, dtype=torch.float64)  # a pair keeps its bits
+    assert torch.equal(record(pair=wide).pair, wide)
 
 
 @pytest.mark.parametrize("changes,words", [
