@@ -25,14 +25,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .core import Denoise, NoiseProcess, NoiseSource, Sigma, expand
-
-
-def dilate(mask: Tensor, cells: int) -> Tensor:
-    """Grow the mask [B, 1, H, W] by `cells` in every direction (a square of 2 cells + 1)."""
-    return mask if cells <= 0 else F.max_pool2d(mask, 2 * cells + 1, stride=1, padding=cells)
+from .masks import dilate
 
 
 def shrinking_masks(mask: Tensor, cells: int, steps: int) -> list[Tensor]:

@@ -18,8 +18,15 @@ def own_sampler_class() -> type:
     """The Sampler behind `own_sampler`. Made on first use, since ComfyUI is imported lazily."""
 
     class OwnSampler(get("samplers").Sampler):
-        def __init__(self, function: Callable, start: Tensor | None, known: Callable | None, options: dict):
-            self.function, self.start, self.known, self.options = function, start, known, options
+        def __init__(
+            self,
+            function: Callable,
+            start: Tensor | None,
+            known: Callable | None,
+            calls: Callable[[Tensor], int] | None,
+            options: dict,
+        ):
+            self.function, self.start, self.known, self.calls, self.options = function, start, known, calls, options
 
         def sample(
             self,
@@ -33,6 +40,9 @@ def own_sampler_class() -> type:
             disable_pbar=False,
         ):
             process, seed = process_of(model_wrap.model_patcher), extra_args.get("seed")
+            taken = inspect.signature(self.function).parameters
+            holds_itself = "mask" in taken
+            total = self.calls(sigmas) if self.calls else len(sigmas) - 1
             if self.start is None:
                 x = model_wrap.inner_model.model_sampling.noise_scaling(
                     sigmas[0].view((1,) * noise.ndim), noise, latent_image, self.max_denoise(model_wrap, sigmas)
@@ -55,7 +65,7 @@ def own_sampler_class() -> type:
                 check_interrupt()
                 sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device)
                 timestep = sigma.expand(x.shape[0]).clone() if sigma.ndim == 0 else sigma
-                options, mask = extra_args["model_options"], denoise_mask
+                options, mask = extra_args["model_options"], None if holds_itself else denoise_mask
                 if mask is not None:
                     if "denoise_mask_function" in options:
                         mask = options["denoise_mask_function"](
@@ -68,28 +78,43 @@ def own_sampler_class() -> type:
             def step(state: dict) -> None:
                 check_interrupt()
                 if callback is not None:
-                    callback(state["i"], state["denoised"], state["x"], len(sigmas) - 1)
+                    callback(state["i"], state["denoised"], state["x"], total)
 
             options = dict(self.options)
-            if "tick" in inspect.signature(self.function).parameters:
+            if "tick" in taken:
                 options["tick"] = check_interrupt
+            if holds_itself:
+                options |= {"mask": denoise_mask, "source": latent_image}
+            # the seed itself made the start's noise: the loop's own draws must not repeat it
             return self.function(
-                denoise, x, sigmas, process=process, noise=gaussian(x, seed or 0), callback=step, **options
+                denoise, x, sigmas, process=process, noise=gaussian(x, (seed or 0) + 1), callback=step, **options
             )
 
     return OwnSampler
 
 
 def own_sampler(
-    function: Callable, *, start: Tensor | None = None, known: Callable[[Sigma], Tensor] | None = None, **options
+    function: Callable,
+    *,
+    start: Tensor | None = None,
+    known: Callable[[Sigma], Tensor] | None = None,
+    calls: Callable[[Tensor], int] | None = None,
+    **options,
 ):
     """SAMPLER that runs `function(denoise, x, sigmas, *, process, noise, callback, **options) -> x` of samplers/.
 
     start: x [B, C, ...] at sigmas[0] in model space, taken as it is; None: the engine's own scaled noise.
     known: sigma -> what stands outside a noise mask at that level; None: the source with the run's noise.
+    calls: sigmas -> how often the callback is called, for the progress bar (None: once per step).
     The result is model space at sigmas[-1]; nothing is scaled. Noise masks (1 = change here) are honoured at every
-    call."""
-    return own_sampler_class()(function, start, known, options)
+    call; a function with a parameter `mask` is given the mask (None without one) and `source`, the clean latent, and
+    holds it itself."""
+    return own_sampler_class()(function, start, known, calls, options)
+
+
+def is_own(sampler) -> bool:
+    """Whether a SAMPLER came from `own_sampler`."""
+    return isinstance(sampler, own_sampler_class())
 
 
 def k_sampler(function: Callable, **options):

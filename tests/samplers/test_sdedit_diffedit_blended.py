@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from nulltext.samplers.blended import background_guided, background_loss, dilate, fixed, mask_by_sigma, shrinking_masks
+from nulltext.samplers.blended import background_guided, background_loss, fixed, mask_by_sigma, shrinking_masks
 from nulltext.samplers.core import FLOW, VE, gaussian
 from nulltext.samplers.diffedit import difference_map, edit_mask, heat, hold_trajectory
+from nulltext.samplers.masks import dilate
 from nulltext.samplers.mixture import GaussianMixture
 from nulltext.samplers.ode import sample_euler
 from nulltext.samplers.repaint import hold_known, karras_sigmas

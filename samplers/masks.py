@@ -1,0 +1,47 @@
+"""Masks between pixels and latents. Everywhere 1 means: change here."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def dilate(mask: Tensor, cells: int) -> Tensor:
+    """Grow the mask [B, 1, H, W] by `cells` in every direction (a square of 2 cells + 1)."""
+    return mask if cells <= 0 else F.max_pool2d(mask, 2 * cells + 1, stride=1, padding=cells)
+
+
+def to_grid(mask: Tensor, size: tuple[int, int], grow: int = 0) -> Tensor:
+    """MASK [B, H, W] or [H, W] on a latent grid: [B, 1, h, w]. A cell takes the largest value of its pixels, then
+    grows by `grow`.
+
+    Averaging would let a cell that is half inside pull the background along."""
+    mask = mask.reshape(-1, 1, *mask.shape[-2:]).float()
+    if mask.shape[-2:] != tuple(size):
+        smaller = mask.shape[-2] >= size[0] and mask.shape[-1] >= size[1]
+        mask = F.adaptive_max_pool2d(mask, size) if smaller else F.interpolate(mask, size, mode="nearest")
+    return dilate(mask, grow)
+
+
+def to_pixels(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """A mask or map [B, h, w] as squares of pixels: [B, H, W]."""
+    return F.interpolate(mask[:, None].float(), size, mode="nearest")[:, 0]
+
+
+def feather(mask: Tensor, pixels: int) -> Tensor:
+    """MASK [B, H, W] with an edge that falls to 0 over `pixels` outside of it; 1 stays 1 inside, 0 stays 0 beyond."""
+    if pixels <= 0:
+        return mask
+    edge, out = mask[:, None].float(), mask[:, None].float()
+    for k in range(1, pixels + 1):  # Chebyshev distance, one pixel a time
+        edge = F.max_pool2d(edge, 3, stride=1, padding=1)
+        out = torch.maximum(out, edge * (1 - k / (pixels + 1)))
+    return out[:, 0]
+
+
+def composite(original: Tensor, edited: Tensor, mask: Tensor) -> Tensor:
+    """IMAGEs [B, H, W, C] by MASK [B or 1, H, W]: the edited one where it is 1, the original to the bit where it is
+    0."""
+    m = mask[..., None].to(edited)
+    return torch.where(m == 0, original, torch.where(m == 1, edited, m * edited + (1 - m) * original))

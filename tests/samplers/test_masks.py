@@ -1,0 +1,39 @@
+"""Masks between pixels and latents."""
+
+import torch
+from nulltext.samplers.masks import composite, dilate, feather, to_grid, to_pixels
+
+
+def test_a_cell_takes_its_largest_pixel():
+    mask = torch.zeros(1, 16, 16)
+    mask[0, 3, 5] = 1.0
+    mask[0, 12, 12] = 0.4
+    grid = to_grid(mask, (2, 2))
+    assert torch.equal(grid, torch.tensor([[[[1.0, 0.0], [0.0, 0.4]]]]))
+    assert to_grid(mask[0], (2, 2), grow=1).min() == 1.0
+    assert torch.equal(
+        to_grid(torch.eye(2)[None], (4, 4))[0, 0], torch.eye(2).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    )
+
+
+def test_there_and_back():
+    grid = (torch.rand(2, 4, 4) > 0.5).float()
+    assert torch.equal(to_grid(to_pixels(grid, (32, 32)), (4, 4))[:, 0], grid)
+
+
+def test_feather_falls_outside_only():
+    mask = torch.zeros(1, 9, 9)
+    mask[0, 4, 4] = 1
+    soft = feather(mask, 3)
+    assert [round(v, 2) for v in soft[0, 4, 4:].tolist()] == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert torch.equal(feather(mask, 0), mask) and torch.equal(soft, soft.transpose(1, 2))
+    assert int(dilate(mask[:, None], 2).sum()) == 25
+
+
+def test_composite_keeps_the_original_to_the_bit():
+    original, edited = torch.rand(2, 4, 4, 3), torch.rand(2, 4, 4, 3)
+    mask = torch.zeros(1, 4, 4)
+    mask[0, 0, 0], mask[0, 1, 1] = 1.0, 0.5
+    out = composite(original, edited, mask)
+    assert torch.equal(out[:, 2:], original[:, 2:]) and torch.equal(out[:, 0, 0], edited[:, 0, 0])
+    torch.testing.assert_close(out[:, 1, 1], (original[:, 1, 1] + edited[:, 1, 1]) / 2)
