@@ -1,0 +1,335 @@
+"""The demo model's three networks in plain torch, with the parameter names of a Stable Diffusion 1 checkpoint.
+
+The trainer needs neither ComfyUI nor its in-place operations; that these compute what ComfyUI's own modules compute from
+the same file is held by tests/nodes/family/test_networks.py. Sizes: UNet 5.9M, text encoder 0.3M, autoencoder (TAESD's shape) 2.5M.
+"""
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from .captions import ROWS
+
+CHANNELS, CONTEXT, HEADS = 64, 128, 4
+LINEAR_START, LINEAR_END = 0.00085, 0.02  # scaled-linear betas; the larger end hides the mean colour at t = 999
+#: cross-attention layers with an attention loss in training, and the ones that heat maps read
+MAP_LAYERS = ("output_4", "output_5")
+
+
+def sigmas() -> Tensor:
+    """[1000] sigma of every timestep, as ComfyUI computes it from the two betas."""
+    betas = torch.linspace(LINEAR_START**.5, LINEAR_END**.5, 1000, dtype=torch.float64) ** 2
+    bar = torch.cumprod(1 - betas, 0)
+    return ((1 - bar) / bar).sqrt().float()
+
+
+# --------------------------------------------------------------------------------------------------- autoencoder
+
+def conv(n_in, n_out, **kwargs):
+    return nn.Conv2d(n_in, n_out, 3, padding=1, **kwargs)
+
+
+class Clamp(nn.Module):
+    def forward(self, x):
+        return torch.tanh(x / 3) * 3
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv = nn.Sequential(conv(width, width), nn.ReLU(), conv(width, width), nn.ReLU(), conv(width, width))
+
+    def forward(self, x):
+        return F.relu(self.conv(x) + x)
+
+
+#: (channels, blocks) at full, half, quarter and eighth resolution
+TAESD_SIZE = ((64, 1), (64, 3), (64, 3), (64, 3))
+SLIM_SIZE = ((16, 1), (32, 1), (64, 2), (64, 3))
+
+
+def _encoder_layers(size) -> list[tuple[int, nn.Module]]:
+    """(index in TAESD's Sequential, layer); places of absent blocks are left out."""
+    layers, at, before = [(0, conv(3, size[0][0]))], 1, size[0][0]
+    for level, (width, blocks) in enumerate(size):
+        if level:
+            layers.append((at, conv(before, width, stride=2, bias=False)))
+            at += 1
+        layers += [(at + i, Block(width)) for i in range(blocks)]
+        at, before = at + TAESD_SIZE[level][1], width
+    return [*layers, (at, conv(before, 4))]
+
+
+def _decoder_layers(size) -> list[tuple[int, nn.Module]]:
+    layers, at = [(0, Clamp()), (1, conv(4, size[3][0])), (2, nn.ReLU())], 3
+    for level in (3, 2, 1, 0):
+        width, blocks = size[level]
+        layers += [(at + i, Block(width)) for i in range(blocks)]
+        at += TAESD_SIZE[level][1]
+        if level:
+            layers += [(at, nn.Upsample(scale_factor=2)), (at + 1, conv(width, size[level - 1][0], bias=False))]
+            at += 2
+    return [*layers, (at, conv(size[0][0], 3))]
+
+
+class Indexed(nn.Module):
+    """A Sequential whose children keep TAESD's indices although some blocks are left out."""
+
+    def __init__(self, layers: list[tuple[int, nn.Module]]):
+        super().__init__()
+        for index, layer in layers:
+            self.add_module(str(index), layer)
+
+    def forward(self, x):
+        for layer in self.children():
+            x = layer(x)
+        return x
+
+
+class AutoEncoder(nn.Module):
+    """Images in 0..1 <-> latents [B, 4, H/8, W/8] of about unit variance.
+
+    TAESD's shape is fixed, for ComfyUI to detect it, and heavy for a CPU. `SLIM_SIZE` is the same net with fewer channels
+    and blocks; `widened` writes it into TAESD's shape with zeros (a block of zeros passes a positive input through), so
+    a slim net trains several times faster and computes exactly the same."""
+
+    def __init__(self, size=TAESD_SIZE):
+        super().__init__()
+        self.taesd_encoder, self.taesd_decoder = Indexed(_encoder_layers(size)), Indexed(_decoder_layers(size))
+        for module in self.modules():  # the signal keeps its size along the trunk; every block starts as the identity
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, Block):
+                nn.init.zeros_(module.conv[-1].weight)
+        for last in (list(self.taesd_encoder.children())[-1], list(self.taesd_decoder.children())[-1]):
+            nn.init.kaiming_normal_(last.weight, nonlinearity="linear")
+        nn.init.constant_(last.bias, .5)
+
+    def encode(self, image: Tensor) -> Tensor:
+        return self.taesd_encoder(image)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return self.taesd_decoder(latent)
+
+
+def widened(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a slim autoencoder, written into TAESD's shape with zeros."""
+    full = {k: torch.zeros_like(v) for k, v in AutoEncoder().state_dict().items()}
+    for key, value in state.items():
+        full[key][tuple(slice(n) for n in value.shape)] = value
+    return full
+
+
+# --------------------------------------------------------------------------------------------------- text
+
+class SelfAttention(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x):
+        b, t, c = x.shape
+        q, k, v = (p(x).view(b, t, self.heads, -1).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out_proj(out.transpose(1, 2).reshape(b, t, c))
+
+
+class TextLayer(nn.Module):
+    def __init__(self, width, heads, inner):
+        super().__init__()
+        self.layer_norm1, self.layer_norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.self_attn = SelfAttention(width, heads)
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, inner), "fc2": nn.Linear(inner, width)})
+
+    def forward(self, x):
+        x = x + self.self_attn(self.layer_norm1(x))
+        h = self.mlp["fc1"](self.layer_norm2(x))
+        return x + self.mlp["fc2"](h * torch.sigmoid(1.702 * h))
+
+
+class TextEncoder(nn.Module):
+    """Rows of the embedding table [B, 77] -> context [B, 77, 128]. Keys as `text_model.*` of a CLIP text model."""
+
+    def __init__(self, width=CONTEXT, layers=2, heads=4, inner=256):
+        super().__init__()
+        self.embeddings = nn.ModuleDict({"token_embedding": nn.Embedding(ROWS, width),
+                                         "position_embedding": nn.Embedding(77, width)})
+        for table in self.embeddings.values():
+            nn.init.normal_(table.weight, std=.3)
+        self.encoder = nn.ModuleDict({"layers": nn.ModuleList([TextLayer(width, heads, inner) for _ in range(layers)])})
+        self.final_layer_norm = nn.LayerNorm(width)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        x = self.embeddings["token_embedding"](rows) + self.embeddings["position_embedding"].weight
+        for layer in self.encoder["layers"]:
+            x = layer(x)
+        return self.final_layer_norm(x)
+
+
+# --------------------------------------------------------------------------------------------------- UNet
+
+class ResBlock(nn.Module):
+    def __init__(self, n_in, n_out, emb):
+        super().__init__()
+        self.in_layers = nn.Sequential(nn.GroupNorm(32, n_in), nn.SiLU(), conv(n_in, n_out))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb, n_out))
+        self.out_layers = nn.Sequential(nn.GroupNorm(32, n_out), nn.SiLU(), nn.Dropout(0), conv(n_out, n_out))
+        self.skip_connection = nn.Identity() if n_in == n_out else nn.Conv2d(n_in, n_out, 1)
+
+    def forward(self, x, emb):
+        h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
+        return self.skip_connection(x) + self.out_layers(h)
+
+
+class Attention(nn.Module):
+    def __init__(self, width, context):
+        super().__init__()
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k, self.to_v = nn.Linear(context, width, bias=False), nn.Linear(context, width, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(width, width), nn.Dropout(0))
+
+    def forward(self, x, context, want_map=False):
+        b, n, c = x.shape
+        q, k, v = (t.view(b, t.shape[1], HEADS, -1).transpose(1, 2)
+                   for t in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        if want_map:
+            weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -.5).float().softmax(-1)
+            out, maps = weights.to(v.dtype) @ v, weights.mean(1)
+        else:
+            out, maps = F.scaled_dot_product_attention(q, k, v), None
+        return self.to_out(out.transpose(1, 2).reshape(b, n, c)), maps
+
+
+class GEGLU(nn.Module):
+    def __init__(self, width, inner):
+        super().__init__()
+        self.proj = nn.Linear(width, inner * 2)
+
+    def forward(self, x):
+        x, gate = self.proj(x).chunk(2, -1)
+        return x * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(width, width * 4), nn.Dropout(0), nn.Linear(width * 4, width))
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class TransformerBlock(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.attn1, self.attn2, self.ff = Attention(width, width), Attention(width, CONTEXT), FeedForward(width)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+
+    def forward(self, x, context, want_map):
+        n = self.norm1(x)
+        x = x + self.attn1(n, n)[0]
+        out, maps = self.attn2(self.norm2(x), context, want_map)
+        x = x + out
+        return x + self.ff(self.norm3(x)), maps
+
+
+class SpatialTransformer(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.norm = nn.GroupNorm(32, width, eps=1e-6)
+        self.proj_in, self.proj_out = nn.Conv2d(width, width, 1), nn.Conv2d(width, width, 1)
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(width)])
+
+    def forward(self, x, context, want_map=False):
+        b, c, h, w = x.shape
+        y = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)
+        y, maps = self.transformer_blocks[0](y, context, want_map)
+        return x + self.proj_out(y.transpose(1, 2).reshape(b, c, h, w)), maps
+
+
+class Down(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.op = conv(width, width, stride=2)
+
+    def forward(self, x):
+        return self.op(x)
+
+
+class Up(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv = conv(width, width)
+
+    def forward(self, x):
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def timestep_embedding(t: Tensor, width: int) -> Tensor:
+    half = width // 2
+    freqs = torch.exp(-math.log(10000) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
+    args = t[:, None].float() * freqs
+    return torch.cat([torch.cos(args), torch.sin(args)], -1)
+
+
+class UNet(nn.Module):
+    """Noisy latent (VP scale), timestep [B], context [B, 77, 128] -> v [B, 4, h, w] (and maps {layer: [B, hw, 77]})."""
+
+    def __init__(self):
+        super().__init__()
+        c, e = CHANNELS, CHANNELS * 4
+        self.time_embed = nn.Sequential(nn.Linear(c, e), nn.SiLU(), nn.Linear(e, e))
+        blocks = lambda *layers: nn.ModuleList(layers)  # noqa: E731
+        self.input_blocks = blocks(
+            blocks(conv(4, c)),
+            blocks(ResBlock(c, c, e), SpatialTransformer(c)), blocks(Down(c)),
+            blocks(ResBlock(c, 2 * c, e), SpatialTransformer(2 * c)), blocks(Down(2 * c)),
+            blocks(ResBlock(2 * c, 2 * c, e)))
+        self.middle_block = blocks(ResBlock(2 * c, 2 * c, e), SpatialTransformer(2 * c), ResBlock(2 * c, 2 * c, e))
+        self.output_blocks = blocks(
+            blocks(ResBlock(4 * c, 2 * c, e)), blocks(ResBlock(4 * c, 2 * c, e), Up(2 * c)),
+            blocks(ResBlock(4 * c, 2 * c, e), SpatialTransformer(2 * c)),
+            blocks(ResBlock(3 * c, 2 * c, e), SpatialTransformer(2 * c), Up(2 * c)),
+            blocks(ResBlock(3 * c, c, e), SpatialTransformer(c)),
+            blocks(ResBlock(2 * c, c, e), SpatialTransformer(c)))
+        self.out = nn.Sequential(nn.GroupNorm(32, c), nn.SiLU(), conv(c, 4))
+        for module in self.modules():  # every residual branch starts at zero
+            for last in (getattr(module, "proj_out", None), getattr(module, "out_layers", [None])[-1]):
+                if last is not None:
+                    nn.init.zeros_(last.weight)
+                    nn.init.zeros_(last.bias)
+        nn.init.zeros_(self.out[-1].weight)
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor, map_layers: tuple[str, ...] = ()):
+        emb = self.time_embed(timestep_embedding(t, CHANNELS))
+        maps = {}
+
+        def run(layers, h, name=""):
+            for layer in layers:
+                if isinstance(layer, ResBlock):
+                    h = layer(h, emb)
+                elif isinstance(layer, SpatialTransformer):
+                    h, m = layer(h, context, name in map_layers)
+                    if m is not None:
+                        maps[name] = m
+                else:
+                    h = layer(h)
+            return h
+
+        skips, h = [], x
+        for i, layers in enumerate(self.input_blocks):
+            h = run(layers, h, f"input_{i}")
+            skips.append(h)
+        h = run(self.middle_block, h, "middle_0")
+        for i, layers in enumerate(self.output_blocks):
+            h = run(layers, torch.cat([h, skips.pop()], 1), f"output_{i}")
+        h = self.out(h)
+        return (h, maps) if map_layers else h

@@ -1,0 +1,264 @@
+"""Scenes of known shape, colour, place and texture, drawn with signed distance functions: the ground truth of every figure.
+
+A scene is a row of integer attributes plus a row of nuisance numbers in [0, 1) (exact position, light, stripe angle, ...).
+Drawing is a pure function of the two, so "the same scene with one attribute changed" is exact, and everything is
+deterministic by seed. Runs on CPU and GPU; images are [B, 3, H, W] in 0..1.
+"""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
+COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "white", "black")
+BACKGROUNDS = COLOURS + ("pink", "brown", "gray", "teal")
+SIZES = ("small", "medium", "large")
+PLACES = ("left", "right", "top", "bottom", "middle")
+TEXTURES = ("plain", "striped", "checkered", "mottled")
+STYLES = ("photo", "drawing")
+
+RGB = {
+    "red": (.85, .10, .12), "green": (.13, .58, .20), "blue": (.13, .27, .85), "yellow": (.96, .87, .12),
+    "orange": (.98, .52, .05), "purple": (.53, .16, .70), "white": (.95, .95, .95), "black": (.09, .09, .11),
+    "pink": (.98, .62, .75), "brown": (.45, .27, .14), "gray": (.54, .54, .56), "teal": (.08, .60, .62),
+}
+CENTRES = {"left": (.25, .5), "right": (.75, .5), "top": (.5, .25), "bottom": (.5, .75), "middle": (.5, .5)}
+RADII = (.135, .19, .25)
+
+#: colour-shape pairs that no training scene holds
+UNSEEN_PAIRS = (("red", "star"), ("green", "ring"), ("blue", "triangle"), ("yellow", "cross"), ("purple", "square"),
+                ("orange", "circle"), ("white", "star"), ("black", "ring"))
+NUISANCES = 40
+
+_unseen = torch.zeros(len(COLOURS), len(SHAPES), dtype=torch.bool)
+for _c, _s in UNSEEN_PAIRS:
+    _unseen[COLOURS.index(_c), SHAPES.index(_s)] = True
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """A batch of scenes. Object attributes are [B, 2] (the second object counts where `count` is 2), the others [B]."""
+    shape: Tensor
+    colour: Tensor
+    size: Tensor
+    place: Tensor
+    count: Tensor
+    background: Tensor
+    texture: Tensor
+    style: Tensor
+    nuisance: Tensor  # [B, NUISANCES] in [0, 1)
+
+    def __len__(self):
+        return len(self.count)
+
+    def __getitem__(self, index) -> Scenes:
+        if isinstance(index, int):
+            index = slice(index, index + 1)
+        return Scenes(*(getattr(self, f)[index] for f in self.__dataclass_fields__))
+
+    def to(self, device) -> Scenes:
+        return Scenes(*(getattr(self, f).to(device) for f in self.__dataclass_fields__))
+
+    def changed(self, attribute: str, value: Tensor | int, item: int = 0) -> Scenes:
+        """The same scenes with exactly one attribute changed (of object `item`, where it belongs to an object)."""
+        old = getattr(self, attribute)
+        new = old.clone()
+        (new[:, item] if old.ndim == 2 else new)[:] = torch.as_tensor(value, device=old.device)
+        return replace(self, **{attribute: new})
+
+
+def cat(parts: list[Scenes]) -> Scenes:
+    return Scenes(*(torch.cat([getattr(p, f) for p in parts]) for f in Scenes.__dataclass_fields__))
+
+
+def held_out(scenes: Scenes) -> Tensor:
+    """[B] bool: the combination belongs to the held-out split (one in ten by a fixed hash, and every unseen pair)."""
+    one = torch.tensor(1, device=scenes.count.device)
+    key = scenes.background * 7919 + scenes.texture * 104729 + scenes.style * 1299709
+    for i in range(2):
+        there = torch.where(scenes.count > i, one, one * 0)
+        part = scenes.shape[:, i] * 31 + scenes.colour[:, i] * 997 + scenes.size[:, i] * 15 + scenes.place[:, i] * 5003
+        key = key + there * (i + 1) * part * 613
+    return ((key * 2654435761) % 4294967296 // 65536 % 10 == 0) | unseen_pair(scenes)
+
+
+def unseen_pair(scenes: Scenes) -> Tensor:
+    """[B] bool: an object of the scene has a colour-shape pair that is never trained."""
+    table = _unseen.to(scenes.count.device)
+    pair = table[scenes.colour, scenes.shape]
+    return pair[:, 0] | (pair[:, 1] & (scenes.count == 2))
+
+
+def sample(n: int, generator: torch.Generator, split: str = "train", two: float = .35) -> Scenes:
+    """n random scenes of `split` ("train", "held_out" = held-out combinations of trained pairs, "unseen" = one object
+    of a never trained pair, "any"); `two` is the share of two-object scenes."""
+    parts, have = [], 0
+    while have < n:
+        batch = _draw(max(64, 2 * (n - have)) * (12 if split in ("held_out", "unseen") else 1), generator, two)
+        if split == "train":
+            batch = batch[~held_out(batch)]
+        elif split == "held_out":
+            batch = batch[held_out(batch) & ~unseen_pair(batch)]
+        elif split == "unseen":
+            batch = batch[unseen_pair(batch) & (batch.count == 1)]
+        parts.append(batch[: n - have])
+        have += len(parts[-1])
+    return cat(parts)
+
+
+def _draw(n: int, g: torch.Generator, two: float) -> Scenes:
+    device = g.device
+
+    def pick(k, *shape):
+        return torch.randint(k, (n, *shape), generator=g, device=device)
+
+    count = 1 + (torch.rand(n, generator=g, device=device) < two).long()
+    colour, shape = pick(len(COLOURS), 2), pick(len(SHAPES), 2)
+    # two objects differ in colour and shape, so that a caption names each
+    colour[:, 1] = (colour[:, 0] + 1 + pick(len(COLOURS) - 1)) % len(COLOURS)
+    shape[:, 1] = (shape[:, 0] + 1 + pick(len(SHAPES) - 1)) % len(SHAPES)
+    background = pick(len(BACKGROUNDS))
+    for _ in range(3):  # an object is never of the background's colour
+        for i in range(2):
+            background = torch.where(colour[:, i] == background, (background + 1) % len(BACKGROUNDS), background)
+    size, place = pick(len(SIZES), 2), pick(len(PLACES), 2)
+    pair = pick(4)
+    both = count == 2
+    first = torch.tensor([0, 1, 2, 3], device=device)[pair]
+    second = torch.tensor([1, 0, 3, 2], device=device)[pair]
+    place = torch.where(both[:, None], torch.stack([first, second], 1), place)
+    size = torch.where(both[:, None], size.clamp(max=1), size)
+    return Scenes(shape, colour, size, place, count, background, pick(len(TEXTURES)), pick(len(STYLES)),
+                  torch.rand(n, NUISANCES, generator=g, device=device))
+
+
+# --------------------------------------------------------------------------------------------------- drawing
+
+def _box(x, y, a, b):
+    dx, dy = x.abs() - a, y.abs() - b
+    return (dx.clamp(min=0)**2 + dy.clamp(min=0)**2).sqrt() + torch.maximum(dx, dy).clamp(max=0)
+
+
+def _triangle(x, y):
+    k = math.sqrt(3)
+    x, y = x.abs() - .95, .55 - y  # equilateral, point up
+    fold = x + k * y > 0
+    x, y = torch.where(fold, (x - k * y) / 2, x), torch.where(fold, (-k * x - y) / 2, y)
+    x = x - x.clamp(-1.9, 0)
+    return -(x**2 + y**2).sqrt() * torch.sign(y)
+
+
+def _star(x, y, rf=.45):
+    k1x, k1y = .809016994375, -.587785252292
+    x, y = x.abs(), -y
+    for sx in (1, -1):
+        d = 2 * (sx * k1x * x + k1y * y).clamp(min=0)
+        x, y = x - d * sx * k1x, y - d * k1y
+    x, y = x.abs(), y - 1
+    bx, by = rf * (-k1y), rf * k1x - 1
+    h = ((x * bx + y * by) / (bx * bx + by * by)).clamp(0, 1)
+    return ((x - bx * h)**2 + (y - by * h)**2).sqrt() * torch.sign(y * bx - x * by)
+
+
+def _distance(shape: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Signed distance in units of the radius; shape [B, 1, 1]."""
+    r = (x**2 + y**2).sqrt()
+    all_shapes = (r - .92, _box(x, y, .78, .78), _triangle(x, y), _star(x, y),
+                  (r - .68).abs() - .27, torch.minimum(_box(x, y, .95, .32), _box(x, y, .32, .95)))
+    out = all_shapes[0]
+    for i, d in enumerate(all_shapes[1:], 1):
+        out = torch.where(shape == i, d, out)
+    return out
+
+
+def _rgb(names, index: Tensor) -> Tensor:
+    table = torch.tensor([RGB[n] for n in names], device=index.device)
+    return table[index][:, :, None, None]
+
+
+def _waves(nuisance: Tensor, x: Tensor, y: Tensor, lo: float, hi: float) -> Tensor:
+    """A smooth random pattern about -1..1: six plane waves; nuisance [B, 18]."""
+    out = 0
+    for i in range(6):
+        f, a, p = (nuisance[:, 3 * i + j, None, None] for j in range(3))
+        f, a = lo + (hi - lo) * f, 2 * math.pi * a
+        out = out + torch.sin(2 * math.pi * (f * (x * torch.cos(a) + y * torch.sin(a)) + p))
+    return out / 2.5
+
+
+def _background(s: Scenes, x: Tensor, y: Tensor, pixel: float) -> Tensor:
+    u = s.nuisance
+    base = _rgb(BACKGROUNDS, s.background)
+    light, dark = base + .30 * (1 - base), base * .74
+    angle = (u[:, 8] * 4).floor() * math.pi / 4 + (u[:, 9] - .5) * .2
+    angle = torch.where(s.texture == 2, (u[:, 9] - .5) * .3, angle)[:, None, None]
+    xr, yr = x * torch.cos(angle) + y * torch.sin(angle), y * torch.cos(angle) - x * torch.sin(angle)
+    period = (.22 + .10 * u[:, 10])[:, None, None]
+    soft = 3.2 * pixel / period * 2 * math.pi  # edges about three pixels wide
+    stripe = (torch.sin(2 * math.pi * (xr / period + u[:, 11, None, None])) / soft).clamp(-1, 1)
+    other = (torch.sin(2 * math.pi * (yr / period + u[:, 12, None, None])) / soft).clamp(-1, 1)
+    pattern = torch.zeros_like(stripe)
+    texture = s.texture[:, None, None]
+    pattern = torch.where(texture == 1, stripe, pattern)
+    pattern = torch.where(texture == 2, stripe * other, pattern)
+    pattern = torch.where(texture == 3, _waves(u[:, 13:31], x, y, 2.5, 6.5).clamp(-1, 1), pattern)[:, None]
+    image = base + pattern.clamp(min=0) * (light - base) + (-pattern).clamp(min=0) * (dark - base)
+    return image
+
+
+def draw(scenes: Scenes, size: int = 128) -> tuple[Tensor, Tensor]:
+    """Images [B, 3, size, size] in 0..1 and object masks [B, 2, size, size] in 0..1 (the second all 0 where absent)."""
+    s, u, device = scenes, scenes.nuisance, scenes.nuisance.device
+    grid = (torch.arange(size, device=device) + .5) / size
+    y, x = torch.meshgrid(grid, grid, indexing="ij")
+    x, y = x[None], y[None]
+    pixel = 1 / size
+    photo = (s.style == 0)[:, None, None]
+    angle = 2 * math.pi * u[:, 31, None, None]
+    lx, ly = torch.cos(angle), torch.sin(angle)
+
+    image = _background(s, x, y, pixel)
+    lit = 1 + .16 * ((x - .5) * lx + (y - .5) * ly)
+    image = torch.where(photo[:, None], image * lit[:, None], image)
+
+    masks = torch.zeros(len(s), 2, size, size, device=device)
+    centres = torch.tensor([CENTRES[p] for p in PLACES], device=device)[s.place]
+    radii = torch.tensor(RADII, device=device)[s.size]
+    for i in range(2):
+        there = (s.count > i)[:, None, None]
+        cx = centres[:, i, 0] + (u[:, 4 * i] - .5) * .07
+        cy = centres[:, i, 1] + (u[:, 4 * i + 1] - .5) * .07
+        r = (radii[:, i] * (.93 + .14 * u[:, 4 * i + 2]))[:, None, None]
+        turn = ((u[:, 4 * i + 3] - .5) * .5)[:, None, None]
+        px, py = (x - cx[:, None, None]) / r, (y - cy[:, None, None]) / r
+        qx, qy = px * torch.cos(turn) + py * torch.sin(turn), py * torch.cos(turn) - px * torch.sin(turn)
+        shape = s.shape[:, i, None, None]
+        inside = _distance(shape, qx, qy) * r
+        alpha = (.5 - inside / (1.6 * pixel)).clamp(0, 1) * there
+
+        # soft shadow away from the light, photo only
+        ox, oy = lx * .3, ly * .3
+        sx = (px + ox) * torch.cos(turn) + (py + oy) * torch.sin(turn)
+        sy = (py + oy) * torch.cos(turn) - (px + ox) * torch.sin(turn)
+        shadow = (.5 - _distance(shape, sx, sy) * r / (9 * pixel)).clamp(0, 1) * there * photo * .38
+        image = image * (1 - shadow[:, None])
+
+        colour = _rgb(COLOURS, s.colour[:, i])
+        shade = (1 + .24 * (px * lx + py * ly))[:, None]
+        glow = torch.exp(-((px - .38 * lx)**2 + (py - .38 * ly)**2) / .09)[:, None]
+        solid = (colour * shade.clamp(.6, 1.3) + .34 * glow * (1 - colour * .6)).clamp(0, 1)
+        solid = torch.where(colour.mean(1, keepdim=True) < .2, colour + .16 * glow + .05 * (shade - 1), solid)
+        outline = ((inside + 2.4 * pixel) / (1.4 * pixel)).clamp(0, 1)[:, None]
+        flat = colour * (1 - outline) + .45 * colour * outline
+        body = torch.where(photo[:, None], solid, flat)
+        image = image * (1 - alpha[:, None]) + body * alpha[:, None]
+        masks[:, i] = alpha
+    return image.clamp(0, 1), masks
+
+
+def difference(a: Scenes, b: Scenes, size: int = 128, threshold: float = .02) -> Tensor:
+    """[B, size, size] bool: where two drawings truly differ (the region an edit from one to the other may touch)."""
+    return (draw(a, size)[0] - draw(b, size)[0]).abs().amax(1) > threshold

@@ -1,0 +1,154 @@
+"""What every training of the demo shares: a timed, resumable loop with EMA, progress, a loss curve and a polite pause."""
+from __future__ import annotations
+
+import contextlib
+import copy
+import fcntl
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+STATE = Path(__file__).resolve().parent.parent / ".training"
+
+
+def wait_for_turn() -> None:
+    """Block while `make test`, `demo` or `bench` holds the compute lock: two compute jobs on two cores starve each other."""
+    STATE.mkdir(exist_ok=True)
+    with open(STATE / "compute.lock", "a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_SH)
+
+
+def precision(device: torch.device) -> contextlib.AbstractContextManager:
+    """bf16 on a GPU; fp32 on a CPU, where bf16 is slower."""
+    if device.type == "cuda":
+        return torch.autocast("cuda", torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+class Trainer:
+    """AdamW with warm-up and cosine decay over a time budget, EMA weights, state in one safetensors file.
+
+    `step(i) -> dict of losses` gives "loss" and anything else worth logging. A run stops when `minutes` are over; the
+    decay follows elapsed time, so the budget of a run is its schedule. Going on starts from the saved weights with a
+    fresh optimiser and a new warm-up."""
+
+    def __init__(self, name: str, net: nn.Module, minutes: float, lr: float, ema: float = .999, folder: Path = STATE,
+                 warmup: int = 200, weight_decay: float = 1e-4):
+        self.name, self.net, self.seconds, self.lr, self.warmup = name, net, minutes * 60, lr, warmup
+        self.path = Path(folder) / f"{name}.safetensors"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.samples, self.curve = 0, []
+        if self.path.exists():
+            self._load()
+        self.average = copy.deepcopy(net).requires_grad_(False)
+        self.decay = ema
+        fused = next(net.parameters()).is_cuda
+        self.optimiser = torch.optim.AdamW(net.parameters(), lr=lr, betas=(.9, .99), weight_decay=weight_decay, fused=fused)
+
+    def _load(self) -> None:
+        with safe_open(self.path, "pt") as f:
+            state = {k: f.get_tensor(k) for k in f.keys()}
+            meta = f.metadata()
+        self.net.load_state_dict(state)
+        self.samples, self.curve = int(meta["samples"]), json.loads(meta["curve"])
+        print(f"{self.name}: going on from {self.samples} samples", flush=True)
+
+    def save(self) -> None:
+        """EMA weights, samples seen and the loss curve."""
+        state = {k: v.detach().contiguous().cpu() for k, v in self.average.state_dict().items()}
+        temporary = self.path.with_suffix(".tmp")
+        save_file(state, temporary, {"samples": str(self.samples), "curve": json.dumps(self.curve)})
+        temporary.replace(self.path)
+        plot_curve(self.curve, self.path.with_suffix(".png"))
+
+    @torch.no_grad()
+    def _average(self, i: int) -> None:
+        decay = min(self.decay, (1 + i) / (10 + i))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.net.parameters()), 1 - decay)
+
+    def run(self, step: Callable[[int], dict[str, Tensor]], batch: int, report: Callable[[], str] | None = None,
+            save_every: float = 60.) -> nn.Module:
+        start = saved = time.time()
+        i, log = 0, {}
+        paused = 0.0
+        while (elapsed := time.time() - start - paused) < self.seconds:
+            before = time.time()
+            wait_for_turn()
+            if time.time() - before > 1:
+                paused += time.time() - before
+            rate = min(1.0, (i + 1) / self.warmup) * (.5 + .5 * math.cos(math.pi * min(1, elapsed / self.seconds)))
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.lr * max(rate, .005)
+            losses = step(i)
+            self.optimiser.zero_grad(set_to_none=True)
+            losses["loss"].backward()
+            torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+            self.optimiser.step()
+            self._average(i)
+            i, self.samples = i + 1, self.samples + batch
+            for k, v in losses.items():
+                log[k] = log.get(k, 0) + v.detach()
+            if i % 100 == 0 or i == 10:
+                mean = {k: float(v) / (100 if i % 100 == 0 and i > 100 else i % 100 or 100) for k, v in log.items()}
+                log = {}
+                self.curve.append([self.samples, round(mean["loss"], 6)])
+                bar = "#" * int(20 * elapsed / self.seconds)
+                print(f"{self.name} [{bar:<20}] {elapsed:5.0f}/{self.seconds:.0f} s  step {i}  {i * batch / elapsed:.0f}/s  "
+                      + "  ".join(f"{k} {v:.4f}" for k, v in mean.items()), flush=True)
+            if time.time() - saved > save_every:
+                saved = time.time()
+                self.save()
+                if report:
+                    print(f"{self.name}: {report()}", flush=True)
+        self.save()
+        if report:
+            print(f"{self.name}: done, {self.samples} samples, {report()}", flush=True)
+        return self.average
+
+
+def plot_curve(curve: list[list[float]], path: Path, width: int = 640, height: int = 320) -> None:
+    """The loss against samples seen, both logarithmic, as a PNG."""
+    from PIL import Image, ImageDraw
+    points = [(math.log(max(x, 1)), math.log(max(y, 1e-9))) for x, y in curve[1:]]
+    if len(points) < 2:
+        return
+    image = Image.new("RGB", (width, height), "white")
+    canvas = ImageDraw.Draw(image)
+    (x0, x1), (y0, y1) = ((min(c), max(c)) for c in zip(*points, strict=True))
+    place = [(40 + (x - x0) / (x1 - x0 + 1e-9) * (width - 60), 20 + (y1 - y) / (y1 - y0 + 1e-9) * (height - 60))
+             for x, y in points]
+    canvas.line(place, fill=(30, 80, 200), width=2)
+    canvas.text((40, height - 30), f"samples {curve[1][0]:.0f} .. {curve[-1][0]:.0f} (log)", fill="black")
+    canvas.text((40, 4), f"loss {math.exp(y1):.4f} .. {math.exp(y0):.4f} (log), last {curve[-1][1]:.4f}", fill="black")
+    image.save(path)
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """Mean over the batch of the PSNR of images in 0..1, dB."""
+    return float((-10 * (a - b).square().flatten(1).mean(1).clamp(min=1e-10).log10()).mean())
+
+
+def grid(images: Tensor, path: Path, columns: int = 8) -> None:
+    """Images [B, 3, H, W] in 0..1 as one PNG."""
+    from PIL import Image
+    rows = [torch.cat(list(images[i:i + columns]), 2) for i in range(0, len(images) // columns * columns, columns)]
+    array = (torch.cat(rows, 1).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    Image.fromarray(array).save(path)
+
+
+def chunks(n: int, size: int) -> Iterator[slice]:
+    for i in range(0, n, size):
+        yield slice(i, min(n, i + size))
+
+
+def die(sentence: str) -> None:
+    print(sentence, file=sys.stderr)
+    raise SystemExit(1)
