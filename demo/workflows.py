@@ -1,13 +1,23 @@
-"""The shipped workflows: reading them, and making them short for tests."""
+"""The shipped workflows: reading them, making them short for tests, and deriving the files that people open.
+
+    python demo workflows [NAME ...] [--pictures]
+
+turns every workflows/<name>.api.json, the one file written by hand, into workflows/<name>.json for the page, with the
+widget order that a running engine tells, and makes workflows/<name>.jpg, the thumbnail, from a real run where there is
+none yet.
+"""
 from __future__ import annotations
 
+import argparse
 import copy
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent.parent / "workflows"
 SUFFIX = ".api.json"
+DEMO_CHECKPOINT = "nulltext_demo.safetensors"
 
 Workflow = dict[str, dict[str, Any]]
 
@@ -21,7 +31,9 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Workflow:
-    """A shipped workflow in API format."""
+    """A shipped workflow in API format. FileNotFoundError names the ones there are."""
+    if name not in names():
+        raise FileNotFoundError(f"There is no workflow {name!r}; shipped are: {', '.join(names()) or 'none'}.")
     return json.loads((FOLDER / (name + SUFFIX)).read_text(encoding="utf-8"))
 
 
@@ -39,3 +51,64 @@ def short(workflow: Workflow, steps: int = 3) -> Workflow:
             if key in limits and isinstance(value, int) and not isinstance(value, bool):
                 node["inputs"][key] = min(value, limits[key])
     return workflow
+
+
+def of_class(workflow: Workflow, *classes: str) -> list[str]:
+    """Ids of the nodes of these classes, in order."""
+    return sorted((key for key, node in workflow.items() if node["class_type"] in classes), key=int)
+
+
+def note(name: str, workflow: Workflow) -> str:
+    """The workflow's note: what the file says of itself, then which widgets to change for one's own picture."""
+    said = [node["_meta"]["note"] for _, node in sorted(workflow.items(), key=lambda item: int(item[0]))
+            if node.get("_meta", {}).get("note")]
+    lines = [name.replace("_", " ").capitalize(), *said]
+    loaders = [key for key, node in workflow.items() if node["inputs"].get("ckpt_name") == DEMO_CHECKPOINT]
+    pictures = of_class(workflow, "LoadImage")
+    if loaders:
+        lines += ["", "It runs as it opens, on the small demo checkpoint (128 x 128 scenes of shapes). For a real one: "
+                  f"pick a Stable Diffusion checkpoint in ckpt_name (node {', '.join(sorted(loaders, key=int))})."]
+    if pictures:
+        lines.append(f"Your own picture: choose it in Load Image (node {', '.join(pictures)}), at the size the "
+                     "checkpoint was trained for (512 x 512 for SD 1.x), and write what it shows into the prompt.")
+    return "\n".join(lines)
+
+
+def write_ui(name: str, infos: dict[str, Any]) -> Path:
+    """Write workflows/<name>.json from the API file; it must queue exactly what the API file says."""
+    from . import litegraph
+    workflow = load(name)
+    graph = litegraph.to_ui(workflow, infos, note(name, workflow))
+    if litegraph.to_api(graph, infos) != litegraph.filled(workflow, infos):
+        raise ValueError(f"{name}: the graph would not queue what the API file says.")
+    path = FOLDER / f"{name}.json"
+    path.write_text(json.dumps(graph, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def main(arguments: list[str]) -> int:
+    from . import engines, inputs, run, sheet
+    parser = argparse.ArgumentParser(prog="make workflows", description=__doc__.split("\n\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--pictures", action="store_true", help="make every thumbnail anew")
+    options = parser.parse_args(arguments)
+    inputs.write()
+    chosen = options.names or names()
+    failed = []
+    with engines.running(engines.embedded(), inputs=engines.pictures()) as server:
+        infos = server.client.object_info()
+        for name in chosen:
+            try:
+                print(write_ui(name, infos).relative_to(FOLDER.parent), flush=True)
+                thumbnail = FOLDER / f"{name}.jpg"
+                if options.pictures or not thumbnail.exists():
+                    result = run.queue(server.client, name, load(name))
+                    sheet.thumbnail(run.source_pictures(load(name)), result.images).save(thumbnail, quality=88)
+            except (ValueError, RuntimeError, FileNotFoundError) as error:
+                failed.append(name)
+                print(f"{name}: {error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

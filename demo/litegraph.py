@@ -1,0 +1,205 @@
+"""A workflow in API format as the graph that both pages of ComfyUI open, and back.
+
+The page keeps a node's widgets as a positional list, in the order of the node's inputs, with extra places that only the
+page knows: a control behind every seed, a button behind a picture to upload. `widgets` spells out that order from the
+server's /object_info; `to_ui` and `to_api` are built on it. The 2024 page also keeps a place for a widget that is
+forced to be an input; the modern page drops that place by itself when it reads such a file.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+from .workflows import Workflow, is_link
+
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+SEEDS = ("seed", "noise_seed")
+GAP = (70, 40)  # between columns and rows, in pixels of the page
+NOTE_WIDTH = 380
+
+Info = dict[str, Any]  # one node class of /object_info
+
+
+def inputs_of(info: Info) -> dict[str, tuple[Any, dict]]:
+    """{input name: (type, options)} in the page's order: required, then optional."""
+    found = {}
+    for part in ("required", "optional"):
+        for name, spec in (info["input"].get(part) or {}).items():
+            found[name] = (spec[0], spec[1] if len(spec) > 1 and isinstance(spec[1], dict) else {})
+    return found
+
+
+def is_widget(kind: Any) -> bool:
+    """Whether an input of this type is typed in rather than wired."""
+    return isinstance(kind, list) or kind in WIDGETS
+
+
+def widgets(info: Info) -> list[tuple[str, str | None]]:
+    """The places of `widgets_values`: (place, input name), the name None where only the page knows the place."""
+    places: list[tuple[str, str | None]] = []
+    upload = False
+    for name, (kind, options) in inputs_of(info).items():
+        if not is_widget(kind):
+            continue
+        places.append((name, name))
+        control = options.get("control_after_generate")
+        if control or (kind == "INT" and name in SEEDS):
+            places.append(("control_after_generate", None))
+            if kind != "INT":
+                places.append(("control_filter_list", None))
+        upload = upload or bool(options.get("image_upload"))
+    return [*places, ("upload", None)] if upload else places
+
+
+PAGE_ONLY = {"control_after_generate": "fixed", "control_filter_list": "", "upload": "image"}
+
+
+def default(kind: Any, options: dict) -> Any:
+    """What the page shows in a widget that nobody touched."""
+    if "default" in options:
+        return options["default"]
+    if isinstance(kind, list):
+        return kind[0] if kind else ""
+    if kind == "COMBO":
+        return (options.get("options") or [""])[0]
+    return {"INT": options.get("min", 0), "FLOAT": options.get("min", 0), "BOOLEAN": False}.get(kind, "")
+
+
+def filled(workflow: Workflow, infos: dict[str, Info]) -> Workflow:
+    """The workflow as the page would queue it: widgets that the file leaves out have their defaults."""
+    whole: Workflow = {}
+    for key, node in workflow.items():
+        known = inputs_of(infos[node["class_type"]])
+        unknown = set(node["inputs"]) - set(known)
+        if unknown:
+            raise ValueError(f"Node {key} ({node['class_type']}) has no input named {', '.join(sorted(unknown))}.")
+        values = {name: node["inputs"].get(name, default(kind, options)) for name, (kind, options) in known.items()
+                  if name in node["inputs"] or is_widget(kind) and not options.get("forceInput")}
+        whole[key] = {"class_type": node["class_type"], "inputs": values}
+    return whole
+
+
+def to_ui(workflow: Workflow, infos: dict[str, Info], note: str) -> dict[str, Any]:
+    """The page's graph of a workflow, laid out from left to right, with a note. ValueError for what is not known."""
+    for key, node in workflow.items():
+        if not key.isdigit():
+            raise ValueError(f"Node id {key!r}: the page needs whole numbers.")
+        if node["class_type"] not in infos:
+            raise ValueError(f"Node {key}: the engine does not know {node['class_type']}.")
+    whole = filled(workflow, infos)
+    nodes = {key: _node(key, node, infos[node["class_type"]], workflow[key].get("_meta", {}))
+             for key, node in whole.items()}
+    links: list[list[Any]] = []
+    for key, node in whole.items():
+        for slot, entry in enumerate(nodes[key]["inputs"]):
+            value = node["inputs"].get(entry["name"])
+            if not is_link(value, whole):
+                continue
+            source, output = nodes[str(value[0])]["outputs"], int(value[1])
+            number = len(links) + 1
+            links.append([number, int(value[0]), output, int(key), slot, entry["type"]])
+            entry["link"] = number
+            source[output]["links"].append(number)
+    order = _layout(whole, nodes)
+    for position, key in enumerate(order):
+        nodes[key]["order"] = position
+    listed = [nodes[key] for key in sorted(nodes, key=int)]
+    listed.append(_note(max(map(int, nodes)) + 1, note, len(order)))
+    return {"last_node_id": listed[-1]["id"], "last_link_id": len(links), "nodes": listed, "links": links, "groups": [],
+            "config": {}, "extra": {}, "version": 0.4}
+
+
+def to_api(graph: dict[str, Any], infos: dict[str, Info]) -> Workflow:
+    """What the page would queue for this graph (its own notes left out)."""
+    ends = {link[0]: [str(link[1]), link[2]] for link in graph["links"]}
+    workflow: Workflow = {}
+    for node in graph["nodes"]:
+        if node["type"] == "Note":
+            continue
+        places = widgets(infos[node["type"]])
+        values = node.get("widgets_values") or []
+        if len(values) != len(places):
+            raise ValueError(f"Node {node['id']} ({node['type']}) keeps {len(values)} widget values, the page reads "
+                             f"{len(places)}.")
+        known = inputs_of(infos[node["type"]])
+        inputs = {name: value for (_, name), value in zip(places, values, strict=True)
+                  if name is not None and not known[name][1].get("forceInput")}
+        inputs.update({entry["name"]: ends[entry["link"]] for entry in node.get("inputs", ()) if entry.get("link")})
+        workflow[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return workflow
+
+
+def _node(key: str, node: dict, info: Info, meta: dict) -> dict[str, Any]:
+    known = inputs_of(info)
+    wired = [name for name, (kind, options) in known.items() if not is_widget(kind) or options.get("forceInput")]
+    # a widget that is wired instead becomes an input, at the end
+    converted = [name for name, value in node["inputs"].items() if name not in wired and isinstance(value, list)]
+    entries = []
+    for name in wired + converted:
+        kind, _ = known[name]
+        entry: dict[str, Any] = {"name": name, "type": "COMBO" if isinstance(kind, list) else kind, "link": None}
+        if is_widget(kind):
+            entry["widget"] = {"name": name}
+        entries.append(entry)
+    values = []
+    for place, name in widgets(info):
+        value = PAGE_ONLY[place] if name is None else node["inputs"].get(name, default(*known[name]))
+        values.append(default(*known[name]) if name is not None and isinstance(value, list) else value)
+    names = info.get("output_name") or info["output"]
+    outputs = [{"name": name, "type": "COMBO" if isinstance(kind, list) else kind, "links": [], "slot_index": slot}
+               for slot, (kind, name) in enumerate(zip(info["output"], names, strict=True))]
+    pack = "nulltext" if node["class_type"].startswith("NullText_") else "comfy-core"
+    result = {"id": int(key), "type": node["class_type"], "pos": [0, 0], "size": _size(info, entries, outputs),
+              "flags": {}, "order": 0, "mode": 0, "inputs": entries, "outputs": outputs,
+              "properties": {"Node name for S&R": node["class_type"], "cnr_id": pack}, "widgets_values": values}
+    title = meta.get("title")
+    if title and title not in (info.get("display_name"), node["class_type"]):
+        result["title"] = title
+    return result
+
+
+def _size(info: Info, entries: list, outputs: list) -> list[int]:
+    """Room for slots and widgets, and for the picture that a picture node shows."""
+    known = inputs_of(info)
+    height, width = 30 + 21 * max(len(entries), len(outputs)), 300
+    for place, name in widgets(info):
+        tall = name is not None and known[name][0] == "STRING" and known[name][1].get("multiline")
+        height += 110 if tall else 26
+        width = max(width, 380 if tall else 0, 150 + 8 * len(place))
+    if info["name"] in ("LoadImage", "SaveImage", "PreviewImage"):
+        height += 300
+    elif info.get("output_node"):
+        height += 180  # a text or a picture that the node shows
+    return [width, height]
+
+
+def _layout(workflow: Workflow, nodes: dict[str, dict]) -> list[str]:
+    """Set every node's `pos`: columns by distance from the sources, rows by what feeds them. Ids in run order."""
+    parents = {key: [str(value[0]) for value in node["inputs"].values() if is_link(value, workflow)]
+               for key, node in workflow.items()}
+    depth: dict[str, int] = {}
+
+    def column(key: str, path: tuple[str, ...] = ()) -> int:
+        if key in path:
+            raise ValueError(f"The workflow has a loop through node {key}.")
+        if key not in depth:
+            depth[key] = max((column(parent, (*path, key)) + 1 for parent in parents[key]), default=0)
+        return depth[key]
+
+    order = sorted(workflow, key=lambda key: (column(key), int(key)))
+    x = 40 + NOTE_WIDTH + GAP[0]
+    for level in range(max(depth.values()) + 1):
+        members = [key for key in order if depth[key] == level]
+        heights = {key: sum(nodes[p]["pos"][1] for p in parents[key]) / max(len(parents[key]), 1) for key in members}
+        y = 60
+        for key in sorted(members, key=lambda key: (heights[key], int(key))):
+            nodes[key]["pos"] = [x, y]
+            y += nodes[key]["size"][1] + GAP[1]
+        x += max(nodes[key]["size"][0] for key in members) + GAP[0]
+    return order
+
+
+def _note(number: int, text: str, order: int) -> dict[str, Any]:
+    height = 80 + 17 * sum(1 + len(line) // 52 for line in text.splitlines())
+    return {"id": number, "type": "Note", "pos": [40, 60], "size": [NOTE_WIDTH, height], "flags": {}, "order": order,
+            "mode": 0, "inputs": [], "outputs": [], "title": "Read me", "properties": {"text": ""},
+            "widgets_values": [text], "color": "#432", "bgcolor": "#653"}
