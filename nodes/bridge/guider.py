@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
+import torch
 from torch import Tensor
 
+from ...samplers.inversion import Inversion
+from ...samplers.replay import null_embedding_at
 from .engine import get
+from .sampler import is_euler, is_own, sampler_name
 
 
 @functools.cache
@@ -62,8 +67,6 @@ def replace_embedding(conds: list[dict], embedding: Tensor) -> list[dict]:
     """Processed conditions with their text embedding [B or 1, T, D] replaced; everything else is kept.
 
     ValueError if several conditions stand there: one embedding can't stand for them all."""
-    import copy
-
     if len(conds) != 1:
         raise ValueError(
             "Where a null embedding replaces the negative prompt, that must be one plain prompt: not combined, not "
@@ -75,3 +78,60 @@ def replace_embedding(conds: list[dict], embedding: Tensor) -> list[dict]:
     out["model_conds"] = {**out["model_conds"], "c_crossattn": text}
     out["cross_attn"] = embedding
     return [out]
+
+
+@functools.cache
+def null_text_guider_class() -> type:
+    """The guider behind `null_text_guider`."""
+    samplers = get("samplers")
+
+    class NullTextGuider(guider_class()):
+        def __init__(self, model, inversion: Inversion, cfg: float):
+            super().__init__(model)
+            self.inversion = inversion
+            self.set_cfg(cfg)
+
+        def sample(self, noise, latent_image, sampler, sigmas, *args, **kwargs):
+            check_way_back(self.inversion, sampler, sigmas)
+            return super().sample(noise, latent_image, sampler, sigmas, *args, **kwargs)
+
+        def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006 (the engine's signature)
+            embedding = null_embedding_at(self.inversion, timestep.max())
+            negative = self.conds.get("negative")
+            if embedding is not None and negative is not None:
+                if len(embedding) not in (1, len(x)):
+                    raise ValueError(f"The inversion holds {len(embedding)} images, and {len(x)} are sampled: use its own latent.")
+                negative = replace_embedding(negative, embedding.to(x))
+            return samplers.sampling_function(
+                self.inner_model, x, timestep, negative, self.conds["positive"], self.cfg, model_options=model_options, seed=seed
+            )
+
+    return NullTextGuider
+
+
+def null_text_guider(model, inversion: Inversion, positive: list, negative: list | None, cfg: float | None = None):
+    """GUIDER whose null branch is the inversion's embedding of each step (the negative prompt where it has none).
+
+    cfg None: the inversion's. At cfg 1 the null branch is not asked."""
+    guider = null_text_guider_class()(model, inversion, inversion.cfg if cfg is None else cfg)
+    guider.inner_set_conds({"positive": positive, **({} if negative is None else {"negative": negative})})
+    return guider
+
+
+def check_way_back(inversion: Inversion, sampler, sigmas: Tensor) -> None:
+    """ValueError unless this SAMPLER on these SIGMAS walks the inversion's own grid back."""
+    if is_own(sampler):
+        return
+    if inversion.pivot in ("exact_pair", "edit_friendly"):
+        raise ValueError(
+            f"An inversion by {inversion.pivot.replace('_', ' ')} has its own way back, and the sampler "
+            f"{sampler_name(sampler)} is another: wire the sampler of Inversion Parts."
+        )
+    if not is_euler(sampler):
+        raise ValueError(
+            f"The sampler {sampler_name(sampler)} does not walk the steps of this inversion back: use euler, or the "
+            "sampler of Inversion Parts."
+        )
+    own, given = inversion.sigmas, sigmas.detach().float().cpu()
+    if len(given) > len(own) or not torch.allclose(own[len(own) - len(given) :], given, rtol=1e-4, atol=1e-6):
+        raise ValueError("These sigmas are not the inversion's: wire the sigmas of Inversion Parts.")

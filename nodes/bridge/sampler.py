@@ -86,9 +86,12 @@ def own_sampler_class() -> type:
             if holds_itself:
                 options |= {"mask": denoise_mask, "source": latent_image}
             # the seed itself made the start's noise: the loop's own draws must not repeat it
-            return self.function(
-                denoise, x, sigmas, process=process, noise=gaussian(x, (seed or 0) + 1), callback=step, **options
+            x = self.function(
+                denoise, x, sigmas, process=process, noise=gaussian(x, seed or 0), callback=step, **options
             )
+            if denoise_mask is None:
+                return x
+            return x * denoise_mask + (known(sigmas[-1]) if sigmas[-1] > 0 else latent_image) * (1 - denoise_mask)
 
     return OwnSampler
 

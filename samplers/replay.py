@@ -1,0 +1,54 @@
+"""The way back from an INVERSION: which sampler walks it, from where, and which null embedding belongs to a sigma.
+
+Starting at step k of the trajectory instead of at the noise end keeps more of the source: the edit's strength is the
+share (N - k)/N of the steps that are walked anew (SDEdit's dial, on the inverted trajectory instead of on fresh noise).
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from .core import Sigma, step_of
+from .inversion import Inversion
+from .ode import sample_euler
+from .pivots import sample_edit_friendly, sample_exact_pair
+
+
+def first_step(strength: float, steps: int) -> int:
+    """The step k at which a walk of that strength begins: 0 for strength 1, `steps` (nothing to walk) for 0.
+
+    ValueError outside 0..1."""
+    if not 0 <= strength <= 1:
+        raise ValueError(f"The strength lies between 0 (the source) and 1 (all steps); got {strength:g}.")
+    return steps - round(strength * steps)
+
+
+def way_back(inversion: Inversion, first: int = 0) -> tuple[Callable, Tensor, Tensor, dict]:
+    """(sampler, x [B, C, ...] at sigmas[0], sigmas, options) that bring trajectory[first] back to the source.
+
+    With the denoiser of the inversion and no edit the exact pair and the recorded residuals return it but for
+    rounding, a converged fixed point nearly, DDIM as closely as its steps are small."""
+    x, sigmas = inversion.trajectory[first], inversion.sigmas[first:]
+    if inversion.pivot == "edit_friendly":
+        options = {"residuals": inversion.residuals[first:], "eta": float(inversion.metadata.get("eta", 1.0))}
+        return sample_edit_friendly, x, sigmas, options
+    if inversion.pivot == "exact_pair" and len(sigmas) > 2:
+        pair = inversion.trajectory[first:first + 2] if first else inversion.pair
+        options = {"pair": pair, "gamma": inversion.metadata.get("gamma")}
+        return sample_exact_pair, x, sigmas, options
+    return sample_euler, x, sigmas, {}
+
+
+def calls_back(inversion: Inversion, first: int = 0) -> int:
+    """Network calls of `way_back`: one per step, one less for a pair."""
+    left = inversion.steps - first
+    return max(left - (inversion.pivot == "exact_pair" and left > 1), 0)
+
+
+def null_embedding_at(inversion: Inversion, sigma: Sigma) -> Tensor | None:
+    """The null embedding [B, T, D] of the step that sigma lies in, None if the inversion has none."""
+    if inversion.null_embeddings is None:
+        return None
+    step = int(step_of(sigma, inversion.sigmas) + 1e-4)  # a level is its own step, rounding aside
+    return inversion.null_embeddings[min(step, inversion.steps - 1)]

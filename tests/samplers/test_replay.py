@@ -1,0 +1,56 @@
+"""The way back from an INVERSION on the closed-form denoiser."""
+import pytest
+import torch
+from nulltext.samplers import pivots
+from nulltext.samplers.core import FLOW, VE, gaussian
+from nulltext.samplers.inversion import Inversion
+from nulltext.samplers.mixture import GaussianMixture
+from nulltext.samplers.replay import calls_back, first_step, null_embedding_at, way_back
+
+MIXTURE = GaussianMixture(torch.tensor([[-1.0, 0.5], [1.5, -1.0]]).double().view(2, 2, 1, 1), 0.8, torch.tensor([0.4, 0.6]))
+SIGMAS = {"ve": torch.linspace(2, 0, 11) ** 2, "flow": torch.linspace(1, 0, 11)}
+
+
+def denoiser(process, counter=None):
+    def denoise(x, sigma):
+        if counter is not None:
+            counter.append(float(sigma))
+        return MIXTURE.denoise(x.double(), sigma, process).to(x)
+    return denoise
+
+
+def made(pivot, process):
+    x0, sigmas = MIXTURE.sample(3, torch.Generator().manual_seed(0)).float(), SIGMAS[process.name]
+    options = {"noise": gaussian(x0, 1)} if pivot == "edit_friendly" else {}
+    out = getattr(pivots, f"invert_{pivot}")(denoiser(process), x0, sigmas, process=process, **options)
+    return Inversion(sigmas, out.trajectory, process=process.name, pivot=pivot, pair=out.pair, residuals=out.residuals)
+
+
+@pytest.mark.parametrize("first", [0, 4, 8, 9])
+@pytest.mark.parametrize("process", [VE, FLOW])
+@pytest.mark.parametrize(("pivot", "tolerance"), [("exact_pair", 1e-4), ("edit_friendly", 1e-5), ("fixed_point", 1e-2)])
+def test_way_back_from_any_step(pivot, tolerance, process, first):
+    inversion, counter = made(pivot, process), []
+    sample, x, sigmas, options = way_back(inversion, first)
+    out = sample(denoiser(process, counter), x, sigmas, process=process, noise=None, **options)
+    # the last step alone has no pair to start from: an Euler step stands in
+    loose = 0.2 if pivot == "exact_pair" and first == 9 else tolerance
+    assert (out - inversion.source).abs().max() < loose
+    assert len(counter) == calls_back(inversion, first)
+
+
+def test_strength_is_a_share_of_the_steps():
+    assert [first_step(s, 10) for s in (0, 0.25, 0.6, 1)] == [10, 8, 4, 0]
+    for bad in (-0.1, 1.1):
+        with pytest.raises(ValueError, match="strength"):
+            first_step(bad, 10)
+
+
+def test_null_embedding_of_a_sigma():
+    sigmas = torch.tensor([4.0, 2.0, 1.0, 0.0])
+    plain = Inversion(sigmas, torch.zeros(4, 1, 2, 1, 1))
+    assert null_embedding_at(plain, 2.0) is None
+    null = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 1, 5, 2)
+    inversion = plain.replace(null_embeddings=null, correction="null_text", cfg=7.5)
+    at = [float(null_embedding_at(inversion, s).flatten()[0]) for s in (9.0, 4.0, 3.0, 2.0, 2.00001, 1.5, 1.0, 0.1, 0.0)]
+    assert at == [0, 0, 0, 1, 1, 1, 2, 2, 2]
