@@ -1,6 +1,8 @@
 """python demo NAME [arguments]: run a script of demo/ or benchmarks/ inside the pack, loaded as `nulltext`.
 
 The pack's folder never stands on sys.path: its `nodes` would hide ComfyUI's own module of that name."""
+import contextlib
+import importlib
 import importlib.util
 import runpy
 import sys
@@ -19,14 +21,17 @@ def load_pack() -> None:
 
 
 def main(arguments: list[str]) -> None:
-    known = {path.stem: f"nulltext.{folder}.{path.stem}" for folder in ("benchmarks", "demo")
-             for path in sorted((ROOT / folder).glob("*.py")) if not path.stem.startswith("_")}
+    known = {path.stem: folder for folder in ("demo", "benchmarks") for path in sorted((ROOT / folder).glob("*.py"))
+             if not path.stem.startswith("_")}
     if not arguments or arguments[0] not in known:
         sys.exit(f"usage: python demo NAME [arguments]; NAME is one of: {', '.join(sorted(known))}")
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() not in (ROOT, ROOT / "demo")]
     load_pack()
     sys.argv = arguments
-    runpy.run_module(known[arguments[0]], run_name="__main__", alter_sys=True)
+    folder = known[arguments[0]]
+    benchmark = folder == "benchmarks"
+    with importlib.import_module("nulltext.demo.turn").compute() if benchmark else contextlib.nullcontext():
+        runpy.run_module(f"nulltext.{folder}.{arguments[0]}", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

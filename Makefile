@@ -1,0 +1,48 @@
+# Two commands do everything: make demo, make test. Both make the environment in .venv by themselves.
+PYTHON ?= python3.11
+RUN := .venv/bin/python demo
+export OMP_NUM_THREADS ?= 1
+export HF_HUB_OFFLINE ?= 1
+
+# a value given on the command line, as one quoted option
+option = $(if $(value $(1)),--$(2) '$(subst ','\'',$(value $(1)))')
+
+.PHONY: help demo demo-all test serve workflows bench train env lock
+
+help:
+	@echo "make demo        a picture inverted and edited in a real ComfyUI; results under output/"
+	@echo '                 make demo IMAGE=photo.jpg PROMPT="a cat" EDIT="a dog" CKPT=model.safetensors'
+	@echo "make demo-all    every shipped workflow"
+	@echo "make test        lint, unit tests, server tests (also on COMFYUI_PATH when it names a ComfyUI)"
+	@echo "make serve       the same ComfyUI with its page, until Ctrl-C"
+	@echo "make workflows   the files for the page, from workflows/*.api.json    make bench NAME=...    make train"
+
+demo: env
+	@$(RUN) run $(call option,IMAGE,image) $(call option,PROMPT,prompt) $(call option,EDIT,edit) \
+		$(call option,CKPT,checkpoint) $(call option,SIZE,size) $(call option,ENGINE,engine) $(ARGS)
+
+demo-all: env
+	@$(RUN) run --all $(call option,ENGINE,engine) $(ARGS)
+
+test: env
+	@$(PYTHON) requirements/env.py --browser
+	@.venv/bin/python tests/run.py $(ARGS)
+
+serve: env
+	@$(RUN) serve $(call option,ENGINE,engine) $(call option,PORT,port) $(ARGS)
+
+workflows: env
+	@$(RUN) workflows $(NAME) $(ARGS)
+
+bench: env
+	@$(RUN) $(or $(NAME),$(error say which: make bench NAME=inversion)) $(ARGS)
+
+train: env
+	@$(RUN) train $(ARGS)
+
+env:
+	@$(PYTHON) requirements/env.py
+
+lock:
+	uv pip compile --quiet --no-emit-index-url --no-header --python-version 3.11 $(ARGS) \
+		requirements/env.in -o requirements/env.txt
