@@ -1,7 +1,8 @@
 """The demo model's three networks in plain torch, with the parameter names of a Stable Diffusion 1 checkpoint.
 
-The trainer needs neither ComfyUI nor its in-place operations; that these compute what ComfyUI's own modules compute from
-the same file is held by tests/nodes/family/test_networks.py. Sizes: UNet 5.9M, text encoder 0.3M, autoencoder (TAESD's shape) 2.5M.
+The trainer needs neither ComfyUI nor its in-place operations; that these compute what ComfyUI's own modules compute
+from the same file is held by tests/nodes/family/test_networks.py. Sizes: UNet 5.9M, text encoder 0.3M, autoencoder
+(TAESD's shape) 2.5M parameters.
 """
 from __future__ import annotations
 
@@ -93,8 +94,8 @@ class Indexed(nn.Module):
 class AutoEncoder(nn.Module):
     """Images in 0..1 <-> latents [B, 4, H/8, W/8] of about unit variance.
 
-    TAESD's shape is fixed, for ComfyUI to detect it, and heavy for a CPU. `SLIM_SIZE` is the same net with fewer channels
-    and blocks; `widened` writes it into TAESD's shape with zeros (a block of zeros passes a positive input through), so
+    TAESD's shape is fixed, for ComfyUI to detect it, and heavy for a CPU. `SLIM_SIZE` is the same net with fewer
+    channels and blocks; `widened` writes it into TAESD's shape with zeros (a block of zeros passes a positive input through), so
     a slim net trains several times faster and computes exactly the same."""
 
     def __init__(self, size=TAESD_SIZE):

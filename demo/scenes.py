@@ -1,6 +1,6 @@
-"""Scenes of known shape, colour, place and texture, drawn with signed distance functions: the ground truth of every figure.
+"""Scenes of known shape, colour, place and texture, drawn with signed distance functions: every figure's ground truth.
 
-A scene is a row of integer attributes plus a row of nuisance numbers in [0, 1) (exact position, light, stripe angle, ...).
+A scene is a row of integer attributes plus a row of nuisance numbers in [0, 1) (exact position, light, stripe angle).
 Drawing is a pure function of the two, so "the same scene with one attribute changed" is exact, and everything is
 deterministic by seed. Runs on CPU and GPU; images are [B, 3, H, W] in 0..1.
 """

@@ -1,4 +1,4 @@
-"""Trains the demo model from nothing: `python -m demo.train all`, or one stage at a time.
+"""Trains the demo model from nothing: `python demo train all` (or `make train`), or one stage at a time.
 
 Each stage runs for --minutes, saves its EMA weights into .training/ and can be called again to go on. The autoencoder
 is frozen once the diffusion has begun: its latents are what everything above it has learnt.
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import captions, nets, scenes
+from .model import TextToImage, empty_rows, generate
 from .training import STATE, Trainer, chunks, die, grid, precision, psnr
 
 
@@ -53,7 +54,8 @@ def train_autoencoder(device: torch.device, minutes: float, batch: int, slim: bo
         error = out - image
         edges = (error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean())
         flat = z.transpose(0, 1).flatten(1)
-        shape = flat.mean(1).square().mean() + (flat.std(1) - 1).square().mean() + (z.abs() - 2.6).clamp(min=0).square().mean()
+        shape = flat.mean(1).square().mean() + (flat.std(1) - 1).square().mean()
+        shape = shape + (z.abs() - 2.6).clamp(min=0).square().mean()
         return {"loss": error.abs().mean() + 6 * error.square().mean() + .5 * edges + .05 * shape,
                 "mse": error.square().mean(), "shape": shape}
 
@@ -77,19 +79,11 @@ def load_autoencoder(device: torch.device, folder=STATE) -> nets.AutoEncoder:
             net.load_state_dict(load_file(folder / f"{name}.safetensors"))
             break
     else:
-        die("There is no trained autoencoder yet: run `python -m demo.train autoencoder` first.")
+        die("There is no trained autoencoder yet: run `python demo train autoencoder` first.")
     return net.eval().requires_grad_(False)
 
 
 # --------------------------------------------------------------------------------------------------- diffusion
-
-class TextToImage(nn.Module):
-    """Text encoder and UNet, trained together."""
-
-    def __init__(self):
-        super().__init__()
-        self.text, self.unet = nets.TextEncoder(), nets.UNet()
-
 
 class Latents:
     """A pool of encoded scenes on the device, refreshed a little at a time so that no scene is seen often."""
@@ -133,9 +127,7 @@ def caption_rows(batch: scenes.Scenes, draws: torch.Generator) -> tuple[Tensor, 
 
     rows = torch.where((rows > 2) & chance(.1, 1) & chance(.12, rows.shape[1]), 0, rows)
     empty = chance(.1)
-    nothing = torch.full_like(rows[0], 2)
-    nothing[0] = 1
-    return torch.where(empty[:, None], nothing, rows), torch.where(empty[:, None, None], 0, words)
+    return torch.where(empty[:, None], empty_rows(n, device), rows), torch.where(empty[:, None, None], 0, words)
 
 
 def map_loss(maps: dict[str, Tensor], words: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
@@ -165,7 +157,8 @@ def train_diffusion(device: torch.device, minutes: float, batch: int, pool: int,
     unet = torch.compile(net.unet) if device.type == "cuda" else net.unet
     text = torch.compile(net.text) if device.type == "cuda" else net.text
     refresh = max(1, batch // 16)
-    print(f"diffusion: pool of {len(latents.latent)} scenes, latent std {latents.latent[:4096].float().std():.3f}", flush=True)
+    spread = latents.latent[:4096].float().std()
+    print(f"diffusion: pool of {len(latents.latent)} scenes, latent std {spread:.3f}", flush=True)
 
     def step(i):
         if i % 16 == 15:
@@ -194,29 +187,6 @@ def train_diffusion(device: torch.device, minutes: float, batch: int, pool: int,
     return trainer.run(step, batch, report)
 
 
-@torch.no_grad()
-def generate(net: TextToImage, autoencoder: nn.Module, batch: scenes.Scenes, steps: int, cfg: float, seed: int) -> Tensor:
-    """Images for the full captions of `batch` by DDIM on uniform timesteps (ComfyUI's `ddim_uniform` has the same spirit)."""
-    device = batch.count.device
-    rows, _ = captions.token_rows(*captions.phrases(batch))
-    nothing = torch.full_like(rows, 2)
-    nothing[:, 0] = 1
-    context = net.text(torch.cat([rows, nothing]))
-    table = nets.sigmas().to(device)
-    times = torch.linspace(999, 0, steps + 1, device=device).round().long()[:-1]
-    x = torch.randn(len(batch), 4, 16, 16, generator=torch.Generator().manual_seed(seed)).to(device) * table[times[0]]
-    for i, t in enumerate(times):
-        s = table[t]
-        a = (1 + s * s).rsqrt()
-        v = net.unet((a * x).repeat(2, 1, 1, 1), t.expand(2 * len(batch)), context)
-        denoised = a * a * x.repeat(2, 1, 1, 1) - s * a * v
-        cond, uncond = denoised.chunk(2)
-        denoised = uncond + cfg * (cond - uncond)
-        following = table[times[i + 1]] if i + 1 < steps else 0 * s
-        x = denoised + following / s * (x - denoised)
-    return autoencoder.decode(x).clamp(0, 1)
-
-
 def pack(figures: dict | None = None) -> None:
     """Write models/nulltext_demo.safetensors from what was trained, with its metadata."""
     from safetensors import safe_open
@@ -230,11 +200,12 @@ def pack(figures: dict | None = None) -> None:
     state = load_file(STATE / "diffusion.safetensors")
     with safe_open(STATE / "diffusion.safetensors", "pt") as f:
         samples = int(f.metadata()["samples"])
-    part = {name: {k[len(name) + 1:]: v for k, v in state.items() if k.startswith(name + ".")} for name in ("text", "unet")}
+    part = {name: {k[len(name) + 1:]: v for k, v in state.items() if k.startswith(name + ".")}
+            for name in ("text", "unet")}
     config = {"channels": nets.CHANNELS, "context": nets.CONTEXT, "heads": nets.HEADS,
               "betas": [nets.LINEAR_START, nets.LINEAR_END]}
-    write_checkpoint(CHECKPOINT, part["unet"], part["text"], nets.widened(autoencoder.state_dict()), captions.VOCABULARY,
-                     prediction="v", latent_rgb=factors,
+    write_checkpoint(CHECKPOINT, part["unet"], part["text"], nets.widened(autoencoder.state_dict()),
+                     captions.VOCABULARY, prediction="v", latent_rgb=factors,
                      metadata={"config": config, "samples_seen": samples, "map_layers": list(nets.MAP_LAYERS),
                                "attention_loss": "0.01 x -log share of attention inside the named object's mask",
                                "figures": figures or {}})

@@ -1,4 +1,4 @@
-"""What every training of the demo shares: a timed, resumable loop with EMA, progress, a loss curve and a polite pause."""
+"""What every training of the demo shares: a timed, resumable loop with EMA, progress, a loss curve, a polite pause."""
 from __future__ import annotations
 
 import contextlib
@@ -20,7 +20,7 @@ STATE = Path(__file__).resolve().parent.parent / ".training"
 
 
 def wait_for_turn() -> None:
-    """Block while `make test`, `demo` or `bench` holds the compute lock: two compute jobs on two cores starve each other."""
+    """Block while `make test`, `demo` or `bench` holds the compute lock: two compute jobs starve each other."""
     STATE.mkdir(exist_ok=True)
     with open(STATE / "compute.lock", "a") as handle:
         fcntl.flock(handle, fcntl.LOCK_SH)
@@ -50,12 +50,12 @@ class Trainer:
             self._load()
         self.average = copy.deepcopy(net).requires_grad_(False)
         self.decay = ema
-        fused = next(net.parameters()).is_cuda
-        self.optimiser = torch.optim.AdamW(net.parameters(), lr=lr, betas=(.9, .99), weight_decay=weight_decay, fused=fused)
+        self.optimiser = torch.optim.AdamW(net.parameters(), lr=lr, betas=(.9, .99), weight_decay=weight_decay,
+                                           fused=next(net.parameters()).is_cuda)
 
     def _load(self) -> None:
         with safe_open(self.path, "pt") as f:
-            state = {k: f.get_tensor(k) for k in f.keys()}
+            state = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
             meta = f.metadata()
         self.net.load_state_dict(state)
         self.samples, self.curve = int(meta["samples"]), json.loads(meta["curve"])
@@ -101,8 +101,8 @@ class Trainer:
                 log = {}
                 self.curve.append([self.samples, round(mean["loss"], 6)])
                 bar = "#" * int(20 * elapsed / self.seconds)
-                print(f"{self.name} [{bar:<20}] {elapsed:5.0f}/{self.seconds:.0f} s  step {i}  {i * batch / elapsed:.0f}/s  "
-                      + "  ".join(f"{k} {v:.4f}" for k, v in mean.items()), flush=True)
+                print(f"{self.name} [{bar:<20}] {elapsed:5.0f}/{self.seconds:.0f} s  step {i}  "
+                      f"{i * batch / elapsed:.0f}/s  " + "  ".join(f"{k} {v:.4f}" for k, v in mean.items()), flush=True)
             if time.time() - saved > save_every:
                 saved = time.time()
                 self.save()

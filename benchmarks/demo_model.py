@@ -1,0 +1,112 @@
+"""How well the demo model does what its captions say, by the probe: `make bench NAME=demo_model`."""
+from __future__ import annotations
+
+import sys
+
+import torch
+import torch.nn.functional as F
+
+from ..demo import captions, nets, probe, scenes
+from ..demo.checkpoint import CHECKPOINT
+from ..demo.model import denoiser, empty_rows, generate, load
+from ..demo.training import psnr
+from ..samplers.core import guided
+from .harness import Bench, seconds, table
+
+
+def draw_seed(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def following(bench: Bench, key: str, truth: scenes.Scenes, score) -> dict[str, float]:
+    """Mean of `score(reading, scenes)`'s 0/1 columns over images generated from the full captions of `truth`."""
+    net, autoencoder = load()
+    judge = probe.load("conv")
+
+    def compute(indices):
+        part = truth[torch.tensor(indices)]
+        images = generate(net, autoencoder, part, 5 if bench.quick else 30, 5.0, seed=1000 + indices[0])
+        columns = score(probe.read(judge, images), part)
+        return [{k: int(v[i]) for k, v in columns.items()} for i in range(len(indices))]
+
+    rows = bench.each(key, range(len(truth)), compute, batch=16)
+    return {k: sum(row[k] for row in rows) / len(rows) for k in rows[0]}
+
+
+def one_object(reading: probe.Reading, truth: scenes.Scenes) -> dict[str, torch.Tensor]:
+    out = {name: reading.at_place(name) == getattr(truth, name)[:, 0] for name in ("colour", "shape")}
+    out |= {name: getattr(reading, name) == getattr(truth, name) for name in ("background", "texture")}
+    out["place"] = reading.place == truth.place[:, 0]
+    out["pair"] = out["colour"] & out["shape"]
+    return out
+
+
+def two_objects(reading: probe.Reading, truth: scenes.Scenes) -> dict[str, torch.Tensor]:
+    """Both colours at their own places, an object seen at each."""
+    right = torch.ones(len(truth), dtype=torch.bool)
+    for i in range(2):
+        at = truth.place[:, i]
+        right &= reading.present.gather(1, at[:, None])[:, 0] > .5
+        right &= reading.at_place("colour", at) == truth.colour[:, i]
+    return {"two_objects": right}
+
+
+@torch.no_grad()
+def attention(truth: scenes.Scenes, layers=nets.MAP_LAYERS) -> tuple[float, float]:
+    """Mass per pixel inside the object's mask over outside, and the share of maps whose peak is inside.
+
+    Colour and shape words, averaged over the layers and t in 100..500."""
+    net, autoencoder = load()
+    image, mask = scenes.draw(truth)
+    rows, words = captions.token_rows(*captions.phrases(truth))
+    latent, context, sigma = autoencoder.encode(image), net.text(rows), nets.sigmas()
+    total = 0
+    for t in range(100, 501, 100):
+        s = sigma[t]
+        a = (1 + s * s).rsqrt()
+        noise = torch.randn(latent.shape, generator=draw_seed(t))
+        _, maps = net.unet(a * (latent + s * noise), torch.full((len(latent),), t), context, tuple(layers))
+        for m in maps.values():
+            side = int(m.shape[1] ** .5)
+            m = m.transpose(1, 2).reshape(len(m), -1, side, side)
+            total = total + F.interpolate(m, size=latent.shape[-2:], mode="bilinear")
+    inside = F.avg_pool2d(mask[:, :1], 8)
+    ratios, peaks = [], []
+    for k in range(2):
+        m = total[torch.arange(len(total)), words[:, 0, k]][:, None]
+        mean_in = (m * inside).sum((1, 2, 3)) / inside.sum((1, 2, 3))
+        mean_out = (m * (1 - inside)).sum((1, 2, 3)) / (1 - inside).sum((1, 2, 3))
+        ratios.append(mean_in / mean_out)
+        peak = m.flatten(1).argmax(1)
+        peaks.append(inside.flatten(1).gather(1, peak[:, None])[:, 0] > .25)
+    return float(torch.cat(ratios).mean()), float(torch.cat(peaks).float().mean())
+
+
+def main(argv: list[str]) -> None:
+    torch.set_num_threads(1)
+    bench = Bench("demo_model", __doc__, argv)
+    n = 16 if bench.quick else 256
+    net, autoencoder = load()
+    single = following(bench, "one_object", scenes.sample(n, draw_seed(21), "held_out", two=0.), one_object)
+    double = following(bench, "two_objects", scenes.sample(n // 2, draw_seed(22), "held_out", two=1.), two_objects)
+    unseen = following(bench, "unseen", scenes.sample(n // 2, draw_seed(23), "unseen", two=0.), one_object)
+    image = scenes.draw(scenes.sample(128, draw_seed(24), "held_out"))[0]
+    quality = psnr(image, torch.cat([autoencoder.decode(autoencoder.encode(p)).clamp(0, 1) for p in image.split(16)]))
+    ratio, peak = attention(scenes.sample(16 if bench.quick else 128, draw_seed(25), "held_out", two=0.))
+    rows = empty_rows(1)
+    step = guided(*(denoiser(net.unet, net.text(rows), nets.sigmas()) for _ in range(2)), 5.0)
+    x = torch.randn(1, 4, 16, 16)
+    with torch.no_grad():
+        step_ms = 1000 * seconds(lambda: step(x, torch.tensor(1.)), 15)
+    figures = {k: single[k] for k in ("colour", "shape", "background", "texture", "place")}
+    figures |= {"two_objects": double["two_objects"], "unseen_pairs": unseen["pair"], "psnr_autoencoder": quality,
+                "attention_ratio": ratio, "attention_peak": peak, "step_ms": step_ms,
+                "file_mb": CHECKPOINT.stat().st_size / 1e6}
+    bars = {"colour": .95, "shape": .9, "background": .95, "texture": .9, "place": .85, "two_objects": .75,
+            "unseen_pairs": .8, "psnr_autoencoder": 30., "attention_ratio": 3., "attention_peak": .8}
+    lines = [[k, float(v), bars.get(k, "")] for k, v in figures.items()]
+    bench.finish(table(("figure", "measured", "to reach"), lines), figures)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

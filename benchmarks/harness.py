@@ -1,0 +1,105 @@
+"""What every benchmark shares: results kept per item so that a run resumes, the predicted time, a table, one JSON line.
+
+    bench = Bench("inversion", description, argv)      # --quick, --fresh
+    rows = bench.each("ddim", items, compute, batch=8)  # compute(list of items) -> list of JSON values
+    bench.finish(table, figures)                        # prints the table, then the figures as the last line
+"""
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+OUTPUT = ROOT / "output" / "bench"
+
+
+class Bench:
+    """One run of one benchmark. Holds the compute lock, so that a training in the background waits."""
+
+    def __init__(self, name: str, description: str, argv: Sequence[str] | None = None):
+        parser = argparse.ArgumentParser(prog=f"make bench NAME={name}", description=description)
+        parser.add_argument("--quick", action="store_true", help="a few items and steps: does it run at all")
+        parser.add_argument("--fresh", action="store_true", help="forget what an earlier run kept")
+        self.args = parser.parse_args(argv)
+        self.name, self.quick = name, self.args.quick
+        OUTPUT.mkdir(parents=True, exist_ok=True)
+        self.path = OUTPUT / f"{name}{'.quick' if self.quick else ''}.json"
+        if self.args.fresh:
+            self.path.unlink(missing_ok=True)
+        self.kept: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
+        state = ROOT / ".training"
+        state.mkdir(exist_ok=True)
+        self._lock = open(state / "compute.lock", "a")  # noqa: SIM115 - held until the process ends
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def _save(self) -> None:
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.kept))
+        temporary.replace(self.path)
+
+    def once(self, key: str, compute: Callable[[], Any]) -> Any:
+        """compute()'s JSON value, kept under `key`."""
+        if key not in self.kept:
+            start = time.perf_counter()
+            self.kept[key] = compute()
+            self._save()
+            print(f"  {key}: {time.perf_counter() - start:.1f} s", flush=True)
+        return self.kept[key]
+
+    def each(self, key: str, items: Sequence, compute: Callable[[list], list], batch: int = 1) -> list:
+        """One JSON value per item, computed in batches; what an earlier run kept is not computed again. After the first
+        batch the time that is left is predicted."""
+        done: list = self.kept.setdefault(key, [])
+        start, first = time.perf_counter(), len(done)
+        while len(done) < len(items):
+            done.extend(compute(list(items[len(done):len(done) + batch])))
+            self._save()
+            each = (time.perf_counter() - start) / (len(done) - first)
+            print(f"  {key}: {len(done)}/{len(items)}, {each * (len(items) - len(done)):.0f} s to go", flush=True)
+        return done[:len(items)]
+
+    def finish(self, table: str, figures: dict[str, Any]) -> None:
+        """Print the table, write the figures beside the kept results, print them as the last line."""
+        print(table)
+        line = json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in figures.items()})
+        self.path.with_suffix(".figures.json").write_text(line + "\n")
+        print(line)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A plain text table; floats with three digits."""
+    cells = [[f"{c:.3f}" if isinstance(c, float) else str(c) for c in row] for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+
+
+def seconds(function: Callable[[], Any], repeats: int = 5) -> float:
+    """Median wall time of function(), after one run that is not counted."""
+    function()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def ratio(a: Callable[[], Any], b: Callable[[], Any], repeats: int = 7) -> float:
+    """Median of time(a)/time(b) over interleaved repeats: absolute times drift on a busy machine, ratios less."""
+    a()
+    b()
+    out = []
+    for _ in range(repeats):
+        t = [time.perf_counter()]
+        for function in (a, b):
+            function()
+            t.append(time.perf_counter())
+        out.append((t[1] - t[0]) / (t[2] - t[1]))
+    return statistics.median(out)

@@ -1,0 +1,65 @@
+"""The demo model outside ComfyUI: its networks as denoisers. For training and benchmarks."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..samplers.core import Denoise, guided
+from ..samplers.ode import sample_euler
+from . import captions, nets
+from .checkpoint import CHECKPOINT, read_part
+from .scenes import Scenes
+
+
+class TextToImage(nn.Module):
+    """Text encoder and UNet, trained together."""
+
+    def __init__(self):
+        super().__init__()
+        self.text, self.unet = nets.TextEncoder(), nets.UNet()
+
+
+def load(path: Path = CHECKPOINT) -> tuple[TextToImage, nets.AutoEncoder]:
+    """The committed networks on the CPU, fp32, frozen. FileNotFoundError without the file."""
+    net, autoencoder = TextToImage(), nets.AutoEncoder()
+    net.text.load_state_dict(read_part(path, "text"))
+    net.unet.load_state_dict(read_part(path, "unet"))
+    autoencoder.load_state_dict(read_part(path, "autoencoder"))
+    return net.eval().requires_grad_(False), autoencoder.eval().requires_grad_(False)
+
+
+def empty_rows(n: int, device=None) -> Tensor:
+    """Rows of the empty caption, [n, 77]."""
+    rows = torch.full((n, captions.LENGTH), 2, device=device)
+    rows[:, 0] = 1
+    return rows
+
+
+def denoiser(unet: nn.Module, context: Tensor, table: Tensor) -> Denoise:
+    """v-prediction as a denoiser; context [B, 77, 128], sigma is taken at the nearest of the 1000 trained levels."""
+    def denoise(x, sigma):
+        s = torch.as_tensor(sigma, device=x.device, dtype=x.dtype)
+        t = (table.log() - s.clamp(min=1e-9).log()).abs().argmin().expand(len(x))
+        a = (1 + s * s).rsqrt()
+        return a * a * x - s * a * unet(a * x, t, context)
+    return denoise
+
+
+def schedule(steps: int, table: Tensor) -> Tensor:
+    """[steps + 1] sigmas at timesteps spaced evenly from 999 down, and 0."""
+    times = torch.linspace(999, 0, steps + 1, device=table.device).round().long()[:-1]
+    return torch.cat([table[times], table.new_zeros(1)])
+
+
+@torch.no_grad()
+def generate(net: TextToImage, autoencoder: nn.Module, scenes: Scenes, steps: int, cfg: float, seed: int) -> Tensor:
+    """Images [B, 3, 128, 128] in 0..1 for the full captions of `scenes`, by DDIM."""
+    device = scenes.count.device
+    table = nets.sigmas().to(device)
+    rows, _ = captions.token_rows(*captions.phrases(scenes))
+    cond, uncond = (denoiser(net.unet, net.text(r), table) for r in (rows, empty_rows(len(rows), device)))
+    sigmas = schedule(steps, table)
+    noise = torch.randn(len(rows), 4, 16, 16, generator=torch.Generator().manual_seed(seed)).to(device)
+    return autoencoder.decode(sample_euler(guided(cond, uncond, cfg), noise * sigmas[0], sigmas)).clamp(0, 1)
