@@ -191,6 +191,11 @@ def step_of(sigma: Sigma, sigmas: Sequence[float] | Tensor) -> float:
     return i + float((table[i] - value) / (table[i] - table[i + 1]))
 
 
+def step_index(sigma: Sigma, sigmas: Sequence[float] | Tensor) -> int:
+    """The step 0..N-1 that sigma lies in; a level belongs to the step that starts there, rounding aside."""
+    return min(int(step_of(sigma, sigmas) + 1e-4), len(sigmas) - 2)
+
+
 def check_descending(sigmas: Tensor) -> None:
     """Raise ValueError unless sigmas is 1-d, has at least two entries, and falls strictly to a last value >= 0."""
     if sigmas.ndim != 1 or len(sigmas) < 2:

@@ -82,7 +82,7 @@ class GaussianMixture:
                   None if self.basis is None else self.basis[chosen], self.weights[chosen], [label] * len(chosen))
         return part
 
-    def _posterior(self, x: Tensor, sigma: Sigma, process: NoiseProcess) -> tuple[Tensor, Tensor]:
+    def posterior(self, x: Tensor, sigma: Sigma, process: NoiseProcess) -> tuple[Tensor, Tensor]:
         """log w_k N(x_s; ...) [B, K] and E[x0 | x_s, k] [B, K, P]."""
         means, variances, weights = (t.to(x) for t in (self.means, self.variances, self.weights))
         s = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1, 1, 1)
@@ -100,7 +100,7 @@ class GaussianMixture:
 
     def denoise(self, x: Tensor, sigma: Sigma, process: NoiseProcess = VE) -> Tensor:
         """D = E[x0 | x_s = x], x [B, D...], sigma >= 0."""
-        log_p, expected = self._posterior(x, sigma, process)
+        log_p, expected = self.posterior(x, sigma, process)
         return (log_p.softmax(1)[..., None] * expected).sum(1).reshape(x.shape)
 
     def denoiser(self, process: NoiseProcess) -> Denoise:
@@ -109,15 +109,15 @@ class GaussianMixture:
 
     def log_prob(self, x: Tensor, sigma: Sigma = 0.0, process: NoiseProcess = VE) -> Tensor:
         """log p(x_s = x), [B]."""
-        return self._posterior(x, sigma, process)[0].logsumexp(1)
+        return self.posterior(x, sigma, process)[0].logsumexp(1)
 
     def responsibilities(self, x: Tensor, sigma: Sigma = 0.0, process: NoiseProcess = VE) -> Tensor:
         """p(mode | x_s = x), [B, K]."""
-        return self._posterior(x, sigma, process)[0].softmax(1)
+        return self.posterior(x, sigma, process)[0].softmax(1)
 
     def log_prob_class(self, x: Tensor, sigma: Sigma = 0.0, process: NoiseProcess = VE) -> Tensor:
         """log p(y | x_s = x), [B, classes], columns in the order of `self.classes`."""
-        log_r = self._posterior(x, sigma, process)[0].log_softmax(1)
+        log_r = self.posterior(x, sigma, process)[0].log_softmax(1)
         labels = torch.tensor(self.labels)
         return torch.stack([log_r[:, labels == label].logsumexp(1) for label in self.classes], 1)
 
