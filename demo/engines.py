@@ -83,14 +83,14 @@ def _version(folder: Path) -> str:
     return "of unknown version"
 
 
-def plant(tree: Path, checkpoint: Path | None = None, inputs: Iterable[Path] = ()) -> Path:
+def plant(tree: Path, checkpoint: Path | None = None, inputs: Iterable[Path] = (), link: bool = True) -> Path:
     """Lay the tree of a server: the pack's link, the model folders, the pictures for LoadImage, one more checkpoint."""
     for name in ("custom_nodes", "models/checkpoints", "models/loras", "models/vae", "models/controlnet", "input",
                  "output", "temp", "user"):
         (tree / name).mkdir(parents=True, exist_ok=True)
-    link = tree / "custom_nodes" / PACK
-    if not link.exists():
-        link.symlink_to(ROOT, target_is_directory=True)
+    pack = tree / "custom_nodes" / PACK
+    if link and not pack.exists():
+        pack.symlink_to(ROOT, target_is_directory=True)
     for picture in inputs:
         shutil.copy(picture, tree / "input" / picture.name)
     if checkpoint is not None:
@@ -115,13 +115,14 @@ def _end_with_parent() -> None:
 class Server:
     """A running engine; `client` talks to it. Use `running`, which stops it on every way out."""
 
-    def __init__(self, engine: Engine, tree: Path, port: int | None = None, extra: Iterable[str] = ()):
+    def __init__(self, engine: Engine, tree: Path, port: int | None = None, extra: Iterable[str] = (),
+                 variables: dict[str, str] | None = None):
         self.engine, self.tree, self.port = engine, tree, port or free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         self.log = tree / "server.log"
         # An engine reads settings from COMFYUI_* variables; those of the caller are not meant for this server.
         env = {k: v for k, v in os.environ.items() if not k.startswith(("COMFYUI_", "PYTHONPATH", "PYTHONHOME"))}
-        env = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **env, "PYTHONUNBUFFERED": "1"}
+        env = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **env, "PYTHONUNBUFFERED": "1", **(variables or {})}
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen([*engine.arguments(tree, self.port), *extra], cwd=tree, env=env, stdout=log,
                                             stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
@@ -159,12 +160,15 @@ class Server:
 
 @contextlib.contextmanager
 def running(engine: Engine, tree: Path | None = None, *, checkpoint: Path | None = None, inputs: Iterable[Path] = (),
-            port: int | None = None, extra: Iterable[str] = ()) -> Iterator[Server]:
-    """A server that answers, on `tree` or on a temporary one, stopped at the end whatever happens."""
+            port: int | None = None, extra: Iterable[str] = (), link: bool = True,
+            variables: dict[str, str] | None = None) -> Iterator[Server]:
+    """A server that answers, on `tree` or on a temporary one, stopped at the end whatever happens.
+
+    `extra` are more arguments, `variables` more environment; link=False leaves custom_nodes/ empty."""
     with contextlib.ExitStack() as stack:
         if tree is None:
             tree = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nulltext-")))
-        server = Server(engine, plant(tree, checkpoint, inputs), port, extra)
+        server = Server(engine, plant(tree, checkpoint, inputs, link), port, extra, variables)
         stack.callback(server.stop)
         yield server.wait()
 

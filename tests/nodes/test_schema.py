@@ -1,0 +1,84 @@
+"""What every node owes the person who wires it: names, words, tooltips, a help page, a workflow."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nulltext
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+NODES = nulltext.NODE_CLASS_MAPPINGS
+USED = {node["class_type"] for path in (ROOT / "workflows").glob("*.api.json")
+        for node in json.loads(path.read_text()).values()}
+
+each = pytest.mark.parametrize("key", sorted(NODES))
+
+
+def test_there_are_nodes():
+    assert NODES, "nodes/__init__.py lists no module"
+    assert set(nulltext.NODE_DISPLAY_NAME_MAPPINGS) == set(NODES)
+    titles = list(nulltext.NODE_DISPLAY_NAME_MAPPINGS.values())
+    assert len(set(titles)) == len(titles), "two nodes share a display name"
+
+
+@each
+def test_names(key):
+    node = NODES[key]
+    assert key == node.ID
+    assert key.startswith("NullText_")
+    assert node.TITLE and key != node.TITLE
+    assert node.CATEGORY.split("/")[0] == "NullText"
+    assert callable(getattr(node, node.FUNCTION))
+
+
+@each
+def test_description_holds_the_search_words(key):
+    node = NODES[key]
+    assert len(node.DESCRIPTION) >= 40
+    missing = [word for word in node.SEARCH_ALIASES if word.lower() not in node.DESCRIPTION.lower()]
+    assert node.SEARCH_ALIASES and not missing, f"not in DESCRIPTION, which old engines search: {missing}"
+
+
+@each
+def test_every_input_and_output_has_a_tooltip(key, engine):
+    node = NODES[key]
+    for part, inputs in node.INPUT_TYPES().items():
+        if part == "hidden":
+            continue
+        for name, spec in inputs.items():
+            assert len(spec) > 1 and len(spec[1].get("tooltip", "")) >= 10, f"{name} has no tooltip"
+    returns = node.RETURN_TYPES
+    if returns:
+        assert len(node.OUTPUT_TOOLTIPS) == len(returns)
+        assert all(len(tip) >= 10 for tip in node.OUTPUT_TOOLTIPS)
+        assert len(getattr(node, "RETURN_NAMES", returns)) == len(returns)
+    else:
+        assert node.OUTPUT_NODE
+
+
+@each
+def test_numbers_have_a_default_inside_their_range(key, engine):
+    for part, inputs in NODES[key].INPUT_TYPES().items():
+        for name, spec in inputs.items() if part != "hidden" else ():
+            if spec[0] in ("INT", "FLOAT"):
+                options = spec[1]
+                assert options["min"] <= options["default"] <= options["max"], name
+            elif isinstance(spec[0], list) and "default" in spec[1]:
+                assert spec[1]["default"] in spec[0], name
+
+
+@each
+def test_help_page(key, engine):
+    page = ROOT / "web" / "docs" / f"{key}.md"
+    assert page.is_file(), f"web/docs/{key}.md is missing"
+    text = page.read_text(encoding="utf-8")
+    assert len(text.split()) >= 40, "a help page says what the node does, when to use it and what each input means"
+    unnamed = [name for part, inputs in NODES[key].INPUT_TYPES().items() if part != "hidden"
+               for name in inputs if name not in text]
+    assert not unnamed, f"the help page does not speak of: {', '.join(unnamed)}"
+
+
+@each
+def test_a_workflow_shows_it(key):
+    assert key in USED, f"no workflow in workflows/ uses {key}"

@@ -1,0 +1,53 @@
+"""Every shipped workflow, queued once with few steps; its page file queues the same; its files are all there."""
+import json
+
+import pytest
+from nulltext.demo import litegraph, workflows
+
+each = pytest.mark.parametrize("name", workflows.names())
+
+
+def test_there_are_workflows():
+    assert workflows.names()
+
+
+@each
+def test_it_runs_and_shows_something(comfy, name):
+    result = comfy.run(comfy.workflow(name, steps=3)).check()
+    assert result.images, "a workflow ends in a picture"
+
+
+@each
+def test_the_page_file_queues_what_the_api_file_says(comfy, name):
+    graph = json.loads((workflows.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    infos, flow = comfy.object_info, workflows.load(name)
+    assert litegraph.to_api(graph, infos) == litegraph.filled(flow, infos), "run `make workflows`"
+    notes = [node["widgets_values"][0] for node in graph["nodes"] if node["type"] == "Note"]
+    assert notes == [workflows.note(name, flow)], "run `make workflows`"
+
+
+@each
+def test_links_join_sockets_of_one_type(comfy, name):
+    graph = json.loads((workflows.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    for _, source, output, target, slot, _ in graph["links"]:
+        given, wanted = nodes[source]["outputs"][output]["type"], nodes[target]["inputs"][slot]["type"]
+        assert "*" in (given, wanted) or given in wanted.split(","), f"{source} gives {given}, {target} wants {wanted}"
+
+
+@each
+def test_it_opens_on_the_demo_checkpoint_and_shipped_pictures(name):
+    flow = workflows.load(name)
+    checkpoints = {node["inputs"]["ckpt_name"] for node in flow.values() if "ckpt_name" in node["inputs"]}
+    real = name.endswith("_sd")  # wired for a real checkpoint; the rest must run as they open
+    assert real or checkpoints == {workflows.DEMO_CHECKPOINT}
+    for key in workflows.of_class(flow, "LoadImage", "LoadImageMask"):
+        assert (workflows.FOLDER / "inputs" / flow[key]["inputs"]["image"]).is_file()
+
+
+@each
+def test_it_has_a_thumbnail(name):
+    from PIL import Image
+    with Image.open(workflows.FOLDER / f"{name}.jpg") as picture:
+        assert picture.format == "JPEG" and min(picture.size) >= 200
+        assert len(picture.convert("L").getcolors(70000)) > 16, "the thumbnail is blank"

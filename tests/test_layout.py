@@ -1,0 +1,101 @@
+"""The arrows of the house: nodes -> nodes/bridge -> samplers, demo and benchmarks on top; files that fit a head."""
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ENGINE = {"comfy", "comfy_extras", "comfy_api", "comfy_execution", "nodes", "node_helpers", "folder_paths", "server",
+          "execution", "latent_preview"}
+#: what a pack has no business with at run time: processes, networks, pickles
+UNSAFE = {"subprocess", "socket", "urllib", "http", "requests", "pickle", "shelve", "marshal", "ctypes", "websocket"}
+LARGEST = 24 * 1024
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+SAMPLERS, BRIDGE = sources("samplers"), sources("nodes/bridge")
+NODES = [path for path in sources("nodes") if path not in BRIDGE]
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imports(path: Path) -> list[tuple[int, str, bool]]:
+    """(relative level, module, whether at the top of the file) of every import, those inside functions too."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    top = set(map(id, tree.body))
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(0, alias.name, id(node) in top) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            modules = [node.module] if node.module else [alias.name for alias in node.names]
+            found += [(node.level, module, id(node) in top) for module in modules]
+    return found
+
+
+def absolute(path: Path) -> set[str]:
+    return {module.split(".")[0] for level, module, _ in imports(path) if level == 0}
+
+
+@pytest.mark.parametrize("path", SAMPLERS, ids=name)
+def test_samplers_know_neither_comfyui_nor_nodes(path):
+    assert not absolute(path) & (ENGINE | UNSAFE | {"nulltext"})
+    depth = len(path.relative_to(ROOT / "samplers").parts)
+    assert all(level <= depth for level, _, _ in imports(path)), "a relative import leaves samplers/"
+
+
+@pytest.mark.parametrize("path", NODES, ids=name)
+def test_nodes_know_comfyui_only_through_the_bridge(path):
+    assert not absolute(path) & (ENGINE | UNSAFE | {"nulltext"})
+    for level, module, _ in imports(path):
+        assert level < 2 or (level == 2 and module.split(".")[0] == "samplers"), f"{'.' * level}{module}"
+
+
+@pytest.mark.parametrize("path", NODES, ids=name)
+def test_nodes_hold_no_mathematics(path):
+    """No torch functions beyond moving and joining tensors, no numerical libraries: samplers/ is where those belong."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    allowed = {"Tensor", "Generator", "from_numpy", "as_tensor", "tensor", "ones", "zeros", "cat", "stack", "is_tensor",
+               "equal", "device", "float32", "long", "bool", "no_grad", "inference_mode", "enable_grad", "manual_seed",
+               "random"}
+    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+            and node.value.id == "torch"}
+    assert used <= allowed, f"torch.{', torch.'.join(sorted(used - allowed))}"
+    assert not [module for _, module, _ in imports(path) if module.startswith(("torch.", "scipy", "einops"))]
+    assert not any(isinstance(node, ast.MatMult) for node in ast.walk(tree))
+
+
+@pytest.mark.parametrize("path", BRIDGE, ids=name)
+def test_the_bridge_imports_comfyui_lazily_and_nothing_above_it(path):
+    assert not absolute(path) & (UNSAFE | {"nulltext"})
+    at_top = {module.split(".")[0] for level, module, top in imports(path) if level == 0 and top}
+    assert not at_top & ENGINE, "importing the pack must need no server"
+    for level, module, _ in imports(path):
+        outside = level == 2 and len(path.relative_to(ROOT / "nodes" / "bridge").parts) == 1
+        assert not outside, f"the bridge stands below the nodes: ..{module}"
+
+
+@pytest.mark.parametrize("path", sources("samplers", "nodes") + [ROOT / "__init__.py"], ids=name)
+def test_the_pack_never_needs_what_stands_on_top(path):
+    for _, module, _ in imports(path):
+        assert not {"demo", "benchmarks", "tests"} & set(module.split("."))
+
+
+@pytest.mark.parametrize("path", sources("samplers", "nodes", "demo", "benchmarks", "tests"), ids=name)
+def test_files_fit_a_head(path):
+    assert path.stat().st_size <= LARGEST
+
+
+def test_the_checks_above_see_what_they_look_for(tmp_path):
+    bad = tmp_path / "bad.py"
+    bad.write_text("def f():\n    import comfy.utils\n    from ..nodes import x\n    from . import engine\n")
+    assert imports(bad) == [(0, "comfy.utils", False), (2, "nodes", False), (1, "engine", False)]
+    assert absolute(bad) == {"comfy"}
+    assert len(SAMPLERS) > 10 and len(BRIDGE) > 5 and len(NODES) > 1
