@@ -1,7 +1,12 @@
 """Every technique is a module with a tuple NODES; ComfyUI's two mappings are made from them."""
 from importlib import import_module
 
-MODULES = ()
+MODULES = (
+    "prompt",
+    "inversion",
+    "null_text",
+    "inversion_files",
+)
 
 _CLASSES = [cls for name in MODULES for cls in import_module(f".{name}", __name__).NODES]
 

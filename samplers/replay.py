@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from .core import Sigma, step_of
+from .core import Sigma, step_index
 from .inversion import Inversion
 from .ode import sample_euler
 from .pivots import sample_edit_friendly, sample_exact_pair
@@ -50,5 +50,4 @@ def null_embedding_at(inversion: Inversion, sigma: Sigma) -> Tensor | None:
     """The null embedding [B, T, D] of the step that sigma lies in, None if the inversion has none."""
     if inversion.null_embeddings is None:
         return None
-    step = int(step_of(sigma, inversion.sigmas) + 1e-4)  # a level is its own step, rounding aside
-    return inversion.null_embeddings[min(step, inversion.steps - 1)]
+    return inversion.null_embeddings[step_index(sigma, inversion.sigmas)]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...samplers.core import Denoise, Sigma
 from .engine import Progress, get, process_of, sigma_range
-from .gradients import grad_mode, normal
+from .gradients import grad_mode, keep_from_underflow, normal
 from .guider import guider_class, replace_embedding
 
 
@@ -89,7 +89,18 @@ class Run:
                 x.float(), self._timestep(x, sigma), [replace_embedding(conds, embedding)], options
             )[0]
 
-        return net
+        def scaled(x, sigma, embedding):
+            differentiating = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+            if differentiating and self.compute_dtype == torch.float16:
+                return keep_from_underflow(net)(x, sigma, embedding)
+            return net(x, sigma, embedding)
+
+        return scaled
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the network computes in, whatever its weights are stored in."""
+        return self.model.manual_cast_dtype or self.model.get_dtype()
 
     @contextlib.contextmanager
     def gradients(self, checkpoint: bool = False) -> Iterator[None]:

@@ -100,20 +100,20 @@ def null_text_guider_class() -> type:
             negative = self.conds.get("negative")
             if embedding is not None and negative is not None:
                 if len(embedding) not in (1, len(x)):
-                    raise ValueError(f"The inversion holds {len(embedding)} images, and {len(x)} are sampled: use its own latent.")
+                    raise ValueError(f"The inversion holds {len(embedding)} images, and {len(x)} are sampled: use its "
+                                     f"own latent.")
                 negative = replace_embedding(negative, embedding.to(x))
             return samplers.sampling_function(
-                self.inner_model, x, timestep, negative, self.conds["positive"], self.cfg, model_options=model_options, seed=seed
-            )
+                self.inner_model, x, timestep, negative, self.conds["positive"], self.cfg,
+                model_options=model_options, seed=seed)
 
     return NullTextGuider
 
 
-def null_text_guider(model, inversion: Inversion, positive: list, negative: list | None, cfg: float | None = None):
-    """GUIDER whose null branch is the inversion's embedding of each step (the negative prompt where it has none).
-
-    cfg None: the inversion's. At cfg 1 the null branch is not asked."""
-    guider = null_text_guider_class()(model, inversion, inversion.cfg if cfg is None else cfg)
+def null_text_guider(model, inversion: Inversion, positive: list, negative: list | None):
+    """GUIDER at the inversion's cfg whose null branch is the inversion's embedding of each step, the negative prompt
+    where it has none. At cfg 1 the null branch is not asked."""
+    guider = null_text_guider_class()(model, inversion, inversion.cfg)
     guider.inner_set_conds({"positive": positive, **({} if negative is None else {"negative": negative})})
     return guider
 

@@ -55,7 +55,8 @@ def check_invertible(model, conds: dict, latent: dict, sigmas: Tensor, pivot: st
     if pivot not in pivots_known():
         raise ValueError(f"The pivot is one of {', '.join(PIVOTS)}; got {pivot!r}.")
     if cfg != 1 and not conds.get("negative"):
-        raise ValueError(f"At cfg {cfg:g} the inversion has a null branch: wire the negative (empty) prompt, or set cfg 1.")
+        raise ValueError(f"At cfg {cfg:g} the inversion has a null branch: wire the negative (empty) prompt, or set "
+                         f"cfg 1.")
     if process.name == "flow" and float(sigmas[0]) > 1:
         raise ValueError("These sigmas are not a flow model's (they exceed 1): make them with this model.")
     return samples
@@ -104,8 +105,8 @@ def invert(model, conds: dict, latent: dict, sigmas: Tensor, pivot: str, *, cfg:
     notes = {**fields.pop("metadata"), **model_notes(model, float(sigmas[0])), "calls": calls, "iterations": iterations,
              "seconds": time.perf_counter() - began, "pivot_cfg": cfg, "seed": seeded}
     inversion = Inversion(
-        sigmas=sigmas, trajectory=made.trajectory, process=process_of(model).name, pivot=pivot, cfg=cfg, fingerprint=marks,
-        pair=made.pair, residuals=made.residuals, metadata=notes, **fields
+        sigmas=sigmas, trajectory=made.trajectory, process=process_of(model).name, pivot=pivot, cfg=cfg,
+        fingerprint=marks, pair=made.pair, residuals=made.residuals, metadata=notes, **fields
     )
     store.keep(key, inversion)
     return inversion, False
@@ -120,17 +121,15 @@ def own_way_back(inversion: Inversion, first: int = 0):
     return own_sampler(function, start=start, known=stored.at, **options), sigmas
 
 
-def replay(model, inversion: Inversion, positive: list, negative: list | None, *, cfg: float | None = None, first: int = 0,
+def replay(model, inversion: Inversion, positive: list | None, negative: list | None, *, first: int = 0,
            mask: Tensor | None = None) -> Result:
-    """Walk an INVERSION back with a prompt (the source's: reconstruction; another: an edit), N - first steps.
+    """Walk an INVERSION back at its cfg with a prompt (None, the source's: reconstruction; another: an edit).
 
-    negative: needed where cfg is not 1 and the inversion has no null embeddings. mask: 1 = change here."""
-    cfg = inversion.cfg if cfg is None else cfg
-    negative = record.null_conditioning(inversion) or negative
-    if cfg != 1 and negative is None:
-        raise ValueError(f"At cfg {cfg:g} the null branch needs a prompt: wire the negative (empty) prompt.")
+    negative: needed where cfg is not 1 and the inversion has no null embeddings. first: the step to start from.
+    mask: 1 = change here."""
+    positive, negative = record.prompts(inversion, positive, negative)
     sampler, sigmas = own_way_back(inversion, first)
-    guider = null_text_guider(model, inversion, positive, None if cfg == 1 else negative, cfg)
+    guider = null_text_guider(model, inversion, positive, negative)
     latent = source_latent(inversion)
     calls = calls_back(inversion, first)
     progress = Progress(max(calls, 1), model)
@@ -139,7 +138,12 @@ def replay(model, inversion: Inversion, positive: list, negative: list | None, *
         progress.tick(1, x0=denoised)
 
     began = time.perf_counter()
-    out = guider.sample(torch.zeros_like(latent), latent, sampler, sigmas, denoise_mask=mask, callback=step, disable_pbar=True,
-                        seed=0).float().cpu()
+    out = guider.sample(torch.zeros_like(latent), latent, sampler, sigmas, denoise_mask=mask, callback=step,
+                        disable_pbar=True, seed=0).float().cpu()
     error = (latent_in(model, out) - inversion.source).flatten(1).square().mean(1).sqrt()
     return Result(out, calls, time.perf_counter() - began, error)
+
+
+def untouched(inversion: Inversion) -> Result:
+    """The source as its own reconstruction: what a branch is that lies on the stored path."""
+    return Result(source_latent(inversion), 0, 0.0, torch.zeros(inversion.shape[0]))

@@ -1,8 +1,8 @@
 """The end noise of an inversion as a NOISE: it undoes what ComfyUI's sampling run does to noise and latent.
 
-A run starts from  x = gain * noise + share * latent  (variance exploding: gain s, or sqrt(1 + s^2) at full noise, share 1;
-flow: gain s, share 1 - s), latent being the LATENT in model space. So noise = (x_T - share * latent) / gain. The model's
-part in this is noted in the inversion when it is made, for a NOISE is asked without a model at hand.
+A run starts from  x = gain * noise + share * latent  (variance exploding: gain s, or sqrt(1 + s^2) at full noise, share
+1; flow: gain s, share 1 - s), latent being the LATENT in model space. So noise = (x_T - share * latent) / gain. The
+model's part in this is noted in the inversion when it is made, for a NOISE is asked without a model at hand.
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ class InversionNoise:
                 "The latent is not the one that was inverted: wire the latent of Inversion Parts (or an empty one) to "
                 "the sampler that gets its noise."
             )
+        if self.first == self.inversion.steps:
+            return torch.zeros_like(samples)
         sigma = float(self.inversion.sigmas[self.first])
         gain = self.inversion.metadata["full_gain"] if self.first == 0 else sigma
         share = 1 - sigma if self.inversion.process == "flow" else 1.0

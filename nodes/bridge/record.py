@@ -1,5 +1,5 @@
-"""Between ComfyUI's sockets and an INVERSION: what is taken from MODEL, CONDITIONING and LATENT, what is checked against
-them later, and the source prompt back out of it."""
+"""Between ComfyUI's sockets and an INVERSION: what is taken from MODEL, CONDITIONING and LATENT, what is checked
+against them later, and the source prompt back out of it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def check_sigmas(sigmas: Tensor) -> Tensor:
 def conditioning_fields(positive: list) -> dict:
     """The fields of an INVERSION that speak of the source prompt, and the extras (sizes, guidance) in its metadata.
 
-    metadata["needs"] names what can't be kept (control nets, several conditions): then the prompt must be wired again."""
+    metadata["needs"] names what can't be kept (control nets, several conditions): then the prompt must be wired
+    again."""
     cond, extra = positive[0]
     plain = {k: v for k, v in extra.items() if isinstance(v, str | int | float | bool) and not isinstance(v, Tensor)}
     kept = {"pooled_output", KEY, *plain}
@@ -57,7 +58,8 @@ def source_conditioning(inversion: Inversion) -> list:
     needs = inversion.metadata.get("needs") or []
     if inversion.conditioning is None or needs:
         what = ", ".join(needs) or "no text embedding"
-        raise ValueError(f"The source prompt has {what}, which an inversion can't keep: wire that prompt again as positive.")
+        raise ValueError(f"The source prompt has {what}, which an inversion can't keep: wire that prompt again as "
+                         f"positive.")
     extra = dict(inversion.metadata.get("extras") or {})
     if inversion.pooled is not None:
         extra["pooled_output"] = inversion.pooled
@@ -75,6 +77,21 @@ def null_conditioning(inversion: Inversion) -> list | None:
     if pooled is not None:
         extra["pooled_output"] = torch.tensor(pooled)
     return [[inversion.null_embeddings[0], extra]]
+
+
+def prompts(inversion: Inversion, positive: list | None, negative: list | None) -> tuple[list, list | None]:
+    """(positive, negative) to sample an inversion with: what is wired, else what it holds; negative None at cfg 1."""
+    if positive is None:
+        positive = source_conditioning(inversion)
+    if inversion.cfg == 1:
+        return positive, None
+    negative = null_conditioning(inversion) or negative
+    if negative is None:
+        raise ValueError(
+            f"This inversion is sampled at cfg {inversion.cfg:g} and has no null embeddings: wire the negative (empty) "
+            "prompt."
+        )
+    return positive, negative
 
 
 def null_notes(negative: list) -> dict:

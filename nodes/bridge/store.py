@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...samplers.inversion import FORMAT, VERSION, Inversion
-from .engine import cache_folder, full_path
+from .engine import cache_folder, folder, full_path
 
 CACHE_BYTES = 2 * 2**30
 SUFFIX = ".safetensors"
@@ -37,6 +37,19 @@ def find_file(name: str) -> Path:
         f"There is no inversion file {places[0].name} in ComfyUI's output or input folder under that name: "
         "save one with Save Inversion first, or correct the name."
     )
+
+
+def relative(kind: str, path: Path) -> str:
+    """A path as it is named inside that folder."""
+    return path.relative_to(folder(kind)).as_posix()
+
+
+def read(path: Path) -> Inversion:
+    """The inversion in a file. ValueError in one sentence for a foreign, truncated or missing one."""
+    try:
+        return Inversion.load(path)
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from None
 
 
 def _feed(digest, value) -> bool:

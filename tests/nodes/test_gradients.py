@@ -91,6 +91,30 @@ def test_half_precision_weights(make_model, make_condition, latent, dtype):
     assert same(before, state(model))
 
 
+def test_small_gradients_survive_fp16(make_model, make_condition, latent):
+    """Computing in fp16, as on a GPU: a loss as small as null-text's gives the direction that fp32 gives."""
+    model, full = make_model(dtype=torch.float16), make_model()
+    model.model.manual_cast_dtype = None
+    for m in model.model.modules():
+        if hasattr(m, "comfy_cast_weights"):
+            m.comfy_cast_weights = False
+    cond = make_condition()
+
+    def body(run):
+        net = run.embedding_net("negative")
+        with run.gradients():
+            embedding = normal(cond[0][0]).float().requires_grad_()
+            loss = (net(run.latent, 1.0, embedding) - normal(run.latent)).square().mean() * 1e-6
+            return torch.autograd.grad(loss, embedding)[0]
+
+    with torch.inference_mode():
+        conds = {"positive": cond, "negative": cond}
+        half, single = (sample_with(m, conds, latent, SIGMAS, body) for m in (model, full))
+    assert torch.isfinite(half).all()
+    assert torch.nn.functional.cosine_similarity(half.flatten(), single.flatten(), dim=0) > 0.97
+    assert float(half.norm() / single.norm()) == pytest.approx(1, abs=0.1)
+
+
 def test_weight_patches(tiny, make_condition, latent):
     """A LoRA-like patch: its weights are made anew, in inference mode, when the model loads."""
     name = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v.weight"

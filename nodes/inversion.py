@@ -1,0 +1,239 @@
+"""Invert Image, Null-Text Optimise, and both in one box: the Null-Text Inverter."""
+from __future__ import annotations
+
+from .bridge import invert as bridge
+from .bridge import null_text, record
+from .bridge.engine import schedulers, sigmas_of
+from .bridge.report import text_result
+from .reports import cost_line, error_line, noise_line
+
+_CACHE = ("BOOLEAN", {
+    "default": True,
+    "tooltip": "Look up an inversion already made for the same inputs, also after a restart. Files lie in ComfyUI's "
+               "user "
+               "folder under nulltext/inversions, at most 2 GB, the longest unused go first.",
+})
+_PIVOT = (list(bridge.PIVOTS), {
+    "default": "DDIM",
+    "tooltip": "How the path to noise is found. DDIM: as its authors do, N calls. Fixed point: each step solved, N x "
+               "(1 + "
+               "iterations) calls. Exact pair: comes back exactly at any cfg, N + iterations calls. Edit-friendly "
+               "DDPM: "
+               "independent noises and recorded residuals, comes back exactly, N calls.",
+})
+_MODEL = ("MODEL", {"tooltip": "The diffusion model; LoRA loaders may stand before it."})
+_LATENT = ("LATENT", {"tooltip": "The picture, from VAE Encode; a batch is inverted at once."})
+_STEPS = ("INT", {"default": 50, "min": 1, "max": 1000, "tooltip": "Steps N of the walk to noise and back."})
+_SCHEDULER = (schedulers(), {"default": "normal", "tooltip": "Where the steps lie; 'normal' is DDIM's spacing."})
+_ITERATIONS = ("INT", {
+    "default": 5, "min": 0, "max": 50,
+    "tooltip": "Iterations of the fixed point (each costs N calls), or of the exact pair's first step (one call each).",
+})
+_SIGMAS = ("SIGMAS", {"tooltip": "Instead of steps and scheduler: a schedule that falls to 0."})
+_CFG = ("FLOAT", {
+    "default": 7.5, "min": 1.0, "max": 30.0, "step": 0.1,
+    "tooltip": "The guidance scale that you will edit with (ComfyUI's cfg, 1 + w in the paper).",
+})
+_INNER = ("INT", {
+    "default": 10, "min": 1, "max": 100,
+    "tooltip": "The most gradient steps per step. Cost: at most N x (inner + 2) forwards and N x inner backwards.",
+})
+_TOLERANCE = ("FLOAT", {
+    "default": 1e-5, "min": 0.0, "max": 1.0, "step": 1e-6, "round": False,
+    "tooltip": "A step is done when its loss falls below this (it grows with the step as in the paper). "
+               "0: always all inner steps.",
+})
+_CHECKPOINT = ("BOOLEAN", {
+    "default": False, "tooltip": "Recompute blocks in the backward pass: much less memory, about a third more time.",
+})
+_OUTPUTS = ("The inversion: trajectory, schedule, source prompt, model fingerprint, null embeddings if optimised.",
+            "The reconstruction, walked back from noise with the source prompt.",
+            "What it cost and how well it comes back.")
+
+
+class InvertImage:
+    ID = "NullText_InvertImage"
+    TITLE = "Invert Image"
+    CATEGORY = "NullText/inversion"
+    DESCRIPTION = (
+        "Walks a picture back to the noise it could have come from, so that it can be sampled again with another "
+        "prompt. "
+        "Works for eps, v-prediction and flow models. Cost: N calls for the pivot (more for fixed point) and N for the "
+        "reconstruction. Search: unsampler, ddim inversion, noise inversion, unsample, rf inversion."
+    )
+    SEARCH_ALIASES = ["unsampler", "ddim inversion", "noise inversion", "unsample", "rf inversion"]
+    FUNCTION = "run"
+    RETURN_TYPES = ("INVERSION", "LATENT", "STRING")
+    RETURN_NAMES = ("inversion", "reconstruction", "report")
+    OUTPUT_TOOLTIPS = _OUTPUTS
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "model": _MODEL,
+                "positive": ("CONDITIONING", {"tooltip": "What the picture shows: Prompt (with words) or any "
+                                                         "conditioning."}),
+                "latent": _LATENT,
+                "pivot": _PIVOT,
+                "steps": _STEPS,
+                "scheduler": _SCHEDULER,
+                "cfg": ("FLOAT", {
+                    "default": 1.0, "min": 1.0, "max": 30.0, "step": 0.1,
+                    "tooltip": "Guidance while inverting. 1 for DDIM and fixed point; for exact pair and "
+                               "edit-friendly the "
+                               "scale you will sample with (needs the negative prompt and doubles the cost).",
+                }),
+                "iterations": _ITERATIONS,
+                "seed": ("INT", {"default": 0, "min": 0, "max": 2**32 - 1, "tooltip": "Noise of the edit-friendly "
+                                                                                      "pivot."}),
+                "use_cache": _CACHE,
+            },
+            "optional": {
+                "negative": ("CONDITIONING", {"tooltip": "The empty prompt; only asked where cfg is not 1."}),
+                "sigmas": _SIGMAS,
+            },
+        }
+
+    def run(self, model, positive, latent, pivot, steps, scheduler, cfg, iterations, seed, use_cache, negative=None,
+            sigmas=None):
+        sigmas = sigmas_of(model, scheduler, steps) if sigmas is None else sigmas
+        conds = {"positive": positive, "negative": negative}
+        inversion, found = bridge.invert(model, conds, latent, sigmas, bridge.PIVOTS[pivot], cfg=cfg,
+                                         iterations=iterations, seed=seed, cache=use_cache)
+        result = bridge.replay(model, inversion, positive, negative)
+        lines = [f"Inverted with {pivot}, {inversion.steps} steps, {inversion.shape[0]} image(s), cfg {cfg:g}",
+                 error_line(inversion, result), cost_line(inversion, result, found), noise_line(inversion)]
+        if cfg != 1 and pivot in ("DDIM", "fixed point"):
+            lines.append("Note: a guided DDIM inversion drifts; cfg 1 and null-text optimisation are the remedy")
+        return text_result("\n".join(lines), inversion, {"samples": result.samples}, "\n".join(lines))
+
+
+class NullTextOptimise:
+    ID = "NullText_Optimise"
+    TITLE = "Null-Text Optimise"
+    CATEGORY = "NullText/inversion"
+    DESCRIPTION = (
+        "Null-text inversion: optimises the empty prompt's embedding at every step until guided sampling comes back "
+        "to the "
+        "inverted picture. Cost: at most N x (inner steps + 2) forwards and N x inner steps backwards; the pivot is "
+        "not "
+        "made again. Search: null text inversion, NTI, real image editing, optimise uncond."
+    )
+    SEARCH_ALIASES = ["null text inversion", "NTI", "real image editing", "optimise uncond"]
+    FUNCTION = "run"
+    RETURN_TYPES = ("INVERSION", "LATENT", "STRING")
+    RETURN_NAMES = ("inversion", "reconstruction", "report")
+    OUTPUT_TOOLTIPS = _OUTPUTS
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "model": _MODEL,
+                "inversion": ("INVERSION", {"tooltip": "From Invert Image with DDIM or fixed point at cfg 1."}),
+                "negative": ("CONDITIONING", {"tooltip": "The empty prompt, from which the null embedding starts."}),
+                "cfg": _CFG,
+                "inner_steps": _INNER,
+                "tolerance": _TOLERANCE,
+                "checkpointing": _CHECKPOINT,
+                "use_cache": _CACHE,
+            },
+            "optional": {
+                "positive": ("CONDITIONING", {
+                    "tooltip": "Only where the inversion couldn't keep the source prompt (control nets, combined "
+                               "prompts).",
+                }),
+            },
+        }
+
+    def run(self, model, inversion, negative, cfg, inner_steps, tolerance, checkpointing, use_cache, positive=None):
+        corrected, result = null_text.optimise(model, inversion, positive, negative, cfg, inner=inner_steps,
+                                               tolerance=tolerance, checkpoint=checkpointing, cache=use_cache)
+        found = result is None
+        if found:
+            prompt = record.source_conditioning(corrected) if positive is None else positive
+            result = bridge.replay(model, corrected, prompt, negative)
+        meta = corrected.metadata
+        lines = [f"Null-text at cfg {cfg:g}: {corrected.steps} steps, {corrected.shape[0]} image(s)",
+                 error_line(corrected, result),
+                 ("found in the cache; made with " if found else "") + f"{meta['null_forwards']} forwards and "
+                 f"{meta['null_backwards']} backwards in {meta['null_seconds']:.1f} s",
+                 *null_text.notices(model)]
+        return text_result("\n".join(lines), corrected, {"samples": result.samples}, "\n".join(lines))
+
+
+_CORRECTIONS = ["null-text", "negative prompt", "direct overwrite", "none"]
+
+
+class NullTextInverter:
+    ID = "NullText_Inverter"
+    TITLE = "Null-Text Inverter"
+    CATEGORY = "NullText/inversion"
+    DESCRIPTION = (
+        "One box: inverts a picture and corrects the inversion for guided editing, by null-text optimisation, by the "
+        "negative-prompt shortcut, or by direct overwrite. Cost with null-text: N + N x (inner steps + 2) forwards and "
+        "N x inner steps backwards at most; the others cost 2 N forwards. "
+        "Search: null text inversion, unsampler, invert image, negative prompt inversion, direct inversion."
+    )
+    SEARCH_ALIASES = ["null text inversion", "unsampler", "invert image", "negative prompt inversion",
+                      "direct inversion"]
+    FUNCTION = "run"
+    RETURN_TYPES = ("INVERSION", "LATENT", "STRING")
+    RETURN_NAMES = ("inversion", "reconstruction", "report")
+    OUTPUT_TOOLTIPS = _OUTPUTS
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "model": _MODEL,
+                "positive": ("CONDITIONING", {"tooltip": "What the picture shows: Prompt (with words) or any "
+                                                         "conditioning."}),
+                "negative": ("CONDITIONING", {"tooltip": "The empty prompt, from which the null embedding starts."}),
+                "latent": _LATENT,
+                "correction": (_CORRECTIONS, {
+                    "default": "null-text",
+                    "tooltip": "null-text: optimise the empty prompt (best, slow). negative prompt: put the source "
+                               "prompt in "
+                               "its place (no optimisation). direct overwrite: nothing is optimised, nodes that carry "
+                               "the "
+                               "source along lay it on the stored path. none: the bare pivot.",
+                }),
+                "steps": _STEPS,
+                "scheduler": _SCHEDULER,
+                "cfg": _CFG,
+                "inner_steps": _INNER,
+                "tolerance": _TOLERANCE,
+                "pivot": (["DDIM", "fixed point"], {"default": "DDIM", "tooltip": _PIVOT[1]["tooltip"]}),
+                "iterations": _ITERATIONS,
+                "checkpointing": _CHECKPOINT,
+                "use_cache": _CACHE,
+            },
+            "optional": {"sigmas": _SIGMAS},
+        }
+
+    def run(self, model, positive, negative, latent, correction, steps, scheduler, cfg, inner_steps, tolerance, pivot,
+            iterations, checkpointing, use_cache, sigmas=None):
+        sigmas = sigmas_of(model, scheduler, steps) if sigmas is None else sigmas
+        if cfg == 1 and correction in ("null-text", "negative prompt"):
+            null_text.refuse_cfg_1()
+        conds = {"positive": positive}
+        inversion, found = bridge.invert(model, conds, latent, sigmas, bridge.PIVOTS[pivot], iterations=iterations,
+                                         cache=use_cache)
+        if correction == "null-text":
+            return NullTextOptimise().run(model, inversion, negative, cfg, inner_steps, tolerance, checkpointing,
+                                          use_cache, positive)
+        if correction == "negative prompt":
+            inversion = null_text.as_negative_prompt(inversion, cfg)
+        else:
+            inversion = null_text.uncorrected(inversion, cfg, "none" if correction == "none" else "overwrite")
+        overwritten = correction == "direct overwrite"  # its source branch is the stored path
+        result = bridge.untouched(inversion) if overwritten else bridge.replay(model, inversion, positive, negative)
+        lines = [f"Inverted with {pivot}, correction {correction}, {inversion.steps} steps, "
+                 f"{inversion.shape[0]} image(s), cfg {cfg:g}",
+                 error_line(inversion, result), cost_line(inversion, result, found), noise_line(inversion)]
+        return text_result("\n".join(lines), inversion, {"samples": result.samples}, "\n".join(lines))
+
+
+NODES = (InvertImage, NullTextOptimise, NullTextInverter)
