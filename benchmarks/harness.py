@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import statistics
 import time
@@ -20,7 +19,7 @@ OUTPUT = ROOT / "output" / "bench"
 
 
 class Bench:
-    """One run of one benchmark. Holds the compute lock, so that a training in the background waits."""
+    """One run of one benchmark. `make bench` holds the compute lock meanwhile: a training in the background waits."""
 
     def __init__(self, name: str, description: str, argv: Sequence[str] | None = None):
         parser = argparse.ArgumentParser(prog=f"make bench NAME={name}", description=description)
@@ -33,10 +32,6 @@ class Bench:
         if self.args.fresh:
             self.path.unlink(missing_ok=True)
         self.kept: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
-        state = ROOT / ".training"
-        state.mkdir(exist_ok=True)
-        self._lock = open(state / "compute.lock", "a")  # noqa: SIM115 - held until the process ends
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def _save(self) -> None:
         temporary = self.path.with_suffix(".tmp")

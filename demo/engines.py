@@ -68,11 +68,13 @@ def checkout(folder: str | Path | None = None) -> Engine:
     folder = Path(folder or os.environ["COMFYUI_PATH"]).expanduser().resolve()
     if not (folder / "main.py").is_file():
         raise EngineError(f"COMFYUI_PATH={folder} is not a ComfyUI checkout: it has no main.py.")
-    candidates = [os.environ.get("COMFYUI_PYTHON")] + [folder / name / part for name in ("venv", ".venv")
-                                                       for part in ("bin/python", "Scripts/python.exe")]
-    python = next((Path(p) for p in candidates if p and Path(p).exists()), None)
+    named = os.environ.get("COMFYUI_PYTHON")
+    candidates = [Path(named)] if named else [folder / name / part for name in ("venv", ".venv")
+                                              for part in ("bin/python", "Scripts/python.exe")]
+    python = next((path for path in candidates if path.exists()), None)
     if python is None:
-        raise EngineError(f"COMFYUI_PATH={folder} has no venv or .venv: name its interpreter in COMFYUI_PYTHON.")
+        missing = f"COMFYUI_PYTHON={named} is not there" if named else f"COMFYUI_PATH={folder} has no venv or .venv"
+        raise EngineError(f"{missing}: name the interpreter of that ComfyUI in COMFYUI_PYTHON.")
     return Engine("checkout", f"ComfyUI {_version(folder)} from COMFYUI_PATH", (str(python), str(folder / "main.py")),
                   "--base-directory", folder)
 

@@ -1,0 +1,39 @@
+import fcntl
+import threading
+import time
+
+import torch
+from nulltext.demo import training
+
+
+def fit(folder, minutes=.02):
+    torch.manual_seed(0)
+    net = torch.nn.Linear(2, 1)
+    trainer = training.Trainer("line", net, minutes, lr=.05, folder=folder, warmup=1)
+
+    def step(_):
+        x = torch.randn(8, 2)
+        return {"loss": (net(x) - x.sum(1, keepdim=True)).square().mean()}
+
+    return trainer, trainer.run(step, 8)
+
+
+def test_goes_on_from_what_was_saved(tmp_path):
+    first, _ = fit(tmp_path)
+    second, net = fit(tmp_path)
+    assert second.samples > first.samples > 0
+    assert (net.weight - 1).abs().max() < .2
+
+
+def test_waits_while_the_lock_is_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "STATE", tmp_path)
+    monkeypatch.delenv(training.turn.HELD, raising=False)
+    done = []
+    with open(tmp_path / "compute.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        thread = threading.Thread(target=lambda: (training.wait_for_turn(), done.append(1)))
+        thread.start()
+        time.sleep(.15)
+        assert not done
+    thread.join(5)
+    assert done
