@@ -6,6 +6,19 @@ MODULES = (
     "inversion",
     "null_text",
     "inversion_files",
+    "disturbance",
+    "repaint",
+    "ilvr",
+    "sdedit",
+    "diffedit",
+    "blended",
+    "classifier",
+    "clip_guidance",
+    "semantic",
+    "start_noise",
+    "trace",
+    "rank",
+    "cfg_convention",
 )
 
 _CLASSES = [cls for name in MODULES for cls in import_module(f".{name}", __name__).NODES]

@@ -26,8 +26,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .core import Denoise, NoiseProcess, NoiseSource, Sigma, expand
+from .core import Callback, Denoise, NoiseProcess, NoiseSource, Sigma, expand
 from .masks import dilate
+from .repaint import hold_known
+from .walk import sample_walk
 
 
 def shrinking_masks(mask: Tensor, cells: int, steps: int) -> list[Tensor]:
@@ -93,3 +95,30 @@ def background_guided(
         return denoised - shift * (norms[1] / norms[0].clamp(min=1e-12)).clamp(max=1)
 
     return guided
+
+
+def sample_blended(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    source: Tensor,
+    mask: Tensor | None,
+    process: NoiseProcess,
+    noise: NoiseSource,
+    shrink: int = 0,
+    fresh: bool = True,
+    from_noise: bool = False,
+    eta: float = 1.0,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Blended latent diffusion: the mask [B or 1, 1 or C, H, W] starts grown by `shrink` cells and shrinks to itself.
+
+    x [B, C, H, W] is `source` noised to sigmas[0]; from_noise takes the source out of it again. fresh: see the head
+    of this file. Outside the mask the result is the source to the bit."""
+    mask = torch.ones_like(source) if mask is None else mask
+    if from_noise:
+        x = x - expand(process.signal(sigmas[0]), x) * source
+    at = mask_by_sigma(shrinking_masks(mask, shrink, len(sigmas) - 1), sigmas)
+    hold = hold_known(source, at, process, noise if fresh else fixed(noise))
+    return sample_walk(denoise, x, sigmas, process=process, noise=noise, eta=eta, after=hold, callback=callback)

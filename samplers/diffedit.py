@@ -16,33 +16,43 @@ before the threshold.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from .core import Denoise, NoiseProcess, NoiseSource, expand
-from .walk import After
+from .core import Callback, Denoise, NoiseProcess, NoiseSource, Sigma, expand
+from .repaint import blend
+from .walk import After, sample_walk
 
 CLAMP, THRESHOLD = 3.0, 0.5
 
 
 def difference_map(
-    source: Denoise,
-    target: Denoise,
+    pair: Callable[[Tensor, Sigma], Sequence[Tensor]],
     x0: Tensor,
-    sigma: float,
+    sigma: Sigma,
     *,
     process: NoiseProcess,
     noise: NoiseSource,
     maps: int = 10,
 ) -> Tensor:
-    """h [B, H, W]: mean |eps_target - eps_source| over `maps` noisings of x0 [B, C, ..., H, W] to sigma. 2 * maps
-    calls."""
+    """h [B, H, W]: mean |eps_target - eps_source| over `maps` noisings of x0 [B, C, H, W] to sigma.
+
+    pair(x, sigma) -> (D_source, D_target), without guidance: guidance multiplies the difference by the scale and so
+    leaves the mask alone."""
     total = torch.zeros_like(x0[:, 0])
     s = torch.as_tensor(sigma, dtype=x0.dtype, device=x0.device)
     for _ in range(maps):
-        x = process.noised(x0, s, noise())
-        total = total + ((target(x, s) - source(x, s)).abs() / expand(s, x0)).mean(1)
+        source, target = pair(process.noised(x0, s, noise()), s)
+        total = total + ((target - source).abs() / expand(s, x0)).mean(1)
     return total / maps
+
+
+def smoothed(h: Tensor, cells: int) -> Tensor:
+    """h [B, H, W] averaged over squares of 2 cells + 1, edges included; 0 leaves it."""
+    return h if cells <= 0 else F.avg_pool2d(h[:, None], 2 * cells + 1, 1, cells, count_include_pad=False)[:, 0]
 
 
 def heat(h: Tensor, clamp: float = CLAMP) -> Tensor:
@@ -60,8 +70,23 @@ def hold_trajectory(trajectory: Tensor, mask: Tensor) -> After:
     """The stored latents outside the mask: trajectory [N+1, B, C, ...] lies on the walk's own sigmas, noise first."""
 
     def after(x, step):
-        stored = trajectory[step.index + 1].to(x)
-        mixed = mask * x + (1 - mask) * stored
-        return torch.where(mask == 0, stored, torch.where(mask == 1, x, mixed))
+        return blend(mask.to(x), x, trajectory[step.index + 1].to(x))
 
     return after
+
+
+def sample_diffedit(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    trajectory: Tensor,
+    edit: Tensor,
+    process: NoiseProcess,
+    noise: NoiseSource,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Step 3: DDIM with the target prompt from x = trajectory[0], the stored latents outside `edit` [B or 1, 1, H,
+    W]."""
+    hold = hold_trajectory(trajectory, edit)
+    return sample_walk(denoise, x, sigmas, process=process, noise=noise, eta=0.0, after=hold, callback=callback)

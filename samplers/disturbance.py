@@ -73,7 +73,7 @@ class History:
     def record(self, sigma: Sigma, x: Tensor) -> None:
         """Keep x [B, C, ...] as the latent at sigma."""
         s = float(torch.as_tensor(sigma).max())
-        if self.entries and (s > self.entries[0][0] * (1 + 1e-6) or x.shape != self.entries[0][1].shape):
+        if self.entries and (s > self.entries[-1][0] * (1 + 1e-6) or x.shape != self.entries[-1][1].shape):
             self.entries.clear()
         self.entries = [e for e in self.entries if e[0] > s * (1 + 1e-6)]
         self.entries.append((s, x.detach().clone()))
@@ -126,7 +126,15 @@ class Disturbance:
     def other(self, x: Tensor, sigma: Sigma) -> Tensor | None:
         """X' at sigma, or None outside the window. Called at every evaluation of a run, so that the history is
         whole."""
-        reference = None if self.reference is None else self.reference.to(x).expand_as(x)
+        reference = self.reference
+        if reference is not None:
+            if reference.shape[1:] != x.shape[1:] or len(reference) not in (1, len(x)):
+                raise ValueError(
+                    f"The picture to look at has the latent shape {list(reference.shape)}, the run's is "
+                    f"{list(x.shape)}: "
+                    "resize the picture to the size that is sampled, and take one or as many as the batch."
+                )
+            reference = reference.to(x).expand_as(x)
         s = float(torch.as_tensor(sigma).max())
         if self.older is not None:
             self.history.record(s, x)

@@ -71,6 +71,7 @@ def sample_ilvr(
     """ILVR in the paper's noisy form; the first `stop` steps are conditioned (0: none, N: all).
 
     x [B, C, H, W] at sigmas[0], reference the same shape in model space."""
+    reference = reference.to(x)
     last = float(sigmas[stop]) if stop < len(sigmas) else -1.0
     after = hold_coarse(reference, low_pass, lambda sigma: float(sigma) > last, process, noise)
     return sample_walk(denoise, x, sigmas, process=process, noise=noise, eta=eta, after=after, callback=callback)

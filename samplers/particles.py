@@ -114,3 +114,35 @@ def sample_conditional_particles(
     best = torch.multinomial(log_w.softmax(1).cpu(), 1, generator=generator).to(x.device)[:, 0]
     winner = denoised[best + torch.arange(batch, device=x.device) * particles]
     return torch.where(mask < 0.5, source, winner)
+
+
+def sample_particles(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    source: Tensor,
+    mask: Tensor | None,
+    process: NoiseProcess,
+    noise: NoiseSource,
+    particles: int,
+    callback: Callback | None = None,
+) -> Tensor:
+    """`sample_conditional_particles` from a start of one row per picture: x [B, C, ...] is the first particle, the
+    others start from noise of their own. mask None: nothing is known, one particle is as good as many."""
+    mask = torch.ones_like(source) if mask is None else mask
+    draw = lambda: torch.cat([noise() for _ in range(particles)])
+    base = source.repeat_interleave(particles, 0)
+    start = process.noised(base, sigmas[0], draw())
+    start[::particles] = x
+    return sample_conditional_particles(
+        denoise,
+        start,
+        sigmas,
+        source=source,
+        mask=mask,
+        process=process,
+        noise=draw,
+        particles=particles,
+        callback=callback,
+    )

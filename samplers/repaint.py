@@ -28,8 +28,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .core import Callback, Denoise, NoiseProcess, NoiseSource, Sigma, expand
+from .core import VE, Callback, Denoise, NoiseProcess, NoiseSource, Sigma, expand
 from .walk import After, Step, network_calls, sample_walk
+
+#: The default schedule, 95 network calls: chosen on two mixtures against their true conditionals and on scenes with
+#: known #: fills (benchmarks/from_image.py prints both)
+LEVELS, JUMP, RESAMPLES, LOW, HIGH = 11, 1, 15, 0.0, 2.0
 
 
 def official_path(steps: int, jump: int = 10, resamples: int = 10) -> list[int]:
@@ -57,11 +61,23 @@ def jump_path(steps: int, jump: int, resamples: int, allowed: Callable[[int], bo
     return path
 
 
+def noise_to_signal(sigma: Sigma, process: NoiseProcess) -> float:
+    """s / a of x_s = a x0 + s n: sigma itself for VE, s / (1 - s) for flow (infinite at 1)."""
+    sigma = float(sigma)
+    signal = float(process.signal(torch.tensor(sigma, dtype=torch.float64)))
+    return sigma / signal if signal > 0 else math.inf
+
+
 def ranged_path(
-    sigmas: Tensor, jump: int = 1, resamples: int = 10, low: float = 0.0, high: float = math.inf
+    sigmas: Tensor,
+    jump: int = 1,
+    resamples: int = 10,
+    low: float = 0.0,
+    high: float = math.inf,
+    process: NoiseProcess = VE,
 ) -> list[int]:
-    """A schedule that resamples only where low <= sigma <= high, sigma being the level that is jumped from."""
-    levels = [float(s) for s in sigmas]
+    """A schedule that resamples only where low <= s/a <= high (noise to signal), at the level that is jumped from."""
+    levels = [noise_to_signal(s, process) for s in sigmas]
     return jump_path(len(levels) - 1, jump, resamples, lambda level: low <= levels[level] <= high)
 
 
@@ -70,6 +86,19 @@ def karras_sigmas(levels: int, sigma_min: float, sigma_max: float, rho: float = 
     ramp = torch.linspace(0, 1, levels, dtype=torch.float64)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     return torch.cat([(high + ramp * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)])
+
+
+def repaint_sigmas(levels: int, sigma_min: float, sigma_max: float, process: NoiseProcess = VE) -> Tensor:
+    """Levels for RePaint, evenly spaced after Karras in noise to signal; float64 [levels + 1], the last 0.
+
+    A flow's first level stays sigma_max, at most 1, where the signal is gone."""
+    low, high = noise_to_signal(sigma_min, process), min(noise_to_signal(sigma_max, process), 80.0)
+    ratios = karras_sigmas(levels, low, high)
+    if process is VE:
+        return ratios
+    sigmas = ratios / (1 + ratios)
+    sigmas[0] = sigma_max
+    return sigmas
 
 
 def blend(mask: Tensor, x: Tensor, known: Tensor, signal: Tensor | None = None) -> Tensor:
@@ -129,6 +158,39 @@ def sample_repaint(
         eta=eta,
         path=path,
         after=hold_known(source, mask, process, noise),
+        callback=callback,
+    )
+
+
+def sample_repaint_ranged(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    source: Tensor,
+    mask: Tensor | None,
+    process: NoiseProcess,
+    noise: NoiseSource,
+    jump: int = JUMP,
+    resamples: int = RESAMPLES,
+    low: float = LOW,
+    high: float = HIGH,
+    eta: float = 1.0,
+    callback: Callback | None = None,
+) -> Tensor:
+    """`sample_repaint` on the schedule that `ranged_path` makes of the sigmas at hand. mask None: nothing is known."""
+    mask = torch.ones_like(source) if mask is None else mask
+    path = ranged_path(sigmas, jump, resamples, low, high, process)
+    return sample_repaint(
+        denoise,
+        x,
+        sigmas,
+        source=source,
+        mask=mask,
+        process=process,
+        noise=noise,
+        path=path,
+        eta=eta,
         callback=callback,
     )
 

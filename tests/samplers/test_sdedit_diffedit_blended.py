@@ -57,8 +57,8 @@ def test_mask_finds_the_box_where_the_prompts_disagree():
     x0 = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     box = torch.zeros(1, 1, 16, 16)
     box[..., 4:9, 6:12] = 1
-    source, target = (lambda x, s: x * 0.9), (lambda x, s: x * 0.9 + 0.4 * box)
-    h = difference_map(source, target, x0, 0.8, process=VE, noise=gaussian(x0, 0), maps=3)
+    pair = lambda x, s: (x * 0.9, x * 0.9 + 0.4 * box)
+    h = difference_map(pair, x0, 0.8, process=VE, noise=gaussian(x0, 0), maps=3)
     torch.testing.assert_close(h, (0.4 / 0.8 * box[:, 0]).expand(2, 16, 16))
     assert torch.equal(edit_mask(h), box[:, 0].expand(2, 16, 16))
     assert heat(h).max() == 1 and heat(h).min() == 0
