@@ -6,6 +6,8 @@ MODULES = (
     "inversion",
     "null_text",
     "inversion_files",
+    "direct_edit",
+    "edit_grid",
     "disturbance",
     "repaint",
     "ilvr",

@@ -44,7 +44,7 @@ _TOLERANCE = ("FLOAT", {
                "0: always all inner steps.",
 })
 _CHECKPOINT = ("BOOLEAN", {
-    "default": False, "tooltip": "Recompute blocks in the backward pass: much less memory, about a third more time.",
+    "default": False, "tooltip": "Recompute blocks in the backward pass: much less memory, about half more time.",
 })
 _OUTPUTS = ("The inversion: trajectory, schedule, source prompt, model fingerprint, null embeddings if optimised.",
             "The reconstruction, walked back from noise with the source prompt.",

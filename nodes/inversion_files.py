@@ -19,7 +19,8 @@ class SaveInversion:
     TITLE = "Save Inversion"
     CATEGORY = "NullText/inversion"
     DESCRIPTION = (
-        "Writes an inversion to ComfyUI's output folder as one safetensors file: trajectory, schedule, null embeddings, "
+        "Writes an inversion to ComfyUI's output folder as one safetensors file: trajectory, schedule, null "
+        "embeddings, "
         "source prompt, model fingerprint. Search: save trajectory, export inversion, unsampler file."
     )
     SEARCH_ALIASES = ["save trajectory", "export inversion", "unsampler file"]
@@ -61,7 +62,8 @@ class LoadInversion:
     TITLE = "Load Inversion"
     CATEGORY = "NullText/inversion"
     DESCRIPTION = (
-        "Reads an inversion that Save Inversion wrote, from ComfyUI's output or input folder. With a model wired it says at "
+        "Reads an inversion that Save Inversion wrote, from ComfyUI's output or input folder. With a model wired it "
+        "says at "
         "once whether the inversion belongs to it. Search: load trajectory, import inversion, unsampler file."
     )
     SEARCH_ALIASES = ["load trajectory", "import inversion", "unsampler file"]

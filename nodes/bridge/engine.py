@@ -182,3 +182,9 @@ def cache_folder() -> Path:
     path = folder("user") / "nulltext" / "inversions"
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def decode(vae, samples: Tensor) -> Tensor:
+    """LATENT samples -> IMAGE [B, H, W, 3] in 0..1 on the CPU; the frames of a video latent become the batch."""
+    images = vae.decode(samples).float().cpu().clamp(0, 1)
+    return images.reshape(-1, *images.shape[-3:])

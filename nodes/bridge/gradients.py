@@ -127,7 +127,7 @@ def grad_mode(*modules: nn.Module, checkpoint: bool = False) -> Iterator[None]:
     """Leave inference mode with these modules (UNet, control net, decoder, text encoder) ready for backward.
 
     Enter it after the models are loaded: loading makes inference tensors again. Tensors from outside that meet a
-    gradient must pass `normal`. checkpoint: recompute blocks in backward (less memory, about a third more time).
+    gradient must pass `normal`. checkpoint: recompute blocks in backward (less memory, about half more time).
     Raises ValueError for quantised weights."""
     check_differentiable(*modules)
     device = next((p.device for m in modules for p in m.parameters()), torch.device("cpu"))
