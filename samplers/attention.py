@@ -1,7 +1,7 @@
 """How an attention layer is edited: controllers that every layer asks once (after Prompt-to-Prompt, 2208.01626).
 
-With M = softmax(Q K^T / sqrt d), pixels x tokens, a controller answers for a layer at a step: nothing; other queries, keys
-or values; or another M. controllers.py and maps.py hold the techniques.
+With M = softmax(Q K^T / sqrt d), pixels x tokens, a controller answers for a layer at a step: nothing; other queries,
+keys or values; or another M. controllers.py and maps.py hold the techniques.
 
 Windows are the authors': cross-attention is edited at step k of N where int(a (N+1)) <= k < int(b (N+1)),
 self-attention where int(a N) <= k < int(b N). The step is told by sigma's place in the schedule, so samplers that

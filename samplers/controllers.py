@@ -1,4 +1,4 @@
-"""Prompt-to-Prompt's attention edits (Hertz et al. 2208.01626) and mutual self-attention (MasaCtrl, Cao et al. 2304.08465).
+"""Prompt-to-Prompt's edits (Hertz et al. 2208.01626) and MasaCtrl's mutual self-attention (Cao et al. 2304.08465).
 
 * Replace, Refine (section 3, eq. "Edit"):  M*_tgt = a Edit(M_src) + (1 - a) M_tgt, a per token and step; which source
   token a target token looks at is a `TokenMap` (alignment.py): both are the same edit with another map.
@@ -89,8 +89,8 @@ class MutualSelf(Controller):
 
     unconditional = True
 
-    def __init__(self, window: Window = StepWindow(4 / 50, 1, points=0), first_layer: float = 10 / 16):
-        self.window, self.first_layer = window, first_layer
+    def __init__(self, window: Window | None = None, first_layer: float = 10 / 16):
+        self.window, self.first_layer = window or StepWindow(4 / 50, 1, points=0), first_layer
 
     def asks(self, layer):
         late = layer.index >= int(round(self.first_layer * layer.count, 6))

@@ -1,0 +1,262 @@
+"""The prompt-to-prompt guider on a real UNet of the engine: identities to the bit, groupings that must not matter,
+refusals."""
+import pytest
+import torch
+from nulltext.nodes.bridge.denoiser import sample_with
+from nulltext.nodes.bridge.engine import sigmas_of
+from nulltext.nodes.bridge.noise import model_notes
+from nulltext.nodes.bridge.prompt_to_prompt import prompt_to_prompt_guider, source_of
+from nulltext.nodes.bridge.sampler import core_sampler
+from nulltext.samplers.alignment import TokenMap
+from nulltext.samplers.attention import StepWindow
+from nulltext.samplers.controllers import MutualSelf, ReplaceCross, ReplaceSelf
+from nulltext.samplers.core import euler_step
+from nulltext.samplers.inversion import Inversion
+from nulltext.samplers.maps import LayerChoice, LocalBlend
+
+ALL, NEVER, STEPS = StepWindow(0, 1), StepWindow(0, 0), 4
+NOISE = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+EMPTY = torch.zeros_like(NOISE)
+
+
+def p2p(cross=ALL, own=ALL, tokens=77, edits=1):
+    return [ReplaceCross([TokenMap(tuple(range(tokens)))] * edits, cross), ReplaceSelf(own)]
+
+
+def blend(threshold):
+    return LocalBlend([[3]], [[3]], threshold=threshold, start=0.0, layers=LayerChoice("all"))
+
+
+def guide(
+    model,
+    source,
+    edits,
+    negative,
+    controllers,
+    cfg=3.0,
+    sampler="euler",
+    noise=NOISE,
+    latent=EMPTY,
+    sigmas=None,
+    change=None,
+    **options,
+):
+    """(result, guider)"""
+    guider = prompt_to_prompt_guider(model, source, edits, negative, cfg, controllers, **options)
+    if change:
+        change(guider)
+    sigmas = sigmas_of(model, "normal", STEPS) if sigmas is None else sigmas
+    with torch.inference_mode():
+        out = guider.sample(noise, latent, core_sampler(sampler), sigmas, disable_pbar=True, seed=1)
+    return out, guider
+
+
+@pytest.fixture
+def prompts(make_condition):
+    """source, edit, negative"""
+    return make_condition(1), make_condition(4), make_condition(2)
+
+
+def invert(model, source, latent=None, **options):
+    """An INVERSION by plain backward Euler steps; its trajectory is all that matters here."""
+    sigmas = sigmas_of(model, "normal", STEPS)
+    x0 = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(9)) if latent is None else latent
+
+    def body(run):
+        levels, x = [run.latent], run.latent
+        for s, s_next in zip(sigmas.flip(0)[:-1], sigmas.flip(0)[1:]):
+            at = max(float(s), run.sigma_min)
+            x = euler_step(x, run.denoiser("positive")(x, at), at, s_next)
+            levels.append(x)
+        return torch.stack(levels[::-1]).cpu()
+
+    with torch.inference_mode():
+        trajectory = sample_with(model, {"positive": source}, x0 / 0.18215, sigmas, body)
+    return Inversion(sigmas, trajectory, metadata=model_notes(model, float(sigmas[0])), **options)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun"])
+def test_equal_prompts_give_the_source_to_the_bit(tiny, prompts, sampler):
+    source, _, negative = prompts
+    for controllers in (
+        p2p(),
+        p2p(StepWindow(0, 0.5), StepWindow(0, 0.5)),
+        [*p2p(), blend(0.3)],
+        [MutualSelf(ALL, 0.0)],
+    ):
+        out, _ = guide(tiny, source, [source], negative, controllers, sampler=sampler, keep_source=True)
+        assert torch.equal(out[:2], out[2:])
+
+
+def test_closed_windows_give_the_unhooked_run_to_the_bit(tiny, prompts):
+    source, edit, negative = prompts
+    unhooked, _ = guide(tiny, source, [edit], negative, [], keep_source=True)
+    closed, _ = guide(tiny, source, [edit], negative, p2p(NEVER, NEVER), keep_source=True)
+    assert torch.equal(unhooked, closed)
+    edited, _ = guide(tiny, source, [edit], negative, p2p(), keep_source=True)
+    assert not torch.equal(edited, closed)
+    torch.testing.assert_close(edited[:2], closed[:2], rtol=1e-4, atol=1e-4 * float(closed.abs().max()))
+
+
+def test_an_empty_blend_mask_gives_the_source_to_the_bit(tiny, prompts):
+    source, edit, negative = prompts
+    out, _ = guide(tiny, source, [edit], negative, [*p2p(), blend(1.0)], keep_source=True)
+    assert torch.equal(out[:2], out[2:])
+    inversion = invert(tiny, source)
+    out, _ = guide(tiny, source, [edit], negative, [*p2p(), blend(1.0)], inversion=inversion, sigmas=inversion.sigmas)
+    torch.testing.assert_close(out * 0.18215, inversion.source)
+    # a core sampler that is not Euler blends denoised predictions: not to the bit, but the source in the end
+    out, _ = guide(
+        tiny,
+        source,
+        [edit],
+        negative,
+        [*p2p(), blend(1.0)],
+        inversion=inversion,
+        sigmas=inversion.sigmas,
+        sampler="dpmpp_2m",
+    )
+    torch.testing.assert_close(out * 0.18215, inversion.source, rtol=1e-3, atol=1e-3)
+
+
+def close(a, b):
+    return bool((a - b).abs().max() <= 2e-3 * b.abs().max())
+
+
+@pytest.mark.parametrize(
+    "controllers", [p2p, lambda: [MutualSelf(ALL, 0.0), *p2p(own=NEVER)], lambda: [*p2p(), blend(0.3)]]
+)
+@pytest.mark.parametrize("inverted", [False, True])
+def test_groupings_of_rows_do_not_matter(tiny, prompts, short_of_memory, controllers, inverted):
+    source, edit, negative = prompts
+    options = {}
+    if inverted:
+        inversion = invert(tiny, source)
+        options = {"inversion": inversion, "sigmas": inversion.sigmas}
+    together, _ = guide(tiny, source, [edit], negative, controllers(), **options)
+    different, _ = guide(tiny, source, [edit], negative, [], **options)
+    assert not close(different, together)  # else nothing is shown here
+
+    def apart(guider):
+        guider._fit_together = lambda asked: False
+
+    assert close(guide(tiny, source, [edit], negative, controllers(), change=apart, **options)[0], together)
+    short_of_memory(tiny)
+    assert close(guide(tiny, source, [edit], negative, controllers(), **options)[0], together)
+
+
+def test_three_rows_a_step_from_an_inversion_and_four_from_noise(tiny, prompts):
+    source, edit, negative = prompts
+    inversion = invert(tiny, source)
+    _, guider = guide(tiny, source, [edit], negative, p2p(), inversion=inversion, sigmas=inversion.sigmas)
+    assert guider.network_rows == 3 * 2 * STEPS
+    _, guider = guide(tiny, source, [edit], negative, p2p(), noise=NOISE)
+    assert guider.network_rows == 4 * 2 * STEPS
+    # a source that nobody looks at any more is not asked
+    _, guider = guide(
+        tiny, source, [edit], negative, p2p(StepWindow(0, 0.4), NEVER), inversion=inversion, sigmas=inversion.sigmas
+    )
+    assert guider.network_rows == (3 * 2 + 2 * 2) * 2
+
+
+def test_the_source_is_the_stored_trajectory_whatever_the_noise(tiny, prompts):
+    source, edit, negative = prompts
+    inversion = invert(tiny, source)
+    options = {"inversion": inversion, "sigmas": inversion.sigmas}
+    results = [
+        guide(tiny, source, [edit], negative, p2p(), sampler=name, noise=NOISE * k, **options)[0]
+        for k, name in ((1.0, "euler"), (0.0, "euler"), (1.0, "dpmpp_2m"))
+    ]
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+    with torch.inference_mode():
+        part = guide(tiny, source, [edit], negative, p2p(), inversion=inversion, sigmas=inversion.sigmas[2:])[0]
+    assert torch.isfinite(part).all()
+    with pytest.raises(ValueError, match="sigmas are not the inversion"):
+        guide(tiny, source, [edit], negative, p2p(), inversion=inversion, sigmas=inversion.sigmas * 0.9)
+
+
+def test_null_embeddings_of_the_inversion_stand_in_for_the_negative_prompt(tiny, prompts, make_condition):
+    source, edit, negative = prompts
+    null = make_condition(8)[0][0].clone()
+    corrected = invert(tiny, source, null_embeddings=null.expand(STEPS, 2, -1, -1).clone(), correction="null_text")
+    plain = corrected.replace(null_embeddings=None, correction="none")
+    with_null, _ = guide(tiny, source, [edit], negative, p2p(), inversion=corrected, sigmas=plain.sigmas)
+    as_negative, _ = guide(tiny, source, [edit], [[null, {}]], p2p(), inversion=plain, sigmas=plain.sigmas)
+    assert close(with_null, as_negative)
+    assert not close(with_null, guide(tiny, source, [edit], negative, p2p(), inversion=plain, sigmas=plain.sigmas)[0])
+
+
+def test_several_edits_and_prompts_of_other_lengths(tiny, prompts, make_condition):
+    source, edit, negative = prompts
+    long = make_condition(5, 154)
+    maps = [TokenMap(tuple(range(77))), TokenMap(tuple(range(77)) + (-1,) * 77)]
+    both, guider = guide(tiny, source, [edit, long], negative, [ReplaceCross(maps, ALL), ReplaceSelf(ALL)])
+    assert both.shape == (4, 4, 8, 8)
+    assert guider.network_rows == 6 * 2 * STEPS
+    for e, one in enumerate((edit, long)):
+        alone, _ = guide(tiny, source, [one], negative, [ReplaceCross(maps[e : e + 1], ALL), ReplaceSelf(ALL)])
+        assert close(both[2 * e : 2 * e + 2], alone)
+
+
+def test_control_masks_previews_and_combined_negatives(tiny, prompts, make_condition):
+    source, edit, negative = prompts
+    plain, _ = guide(tiny, source, [edit], negative, p2p())
+    assert close(guide(tiny, source, [edit], negative + negative, p2p())[0], plain)
+    mask = torch.zeros(1, 8, 8)
+    mask[..., 4:] = 1
+    latent = torch.randn(2, 4, 8, 8)
+    seen = []
+    guider = prompt_to_prompt_guider(tiny, source, [edit], negative, 3.0, [*p2p(), blend(0.3)])
+    with torch.inference_mode():
+        out = guider.sample(
+            NOISE,
+            latent,
+            core_sampler("euler"),
+            sigmas_of(tiny, "normal", STEPS),
+            denoise_mask=mask,
+            callback=lambda i, x0, x, total: seen.append((i, x0.shape, x.shape, total)),
+            disable_pbar=True,
+            seed=1,
+        )
+    assert seen == [(i, NOISE.shape, NOISE.shape, STEPS) for i in range(STEPS)]
+    torch.testing.assert_close(out[..., :3], latent[..., :3], atol=1e-4, rtol=1e-4)
+
+
+def test_an_error_leaves_nothing_behind(tiny, prompts):
+    source, edit, negative = prompts
+    before = dict(tiny.model_options["transformer_options"])
+    guider = prompt_to_prompt_guider(tiny, source, [edit], negative, 3.0, p2p())
+
+    def stop(*a):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), torch.inference_mode():
+        guider.sample(
+            NOISE, EMPTY, core_sampler("euler"), sigmas_of(tiny, "normal", STEPS), callback=stop, disable_pbar=True
+        )
+    assert guider._branches is None
+    assert tiny.model_options["transformer_options"] == before
+    with torch.inference_mode():
+        again = guider.sample(
+            NOISE, EMPTY, core_sampler("euler"), sigmas_of(tiny, "normal", STEPS), disable_pbar=True, seed=1
+        )
+    assert torch.equal(again, guide(tiny, source, [edit], negative, p2p())[0])
+
+
+def test_refusals(tiny, prompts):
+    source, edit, negative = prompts
+    with pytest.raises(ValueError, match="source prompt must be one prompt"):
+        prompt_to_prompt_guider(tiny, source + source, [edit], negative, 3.0, p2p())
+    with pytest.raises(ValueError, match="edited prompt must be one prompt"):
+        prompt_to_prompt_guider(tiny, source, [[[edit[0][0], {"area": (4, 4, 0, 0)}]]], negative, 3.0, p2p())
+    inversion = invert(tiny, source)
+    with pytest.raises(ValueError, match="draws every level's noise anew"):
+        prompt_to_prompt_guider(tiny, source, [edit], negative, 3.0, p2p(), inversion=inversion.replace(pivot="random"))
+    with pytest.raises(ValueError, match="does not know its source prompt's words"):
+        source_of(inversion)
+    theirs = tiny.clone()
+    theirs.set_model_attn1_replace(lambda q, k, v, extra: q, "middle", 0)
+    with pytest.raises(ValueError, match="self-attention of layer middle 0"):
+        prompt_to_prompt_guider(theirs, source, [edit], negative, 3.0, p2p())
+    prompt_to_prompt_guider(theirs, source, [edit], negative, 3.0, p2p()[:1])  # cross-attention alone does not need it
