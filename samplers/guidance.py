@@ -38,9 +38,6 @@ LogLikelihood = Callable[[Tensor, Sigma, Tensor], Tensor]
 #: told after each evaluation: {"name", "sigma", "log_likelihood" [B], "rms" [B] of the change of d}
 Report = Callable[[dict], None]
 
-# The flow weight s^2/(1-s) has no value at s = 1, where x holds no signal and the exact gradient is 0.
-_FLOW_SIGMA_MAX = 1 - 1e-3
-
 
 @dataclass(frozen=True)
 class Guidance:
@@ -82,12 +79,6 @@ class Guidance:
             if int(step_of(value, sigmas)) % self.every:
                 return 0.0
         return float(self.scale(value) if callable(self.scale) else self.scale)
-
-
-def weight(process: NoiseProcess, sigma: Sigma, like: Tensor) -> Tensor:
-    """f(s) of D' = D + f g, broadcastable against `like`; finite at a flow's s = 1."""
-    s = expand(sigma, like)
-    return process.guidance_weight(s.clamp(max=_FLOW_SIGMA_MAX) if process.name == "flow" else s)
 
 
 def estimate_weight(process: NoiseProcess, sigma: Sigma, like: Tensor, variance: float) -> Tensor:
@@ -138,7 +129,7 @@ def shift(guidances: Sequence[Guidance], x: Tensor, sigma: Sigma, denoised: Tens
             keep = g.mode == "network" and g is not through[-1]
             gradient = torch.autograd.grad(value.sum(), wrt, retain_graph=keep)[0].to(denoised)
             factor = (estimate_weight(process, sigma, denoised, g.variance) if g.mode == "decoder"
-                      else weight(process, sigma, denoised))
+                      else process.guidance_weight(expand(sigma, denoised)))
             change, rms = bounded(k * factor * gradient, sigma, g.bound)
             total = total + change.detach()
             if report:

@@ -65,12 +65,17 @@ class LatentClassifier(nn.Module):
     def build(cls, state: dict[str, Tensor], metadata: dict[str, str]) -> LatentClassifier:
         """The classifier of a file's tensors and metadata, frozen. ValueError if the file is of another kind."""
         if (metadata or {}).get("format") != FORMAT:
-            raise ValueError("This file is not a latent classifier: train one with Train Latent Classifier, or use Load "
-                             "Image Classifier for a classifier of pictures.")
+            raise ValueError("This file is not a latent classifier: train one with Train Latent Classifier, or use "
+                             "Load Image Classifier for a classifier of pictures.")
         model = cls(json.loads(metadata["labels"]), json.loads(metadata["encoder"]), PROCESSES[metadata["process"]],
                     metadata["fingerprint"])
         model.load_state_dict({k: v.float() for k, v in state.items()})
         return model.eval().requires_grad_(False)
+
+
+def of_decoded(classify: Callable[[Tensor], Tensor], index: int, decode: Callable[[Tensor], Tensor]) -> LogLikelihood:
+    """log p(class | picture) of the decoded estimate, by a classifier of clean pictures -> logits [B, K]."""
+    return lambda _x, _sigma, denoised: class_log_prob(classify(decode(denoised)), index)
 
 
 def class_index(labels: list[str], label: str) -> int:

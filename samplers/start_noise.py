@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .core import Denoise, check_descending, euler_step
+from .core import Denoise, check_descending
+from .ode import sample_euler
 
 
 @dataclass(frozen=True)
@@ -32,17 +33,16 @@ class StartNoise:
     losses: Tensor
 
 
-def walk_down(denoise: Denoise, x: Tensor, sigmas: Tensor, *, checkpointed: bool = False,
-              tick: Callable[[], None] | None = None) -> Tensor:
-    """Euler/DDIM from sigmas[0] to sigmas[-1], differentiable in x; ends in D when the last sigma is 0."""
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
-        def step(x, sigma=sigma, sigma_next=sigma_next):
-            return euler_step(x, denoise(x, sigma), sigma, sigma_next)
+def _walk(denoise: Denoise, x: Tensor, sigmas: Tensor, checkpointed: bool, tick: Callable[[], None] | None) -> Tensor:
+    """sample_euler whose network calls are recomputed in backward."""
 
-        x = checkpoint(step, x, use_reentrant=False) if checkpointed and torch.is_grad_enabled() else step(x)
+    def call(x, sigma):
+        denoised = checkpoint(denoise, x, sigma, use_reentrant=False) if checkpointed else denoise(x, sigma)
         if tick:
             tick()
-    return x
+        return denoised
+
+    return sample_euler(call, x, sigmas)
 
 
 def optimise_start_noise(denoise: Denoise, x: Tensor, sigmas: Tensor, loss: Callable[[Tensor], Tensor], *,
@@ -51,7 +51,7 @@ def optimise_start_noise(denoise: Denoise, x: Tensor, sigmas: Tensor, loss: Call
                          tick: Callable[[], None] | None = None) -> StartNoise:
     """x [B, C, ...] at sigmas[0], from noise or from an inversion; loss: x_0 -> [B]. lr in stds of x per step.
 
-    Cost: steps * N forwards and backwards (twice the forwards when checkpointed) plus one walk of N. callback gets
+    Cost: steps * N forwards and backwards (twice the forwards when checkpointed) plus two walks of N. callback gets
     {"i", "loss" [B], "denoised"}. Samples of a batch are optimised independently."""
     check_descending(sigmas)
     if steps < 1 or lr <= 0:
@@ -71,7 +71,7 @@ def optimise_start_noise(denoise: Denoise, x: Tensor, sigmas: Tensor, loss: Call
     for i in range(steps):
         with torch.enable_grad():
             leaf = leaf.detach().requires_grad_()
-            result = walk_down(denoise, leaf * unit, sigmas, checkpointed=checkpointed, tick=tick)
+            result = _walk(denoise, leaf * unit, sigmas, checkpointed, tick)
             value = loss(result)
             radius = leaf.flatten(1).pow(2).mean(1)
             gradient = torch.autograd.grad((value + prior * (radius - 1) ** 2).sum(), leaf)[0]
@@ -87,9 +87,9 @@ def optimise_start_noise(denoise: Denoise, x: Tensor, sigmas: Tensor, loss: Call
         moment, energy = 0.9 * moment + 0.1 * gradient, 0.999 * energy + 0.001 * gradient**2
         leaf = leaf.detach() - lr * (moment / (1 - 0.9 ** (i + 1))) / ((energy / (1 - 0.999 ** (i + 1))).sqrt() + 1e-8)
     with torch.no_grad():
-        value = loss(walk_down(denoise, leaf * unit, sigmas, tick=tick)).to(best_loss)
+        value = loss(_walk(denoise, leaf * unit, sigmas, False, tick)).to(best_loss)
         remember(value)
         losses.append(value.cpu())
         x = best * unit
-        result = walk_down(denoise, x, sigmas, tick=tick)
+        result = _walk(denoise, x, sigmas, False, tick)
     return StartNoise(x, result, torch.stack(losses))

@@ -9,7 +9,7 @@ from nulltext.samplers.core import FLOW, VE, to_d
 from nulltext.samplers.guidance import Guidance, bounded, generator_at, shift, with_guidance
 from nulltext.samplers.losses import caption_log_probs
 from nulltext.samplers.mixture import GaussianMixture
-from nulltext.samplers.start_noise import walk_down
+from nulltext.samplers.ode import sample_euler
 
 MIXTURE = GaussianMixture(torch.tensor([[-1.0, 0.3], [0.9, -0.6], [0.5, 1.2], [1.4, 0.8]]),
                           torch.tensor([0.5, 0.7, 0.4, 0.6]), torch.tensor([0.4, 0.3, 0.2, 0.1]), labels=[0, 1, 1, 2])
@@ -45,7 +45,7 @@ def test_scale_1_samples_the_class_conditional(label):
     n = 4000
     guided = with_guidance(MIXTURE.denoiser(VE), [exact(label)])
     sigmas = karras(80)
-    got = walk_down(guided, normal(n, 2, seed=5) * sigmas[0], sigmas)
+    got = sample_euler(guided, normal(n, 2, seed=5) * sigmas[0], sigmas)
     true = MIXTURE.of(label)
     mean = true.weights @ true.means
     variance = true.weights @ (true.variances + (true.means - mean) ** 2)
@@ -54,7 +54,7 @@ def test_scale_1_samples_the_class_conditional(label):
     share = MIXTURE.log_prob_class(got)[:, label].exp().mean()
     real = MIXTURE.log_prob_class(true.sample(n, torch.Generator().manual_seed(1)))[:, label].exp()
     assert abs(share - real.mean()) < 4 * real.std() * math.sqrt(2 / n)
-    unguided = MIXTURE.log_prob_class(walk_down(MIXTURE.denoiser(VE), normal(n, 2, seed=5) * sigmas[0], sigmas))
+    unguided = MIXTURE.log_prob_class(sample_euler(MIXTURE.denoiser(VE), normal(n, 2, seed=5) * sigmas[0], sigmas))
     assert unguided[:, label].exp().mean() < share - 0.2
 
 
@@ -62,8 +62,8 @@ def test_other_scales_follow_the_fine_ode_and_not_the_power_of_the_posterior():
     x = normal(2000, 2, seed=7) * 20
     guided = with_guidance(MIXTURE.denoiser(VE), [exact(1, scale=4.0)])
     field = lambda x, s: MIXTURE.denoise(x, s) + 4 * (MIXTURE.of(1).denoise(x, s) - MIXTURE.denoise(x, s))  # noqa: E731
-    got, coarse = walk_down(guided, x, karras(200)), walk_down(guided, x, karras(50))
-    fine = walk_down(field, x, karras(800))
+    got, coarse = sample_euler(guided, x, karras(200)), sample_euler(guided, x, karras(50))
+    fine = sample_euler(field, x, karras(800))
     error, error_coarse = ((a - fine).pow(2).mean().sqrt() for a in (got, coarse))
     assert error < 0.02
     assert error < error_coarse / 2
@@ -88,8 +88,8 @@ def test_eps_form_equals_the_denoised_form(process, sigma):
 def test_a_batch_equals_its_single_runs():
     guided = with_guidance(MIXTURE.denoiser(VE), [exact(1, scale=3.0, bound=0.5)])
     x, sigmas = normal(5, 2) * 20, karras(20)
-    singles = torch.cat([walk_down(guided, row[None], sigmas) for row in x])
-    torch.testing.assert_close(walk_down(guided, x, sigmas), singles, rtol=1e-9, atol=1e-9)
+    singles = torch.cat([sample_euler(guided, row[None], sigmas) for row in x])
+    torch.testing.assert_close(sample_euler(guided, x, sigmas), singles, rtol=1e-9, atol=1e-9)
 
 
 def test_scale_0_and_a_closed_window_are_untouched_to_the_bit():
@@ -218,8 +218,8 @@ def test_a_guided_run_is_repeatable_and_leaves_the_global_generator_alone():
 
     torch.manual_seed(11)
     before = torch.get_rng_state()
-    runs = [walk_down(with_guidance(MIXTURE.denoiser(VE), [Guidance(noisy, scale=0.1)]), normal(2, 2) * 20, karras(8))
-            for _ in range(2)]
+    guided = with_guidance(MIXTURE.denoiser(VE), [Guidance(noisy, scale=0.1)])
+    runs = [sample_euler(guided, normal(2, 2) * 20, karras(8)) for _ in range(2)]
     assert torch.equal(*runs)
     assert torch.equal(before, torch.get_rng_state())
     other = generator_at(4, 0.5)

@@ -6,7 +6,7 @@ from nulltext.samplers.encoder import Encoder
 from nulltext.samplers.guidance import Guidance, with_guidance
 from nulltext.samplers.latent_classifier import LatentClassifier, class_index, train_latent_classifier
 from nulltext.samplers.mixture import GaussianMixture
-from nulltext.samplers.start_noise import walk_down
+from nulltext.samplers.ode import sample_euler
 
 SHAPE = (2, 8, 8)
 G = torch.Generator().manual_seed(1)
@@ -44,7 +44,7 @@ def test_guidance_raises_the_class_share(trained):
     term = Guidance(model.log_likelihood("owl"), mode="latent", scale=10.0)
     sigmas = torch.cat([torch.logspace(1.2, -1, 16), torch.zeros(1)])
     x = 16 * torch.randn(48, *SHAPE, generator=G)
-    share = [float((MIXTURE.log_prob_class(walk_down(d, x, sigmas)).argmax(1) == 2).float().mean())
+    share = [float((MIXTURE.log_prob_class(sample_euler(d, x, sigmas)).argmax(1) == 2).float().mean())
              for d in (MIXTURE.denoise, with_guidance(MIXTURE.denoise, [term]))]
     assert share[0] < 0.5 < 0.8 < share[1]
 

@@ -2,7 +2,8 @@ import pytest
 import torch
 from nulltext.samplers.core import FLOW
 from nulltext.samplers.mixture import GaussianMixture
-from nulltext.samplers.start_noise import optimise_start_noise, walk_down
+from nulltext.samplers.ode import sample_euler
+from nulltext.samplers.start_noise import _walk, optimise_start_noise
 
 MIXTURE = GaussianMixture(torch.tensor([[-1.0, 0.3], [0.9, -0.6]]), 0.4)
 SIGMAS = torch.tensor([10.0, 3.0, 1.0, 0.3, 0.0], dtype=torch.float64)
@@ -19,11 +20,11 @@ def unlikely(x0):
 def test_the_best_is_never_worse_than_the_first_and_the_class_is_reached():
     x = start(16)
     out = optimise_start_noise(MIXTURE.denoise, x, SIGMAS, unlikely, steps=40, lr=0.1, prior=0.1)
-    torch.testing.assert_close(out.losses[0], unlikely(walk_down(MIXTURE.denoise, x, SIGMAS)))
+    torch.testing.assert_close(out.losses[0], unlikely(sample_euler(MIXTURE.denoise, x, SIGMAS)))
     assert bool((unlikely(out.result) <= out.losses[0] + 1e-9).all())
     torch.testing.assert_close(unlikely(out.result), out.losses.min(0).values)
     assert (out.losses[0] > 2).any() and unlikely(out.result).max() < 0.7
-    torch.testing.assert_close(out.result, walk_down(MIXTURE.denoise, out.x, SIGMAS))
+    torch.testing.assert_close(out.result, sample_euler(MIXTURE.denoise, out.x, SIGMAS))
 
 
 def test_checkpointing_changes_memory_and_not_the_result():
@@ -45,7 +46,7 @@ def test_checkpointing_changes_memory_and_not_the_result():
 
 def test_the_gradient_through_the_walk_by_finite_differences():
     x = start(1).requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: unlikely(walk_down(MIXTURE.denoise, z, SIGMAS, checkpointed=True)), (x,))
+    assert torch.autograd.gradcheck(lambda z: unlikely(_walk(MIXTURE.denoise, z, SIGMAS, True, None)), (x,))
 
 
 def test_samples_are_independent():

@@ -1,0 +1,244 @@
+"""CLIP guidance: the image-text models and the node that guides with them."""
+from __future__ import annotations
+
+import torch
+
+from ..samplers.clip_guidance import LOSSES, ImageLoss
+from ..samplers.cutouts import Cutouts
+from ..samplers.image_text import FORMAT
+from ..samplers.losses import caption_log_probs
+from . import fields
+from .bridge import guide, towers
+from .bridge.report import text_result
+from .guidance_inputs import (
+    BOUND,
+    DECODER,
+    END,
+    EVERY,
+    MODES,
+    NETWORK,
+    SCALE_TIP,
+    START,
+    VARIANCE,
+    attached,
+    modes,
+    term,
+)
+
+KIND = "image_text"
+CATEGORY = "NullText/guidance"
+IMAGE_TEXT = ("IMAGE_TEXT", {"tooltip": "A model that puts pictures and texts into one space: from Load Image-Text "
+                                        "Model, or CLIP Pair for a real CLIP."})
+
+
+class LoadImageText:
+    ID = "NullText_LoadImageText"
+    TITLE = "Load Image-Text Model"
+    CATEGORY = CATEGORY
+    SEARCH_ALIASES = ["load clip", "tiny clip", "image text model"]
+    DESCRIPTION = fields.describe(
+        "Loads a small image-text model of this pack; the one of the demo scenes comes with it. For a real CLIP use "
+        "CLIP Pair.", SEARCH_ALIASES)
+    FUNCTION = "run"
+    RETURN_TYPES = ("IMAGE_TEXT",)
+    OUTPUT_TOOLTIPS = ("The image tower, the text tower and, where it was trained, the noise-aware image tower.",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        found = towers.files(KIND, lambda meta: meta.get("format") == FORMAT)
+        return {"required": {"file": fields.choice(found or [f"(no file in models/{KIND})"], "A safetensors file of "
+                                                                                             "this "
+                                                                                             "pack's own format.")}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, file):
+        return True
+
+    @classmethod
+    def IS_CHANGED(cls, file):
+        return towers.changed(KIND, file)
+
+    def run(self, file):
+        made = towers.load_image_text(towers.find_file(KIND, file))
+        noisy = "with" if made.noisy is not None else "without"
+        return text_result(f"{len(made.words)} words, pictures of {made.image_size} px, {noisy} a noise-aware "
+                           "tower.", made)
+
+
+class ClipPair:
+    ID = "NullText_CLIPPair"
+    TITLE = "CLIP Pair (vision + text)"
+    CATEGORY = CATEGORY
+    SEARCH_ALIASES = ["clip vision", "clip guidance", "image text model"]
+    DESCRIPTION = fields.describe(
+        "Joins a CLIP vision model and the text encoder of the same CLIP into the image-text model that the "
+        "guidance nodes take. The text encoder must have its projection: the one inside a Stable Diffusion 1 "
+        "checkpoint has not.",
+        SEARCH_ALIASES)
+    FUNCTION = "run"
+    RETURN_TYPES = ("IMAGE_TEXT",)
+    OUTPUT_TOOLTIPS = ("The pair, ready for guidance.",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {
+            "clip_vision": ("CLIP_VISION", {"tooltip": "From Load CLIP Vision: ViT-L/14 or ViT-bigG, for example."}),
+            "clip": ("CLIP", {"tooltip": "The text encoder of the same CLIP, from Load CLIP, with its "
+                                         "text_projection."}),
+        }}
+
+    def run(self, clip_vision, clip):
+        return (towers.ClipPair(clip_vision, clip),)
+
+
+def text_lines(text: str) -> tuple[list[str], list[float]]:
+    """One target per line, "text" or "text : weight"; empty lines don't count."""
+    texts, weights = [], []
+    for line in text.splitlines():
+        head, mark, tail = line.rpartition(":")
+        try:
+            weight = float(tail) if mark else None
+        except ValueError:
+            weight = None
+        said = (head if weight is not None else line).strip()
+        if said:
+            texts.append(said)
+            weights.append(1.0 if weight is None else weight)
+    return texts, weights
+
+
+def check_words(image_text, texts: list[str]) -> list[str]:
+    """Notices about words that a small model was never shown. ValueError where it knows none of a text's words."""
+    unknown = {}
+    for text in texts:
+        missing = image_text.unknown(text)
+        if missing and len(missing) >= len(text.replace(",", " ").split()):
+            raise ValueError(f"This image-text model knows no word of {text!r}: use words of its training, like 'a red "
+                             "circle', or a real CLIP through CLIP Pair.")
+        unknown.update(dict.fromkeys(missing))
+    return [f"Notice: unknown to this image-text model: {', '.join(unknown)}."] if unknown else []
+
+
+def embed_targets(image_text, texts: list[str], weights: list[float], image=None, image_weight: float = 1.0):
+    """Embeddings [K, D] of texts and of the pictures of an IMAGE, with their weights."""
+    rows, out = [], list(weights)
+    with torch.inference_mode(False), torch.no_grad():
+        if texts:
+            rows.append(image_text.embed_text(texts).float().clone())
+        if image is not None and image_weight:
+            pictures = image[..., :3].movedim(-1, 1).float().clone().to(getattr(image_text, "device", "cpu"))
+            rows.append(image_text.embed_image(pictures).float().clone().to(rows[0] if rows else "cpu"))
+            out += [image_weight / len(pictures)] * len(pictures)
+    if not rows:
+        raise ValueError("There is no target: write a text, or connect an image with a weight other than 0.")
+    return torch.cat(rows), tuple(out)
+
+
+class CLIPGuidance:
+    ID = "NullText_CLIPGuidance"
+    TITLE = "CLIP Guidance"
+    CATEGORY = CATEGORY
+    SEARCH_ALIASES = ["clip guided diffusion", "contrastive", "spherical loss", "blended diffusion", "cutouts",
+                      "text guidance"]
+    DESCRIPTION = fields.describe(
+        "Pulls every sampling step towards texts or pictures by the gradient of an image-text model on the decoded "
+        "estimate. Losses: contrastive (the target against distractors), spherical, cosine. With a mask it judges that "
+        "part only: the guided half of Blended Diffusion (arXiv 2111.14818). Patches a MODEL for any sampler.",
+        SEARCH_ALIASES)
+    FUNCTION = "run"
+    RETURN_TYPES = ("MODEL",)
+    OUTPUT_TOOLTIPS = ("The guided clone; the model itself at scale 0.",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "model": fields.MODEL,
+                "vae": ("VAE", {"tooltip": "The VAE that belongs to the model: the estimate is decoded at every "
+                                           "step."}),
+                "image_text": IMAGE_TEXT,
+                "text": ("STRING", {"multiline": True, "default": "a red circle",
+                                    "tooltip": "What the picture shall be. One target per line, 'text : weight' for a "
+                                               "weight; a negative weight pushes away. May be empty with a target "
+                                               "image."}),
+                "loss": fields.choice(list(LOSSES), "Contrastive: probability of the target among the distractors; "
+                                                    "it lets go once the target is sure. Spherical: half the "
+                                                    "squared angle. Cosine: 1 - cos."),
+                "distractors": ("STRING", {"multiline": True, "default": "a blue square\na green star\na yellow ring",
+                                           "tooltip": "Only for the contrastive loss: what the picture shall not "
+                                                      "be, one per line, one at least."}),
+                "scale": fields.number(5.0, -100000.0, 100000.0, 0.1, SCALE_TIP + "Contrastive likes 1 to 20, "
+                                                                                  "spherical and "
+                                                                      "cosine 10 to 1000."),
+                "start_percent": START,
+                "end_percent": END,
+                "gradient_mode": modes(DECODER, NETWORK),
+                "cutouts": fields.whole(4, 1, 64, "Random crops per step; the first is always the whole picture. "
+                                                  "More are steadier and dearer."),
+                "cut_power": fields.number(1.0, 0.1, 10.0, 0.1, "Above 1: more small crops."),
+                "smallest_cut": fields.number(0.7, 0.05, 1.0, 0.05, "Least side of a crop, as a share of the "
+                                                                    "picture's. Places ('on the left') need large "
+                                                                    "ones."),
+                "augment": ("BOOLEAN", {"default": True, "tooltip": "Turn, shift and roughen the crops a little, so "
+                                                                    "that the gradient doesn't paint for one view."}),
+                "bound": BOUND,
+                "every": EVERY,
+                "seed": fields.SEED,
+            },
+            "optional": {
+                "image": ("IMAGE", {"tooltip": "Target pictures, beside the text or instead of it."}),
+                "image_weight": fields.number(1.0, -100.0, 100.0, 0.1, "Weight of the target pictures together."),
+                "mask": ("MASK", {"tooltip": "1 (white) means: judge here. Combine it with a noise mask or Blended "
+                                             "Diffusion, which keep the rest."}),
+                "temperature": fields.number(100.0, 1.0, 1000.0, 1.0, "Only for the contrastive loss: CLIP's own is "
+                                                                      "100."),
+                "smoothness": fields.number(0.0, 0.0, 10000.0, 1.0, "Weight of the total variation, against speckle."),
+                "range_weight": fields.number(0.0, 0.0, 10000.0, 1.0, "Weight of staying within black and white."),
+                "variance": VARIANCE,
+            },
+        }
+
+    def run(self, model, vae, image_text, text, loss, distractors, scale, start_percent, end_percent, gradient_mode,
+            cutouts, cut_power, smallest_cut, augment, bound, every, seed, image=None, image_weight=1.0, mask=None,
+            temperature=100.0, smoothness=0.0, range_weight=0.0, variance=1.0):
+        texts, weights = text_lines(text)
+        others = text_lines(distractors)[0] if loss == "contrastive" else []
+        others = [o for o in others if o not in texts]
+        if loss == "contrastive" and not others:
+            raise ValueError("The contrastive loss needs at least one distractor that isn't the target: with one "
+                             "caption alone its gradient is 0. Write some, or choose spherical.")
+        notices = check_words(image_text, texts + others)
+        decode, window = guide.decoder(model, vae), guide.window(model, start_percent, end_percent)
+        targets, weights = embed_targets(image_text, texts, weights, image, image_weight)
+        against = embed_targets(image_text, others, [1.0] * len(others))[0] if others else None
+        cuts = Cutouts(cutouts, image_text.image_size, cut_power, smallest_cut,
+                       **({"degrees": 8.0, "translate": 0.05, "noise": 0.02} if augment else {}))
+        judge = ImageLoss(image_text.embed_image, targets, weights, loss, against, temperature, cuts, plain_mask(mask),
+                          smoothness, range_weight, seed % 2**63)
+        names = texts + ["target image"] * (len(targets) - len(texts)) + others
+
+        def probabilities(_x, _sigma, denoised):
+            captions = targets if against is None else torch.cat([targets, against])
+            return names, caption_log_probs(image_text.embed_image(decode(denoised)).float().cpu(),
+                                            captions.cpu(), temperature).exp()
+
+        said = ", ".join(texts) or "the target image"
+        made = term(judge.log_likelihood(decode), f"{loss}: {said}"[:40], MODES[gradient_mode], scale, window, bound,
+                    every, variance, modules=(*towers.modules_of(image_text), vae.first_stage_model),
+                    patchers=(vae.patcher, *towers.patchers_of(image_text)),
+                    probabilities=probabilities if len(names) > 1 else None)
+        return attached(model, made, [f"Towards {said} ({loss}, {cutouts} cutouts) at scale {scale:g}.", *notices])
+
+
+def plain_mask(mask):
+    """A MASK as an ordinary tensor; an empty one is refused."""
+    if mask is None:
+        return None
+    if not bool(torch.count_nonzero(mask)):
+        raise ValueError("The mask is empty: there is nothing to judge. Paint the part that shall change, or unplug "
+                         "the mask.")
+    with torch.inference_mode(False):
+        return mask.float().clone()
+
+
+NODES = (LoadImageText, ClipPair, CLIPGuidance)

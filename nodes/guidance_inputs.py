@@ -1,0 +1,58 @@
+"""What the guidance nodes share: the inputs by which a term is scaled, windowed and bounded, and how a term is
+attached."""
+from __future__ import annotations
+
+from ..samplers.guidance import Guidance
+from . import fields
+from .bridge import guide
+from .bridge.report import text_result
+
+NETWORK, DECODER, LATENT = "through network and decoder (exact)", "through decoder only", "on the latent (no decoder)"
+MODES = {NETWORK: "network", DECODER: "decoder", LATENT: "latent"}
+COST = {
+    "network": "one more forward and one backward of network and decoder per step",
+    "decoder": "one forward and one backward of the decoder per step",
+    "latent": "one forward and one backward of the small network per step, no decoder",
+}
+
+SCALE_TIP = "Multiplies the log-likelihood of the target. 0: the untouched model. Acts after CFG, apart from cfg. "
+START = fields.share(0.0, "Where the guidance begins, as ComfyUI counts: 0 is noise, 1 the finished picture.")
+END = fields.share(1.0, "Where the guidance ends.")
+BOUND = fields.number(
+    0.5, 0.0, 100.0, 0.05,
+    "Largest push per step and picture, as a share of the noise (rms of the change of the predicted noise). 0: no "
+    "bound.")
+EVERY = fields.whole(
+    1, 1, 100, "Guide every n-th step only, for speed. Multistep samplers (dpmpp_2m, lms, uni_pc) extrapolate the "
+               "gaps: use euler or an ancestral sampler with more than 1.")
+VARIANCE = fields.number(
+    1.0, 0.001, 100.0, 0.05,
+    "Only for the way through the decoder alone: the variance of clean latents in model space (about 1 for SD 1.x, "
+    "SDXL).")
+
+
+def modes(*names: str):
+    """The gradient-mode widget with these ways, the first the default."""
+    said = {NETWORK: "exact, dearest (network and decoder backward)", DECODER: "cheaper, the network taken as linear",
+            LATENT: "cheapest, needs a classifier or tower trained on noisy latents"}
+    return fields.choice(list(names), "Where the gradient comes from. " + "; ".join(f"{n}: "
+                                                                                    f"{said[n]}" for n in names) + ".")
+
+
+def term(log_likelihood, name: str, mode: str, scale: float, window, bound: float, every: int, variance: float = 1.0, *,
+         modules=(), patchers=(), probabilities=None) -> guide.Term:
+    """A Term from a node's widgets; bound 0 means none."""
+    guidance = Guidance(log_likelihood, mode, scale, window, every, bound or None, variance, name)
+    return guide.Term(guidance, tuple(modules), probabilities, tuple(patchers))
+
+
+def attached(model, made: guide.Term, said: list[str]):
+    """The node's result: the guided clone, with what was done and what it costs; the same MODEL at scale 0."""
+    g = made.guidance
+    if g.scale == 0:
+        return text_result("Notice: the scale is 0, so the model is passed on unchanged.", model)
+    names = [t.guidance.name for t in guide.terms_of(model)]
+    if g.name in names:  # told apart in the trace
+        object.__setattr__(g, "name", f"{g.name} ({names.count(g.name) + 1})")
+    said = [*said, f"Cost: {COST[g.mode]}" + (f", on every {g.every}. step" if g.every > 1 else "") + "."]
+    return text_result("\n".join(said), guide.attach(model, [made]))

@@ -1,0 +1,105 @@
+"""Guidance Trace: what a guided run did, step by step, as one picture."""
+from __future__ import annotations
+
+import torch
+
+from . import fields
+from .bridge import guide
+from .bridge.engine import latent_out
+from .bridge.report import text_result
+from .pictures import captioned_grid
+from .plots import line_chart, stacked
+
+
+class GuidanceTrace:
+    ID = "NullText_GuidanceTrace"
+    TITLE = "Guidance Trace"
+    CATEGORY = "NullText/guidance"
+    SEARCH_ALIASES = ["trace", "loss plot", "class probability", "x0 prediction", "guidance debug"]
+    DESCRIPTION = fields.describe(
+        "Shows the last run of a guided MODEL: the estimate x0 at each step as a strip, the log-likelihood, the "
+        "size of the push, and the class or caption probabilities. Wire the same MODEL that the sampler got, and "
+        "the sampler's result so that this comes after it. It costs nothing while sampling.", SEARCH_ALIASES)
+    FUNCTION = "run"
+    OUTPUT_NODE = True
+    RETURN_TYPES = ("IMAGE", "STRING")
+    RETURN_NAMES = ("image", "table")
+    OUTPUT_TOOLTIPS = ("Strip and charts in one picture.", "The same numbers as a table.")
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "The guided MODEL, the very one that the sampler used."}),
+                "latent": fields.latent("The sampler's result: it makes this node wait for the run."),
+                "vae": ("VAE", {"tooltip": "Decodes the estimates for the strip."}),
+                "pictures": fields.whole(8, 2, 32, "How many of the steps the strip shows, evenly spread."),
+                "item": fields.whole(1, 1, 4, "Which picture of the batch is shown; the first four are kept."),
+            }
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")  # the record changes without any input changing
+
+    def run(self, model, latent, vae, pictures, item):
+        record = guide.record_of(model)
+        if record is None:
+            raise ValueError("This model has no guidance of this pack: wire the model that comes out of CLIP, "
+                             "Classifier or Semantic Guidance.")
+        if not record.steps:
+            raise ValueError("This model has not been sampled yet: wire the sampler's result, made with this very "
+                             "model, into latent.")
+        steps, b = list(record.steps), item - 1
+        if b >= len(steps[0]["denoised"]):
+            raise ValueError(f"The run had {len(steps[0]['denoised'])} picture(s): choose item 1 to "
+                             f"{len(steps[0]['denoised'])}.")
+        index = sorted({round(i) for i in torch.linspace(0, len(steps) - 1, min(pictures, len(steps))).tolist()})
+        images = [vae.decode(latent_out(model, steps[i]["denoised"][b: b + 1].float()))[:1] for i in index]
+        strip = captioned_grid(torch.cat([i.cpu() for i in images]), [f"{i + 1}: s "
+                                                                      f"{steps[i]['sigma']:.3g}" for i in index],
+                               len(index))
+        charts, width = [strip], max(strip.shape[2], 512)
+        names = list(dict.fromkeys(name for s in steps for name in s["terms"]))
+        nan = float("nan")
+
+        def series(key):
+            return {n: [float(s["terms"][n][key][b]) if n in s["terms"] else nan for s in steps] for n in names}
+
+        if names:
+            size = {"width": width, "height": 180}
+            charts.append(line_chart("log-likelihood before the push", series("log_likelihood"), **size))
+            charts.append(line_chart("push, in stds of the noise", series("rms"), low=0.0, **size))
+        for name in names:
+            told = [s["terms"].get(name, {}) for s in steps]
+            classes = next((t["names"] for t in told if "probabilities" in t), None)
+            if classes:
+                lines = {c: [float(t["probabilities"][b, k]) if "probabilities" in t else nan for t in told]
+                         for k, c in _top(classes, told, b)}
+                charts.append(line_chart("probabilities after the push: "
+                                         f"{name}", lines, width=width, height=220, low=0.0,
+                                         high=1.0))
+        table = _table(steps, names, b)
+        notice = "" if names else "Notice: no guidance term acted in that run (scale, window). "
+        return text_result(f"{notice}{len(steps)} steps.\n{table}", stacked(charts), table)
+
+
+def _top(classes: list[str], told: list[dict], b: int, most: int = 8) -> list[tuple[int, str]]:
+    """The classes that were likely at any step, in their own order."""
+    peak = torch.stack([t["probabilities"][b] for t in told if "probabilities" in t]).amax(0)
+    keep = sorted(peak.argsort(descending=True)[:most].tolist())
+    return [(k, classes[k]) for k in keep]
+
+
+def _table(steps: list[dict], names: list[str], b: int) -> str:
+    rows = ["step  sigma     " + "  ".join(f"{n}: log p / push" for n in names)]
+    for i, s in enumerate(steps):
+        cells = []
+        for n in names:
+            t = s["terms"].get(n)
+            cells.append(f"{float(t['log_likelihood'][b]):.4g} / {float(t['rms'][b]):.3g}" if t else "-")
+        rows.append(f"{i + 1:4d}  {s['sigma']:<8.4g}  " + "  ".join(cells))
+    return "\n".join(rows)
+
+
+NODES = (GuidanceTrace,)

@@ -1,0 +1,103 @@
+"""CLIP guidance: how well a picture agrees with texts and other pictures, as a log-likelihood per sample.
+
+After Crowson's CLIP guided diffusion (spherical loss over random cutouts), Kitichotkul & Inkaew (contrastive: the
+target caption against distractors) and Blended Diffusion 2111.14818 (the masked picture only, outside it mid-grey).
+With e the image tower, c_j the cutouts and t_i targets of weight w_i:
+
+    spherical, cosine   L = mean_j sum_i w_i dist(e(c_j), t_i) / |sum_i w_i|
+    contrastive         L = mean_j sum_i w_i (-log softmax_{t_i, distractors}(100 cos(e(c_j), .))_i) / |sum_i w_i|
+
+Departures: the picture is that of the estimate D, not of a blend of D and x_s (the CLIP towers were never shown noise);
+every sample of a batch sees the same cutouts, so that a batch equals its single runs.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .core import Sigma
+from .cutouts import Cutouts
+from .guidance import LogLikelihood, generator_at
+from .losses import contrastive, cosine, out_of_range, spherical, total_variation, weighted
+
+LOSSES = ("contrastive", "spherical", "cosine")
+
+
+@dataclass(frozen=True)
+class ImageLoss:
+    """A loss of pictures [B, 3, H, W] in 0..1 at a noise level -> [B].
+
+    embed: [N, 3, h, w] -> [N, D]. targets [K, D] (texts or pictures) with weights [K]; distractors [M, D], M >= 1 for
+    the contrastive loss. mask [1 or B, 1, H, W], 1 = the part that is judged. tv, range: weights of smoothness and of
+    staying within 0..1. distance "contrastive" | "spherical" | "cosine"."""
+
+    embed: Callable[[Tensor], Tensor]
+    targets: Tensor
+    weights: tuple[float, ...]
+    distance: str = "spherical"
+    distractors: Tensor | None = None
+    temperature: float = 100.0
+    cutouts: Cutouts = field(default_factory=lambda: Cutouts(count=1))
+    mask: Tensor | None = None
+    tv: float = 0.0
+    range: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.distance not in LOSSES:
+            raise ValueError(f"The loss {self.distance!r} is not one of {', '.join(LOSSES)}.")
+        if len(self.targets) == 0:
+            raise ValueError("Guidance needs at least one target: a text or a picture.")
+        weighted([torch.zeros(1)] * len(self.weights), self.weights)  # refuse weights that cancel before any work
+        if self.distance == "contrastive" and (self.distractors is None or len(self.distractors) == 0):
+            raise ValueError("The contrastive loss needs at least one distractor caption: with the target alone its "
+                             "gradient is 0.")
+
+    def __call__(self, image: Tensor, sigma: Sigma) -> Tensor:
+        seen = image
+        if self.mask is not None:
+            mask = fit_mask(self.mask, image)
+            seen = image * mask + 0.5 * (1 - mask)
+        crops = self.cutouts(seen, generator_at(self.seed, sigma))
+        u = self.embed(crops.flatten(0, 1)).float().unflatten(0, crops.shape[:2])  # [cutouts, B, D]
+        losses = [self._distance(u, target.to(u)).mean(0) for target in self.targets]
+        total = weighted(losses, self.weights)
+        if self.tv:
+            total = total + self.tv * total_variation(image)
+        return total + self.range * out_of_range(image) if self.range else total
+
+    def _distance(self, u: Tensor, target: Tensor) -> Tensor:
+        if self.distance == "contrastive":
+            return contrastive(u, target, self.distractors.to(u), self.temperature)
+        return (spherical if self.distance == "spherical" else cosine)(u, target)
+
+    def log_likelihood(self, decode: Callable[[Tensor], Tensor]) -> LogLikelihood:
+        """-L of the decoded estimate, for a Guidance of mode `network` or `decoder`; decode: D -> pictures."""
+        return lambda _x, sigma, denoised: -self(decode(denoised), sigma)
+
+
+def fit_mask(mask: Tensor, image: Tensor) -> Tensor:
+    """A mask [H, W], [B, H, W] or [B, 1, H, W] at the picture's size, [B or 1, 1, H, W]."""
+    mask = mask.to(image)
+    mask = mask[None] if mask.ndim == 2 else mask
+    mask = mask[:, None] if mask.ndim == 3 else mask
+    if mask.shape[-2:] != image.shape[-2:]:
+        mask = torch.nn.functional.interpolate(mask, image.shape[-2:], mode="bilinear", align_corners=False)
+    return mask
+
+
+def rank(embed: Callable[[Tensor], Tensor], images: Tensor, targets: Tensor, weights: tuple[float, ...],
+         mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Order pictures [B, 3, H, W] by their mean weighted cosine similarity to targets [K, D]: indices best first, and
+    the similarities [B] in the given order. Blended Diffusion ranks its 64 candidates so, by the masked picture."""
+    if mask is not None:
+        fitted = fit_mask(mask, images)
+        images = images * fitted + 0.5 * (1 - fitted)
+    u = embed(images).float()
+    score = weighted([1 - cosine(u, target.to(u)) for target in targets], weights)
+    return score.argsort(descending=True), score
+
+
