@@ -1,8 +1,8 @@
 """Captions of scenes, as text and as token rows, made on the scene's own device: training never waits for a tokenizer.
 
 A caption is a row of phrase indices; each phrase is a string and its CLIP BPE tokens (a test holds them against the
-real tokenizer). Forms: "a photo of a small red circle on the left, striped blue background" and "a photo of a striped blue
-background with a small red circle on the left"; parts are dropped and synonyms used at random in training.
+real tokenizer). Forms: "a photo of a small red circle on the left, striped blue background" and "a photo of a striped
+blue background with a small red circle on the left"; parts are dropped and synonyms used at random in training.
 """
 from __future__ import annotations
 

@@ -95,8 +95,8 @@ class AutoEncoder(nn.Module):
     """Images in 0..1 <-> latents [B, 4, H/8, W/8] of about unit variance.
 
     TAESD's shape is fixed, for ComfyUI to detect it, and heavy for a CPU. `SLIM_SIZE` is the same net with fewer
-    channels and blocks; `widened` writes it into TAESD's shape with zeros (a block of zeros passes a positive input through), so
-    a slim net trains several times faster and computes exactly the same."""
+    channels and blocks; `widened` writes it into TAESD's shape with zeros (a block of zeros passes a positive input
+    through), so a slim net trains several times faster and computes exactly the same."""
 
     def __init__(self, size=TAESD_SIZE):
         super().__init__()

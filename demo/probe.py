@@ -1,9 +1,9 @@
 """Reads the attributes off an image: a convolutional probe, a second judge of another build, and a feature net for KID.
 
-`python demo probe train` makes all three (minutes on a GPU, an hour or so on a CPU); they are committed as
-models/probes.safetensors and models/features.safetensors. Two judges, because what one net has guided another must judge.
-Trained on scenes half of which went through the autoencoder, some blurred or noisy, so that a sample's small flaws are
-not read as another attribute.
+`python demo probe train` makes all three in one loop (minutes on a GPU, an hour or so on a CPU); they are committed as
+models/probes.safetensors and models/features.safetensors. Two judges, because what one net has guided another must
+judge. Trained on scenes half of which went through the autoencoder, some blurred or noisy, so that a sample's small
+flaws are not read as another attribute.
 """
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class PatchProbe(nn.Module):
 class FeatureNet(nn.Module):
     """128 px image in 0..1 -> 128 features that know the attributes and how damaged a picture is (blur, noise)."""
 
-    def __init__(self, width: int = 20):
+    def __init__(self, width: int = 24):
         super().__init__()
         self.probe = ConvProbe(width)
         self.probe.hidden = nn.Linear(64 * width, 128)
@@ -154,78 +154,112 @@ def accuracy(net: nn.Module, image: Tensor, s: Scenes) -> dict[str, float]:
 
 # --------------------------------------------------------------------------------------------------- training
 
-def _damage(image: Tensor, autoencoder: nn.Module, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Half through the autoencoder, some blurred, some noisy; and how much of the last two, [B, 2]."""
-    n, device = len(image), image.device
-    u = torch.rand(n, 4, generator=draws, device=device)
-    half = n // 2
-    with torch.no_grad():
-        latent = autoencoder.encode(image[:half])
-        latent = latent + .15 * u[:half, 0, None, None, None] * torch.randn_like(latent)
-        image = torch.cat([autoencoder.decode(latent).clamp(0, 1).to(image.dtype), image[half:]])
-    blur = (u[:, 1] - .7).clamp(min=0)[:, None, None, None] * 3
-    image = image + blur * (F.avg_pool2d(F.pad(image, (2, 2, 2, 2), "reflect"), 5, 1) - image)
-    noise = (u[:, 2] - .7).clamp(min=0)[:, None, None, None] * .3
-    image = image + noise * torch.randn(image.shape, generator=draws, device=device)
-    return image.clamp(0, 1), torch.cat([blur.flatten(1), noise.flatten(1) * 10], 1)
+class Pictures:
+    """A ring of drawn scenes, every other one passed through the autoencoder, a few replaced at every step: drawing and
+    encoding cost more than the small nets that learn from them."""
+
+    def __init__(self, size: int, autoencoder: nn.Module, draws: torch.Generator):
+        self.autoencoder, self.draws, self.at = autoencoder, draws, 0
+        parts = [self._make(min(32, size - i)) for i in range(0, size, 32)]
+        self.image, self.scenes = torch.cat([p[0] for p in parts]), scenes.cat([p[1] for p in parts])
+
+    @torch.no_grad()
+    def _make(self, n: int) -> tuple[Tensor, Scenes]:
+        batch = scenes.sample(n, self.draws, "any")
+        image = scenes.draw(batch)[0]
+        latent = self.autoencoder.encode(image[::2])
+        spread = torch.rand(len(latent), 1, 1, 1, generator=self.draws, device=latent.device)
+        latent = latent + .15 * spread * torch.randn(latent.shape, generator=self.draws, device=latent.device)
+        image[::2] = self.autoencoder.decode(latent).clamp(0, 1)
+        return (image * 255).round().byte(), batch
+
+    def renew(self, n: int) -> None:
+        image, batch = self._make(n)
+        index = (torch.arange(n, device=image.device) + self.at) % len(self.image)
+        self.at = (self.at + n) % len(self.image)
+        self.image[index] = image
+        for field in Scenes.__dataclass_fields__:
+            getattr(self.scenes, field)[index] = getattr(batch, field)
+
+    def take(self, n: int) -> tuple[Tensor, Tensor, Scenes]:
+        """Images, some of them blurred or noisy; how much of the two, [n, 2]; the scenes."""
+        index = torch.randint(len(self.image), (n,), generator=self.draws, device=self.image.device)
+        image = self.image[index].float() / 255
+        u = torch.rand(n, 2, 1, 1, 1, generator=self.draws, device=image.device)
+        blur, noise = ((u[:, i] - .7).clamp(min=0) / .3 for i in range(2))
+        image = image + .9 * blur * (F.avg_pool2d(F.pad(image, (2, 2, 2, 2), "reflect"), 5, 1) - image)
+        image = image + .1 * noise * torch.randn(image.shape, generator=self.draws, device=image.device)
+        return image.clamp(0, 1), torch.cat([blur.flatten(1), noise.flatten(1)], 1), self.scenes[index]
 
 
-def train(name: str, device: torch.device, minutes: float, batch: int, folder: Path) -> nn.Module:
+def all_nets() -> nn.ModuleDict:
+    return nn.ModuleDict({"conv": ConvProbe(), "patch": PatchProbe(), "features": FeatureNet()})
+
+
+def train(device: torch.device, minutes: float, batch: int, ring: int, renewed: int, folder: Path) -> nn.Module:
+    """All three at once, from the same pictures, each with its own loss."""
     from .train import generator, load_autoencoder
     from .training import Trainer, precision
-    torch.manual_seed({"conv": 1, "patch": 2, "features": 3}[name])
-    net = {"conv": ConvProbe, "patch": PatchProbe, "features": FeatureNet}[name]().to(device)
+    torch.manual_seed(1)
+    nets = all_nets().to(device)
     autoencoder = load_autoencoder(device, folder)
-    trainer = Trainer(f"probe_{name}", net, minutes, lr=1e-3, ema=.998, folder=folder, weight_decay=1e-3)
+    trainer = Trainer("probes", nets, minutes, lr=1e-3, ema=.998, folder=folder, weight_decay=1e-3)
     draws = generator(device, trainer.samples + 3)
-
-    def step(_):
-        batch_scenes = scenes.sample(batch, draws, "any")
-        with precision(device):
-            image, harm = _damage(scenes.draw(batch_scenes)[0], autoencoder, draws)
-            out = net(image).float()
-        total = loss(split_logits(out), batch_scenes)
-        return {"loss": total + (5 * F.mse_loss(out[:, _OUT:], harm) if name == "features" else 0)}
-
-    truth = scenes.sample(512, generator(device, 9), "held_out")
+    pictures = Pictures(ring, autoencoder, draws)
+    truth = scenes.sample(256, generator(device, 9), "held_out")
     with torch.no_grad():
         test = torch.cat([autoencoder.decode(autoencoder.encode(part)).clamp(0, 1)
                           for part in scenes.draw(truth)[0].split(64)])
 
-    def report():
-        return "  ".join(f"{k} {v:.3f}" for k, v in accuracy(trainer.average, test, truth).items())
+    def step(_):
+        pictures.renew(renewed)
+        image, harm, what = pictures.take(batch)
+        with precision(device):
+            out = {name: net(image).float() for name, net in nets.items()}
+        losses = {name: loss(split_logits(o), what) for name, o in out.items()}
+        damage = F.mse_loss(out["features"][:, _OUT:], harm)
+        return {"loss": sum(losses.values()) + 3 * damage, **losses, "damage": damage}
 
-    return trainer.run(step, batch, report, save_every=30)
+    def report():
+        return " | ".join(f"{name}: " + " ".join(f"{k} {v:.3f}" for k, v in accuracy(net, test, truth).items())
+                          for name, net in trainer.average.items())
+
+    return trainer.run(step, batch, report, save_every=120)
 
 
 def load(which: str = "conv") -> nn.Module:
     """The committed probe ("conv" or "patch") or the feature net ("features"), on the CPU, fp32."""
     from safetensors.torch import load_file
-    net = {"conv": ConvProbe, "patch": PatchProbe, "features": FeatureNet}[which]()
+    net = all_nets()[which]
     state = load_file(FEATURES if which == "features" else PROBES)
-    prefix = "" if which == "features" else f"{which}."
-    net.load_state_dict({k[len(prefix):]: v.float() for k, v in state.items() if k.startswith(prefix)})
+    net.load_state_dict({k[len(which) + 1:]: v.float() for k, v in state.items() if k.startswith(which + ".")})
     return net.eval().requires_grad_(False)
 
 
-def main() -> None:
+def pack() -> None:
+    """Write models/probes.safetensors and models/features.safetensors, fp16, from what was trained."""
     from safetensors.torch import load_file, save_file
 
     from .training import STATE
+    state = {k: v.half() for k, v in load_file(STATE / "probes.safetensors").items()}
+    for path, names in ((PROBES, ("conv", "patch")), (FEATURES, ("features",))):
+        save_file({k: v for k, v in state.items() if k.split(".")[0] in names}, path)
+
+
+def main() -> None:
+    from .training import STATE
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=("train", "pack"))
-    parser.add_argument("--minutes", type=float, default=None, help="for each of the three")
+    parser.add_argument("--minutes", type=float, default=None)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     device = torch.device(args.device)
     if args.command == "train":
         gpu = device.type == "cuda"
-        for name in ("conv", "patch", "features"):
-            train(name, device, args.minutes or (1.2 if gpu else 120), 256 if gpu else 32, STATE)
-    states = {name: load_file(STATE / f"probe_{name}.safetensors") for name in ("conv", "patch", "features")}
-    MODELS.mkdir(exist_ok=True)
-    save_file({f"{n}.{k}": v.half() for n in ("conv", "patch") for k, v in states[n].items()}, PROBES)
-    save_file({k: v.half() for k, v in states["features"].items()}, FEATURES)
+        if not gpu:
+            torch.set_num_threads(1)
+        train(device, args.minutes or (3 if gpu else 60), *((256, 30_000, 128) if gpu else (32, 1500, 6)), STATE)
+    pack()
 
 
 if __name__ == "__main__":

@@ -184,7 +184,7 @@ def train_diffusion(device: torch.device, minutes: float, batch: int, pool: int,
         grid(images, STATE / "diffusion_samples.png")
         return "sample sheet written"
 
-    return trainer.run(step, batch, report)
+    return trainer.run(step, batch, report, save_every=60 if device.type == "cuda" else 420)
 
 
 def pack(figures: dict | None = None) -> None:
