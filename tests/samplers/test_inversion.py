@@ -41,6 +41,9 @@ def test_round_trips(tmp_path):
     inversion.save(path)
     same(inversion, Inversion.load(path))
     assert [p.name for p in tmp_path.iterdir()] == ["one.safetensors"]
+    shared = record(pivot="edit_friendly", residuals=inversion.trajectory[1:])  # the format refuses shared memory
+    shared.save(path)
+    same(shared, Inversion.load(path))
     bare = Inversion(torch.tensor([1.0, 0.0]), torch.zeros(2, 1, 3), process="flow")
     same(bare, Inversion.from_tensors(*bare.to_tensors()))
 
@@ -60,6 +63,7 @@ def test_tensors_become_plain_fp32_on_the_cpu():
     with torch.inference_mode():
         odd = torch.ones(2, 1, 2, 3, dtype=torch.float64).transpose(2, 3)
         inversion = Inversion(torch.tensor([1.0, 0.0], dtype=torch.float64), odd)
+        assert not Inversion(torch.tensor([1.0, 0.0]), torch.ones(2, 1, 2)).trajectory.is_inference()
     leaf = torch.ones(1, 1, 2, 2, requires_grad=True)
     inversion = inversion.replace(null_embeddings=leaf * 2, cfg=2.0)
     for t in (inversion.trajectory, inversion.sigmas, inversion.null_embeddings):
@@ -123,7 +127,7 @@ def test_refuses_foreign_and_damaged_files(tmp_path):
         Inversion.load(tmp_path / "gone")
     foreign = {
         "not an inversion": (tensors, {}),
-        "format version 7": (tensors, {**metadata, "version": "7"}),
+        "format version 7": ({**tensors, "later": torch.ones(1)}, {**metadata, "version": "7"}),
         "header is damaged": (tensors, {**metadata, "cfg": "{"}),
         "missing trajectory": ({k: v for k, v in tensors.items() if k != "trajectory"}, metadata),
         "unknown extra": ({**tensors, "extra": torch.ones(1)}, metadata),

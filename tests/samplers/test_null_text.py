@@ -196,8 +196,28 @@ def test_a_good_step_costs_one_forward_and_no_backward():
     assert found.stats.forwards == 2 * STEPS and found.stats.backwards == 0
 
 
+@processes
+def test_the_best_embedding_is_kept_not_the_last(process):
+    net, _, s, pivot = setting(process)
+    wild = Schedule((0.5,) * STEPS, (0.0,) * STEPS, 3)  # overshoots: the last update is worse than none
+    found = null_text(net, s, pivot, process, schedule=wild)
+    assert all(k <= f for f, k in zip(found.first_losses[0], found.losses[0], strict=True))
+    replay = sample_euler(null_guided(net, net.prompt(0), s, found.embeddings, CFG), pivot[0], s)
+    torch.testing.assert_close(replay, found.reconstruction, atol=1e-4, rtol=1e-4)
+
+
 def test_gradients_reach_the_embedding_alone():
     net, _, s, pivot = setting(VE)
+    given = net.prompt
+
+    def prompt(i):
+        def denoise(x, sigma):
+            assert not torch.is_grad_enabled() and not x.requires_grad
+            return given(i)(x, sigma)
+
+        return denoise
+
+    net.prompt = prompt
     net.shift.requires_grad_()
     pivot = pivot.clone().requires_grad_()
     found = null_text(net, s, pivot.detach(), VE)
