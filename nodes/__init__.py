@@ -21,6 +21,9 @@ MODULES = (
     "trace",
     "rank",
     "cfg_convention",
+    "attention",
+    "prompt_to_prompt",
+    "edit_score",
 )
 
 _CLASSES = [cls for name in MODULES for cls in import_module(f".{name}", __name__).NODES]

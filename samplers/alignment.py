@@ -82,6 +82,29 @@ def columns_of(prompt: dict, phrase: str) -> list[int]:
     return sorted(set(found))
 
 
+def in_some_prompt(prompts: list[dict], words: list[str]) -> list[list[list[int]]]:
+    """Columns per prompt and word; a word may be missing in some prompts, not in all. ValueError names the words there
+    are."""
+    found = []
+    for prompt in prompts:
+        row = []
+        for word in words:
+            try:
+                row.append(columns_of(prompt, word))
+            except ValueError:
+                row.append([])
+        found.append(row)
+    for i, word in enumerate(words):
+        if not any(row[i] for row in found):
+            if len(prompts) == 1:
+                columns_of(prompts[0], word)  # says it in its own words
+            names = dict.fromkeys(name for prompt in prompts for name in words_in(prompt))
+            raise ValueError(
+                f'The word "{word}" is in none of the prompts; their words are: {", ".join(names) or "none"}.'
+            )
+    return found
+
+
 def content_columns(prompt: dict) -> list[int]:
     """Columns between a chunk's begin token and its padding, in order: words and the punctuation between them.
 
@@ -158,11 +181,15 @@ def refine_map(source: dict, target: dict) -> TokenMap:
     return TokenMap(tuple(columns))
 
 
-def token_map(source: dict, target: dict) -> tuple[TokenMap, str]:
-    """The map that fits two prompts, and its name: "replace" for equal word counts, else "refine"."""
-    if len(source["words"]) == len(target["words"]):
+def token_map(source: dict, target: dict, edit: str = "auto") -> tuple[TokenMap, str]:
+    """The map of an edit ("replace", "refine", or "auto" by the word counts), and what was done, in words."""
+    counts = len(source["words"]), len(target["words"])
+    if counts[0] == counts[1] and edit != "refine":
         return replace_map(source, target), "replace"
-    return refine_map(source, target), "refine"
+    why = f" ({counts[0]} and {counts[1]} words)" if counts[0] != counts[1] else ""
+    if edit == "replace":
+        why = f", as replace needs prompts of as many words{why}"
+    return refine_map(source, target), "refine" + why
 
 
 def parse_values(text: str) -> dict[str, str]:
@@ -209,6 +236,7 @@ def parse_windows(text: str) -> dict[str, tuple[float, float]]:
     return windows
 
 
-def factor_columns(prompt: dict, factors: dict[str, float]) -> dict[int, float]:
-    """{column: factor} for the words of one prompt. ValueError when a word is not in it."""
-    return {t: c for word, c in factors.items() for t in columns_of(prompt, word)}
+def factor_columns(prompts: list[dict], factors: dict[str, float]) -> list[dict[int, float]]:
+    """Per prompt {column: factor}; a word must be in one of the prompts at least."""
+    found = in_some_prompt(prompts, list(factors))
+    return [{t: c for c, word in zip(factors.values(), row) for t in word} for row in found]

@@ -10,8 +10,9 @@ maximum there), and
 
 which is linear and so the same in every noise family's coordinates.
 
-Departure: the authors fix the five 16x16 layers of SD1 at 512 pixels (a quarter of the latent). Here the grid is the
-network's coarsest with at least a quarter of the latent's side and at least 16 tokens, or else its finest.
+Departure: the authors fix the five 16x16 layers of SD1 at 512 pixels (a quarter of the latent), down and up. Here the
+grid is the network's coarsest with at least a quarter of the latent's side and at least 16 tokens, or else its finest,
+and of its layers the up blocks', whose maps are the sharper ones; "up, down" are the authors'.
 """
 from __future__ import annotations
 
@@ -35,16 +36,16 @@ def map_scale(latent: tuple[int, int], scales: Sequence[int]) -> int:
 
 
 class LayerChoice:
-    """Which cross-attention layers maps come from: "auto", "up", "down", "mid" (on the default grid; "mid" has its
-    own), "all", or names such as "output.3, input.4" (all of a block) and "output.3.1" (one of its transformer's
-    depth)."""
+    """Which cross-attention layers maps come from: "auto" ("up"), "up", "down", "mid" (on the default grid; "mid" has
+    its own), "all", or names such as "output.3, input.4" (all of a block) and "output.3.1" (one of its depth)."""
 
     def __init__(self, text: str = "auto"):
-        self.names = [name.strip().lower() for name in text.split(",") if name.strip()] or ["auto"]
+        names = [name.strip().lower() for name in text.split(",") if name.strip()] or ["auto"]
+        self.names = ["up" if name == "auto" else name for name in names]
         for name in self.names:
             block, *numbers = name.split(".")
             named = block in PLACES.values() and 1 <= len(numbers) <= 2 and all(n.isdigit() for n in numbers)
-            if not named and name not in ("auto", "all", *PLACES):
+            if not named and name not in ("all", *PLACES):
                 raise ValueError(
                     f'"{name}" names no layers: use auto, all, up, mid, down, or blocks such as "output.3".'
                 )
@@ -56,8 +57,8 @@ class LayerChoice:
             block = name.split(".")[0]
             if name in ("all", "mid"):
                 fits = name == "all" or layer.block == "middle"
-            elif name == "auto" or name in PLACES:
-                fits = on_grid and (name == "auto" or layer.block == PLACES[name])
+            elif name in PLACES:
+                fits = on_grid and layer.block == PLACES[name]
             else:
                 numbers = [int(n) for n in name.split(".")[1:]]
                 fits = layer.block == block and [layer.number, layer.depth][: len(numbers)] == numbers

@@ -9,7 +9,9 @@ is kept for the edits.
 from __future__ import annotations
 
 import functools
+import time
 from math import lcm
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,11 +23,12 @@ from ...samplers.maps import LocalBlend
 from ...samplers.prompt_to_prompt import Branches, StoredSource
 from ...samplers.walk import sample_walk
 from .attention import any_asks, attach, unet_places
+from .engine import check_interrupt, check_latent, get
 from .guider import guider_class, replace_embedding
-from .noise import InversionNoise
+from .noise import InversionNoise, source_latent
+from .record import source_conditioning
 from .rows import CALL, Call, PairEdit
-from .sampler import is_euler, own_sampler
-from .words import KEY
+from .sampler import core_sampler, is_euler, own_sampler
 
 _SPLITS = (
     "control",
@@ -41,16 +44,13 @@ _SPLITS = (
 
 
 def source_of(inversion: Inversion) -> list:
-    """The source prompt's CONDITIONING as an INVERSION holds it. ValueError if it holds none."""
-    if inversion.conditioning is None or not inversion.words:
+    """The source prompt's CONDITIONING as an INVERSION holds it. ValueError if it holds none, or not its words."""
+    if not inversion.words:
         raise ValueError(
             "This inversion does not know its source prompt's words: invert with a conditioning from the node "
             '"Prompt (with words)", or wire the source prompt here.'
         )
-    extra = {KEY: inversion.words}
-    if inversion.pooled is not None:
-        extra["pooled_output"] = inversion.pooled
-    return [[inversion.conditioning, extra]]
+    return source_conditioning(inversion)
 
 
 def check_stored(inversion: Inversion) -> None:
@@ -76,7 +76,7 @@ def _class() -> type:
         def prepare(self, source, edits, negative, cfg, controllers, inversion, keep_source):
             self.controllers: list[Controller] = list(controllers)
             self.places = unet_places(self.model_patcher)
-            self.edits, self.inversion, self.keep_source = len(edits), inversion, keep_source
+            self.edits, self.inversion, self.keep_source = len(edits), inversion, keep_source and inversion is None
             self.inner_set_conds(
                 {
                     "positive": edits[0],
@@ -144,12 +144,13 @@ def _class() -> type:
 
         def _shown(self, x: Tensor | None) -> Tensor | None:
             """What leaves the guider: the edits, and the sources in front where they are wanted."""
-            if x is None or self._branches.stored is not None or self.keep_source:
+            if x is None or self.inversion is not None or self.keep_source:
                 return x
             return x[self._branches.batch :]
 
         # one step ------------------------------------------------------------------------------------------------
         def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006 (the engine's signature)
+            check_interrupt()
             branches, sigma = self._branches, timestep.max()
             source, target = branches.split(x, sigma)
             edits = list(target.split(branches.batch))
@@ -294,3 +295,34 @@ def prompt_to_prompt_guider(
     guider = _class()(attach(model, [PairEdit(c) for c in controllers], ("attn1", "attn2") if own else ("attn2",)))
     guider.prepare(source, edits, negative, cfg, controllers, inversion, keep_source)
     return guider
+
+
+class Result(NamedTuple):
+    """edits [E * B, C, ...] and source [B, C, ...] as LATENT samples; pairs: (edit, image) of each row of edits."""
+
+    edits: Tensor
+    source: Tensor
+    pairs: list[tuple[int, int]]
+    rows: int  # that the network saw
+    seconds: float
+
+
+def run_guider(guider, latent: dict | None, sigmas: Tensor, seed: int) -> Result:
+    """One run of a prompt-to-prompt guider with ComfyUI's euler, its progress, preview and interrupt.
+
+    latent: a LATENT, from noise; an inversion brings its own."""
+    model, inversion = guider.model_patcher, guider.inversion
+    if inversion is None:
+        samples = check_latent(model, latent)
+        noise = get("sample").prepare_noise(samples, seed, latent.get("batch_index"))
+        mask = latent.get("noise_mask")
+    else:
+        samples, noise, mask = source_latent(inversion), torch.zeros(inversion.shape), None
+    callback = get("latent_preview").prepare_callback(model, len(sigmas) - 1)
+    started, batch = time.perf_counter(), len(samples)
+    out = guider.sample(
+        noise, samples, core_sampler("euler"), sigmas, mask, callback, disable_pbar=True, seed=seed
+    ).cpu()
+    source, edits = (out[:batch], out[batch:]) if guider.keep_source else (samples, out)
+    pairs = [(e, b) for e in range(guider.edits) for b in range(batch)]
+    return Result(edits, source, pairs, guider.network_rows, time.perf_counter() - started)

@@ -126,7 +126,10 @@ def test_prompts_beyond_one_chunk():
 
 def test_the_edit_is_chosen_by_the_word_count():
     assert token_map(prompt("a cat"), prompt("a dog"))[1] == "replace"
-    assert token_map(prompt("a cat"), prompt("a big dog"))[1] == "refine"
+    assert token_map(prompt("a cat"), prompt("a big dog"))[1] == "refine (2 and 3 words)"
+    assert token_map(prompt("a cat"), prompt("a dog"), "refine")[1] == "refine"
+    said = token_map(prompt("a cat"), prompt("a big dog"), "replace")[1]
+    assert said == "refine, as replace needs prompts of as many words (2 and 3 words)"
     with pytest.raises(ValueError, match="as many words; got 2 and 3"):
         replace_map(prompt("a cat"), prompt("a big dog"))
 
@@ -145,7 +148,10 @@ def test_fields_of_words():
     for bad in ("red: 0.8-0.2", "red: 2", "red: x", "red: -1"):
         with pytest.raises(ValueError, match="within 0 and 1"):
             alignment.parse_windows(bad)
-    assert alignment.factor_columns(prompt("a red red car"), {"red": 2.0, "car": 0.5}) == {2: 2.0, 3: 2.0, 4: 0.5}
+    both = [prompt("a red red car"), prompt("a cat")]
+    assert alignment.factor_columns(both, {"red": 2.0, "car": 0.5}) == [{2: 2.0, 3: 2.0, 4: 0.5}, {}]
+    with pytest.raises(ValueError, match='"fox" is in none of the prompts; their words are: a, red, car, cat'):
+        alignment.in_some_prompt(both, ["red", "fox"])
 
 
 def test_token_map_does_not_touch_its_input():

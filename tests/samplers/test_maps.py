@@ -61,6 +61,7 @@ def test_layer_choice():
     assert layer(grid=(17, 17), latent=(65, 65)) in LayerChoice("auto")
     assert layer(cross=False) not in LayerChoice("all")
     assert layer(block="input") not in LayerChoice("up")
+    assert layer(block="input") not in LayerChoice("auto")
     assert layer(block="input") in LayerChoice("up, down")
     assert layer(block="middle", grid=(8, 8)) in LayerChoice("mid")
     assert layer(grid=(64, 64)) in LayerChoice("all")

@@ -1,0 +1,126 @@
+"""Edit Score: how well an edit kept what it should keep, and how well it says what it should say."""
+from __future__ import annotations
+
+import torch.nn.functional as F
+
+from ..samplers import metrics
+from . import fields
+from .bridge.report import text_result
+from .bridge.vision import text_embedding, vision_features
+
+
+class EditScore:
+    ID = "NullText_EditScore"
+    TITLE = "Edit Score"
+    CATEGORY = "NullText/attention"
+    SEARCH_ALIASES = ["psnr", "ssim", "compare images", "clip score", "metrics", "pie-bench"]
+    DESCRIPTION = fields.describe(
+        "Measures an edit against its source: PSNR, SSIM and MSE of the whole and outside a mask, structure "
+        "distance, and "
+        "with CLIP vision the similarity to the prompt. The masked figures are PIE-Bench's: images times the mask's "
+        "complement, so that a small background raises PSNR. No network calls of the diffusion model.",
+        SEARCH_ALIASES,
+    )
+    FUNCTION = "run"
+    RETURN_TYPES = ("STRING", "FLOAT", "FLOAT", "FLOAT", "FLOAT")
+    RETURN_NAMES = ("report", "psnr", "ssim", "mse", "structure_distance")
+    OUTPUT_TOOLTIPS = (
+        "All figures, a line for each image of the batch and their mean.",
+        "Mean PSNR in dB (outside the mask if there is one); 100 stands for identical images.",
+        "Mean SSIM (outside the mask if there is one).",
+        "Mean squared error (outside the mask if there is one).",
+        "Mean structure distance x 1000.",
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "source": ("IMAGE", {"tooltip": "The picture before the edit."}),
+                "edit": ("IMAGE", {"tooltip": "The picture after the edit, of the same size and as many."}),
+            },
+            "optional": {
+                "mask": ("MASK", {"tooltip": "1 where the edit may change the picture; measured outside it."}),
+                "clip_vision": (
+                    "CLIP_VISION",
+                    {
+                        "tooltip": "A CLIP vision model: structure from its features, and the similarity to the "
+                        "prompt. "
+                        "Without it the structure distance compares patches of pixels."
+                    },
+                ),
+                "prompt": (
+                    "CONDITIONING",
+                    {
+                        "tooltip": "The edited prompt, from a CLIP text encoder that shares its space with "
+                        "clip_vision; "
+                        "for the similarity."
+                    },
+                ),
+            },
+        }
+
+    def run(self, source, edit, mask=None, clip_vision=None, prompt=None):
+        if source.shape[1:3] != edit.shape[1:3]:
+            raise ValueError(
+                f"The edit is {edit.shape[2]}x{edit.shape[1]} pixels and the source "
+                f"{source.shape[2]}x{source.shape[1]}: scale "
+                "one of them first."
+            )
+        if len(source) not in (1, len(edit)):
+            raise ValueError(
+                f"There are {len(source)} sources for {len(edit)} edits: wire one source, or one for each edit."
+            )
+        if prompt is not None and clip_vision is None:
+            raise ValueError(
+                "The similarity to a prompt needs a CLIP vision model: wire clip_vision too, or take prompt out."
+            )
+        a, b = (t[..., :3].movedim(-1, 1).float().cpu() for t in (source, edit))
+        a = a.expand(len(b), -1, -1, -1)
+        rows = {"psnr": metrics.psnr(a, b), "ssim": metrics.ssim(a, b), "mse": metrics.mse(a, b)}
+        outside = ""
+        if mask is not None:
+            region = F.interpolate(mask.reshape(-1, 1, *mask.shape[-2:]).float().cpu(), size=a.shape[-2:]).round()
+            if len(region) not in (1, len(b)):
+                raise ValueError(
+                    f"There are {len(region)} masks for {len(b)} edits: wire one mask, or one for each edit."
+                )
+            if bool((region == 1).all()):
+                raise ValueError(
+                    "The mask covers the whole picture, so that there is no background to measure: take it out."
+                )
+            whole = rows
+            rows = {f"{name}_whole": value for name, value in whole.items()}
+            rows |= {
+                "psnr": metrics.psnr(a, b, region),
+                "ssim": metrics.ssim(a, b, region),
+                "mse": metrics.mse(a, b, region),
+            }
+            outside = " outside the mask"
+        if clip_vision is None:
+            features, of = [metrics.patch_features(t) for t in (a, b)], "patches of pixels"
+        else:
+            (fa, _), (fb, image) = (vision_features(clip_vision, t) for t in (a, b))
+            features, of = [fa, fb], "CLIP vision"
+            if prompt is not None:
+                rows["similarity"] = metrics.clip_similarity(image, text_embedding(prompt, image))
+        rows["structure"] = 1e3 * metrics.structure_distance(*features)
+        rows["psnr"] = rows["psnr"].clamp(max=100)
+        mean = {name: float(value.mean()) for name, value in rows.items()}
+        said = (
+            f"PSNR {mean['psnr']:.2f} dB, SSIM {mean['ssim']:.4f}, MSE {mean['mse']:.2e}{outside}\n"
+            f"structure distance {mean['structure']:.3f} x 1e-3 ({of}; PIE-Bench's tables use DINO)"
+        )
+        if outside:
+            said += f"\nwhole picture: PSNR {float(rows['psnr_whole'].clamp(max=100).mean()):.2f} dB"
+        if "similarity" in rows:
+            said += f"\nsimilarity to the prompt {mean['similarity']:.2f}"
+        if len(b) > 1:
+            said += "".join(
+                f"\n{i + 1}: PSNR {float(rows['psnr'][i]):.2f} dB, SSIM {float(rows['ssim'][i]):.4f}"
+                for i in range(len(b))
+            )
+        return text_result(said, said, mean["psnr"], mean["ssim"], mean["mse"], mean["structure"])
+
+
+NODES = (EditScore,)

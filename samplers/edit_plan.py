@@ -1,0 +1,69 @@
+"""From what a user says of an edit to the controllers that make it: matching of the prompts, windows, weights, local
+blend.
+
+Defaults are the authors' notebook (2208.01626): cross-attention 0.8, self-attention 0.4 of the steps. PIE-Bench's
+runs use 0.4 and 0.6, a local blend on the word that changes and a weight of 2 on it.
+"""
+from __future__ import annotations
+
+from .alignment import factor_columns, in_some_prompt, parse_factors, parse_windows, token_map
+from .attention import StepWindow
+from .controllers import MutualSelf, ReplaceCross, ReplaceSelf, Reweight
+from .maps import LayerChoice, LocalBlend
+
+
+def split_words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def plan(
+    source: dict,
+    edits: list[dict],
+    *,
+    edit="auto",
+    cross_steps=0.8,
+    self_steps=0.4,
+    self_attention="replace",
+    word_windows="",
+    weights="",
+    blend_words="",
+    keep_words="",
+    blend_threshold=0.3,
+    blend_start=0.2,
+    blend_layers="auto",
+):
+    """The controllers of one edit, and a sentence for each decision. ValueError for words that are in no prompt."""
+    maps, said = zip(*(token_map(source, prompt, edit) for prompt in edits))
+    if len(edits) > 1:
+        said = [f"edit {i + 1}: {done}" for i, done in enumerate(said)]
+    windows, factors = parse_windows(word_windows), factor_columns(edits, parse_factors(weights))
+    controllers, own = [], []
+    for row in in_some_prompt(edits, list(windows)):
+        own.append({t: StepWindow(*window) for window, word in zip(windows.values(), row) for t in word})
+    if cross_steps > 0 or windows:
+        controllers.append(ReplaceCross(maps, StepWindow(0.0, cross_steps), own))
+    if self_attention != "replace":
+        controllers.append(MutualSelf())
+    elif self_steps > 0:
+        controllers.append(ReplaceSelf(StepWindow(0.0, self_steps, points=0)))
+    if any(c != 1 for row in factors for c in row.values()):
+        controllers.append(Reweight(factors))
+    blend = None
+    if split_words(blend_words):
+        found = in_some_prompt([source, *edits], split_words(blend_words))
+        kept = in_some_prompt([source, *edits], split_words(keep_words))
+        found, kept = ([[t for word in row for t in word] for row in rows] for rows in (found, kept))
+        n = len(edits)
+        blend = LocalBlend(
+            [found[0]] * n,
+            found[1:],
+            ([kept[0]] * n, kept[1:]),
+            blend_threshold,
+            blend_threshold,
+            blend_start,
+            LayerChoice(blend_layers),
+        )
+        controllers.append(blend)
+    elif split_words(keep_words):
+        raise ValueError("keep_words only takes regions out of a local blend: name blend_words too, or leave it empty.")
+    return controllers, blend, list(said)
