@@ -128,6 +128,14 @@ def widened(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return full
 
 
+def slimmed(state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """The slim state that `widened` made `state` from; None if it was trained at full size."""
+    slim = {k: state[k][tuple(slice(n) for n in v.shape)].clone()
+            for k, v in AutoEncoder(SLIM_SIZE).state_dict().items()}
+    full = widened(slim)
+    return slim if all(torch.equal(full[k], v) for k, v in state.items()) else None
+
+
 # --------------------------------------------------------------------------------------------------- text
 
 class SelfAttention(nn.Module):

@@ -1,17 +1,21 @@
-"""Trains the demo model from nothing: `python demo train all` (or `make train`), or one stage at a time.
+"""Trains the demo model from nothing: `make train`, or `python demo train STAGE`.
 
-Each stage runs for --minutes, saves its EMA weights into .training/ and can be called again to go on. The autoencoder
-is frozen once the diffusion has begun: its latents are what everything above it has learnt.
+Each stage runs for --minutes, saves its EMA weights into .training/ and can be called again to go on, from there or
+from the committed weights. The autoencoder is frozen once the diffusion has begun: its latents are what everything above it
+has learnt.
 """
 from __future__ import annotations
 
 import argparse
+import json
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from . import captions, nets, scenes
+from .checkpoint import CHECKPOINT, fit_rgb_factors, read_part, write_checkpoint
 from .model import TextToImage, empty_rows, generate
 from .training import STATE, Trainer, chunks, die, grid, precision, psnr
 
@@ -71,16 +75,20 @@ def train_autoencoder(device: torch.device, minutes: float, batch: int, slim: bo
 
 
 def load_autoencoder(device: torch.device, folder=STATE) -> nets.AutoEncoder:
-    """The trained autoencoder, frozen."""
+    """The trained autoencoder, frozen: what `folder` holds, else the committed one."""
     from safetensors.torch import load_file
-    for name, size in (("autoencoder", nets.TAESD_SIZE), ("autoencoder_slim", nets.SLIM_SIZE)):
-        if (folder / f"{name}.safetensors").exists():
-            net = nets.AutoEncoder(size).to(device)
-            net.load_state_dict(load_file(folder / f"{name}.safetensors"))
-            break
-    else:
-        die("There is no trained autoencoder yet: run `python demo train autoencoder` first.")
-    return net.eval().requires_grad_(False)
+    files = [(folder / "autoencoder.safetensors", nets.TAESD_SIZE),
+             (folder / "autoencoder_slim.safetensors", nets.SLIM_SIZE)]
+    found = next(((load_file(path), size) for path, size in files if path.exists()), None)
+    if found is None:
+        if not CHECKPOINT.exists():
+            die("There is no trained autoencoder yet: run `python demo train autoencoder` first.")
+        wide = read_part(CHECKPOINT, "autoencoder")
+        slim = nets.slimmed(wide)
+        found = (wide, nets.TAESD_SIZE) if slim is None else (slim, nets.SLIM_SIZE)
+    net = nets.AutoEncoder(found[1])
+    net.load_state_dict(found[0])
+    return net.to(device).eval().requires_grad_(False)
 
 
 # --------------------------------------------------------------------------------------------------- diffusion
@@ -144,13 +152,21 @@ def map_loss(maps: dict[str, Tensor], words: Tensor, mask: Tensor, weight: Tenso
     return total / len(maps)
 
 
-def train_diffusion(device: torch.device, minutes: float, batch: int, pool: int, lr: float, folder=STATE) -> nn.Module:
+def committed_diffusion() -> tuple[dict[str, Tensor], int]:
+    """Text encoder and UNet of the committed checkpoint, and the samples they had seen."""
+    with safe_open(CHECKPOINT, "pt") as f:
+        samples = json.loads((f.metadata() or {}).get("samples_seen", "0"))
+    return {f"{name}.{k}": v for name in ("text", "unet") for k, v in read_part(CHECKPOINT, name).items()}, samples
+
+
+def train_diffusion(device: torch.device, minutes: float, batch: int, pool: int, lr: float, go_on: bool = True,
+                    folder=STATE) -> nn.Module:
     """v-prediction, uniform timesteps; the cross-attention of two layers is taught to look at the named object."""
     torch.manual_seed(0)
     autoencoder = load_autoencoder(device, folder)
     net = TextToImage().to(device)
     trainer = Trainer("diffusion", net, minutes, lr=lr, ema=.9995 if device.type == "cuda" else .998, folder=folder,
-                      warmup=300)
+                      warmup=300, committed=committed_diffusion() if go_on else None)
     draws = generator(device, trainer.samples + 2)
     latents = Latents(pool, autoencoder, draws)
     sigma = nets.sigmas().to(device)
@@ -189,10 +205,7 @@ def train_diffusion(device: torch.device, minutes: float, batch: int, pool: int,
 
 def pack(figures: dict | None = None) -> None:
     """Write models/nulltext_demo.safetensors from what was trained, with its metadata."""
-    from safetensors import safe_open
     from safetensors.torch import load_file
-
-    from .checkpoint import CHECKPOINT, fit_rgb_factors, write_checkpoint
     autoencoder = load_autoencoder(torch.device("cpu"))
     images = scenes.draw(scenes.sample(64, generator(torch.device("cpu"), 3)))[0]
     with torch.no_grad():
@@ -214,7 +227,8 @@ def pack(figures: dict | None = None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stage", choices=("autoencoder", "diffusion", "pack", "all"))
+    parser.add_argument("stage", nargs="?", default="all", choices=("autoencoder", "diffusion", "pack", "all"))
+    parser.add_argument("--from-nothing", action="store_true", help="don't go on from the committed weights")
     parser.add_argument("--minutes", type=float, default=None, help="length of this piece (per stage)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch", type=int, default=None)
@@ -226,12 +240,14 @@ def main() -> None:
     if not gpu:
         torch.set_num_threads(1)
     torch.set_float32_matmul_precision("high")
-    if args.stage in ("autoencoder", "all"):
+    go_on = CHECKPOINT.exists() and not args.from_nothing
+    # the committed autoencoder stays: another one would invalidate everything that was trained on its latents
+    if args.stage == "autoencoder" or args.stage == "all" and not go_on:
         train_autoencoder(device, args.minutes or (6.5 if gpu else 600), args.batch or (512 if gpu else 16),
                           slim=not gpu)
     if args.stage in ("diffusion", "all"):
         train_diffusion(device, args.minutes or (15 if gpu else 1200), args.batch or (1024 if gpu else 32),
-                        args.pool or (200_000 if gpu else 4096), args.lr)
+                        args.pool or (200_000 if gpu else 4096), args.lr, go_on)
     if args.stage in ("pack", "all"):
         pack()
 

@@ -42,17 +42,22 @@ class Trainer:
     """AdamW with warm-up and cosine decay over a time budget, EMA weights, state in one safetensors file.
 
     `step(i) -> dict of losses` gives "loss" and anything else worth logging. A run stops when `minutes` are over; the
-    decay follows elapsed time, so the budget of a run is its schedule. Going on starts from the saved weights with a
-    fresh optimiser and a new warm-up."""
+    decay follows elapsed time, so the budget of a run is its schedule. Going on starts from the saved weights, or from
+    `committed` (state dict, samples seen) where there are none, with a fresh optimiser and a new warm-up."""
 
     def __init__(self, name: str, net: nn.Module, minutes: float, lr: float, ema: float = .999, folder: Path = STATE,
-                 warmup: int = 200, weight_decay: float = 1e-4):
+                 warmup: int = 200, weight_decay: float = 1e-4,
+                 committed: tuple[dict[str, Tensor], int] | None = None):
         self.name, self.net, self.seconds, self.lr, self.warmup = name, net, minutes * 60, lr, warmup
         self.path = Path(folder) / f"{name}.safetensors"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.samples, self.curve = 0, []
         if self.path.exists():
             self._load()
+        elif committed:
+            net.load_state_dict(committed[0])
+            self.samples = committed[1]
+            print(f"{name}: going on from the committed weights, {self.samples} samples", flush=True)
         self.average = copy.deepcopy(net).requires_grad_(False)
         self.decay = ema
         self.optimiser = torch.optim.AdamW(net.parameters(), lr=lr, betas=(.9, .99), weight_decay=weight_decay,

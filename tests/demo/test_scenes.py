@@ -83,6 +83,9 @@ def test_a_slim_autoencoder_written_wide_computes_the_same():
     assert latent.abs().max() > 1e-3
     for a, b in ((wide.encode(image), latent), (wide.decode(latent), slim.decode(latent))):
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+    back = nets.slimmed(wide.state_dict())
+    assert all(torch.equal(back[k], v) for k, v in slim.state_dict().items())
+    assert nets.slimmed(nets.AutoEncoder().state_dict()) is None
 
 
 def test_denoiser_turns_v_into_the_clean_latent():
