@@ -2,12 +2,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from ..samplers.alignment import factor_columns, in_some_prompt, parse_factors, words_in
 from ..samplers.attention import SigmaWindow
 from ..samplers.controllers import Reweight
-from ..samplers.maps import LayerChoice, Record, heat, overlay, soft_mask
+from ..samplers.heat import heat, overlay, soft_mask, spread, strip
+from ..samplers.maps import LayerChoice, Record
 from . import fields
 from .bridge.attention import attach, prompts_of
 from .bridge.guide import window
@@ -181,20 +181,11 @@ class AttentionMap:
             for heat_map in heat(recorded.maps(at)[index], size):
                 pictures.append(overlay(picture, heat_map, opacity))
                 masks.append(soft_mask(heat_map, threshold, blur))
-            strips += self._strips(recorded, at, index, picture, strip_steps, opacity)
+            steps = [recorded.maps(at, sigma)[index] for sigma in spread(recorded.sigmas(at), strip_steps)]
+            strips.append(strip(picture, steps, opacity))
         count = len(recorded.sigmas(0))
         said = f"{', '.join(chosen)}: mean of {count} step{'s' if count > 1 else ''}"
-        return text_result(said, torch.stack(pictures), torch.stack(masks), torch.stack(strips))
-
-    @staticmethod
-    def _strips(recorded, image, index, picture, most, opacity):
-        """One row per word: the heat map of each chosen step over a small copy of the picture."""
-        sigmas = recorded.sigmas(image)
-        places = torch.linspace(0, len(sigmas) - 1, min(most, len(sigmas))).round().long().tolist()
-        size = tuple(max(1, side * 128 // max(picture.shape[:2])) for side in picture.shape[:2])
-        small = F.interpolate(picture.movedim(-1, 0)[None], size=size, mode="area")[0].movedim(0, -1)
-        steps = [heat(recorded.maps(image, sigmas[p])[index], size) for p in places]
-        return [torch.cat([overlay(small, step[w], opacity) for step in steps], 1) for w in range(len(index))]
+        return text_result(said, torch.stack(pictures), torch.stack(masks), torch.cat(strips))
 
 
 NODES = (AttentionReweight, AttentionRecord, AttentionMap)

@@ -1,8 +1,6 @@
 """Edit Score: how well an edit kept what it should keep, and how well it says what it should say."""
 from __future__ import annotations
 
-import torch.nn.functional as F
-
 from ..samplers import metrics
 from . import fields
 from .bridge.report import text_result
@@ -77,26 +75,14 @@ class EditScore:
             )
         a, b = (t[..., :3].movedim(-1, 1).float().cpu() for t in (source, edit))
         a = a.expand(len(b), -1, -1, -1)
-        rows = {"psnr": metrics.psnr(a, b), "ssim": metrics.ssim(a, b), "mse": metrics.mse(a, b)}
-        outside = ""
+        area = None
         if mask is not None:
-            region = F.interpolate(mask.reshape(-1, 1, *mask.shape[-2:]).float().cpu(), size=a.shape[-2:]).round()
-            if len(region) not in (1, len(b)):
+            area = metrics.region(mask.cpu(), a)
+            if len(area) not in (1, len(b)):
                 raise ValueError(
-                    f"There are {len(region)} masks for {len(b)} edits: wire one mask, or one for each edit."
+                    f"There are {len(area)} masks for {len(b)} edits: wire one mask, or one for each edit."
                 )
-            if bool((region == 1).all()):
-                raise ValueError(
-                    "The mask covers the whole picture, so that there is no background to measure: take it out."
-                )
-            whole = rows
-            rows = {f"{name}_whole": value for name, value in whole.items()}
-            rows |= {
-                "psnr": metrics.psnr(a, b, region),
-                "ssim": metrics.ssim(a, b, region),
-                "mse": metrics.mse(a, b, region),
-            }
-            outside = " outside the mask"
+        rows = metrics.preservation(a, b, area)
         if clip_vision is None:
             features, of = [metrics.patch_features(t) for t in (a, b)], "patches of pixels"
         else:
@@ -104,6 +90,7 @@ class EditScore:
             features, of = [fa, fb], "CLIP vision"
             if prompt is not None:
                 rows["similarity"] = metrics.clip_similarity(image, text_embedding(prompt, image))
+        outside = "" if area is None else " outside the mask"
         rows["structure"] = 1e3 * metrics.structure_distance(*features)
         rows["psnr"] = rows["psnr"].clamp(max=100)
         mean = {name: float(value.mean()) for name, value in rows.items()}
@@ -112,7 +99,7 @@ class EditScore:
             f"structure distance {mean['structure']:.3f} x 1e-3 ({of}; PIE-Bench's tables use DINO)"
         )
         if outside:
-            said += f"\nwhole picture: PSNR {float(rows['psnr_whole'].clamp(max=100).mean()):.2f} dB"
+            said += f"\nwhole picture: PSNR {float(metrics.psnr(a, b).clamp(max=100).mean()):.2f} dB"
         if "similarity" in rows:
             said += f"\nsimilarity to the prompt {mean['similarity']:.2f}"
         if len(b) > 1:

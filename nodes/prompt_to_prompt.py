@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from ..samplers.edit_plan import plan
+from ..samplers.heat import enlarged
 from . import fields
 from .attention import LAYERS
 from .bridge import record
@@ -267,7 +267,7 @@ class PromptToPrompt:
         mask = torch.ones(len(result.edits), *result.edits.shape[-2:])
         if blend is not None and blend.target.sums:
             mask = torch.stack([blend.mask(e, b, tuple(mask.shape[-2:])) for e, b in result.pairs])
-        mask = F.interpolate(mask[:, None], scale_factor=8)[:, 0]
+        mask = enlarged(mask)
         said.append(f"{len(sigmas) - 1} steps at cfg {cfg:g}, {result.rows} network rows, {result.seconds:.1f} s")
         if blend is not None:
             said.append(f"local blend lets {100 * float(mask.mean()):.0f} % through")

@@ -104,3 +104,16 @@ def patch_features(images: Tensor, patch: int = 8, size: int = 224) -> Tensor:
 def clip_similarity(image: Tensor, text: Tensor) -> Tensor:
     """100 max(0, cos) [B] of projected CLIP embeddings [B, D] (text [1 or B, D])."""
     return 100 * F.cosine_similarity(image.double(), text.double(), dim=-1).clamp(min=0)
+
+
+def region(mask: Tensor, image: Tensor) -> Tensor:
+    """A mask [..., h, w] as 0 and 1 [n, 1, H, W] at an image's size. ValueError if it leaves no background."""
+    whole = F.interpolate(mask.reshape(-1, 1, *mask.shape[-2:]).float(), size=image.shape[-2:]).round().to(image)
+    if bool((whole == 1).flatten(1).all(1).any()):
+        raise ValueError("The mask covers the whole picture, so that there is no background to measure: take it out.")
+    return whole
+
+
+def preservation(source: Tensor, edit: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    """ "psnr", "ssim" and "mse" [B] of an edit, outside the mask if there is one (PIE-Bench's way)."""
+    return {"psnr": psnr(source, edit, mask), "ssim": ssim(source, edit, mask), "mse": mse(source, edit, mask)}

@@ -2,18 +2,8 @@
 import pytest
 import torch
 from nulltext.samplers.attention import Layer, Moment, Rows
-from nulltext.samplers.maps import (
-    LayerChoice,
-    LocalBlend,
-    MapSum,
-    Record,
-    binary,
-    colours,
-    heat,
-    map_scale,
-    overlay,
-    soft_mask,
-)
+from nulltext.samplers.heat import colours, enlarged, heat, overlay, soft_mask, spread, strip
+from nulltext.samplers.maps import LayerChoice, LocalBlend, MapSum, Record, binary, map_scale
 
 SD, SDXL = (1, 2, 4, 8), (2, 4)
 
@@ -172,3 +162,13 @@ def test_masks_and_pictures():
     picture = torch.rand(64, 64, 3)
     assert torch.equal(overlay(picture, h[0], 0.0), picture)
     assert torch.equal(overlay(picture, h[0], 1.0), colours(h[0]))
+
+
+def test_strips():
+    picture, maps = torch.rand(64, 32, 3), torch.rand(2, 16, 8)
+    out = strip(picture, [maps, maps, maps], 0.5, height=32)
+    assert out.shape == (2, 32, 48, 3)
+    assert torch.equal(out[:, :, :16], out[:, :, 32:])
+    assert spread([1, 2, 3], 8) == [1, 2, 3]
+    assert spread(list(range(10)), 4) == [0, 3, 6, 9]
+    assert torch.equal(enlarged(torch.tensor([[[0.0, 1.0]]]), 2), torch.tensor([[[0.0, 0, 1, 1], [0, 0, 1, 1]]]))
