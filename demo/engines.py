@@ -94,7 +94,10 @@ def plant(tree: Path, checkpoint: Path | None = None, inputs: Iterable[Path] = (
     if link and not pack.exists():
         pack.symlink_to(ROOT, target_is_directory=True)
     for picture in inputs:
-        shutil.copy(picture, tree / "input" / picture.name)
+        if picture.is_dir():
+            shutil.copytree(picture, tree / "input" / picture.name, dirs_exist_ok=True)
+        else:
+            shutil.copy(picture, tree / "input" / picture.name)
     if checkpoint is not None:
         target = tree / "models" / "checkpoints" / checkpoint.name
         target.unlink(missing_ok=True)
@@ -176,5 +179,5 @@ def running(engine: Engine, tree: Path | None = None, *, checkpoint: Path | None
 
 
 def pictures() -> list[Path]:
-    """The input pictures that the shipped workflows name."""
-    return sorted((ROOT / "workflows" / "inputs").glob("*.png"))
+    """The input pictures, and folders of pictures, that the shipped workflows name."""
+    return sorted(p for p in (ROOT / "workflows" / "inputs").iterdir() if p.suffix == ".png" or p.is_dir())
