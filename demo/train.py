@@ -1,8 +1,8 @@
 """Trains the demo model from nothing: `make train`, or `python demo train STAGE`.
 
 Each stage runs for --minutes, saves its EMA weights into .training/ and can be called again to go on, from there or
-from the committed weights. The autoencoder is frozen once the diffusion has begun: its latents are what everything above it
-has learnt.
+from the committed weights. The autoencoder is frozen once the diffusion has begun: its latents are what everything
+above it has learnt.
 """
 from __future__ import annotations
 
