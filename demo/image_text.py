@@ -1,4 +1,4 @@
-"""Trains the image-text model of the demo scenes: `python -m demo.image_text --minutes 8 --device cuda --out FILE`.
+"""Trains the image-text model of the demo scenes: `python demo image_text --minutes 8 --out FILE`.
 
 Stage 1 (60 % of the time): image tower and text tower, symmetric InfoNCE over scenes and captions. Captions lose
 parts at random, down to "a red circle"; pictures are shifted, blurred and made noisy, because guidance will show the
@@ -192,9 +192,10 @@ def main() -> None:
     torch.manual_seed(0)
     minutes = args.minutes or (8 if device.type == "cuda" else 120)
     batch = args.batch or (1024 if device.type == "cuda" else 96)
-    with_noisy = args.stage != "towers" and (args.state / "autoencoder.safetensors").exists()
+    trained = any((args.state / f"{name}.safetensors").exists() for name in ("autoencoder", "autoencoder_slim"))
+    with_noisy = args.stage != "towers" and trained
     if not with_noisy and args.stage == "noisy":
-        raise SystemExit("There is no trained autoencoder: run `python -m demo.train autoencoder` first.")
+        raise SystemExit("There is no trained autoencoder: run `python demo train autoencoder` first.")
 
     towers = ImageText(WORDS, IMAGE, TEXT, image_size=IMAGE_SIZE).to(device)
     part = {"all": .6 if with_noisy else 1., "towers": 1., "noisy": 0.}[args.stage]

@@ -9,12 +9,14 @@ from ..samplers.image_text import FORMAT
 from ..samplers.losses import caption_log_probs
 from . import fields
 from .bridge import guide, towers
+from .bridge.engine import process_of
 from .bridge.report import text_result
 from .guidance_inputs import (
     BOUND,
     DECODER,
     END,
     EVERY,
+    LATENT,
     MODES,
     NETWORK,
     SCALE_TIP,
@@ -33,12 +35,13 @@ IMAGE_TEXT = ("IMAGE_TEXT", {"tooltip": "A model that puts pictures and texts in
 
 class LoadImageText:
     ID = "NullText_LoadImageText"
-    TITLE = "Load Image-Text Model"
+    TITLE = "Image-Text Model (CLIP)"
     CATEGORY = CATEGORY
-    SEARCH_ALIASES = ["load clip", "tiny clip", "image text model"]
+    SEARCH_ALIASES = ["load clip", "clip vision", "tiny clip", "image text model", "clip pair"]
     DESCRIPTION = fields.describe(
-        "Loads a small image-text model of this pack; the one of the demo scenes comes with it. For a real CLIP use "
-        "CLIP Pair.", SEARCH_ALIASES)
+        "The model that CLIP Guidance, Semantic Guidance and CLIP Rank judge with. From a file of this pack (the "
+        "one of the demo scenes comes with it), or a real CLIP: ComfyUI's CLIP vision model joined with the text "
+        "encoder of the same CLIP.", SEARCH_ALIASES)
     FUNCTION = "run"
     RETURN_TYPES = ("IMAGE_TEXT",)
     OUTPUT_TOOLTIPS = ("The image tower, the text tower and, where it was trained, the noise-aware image tower.",)
@@ -46,49 +49,35 @@ class LoadImageText:
     @classmethod
     def INPUT_TYPES(cls):
         found = towers.files(KIND, lambda meta: meta.get("format") == FORMAT)
-        return {"required": {"file": fields.choice(found or [f"(no file in models/{KIND})"], "A safetensors file of "
-                                                                                             "this "
-                                                                                             "pack's own format.")}}
+        return {
+            "required": {"file": fields.choice(found or [f"(no file in models/{KIND})"],
+                                               "A model of this pack's own format; not read where a CLIP is wired.")},
+            "optional": {
+                "clip_vision": ("CLIP_VISION", {"tooltip": "From Load CLIP Vision: ViT-L/14 or ViT-bigG, for "
+                                                           "example."}),
+                "clip": ("CLIP", {"tooltip": "The text encoder of the same CLIP, from Load CLIP, with its "
+                                             "text_projection; the one inside an SD 1 checkpoint has none."}),
+            },
+        }
 
     @classmethod
     def VALIDATE_INPUTS(cls, file):
         return True
 
     @classmethod
-    def IS_CHANGED(cls, file):
+    def IS_CHANGED(cls, file, **_):
         return towers.changed(KIND, file)
 
-    def run(self, file):
+    def run(self, file, clip_vision=None, clip=None):
+        if (clip_vision is None) != (clip is None):
+            raise ValueError("A CLIP is two halves: wire both clip_vision and clip, or neither to use the file.")
+        if clip is not None:
+            made = towers.ClipPair(clip_vision, clip)
+            return text_result(f"CLIP vision and text encoder, {made.width} numbers, {made.image_size} px.", made)
         made = towers.load_image_text(towers.find_file(KIND, file))
         noisy = "with" if made.noisy is not None else "without"
         return text_result(f"{len(made.words)} words, pictures of {made.image_size} px, {noisy} a noise-aware "
                            "tower.", made)
-
-
-class ClipPair:
-    ID = "NullText_CLIPPair"
-    TITLE = "CLIP Pair (vision + text)"
-    CATEGORY = CATEGORY
-    SEARCH_ALIASES = ["clip vision", "clip guidance", "image text model"]
-    DESCRIPTION = fields.describe(
-        "Joins a CLIP vision model and the text encoder of the same CLIP into the image-text model that the "
-        "guidance nodes take. The text encoder must have its projection: the one inside a Stable Diffusion 1 "
-        "checkpoint has not.",
-        SEARCH_ALIASES)
-    FUNCTION = "run"
-    RETURN_TYPES = ("IMAGE_TEXT",)
-    OUTPUT_TOOLTIPS = ("The pair, ready for guidance.",)
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {
-            "clip_vision": ("CLIP_VISION", {"tooltip": "From Load CLIP Vision: ViT-L/14 or ViT-bigG, for example."}),
-            "clip": ("CLIP", {"tooltip": "The text encoder of the same CLIP, from Load CLIP, with its "
-                                         "text_projection."}),
-        }}
-
-    def run(self, clip_vision, clip):
-        return (towers.ClipPair(clip_vision, clip),)
 
 
 def text_lines(text: str) -> tuple[list[str], list[float]]:
@@ -114,7 +103,7 @@ def check_words(image_text, texts: list[str]) -> list[str]:
         missing = image_text.unknown(text)
         if missing and len(missing) >= len(text.replace(",", " ").split()):
             raise ValueError(f"This image-text model knows no word of {text!r}: use words of its training, like 'a red "
-                             "circle', or a real CLIP through CLIP Pair.")
+                             "circle', or wire a real CLIP into Image-Text Model.")
         unknown.update(dict.fromkeys(missing))
     return [f"Notice: unknown to this image-text model: {', '.join(unknown)}."] if unknown else []
 
@@ -172,7 +161,7 @@ class CLIPGuidance:
                                                                       "cosine 10 to 1000."),
                 "start_percent": START,
                 "end_percent": END,
-                "gradient_mode": modes(DECODER, NETWORK),
+                "gradient_mode": modes(DECODER, NETWORK, LATENT),
                 "cutouts": fields.whole(4, 1, 64, "Random crops per step; the first is always the whole picture. "
                                                   "More are steadier and dearer."),
                 "cut_power": fields.number(1.0, 0.1, 10.0, 0.1, "Above 1: more small crops."),
@@ -215,6 +204,13 @@ class CLIPGuidance:
                        **({"degrees": 8.0, "translate": 0.05, "noise": 0.02} if augment else {}))
         judge = ImageLoss(image_text.embed_image, targets, weights, loss, against, temperature, cuts, plain_mask(mask),
                           smoothness, range_weight, seed % 2**63)
+        if gradient_mode == LATENT:
+            if mask is not None or smoothness or range_weight:
+                raise ValueError("A mask, smoothness and range_weight judge the decoded picture: set gradient_mode to "
+                                 "through decoder only, or leave them off.")
+            likelihood = judge.noisy_log_likelihood(noisy_tower(model, image_text).embed_noisy)
+        else:
+            likelihood = judge.log_likelihood(decode)
         names = texts + ["target image"] * (len(targets) - len(texts)) + others
 
         def probabilities(_x, _sigma, denoised):
@@ -223,11 +219,21 @@ class CLIPGuidance:
                                             captions.cpu(), temperature).exp()
 
         said = ", ".join(texts) or "the target image"
-        made = term(judge.log_likelihood(decode), f"{loss}: {said}"[:40], MODES[gradient_mode], scale, window, bound,
+        made = term(likelihood, f"{loss}: {said}"[:40], MODES[gradient_mode], scale, window, bound,
                     every, variance, modules=(*towers.modules_of(image_text), vae.first_stage_model),
                     patchers=(vae.patcher, *towers.patchers_of(image_text)),
                     probabilities=probabilities if len(names) > 1 else None)
         return attached(model, made, [f"Towards {said} ({loss}, {cutouts} cutouts) at scale {scale:g}.", *notices])
+
+
+def noisy_tower(model, image_text):
+    """The image-text model, if it has a noise-aware tower for this model's latents. ValueError otherwise."""
+    tower = getattr(image_text, "noisy", None)
+    channels = model.get_model_object("latent_format").latent_channels
+    if tower is None or tower.config["in_channels"] != channels or process_of(model).name != "ve":
+        raise ValueError("This image-text model has no noise-aware tower for this model's latents: set gradient_mode "
+                         "to through decoder only.")
+    return image_text
 
 
 def plain_mask(mask):
@@ -241,4 +247,4 @@ def plain_mask(mask):
         return mask.float().clone()
 
 
-NODES = (LoadImageText, ClipPair, CLIPGuidance)
+NODES = (LoadImageText, CLIPGuidance)

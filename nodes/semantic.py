@@ -8,7 +8,7 @@ from . import fields
 from .bridge import guide, towers
 from .bridge.engine import process_of
 from .bridge.sampling import is_empty, to_model_space
-from .clip_guidance import CATEGORY, IMAGE_TEXT, check_words, text_lines
+from .clip_guidance import CATEGORY, IMAGE_TEXT, check_words, noisy_tower, text_lines
 from .guidance_inputs import (
     BOUND,
     DECODER,
@@ -91,7 +91,7 @@ class SemanticGuidance:
                              "weights to 0.")
         if isinstance(image_text, towers.ClipPair) and (structure_weight or style_weight):
             raise ValueError("Structure and style read the feature maps of a convolutional tower, which this CLIP pair "
-                             "hasn't: use Load Image-Text Model, or the content weight.")
+                             "hasn't: use a file in Image-Text Model, or the content weight.")
         window = guide.window(model, start_percent, end_percent)
         if mode == "latent":
             likelihood, modules, patchers = self._noisy(model, image_text, goal, reference, vae, seed)
@@ -105,11 +105,7 @@ class SemanticGuidance:
 
     def _noisy(self, model, image_text, goal, reference, vae, seed):
         process = process_of(model)
-        channels = model.get_model_object("latent_format").latent_channels
-        tower = getattr(image_text, "noisy", None)
-        if tower is None or tower.config["in_channels"] != channels or process.name != "ve":
-            raise ValueError("This image-text model has no noise-aware tower for this model's latents: set "
-                             "gradient_mode to through decoder only and wire the VAE.")
+        image_text = noisy_tower(model, image_text)
         start = None
         if goal.needs_reference and reference is not None:
             if vae is None:

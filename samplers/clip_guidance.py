@@ -69,6 +69,16 @@ class ImageLoss:
             total = total + self.tv * total_variation(image)
         return total + self.range * out_of_range(image) if self.range else total
 
+    def noisy_log_likelihood(self, embed: Callable[[Tensor, Sigma], Tensor]) -> LogLikelihood:
+        """-L of x_s itself by a noise-aware tower (x_s, sigma) -> [B, D], for a Guidance of mode `latent`; no
+        cutouts."""
+
+        def log_likelihood(x, sigma, _denoised):
+            u = embed(x, sigma).float()
+            return -weighted([self._distance(u, target.to(u)) for target in self.targets], self.weights)
+
+        return log_likelihood
+
     def _distance(self, u: Tensor, target: Tensor) -> Tensor:
         if self.distance == "contrastive":
             return contrastive(u, target, self.distractors.to(u), self.temperature)

@@ -37,7 +37,10 @@ def files(kind: str, accepts) -> list[str]:
         for path in sorted(place.rglob("*.safetensors")) if place.is_dir() else ():
             try:
                 with safe_open(path, "pt") as f:
-                    if accepts(f.metadata() or {}):
+                    metadata = f.metadata() or {}
+                    # in the pack's own folder lie a checkpoint and probes, too
+                    ours = place != MODELS or "labels" in metadata or metadata.get("format", "").startswith("nulltext")
+                    if ours and accepts(metadata):
                         found.add(path.relative_to(place).as_posix())
             except (SafetensorError, OSError):
                 continue
@@ -129,6 +132,8 @@ class ClipPair:
         if text.shape[0] != weight.shape[0]:
             raise ValueError(f"The CLIP vision model speaks {weight.shape[0]} numbers, the text encoder "
                              f"{text.shape[0]}: they are not of one CLIP model; load the pair that belongs together.")
+
+        self.width = weight.shape[0]
 
     @property
     def device(self):

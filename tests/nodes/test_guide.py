@@ -257,6 +257,7 @@ def test_all_kinds_of_losses_run(engine, tiny, make_condition, vae, image_text):
     for changes in (
         {"loss": "contrastive"},
         {"loss": "cosine"},
+        {"loss": "cosine", "gradient_mode": LATENT},
         {"text": "", "image": picture},
         {"mask": torch.ones(64, 64).triu()[None]},
         {"smoothness": 10.0, "range_weight": 10.0},

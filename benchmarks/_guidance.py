@@ -1,0 +1,164 @@
+"""Sampling one class of the demo scenes in every way that the guidance table compares, and what is measured of each
+item."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..demo import captions, nets, probe, scenes
+from ..demo.classifiers import PAIR_NAMES, PAIRS
+from ..demo.image_text import word_rows
+from ..demo.model import denoiser, empty_rows, load, schedule
+from ..samplers.clip_guidance import ImageLoss
+from ..samplers.core import Denoise, guided
+from ..samplers.guidance import Guidance, with_guidance
+from ..samplers.image_text import ImageText
+from ..samplers.kid import kid
+from ..samplers.latent_classifier import LatentClassifier
+from ..samplers.ode import sample_euler
+
+COLOUR, SHAPE = "red", "circle"
+IMAGE_TEXT = Path(__file__).resolve().parents[1] / "models" / "nulltext_image_text.safetensors"
+#: a push of one standard deviation of the noise per step at most, for every guided way
+BOUND = 1.0
+
+
+def _file(path: Path, build) -> torch.nn.Module:
+    with safe_open(path, "pt") as f:
+        metadata = f.metadata()
+    return build(load_file(path), metadata)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to sample the class: a CFG caption (None: the empty one), cfg, and guidance terms."""
+
+    terms: tuple[Guidance, ...] = ()
+    caption: bool = False
+    cfg: float = 1.0
+
+
+class Lab:
+    """The demo model, the towers that guide and the nets that judge. Guides and judges are different networks."""
+
+    def __init__(self, steps: int):
+        self.net, self.autoencoder = load()
+        self.towers: ImageText = _file(IMAGE_TEXT, ImageText.build)
+        self.classifier: LatentClassifier = _file(PAIRS, LatentClassifier.build)
+        self.judge, self.feature_net = probe.load("conv"), probe.load("features")
+        self.table = nets.sigmas()
+        self.sigmas = schedule(steps, self.table)
+        self.name = f"{COLOUR} {SHAPE}"
+        names = [f"a {c} {s}" for c in scenes.COLOURS for s in scenes.SHAPES]
+        target = names.index(f"a {self.name}")
+        captions_ = self.towers.embed_text(names)
+        self.target, self.others = (
+            captions_[target : target + 1],
+            torch.cat([captions_[:target], captions_[target + 1 :]]),
+        )
+
+    def scenes(self, n: int, seed: int) -> scenes.Scenes:
+        """n real scenes of the class, one object each, everything else as it comes."""
+        made = scenes.sample(n, torch.Generator().manual_seed(seed), "any", two=0.0)
+        made = made.changed("colour", scenes.COLOURS.index(COLOUR)).changed("shape", scenes.SHAPES.index(SHAPE))
+        own = made.background == scenes.BACKGROUNDS.index(COLOUR)  # an object is never of its background's colour
+        return made.changed(
+            "background", torch.where(own, (made.background + 1) % len(scenes.BACKGROUNDS), made.background)
+        )
+
+    def clip(self, distance: str, scale: float) -> Guidance:
+        """CLIP guidance by the noise-aware tower on x_s, as in the published comparison (there CLIP on the noisy
+        picture)."""
+        loss = ImageLoss(self.towers.embed_image, self.target, (1.0,), distance, self.others)
+        return Guidance(
+            loss.noisy_log_likelihood(self.towers.embed_noisy), "latent", scale, bound=BOUND, name=distance
+        )
+
+    def clip_decoded(self, mode: str, scale: float) -> Guidance:
+        """The same on the decoded estimate, for the cost of the gradient modes."""
+        loss = ImageLoss(self.towers.embed_image, self.target, (1.0,), "spherical")
+        return Guidance(loss.log_likelihood(self.autoencoder.decode), mode, scale, bound=BOUND, name=mode)
+
+    def classify(self, scale: float) -> Guidance:
+        assert self.classifier.labels == PAIR_NAMES
+        return Guidance(self.classifier.log_likelihood(self.name), "latent", scale, bound=BOUND, name="classifier")
+
+    def denoiser(self, way: Way, n: int, rows: Tensor | None = None) -> Denoise:
+        if rows is None and way.caption:
+            rows = self.caption_rows(n)
+        empty = denoiser(self.net.unet, self.net.text(empty_rows(n)), self.table)
+        base = (
+            empty
+            if rows is None
+            else guided(denoiser(self.net.unet, self.net.text(rows), self.table), empty, way.cfg)
+        )
+        return with_guidance(base, way.terms, sigmas=self.sigmas)
+
+    def caption_rows(self, n: int) -> Tensor:
+        """Token rows of "a red circle" in the demo model's vocabulary."""
+        one = scenes.sample(1, torch.Generator().manual_seed(0), two=0.0)
+        one = one.changed("colour", scenes.COLOURS.index(COLOUR)).changed("shape", scenes.SHAPES.index(SHAPE))
+        phrases, form = captions.phrases(one)
+        keep = [captions._FORM.index(k) for k in ("a", "colour0", "shape0")]
+        short = torch.full_like(phrases, -1)
+        short[:, keep] = phrases[:, keep]
+        assert word_rows(short, form)[0, :3].tolist() == [self.towers.words[w] for w in f"a {self.name}".split()]
+        return captions.token_rows(short, form)[0].expand(n, -1)
+
+    def noise(self, indices: list[int]) -> Tensor:
+        """Start noises by item, the same for every way and any batching."""
+        draws = [torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(10_000 + i)) for i in indices]
+        return torch.stack(draws) * self.sigmas[0]
+
+    @torch.no_grad()
+    def sample(self, way: Way, indices: list[int], rows: Tensor | None = None) -> tuple[Tensor, float]:
+        """Pictures [B, 3, 128, 128], and the seconds of sampling (the last decode left out)."""
+        start = time.perf_counter()
+        x = sample_euler(self.denoiser(way, len(indices), rows), self.noise(indices), self.sigmas)
+        took = time.perf_counter() - start
+        return self.autoencoder.decode(x).clamp(0, 1), took
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> list[list[float]]:
+        rows = torch.cat([self.feature_net.features(part) for part in images.split(64)])
+        return [[round(v, 4) for v in row] for row in rows.tolist()]
+
+    def in_class(self, images: Tensor) -> Tensor:
+        """[B] bool by the probe: an object is there, of that colour and shape."""
+        reading = probe.read(self.judge, images)
+        right = reading.at_place("colour") == scenes.COLOURS.index(COLOUR)
+        right &= reading.at_place("shape") == scenes.SHAPES.index(SHAPE)
+        return right & (reading.present.amax(1) > 0.5)
+
+    def compute(self, way: Way) -> Callable[[list[int]], list[dict]]:
+        """For Bench.each: features, class and seconds of each item."""
+
+        def run(indices):
+            images, took = self.sample(way, indices)
+            return [
+                {"f": f, "in": bool(c), "s": round(took / len(indices), 4)}
+                for f, c in zip(self.features(images), self.in_class(images), strict=True)
+            ]
+
+        return run
+
+
+def kid_of(rows: list[dict], reference: Tensor) -> tuple[float, float]:
+    return kid(torch.tensor([row["f"] for row in rows]), reference)
+
+
+def share(rows: list[dict]) -> float:
+    return sum(row["in"] for row in rows) / len(rows)
+
+
+def seconds_100(rows: list[dict]) -> float:
+    """Median seconds per 100 pictures over the batches."""
+    return 100 * sorted(row["s"] for row in rows)[len(rows) // 2]

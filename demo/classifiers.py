@@ -1,0 +1,146 @@
+"""Trains the two classifiers of the demo scenes that the guidance workflows use.
+
+    python demo classifiers pictures    models/nulltext_colours.safetensors: a torchvision network, picture -> 8 colours
+    python demo classifiers folder      workflows/inputs/classes: two classes of pictures for Train Latent Classifier
+    python demo classifiers latents     models/nulltext_pairs.safetensors: noise-aware, latent -> colour and shape, 48
+    classes
+
+Both on one-object scenes of the training split; unseen pairs are drawn from their own split, since a classifier must
+know its 48 classes (the diffusion never saw those 8 pairs, and the classifier doesn't show it any).
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import math
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..samplers.latent_classifier import LatentClassifier, train_latent_classifier
+from . import nets, scenes
+from .probe import MODELS
+from .training import chunks
+
+COLOURS, PAIRS = MODELS / "nulltext_colours.safetensors", MODELS / "nulltext_pairs.safetensors"
+PAIR_NAMES = [f"{c} {s}" for c in scenes.COLOURS for s in scenes.SHAPES]
+
+
+def pair_index(batch: scenes.Scenes) -> Tensor:
+    """The class of each scene's first object among PAIR_NAMES."""
+    return batch.colour[:, 0] * len(scenes.SHAPES) + batch.shape[:, 0]
+
+
+def write(path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    halves = {k: (v.half() if v.is_floating_point() else v).contiguous().cpu() for k, v in state.items()}
+    save_file(halves, path, metadata)
+    print(f"{path} ({path.stat().st_size / 1e6:.2f} MB)", flush=True)
+
+
+def train_pictures(steps: int, batch: int, device: torch.device) -> None:
+    """shufflenet_v2_x0_5 on 64 px pictures, some blurred or noisy, as decoded estimates are."""
+    import torchvision.models
+    torch.manual_seed(0)
+    net = torchvision.models.get_model("shufflenet_v2_x0_5", weights=None, num_classes=len(scenes.COLOURS)).to(device)
+    optimiser = torch.optim.AdamW(net.parameters(), 3e-3, weight_decay=1e-2)
+    draws = torch.Generator(device).manual_seed(21)
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in ((.485, .456, .406), (.229, .224, .225)))
+    for i in range(steps):
+        scene = scenes.sample(batch, draws, two=0)
+        image = scenes.draw(scene, 64)[0]
+        if i % 3 == 0:
+            image = F.interpolate(F.avg_pool2d(image, 4), 64, mode="bilinear", align_corners=False)
+        image = image + .05 * torch.rand((), generator=draws, device=device) * torch.randn(
+            image.shape, generator=draws, device=device)
+        for group in optimiser.param_groups:
+            group["lr"] = 3e-3 * min(1, (i + 1) / 30) * (.5 + .5 * math.cos(math.pi * i / steps))
+        loss = F.cross_entropy(net((image - mean) / std), scene.colour[:, 0], label_smoothing=.05)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        if i % 50 == 0:
+            print(f"pictures: step {i} of {steps}, loss {loss.item():.3f}", flush=True)
+    net.eval()
+    test = scenes.sample(512, torch.Generator(device).manual_seed(22), "held_out", two=0)
+    with torch.no_grad():
+        right = (net((scenes.draw(test, 64)[0] - mean) / std).argmax(1) == test.colour[:, 0]).float().mean()
+    metadata = {"architecture": "shufflenet_v2_x0_5", "labels": json.dumps(scenes.COLOURS), "size": "64"}
+    write(COLOURS, net.state_dict(), metadata | {"accuracy_held_out": f"{float(right):.4f}"})
+    print(f"pictures: {float(right):.1%} of 512 held-out scenes", flush=True)
+
+
+@torch.no_grad()
+def encoded(batch: scenes.Scenes, autoencoder) -> Tensor:
+    return torch.cat([autoencoder.encode(scenes.draw(batch[part])[0]) for part in chunks(len(batch), 64)])
+
+
+def train_latents(steps: int, batch: int, pool: int, device: torch.device) -> None:
+    """The node's own training function, on `pool` encoded scenes of all 48 pairs."""
+    from .train import load_autoencoder
+    torch.manual_seed(0)
+    autoencoder = load_autoencoder(device)
+    draws = torch.Generator(device).manual_seed(31)
+    parts = [scenes.sample(pool - pool // 5, draws, two=0), scenes.sample(pool // 5, draws, "unseen", two=0)]
+    batch_scenes = scenes.cat(parts)
+    latents, targets = encoded(batch_scenes, autoencoder), pair_index(batch_scenes)
+    print(f"latents: {len(latents)} scenes encoded", flush=True)
+    net = LatentClassifier.new(PAIR_NAMES, 4, 16, width=40).to(device)
+
+    def say(i, loss, accuracy):
+        if i % 50 == 0:
+            print(f"latents: step {i} of {steps}, loss {loss:.3f}, {accuracy:.1%} right over all levels", flush=True)
+
+    train_latent_classifier(net, latents, targets, nets.sigmas(), steps=steps, batch=batch, lr=1.5e-3, callback=say)
+    test = scenes.sample(256, torch.Generator(device).manual_seed(32), "held_out", two=0)
+    x0 = encoded(test, autoencoder)
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(33)).to(device)
+    figures = {}
+    with torch.no_grad():
+        for s in (.1, .5, 1., 2., 4.):
+            right = (net(x0 + s * noise, s).argmax(1) == pair_index(test)).float().mean()
+            figures[f"accuracy_sigma_{s:g}"] = f"{float(right):.4f}"
+    write(PAIRS, net.state_dict(), net.metadata() | figures)
+    print(f"latents: {figures}", flush=True)
+
+
+def write_folder(each: int = 8) -> None:
+    """Red circles and blue squares, `each` of either, as small drawings."""
+    from PIL import Image
+
+    from .inputs import FOLDER
+    draws = torch.Generator().manual_seed(41)
+    for name, colour, shape in (("red circle", "red", "circle"), ("blue square", "blue", "square")):
+        made = scenes.sample(each, draws, two=0).changed("style", 1).changed("texture", 0)
+        made = made.changed("colour", scenes.COLOURS.index(colour)).changed("shape", scenes.SHAPES.index(shape))
+        made = made.changed("background", torch.randint(6, 12, (each,), generator=draws))
+        place = FOLDER / "classes" / name
+        place.mkdir(parents=True, exist_ok=True)
+        for i, image in enumerate(scenes.draw(made)[0]):
+            array = (image.permute(1, 2, 0) * 255).round().byte().numpy()
+            Image.fromarray(array).save(place / f"{i + 1}.png", optimize=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("which", choices=("pictures", "latents", "folder"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--steps", type=int, default=None)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--pool", type=int, default=4000, help="scenes that are encoded for the latent classifier")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    if args.which == "folder":
+        write_folder()
+    elif args.which == "pictures":
+        train_pictures(args.steps or 500, args.batch, device)
+    else:
+        train_latents(args.steps or 1500, args.batch, args.pool, device)
+
+
+if __name__ == "__main__":
+    main()
