@@ -107,11 +107,14 @@ class Run:
         """`grad_mode` for the network and for every control net of the run; a foreign attention override steps
         aside."""
         controls = [m for m in getattr(self.guider, "loaded_models", []) if hasattr(m, "model")]
-        transformer = self._options.get("transformer_options", {})
-        kept = self._options
-        if "optimized_attention_override" in transformer:
-            plain = {k: v for k, v in transformer.items() if k != "optimized_attention_override"}
-            self._options = {**kept, "transformer_options": plain}
+        kept, transformer = self._options, dict(self._options.get("transformer_options", {}))
+        transformer.pop("optimized_attention_override", None)
+        if any("control" in c for conds in self.guider.conds.values() for c in conds):
+            # control nets write into the skip connections, which the next block has saved for backward by then
+            name, patches = "input_block_patch_after_skip", transformer.get("patches", {})
+            own = [*patches.get(name, []), lambda h, _: h.clone()]
+            transformer["patches"] = {**patches, name: own}
+        self._options = {**kept, "transformer_options": transformer}
         try:
             with grad_mode(self.model, *(m.model for m in controls), checkpoint=checkpoint):
                 yield

@@ -46,13 +46,16 @@ def check_optimisable(inversion: Inversion, model, negative: list, cfg: float) -
         raise ValueError("The source prompt is empty: say in words what the picture shows.")
 
 
-def _rows_are_free(run: Run, positive: list, negative: list) -> bool:
+def _rows_are_free(run: Run, negative: list) -> bool:
     """Whether images can leave a batch one by one: nothing but latent and embedding is tied to the rows."""
     def single(entry):
         cond, extra = entry
         tensors = [v for v in (cond, *extra.values()) if isinstance(v, torch.Tensor)]
-        return all(t.shape[0] == 1 for t in tensors) and not ({"control", "mask", "gligen"} & set(extra))
-    return all(single(entry) for entry in negative) and not getattr(run.model, "concat_keys", ())
+        return all(t.shape[0] == 1 for t in tensors)
+
+    tied = {"control", "mask", "gligen"}  # the engine hands a control net of the positive on to the negative
+    free = not any(tied & set(c) for conds in run.guider.conds.values() for c in conds)
+    return free and all(single(entry) for entry in negative) and not getattr(run.model, "concat_keys", ())
 
 
 def optimise(model, inversion: Inversion, positive: list | None, negative: list, cfg: float, *, inner: int = 10,
@@ -73,7 +76,7 @@ def optimise(model, inversion: Inversion, positive: list | None, negative: list,
     began = time.perf_counter()
 
     def body(run: Run):
-        free = _rows_are_free(run, positive, negative)
+        free = _rows_are_free(run, negative)
         net = run.embedding_net("negative")
         with run.gradients(checkpoint=checkpoint):
             made = optimise_null_text(

@@ -4,6 +4,7 @@ import time
 
 import pytest
 import torch
+from nulltext.demo import checkpoint
 from safetensors.torch import load_file, save_file
 
 SOURCE = "a photo of a large red circle in the middle, striped blue background"
@@ -49,7 +50,8 @@ def shown(latent, key=20):
 
 def pixels(result, key="21", index=0):
     picture = result.pictures[key][index].convert("RGB")
-    return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).float().view(picture.height, picture.width, 3)
+    flat = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return flat.float().view(picture.height, picture.width, 3)
 
 
 def far(a, b):
@@ -137,7 +139,8 @@ def test_one_inversion_many_edits(comfy):
 
 
 def test_save_load_and_use(comfy):
-    save = {"class_type": "NullText_SaveInversion", "inputs": {"inversion": ["7", 0], "name": "inversions/t", "overwrite": True}}
+    save = {"class_type": "NullText_SaveInversion", "inputs": {
+        "inversion": ["7", 0], "name": "inversions/t", "overwrite": True}}
     first = comfy.run(graph(comfy, **{"7": invert(), "8": save}, **shown(["7", 1]))).check()
     path = comfy.tree / "output" / "inversions" / "t.safetensors"
     assert path.is_file() and "trajectory" in load_file(path)
@@ -152,9 +155,7 @@ def test_inversions_are_found_again(comfy):
     flow = graph(comfy, **{"7": inverter("null-text", use_cache=True, inner_steps=2)}, **shown(["7", 1]))
     first = comfy.run(flow).check()
     comfy.free()
-    flow["7"]["inputs"]["scheduler"] = "normal"
-    flow["17"] = flow.pop("7")  # another node id: the engine's own cache can't answer
-    flow["20"]["inputs"]["samples"] = ["17", 1]
+    flow["7"]["inputs"]["iterations"] = 9  # no part of a DDIM inversion, but the engine's own cache can't answer now
     again = comfy.run(flow).check()
     assert any("found in the cache" in text for text in again.texts)
     assert far(pixels(first), pixels(again)) <= 2
@@ -164,13 +165,13 @@ def test_inversions_are_found_again(comfy):
 
 BAD = {
     "one step": ({"7": invert(steps=1)}, ("at least 2 steps",)),
-    "empty prompt": ({"4": {"class_type": "NullText_Prompt", "inputs": {"clip": ["1", 1], "text": "  "}}, "7": invert()},
-                     ("source prompt is empty",)),
+    "empty prompt": ({"4": {"class_type": "NullText_Prompt", "inputs": {"clip": ["1", 1], "text": "  "}},
+                      "7": invert()}, ("source prompt is empty",)),
     "cfg without a null branch": ({"7": invert(cfg=3.0)}, ("negative",)),
     "cfg 1 for null-text": ({"7": inverter(cfg=1.0)}, ("cfg 1", "no null branch")),
     "an exact pair has nothing to optimise": ({"30": invert(), "7": {"class_type": "NullText_Optimise", "inputs": {
-        "model": ["1", 0], "inversion": ["30", 0], "negative": ["6", 0], "cfg": 7.5, "inner_steps": 2, "tolerance": 1e-5,
-        "checkpointing": False, "use_cache": False}}}, ("exact pair",)),
+        "model": ["1", 0], "inversion": ["30", 0], "negative": ["6", 0], "cfg": 7.5, "inner_steps": 2,
+        "tolerance": 1e-5, "checkpointing": False, "use_cache": False}}}, ("exact pair",)),
     "empty latent": ({"3": {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 1}},
                       "7": invert()}, ("latent is empty",)),
     "a core sampler": ({"7": invert("DDIM"), "30": {"class_type": "NullText_Guider", "inputs": {
@@ -183,7 +184,8 @@ BAD = {
     "no such file": ({"7": {"class_type": "NullText_LoadInversion", "inputs": {"name": "inversions/none"}}},
                      ("no inversion file",)),
     "nonsense strengths": ({"30": invert(), "7": {"class_type": "NullText_EditGrid", "inputs": {
-        "model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "inversion": ["30", 0], "prompts": "x", "strengths": "much"}}},
+        "model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "inversion": ["30", 0], "prompts": "x",
+        "strengths": "much"}}},
         ("numbers from 0 to 1",)),
 }
 
@@ -264,3 +266,72 @@ def test_interrupt_in_an_inner_loop_leaves_the_model_as_it_was(comfy):
     stopper.join()
     assert not result.ok and time.monotonic() - began < 100
     assert torch.equal(before, draw("42"))
+
+
+def control_net(comfy, path):
+    """A control net of the demo family with random weights that do have an effect."""
+    trained = checkpoint.CHECKPOINT
+    used = trained if trained.exists() else comfy.tree / "models/checkpoints" / trained.name
+    generator = torch.Generator().manual_seed(0)
+    parts = ("time_embed.", "input_blocks.", "middle_block.")
+    control = {key: value for key, value in checkpoint.read_part(used, "unet").items() if key.startswith(parts)}
+    widths = [3, 16, 16, 32, 32, 96, 96, 256, 64]
+    for i, (n_in, n_out) in enumerate(zip(widths, widths[1:])):
+        weight = torch.randn(n_out, n_in, 3, 3, generator=generator) * n_in**-0.5
+        control |= {f"input_hint_block.{2 * i}.weight": weight, f"input_hint_block.{2 * i}.bias": torch.zeros(n_out)}
+    for name, n in [(f"zero_convs.{i}.0", 64 if i < 3 else 128) for i in range(6)] + [("middle_block_out.0", 128)]:
+        weight = 0.05 * torch.randn(n, n, 1, 1, generator=generator)
+        control |= {f"{name}.weight": weight, f"{name}.bias": torch.zeros(n)}
+    save_file(control, path)
+
+
+def test_lora_and_controlnet_compose_with_null_text(comfy, temporary_file):
+    """Gradients pass through both; what an inversion can't keep is asked for; another LoRA strength is refused."""
+    control_net(comfy, temporary_file("models/controlnet/null_text.safetensors"))
+    lora, generator = "lora_unet_middle_block_1_transformer_blocks_0_attn2_to_v", torch.Generator().manual_seed(1)
+    save_file({f"{lora}.lora_down.weight": torch.randn(2, 128, generator=generator),
+               f"{lora}.lora_up.weight": torch.randn(128, 2, generator=generator)},
+              temporary_file("models/loras/null_text.safetensors"))
+    loaded = {"class_type": "LoraLoaderModelOnly", "inputs": {
+        "model": ["1", 0], "lora_name": "null_text.safetensors", "strength_model": 0.5}}
+    flow = graph(comfy, **{
+        "50": loaded, "53": {**loaded, "inputs": {**loaded["inputs"], "strength_model": 0.9}},
+        "51": {"class_type": "ControlNetLoader", "inputs": {"control_net_name": "null_text.safetensors"}},
+        "52": {"class_type": "ControlNetApply", "inputs": {
+            "conditioning": ["4", 0], "control_net": ["51", 0], "image": ["2", 0], "strength": 1.0}},
+        "7": inverter(model=["50", 0], positive=["52", 0], inner_steps=4),
+        "8": sampler(model=["50", 0], positive=["52", 0]),
+    }, **shown(["7", 1]), **shown(["8", 0], 30))
+    result = comfy.run(flow).check()
+    assert far(pixels(result), pixels(result, "31")) <= 2
+    for change, words in (({"model": ["53", 0], "positive": ["52", 0]}, ("LoRA",)),
+                          ({"model": ["50", 0]}, ("control",))):
+        wrong = {key: node for key, node in flow.items() if key not in ("20", "21")} | {"8": sampler(**change)}
+        comfy.refuses(wrong, *words)
+
+
+@pytest.mark.parametrize("pivot", ["exact pair", "edit-friendly DDPM"])
+def test_flow_models_from_sigma_one(comfy, temporary_file, pivot):
+    """A tiny SD3 with random weights: sigma 1 is where the engine's own scaling loses the latent."""
+    checkpoint.random_flow_checkpoint(temporary_file("models/checkpoints/flow.safetensors"))
+    model = {"model": ["60", 0]}
+    flow = graph(comfy, **{
+        "60": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "flow.safetensors"}},
+        "61": {"class_type": "EmptySD3LatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 2}},
+        "62": {"class_type": "KSampler", "inputs": {
+            **model, "positive": ["4", 0], "negative": ["6", 0], "latent_image": ["61", 0], "seed": 3, "steps": 2,
+            "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}},
+        "7": invert(pivot, steps=5, latent=["62", 0], **model), "8": sampler(**model),
+        "63": {"class_type": "NullText_DirectEdit", "inputs": {
+            **model, "source": ["4", 0], "target": ["5", 0], "latent": ["62", 0], "method": "FlowEdit", "steps": 4,
+            "scheduler": "normal", "strength": 1.0, "source_cfg": 1.0, "target_cfg": 1.0, "average": 1,
+            "plain_steps": 0, "seed": 1}},
+        **{str(70 + i): {"class_type": "SaveLatent", "inputs": {"samples": [key, slot], "filename_prefix": f"flow_{i}"}}
+           for i, (key, slot) in enumerate((("62", 0), ("7", 1), ("8", 0), ("63", 0)))}})
+    comfy.run(flow).check()
+    saved = [sorted((comfy.tree / "output").glob(f"flow_{i}_*.latent"))[-1] for i in range(4)]
+    source, there, back, changed = (load_file(path)["latent_tensor"].float() for path in saved)
+    assert source.shape == (2, 16, 16, 16) and source.std() > 0.1
+    scale = float(source.abs().max())
+    assert far(there, source) < 1e-3 * scale and far(back, source) < 1e-3 * scale
+    assert torch.isfinite(changed).all() and far(changed, source) > 1e-3 * scale
