@@ -41,7 +41,8 @@ def test_round_trips(tmp_path):
     inversion.save(path)
     same(inversion, Inversion.load(path))
     assert [p.name for p in tmp_path.iterdir()] == ["one.safetensors"]
-    shared = record(pivot="edit_friendly", residuals=inversion.trajectory[1:])  # the format refuses shared memory
+    # the format refuses tensors that share memory
+    shared = inversion.replace(pivot="edit_friendly", residuals=inversion.trajectory[1:])
     shared.save(path)
     same(shared, Inversion.load(path))
     bare = Inversion(torch.tensor([1.0, 0.0]), torch.zeros(2, 1, 3), process="flow")

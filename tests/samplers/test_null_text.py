@@ -31,13 +31,15 @@ class TextMixture:
         self.mixture = GaussianMixture(torch.randn(5, *SHAPE, generator=g), 0.5)
         self.shift = (torch.randn(18, TOKENS * WIDTH, generator=g, dtype=torch.float64) / 2).to(dtype)
         self.logits = (torch.randn(5, TOKENS * WIDTH, generator=g, dtype=torch.float64) / 2).to(dtype)
-        self.process, self.dtype, self.batches = process, dtype, []
+        self.process, self.dtype, self.batches, self.with_gradient = process, dtype, [], []
         self.null = torch.randn(1, TOKENS, WIDTH, generator=g, dtype=torch.float64)
         # prompts lie near the null embedding, as Adam walks: some tens of steps of 1e-2
         self.embeddings = self.null + 0.15 * torch.randn(2, TOKENS, WIDTH, generator=g, dtype=torch.float64)
 
     def __call__(self, x, sigma, embedding):
         self.batches.append(len(x))
+        if embedding.requires_grad:
+            self.with_gradient.append(float(sigma))
         out, x, e = x.dtype, x.to(self.dtype), embedding.to(self.dtype).flatten(1)
         shift = (e @ self.shift.T).reshape(-1, *SHAPE)
         log_p, expected = self.mixture.posterior(x - self.process.signal(sigma) * shift, sigma, self.process)
@@ -160,7 +162,7 @@ def test_calls_are_counted_and_bounded(process):
     schedule = Schedule(paper_schedule(STEPS).rates, (0.0,) * STEPS, 4)  # nothing stops early
     found = null_text(net, s, pivot, process, schedule=schedule, tick=lambda: ticks.append(1), callback=seen.append)
     assert found.stats.forwards == STEPS * (1 + 4 + 1) == len(net.batches) == len(ticks)
-    assert found.stats.backwards == STEPS * 4
+    assert found.stats.backwards == STEPS * 4 == len(net.with_gradient)  # no graph that nobody walks back
     assert (found.stats.forward_rows, found.stats.backward_rows) == (2 * STEPS * 6, 2 * STEPS * 4)
     assert [c["i"] for c in seen] == list(range(STEPS)) and [float(c["sigma"]) for c in seen] == s[:-1].tolist()
 
@@ -258,7 +260,9 @@ def test_ablations(process):
     astray = random_pivot(x0, s, process=process, noise=gaussian(x0, 5)).trajectory
     random = null_text(net, s, astray, process)
     assert rms(random.reconstruction, x0) > 1.5 * best
+    net.with_gradient.clear()
     shared = optimise_global_null(net, net.prompt(0), pivot, s, net.null, cfg=CFG, process=process)
+    assert net.with_gradient == s[:-1].tolist() * 10
     plain = sample_euler(guided(net.prompt(0), lambda x, t: net(x, t, net.null), CFG), pivot[0], s)
     assert 1.5 * best < rms(shared.reconstruction, x0) < rms(plain, x0)
     assert torch.equal(shared.embeddings[0], shared.embeddings[-1])
