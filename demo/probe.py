@@ -50,19 +50,19 @@ class ConvProbe(nn.Module):
 
 
 class PatchProbe(nn.Module):
-    """The second judge: 8 px patches and attention, no convolution over the image."""
+    """The second judge: 16 px patches and attention, no convolution over the image."""
 
     def __init__(self, width: int = 112, layers: int = 4):
         super().__init__()
-        self.patch = nn.Linear(192, width)
-        self.place = nn.Parameter(torch.randn(256, width) * .2)
+        self.patch = nn.Linear(768, width)
+        self.place = nn.Parameter(torch.randn(64, width) * .2)
         self.layers = nn.ModuleList([nn.TransformerEncoderLayer(width, 4, width * 2, 0., "gelu", batch_first=True,
                                                                 norm_first=True) for _ in range(layers)])
         self.read = nn.Parameter(torch.randn(1, 6, width) * .2)
         self.out = nn.Linear(6 * width, _OUT)
 
     def forward(self, image: Tensor) -> Tensor:
-        x = F.pixel_unshuffle((image - .5) * 4, 8).flatten(2).transpose(1, 2)
+        x = F.pixel_unshuffle((image - .5) * 4, 16).flatten(2).transpose(1, 2)
         x = torch.cat([self.read.expand(len(x), -1, -1), self.patch(x) + self.place], 1)
         for layer in self.layers:
             x = layer(x)
@@ -203,7 +203,7 @@ def train(device: torch.device, minutes: float, batch: int, ring: int, renewed: 
     torch.manual_seed(1)
     nets = all_nets().to(device)
     autoencoder = load_autoencoder(device, folder)
-    trainer = Trainer("probes", nets, minutes, lr=1e-3, ema=.998, folder=folder, weight_decay=1e-3)
+    trainer = Trainer("probes", nets, minutes, lr=2e-3, ema=.998, folder=folder, weight_decay=1e-3)
     draws = generator(device, trainer.samples + 3)
     pictures = Pictures(ring, autoencoder, draws)
     truth = scenes.sample(256, generator(device, 9), "held_out")
@@ -258,7 +258,7 @@ def main() -> None:
         gpu = device.type == "cuda"
         if not gpu:
             torch.set_num_threads(1)
-        train(device, args.minutes or (3 if gpu else 60), *((256, 30_000, 128) if gpu else (32, 1500, 6)), STATE)
+        train(device, args.minutes or (3 if gpu else 60), *((256, 30_000, 128) if gpu else (32, 1500, 4)), STATE)
     pack()
 
 
