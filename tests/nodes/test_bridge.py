@@ -158,6 +158,10 @@ def test_interrupt_stops_any_loop(engine, tiny, make_condition, latent):
     with pytest.raises(engine.Interrupted()):
         sampled(tiny, own_sampler(sample_euler), make_condition(), make_condition(2), 2.0, latent, sigmas)
     comfy.model_management.interrupt_current_processing(True)
+    silent = own_sampler(lambda denoise, x, sigmas, *, process, noise, callback: denoise(x, sigmas[0]))
+    with pytest.raises(engine.Interrupted()):  # a loop that reports no step is stopped at its network call
+        sampled(tiny, silent, make_condition(), make_condition(2), 2.0, latent, sigmas)
+    comfy.model_management.interrupt_current_processing(True)
     with torch.inference_mode(), pytest.raises(engine.Interrupted()):
         sample_with(tiny, {"positive": make_condition()}, latent, sigmas, lambda run: run.tick())
     comfy.model_management.interrupt_current_processing(False)
