@@ -12,8 +12,11 @@ def register() -> bool:
     """Make the demo model's family, its folder and the pack's routes known to the engine that runs here.
 
     Idempotent: True if this call did it, False if it was done before. Needs an importable ComfyUI, no server."""
-    from .nodes.bridge import family
-    return family.register()
+    from .nodes.bridge import family, routes
+    if not family.register():
+        return False
+    routes.register()
+    return True
 
 
 def _inside_engine() -> bool:

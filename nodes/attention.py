@@ -6,12 +6,12 @@ import torch
 from ..samplers.alignment import factor_columns, in_some_prompt, parse_factors, words_in
 from ..samplers.attention import SigmaWindow
 from ..samplers.controllers import Reweight
-from ..samplers.heat import heat, overlay, soft_mask, spread, strip
+from ..samplers.heat import colours, heat, overlay, soft_mask, spread, strip
 from ..samplers.maps import LayerChoice, Record
 from . import fields
 from .bridge.attention import attach, prompts_of
 from .bridge.guide import window
-from .bridge.report import text_result
+from .bridge.report import temporary, text_result
 from .bridge.rows import Capture, WordEdit
 
 LAYERS = (
@@ -175,17 +175,21 @@ class AttentionMap:
         if missing:
             raise ValueError(f'"{missing[0]}" was not recorded; recorded are: {", ".join(names)}.')
         index, size = [names.index(word) for word in chosen], tuple(image.shape[1:3])
-        pictures, masks, strips = [], [], []
+        pictures, masks, strips, shown = [], [], [], []
         for i, picture in enumerate(image[..., :3].float().cpu()):
             at = min(i, max(recorded.images(), default=0))
             for heat_map in heat(recorded.maps(at)[index], size):
                 pictures.append(overlay(picture, heat_map, opacity))
                 masks.append(soft_mask(heat_map, threshold, blur))
+                shown.append(colours(heat_map))
             steps = [recorded.maps(at, sigma)[index] for sigma in spread(recorded.sigmas(at), strip_steps)]
             strips.append(strip(picture, steps, opacity))
         count = len(recorded.sigmas(0))
         said = f"{', '.join(chosen)}: mean of {count} step{'s' if count > 1 else ''}"
-        return text_result(said, torch.stack(pictures), torch.stack(masks), torch.cat(strips))
+        heat_maps = {"words": chosen, "opacity": opacity, "base": temporary(image),
+                     "heat": temporary(torch.stack(shown))}
+        return text_result(said, torch.stack(pictures), torch.stack(masks), torch.cat(strips),
+                           nulltext_heat=[heat_maps])
 
 
 NODES = (AttentionReweight, AttentionRecord, AttentionMap)

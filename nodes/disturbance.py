@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import torch
-
 from ..samplers.disturbance import Disturbance as Looks
 from ..samplers.disturbance import disturbance_schedule, gains, stable_strength
-from ..samplers.sdedit import sdedit_sigmas
 from . import fields
 from .bridge.engine import process_of, sigma_range
 from .bridge.null_branch import patch_null_branch
 from .bridge.report import text_result
 from .bridge.sampler import core_sampler
 from .bridge.sampling import is_empty, sample_latent, sigma_to_time, time_to_sigma, to_model_space
+from .bridge.schedules import picture_sigmas
 
 ROLLBACK, PICTURE = "rollback (Back-D)", "picture (Image-D)"
 ALIASES = [
@@ -260,11 +258,7 @@ class DisturbanceSampler:
         reference = picture if picture is not None else None if is_empty(latent) else latent
         patched, nothing = disturb(model, look, strength, rollback, start_percent, 1.0, cfg, reference)
         sigma_at, low = time_to_sigma(model), sigma_range(model)[0]
-        base = sdedit_sigmas(sigma_at, denoise, 100)
-        base = torch.cat([base[base > low * 1.01], torch.tensor([low, 0.0], dtype=base.dtype)]).float()
-        sigmas = disturbance_schedule(
-            base, cfg, sigma_at(1 - start_percent), above=steps_above, below=steps_below or None
-        )
+        sigmas = picture_sigmas(sigma_at, low, denoise, cfg, start_percent, steps_above, steps_below or None)
         out = sample_latent(
             patched, positive, negative, cfg, core_sampler("euler"), sigmas, latent, seed, latent.get("noise_mask")
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 from .bridge import invert as bridge
 from .bridge import null_text, record
 from .bridge.engine import schedulers, sigmas_of
-from .bridge.report import text_result
+from .bridge.noise import source_latent
+from .bridge.report import before_after, text_result
 from .reports import cost_line, error_line, noise_line
 
 _CACHE = ("BOOLEAN", {
@@ -46,9 +47,17 @@ _TOLERANCE = ("FLOAT", {
 _CHECKPOINT = ("BOOLEAN", {
     "default": False, "tooltip": "Recompute blocks in the backward pass: much less memory, about half more time.",
 })
+_VAE = ("VAE", {"tooltip": "Shows source and reconstruction in the node, with their PSNR. Left open: no pictures."})
 _OUTPUTS = ("The inversion: trajectory, schedule, source prompt, model fingerprint, null embeddings if optimised.",
             "The reconstruction, walked back from noise with the source prompt.",
             "What it cost and how well it comes back.")
+
+
+def _shown(lines: list[str], inversion, result, vae):
+    """What the three nodes return: record, reconstruction, report, and both pictures for the page."""
+    line, pictures = before_after(vae, source_latent(inversion), result.samples)
+    text = "\n".join([*lines[:2], *([line] if line else []), *lines[2:]])
+    return text_result(text, inversion, {"samples": result.samples}, text, **pictures)
 
 
 class InvertImage:
@@ -92,11 +101,12 @@ class InvertImage:
             "optional": {
                 "negative": ("CONDITIONING", {"tooltip": "The empty prompt; only asked where cfg is not 1."}),
                 "sigmas": _SIGMAS,
+                "vae": _VAE,
             },
         }
 
     def run(self, model, positive, latent, pivot, steps, scheduler, cfg, iterations, seed, use_cache, negative=None,
-            sigmas=None):
+            sigmas=None, vae=None):
         sigmas = sigmas_of(model, scheduler, steps) if sigmas is None else sigmas
         conds = {"positive": positive, "negative": negative}
         inversion, found = bridge.invert(model, conds, latent, sigmas, bridge.PIVOTS[pivot], cfg=cfg,
@@ -106,7 +116,7 @@ class InvertImage:
                  error_line(inversion, result), cost_line(inversion, result, found), noise_line(inversion)]
         if cfg != 1 and pivot in ("DDIM", "fixed point"):
             lines.append("Note: a guided DDIM inversion drifts; cfg 1 and null-text optimisation are the remedy")
-        return text_result("\n".join(lines), inversion, {"samples": result.samples}, "\n".join(lines))
+        return _shown(lines, inversion, result, vae)
 
 
 class NullTextOptimise:
@@ -144,10 +154,12 @@ class NullTextOptimise:
                     "tooltip": "Only where the inversion couldn't keep the source prompt (control nets, combined "
                                "prompts).",
                 }),
+                "vae": _VAE,
             },
         }
 
-    def run(self, model, inversion, negative, cfg, inner_steps, tolerance, checkpointing, use_cache, positive=None):
+    def run(self, model, inversion, negative, cfg, inner_steps, tolerance, checkpointing, use_cache, positive=None,
+            vae=None):
         corrected, result = null_text.optimise(model, inversion, positive, negative, cfg, inner=inner_steps,
                                                tolerance=tolerance, checkpoint=checkpointing, cache=use_cache)
         found = result is None
@@ -160,7 +172,7 @@ class NullTextOptimise:
                  ("found in the cache; made with " if found else "") + f"{meta['null_forwards']} forwards and "
                  f"{meta['null_backwards']} backwards in {meta['null_seconds']:.1f} s",
                  *null_text.notices(model)]
-        return text_result("\n".join(lines), corrected, {"samples": result.samples}, "\n".join(lines))
+        return _shown(lines, corrected, result, vae)
 
 
 _CORRECTIONS = ["null-text", "negative prompt", "direct overwrite", "none"]
@@ -210,11 +222,11 @@ class NullTextInverter:
                 "checkpointing": _CHECKPOINT,
                 "use_cache": _CACHE,
             },
-            "optional": {"sigmas": _SIGMAS},
+            "optional": {"sigmas": _SIGMAS, "vae": _VAE},
         }
 
     def run(self, model, positive, negative, latent, correction, steps, scheduler, cfg, inner_steps, tolerance, pivot,
-            iterations, checkpointing, use_cache, sigmas=None):
+            iterations, checkpointing, use_cache, sigmas=None, vae=None):
         sigmas = sigmas_of(model, scheduler, steps) if sigmas is None else sigmas
         if cfg == 1 and correction in ("null-text", "negative prompt"):
             null_text.refuse_cfg_1()
@@ -223,7 +235,7 @@ class NullTextInverter:
                                          cache=use_cache)
         if correction == "null-text":
             return NullTextOptimise().run(model, inversion, negative, cfg, inner_steps, tolerance, checkpointing,
-                                          use_cache, positive)
+                                          use_cache, positive, vae)
         if correction == "negative prompt":
             inversion = null_text.as_negative_prompt(inversion, cfg)
         else:
@@ -233,7 +245,7 @@ class NullTextInverter:
         lines = [f"Inverted with {pivot}, correction {correction}, {inversion.steps} steps, "
                  f"{inversion.shape[0]} image(s), cfg {cfg:g}",
                  error_line(inversion, result), cost_line(inversion, result, found), noise_line(inversion)]
-        return text_result("\n".join(lines), inversion, {"samples": result.samples}, "\n".join(lines))
+        return _shown(lines, inversion, result, vae)
 
 
 NODES = (InvertImage, NullTextOptimise, NullTextInverter)
