@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -21,9 +22,10 @@ from . import engines, sheet, turn, workflows
 from .client import Client, Result
 
 #: what `make demo` runs: the road, and one workflow of each further technique
-DEMO: tuple[str, ...] = ()
+DEMO = ("null_text", "invert_image", "direct_edit", "prompt_to_prompt", "disturbance_picture", "repaint",
+        "clip_guidance")
 #: what runs on a picture of one's own: workflows with a "Source prompt" and an "Edited prompt"
-OWN: tuple[str, ...] = ()
+OWN = ("null_text", "invert_image", "direct_edit")
 SOURCE, EDITED, RECONSTRUCTION, AUTOENCODER = "Source prompt", "Edited prompt", "Reconstruction", "Autoencoder"
 
 
@@ -123,7 +125,8 @@ def figures(workflow: workflows.Workflow, result: Result, row: sheet.Row) -> dic
     against = next((picture for title, picture in row.cells if title.startswith(AUTOENCODER)), pictures.get("source"))
     for title, picture in row.cells:
         if title.startswith(RECONSTRUCTION) and against is not None and against.size == picture.size:
-            found[f"psnr_{title.lower().replace(' ', '_')}_db"] = round(sheet.psnr(against, picture), 2)
+            ratio = sheet.psnr(against, picture)
+            found[f"psnr_{title.lower().replace(' ', '_')}_db"] = "exact" if ratio == math.inf else round(ratio, 2)
     if result.texts:
         found["reports"] = result.texts
     return found

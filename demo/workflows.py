@@ -1,6 +1,6 @@
 """The shipped workflows: reading them, making them short for tests, and deriving the files that people open.
 
-    python demo workflows [NAME ...] [--pictures]
+    python demo workflows [NAME ...] [--pictures missing|all|none]
 
 turns every workflows/<name>.api.json, the one file written by hand, into workflows/<name>.json for the page, with the
 widget order that a running engine tells, and makes workflows/<name>.jpg, the thumbnail, from a real run where there is
@@ -22,7 +22,8 @@ DEMO_CHECKPOINT = "nulltext_demo.safetensors"
 Workflow = dict[str, dict[str, Any]]
 
 #: inputs that make a run long, and the most that `short` leaves of them
-LIMITS = {"inner_steps": 2, "iterations": 2, "train_steps": 4, "particles": 2, "resample": 2, "batch_size": 2}
+LIMITS = {"inner_steps": 2, "iterations": 2, "train_steps": 4, "maps": 2, "steps_above": 2, "levels": 4, "resamples": 2,
+          "particles": 2, "batch_size": 2}
 
 
 def names() -> list[str]:
@@ -90,7 +91,7 @@ def main(arguments: list[str]) -> int:
     from . import engines, inputs, run, sheet
     parser = argparse.ArgumentParser(prog="make workflows", description=__doc__.split("\n\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_argument("--pictures", action="store_true", help="make every thumbnail anew")
+    parser.add_argument("--pictures", choices=("missing", "all", "none"), default="missing", help="thumbnails to make")
     options = parser.parse_args(arguments)
     inputs.write()
     chosen = options.names or names()
@@ -101,7 +102,7 @@ def main(arguments: list[str]) -> int:
             try:
                 print(write_ui(name, infos).relative_to(FOLDER.parent), flush=True)
                 thumbnail = FOLDER / f"{name}.jpg"
-                if options.pictures or not thumbnail.exists():
+                if options.pictures == "all" or (options.pictures == "missing" and not thumbnail.exists()):
                     result = run.queue(server.client, name, load(name))
                     sheet.thumbnail(run.source_pictures(load(name)), result.images).save(thumbnail, quality=88)
             except (ValueError, RuntimeError, FileNotFoundError) as error:

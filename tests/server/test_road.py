@@ -59,3 +59,27 @@ def test_the_demo_checkpoint_is_offered_and_draws(comfy):
     assert [entry for entry in seen if entry[0] == "5"][-1] == ("5", 4, 4)
     if checkpoint.CHECKPOINT.exists():  # the random stand-in has no factors to preview with
         assert result.previews >= 1
+
+
+def test_a_run_can_be_interrupted_and_the_next_one_works(comfy):
+    flow = comfy.workflow("sdedit")
+    long = {key: dict(node) for key, node in flow.items()}
+    long["6"] = {**flow["6"], "inputs": {**flow["6"]["inputs"], "steps": 400, "t0": .9, "more_levels": ""}}
+    seen = []
+
+    def stop(node, value, total):
+        seen.append(value)
+        if value == 3:
+            comfy.interrupt()
+
+    result = comfy.run(long, stop)
+    assert result.interrupted
+    assert not result.ok
+    assert max(seen) < 100
+    assert comfy.run(GRAPH).ok
+
+
+def test_a_client_without_its_websocket_still_gets_the_result(comfy, monkeypatch):
+    import websocket
+    monkeypatch.setattr(websocket.WebSocket, "recv_data", lambda self: (_ for _ in ()).throw(OSError("cut")))
+    assert comfy.run(GRAPH).check().images
