@@ -80,7 +80,8 @@ def training_rows(batch: scenes.Scenes, draws: torch.Generator) -> Tensor:
 
 
 def disturbed(image: Tensor, draws: torch.Generator) -> Tensor:
-    """[B, 3, 128, 128] -> [B, 3, 64, 64]: zoomed and shifted a little, half of them blurred, some noise."""
+    """[B, 3, 128, 128] or [B, 3, 64, 64] -> [B, 3, 64, 64]: zoomed and shifted a little, half of them blurred, some
+    noise."""
     n, device = len(image), image.device
 
     def u(*shape):
@@ -88,8 +89,8 @@ def disturbed(image: Tensor, draws: torch.Generator) -> Tensor:
 
     zoom, move = .82 + .18 * u(1, 1), .1 * (2 * u(2, 1) - 1)
     theta = torch.cat([torch.cat([zoom, 0 * zoom], 2), torch.cat([0 * zoom, zoom], 2)], 1)
-    grid = F.affine_grid(torch.cat([theta, move], 2), [n, 3, IMAGE_SIZE * 2, IMAGE_SIZE * 2], align_corners=False)
-    out = F.avg_pool2d(F.grid_sample(image, grid, padding_mode="border", align_corners=False), 2)
+    grid = F.affine_grid(torch.cat([theta, move], 2), list(image.shape), align_corners=False)
+    out = F.adaptive_avg_pool2d(F.grid_sample(image, grid, padding_mode="border", align_corners=False), IMAGE_SIZE)
     for factor, share in ((2, .25), (4, .2), (8, .08)):
         coarse = F.interpolate(F.avg_pool2d(out, factor), IMAGE_SIZE, mode="bilinear", align_corners=False)
         out = torch.where(u()[:, None, None, None] < share, coarse, out)
@@ -118,11 +119,12 @@ def train_towers(model: ImageText, minutes: float, batch: int, device: torch.dev
     draws = generator(device, trainer.samples + 3)
     test = scenes.sample(256, generator(device, 13), "held_out", two=0)
     pictures = scenes.draw(test)[0]
+    size = 128 if device.type == "cuda" else IMAGE_SIZE  # drawing costs a CPU as much as the tower
 
     def step(_):
         scene = scenes.sample(batch, draws)
         with precision(device):
-            image = model.embed_image(disturbed(scenes.draw(scene)[0], draws))
+            image = model.embed_image(disturbed(scenes.draw(scene, size)[0], draws))
             text = model.text(training_rows(scene, draws))
         return {"loss": info_nce(image, text, model.log_scale.exp().clamp(max=100))}
 
