@@ -32,7 +32,7 @@ def captioned_grid(images: Tensor, captions: Sequence[str], columns: int) -> Ten
     if len(images) != len(captions) or columns < 1:
         raise ValueError(f"{len(images)} pictures need as many captions; got {len(captions)}.")
     width = images.shape[2]
-    lines = min(max(len(wrapped(c, width)) for c in captions), 4)
+    lines = min(max(len(wrapped(c, width)) for c in captions), 6)
     cells = []
     for image, caption in zip(images, captions):
         strip = torch.from_numpy(_caption(caption, width, lines))

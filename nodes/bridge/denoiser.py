@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -172,6 +173,7 @@ def sample_with(
     model: MODEL. conds: CONDITIONING by name. latent: LATENT samples [B, C, ...] (not in model space).
     sigmas: SIGMAS [N + 1]. total: network calls for the progress bar. The engine loads the model and its control nets,
     prepares conditions and hooks, and cleans up whether body returns, raises or is interrupted."""
+    logging.getLogger("nulltext").info("at most %d network calls", total)
     guider = guider_class()(model)
     guider.inner_set_conds(conds)
     sampler = _body_sampler()(model, body, Progress(total, model))

@@ -1,0 +1,88 @@
+"""The inversion nodes' own part: files, parts, notices, pictures; no network is asked."""
+import pytest
+import torch
+from nulltext.nodes import edit_grid, inversion_files, null_text
+from nulltext.nodes.bridge.noise import model_notes
+from nulltext.nodes.pictures import captioned_grid
+from nulltext.samplers.inversion import Inversion
+
+SIGMAS = torch.tensor([4.0, 2.0, 1.0, 0.0])
+
+
+@pytest.fixture
+def inversion(tiny):
+    trajectory = torch.randn(4, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    return Inversion(SIGMAS, trajectory, text="a red ring", conditioning=torch.zeros(1, 77, 64),
+                     metadata=model_notes(tiny, 4.0))
+
+
+def text(result):
+    return result["ui"]["text"][0]
+
+
+def test_files_round_trip_and_are_numbered(engine, inversion):
+    save, load = inversion_files.SaveInversion(), inversion_files.LoadInversion()
+    first, second, third = (save.run(inversion, "a/b", over)["result"][0] for over in (True, False, False))
+    assert (first, second, third) == ("a/b.safetensors", "a/b_001.safetensors", "a/b_002.safetensors")
+    state = load.IS_CHANGED("a/b")
+    back, prompt = load.run("a/b")["result"]
+    assert torch.equal(back.trajectory, inversion.trajectory) and prompt == "a red ring"
+    save.run(inversion.replace(text="another"), "a/b", True)
+    assert load.IS_CHANGED("a/b") != state and load.run("a/b.safetensors")["result"][1] == "another"
+    assert load.IS_CHANGED() == "" and "no inversion file" in load.IS_CHANGED("a/none")
+    for path in (engine.folder("output") / "a").iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize("name", ["../b", "", "/etc/b", "a/../../b"])
+def test_names_outside_are_refused_by_both(inversion, name):
+    for run in (lambda: inversion_files.SaveInversion().run(inversion, name, True),
+                lambda: inversion_files.LoadInversion().run(name)):
+        with pytest.raises(ValueError, match="file name"):
+            run()
+
+
+def test_parts_begin_where_the_strength_says(inversion):
+    noise, sigmas, latent, _ = null_text.InversionParts().run(inversion, 0.67)
+    assert torch.equal(sigmas, SIGMAS[1:]) and noise.first == 1
+    assert torch.allclose(latent["samples"] * 0.18215, inversion.source, rtol=1e-5)
+    x = noise.generate_noise(latent) * 2.0 + inversion.source
+    assert torch.allclose(x, inversion.trajectory[1], rtol=1e-4, atol=1e-5)
+    noise, sigmas, latent, _ = null_text.InversionParts().run(inversion, 0.0)
+    assert len(sigmas) == 0 and not noise.generate_noise(latent).any()
+
+
+def test_nothing_to_change_is_said(tiny, inversion):
+    tiny.model.apply_model = None
+    node = null_text.Sampler()
+    empty = torch.zeros(1, 8, 8)
+    for arguments, words in (({"strength": 0.0}, "walks no step"), ({"strength": 1.0, "mask": empty}, "mask")):
+        result = node.run(tiny, inversion, **arguments)
+        assert words in text(result)
+        assert torch.allclose(result["result"][0]["samples"] * 0.18215, inversion.source, rtol=1e-5)
+    overwritten = inversion.replace(correction="overwrite", cfg=7.5)
+    result = node.run(tiny, overwritten, 1.0, negative=[[torch.zeros(1, 77, 64), {}]])
+    assert "stored path" in text(result)
+    with pytest.raises(ValueError, match="wire the negative"):
+        node.run(tiny, inversion.replace(cfg=7.5), 1.0)
+
+
+@pytest.mark.parametrize("wrong", ["", "much", "0.5, 2", "-1", "nan"])
+def test_strengths_are_read_strictly(wrong):
+    assert edit_grid._strengths("0, .5;1") == [0, 0.5, 1]
+    with pytest.raises(ValueError, match="numbers from 0 to 1"):
+        edit_grid._strengths(wrong)
+
+
+def test_grid_holds_every_picture_under_its_caption():
+    images = torch.rand(5, 20, 60, 3)
+    grid = captioned_grid(images, ["a", "b", "c", "d", "a much longer caption that takes several lines"], 3)[0]
+    height = grid.shape[0] // 2
+    assert grid.shape[1] == 180 and height > 20 + 12 * 4
+    for i, image in enumerate(images):
+        row, column = divmod(i, 3)
+        cell = grid[row * height : (row + 1) * height, column * 60 : (column + 1) * 60]
+        assert torch.equal(cell[-20:], image) and (cell[:-20] < 0.5).any()
+    assert bool((grid[height:, 120:] == 1).all())
+    with pytest.raises(ValueError, match="captions"):
+        captioned_grid(images, ["a"], 3)
