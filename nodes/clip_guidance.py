@@ -240,7 +240,7 @@ def plain_mask(mask):
     """A MASK as an ordinary tensor; an empty one is refused."""
     if mask is None:
         return None
-    if not bool(torch.count_nonzero(mask)):
+    if not bool(mask.any()):
         raise ValueError("The mask is empty: there is nothing to judge. Paint the part that shall change, or unplug "
                          "the mask.")
     with torch.inference_mode(False):

@@ -59,5 +59,6 @@ def line_chart(title: str, lines: dict[str, Sequence[float]], x: Sequence[float]
 def stacked(images: Sequence[Tensor]) -> Tensor:
     """IMAGEs [1, h, w, 3] under one another, the narrow ones padded white."""
     width = max(i.shape[2] for i in images)
-    wide = [torch.nn.functional.pad(i[..., :3].float().cpu(), (0, 0, 0, width - i.shape[2]), value=1.0) for i in images]
+    wide = [torch.cat([i[..., :3].float().cpu(), torch.ones(1, i.shape[1], width - i.shape[2], 3)], dim=2)
+            for i in images]
     return torch.cat(wide, dim=1)

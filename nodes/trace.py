@@ -54,7 +54,8 @@ class GuidanceTrace:
         if b >= len(steps[0]["denoised"]):
             raise ValueError(f"The run had {len(steps[0]['denoised'])} picture(s): choose item 1 to "
                              f"{len(steps[0]['denoised'])}.")
-        index = sorted({round(i) for i in torch.linspace(0, len(steps) - 1, min(pictures, len(steps))).tolist()})
+        shown = min(pictures, len(steps))
+        index = sorted({round(i * (len(steps) - 1) / max(shown - 1, 1)) for i in range(shown)})
         images = [vae.decode(latent_out(model, steps[i]["denoised"][b: b + 1].float()))[:1] for i in index]
         strip = captioned_grid(torch.cat([i.cpu() for i in images]), [f"{i + 1}: s "
                                                                       f"{steps[i]['sigma']:.3g}" for i in index],

@@ -1,4 +1,4 @@
-"""Image classifiers of torchvision and transformers, and a CLIP vision model with its text encoder, from random files."""
+"""Image classifiers of torchvision and transformers, and a CLIP vision model with its text encoder: random files."""
 
 import json
 
