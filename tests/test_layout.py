@@ -62,9 +62,9 @@ def test_nodes_know_comfyui_only_through_the_bridge(path):
 def test_nodes_hold_no_mathematics(path):
     """No torch functions beyond moving and joining tensors, no numerical libraries: samplers/ is where those belong."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    allowed = {"Tensor", "Generator", "from_numpy", "as_tensor", "tensor", "ones", "zeros", "cat", "stack", "is_tensor",
-               "equal", "device", "float32", "long", "bool", "no_grad", "inference_mode", "enable_grad", "manual_seed",
-               "random"}
+    allowed = {"Tensor", "Generator", "from_numpy", "as_tensor", "tensor", "ones", "zeros", "zeros_like", "cat",
+               "stack", "where", "is_tensor", "equal", "device", "float32", "long", "bool", "no_grad", "inference_mode",
+               "enable_grad", "manual_seed", "random"}
     used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
             and node.value.id == "torch"}
     assert used <= allowed, f"torch.{', torch.'.join(sorted(used - allowed))}"
