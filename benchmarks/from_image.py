@@ -1,0 +1,191 @@
+"""Sampling from a picture, on the demo model and on mixtures with known answers: `make bench NAME=from_image`.
+
+The parts: _conditional.py (RePaint against true conditionals), _cartoon.py, _fill.py, and here ILVR's constraint,
+DiffEdit's mask and SDEdit's curve.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..demo import probe, scenes
+from ..samplers.core import VE, gaussian, guided
+from ..samplers.diffedit import difference_map, edit_mask, heat
+from ..samplers.ilvr import sample_ilvr
+from ..samplers.kid import kid
+from ..samplers.lowpass import dct_low_pass
+from ..samplers.ode import sample_ancestral
+from ..samplers.repaint import HIGH, JUMP, LEVELS, LOW, RESAMPLES, ranged_path
+from ..samplers.sdedit import sdedit_sigmas
+from ..samplers.walk import network_calls
+from . import _conditional as conditional
+from ._cartoon import EDIT_CFG, measure_cartoon
+from ._demo import Demo, some
+from ._fill import FILL_CFG, measure_fill
+from .harness import OUTPUT, Bench, table
+
+
+@torch.no_grad()
+def measure_ilvr(bench: Bench, demo: Demo) -> float:
+    def compute():
+        part = some(4, 33, lambda s: s.texture > 0)
+        z = demo.autoencoder.encode(scenes.draw(part)[0])
+        cond, uncond = demo.pair(some(4, 34, lambda s: s.texture == 0))
+        sigmas, noise, phi = (
+            sdedit_sigmas(demo.at, 1.0, 5 if bench.quick else 30).float(),
+            gaussian(z, 3),
+            dct_low_pass(4),
+        )
+        x = sigmas[0] * noise()
+        out = sample_ilvr(
+            guided(cond, uncond, FILL_CFG),
+            x,
+            sigmas,
+            reference=z,
+            low_pass=phi,
+            stop=len(sigmas) - 1,
+            process=VE,
+            noise=noise,
+        )
+        return float((phi(out) - phi(z)).abs().max())
+
+    return bench.once("ilvr", compute)
+
+
+def average_precision(score: Tensor, truth: Tensor) -> float:
+    """Area under precision against recall of one map, both flat."""
+    hits = truth[score.argsort(descending=True)].double()
+    precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1)
+    return float((precision * hits).sum() / hits.sum().clamp(min=1))
+
+
+def intersection_over_union(a: Tensor, b: Tensor) -> float:
+    return float((a & b).sum() / (a | b).sum().clamp(min=1))
+
+
+def measure_diffedit(bench: Bench, demo: Demo) -> dict[str, float]:
+    n = 4 if bench.quick else 32
+    truth = some(n, 35, lambda s: s.size[:, 0] > 0)
+    other = (truth.colour[:, 0] + 1 + torch.arange(n) % (len(scenes.COLOURS) - 1)) % len(scenes.COLOURS)
+
+    @torch.no_grad()
+    def compute(items):
+        index = torch.tensor(items)
+        part = truth[index]
+        image, masks = scenes.draw(part)
+        z = demo.autoencoder.encode(image)
+        source, target = demo.pair(part)[0], demo.pair(part.changed("colour", other[index]))[0]
+        h = difference_map(
+            lambda x, s: (source(x, s), target(x, s)),
+            z,
+            demo.at(0.5),
+            process=VE,
+            noise=gaussian(z, 300 + items[0]),
+            maps=10,
+        )
+        inside = F.avg_pool2d(masks[:, :1], 8)[:, 0] > 0.5
+        rows = []
+        for one, score, where in zip(edit_mask(h).bool(), heat(h), inside):
+            oracle = max(intersection_over_union(score >= t, where) for t in score.unique())
+            rows.append(
+                [average_precision(score.flatten(), where.flatten()), intersection_over_union(one, where), oracle]
+            )
+        return rows
+
+    rows = bench.each("diffedit", range(n), compute, batch=8)
+    ap, iou, oracle = (sum(column) / len(rows) for column in zip(*rows))
+    print(
+        table(
+            ("DiffEdit's mask", "measured"), [["average precision", ap], ["IoU", iou], ["best threshold's IoU", oracle]]
+        )
+    )
+    return {"diffedit_ap": ap, "diffedit_iou_over_oracle": iou / oracle}
+
+
+def strokes(part: scenes.Scenes) -> Tensor:
+    """A scribble of each scene: flat colours, no texture, in blocks of 8 pixels."""
+    flat, _ = scenes.draw(part.changed("texture", 0).changed("style", 1))
+    return F.interpolate(F.avg_pool2d(flat, 8), scale_factor=8)
+
+
+def measure_sdedit(bench: Bench, demo: Demo) -> list[list[float]]:
+    n = 8 if bench.quick else 64
+    truth = some(n, 36, lambda s: s.texture > 0, style=0)
+    features = probe.load("features")
+    real = features.features(
+        scenes.draw(scenes.sample(4 * n, torch.Generator().manual_seed(37), two=0.0).changed("style", 0))[0]
+    )
+    curve = []
+    for t0 in (0.2, 0.4, 0.6, 0.8, 1.0):
+
+        @torch.no_grad()
+        def compute(items, t0=t0):
+            part = truth[torch.tensor(items)]
+            guide = strokes(part)
+            z = demo.autoencoder.encode(guide)
+            sigmas, noise = sdedit_sigmas(demo.at, t0, 5 if bench.quick else 25).float(), gaussian(z, 400 + items[0])
+            x = VE.noised(z, sigmas[0], noise())
+            image = demo.decode(
+                sample_ancestral(guided(*demo.pair(part), EDIT_CFG), x, sigmas, process=VE, noise=noise)
+            )
+            far = (image - guide).square().mean((1, 2, 3)).sqrt()
+            return [[float(d), f.tolist()] for d, f in zip(far, features.features(image))]
+
+        rows = bench.each(f"sdedit {t0}", range(n), compute, batch=16)
+        value, error = kid(torch.tensor([row[1] for row in rows]), real)
+        curve.append([t0, sum(row[0] for row in rows) / n, value, error])
+    print(table(("SDEdit t0", "rms to the scribble", "KID to scenes", "its error"), curve))
+    return [[round(v, 5) for v in point[:3]] for point in curve]
+
+
+# --------------------------------------------------------------------------------------------------------------- main
+
+
+def measure_conditional(bench: Bench) -> dict[str, float]:
+    n = 500 if bench.quick else 4000
+    series = conditional.curves(bench, n)
+    floor = conditional.floor_error(n)
+    conditional.plot(series, floor["mean"], OUTPUT / "repaint_error.jpg")
+    lines = [
+        [name, p["calls"], p["bimodal"], p["correlated"], p["mean"]] for name, line in series.items() for p in line
+    ]
+    lines.append(["draws of the conditional itself", 0, floor["bimodal"], floor["correlated"], floor["mean"]])
+    print(table(("fill", "calls", "bimodal", "correlated", "mean"), lines))
+    by_calls = lambda name, calls: next(p["mean"] for p in series[name] if p["calls"] == calls)
+    calls = network_calls(
+        ranged_path(
+            conditional.karras_sigmas(LEVELS, conditional.SMALLEST, conditional.LARGEST), JUMP, RESAMPLES, LOW, HIGH
+        )
+    )
+    return {
+        "repaint_error_naive": by_calls("naive", 95 if bench.quick else 250),
+        "repaint_error_default": by_calls("ours", calls),
+        "repaint_calls_default": calls,
+        "repaint_error_250_10_10": by_calls("official", 2410),
+        "repaint_error_exact_mode": series["exact-leaning"][-1]["mean"],
+    }
+
+
+def main(argv: list[str]) -> None:
+    torch.set_num_threads(1)
+    bench = Bench("from_image", __doc__, argv)
+    print(
+        f"about {'1 minute' if bench.quick else '20 minutes'} on one CPU core; what is kept is not computed again",
+        flush=True,
+    )
+    figures = measure_conditional(bench)
+    demo = Demo()
+    figures |= measure_cartoon(bench, demo) | measure_fill(bench, demo)
+    figures["ilvr_constraint_error"] = measure_ilvr(bench, demo)
+    figures |= measure_diffedit(bench, demo)
+    figures["sdedit_curve"] = measure_sdedit(bench, demo)
+    lines = [[key, value] for key, value in figures.items() if not isinstance(value, list)]
+    bench.finish(table(("figure", "measured"), lines), figures)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
