@@ -1,0 +1,150 @@
+// The only file that knows ComfyUI's front end: the 2024 page and the modern one (canvas nodes and Nodes 2.0).
+import { app } from "../../../scripts/app.js";
+import { api } from "../../../scripts/api.js";
+
+const PREFIX = "NullText_";
+/** @type {Set<{node: any, look: () => void}>} */
+const watched = new Set();
+
+/** Call `made(node, type)` for every node of this pack, after its widgets are there.
+ * @param {(node: any, type: string) => void} made */
+export function onOurNodes(made) {
+    app.registerExtension({
+        name: "NullText.panels",
+        nodeCreated(/** @type {any} */ node) {
+            const type = node.comfyClass ?? node.constructor?.comfyClass ?? node.type ?? "";
+            if (type.startsWith(PREFIX)) made(node, type);
+        },
+    });
+    setInterval(() => {
+        for (const entry of watched) {
+            if (entry.node.graph) entry.look();
+        }
+    }, 400);
+}
+
+/** Call `changed` whenever what `signature` returns is another text than before; for the node's life.
+ * Values, wires and upstream prompts change in many ways (typing, undo, loading); looking is the one way that sees all.
+ * @param {any} node @param {() => string} signature @param {() => void} changed */
+export function watch(node, signature, changed) {
+    let last = "\0";
+    const entry = { node, look: () => {
+        const now = signature();
+        if (now !== last) { last = now; changed(); }
+    } };
+    watched.add(entry);
+    const removed = node.onRemoved;
+    node.onRemoved = function () {
+        watched.delete(entry);
+        return removed?.apply(this, arguments);
+    };
+}
+
+/** Call `done(output)` with the node's `ui` record after each run. @param {any} node @param {(output: any) => void} done */
+export function onResult(node, done) {
+    const before = node.onExecuted;
+    node.onExecuted = function (/** @type {any} */ output) {
+        const returned = before?.apply(this, arguments);
+        if (output) done(output);
+        return returned;
+    };
+}
+
+/** Put an element under the node's widgets. It is never saved and never queued.
+ * @param {any} node @param {HTMLElement} element @param {() => number} height in pixels @returns {() => void} call it
+ * when the height has changed */
+export function addPanel(node, element, height) {
+    const tall = () => Math.max(height(), 2) + 20;
+    const widget = node.addDOMWidget("nulltext_panel", "nulltext_panel", element, {
+        serialize: false, hideOnZoom: false, getValue: () => "", setValue: () => {},
+        getMinHeight: tall, getMaxHeight: tall, getHeight: tall,
+    });
+    widget.serialize = false;
+    let last = 0;
+    return () => {
+        if (!node.graph || tall() === last) return;
+        const grown = tall() - last;
+        last = tall();
+        const wanted = node.computeSize?.()[1] ?? 0;
+        if (node.size[1] < wanted || grown < 0) node.setSize?.([node.size[0], Math.max(wanted, node.size[1] + Math.min(grown, 0))]);
+        node.onResize?.(node.size);
+        node.setDirtyCanvas?.(true, true);
+    };
+}
+
+/** @param {any} node @param {string} name */
+const widgetOf = (node, name) => node.widgets?.find((/** @type {any} */ widget) => widget.name === name);
+
+/** A widget's value, undefined if the node has none of that name. @param {any} node @param {string} name */
+export const value = (node, name) => widgetOf(node, name)?.value;
+
+/** Set a widget as if a person had typed it. @param {any} node @param {string} name @param {any} to */
+export function setValue(node, name, to) {
+    const widget = widgetOf(node, name);
+    if (!widget || widget.value === to) return;
+    widget.value = to;
+    if (widget.inputEl && widget.inputEl.value !== to) widget.inputEl.value = to;
+    widget.callback?.(to, app.canvas, node);
+    node.setDirtyCanvas?.(true, true);
+}
+
+/** All widget values by name, and `wired`: the names of inputs that have a wire. @param {any} node */
+export function values(node) {
+    /** @type {Record<string, any>} */
+    const found = { wired: new Set() };
+    for (const widget of node.widgets ?? []) {
+        if (widget.name !== "nulltext_panel") found[widget.name] = widget.value;
+    }
+    for (const input of node.inputs ?? []) if (input.link != null) found.wired.add(input.name);
+    return found;
+}
+
+/** The node at the other end of an input's wire, or null. @param {any} node @param {string} name */
+export function source(node, name) {
+    const link = node.inputs?.find((/** @type {any} */ input) => input.name === name)?.link;
+    if (link == null || !node.graph) return null;
+    const wire = node.graph.getLink?.(link) ?? node.graph.links?.[link];
+    return wire ? node.graph.getNodeById(wire.origin_id) : null;
+}
+
+/** The first node that `wanted` accepts: this one or, input by input, what feeds it through wires of these types.
+ * @param {any} node @param {(node: any) => boolean} wanted @param {string[]} types @returns {any} */
+export function upstream(node, wanted, types, depth = 0) {
+    if (!node || depth > 50) return null;
+    if (wanted(node)) return node;
+    for (const input of node.inputs ?? []) {
+        if (input.link == null || !(types.includes(input.type) || input.type === "*")) continue;
+        const found = upstream(source(node, input.name), wanted, types, depth + 1);
+        if (found) return found;
+    }
+    return null;
+}
+
+/** The nodes that an output's wires lead to. @param {any} node */
+export function targets(node) {
+    const found = [];
+    for (const output of node.outputs ?? []) {
+        for (const link of output.links ?? []) {
+            const wire = node.graph?.getLink?.(link) ?? node.graph?.links?.[link];
+            const target = wire && node.graph.getNodeById(wire.target_id);
+            if (target) found.push(target);
+        }
+    }
+    return found;
+}
+
+/** The address of a picture that a result names. @param {{filename: string, subfolder?: string, type?: string}} file */
+export function pictureUrl(file) {
+    const query = new URLSearchParams({ filename: file.filename, subfolder: file.subfolder ?? "", type: file.type ?? "temp" });
+    return api.apiURL(`/view?${query}`);
+}
+
+/** JSON from one of the pack's own addresses, or null. @param {string} path @param {Record<string, any>} query */
+export async function ask(path, query) {
+    try {
+        const answer = await api.fetchApi(`/nulltext/${path}?${new URLSearchParams(query)}`);
+        return answer.headers.get("content-type")?.includes("json") ? await answer.json() : null;
+    } catch {
+        return null;
+    }
+}

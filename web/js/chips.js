@@ -1,0 +1,139 @@
+// Words as chips: click picks one, the slider, the wheel or the arrow keys set its factor, its colour shows it. What is
+// saved and queued is the plain text of the node's own widget.
+import { ask, setValue, source, upstream, value, watch } from "./adapter.js";
+import { make } from "./panel.js";
+import { chipsOf, colour, parseList, setFactor, splitWords, toggleWord } from "./words.js";
+
+/** @typedef {{widget: string, kind: "factor"|"list", label: string}} Field */
+/** @typedef {{fields: Field[], prompts: string[], maps?: string}} Spec  prompts: inputs that the words come through */
+
+const factors = (/** @type {string} */ widget, label = "weights") => ({ widget, kind: /** @type {const} */ ("factor"), label });
+const list = (/** @type {string} */ widget, label = widget) => ({ widget, kind: /** @type {const} */ ("list"), label });
+const EDIT = { fields: [factors("weights"), list("blend_words", "blend"), list("keep_words", "keep")],
+    prompts: ["edited", "source"] };
+
+/** @type {Record<string, Spec>} */
+export const CHIPS = {
+    NullText_AttentionReweight: { fields: [factors("weights")], prompts: ["positive"] },
+    NullText_PromptToPrompt: EDIT,
+    NullText_PromptToPromptGuider: EDIT,
+    NullText_AttentionRecord: { fields: [list("words")], prompts: ["positive"] },
+    NullText_AttentionMap: { fields: [list("words")], prompts: [], maps: "maps" },
+};
+
+/** The text of the prompt behind an input, null if no node up there has one. @param {any} node @param {string} input */
+function promptBehind(node, input) {
+    const hasText = (/** @type {any} */ other) => typeof value(other, "text") === "string";
+    const found = upstream(source(node, input), hasText, ["CONDITIONING"]);
+    if (!found) return null;
+    const wired = source(found, "text");  // the text widget turned into an input
+    const given = wired?.widgets?.find((/** @type {any} */ widget) => typeof widget.value === "string");
+    return String((given ?? { value: value(found, "text") }).value);
+}
+
+/** The prompts whose words a node may name. @param {any} node @param {Spec} spec @returns {string[]} */
+function promptsOf(node, spec) {
+    if (spec.maps) {
+        const recorder = upstream(source(node, spec.maps), (other) => value(other, "layers") !== undefined, ["ATTENTION_MAPS"]);
+        if (!recorder) return [];
+        const words = parseList(value(recorder, "words") ?? "");
+        return words.length ? [words.join(" ")] : [promptBehind(recorder, "positive") ?? ""];
+    }
+    return spec.prompts.map((input) => promptBehind(node, input)).filter((text) => text !== null);
+}
+
+/** @type {Map<string, string[]>} */
+const cut = new Map();
+
+/** The words of a prompt by the server's tokenizer; by spaces and signs where it doesn't answer. @param {string} text */
+async function wordsOf(text) {
+    if (!cut.has(text)) {
+        const answer = await ask("words", { text });
+        if (!answer) return splitWords(text);
+        if (cut.size > 200) cut.clear();
+        cut.set(text, answer.words);
+    }
+    return cut.get(text) ?? [];
+}
+
+/** @param {any} node @param {Spec} spec @param {HTMLElement} place */
+export function addChips(node, spec, place) {
+    let field = spec.fields[0], picked = "", /** @type {string[]} */ words = [], asked = 0;
+    const head = make("div", { class: "nulltext-row" });
+    const row = make("div", { class: "nulltext-row nulltext-chips", role: "group", "aria-label": "words of the prompt" });
+    const slider = make("input", { type: "range", min: -2, max: 5, step: 0.05,
+        oninput: () => change(picked, Number(slider.value)) });
+    const shown = make("output", { class: "nulltext-muted" });
+    const reset = make("button", { type: "button", title: "Back to 1", onclick: () => change(picked, 1) }, "1");
+    const setter = make("div", { class: "nulltext-row" }, slider, shown, reset);
+    place.append(head, row, setter);
+    const text = () => String(value(node, field.widget) ?? "");
+
+    function change(/** @type {string} */ word, /** @type {number} */ factor) {
+        setValue(node, field.widget, setFactor(text(), word, factor));
+        draw();
+    }
+
+    function nudge(/** @type {string} */ word, /** @type {number|null} */ factor, /** @type {number} */ by) {
+        picked = word;
+        change(word, Math.min(5, Math.max(-2, (factor ?? 1) + by)));
+    }
+
+    function chip(/** @type {import("./words.js").Chip} */ entry) {
+        const isList = field.kind === "list";
+        const button = make("button", {
+            type: "button", "data-word": entry.word, class: entry.stale ? "stale" : "",
+            "aria-pressed": isList ? entry.picked : entry.word === picked,
+            title: entry.stale ? `"${entry.word}" is not in the prompt now: click to take it out`
+                : isList ? "Click to put it in or take it out" : "Click, then slide; or turn the wheel; or arrow keys",
+            onclick: () => {
+                if (isList) setValue(node, field.widget, toggleWord(text(), entry.word));
+                else if (entry.stale) setValue(node, field.widget, setFactor(text(), entry.word, 1));
+                else picked = entry.word;
+                draw();
+            },
+        }, entry.label + (entry.factor !== null ? ` ${entry.factor}` : ""));
+        if (!entry.stale) button.style.background = isList ? (entry.picked ? "hsl(150, 45%, 32%)" : "") : colour(entry.factor);
+        if (!isList && !entry.stale) {
+            button.addEventListener("wheel", (/** @type {WheelEvent} */ event) => {
+                event.preventDefault();
+                event.stopPropagation();
+                nudge(entry.word, entry.factor, event.deltaY < 0 ? 0.25 : -0.25);
+            }, { passive: false });
+            button.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
+                const by = { ArrowUp: 0.25, ArrowDown: -0.25 }[event.key];
+                if (by) { event.preventDefault(); nudge(entry.word, entry.factor, by); }
+            });
+        }
+        return button;
+    }
+
+    function draw() {
+        const focused = row.contains(document.activeElement) && /** @type {any} */ (document.activeElement).dataset.word;
+        const chips = chipsOf(words, text(), field.kind);
+        head.replaceChildren(...(spec.fields.length < 2 ? [] : spec.fields.map((other) => make("button", {
+            type: "button", "aria-pressed": other === field, "data-field": other.widget,
+            onclick: () => { field = other; draw(); } }, other.label))));
+        row.replaceChildren(...(chips.length ? chips.map(chip)
+            : [make("span", { class: "nulltext-muted" }, "Wire a prompt to see its words here.")]));
+        const current = chips.find((entry) => entry.word === picked && !entry.stale);
+        setter.style.display = field.kind === "factor" && current ? "" : "none";
+        if (current) {
+            slider.value = String(current.factor ?? 1);
+            slider.setAttribute("aria-label", `factor of ${current.word}`);
+            shown.textContent = `${current.word}: ${current.factor ?? 1}`;
+        }
+        if (focused) [...row.children].find((child) => /** @type {any} */ (child).dataset.word === focused)?.focus();
+    }
+
+    async function look() {
+        const mine = ++asked;
+        const found = (await Promise.all(promptsOf(node, spec).map(wordsOf))).flat();
+        if (mine !== asked) return;  // a newer look overtook this one
+        words = found;
+        draw();
+    }
+
+    draw();
+    watch(node, () => JSON.stringify([promptsOf(node, spec), ...spec.fields.map((other) => value(node, other.widget))]), look);
+}

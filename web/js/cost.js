@@ -1,0 +1,53 @@
+// What a run will cost, from the widgets alone: one line per node class. Pure functions.
+// The nodes' reports tell the true number afterwards; these lines are upper bounds that anyone can follow.
+
+/** @typedef {Record<string, any>} Widgets  values by name; `wired` holds the names of the wired inputs */
+
+const call = (/** @type {number} */ n) => `${n} network call${n === 1 ? "" : "s"}`;
+const parts = (/** @type {any} */ text) => String(text ?? "").split(",").filter((part) => part.trim()).length;
+
+/** @type {Record<string, (w: Widgets) => string|null>} */
+const FORMULAS = {
+    NullText_InvertImage: (w) => {
+        if (w.wired.has("sigmas")) return null;
+        const extra = { "fixed point": w.steps * w.iterations, "exact pair": w.iterations }[w.pivot] ?? 0;
+        return `at most ${call(w.steps + extra)} there, ${w.steps} back`;
+    },
+    NullText_Optimise: (w) => `per step at most ${w.inner_steps + 2} forwards and ${w.inner_steps} backwards`,
+    NullText_Inverter: (w) => {
+        if (w.wired.has("sigmas")) return null;
+        const there = w.steps + (w.pivot === "fixed point" ? w.steps * w.iterations : 0);
+        if (w.correction === "null-text") {
+            return `at most ${there} + ${w.steps * (w.inner_steps + 2)} forwards and ${w.steps * w.inner_steps} backwards`;
+        }
+        return `at most ${call(there + (w.correction === "direct overwrite" ? 0 : w.steps))}`;
+    },
+    NullText_PromptToPrompt: (w) => {
+        const edits = 1 + ["edited_2", "edited_3"].filter((name) => w.wired.has(name)).length;
+        if (w.wired.has("inversion")) return `${1 + 2 * edits} network rows per step of the inversion`;
+        const rows = (w.cfg === 1 ? 1 : 2) * (1 + edits);
+        return `${w.steps} steps x ${rows} network rows = ${w.steps * rows}`;
+    },
+    NullText_SDEdit: (w) => call(w.steps * (1 + parts(w.more_levels))),
+    NullText_ILVRSampler: (w) => call(w.steps * (1 + parts(w.strip))),
+    NullText_BlendedDiffusion: (w) => call(w.steps) + (String(w.hold).includes("loss") ? ", each with a backward pass" : ""),
+    NullText_DiffEditMask: (w) => `${call(w.maps)} with both prompts`,
+    NullText_DirectEdit: (w) => {
+        if (w.wired.has("sigmas")) return null;
+        return `at most ${call(Math.round(2 * w.average * w.steps * w.strength))}`;
+    },
+    NullText_OptimiseStartNoise: (w) => {
+        if (w.wired.has("inversion")) return null;
+        const rows = w.cfg === 1 ? 1 : 2, steps = w.iterations * w.steps * rows;
+        return `at most ${2 * steps} forwards and ${steps} backwards`;
+    },
+};
+
+/** The line for a node, or null where the class has no formula or its inputs don't tell.
+ * @param {string} type @param {Widgets} widgets */
+export function costOf(type, widgets) {
+    return FORMULAS[type]?.(widgets) ?? null;
+}
+
+/** The classes that have a formula. */
+export const COSTED = Object.keys(FORMULAS);

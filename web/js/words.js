@@ -1,0 +1,83 @@
+// Word fields as text and as chips. Pure functions: no page, no server. samplers/alignment.py reads the same text.
+
+/** @typedef {{word: string, value: number|null, raw: string}} Entry  value null: not a number */
+/** @typedef {{label: string, word: string, factor: number|null, picked: boolean, stale: boolean}} Chip */
+
+const EDGE = /^[\p{P}\p{S}\s]+|[\p{P}\p{S}\s]+$/gu;
+
+/** A word as it is compared: lower case, no punctuation at its edges. @param {string} text */
+export const normal = (text) => text.replace(EDGE, "").toLowerCase();
+
+/** The words of a prompt without a tokenizer's help; emphasis such as (red:1.2) is no word.
+ * @param {string} text @returns {string[]} */
+export function splitWords(text) {
+    return text.replace(/:\s*-?\d*\.?\d+\s*\)/g, ")").split(/[^\p{L}\p{N}]+/u).map(normal).filter(Boolean);
+}
+
+/** "red: 2, small car: -1.5" or one a line. @param {string} text @returns {Entry[]} */
+export function parseFactors(text) {
+    return text.split(/[,\n]/).filter((part) => part.trim()).map((part) => {
+        const colon = part.lastIndexOf(":");
+        const raw = part.trim(), value = colon < 0 ? "" : part.slice(colon + 1).trim();
+        const number = value === "" ? NaN : Number(value);
+        return { word: (colon < 0 ? part : part.slice(0, colon)).trim(), raw,
+            value: Number.isFinite(number) ? number : null };
+    });
+}
+
+/** The text with one word's factor set; 1 takes the word out; what can't be read stays as it is.
+ * @param {string} text @param {string} word @param {number} factor */
+export function setFactor(text, word, factor) {
+    const entries = parseFactors(text), rounded = Math.round(factor * 100) / 100;
+    const same = (/** @type {Entry} */ entry) => phrase(entry.word) === phrase(word);
+    const kept = entries.filter((entry) => !same(entry)).map((entry) => entry.raw);
+    const at = entries.findIndex(same);
+    if (rounded !== 1) kept.splice(at < 0 ? kept.length : Math.min(at, kept.length), 0, `${word}: ${rounded}`);
+    return kept.join(", ");
+}
+
+/** "snow, small car" @param {string} text */
+export const parseList = (text) => text.split(",").map((part) => part.trim()).filter(Boolean);
+
+/** The list with a word put in or taken out. @param {string} text @param {string} word */
+export function toggleWord(text, word) {
+    const words = parseList(text), kept = words.filter((entry) => phrase(entry) !== phrase(word));
+    return (kept.length < words.length ? kept : [...words, word]).join(", ");
+}
+
+/** Several words in a row, each as it is compared. @param {string} text */
+export const phrase = (text) => text.split(/\s+/).map(normal).filter(Boolean).join(" ");
+
+/** Whether the words stand in the prompt, next to each other. @param {string[]} words @param {string} text */
+export function contains(words, text) {
+    const wanted = phrase(text).split(" ").filter(Boolean);
+    return wanted.length > 0 && words.some((_, i) => wanted.every((word, k) => words[i + k] === word));
+}
+
+/** One chip per word of the prompt in its order (a repeated word shares its factor), then what the text names besides:
+ * phrases of the prompt, and stale entries whose words the prompt has lost.
+ * @param {string[]} words @param {string} text @param {"factor"|"list"} kind @returns {Chip[]} */
+export function chipsOf(words, text, kind) {
+    const entries = kind === "factor" ? parseFactors(text)
+        : parseList(text).map((raw) => ({ word: raw, value: null, raw }));
+    const named = new Map(entries.map((entry) => [phrase(entry.word), entry]));
+    const chips = words.map((word) => {
+        const entry = named.get(word);
+        return { label: word, word, factor: entry?.value ?? null, picked: !!entry, stale: false };
+    });
+    const shown = new Set(words);
+    for (const [key, entry] of named) {
+        if (shown.has(key)) continue;
+        chips.push({ label: entry.word || entry.raw, word: entry.word, factor: entry.value, picked: true,
+            stale: !contains(words, key) || (kind === "factor" && entry.value === null) });
+    }
+    return chips;
+}
+
+/** The chip's colour: warm above 1, cool below, grey at 1. @param {number|null} factor */
+export function colour(factor) {
+    if (factor === null || factor === 1) return "hsl(220, 8%, 36%)";
+    const strength = Math.min(1, Math.abs(factor - 1) / 3);
+    return factor > 1 ? `hsl(24, ${Math.round(45 + 45 * strength)}%, 38%)`
+        : `hsl(212, ${Math.round(45 + 45 * strength)}%, 42%)`;
+}

@@ -1,0 +1,29 @@
+// The page's side of ComfyUI-NullText: what each node shows under its widgets.
+import { onOurNodes, onResult, values, watch } from "./js/adapter.js";
+import { CHIPS, addChips } from "./js/chips.js";
+import { COSTED, costOf } from "./js/cost.js";
+import { make, panelOf } from "./js/panel.js";
+import { showCompare, showHeat } from "./js/pictures.js";
+import { TIMELINES, addTimeline } from "./js/timeline.js";
+
+onOurNodes((node, type) => {
+    const section = panelOf(node);
+    if (CHIPS[type]) addChips(node, CHIPS[type], section("chips"));
+    if (TIMELINES[type]) addTimeline(node, type, section("timeline"));
+    if (COSTED.includes(type)) {
+        const line = make("div", { class: "nulltext-cost nulltext-muted" });
+        section("cost").append(line);
+        const cost = () => costOf(type, values(node)) ?? "";
+        watch(node, cost, () => { line.textContent = cost() && `Cost: ${cost()}`; });
+    }
+    onResult(node, (output) => {
+        if (output.nulltext_heat?.length) showHeat(section("picture"), output.nulltext_heat[0]);
+        if (output.a_images?.length && output.b_images?.length) {
+            showCompare(section("picture"), output.a_images, output.b_images, output.nulltext_psnr ?? []);
+        }
+        if (output.text?.length) {
+            section("report").replaceChildren(make("div", { class: "nulltext-report", role: "status", tabindex: "0" },
+                [].concat(output.text).join("\n")));
+        }
+    });
+});
