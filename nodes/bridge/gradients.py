@@ -19,7 +19,6 @@ from .engine import get
 
 # Blocks whose activations are recomputed instead of kept when `checkpoint` is asked for.
 _BLOCKS = ("ResBlock", "BasicTransformerBlock", "JointBlock", "DoubleStreamBlock", "SingleStreamBlock")
-_NO_BACKWARD = ("sage", "flash")
 
 
 def normal(value):
@@ -86,40 +85,19 @@ def _checkpointed(forward):
     return call
 
 
-def has_backward(attention, device="cpu") -> bool:
-    """Whether an attention function of the engine gives gradients: asked of the function itself, on a tiny input."""
-    if any(word in getattr(attention, "__name__", "") for word in _NO_BACKWARD):
-        return False
-    dtype = torch.float32 if torch.device(device).type == "cpu" else torch.float16
-    q = torch.ones(1, 16, 64, dtype=dtype, device=device, requires_grad=True)
-    try:
-        attention(q, q, q, 1).float().sum().backward()
-    except (
-        RuntimeError,
-        TypeError,
-        ValueError,
-        NotImplementedError,
-        AssertionError,
-    ):  # whatever a kernel raises, it has no backward here
-        return False
-    return q.grad is not None
-
-
 @contextlib.contextmanager
-def _attention_with_backward(device) -> Iterator[None]:
-    """ComfyUI's attention, replaced by PyTorch's own for the duration if it has no backward."""
+def _pytorch_attention() -> Iterator[None]:
+    """PyTorch's own attention for the duration, in ComfyUI's place for it: some backends have no backward (sage,
+    flash), and the split ones that CPUs get are slower both ways."""
     module = get("ldm.modules.attention")
-    names = [
-        n for n in ("optimized_attention", "optimized_attention_masked") if not has_backward(getattr(module, n), device)
-    ]
-    before = {n: getattr(module, n) for n in names}
+    before = {n: getattr(module, n) for n in ("optimized_attention", "optimized_attention_masked")}
     try:
-        for n in names:
-            setattr(module, n, module.attention_pytorch)
+        for name in before:
+            setattr(module, name, module.attention_pytorch)
         yield
     finally:
-        for n, function in before.items():
-            setattr(module, n, function)
+        for name, function in before.items():
+            setattr(module, name, function)
 
 
 @contextlib.contextmanager
@@ -130,11 +108,10 @@ def grad_mode(*modules: nn.Module, checkpoint: bool = False) -> Iterator[None]:
     gradient must pass `normal`. checkpoint: recompute blocks in backward (less memory, about half more time).
     Raises ValueError for quantised weights."""
     check_differentiable(*modules)
-    device = next((p.device for m in modules for p in m.parameters()), torch.device("cpu"))
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
-        _attention_with_backward(device),
+        _pytorch_attention(),
         contextlib.ExitStack() as undo,
     ):
         made: dict[int, Tensor] = {}

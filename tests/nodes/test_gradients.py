@@ -7,7 +7,6 @@ from nulltext.nodes.bridge.denoiser import sample_with
 from nulltext.nodes.bridge.gradients import (
     check_differentiable,
     grad_mode,
-    has_backward,
     normal,
 )
 
@@ -158,13 +157,6 @@ def test_attention_without_backward_steps_aside(tiny, make_condition, latent, mo
         got, _ = embedding_gradient(tiny, make_condition(), latent)
     assert attention.optimized_attention is attention_sage
     assert torch.allclose(want, got, rtol=1e-3, atol=1e-6)
-
-
-def test_attention_is_asked_not_only_named(engine):
-    from comfy.ldm.modules import attention
-
-    assert has_backward(attention.attention_pytorch) and has_backward(attention.attention_sub_quad)
-    assert not has_backward(lambda q, k, v, heads: q.detach())
 
 
 def test_quantised_weights_are_refused():
