@@ -40,7 +40,8 @@ def test_optimisation_mends_guided_reconstruction(engine, make_model, latent, ma
 def test_a_batch_is_its_images(engine, tiny, latent, make_condition):
     """But for Adam's first steps, which take the sign even of a gradient that is all rounding."""
     (both, result), (one, alone) = (
-        optimised(tiny, inverted(tiny, engine, x, make_condition), make_condition, inner=3) for x in (latent, latent[1:]))
+        optimised(tiny, inverted(tiny, engine, x, make_condition), make_condition, inner=3)
+        for x in (latent, latent[1:]))
     assert torch.allclose(result.error[1:], alone.error, rtol=1e-2)
     start = make_condition(2)[0][0]
     moved = [(n - start).flatten() for n in (both.null_embeddings[:, 1:], one.null_embeddings)]
