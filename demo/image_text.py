@@ -1,6 +1,7 @@
 """Trains the image-text model of the demo scenes: `python demo image_text --minutes 8 --out FILE`.
 
-Stage 1 (60 % of the time): image tower and text tower, symmetric InfoNCE over scenes and captions. Captions lose
+Stage 1 (60 % of the time): image tower and text tower, symmetric InfoNCE over scenes and captions, beside it the
+cross-entropy over all short captions of a kind. Captions lose
 parts at random, down to "a red circle"; pictures are shifted, blurred and made noisy, because guidance will show the
 tower half-finished estimates. Stage 2, when the demo's autoencoder is there: the noise-aware tower on noisy latents
 learns to say what the frozen image tower says of the clean picture (SDG, 2112.05744, section 3.3: no captions,
@@ -114,11 +115,32 @@ def pair_accuracy(embed, model: ImageText, batch: scenes.Scenes) -> float:
     return float((found == batch.colour[:, 0] * len(scenes.SHAPES) + batch.shape[:, 0]).float().mean())
 
 
+class ClassCaptions:
+    """Every "a <colour> <shape>" and every "<texture> <background> background": negatives that a picture meets at each
+    step, which teaches far more per picture than the few that share its batch."""
+
+    def __init__(self, model: ImageText):
+        self.pairs = model.rows([f"a {c} {s}" for c in scenes.COLOURS for s in scenes.SHAPES])
+        self.grounds = model.rows([f"{t} {b} background" for t in scenes.TEXTURES for b in scenes.BACKGROUNDS])
+
+    def loss(self, model: ImageText, image: Tensor, batch: scenes.Scenes, scale: Tensor) -> Tensor:
+        """Cross-entropy of the embeddings [B, D] over either list; the pairs count for one-object scenes."""
+        def over(rows, target):
+            logits = scale * F.normalize(image.float(), dim=-1) @ F.normalize(model.text(rows).float(), dim=-1).T
+            return F.cross_entropy(logits, target, reduction="none")
+
+        one = (batch.count == 1).float()
+        pair = over(self.pairs, batch.colour[:, 0] * len(scenes.SHAPES) + batch.shape[:, 0])
+        ground = over(self.grounds, batch.texture * len(scenes.BACKGROUNDS) + batch.background)
+        return (pair * one).sum() / one.sum().clamp(min=1) + .5 * ground.mean()
+
+
 def train_towers(model: ImageText, minutes: float, batch: int, device: torch.device, folder: Path) -> ImageText:
     trainer = Trainer("image_text", model, minutes, lr=1.5e-3, ema=.998, folder=folder, weight_decay=1e-3)
     draws = generator(device, trainer.samples + 3)
     test = scenes.sample(256, generator(device, 13), "held_out", two=0)
     pictures = scenes.draw(test)[0]
+    named = ClassCaptions(model)
     size = 128 if device.type == "cuda" else IMAGE_SIZE  # drawing costs a CPU as much as the tower
 
     def step(_):
@@ -126,7 +148,9 @@ def train_towers(model: ImageText, minutes: float, batch: int, device: torch.dev
         with precision(device):
             image = model.embed_image(disturbed(scenes.draw(scene, size)[0], draws))
             text = model.text(training_rows(scene, draws))
-        return {"loss": info_nce(image, text, model.log_scale.exp().clamp(max=100))}
+        scale = model.log_scale.exp().clamp(max=100)
+        pairs, classes = info_nce(image, text, scale), named.loss(model, image, scene, scale)
+        return {"loss": pairs + classes, "captions": pairs, "classes": classes}
 
     def report():
         with torch.no_grad():
@@ -136,7 +160,19 @@ def train_towers(model: ImageText, minutes: float, batch: int, device: torch.dev
     return trainer.run(step, batch, report)
 
 
-def train_noisy(model: ImageText, autoencoder: nn.Module, minutes: float, batch: int, device: torch.device,
+@torch.no_grad()
+def clean_pool(model: ImageText, autoencoder: nn.Module, size: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Latents of `size` fresh scenes and what the image tower says of their pictures."""
+    latents, clean = [], []
+    for start in range(0, size, 64):
+        image = scenes.draw(scenes.sample(min(64, size - start), draws))[0]
+        with precision(image.device):
+            latents.append(autoencoder.encode(image).float())
+            clean.append(model.embed_image(image).float())
+    return torch.cat(latents), torch.cat(clean)
+
+
+def train_noisy(model: ImageText, autoencoder: nn.Module, minutes: float, batch: int, pool: int, device: torch.device,
                 folder: Path) -> nn.Module:
     trainer = Trainer("image_text_noisy", model.noisy, minutes, lr=1e-3, ema=.998, folder=folder)
     draws = generator(device, trainer.samples + 4)
@@ -148,11 +184,15 @@ def train_noisy(model: ImageText, autoencoder: nn.Module, minutes: float, batch:
     def scaled(x0, s, noise):
         return (x0 + s * noise) * (1 + s * s) ** -.5
 
-    def step(_):
-        scene = scenes.sample(batch, draws)
-        image = scenes.draw(scene)[0]
-        with torch.no_grad(), precision(device):
-            x0, clean = autoencoder.encode(image).float(), model.embed_image(image)
+    latents_pool, clean_pool_ = clean_pool(model, autoencoder, pool, draws)
+
+    def step(i):
+        if i % 20 == 19:  # a twentieth of the pool is replaced in each round of 400 steps
+            new = max(1, pool // 400)
+            at = (i // 20 * new) % (pool - new + 1)
+            latents_pool[at: at + new], clean_pool_[at: at + new] = clean_pool(model, autoencoder, new, draws)
+        index = torch.randint(pool, (batch,), generator=draws, device=device)
+        x0, clean = latents_pool[index], clean_pool_[index]
         s = sigma[torch.randint(1000, (batch,), generator=draws, device=device)]
         x = scaled(x0, s[:, None, None, None], torch.randn(x0.shape, generator=draws, device=device))
         with precision(device):
@@ -185,6 +225,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=None)
     parser.add_argument("--state", type=Path, default=STATE, help="where the stages are kept")
     parser.add_argument("--out", type=Path, required=True, help="the fp16 model to write")
+    parser.add_argument("--pool", type=int, default=None, help="scenes encoded ahead for the noise-aware tower")
     parser.add_argument("--stage", choices=("all", "towers", "noisy"), default="all")
     args = parser.parse_args()
     device = torch.device(args.device)
@@ -194,6 +235,7 @@ def main() -> None:
     torch.manual_seed(0)
     minutes = args.minutes or (8 if device.type == "cuda" else 120)
     batch = args.batch or (1024 if device.type == "cuda" else 96)
+    args.pool = args.pool or (100_000 if device.type == "cuda" else 5000)
     trained = any((args.state / f"{name}.safetensors").exists() for name in ("autoencoder", "autoencoder_slim"))
     with_noisy = args.stage != "towers" and trained
     if not with_noisy and args.stage == "noisy":
@@ -208,7 +250,7 @@ def main() -> None:
         p.requires_grad_(False)
     if with_noisy:
         autoencoder = load_autoencoder(device, args.state)
-        model.noisy = train_noisy(model, autoencoder, minutes * (1 - part), batch, device, args.state)
+        model.noisy = train_noisy(model, autoencoder, minutes * (1 - part), batch, args.pool, device, args.state)
     test = scenes.sample(512, generator(device, 17), "held_out", two=0)
     unseen = scenes.sample(512, generator(device, 19), "unseen", two=0)
     with torch.no_grad():

@@ -55,4 +55,5 @@ def attached(model, made: guide.Term, said: list[str]):
     if g.name in names:  # told apart in the trace
         object.__setattr__(g, "name", f"{g.name} ({names.count(g.name) + 1})")
     said = [*said, f"Cost: {COST[g.mode]}" + (f", on every {g.every}. step" if g.every > 1 else "") + "."]
-    return text_result("\n".join(said), guide.attach(model, [made]))
+    notice = guide.attention_notice() if g.mode == "network" else None
+    return text_result("\n".join([*said, notice] if notice else said), guide.attach(model, [made]))

@@ -87,6 +87,15 @@ def ready(module: nn.Module, device) -> nn.Module:
         return module.to(device)
 
 
+def attention_notice() -> str | None:
+    """What the user is told where ComfyUI runs another attention than PyTorch's, which stands in for gradients."""
+    module = get("ldm.modules.attention")
+    if module.optimized_attention is module.attention_pytorch:
+        return None
+    name = getattr(module.optimized_attention, "__name__", "the attention in use")
+    return f"While gradients are computed, PyTorch's own attention takes the place of {name}."
+
+
 def record_of(model) -> Record | None:
     """The record of the last run of a guided MODEL, None if it has no guidance of this pack."""
     hook = _hook(model)

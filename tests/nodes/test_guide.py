@@ -439,6 +439,37 @@ def test_weights_without_a_backward_are_refused_in_one_sentence(engine, tiny, ma
         owner._parameters["weight"] = weight
 
 
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [("network", "set gradient_mode to decoder"), ("decoder", "fewer cutouts"), ("latent", "smaller batch")],
+)
+def test_too_little_memory_names_what_would_fit(engine, tiny, make_condition, mode, words):
+    def greedy(x, sigma, d):
+        raise torch.cuda.OutOfMemoryError("no room")
+
+    with pytest.raises(ValueError, match=words):
+        sample(guide.attach(tiny, [guide.Term(Guidance(greedy, mode))]), engine, make_condition)
+    assert bool(torch.isfinite(sample(tiny, engine, make_condition)).all())
+
+
+def test_an_attention_without_backward_steps_aside_and_this_is_said(
+    engine, tiny, make_condition, vae, image_text, monkeypatch
+):
+    module = engine.get("ldm.modules.attention")
+
+    def attention_sage(*args, **kwargs):  # runs forward only, like the real one
+        return module.attention_pytorch(*args, **kwargs).detach()
+
+    monkeypatch.setattr(module, "optimized_attention", attention_sage)
+    guided, said = clip(tiny, vae, image_text, gradient_mode=EXACT)
+    assert "takes the place of attention_sage" in said
+    assert "attention_sage" not in clip(tiny, vae, image_text)[1]
+    through = sample(guided[0], engine, make_condition, steps=2)
+    assert module.optimized_attention is attention_sage
+    monkeypatch.undo()
+    torch.testing.assert_close(through, sample(guided[0], engine, make_condition, steps=2), rtol=1e-3, atol=1e-3)
+
+
 def guide_only_gradients(model, engine, make_condition):
     """The hook alone, as the sampler would call it: the int8 weights can't even run forward."""
     hook = guide._hook(model)
