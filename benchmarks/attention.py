@@ -79,7 +79,7 @@ class Lab:
         if blend:
             options["blend_words"] = ", ".join(dict.fromkeys(edit.words))
         if keep:
-            options |= {"blend_words": "background", "keep_words": edit.words[0]}
+            options["keep_words"] = edit.words[0]
         return prepare(
             "bench", self.model, self.prompt(edit.edited), self.empty, CFG, None, inversion, (), False, **options
         )[0]

@@ -103,7 +103,11 @@ _EDIT = {
     ),
     "keep_words": (
         "STRING",
-        {"default": "", "tooltip": f"Words whose region stays the source's in the blend ({_WORDS})."},
+        {
+            "default": "",
+            "tooltip": f"Words whose region stays the source's ({_WORDS}); without blend_words "
+            "everything else may change.",
+        },
     ),
     "blend_threshold": fields.share(0.3, "How much of a word's largest heat counts as its region."),
     "blend_start": fields.share(0.2, "The blend begins at this fraction of the steps."),

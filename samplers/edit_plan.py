@@ -49,7 +49,7 @@ def plan(
     if any(c != 1 for row in factors for c in row.values()):
         controllers.append(Reweight(factors))
     blend = None
-    if split_words(blend_words):
+    if split_words(blend_words) or split_words(keep_words):
         found = in_some_prompt([source, *edits], split_words(blend_words))
         kept = in_some_prompt([source, *edits], split_words(keep_words))
         found, kept = ([[t for word in row for t in word] for row in rows] for rows in (found, kept))
@@ -64,6 +64,4 @@ def plan(
             LayerChoice(blend_layers),
         )
         controllers.append(blend)
-    elif split_words(keep_words):
-        raise ValueError("keep_words only takes regions out of a local blend: name blend_words too, or leave it empty.")
     return controllers, blend, list(said)

@@ -136,9 +136,9 @@ class Record(Controller):
 class LocalBlend(Controller):
     """Keeps the source outside the regions its words look at.
 
-    `source_columns[p]`, `target_columns[p]`: columns of the blend words in the source and in edited prompt p;
-    `without`: the same pair of lists for words whose region stays the source's. `threshold` as a fraction of the
-    largest value."""
+    `source_columns[p]`, `target_columns[p]`: columns of the blend words in the source and in edited prompt p (none
+    in either: all may change but the words to leave out); `without`: the same pair of lists for words whose region
+    stays the source's. `threshold` as a fraction of the largest value."""
 
     def __init__(
         self,
@@ -177,7 +177,10 @@ class LocalBlend(Controller):
             for maps, columns in ((self.source, self.source_columns), (self.target, self.target_columns))
         ]
         keep = masks[0][1] | masks[1][1]
-        return ((masks[0][0] | masks[1][0]) & ~keep).float()
+        blend = masks[0][0] | masks[1][0]
+        if not self.source_columns[prompt][0] and not self.target_columns[prompt][0]:
+            blend = torch.ones_like(keep)  # only words to leave out: everything else may change
+        return (blend & ~keep).float()
 
     def _masks(self, maps: Tensor, size: tuple[int, int], columns: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         blend, without = (m.view(1, 1, *m.shape) for m in maps)

@@ -142,6 +142,9 @@ def test_local_blend_leaves_out_words():
     assert not mask[4:].any()
     blend.reset()
     assert not blend.target.sums
+    rest = LocalBlend([[]], [[]], ([[2]], [[2]]))
+    rest.watch(p, p, Rows((0,), (0,), (0,), source=(0,)), layer(), slice(0, 256))
+    assert torch.equal(rest.mask(0, 0, (16, 16)), mask)  # words left out alone: all but their region
 
 
 def test_masks_and_pictures():
