@@ -1,0 +1,50 @@
+"""The committed classifiers and image-text model do what their metadata says, on held-out scenes."""
+import pytest
+import torch
+from nulltext.demo import classifiers, scenes
+from nulltext.demo.image_text import pair_accuracy
+from nulltext.nodes.bridge import towers
+from safetensors import safe_open
+
+
+def some(n=96, split="held_out"):
+    return scenes.sample(n, torch.Generator().manual_seed(77), split, two=0)
+
+
+def test_pair_names_follow_the_index():
+    batch = some(40)
+    for i, name in enumerate(classifiers.pair_index(batch).tolist()):
+        colour, shape = scenes.COLOURS[batch.colour[i, 0]], scenes.SHAPES[batch.shape[i, 0]]
+        assert classifiers.PAIR_NAMES[name] == f"{colour} {shape}"
+
+
+def test_the_picture_classifier_sees_colours():
+    made = towers.load_image_classifier(classifiers.COLOURS)
+    batch = some()
+    assert made.labels == list(scenes.COLOURS)
+    with torch.no_grad():
+        right = (made(scenes.draw(batch)[0]).argmax(1) == batch.colour[:, 0]).float().mean()
+    assert right > 0.95
+    with safe_open(classifiers.COLOURS, "pt") as f:
+        assert abs(float(f.metadata()["accuracy_held_out"]) - right) < 0.06
+
+
+def test_the_image_text_model_is_as_good_as_it_says():
+    path = towers.MODELS / "nulltext_image_text.safetensors"
+    if not path.exists():
+        pytest.skip("the image-text model is not trained yet: python demo image_text")
+    made = towers.load_image_text(path)
+    assert path.stat().st_size <= 5e6
+    batch = some()
+    with torch.no_grad():
+        share = pair_accuracy(made.embed_image(scenes.draw(batch)[0]), made, batch)
+    with safe_open(path, "pt") as f:
+        claimed = float(f.metadata()["pair_accuracy"])
+    assert share > 5 / 48 and abs(share - claimed) < 0.15
+
+
+def test_the_folder_of_two_classes(tmp_path, monkeypatch):
+    from nulltext.demo import inputs
+    monkeypatch.setattr(inputs, "FOLDER", tmp_path)
+    classifiers.write_folder(2)
+    assert sorted(p.parent.name for p in tmp_path.rglob("*.png")) == ["blue square"] * 2 + ["red circle"] * 2
