@@ -80,7 +80,7 @@ def cartoon(demo: Demo, part: scenes.Scenes, seed: int) -> dict[str, Tensor]:
 
 
 def measure_cartoon(bench: Bench, demo: Demo) -> dict[str, float]:
-    n = 4 if bench.quick else 32
+    n = 4 if bench.quick else 16
     truth = some(n, 31, lambda s: s.texture > 0)
     judge = probe.load("conv")
 

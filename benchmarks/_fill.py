@@ -59,7 +59,7 @@ def seam_and_fill(fill: Tensor, truth: Tensor, mask: Tensor) -> tuple[Tensor, Te
 
 
 def measure_fill(bench: Bench, demo: Demo) -> dict[str, float]:
-    n = 4 if bench.quick else 32
+    n = 4 if bench.quick else 16
     middle = scenes.PLACES.index("middle")
     truth = some(
         n, 32, lambda s: ((s.texture == 1) | (s.texture == 2)) & (s.place[:, 0] != middle) & (s.size[:, 0] < 2)

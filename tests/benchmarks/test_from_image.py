@@ -1,0 +1,74 @@
+"""The yardsticks of the from-image bench, on cases whose answers are known."""
+
+import pytest
+import torch
+from nulltext.benchmarks import _conditional as conditional
+from nulltext.benchmarks._cartoon import blur_of_equal_drop, blurred, texture_and_edges
+from nulltext.benchmarks._fill import core_noise_mask, seam_and_fill
+from nulltext.benchmarks.from_image import average_precision, intersection_over_union
+from nulltext.samplers.walk import network_calls
+
+
+def test_average_precision_and_overlap():
+    truth = torch.tensor([True, True, False, False])
+    assert average_precision(torch.tensor([0.9, 0.8, 0.2, 0.1]), truth) == 1.0
+    assert average_precision(torch.tensor([0.1, 0.2, 0.8, 0.9]), truth) == pytest.approx((1 / 3 + 2 / 4) / 2)
+    assert intersection_over_union(truth, torch.tensor([False, True, True, False])) == pytest.approx(1 / 3)
+
+
+def test_seam_is_read_at_the_border_and_the_fill_inside():
+    truth = torch.zeros(1, 3, 16, 16)
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., 8:] = 1
+    step = truth + 0.3 * mask
+    seam, fill = seam_and_fill(step, truth, mask)
+    assert seam.item() == pytest.approx(0.3) and fill.item() == pytest.approx(0.3)
+    inside = truth.clone()
+    inside[..., 12:] = 0.5
+    seam, fill = seam_and_fill(inside, truth, mask)
+    assert seam.item() == 0 and fill.item() == pytest.approx((0.25 / 2) ** 0.5)
+
+
+def test_texture_and_edges_tell_a_pattern_from_a_border():
+    mask = torch.zeros(1, 64, 64)
+    mask[:, 24:40, 24:40] = 1
+    plain = torch.zeros(1, 3, 64, 64) + mask[:, None]
+    stripes = plain.clone()
+    stripes[:, :, :, 2:14:2] += 0.4
+    texture, edge = texture_and_edges(plain, mask)
+    assert texture.item() == 0 and edge.item() > 0.1
+    assert texture_and_edges(stripes, mask)[0].item() > 0 and texture_and_edges(stripes, mask)[1] == edge
+    soft = blurred(stripes, 2.0)
+    assert texture_and_edges(soft, mask)[0] < 0.1 * texture_and_edges(stripes, mask)[0]
+    assert texture_and_edges(soft, mask)[1] < edge
+    wanted = float(texture_and_edges(stripes, mask)[0]) * 0.5
+    assert texture_and_edges(blur_of_equal_drop(stripes, mask, wanted), mask)[0].item() == pytest.approx(
+        wanted, rel=0.05
+    )
+
+
+def test_core_noise_mask_is_the_engines_rule():
+    z, noise, mask = torch.randn(1, 1, 2, 2), torch.randn(1, 1, 2, 2), torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]]])
+    seen = []
+
+    def denoise(x, sigma):
+        seen.append(x)
+        return x * 0 + 7
+
+    out = core_noise_mask(denoise, z, mask, noise)(torch.full((1, 1, 2, 2), 3.0), 2.0)
+    torch.testing.assert_close(seen[0], torch.where(mask == 1, torch.tensor(3.0), z + 2 * noise))
+    torch.testing.assert_close(out, torch.where(mask == 1, torch.tensor(7.0), z))
+
+
+def test_distance_to_the_conditional_and_the_default_schedules_cost():
+    for mixture, known in conditional.MIXTURES.values():
+        exact = conditional.exact_quantiles(mixture, known, 2000)
+        assert conditional.distance(exact, mixture, known) == 0
+        assert conditional.distance(exact + 0.25, mixture, known) == pytest.approx(0.25, rel=1e-6)
+    levels = conditional.karras_sigmas(conditional.LEVELS, conditional.SMALLEST, conditional.LARGEST)
+    path = conditional.ranged_path(levels, conditional.JUMP, conditional.RESAMPLES, conditional.LOW, conditional.HIGH)
+    assert network_calls(path) <= 100
+    assert (
+        conditional.repaint_error(levels, path, 500)["mean"]
+        < 0.5 * conditional.repaint_error(levels, range(len(levels)), 500)["mean"]
+    )
