@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from .bridge.engine import encode
+from .bridge.report import text_result
 from .bridge.words import with_words, words_of
 
 
@@ -38,7 +39,7 @@ class Prompt:
         names = ", ".join(word["text"] for word in record["words"]) or "none"
         tokens = sum(len(word["tokens"]) for word in record["words"])
         said = f"Words: {names} ({tokens} tokens in {record['chunks']} window{'s' if record['chunks'] > 1 else ''})"
-        return {"ui": {"text": [said]}, "result": (conditioning,)}
+        return text_result(said, conditioning)
 
 
 NODES = (Prompt,)

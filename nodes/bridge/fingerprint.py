@@ -19,7 +19,6 @@ _NAMES = {
     "prediction": "another prediction type",
     "sigmas": "another noise schedule (sigma table)",
     "weights": "other weights (another checkpoint)",
-    "precision": "weights in another precision",
     "patches": "other weight patches (LoRA or its strength)",
 }
 
@@ -88,6 +87,8 @@ def difference(saved: dict[str, str], now: dict[str, str]) -> str | None:
     """None if both tell the same model, else one sentence that names what differs."""
     for key, name in _NAMES.items():
         if saved.get(key) != now.get(key):
+            if key == "weights" and saved.get("precision") != now.get("precision"):
+                key, name = "precision", "weights in another precision"  # equal values in a wider type: no difference
             told = f" ({saved.get(key)} then, {now.get(key)} now)" if key in ("prediction", "precision") else ""
             return f"This inversion was made with a model that has {name}{told}: use that one, or invert with this."
     return None
