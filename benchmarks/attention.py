@@ -25,9 +25,9 @@ CFG = 5.0
 #: per kind of edit, chosen on training scenes
 PLANS = {
     "colour": {"cross_steps": 0.8, "self_steps": 0.4, "blend": True},
-    "shape": {"cross_steps": 0.4, "self_steps": 0.2, "blend": True},
-    "background": {"cross_steps": 0.6, "self_steps": 0.4, "keep": True},
-    "texture": {"cross_steps": 0.6, "self_steps": 0.2, "keep": True},
+    "shape": {"cross_steps": 0.2, "self_steps": 0.0, "blend": True},
+    "background": {"cross_steps": 0.4, "self_steps": 0.2, "keep": True},
+    "texture": {"cross_steps": 0.2, "self_steps": 0.0, "keep": True},
 }
 FACTORS = (0.0, 0.5, 1.0, 2.0, 3.0)
 

@@ -39,5 +39,11 @@ invert      invert(...) -> (INVERSION, from the cache?), replay(...) -> Result;
 store       find_file(name), read(path), cache_key(model, *inputs), find(key), keep(key, inversion)
 words       with_words(conditioning, clip, text), words_of(conditioning) -> list[dict] | None: format in the file
 family      register() -> bool: the demo model's family and folder; unknown_words(clip, text) -> list[str]
-attention   layer hooks; routes: server addresses
+attention   unet_places(model) -> the cross-attention blocks; attach(model, edits, kinds) -> clone whose layers ask the
+              controllers (refuses joint-attention models and layers of other patches); prompts_of(conditioning, what)
+rows        PairEdit(controller), WordEdit(controller, conditioning), Capture(record, conditioning): whose rows are whose
+prompt_to_prompt  prompt_to_prompt_guider(model, source, edits, negative, cfg, controllers, *, inversion=None,
+              keep_source=False) -> GUIDER; run_guider(guider, latent, sigmas, seed) -> edits, source, rows, seconds
+vision      vision_features(clip_vision, images), text_embedding(conditioning, image)
+routes: server addresses
 """

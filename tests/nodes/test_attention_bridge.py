@@ -203,3 +203,28 @@ def test_the_hook_holds_no_sampling_state(tiny, make_condition):
         copy.deepcopy(model.model_options)["transformer_options"]["patches_replace"]["attn2"]["input", 1].__self__
         is hook
     )
+
+
+def test_sdxl_shaped_networks(make_model, make_condition, monkeypatch):
+    """Cross-attention at the lower level only, two transformers deep: every depth is served and told apart."""
+    shape = {"transformer_depth": [0, 2], "transformer_depth_output": [0, 0, 2, 2], "transformer_depth_middle": 2}
+    for name, value in shape.items():
+        monkeypatch.setitem(make_model.__globals__["UNET"], name, value)
+    model, cond = make_model(), make_condition(1)
+    places = unet_places(model)
+    assert {key[2] for key in places} == {0, 1}
+    assert {p.scale for p in places.values()} == {2}
+    assert [p.index for p in places.values()] == list(range(8))
+    record = Record([[[3]]], LayerChoice("output.0.1"))
+    predictions(attach(model, [Capture(record, cond)]), ["positive"], positive=cond)
+    assert set(record.maps.counts.values()) == {1.0}  # one depth of one block
+    assert record.maps.maps(0).shape == (1, 4, 4)
+    plain, hooked = (predictions(m, ["positive"], positive=cond)[0] for m in (model, reweighted(model, cond)))
+    assert not near(hooked, plain)
+
+    def foreign_patch(q, k, v, extra):
+        return q
+
+    model.set_model_attn2_replace(foreign_patch, "output", 1, 1)
+    with pytest.raises(ValueError, match="layer output 1 already belongs"):
+        reweighted(model, cond)
