@@ -250,7 +250,7 @@ def measure_overheads(bench: Bench, lab: Lab, edit: Edit) -> dict[str, float]:
 def main(argv: list[str]) -> None:
     torch.set_num_threads(1)
     bench = Bench("attention", __doc__, argv)
-    lab = Lab(*((8, 2) if bench.quick else (50, 10)))
+    lab = Lab(*((8, 2) if bench.quick else (30, 10)))
     n, small = (8, 4) if bench.quick else (64, 32)
     predicted = lab.steps * (0.09 * n + 0.6 * (n // 4) + 0.2 * small)
     print(

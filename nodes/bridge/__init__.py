@@ -41,9 +41,9 @@ words       with_words(conditioning, clip, text), words_of(conditioning) -> list
 family      register() -> bool: the demo model's family and folder; unknown_words(clip, text) -> list[str]
 attention   unet_places(model) -> the cross-attention blocks; attach(model, edits, kinds) -> clone whose layers ask the
               controllers (refuses joint-attention models and layers of other patches); prompts_of(conditioning, what)
-rows        PairEdit(controller), WordEdit(controller, conditioning), Capture(record, conditioning): whose rows are whose
+rows        PairEdit(controller), WordEdit(controller, conditioning), Capture(record, conditioning)
 prompt_to_prompt  prompt_to_prompt_guider(model, source, edits, negative, cfg, controllers, *, inversion=None,
               keep_source=False) -> GUIDER; run_guider(guider, latent, sigmas, seed) -> edits, source, rows, seconds
 vision      vision_features(clip_vision, images), text_embedding(conditioning, image)
-routes: server addresses
+routes      server addresses
 """
