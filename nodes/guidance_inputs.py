@@ -2,6 +2,8 @@
 attached."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..samplers.guidance import Guidance
 from . import fields
 from .bridge import guide
@@ -53,7 +55,8 @@ def attached(model, made: guide.Term, said: list[str]):
         return text_result("Notice: the scale is 0, so the model is passed on unchanged.", model)
     names = [t.guidance.name for t in guide.terms_of(model)]
     if g.name in names:  # told apart in the trace
-        object.__setattr__(g, "name", f"{g.name} ({names.count(g.name) + 1})")
+        g = replace(g, name=f"{g.name} ({names.count(g.name) + 1})")
+        made = replace(made, guidance=g)
     said = [*said, f"Cost: {COST[g.mode]}" + (f", on every {g.every}. step" if g.every > 1 else "") + "."]
     notice = guide.attention_notice() if g.mode == "network" else None
     return text_result("\n".join([*said, notice] if notice else said), guide.attach(model, [made]))

@@ -71,23 +71,17 @@ class GuidanceTrace:
             size = {"width": width, "height": 180}
             charts.append(line_chart("log-likelihood before the push", series("log_likelihood"), **size))
             charts.append(line_chart("push, in stds of the noise", series("rms"), low=0.0, **size))
-        for name in names:
-            told = [s["terms"].get(name, {}) for s in steps]
-            classes = next((t["names"] for t in told if "probabilities" in t), None)
-            if classes:
-                lines = {c: [float(t["probabilities"][b, k]) if "probabilities" in t else nan for t in told]
-                         for k, c in _top(classes, told, b)}
-                charts.append(line_chart("probabilities after the push: "
-                                         f"{name}", lines, width=width, height=220, low=0.0,
-                                         high=1.0))
+        for name, (classes, told) in guide.probabilities_of(model).items():
+            lines = {c: [float(p[b, k]) for p in told] for k, c in _top(classes, told, b)}
+            charts.append(line_chart(f"probabilities: {name}", lines, width=width, height=220, low=0.0, high=1.0))
         table = _table(steps, names, b)
         notice = "" if names else "Notice: no guidance term acted in that run (scale, window). "
         return text_result(f"{notice}{len(steps)} steps.\n{table}", stacked(charts), table)
 
 
-def _top(classes: list[str], told: list[dict], b: int, most: int = 8) -> list[tuple[int, str]]:
+def _top(classes: list[str], told: list[torch.Tensor], b: int, most: int = 8) -> list[tuple[int, str]]:
     """The classes that were likely at any step, in their own order."""
-    peak = torch.stack([t["probabilities"][b] for t in told if "probabilities" in t]).amax(0)
+    peak = torch.stack([p[b] for p in told]).amax(0)
     keep = sorted(peak.argsort(descending=True)[:most].tolist())
     return [(k, classes[k]) for k in keep]
 

@@ -23,8 +23,8 @@ _KEPT = 4  # samples of a batch whose estimates are recorded
 
 @dataclass(frozen=True)
 class Term:
-    """A Guidance with the modules that its log-likelihood runs (made ready for backward), and what Trace may say of it:
-    probabilities(x, sigma, D) -> (names, [B, K])."""
+    """A Guidance with the modules that its log-likelihood runs (made ready for backward), and what Trace may ask of it
+    after the run: probabilities(x, sigma, guided D) -> (names, [B, K])."""
 
     guidance: Guidance
     modules: tuple[nn.Module, ...] = ()
@@ -34,17 +34,19 @@ class Term:
 
 @dataclass
 class Record:
-    """The last run, per noise level: {"sigma", "denoised" [<= 4, C, H, W] fp16 on the CPU, "terms": {name: {...}}}."""
+    """The last run, per noise level: {"sigma", "x" and the guided "denoised" [<= 4, C, H, W] fp16 on the CPU,
+    "terms": {name: {"log_likelihood", "rms"}}}."""
 
     steps: list[dict] = field(default_factory=list)
 
-    def step(self, sigma: float, denoised: Tensor) -> dict:
+    def step(self, sigma: float, x: Tensor, denoised: Tensor) -> dict:
         """The entry of this level; a level above the last one starts a new run."""
         if self.steps and sigma > self.steps[-1]["sigma"] * (1 + 1e-6):
             self.steps.clear()
         if not self.steps or sigma < self.steps[-1]["sigma"] * (1 - 1e-6):
             self.steps.append({"sigma": sigma, "terms": {}})
-        self.steps[-1]["denoised"] = denoised[:_KEPT].detach().to("cpu", torch.float16, copy=True)
+        for name, value in (("x", x), ("denoised", denoised)):
+            self.steps[-1][name] = value[:_KEPT].detach().to("cpu", torch.float16, copy=True)
         return self.steps[-1]
 
 
@@ -102,6 +104,23 @@ def record_of(model) -> Record | None:
     return hook.record if hook else None
 
 
+def probabilities_of(model) -> dict[str, tuple[list[str], list[Tensor]]]:
+    """Of the last run, per term that can tell: names of the classes or captions, and [B, K] for each step."""
+    record, found = record_of(model), {}
+    for t in terms_of(model):
+        if t.probabilities is None or not record.steps:
+            continue
+        load_models_if_away(list(t.patchers), model.load_device)
+        for module in t.modules:
+            if not any(p.device == model.load_device for p in module.parameters()):
+                ready(module, model.load_device)
+        with grad_mode(*t.modules), torch.no_grad():
+            told = [t.probabilities(s["x"].float().to(model.load_device), torch.tensor(s["sigma"]),
+                                    s["denoised"].float().to(model.load_device)) for s in record.steps]
+        found[t.guidance.name] = told[0][0], [p.float().cpu() for _, p in told]
+    return found
+
+
 def terms_of(model) -> list[Term]:
     hook = _hook(model)
     return list(hook.terms) if hook else []
@@ -143,7 +162,7 @@ def _post_cfg(model, terms: list[Term]):
         x, sigma, denoised = args["input"], args["sigma"].flatten()[:1], args["denoised"]
         level = float(sigma[0])
         schedule = _schedule(args, level, levels)
-        step = record.step(level, denoised)
+        step = record.step(level, x, denoised)
         live = [t for t in terms if t.guidance.scale_at(level, schedule)]
         if not live:
             return denoised
@@ -165,17 +184,12 @@ def _post_cfg(model, terms: list[Term]):
                 inputs = normal(x).float(), sigma.clone().float()[0], normal(denoised).float()
                 change = shift([t.guidance for t in live], *inputs, process=process, sigmas=schedule, report=report,
                                network=_network(args) if through else None)
-                with torch.no_grad():
-                    for t in live:
-                        if t.probabilities:
-                            names, p = t.probabilities(*inputs[:2], inputs[2] + change)
-                            step["terms"][t.guidance.name].update(names=names, probabilities=p.float().cpu())
         except torch.cuda.OutOfMemoryError:
             raise ValueError(_too_large([t.guidance.mode for t in live])) from None
         if not bool(torch.isfinite(change).all()):
             raise ValueError("The guidance gradient is not finite: lower the scale, or load the model in fp32 or bf16.")
         guided = denoised + change.to(denoised)
-        record.step(level, guided)
+        record.step(level, x, guided)
         return guided
 
     hook.kind, hook.terms, hook.record = _MARK, terms, record
