@@ -105,6 +105,12 @@ def plant(tree: Path, checkpoint: Path | None = None, inputs: Iterable[Path] = (
     return tree
 
 
+def end_like_ctrl_c() -> None:
+    """Let a polite `kill` of a script end it as Ctrl-C does: the server stopped, the temporary tree gone."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

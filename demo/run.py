@@ -160,6 +160,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
+    engines.end_like_ctrl_c()
     mine = options.image is not None or options.checkpoint is not None
     chosen = options.names or (workflows.names() if options.all else list(OWN if mine else DEMO))
     if not chosen:

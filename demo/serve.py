@@ -25,6 +25,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--port", type=int, default=8188)
     parser.add_argument("--engine", choices=("embedded", "checkout"), default="embedded")
     options = parser.parse_args(arguments)
+    engines.end_like_ctrl_c()
     tree = engines.ROOT / "output" / "server"
     try:
         engine = engines.embedded() if options.engine == "embedded" else engines.checkout()
