@@ -1,0 +1,151 @@
+"""Inversion, null-text optimisation and edits on the demo model: `make bench NAME=inversion [ARGS="--quick --fresh"]`.
+
+32 held-out one-object scenes, 50 steps; PSNR in pixels against the autoencoder's own decode of the source latent, mean
+of the pictures' dB. Every scene is edited twice, by one word each: another object colour, another background colour.
+An edit succeeds when the probe reads the new attribute; its background is what lies outside the region that differs
+between the two drawings, dilated by one latent cell, against the decoded source. Calls and seconds are per picture,
+in batches.
+
+The parts: _inversion.py (the methods), _changes.py (changes and judge), _cost.py (single costs and the count).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from statistics import mean
+
+import torch
+
+from ..demo.checkpoint import CHECKPOINT
+from ..demo.probe import PROBES
+from ._changes import CHANGES, judged, reconstruction_psnr
+from ._cost import Costs
+from ._inversion import CFG, EDIT_FRIENDLY, PAPER_RATE, RATE, WAYS, Batch, Lab, Result
+from .harness import Bench, table
+
+#: figure's suffix -> the way that makes the edits
+EDITS = {
+    "ddim": "ddim_cfg7.5",
+    "null_text": "null_text_cfg7.5",
+    "negative_prompt": "negative_prompt_cfg7.5",
+    "exact": "exact_cfg7.5",
+    "edit_friendly": "edit_friendly",
+    "flow_edit": "flow_edit",
+    "infedit": "infedit",
+}
+PSNR = (
+    "ddim_cfg1",
+    "ddim_cfg7.5",
+    "null_text_cfg7.5",
+    "negative_prompt_cfg7.5",
+    "ddim_inverted_with_cfg7.5",
+    "global_null",
+    "random_pivot",
+    "conditional_embedding_optimised",
+)
+
+
+def kept(lab: Lab, b: Batch, result: Result) -> list[dict]:
+    """What is kept of a way: per scene its notes, "psnr", and {"success", "background"} by change."""
+    out: list[dict] = [dict(result.notes) for _ in range(len(b.truth))]
+    if result.reconstruction is not None:
+        for item, value in zip(out, reconstruction_psnr(lab.decode(result.reconstruction), b.decoded)):
+            item["psnr"] = value
+    for change in b.edits if result.edit else ():
+        image = lab.decode(result.edit(change.context))
+        for item, value in zip(out, judged(lab.judge, change, b.truth, image, b.decoded)):
+            item[change.change] = value
+    return out
+
+
+def predicted(lab: Lab, indices: list[int], n: int, threads: int) -> float:
+    """Seconds at most for all ways over n scenes, from single calls of this machine now."""
+    torch.set_num_threads(threads)
+    b, rows, costs = lab.batch(indices), len(indices), Costs()
+    costs.measure(lab.ask, b.latent, b.null, lab.sigmas)
+    start = time.perf_counter()
+    lab.decode(b.latent)
+    pictures = sum(1 + len(CHANGES) * (name in EDITS.values()) for name in WAYS) * (time.perf_counter() - start) / rows
+    forwards, backwards = (sum(calls[k] for _, calls in WAYS.values()) for k in range(2))
+    per_step = (forwards * costs.of("forward", rows) + backwards * costs.of("backward", rows)) / rows
+    return n * (pictures + (len(lab.sigmas) - 1) * per_step)
+
+
+def edit_figures(rows: list[dict], changes=CHANGES) -> tuple[float, float | None, int]:
+    """Share of successes, mean background PSNR, and how many edits had a background to measure."""
+    edits = [row[change] for row in rows for change in changes]
+    background = [e["background"] for e in edits if e["background"] is not None]
+    return mean(e["success"] for e in edits), mean(background) if background else None, len(background)
+
+
+def figures_of(rows: dict[str, list[dict]]) -> dict[str, float | None]:
+    """The JSON line from {way: a row per scene}."""
+    null = rows["null_text_cfg7.5"]
+    figures: dict[str, float | None] = {f"psnr_{name}": mean(r["psnr"] for r in rows[name]) for name in PSNR}
+    figures["latent_error_exact_cfg7.5"] = max(r["error"] for r in rows["exact_cfg7.5"])
+    figures["network_calls_null_text"] = mean(r["forwards"] + r["backwards"] for r in null)
+    figures["seconds_null_text"] = mean(r["seconds"] for r in null)
+    figures["seconds_per_forward"] = mean(r["forward"] for r in null)
+    figures["seconds_per_backward"] = mean(r["backward"] for r in null)
+    figures["null_text_overhead"] = sum(r["seconds"] for r in null) / sum(r["expected"] for r in null)
+    for method, name in EDITS.items():
+        figures[f"edit_success_{method}"], figures[f"background_psnr_{method}"], _ = edit_figures(rows[name])
+    return figures
+
+
+def tables(rows: dict[str, list[dict]], figures: dict) -> str:
+    bars = {"psnr_null_text_cfg7.5": ">= 38", "latent_error_exact_cfg7.5": "<= 0.001", "null_text_overhead": "<= 1.15"}
+    lines = [[k, v, bars.get(k, "")] for k, v in figures.items() if not k.startswith(("edit_", "background_"))]
+    lines += [["  above psnr_ddim_cfg7.5", figures["psnr_null_text_cfg7.5"] - figures["psnr_ddim_cfg7.5"], ">= 15"]]
+    paper = rows["null_text_paper_rate"]
+    lines += [
+        [f"null-text at the authors' rate {PAPER_RATE:g}, not {RATE:g}", mean(r["psnr"] for r in paper), ""],
+        ["  its calls", mean(r["forwards"] + r["backwards"] for r in paper), ""],
+        ["edit-friendly, back with the source prompt", mean(r["psnr"] for r in rows["edit_friendly"]), ""],
+    ]
+    edits = []
+    for method, name in EDITS.items():
+        line = [method]
+        for changes in (CHANGES[:1], CHANGES[1:], CHANGES):
+            success, background, n = edit_figures(rows[name], changes)
+            line += [success, "none" if background is None else f"{background:.2f} ({n})"]
+        edits.append(line)
+    header = ["edit", *(f"{k} {what}" for k in (*CHANGES, "both") for what in ("success", "rest in dB (of n)"))]
+    note = (
+        f"Edits at cfg {CFG:g}; edit-friendly as its authors (source cfg, target cfg, share of the steps) "
+        f"{EDIT_FRIENDLY}. No attention control: words alone."
+    )
+    return "\n\n".join([table(("figure", "measured", "to reach"), lines), table(header, edits), note])
+
+
+def main(argv: list[str]) -> None:
+    bench = Bench("inversion", __doc__.splitlines()[0], argv)
+    n, steps, size = (4, 5, 4) if bench.quick else (32, 50, 16)
+    lab, rows = Lab(n, steps), {}
+    lab.batch(list(range(size)))
+    # on cores that others use too, threads wait for each other and one is quicker
+    expected, threads = min((predicted(lab, list(range(size)), n, k), k) for k in {1, os.cpu_count() or 1})
+    torch.set_num_threads(threads)
+    print(
+        f"Predicted: at most {expected / 60:.1f} minutes on {threads} thread(s), less what an earlier run kept.",
+        flush=True,
+    )
+    costs = Costs()
+    # results of other weights are not these weights' results
+    weights = hashlib.sha256(CHECKPOINT.read_bytes() + PROBES.read_bytes()).hexdigest()[:8]
+    for name, (way, _) in WAYS.items():
+
+        def compute(indices, way=way):
+            b = lab.batch(indices)
+            return kept(lab, b, way(b, costs))
+
+        rows[name] = bench.each(f"{name} {weights}", range(n), compute, size)
+    figures = figures_of(rows)
+    bench.finish(tables(rows, figures), figures)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
