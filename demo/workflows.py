@@ -54,6 +54,13 @@ def short(workflow: Workflow, steps: int = 3) -> Workflow:
     return workflow
 
 
+def missing_models(workflow: Workflow) -> list[str]:
+    """Model files of this pack that the workflow names and that are not in models/."""
+    named = {value for node in workflow.values() for value in node["inputs"].values()
+             if isinstance(value, str) and value.startswith("nulltext_") and value.endswith(".safetensors")}
+    return sorted(name for name in named if not (FOLDER.parent / "models" / name).is_file())
+
+
 def of_class(workflow: Workflow, *classes: str) -> list[str]:
     """Ids of the nodes of these classes, in order."""
     return sorted((key for key, node in workflow.items() if node["class_type"] in classes), key=int)
@@ -102,7 +109,10 @@ def main(arguments: list[str]) -> int:
             try:
                 print(write_ui(name, infos).relative_to(FOLDER.parent), flush=True)
                 thumbnail = FOLDER / f"{name}.jpg"
-                if options.pictures == "all" or (options.pictures == "missing" and not thumbnail.exists()):
+                missing = missing_models(load(name))
+                if missing:
+                    print(f"{name}: no thumbnail, models/ lacks {', '.join(missing)}")
+                elif options.pictures == "all" or (options.pictures == "missing" and not thumbnail.exists()):
                     result = run.queue(server.client, name, load(name))
                     sheet.thumbnail(run.source_pictures(load(name)), result.images).save(thumbnail, quality=88)
             except (ValueError, RuntimeError, FileNotFoundError) as error:

@@ -7,7 +7,8 @@ from nulltext.samplers.inversion import Inversion
 from nulltext.samplers.mixture import GaussianMixture
 from nulltext.samplers.replay import calls_back, first_step, null_embedding_at, way_back
 
-MIXTURE = GaussianMixture(torch.tensor([[-1.0, 0.5], [1.5, -1.0]]).double().view(2, 2, 1, 1), 0.8, torch.tensor([0.4, 0.6]))
+MEANS = torch.tensor([[-1.0, 0.5], [1.5, -1.0]]).double().view(2, 2, 1, 1)
+MIXTURE = GaussianMixture(MEANS, 0.8, torch.tensor([0.4, 0.6]))
 SIGMAS = {"ve": torch.linspace(2, 0, 11) ** 2, "flow": torch.linspace(1, 0, 11)}
 
 
@@ -52,5 +53,6 @@ def test_null_embedding_of_a_sigma():
     assert null_embedding_at(plain, 2.0) is None
     null = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 1, 5, 2)
     inversion = plain.replace(null_embeddings=null, correction="null_text", cfg=7.5)
-    at = [float(null_embedding_at(inversion, s).flatten()[0]) for s in (9.0, 4.0, 3.0, 2.0, 2.00001, 1.5, 1.0, 0.1, 0.0)]
+    asked = (9.0, 4.0, 3.0, 2.0, 2.00001, 1.5, 1.0, 0.1, 0.0)
+    at = [float(null_embedding_at(inversion, s).flatten()[0]) for s in asked]
     assert at == [0, 0, 0, 1, 1, 1, 2, 2, 2]

@@ -14,8 +14,13 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from nulltext.demo import checkpoint, engines, workflows
+import torch
+from nulltext.demo import checkpoint, engines, scenes, workflows
+from nulltext.demo import image_text as towers
 from nulltext.demo.client import Client, Result
+from nulltext.samplers.image_text import ImageText
+from nulltext.samplers.latent_classifier import LatentClassifier
+from safetensors.torch import save_file
 
 PROBE = {"1": {"class_type": "EmptyImage", "inputs": {"width": 16, "height": 16, "batch_size": 1, "color": 255}},
          "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}}
@@ -95,10 +100,22 @@ class Comfy:
         return flow
 
 
-def _stand_in(tree: Path) -> Path | None:
-    """Random weights under the demo checkpoint's name, where the trained file is not there."""
-    trained = checkpoint.CHECKPOINT
-    return None if trained.exists() else checkpoint.random_checkpoint(tree / "random" / trained.name)
+def _stand_ins(tree: Path) -> None:
+    """Random weights under the names of shipped models, where a trained file is not there."""
+    shipped = engines.ROOT / "models"
+    torch.manual_seed(0)
+    if not (shipped / checkpoint.CHECKPOINT.name).exists():
+        checkpoint.random_checkpoint(tree / "models" / "checkpoints" / checkpoint.CHECKPOINT.name)
+    pairs = [f"{colour} {shape}" for colour in scenes.COLOURS for shape in scenes.SHAPES]
+    for kind, name, make in (
+            ("image_text", "nulltext_image_text",
+             lambda: ImageText(towers.WORDS, towers.IMAGE, towers.TEXT, towers.NOISY)),
+            ("classifiers", "nulltext_pairs", lambda: LatentClassifier.new(pairs, 4, 16, width=16))):
+        path = tree / "models" / kind / f"{name}.safetensors"
+        if not (shipped / path.name).exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            model = make()
+            save_file({key: value.contiguous() for key, value in model.state_dict().items()}, path, model.metadata())
 
 
 @pytest.fixture(scope="session", params=list(ENGINES))
@@ -108,7 +125,8 @@ def comfy(request):
         pytest.skip(engine)  # said again, in red, in the summary
     with tempfile.TemporaryDirectory(prefix="nulltext-") as folder:
         tree = Path(folder)
-        with engines.running(engine, tree, checkpoint=_stand_in(tree), inputs=engines.pictures(),
+        _stand_ins(tree)
+        with engines.running(engine, tree, inputs=engines.pictures(),
                              extra=["--preview-method", "latent2rgb"]) as server:
             yield Comfy(server)
 
