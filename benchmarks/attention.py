@@ -233,8 +233,11 @@ def measure_overheads(bench: Bench, lab: Lab, edit: Edit) -> dict[str, float]:
             conds = {"positive": edited, "negative": lab.empty, "source": source}
             return lambda: sample_with(model, conds, torch.zeros(inversion.shape), lab.sigmas, body)
 
-        def p2p():  # every step looks at the source, so that both have three rows in every step
-            run_guider(lab.guider(edit, inversion, cross_steps=1.0), None, inversion.sigmas, 0)
+        # every step looks at the source, so that both have three rows in every step
+        guider = lab.guider(edit, inversion, cross_steps=1.0)
+
+        def p2p():
+            run_guider(guider, None, inversion.sigmas, 0)
 
         repeats = 3 if bench.quick else 9
         three, two = calls(lab.model, ["positive", "negative", "source"]), calls(lab.model, ["positive", "negative"])

@@ -143,8 +143,16 @@ class Controller:
         return x
 
 
+def _at(rows: Sequence[int]) -> slice | list[int]:
+    """Rows as an index; neighbours as a slice, which copies nothing."""
+    if all(b == a + 1 for a, b in zip(rows, rows[1:])):
+        return slice(rows[0], rows[-1] + 1)
+    return list(rows)
+
+
 def _take(qkv: QKV, rows: Sequence[int]) -> QKV:
-    return QKV(*(t[list(rows)] for t in qkv))
+    at = _at(rows)
+    return QKV(*(t[at] for t in qkv))
 
 
 def _heads(t: Tensor, heads: int) -> Tensor:
@@ -172,21 +180,25 @@ class _Stack:
     def fill(self, pixels: slice) -> None:
         self.probabilities = [(q[:, :, pixels] @ k).softmax(-1) for _, q, k, _ in self.groups]
 
-    def _index(self, rows: Sequence[int]) -> tuple[int, Tensor]:
-        group = self.place[rows[0]][0]  # a controller's rows share one prompt length
-        return group, torch.tensor([self.place[r][1] for r in rows], device=self.groups[group][1].device)
+    def _index(self, rows: Sequence[int]) -> tuple[int, slice | list[int]]:
+        return self.place[rows[0]][0], _at([self.place[r][1] for r in rows])  # a controller's rows share one length
 
     def get(self, rows: Sequence[int]) -> Tensor:
-        group, index = self._index(rows)
-        return self.probabilities[group][index]
+        group, at = self._index(rows)
+        return self.probabilities[group][at]
 
     def put(self, rows: Sequence[int], value: Tensor) -> None:
-        group, index = self._index(rows)
-        self.probabilities[group] = self.probabilities[group].index_copy(0, index, value)
+        group, at = self._index(rows)
+        old = self.probabilities[group]
+        if len(rows) == len(old) and isinstance(at, slice):
+            self.probabilities[group] = value
+        else:  # out of place, for gradients
+            index = torch.arange(len(old), device=old.device)[at]
+            self.probabilities[group] = old.index_copy(0, index, value)
 
     def write(self, out: Tensor, pixels: slice) -> None:
         for (rows, _, _, v), p in zip(self.groups, self.probabilities, strict=True):
-            out[rows, pixels] = (p @ v).transpose(1, 2).flatten(2).to(out.dtype)
+            out[_at(rows), pixels] = (p @ v).transpose(1, 2).flatten(2).to(out.dtype)
 
 
 def attend(
@@ -213,6 +225,7 @@ def attend(
     if not dear:
         return backend(qkv)
 
+    watching = [(controller, rows) for controller, rows in dear if type(controller).watch is not Controller.watch]
     own, outside = {}, {}
     for _, rows in dear:
         own |= dict.fromkeys(rows.target, rows.length or qkv.k.shape[1])
@@ -222,7 +235,7 @@ def attend(
     rest = [row for row in range(qkv.q.shape[0]) if row not in own]
     out = torch.empty_like(qkv.q[..., : qkv.v.shape[-1]])
     if rest:
-        out[rest] = backend(_take(qkv, rest))
+        out[_at(rest)] = backend(_take(qkv, rest))
     per_pixel = stack.floats_per_pixel + (origin_stack.floats_per_pixel if source is not None else 0)
     size = max(1, PROBABILITY_BUDGET // per_pixel)
     for start in range(0, qkv.q.shape[1], size):
@@ -233,7 +246,7 @@ def attend(
         for controller, rows in dear:
             before = origin_stack.get(rows.source) if rows.source else None
             stack.put(rows.target, controller.edit(stack.get(rows.target), before, rows, layer))
-        for controller, rows in dear:
+        for controller, rows in watching:
             controller.watch(
                 stack.get(rows.target), origin_stack.get(rows.source) if rows.source else None, rows, layer, pixels
             )
