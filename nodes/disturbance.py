@@ -99,7 +99,7 @@ class DisturbanceSchedule:
                 "start_percent": _START,
                 "steps_above": fields.whole(12, 0, 1000, "Steps before the window. 0 keeps the given ones."),
                 "steps_below": fields.whole(
-                    0, 0, 1000, "Steps inside the window. 0: as many as cfg needs, 34 for cfg 10 on Stable Diffusion 1."
+                    0, 0, 1000, "Steps inside the window. 0: as many as cfg needs, 32 for cfg 10 on Stable Diffusion 1."
                 ),
             }
         }
