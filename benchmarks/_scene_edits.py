@@ -39,13 +39,62 @@ class Edit:
         changed = scenes.difference(self.before, self.after)[None].float()
         return 1 - F.max_pool2d(changed, 2 * cell + 1, 1, cell)
 
-    def done(self, judge, image: Tensor) -> bool:
-        """Whether the probe reads the new attribute off an image [1, 3, 128, 128]."""
-        reading = probe.read(judge, image)
-        want = getattr(self.after, self.kind)
-        if self.kind in ("colour", "shape"):
-            return bool(reading.at_place(self.kind, self.after.place[:, 0])[0] == want[0, 0])
-        return bool(getattr(reading, self.kind)[0] == want[0])
+
+class ProbeJudge:
+    """Reads attributes off pictures [1, 3, 128, 128] with the demo's probe."""
+
+    name, kinds = "the probe", KINDS
+
+    def __init__(self):
+        self.net = probe.load("conv")
+
+    def done(self, edit: Edit, image: Tensor) -> bool | None:
+        reading = probe.read(self.net, image)
+        want = getattr(edit.after, edit.kind)
+        if edit.kind in ("colour", "shape"):
+            return bool(reading.at_place(edit.kind, edit.after.place[:, 0])[0] == want[0, 0])
+        return bool(getattr(reading, edit.kind)[0] == want[0])
+
+    def colour_strength(self, image: Tensor, colour: int, place: int) -> float:
+        """Log-odds of a colour at a place."""
+        logits = probe.read(self.net, image).logits["colour"][0, place]
+        others = torch.cat([logits[:colour], logits[colour + 1 :]])
+        return float(logits[colour] - others.logsumexp(0))
+
+
+class PixelJudge:
+    """Reads colours off pixels by the nearest named colour, for as long as there is no probe; no shapes, no
+    textures."""
+
+    name, kinds = "pixel colour (there is no probe yet: shape and texture are not judged)", ("colour", "background")
+
+    def done(self, edit: Edit, image: Tensor) -> bool | None:
+        if edit.kind not in self.kinds:
+            return None
+        mask = scenes.draw(edit.after)[1][:, :1]
+        if edit.kind == "colour":
+            region, names, want = -F.max_pool2d(-mask, 5, 1, 2), scenes.COLOURS, edit.after.colour[0, 0]
+        else:
+            region, names, want = 1 - F.max_pool2d(mask, 17, 1, 8), scenes.BACKGROUNDS, edit.after.background[0]
+        mean = (image * region).sum((2, 3)) / region.sum().clamp(min=1e-6)
+        return bool(self._distances(mean.view(1, 3, 1, 1), names).argmin(1).item() == want)
+
+    def colour_strength(self, image: Tensor, colour: int, place: int) -> float:
+        """Share of the picture's pixels that are nearest to a colour."""
+        return float((self._distances(image, scenes.COLOURS).argmin(1) == colour).float().mean())
+
+    @staticmethod
+    def _distances(image: Tensor, names) -> Tensor:
+        """[B, 3, H, W] -> [B, names, H, W]"""
+        palette = torch.tensor([scenes.RGB[name] for name in names])
+        return (image[:, None] - palette[None, :, :, None, None]).square().sum(2)
+
+
+def best_judge() -> ProbeJudge | PixelJudge:
+    try:
+        return ProbeJudge()
+    except FileNotFoundError:
+        return PixelJudge()
 
 
 def edits(n: int, seed: int, split: str = "held_out") -> list[Edit]:

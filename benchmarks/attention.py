@@ -4,7 +4,8 @@ engine: `make bench NAME=attention`.
 64 held-out edits of rendered scenes (colour, shape, background, texture; every other texture edit is a refine), each
 from the inversion of the picture. plain: the same noise, the prompt simply changed; p2p: prompt-to-prompt with the
 source overwritten by the stored trajectory; null_text_p2p: the same with null-text optimisation, on every fourth edit
-of each kind. An edit succeeds when the probe reads the new attribute. Background: outside the region that truly
+of each kind. An edit succeeds when the probe reads the new attribute (until there is a probe: when the pixels have the
+new colour). Background: outside the region that truly
 differs between the scene and the redrawn one, dilated by a latent cell; PSNR against the autoencoder's own decode.
 """
 from __future__ import annotations
@@ -14,11 +15,11 @@ import time
 
 import torch
 
-from ..demo import captions, probe, scenes
+from ..demo import captions, scenes
 from ..samplers.core import euler_step
 from ..samplers.metrics import masked_mse, to_psnr
 from . import _engine as engine
-from ._scene_edits import KINDS, Edit, edits
+from ._scene_edits import KINDS, Edit, best_judge, edits
 from .harness import Bench, ratio, table
 
 CFG = 5.0
@@ -96,7 +97,7 @@ def score(edit: Edit, judge, image, own) -> dict:
     """Success, and the background's PSNR against the autoencoder's own decode (None without a background)."""
     outside = edit.background()
     error = float(masked_mse(image, own, 1 - outside)[0]) if float(outside.mean()) > 0.02 else None
-    return {"success": edit.done(judge, image), "mse": error}
+    return {"success": judge.done(edit, image), "mse": error}
 
 
 def measure_edits(bench: Bench, lab: Lab, items: list[Edit], judge) -> list[dict]:
@@ -136,11 +137,13 @@ def summary(rows: list[dict], name: str) -> tuple[float, float]:
     """Share of successes; PSNR of the mean background error, which one perfect picture can't make infinite."""
     mine = [row[name] for row in rows if name in row]
     errors = [r["mse"] for r in mine if r["mse"] is not None]
-    return mean(r["success"] for r in mine), float(to_psnr(torch.tensor(mean(errors)).clamp(min=1e-10)))
+    return mean(r["success"] for r in mine if r["success"] is not None), float(
+        to_psnr(torch.tensor(mean(errors)).clamp(min=1e-10))
+    )
 
 
 def measure_reweight(bench: Bench, lab: Lab, n: int, judge) -> float:
-    """Share of prompts where the log-odds of the word's attribute grow with its factor (rank correlation >= 0.8)."""
+    """Share of prompts where the strength of the word's attribute grows with its factor (rank correlation >= 0.8)."""
     from ..nodes.attention import AttentionReweight
     from ..nodes.bridge.sampler import core_sampler
     from ..nodes.bridge.sampling import sample_latent
@@ -156,11 +159,8 @@ def measure_reweight(bench: Bench, lab: Lab, n: int, judge) -> float:
         out = AttentionReweight().run(lab.model, positive, f"{word}: {factor}", 0.0, 1.0)["result"][0]
         latent = {"samples": torch.zeros(1, 4, 16, 16)}
         made = sample_latent(out, positive, lab.empty, CFG, core_sampler("euler"), lab.sigmas, latent, 500 + i)
-        logits = probe.read(judge, engine.decode(lab.vae, made["samples"])).logits["colour"][0, int(truth.place[i, 0])]
-        mine = logits[int(truth.colour[i, 0])]
-        return float(
-            mine - torch.cat([logits[: int(truth.colour[i, 0])], logits[int(truth.colour[i, 0]) + 1 :]]).logsumexp(0)
-        )
+        image = engine.decode(lab.vae, made["samples"])
+        return judge.colour_strength(image, int(truth.colour[i, 0]), int(truth.place[i, 0]))
 
     def compute(indices):
         return [[strength(i, factor) for factor in FACTORS] for i in indices]
@@ -262,7 +262,7 @@ def main(argv: list[str]) -> None:
         f"{lab.steps} steps: about {predicted:.0f} s on a free core",
         flush=True,
     )
-    judge = probe.load("conv")
+    judge = best_judge()
     items = edits(n, 31)
     overheads = measure_overheads(bench, lab, items[0])
     pointing = measure_pointing(bench, lab, 2 * small)
@@ -294,6 +294,7 @@ def main(argv: list[str]) -> None:
         "overhead_p2p": overheads["p2p"],
         "overhead_reweight": overheads["reweight"],
     }
+    print(f"judged by {judge.name}")
     bench.finish(table(("kind", "method", "edits", "success", "background dB"), lines), figures)
 
 
