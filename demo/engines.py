@@ -133,7 +133,8 @@ class Server:
         self.log = tree / "server.log"
         # An engine reads settings from COMFYUI_* variables; those of the caller are not meant for this server.
         env = {k: v for k, v in os.environ.items() if not k.startswith(("COMFYUI_", "PYTHONPATH", "PYTHONHOME"))}
-        env = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **env, "PYTHONUNBUFFERED": "1", **(variables or {})}
+        env = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tree / "temp"), **env,
+               "PYTHONUNBUFFERED": "1", **(variables or {})}
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen([*engine.arguments(tree, self.port), *extra], cwd=tree, env=env, stdout=log,
                                             stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,

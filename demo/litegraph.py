@@ -14,6 +14,12 @@ from .workflows import Workflow, is_link
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 SEEDS = ("seed", "noise_seed")
 GAP = (70, 40)  # between columns and rows, in pixels of the page
+#: height of what the pack's script shows under a node's widgets; of a report alone where the class is not named
+PANEL = {"NullText_Inverter": 410, "NullText_InvertImage": 410, "NullText_Optimise": 390, "NullText_AttentionMap": 420,
+         "NullText_AttentionReweight": 110, "NullText_PromptToPrompt": 210, "NullText_PromptToPromptGuider": 170,
+         "NullText_RePaint": 190, "NullText_RePaintSampler": 190, "NullText_Disturbance": 200,
+         "NullText_DisturbanceSampler": 200, "NullText_DisturbanceSchedule": 190, "NullText_Prompt": 40}
+REPORT = 80
 NOTE_WIDTH = 380
 
 Info = dict[str, Any]  # one node class of /object_info
@@ -169,6 +175,8 @@ def _size(info: Info, entries: list, outputs: list) -> list[int]:
         height += 300
     elif info.get("output_node"):
         height += 180  # a text or a picture that the node shows
+    if info["name"].startswith("NullText_"):
+        height += PANEL.get(info["name"], REPORT)
     return [width, height]
 
 
