@@ -3,7 +3,7 @@
 import pytest
 import torch
 from nulltext.benchmarks import _conditional as conditional
-from nulltext.benchmarks._cartoon import blur_of_equal_drop, blurred, texture_and_edges
+from nulltext.benchmarks._cartoon import blur_of_equal_drop, blurred, edge_contrast, texture, texture_drop
 from nulltext.benchmarks._fill import core_noise_mask, seam_and_fill
 from nulltext.benchmarks.from_image import average_precision, intersection_over_union
 from nulltext.samplers.walk import network_calls
@@ -31,20 +31,20 @@ def test_seam_is_read_at_the_border_and_the_fill_inside():
 
 def test_texture_and_edges_tell_a_pattern_from_a_border():
     mask = torch.zeros(1, 64, 64)
-    mask[:, 24:40, 24:40] = 1
-    plain = torch.zeros(1, 3, 64, 64) + mask[:, None]
-    stripes = plain.clone()
-    stripes[:, :, :, 2:14:2] += 0.4
-    texture, edge = texture_and_edges(plain, mask)
-    assert texture.item() == 0 and edge.item() > 0.1
-    assert texture_and_edges(stripes, mask)[0].item() > 0 and texture_and_edges(stripes, mask)[1] == edge
-    soft = blurred(stripes, 2.0)
-    assert texture_and_edges(soft, mask)[0] < 0.1 * texture_and_edges(stripes, mask)[0]
-    assert texture_and_edges(soft, mask)[1] < edge
-    wanted = float(texture_and_edges(stripes, mask)[0]) * 0.5
-    assert texture_and_edges(blur_of_equal_drop(stripes, mask, wanted), mask)[0].item() == pytest.approx(
-        wanted, rel=0.05
-    )
+    mask[:, 20:44, 20:44] = 1
+    generator = torch.Generator().manual_seed(0)
+    flat = 0.3 + 0.4 * mask[:, None].expand(1, 3, 64, 64)
+    grain = flat + 0.05 * torch.randn(1, 1, 64, 64, generator=generator)
+    assert texture(flat, mask).tolist() == [0.0, 0.0] and (texture(grain, mask) > 0).all()
+    bars = flat.clone()
+    bars[..., :8, :] += 0.4  # one border in the background is no texture
+    assert texture(bars, mask)[0] == 0
+    assert edge_contrast(flat, mask) > 0.05
+    soft = blurred(grain, 2.0)
+    assert texture_drop(soft, grain, mask) > 0.8 and texture_drop(grain, grain, mask) == pytest.approx(0, abs=1e-6)
+    assert edge_contrast(soft, mask) < 0.8 * edge_contrast(grain, mask)
+    half = blur_of_equal_drop(grain, mask, 0.5)
+    assert texture_drop(half, grain, mask) == pytest.approx(0.5, abs=0.05)
 
 
 def test_core_noise_mask_is_the_engines_rule():
