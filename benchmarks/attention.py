@@ -78,7 +78,7 @@ class Lab:
         options = {"edit": "auto", **PLANS[edit.kind], **changes}
         blend, keep = options.pop("blend", False), options.pop("keep", False)
         if blend:
-            options["blend_words"] = ", ".join(dict.fromkeys(edit.words))
+            options |= {"blend_words": ", ".join(dict.fromkeys(edit.words)), "blend_threshold": 0.2}
         if keep:
             options["keep_words"] = edit.words[0]
         return prepare(
