@@ -19,19 +19,19 @@ PAGE = ROOT / "docs" / "gallery.html"
 STYLE = ("body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#222}"
          "section{display:grid;grid-template-columns:minmax(0,3fr) minmax(0,2fr);gap:1.2em;margin:2.2em 0;"
          "border-top:1px solid #ddd;padding-top:1em}section h2{grid-column:1/-1;margin:0;font-size:1.15em}"
-         "img{width:100%;border:1px solid #ddd}table{font-size:13px;border-collapse:collapse}"
-         "td{padding:1px 10px 1px 0;vertical-align:top;overflow-wrap:anywhere}p{white-space:pre-line;margin:.4em 0}")
+         "img{width:100%;border:1px solid #ddd}.settings{font-size:13px;overflow-wrap:anywhere}"
+         "p{white-space:pre-line;margin:.4em 0}")
 
 
-def settings(workflow: workflows.Workflow) -> list[tuple[str, str, str]]:
-    """(node title, widget, value) of every prompt and every widget of the pack's nodes."""
+def settings(workflow: workflows.Workflow) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(node title, [(widget, value), ...]) of every prompt and of the pack's nodes."""
     found = []
     for _, node in sorted(workflow.items(), key=lambda item: int(item[0])):
         ours = node["class_type"].startswith("NullText_")
         title = node.get("_meta", {}).get("title") or node["class_type"].removeprefix("NullText_")
-        for name, value in node["inputs"].items():
-            if not workflows.is_link(value, workflow) and (ours or name == "text") and value != "":
-                found.append((title, name, str(value)))
+        widgets = [(name, str(value)) for name, value in node["inputs"].items()
+                   if not workflows.is_link(value, workflow) and (ours or name == "text") and value != ""]
+        found += [(title, widgets)] if widgets else []
     return found
 
 
@@ -39,11 +39,12 @@ def section(name: str, picture: str) -> str:
     """One technique: its picture, what the workflow says of itself, its settings."""
     flow = workflows.load(name)
     said = [node["_meta"]["note"] for node in flow.values() if node.get("_meta", {}).get("note")]
-    rows = "".join(f"<tr><td>{html.escape(title)}</td><td>{html.escape(widget)}</td><td>{html.escape(value)}</td></tr>"
-                   for title, widget, value in settings(flow))
+    rows = "".join(f"<p><b>{html.escape(title)}</b>: "
+                   + html.escape("; ".join(f"{widget} {value}" for widget, value in widgets)) + "</p>"
+                   for title, widgets in settings(flow))
     heading = html.escape(name.replace("_", " ").capitalize())
     return (f'<section id="{name}"><h2>{heading}</h2><div><img src="{picture}" alt="{heading}: source and results">'
-            f'<p>{html.escape(chr(10).join(said))}</p></div><div><table>{rows}</table></div></section>')
+            f'<p>{html.escape(chr(10).join(said))}</p></div><div class="settings">{rows}</div></section>')
 
 
 def main() -> None:
@@ -58,8 +59,8 @@ def main() -> None:
         else:
             missing.append(name)
     PAGE.write_text("<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>ComfyUI-NullText: gallery</title>"
-                    f"<style>{STYLE}</style><h1>ComfyUI-NullText: every technique</h1><p>Made by `python demo gallery` "
-                    "from the shipped workflows, run as they open on the small demo checkpoint.</p>"
+                    f"<style>{STYLE}</style><h1>ComfyUI-NullText: every technique</h1>"
+                    "<p>Made by <code>python demo gallery</code> from the shipped workflows, run as they open on the small demo checkpoint.</p>"
                     + "\n".join(parts) + "</html>\n", encoding="utf-8")
     print(f"{PAGE.relative_to(ROOT)}: {len(parts)} workflows" + (f"; no picture yet: {', '.join(missing)}" if missing
                                                                else ""))

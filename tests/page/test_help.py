@@ -30,4 +30,4 @@ def test_the_gallery_shows_every_workflow_that_has_a_picture():
 def test_settings_are_the_workflows_own():
     flow = {"1": {"class_type": "NullText_X", "inputs": {"a": 3, "b": ["2", 0]}},
             "2": {"class_type": "KSampler", "inputs": {"seed": 1}}}
-    assert gallery.settings(flow) == [("X", "a", "3")]
+    assert gallery.settings(flow) == [("X", [("a", "3")])]

@@ -16,7 +16,7 @@ export function showHeat(place, maps) {
         base.src = pictureUrl(maps.base[picture]);
         heat.src = pictureUrl(maps.heat[picture * maps.words.length + word]);
         heat.alt = `where "${maps.words[word]}" looks`;
-        names.replaceChildren(...maps.words.map((name, i) => make("button", { type: "button", "aria-pressed": i === word,
+        names.replaceChildren(make("span", { class: "nulltext-muted" }, "heat map of"), ...maps.words.map((name, i) => make("button", { type: "button", "aria-pressed": i === word,
             onclick: () => { word = i; draw(); } }, name)), ...turns(maps.base.length, picture, (to) => { picture = to; draw(); }));
     }
 
