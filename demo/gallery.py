@@ -60,8 +60,8 @@ def main() -> None:
             missing.append(name)
     PAGE.write_text("<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>ComfyUI-NullText: gallery</title>"
                     f"<style>{STYLE}</style><h1>ComfyUI-NullText: every technique</h1>"
-                    "<p>Made by <code>python demo gallery</code> from the shipped workflows, run as they open on the small demo checkpoint.</p>"
-                    + "\n".join(parts) + "</html>\n", encoding="utf-8")
+                    "<p>Made by <code>python demo gallery</code> from the shipped workflows, run as they open on the "
+                    "small demo checkpoint.</p>" + "\n".join(parts) + "</html>\n", encoding="utf-8")
     print(f"{PAGE.relative_to(ROOT)}: {len(parts)} workflows" + (f"; no picture yet: {', '.join(missing)}" if missing
                                                                else ""))
 
