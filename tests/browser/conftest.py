@@ -54,7 +54,7 @@ class Page:
         tab.route(lambda url: not url.startswith((server.address, "data:", "blob:")), lambda route: route.abort())
 
     def _script_error(self, error) -> None:
-        """The modern page of these versions has errors of its own at start: there, those that pass through our files."""
+        """The modern page has errors of its own at start: there, those that pass through our files count."""
         said = str(error.stack or error)
         if not self.modern or "NullText" in said:
             self.trouble.append(f"script error: {said}")
