@@ -27,7 +27,7 @@ from ..samplers.ode import sample_euler
 
 COLOUR, SHAPE = "red", "circle"
 IMAGE_TEXT = Path(__file__).resolve().parents[1] / "models" / "nulltext_image_text.safetensors"
-#: a push of one standard deviation of the noise per step at most, for every guided way
+#: a push of the estimate's own uncertainty per step at most, for every guided way
 BOUND = 1.0
 
 

@@ -22,8 +22,8 @@ START = fields.share(0.0, "Where the guidance begins, as ComfyUI counts: 0 is no
 END = fields.share(1.0, "Where the guidance ends.")
 BOUND = fields.number(
     0.5, 0.0, 100.0, 0.05,
-    "Largest push per step and picture, as a share of the noise (rms of the change of the predicted noise). 0: no "
-    "bound.")
+    "Largest push per step and picture, as a share of how uncertain the estimate still is at that noise level (rms). "
+    "0: no bound.")
 EVERY = fields.whole(
     1, 1, 100, "Guide every n-th step only, for speed. Multistep samplers (dpmpp_2m, lms, uni_pc) extrapolate the "
                "gaps: use euler or an ancestral sampler with more than 1.")

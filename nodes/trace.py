@@ -70,7 +70,7 @@ class GuidanceTrace:
         if names:
             size = {"width": width, "height": 180}
             charts.append(line_chart("log-likelihood before the push", series("log_likelihood"), **size))
-            charts.append(line_chart("push, in stds of the noise", series("rms"), low=0.0, **size))
+            charts.append(line_chart("push, in stds of the estimate", series("rms"), low=0.0, **size))
         for name, (classes, told) in guide.probabilities_of(model).items():
             lines = {c: [float(p[b, k]) for p in told] for k, c in _top(classes, told, b)}
             charts.append(line_chart(f"probabilities: {name}", lines, width=width, height=220, low=0.0, high=1.0))

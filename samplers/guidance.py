@@ -17,9 +17,11 @@ Three ways to a gradient, named for what they pass through:
 * `latent`: x -> log p directly, for a likelihood that was trained on noisy latents. Exact, no network, no decoder.
 
 Departures: the gradient is taken per sample (the sum over the batch, never the mean), with an optional bound on its
-size after Crowson (clip-guided-diffusion v2): the rms of the change of d(x, s) = (x - D)/s, in units of the noise's
-own standard deviation. Guidance changes the denoiser itself, so what a multistep sampler reuses is the guided field;
-`every` > 1 makes that field jump between steps, which such samplers extrapolate: use it with one-step samplers.
+size in the spirit of Crowson (clip-guided-diffusion v2): the rms of the change of D, in units of the estimate's own
+uncertainty sqrt(s^2 v / (a^2 v + s^2)), which is about s at low noise and the data's std at high noise (a bound by s
+alone would let the first steps throw D far outside the data). Guidance changes the denoiser itself, so what a multistep
+sampler reuses is the guided field; `every` > 1 makes that field jump between steps, which such samplers extrapolate:
+use it with one-step samplers.
 """
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ from .core import VE, Denoise, NoiseProcess, Sigma, expand, step_of
 MODES = ("network", "decoder", "latent")
 #: (x [B, C, ...], sigma, D [B, C, ...]) -> log p(y | .) [B], differentiable in what the mode differentiates
 LogLikelihood = Callable[[Tensor, Sigma, Tensor], Tensor]
-#: told after each evaluation: {"name", "sigma", "log_likelihood" [B], "rms" [B] of the change of d}
+#: told after each evaluation: {"name", "sigma", "log_likelihood" [B], "rms" [B] of the push}
 Report = Callable[[dict], None]
 
 
@@ -44,9 +46,9 @@ class Guidance:
     """One guidance term.
 
     scale: k, a number or a function of sigma. window: (sigma_start, sigma_end), active for start >= sigma >= end.
-    every: active on every n-th step of the schedule, counted from its first. bound: largest rms per sample of the
-    change of d = (x - D)/s (the noise has rms 1), None for no bound. variance: v of the `decoder` mode, in model
-    space."""
+    every: active on every n-th step of the schedule, counted from its first. bound: largest rms per
+    sample of the change of D, in units of sqrt(s^2 v / (a^2 v + s^2)), None for no bound. variance: v of that and of
+    the `decoder` mode, in model space."""
 
     log_likelihood: LogLikelihood
     mode: str = "network"
@@ -130,16 +132,17 @@ def shift(guidances: Sequence[Guidance], x: Tensor, sigma: Sigma, denoised: Tens
             gradient = torch.autograd.grad(value.sum(), wrt, retain_graph=keep)[0].to(denoised)
             factor = (estimate_weight(process, sigma, denoised, g.variance) if g.mode == "decoder"
                       else process.guidance_weight(expand(sigma, denoised)))
-            change, rms = bounded(k * factor * gradient, sigma, g.bound)
+            unit = estimate_weight(process, sigma, denoised, g.variance).sqrt()
+            change, rms = bounded(k * factor * gradient, unit, g.bound)
             total = total + change.detach()
             if report:
                 report({"name": g.name, "sigma": sigma, "log_likelihood": value.detach(), "rms": rms.detach()})
     return total
 
 
-def bounded(change: Tensor, sigma: Sigma, bound: float | None) -> tuple[Tensor, Tensor]:
-    """The change of D, shrunk so that the rms per sample of the change of d stays <= bound; and that rms [B]."""
-    rms = (change / expand(sigma, change)).flatten(1).pow(2).mean(1).sqrt()
+def bounded(change: Tensor, unit: Tensor | float, bound: float | None) -> tuple[Tensor, Tensor]:
+    """The change of D, shrunk so that its rms per sample stays <= bound * unit; and that rms [B] in the unit."""
+    rms = (change / expand(unit, change)).flatten(1).pow(2).mean(1).sqrt()
     if bound is None:
         return change, rms
     factor = (bound / rms.clamp(min=torch.finfo(change.dtype).tiny)).clamp(max=1)

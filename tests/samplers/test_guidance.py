@@ -202,6 +202,16 @@ def test_the_bound_limits_each_sample_alone():
     torch.testing.assert_close(out[0] / 2, torch.full((10,), 0.5))
 
 
+@pytest.mark.parametrize("process,sigma", LEVELS)
+def test_a_bound_push_stays_within_the_estimates_uncertainty(process, sigma):
+    x = 2 * normal(8, 2)
+    push = shift([exact(0, process, scale=1e6, bound=0.5, variance=0.9)], x, sigma, x, process=process)
+    a = 1 if process is VE else 1 - sigma
+    unit = math.sqrt(sigma**2 * 0.9 / (a * a * 0.9 + sigma**2))
+    assert push.pow(2).mean(1).sqrt().max() <= 0.5 * unit * (1 + 1e-6)
+    assert push.pow(2).mean(1).sqrt().max() > 0.4 * unit
+
+
 def test_every_other_step_only():
     sigmas = karras(6)
     term = exact(1, every=2)
