@@ -44,6 +44,11 @@ _TOLERANCE = ("FLOAT", {
     "tooltip": "A step is done when its loss falls below this (it grows with the step as in the paper). "
                "0: always all inner steps.",
 })
+_RATE = ("FLOAT", {
+    "default": 0.0, "min": 0.0, "max": 10.0, "step": 1e-3, "round": False,
+    "tooltip": "Adam's first rate for the null embedding. 0: the paper's 0.01, and more where the embedding is narrower "
+               "than Stable Diffusion's 768 numbers.",
+})
 _CHECKPOINT = ("BOOLEAN", {
     "default": False, "tooltip": "Recompute blocks in the backward pass: much less memory, about half more time.",
 })
@@ -155,13 +160,15 @@ class NullTextOptimise:
                                "prompts).",
                 }),
                 "vae": _VAE,
+                "rate": _RATE,
             },
         }
 
     def run(self, model, inversion, negative, cfg, inner_steps, tolerance, checkpointing, use_cache, positive=None,
-            vae=None):
+            vae=None, rate=0.0):
         corrected, result = null_text.optimise(model, inversion, positive, negative, cfg, inner=inner_steps,
-                                               tolerance=tolerance, checkpoint=checkpointing, cache=use_cache)
+                                               tolerance=tolerance, rate=rate, checkpoint=checkpointing,
+                                               cache=use_cache)
         found = result is None
         if found:
             prompt = record.source_conditioning(corrected) if positive is None else positive
@@ -222,11 +229,11 @@ class NullTextInverter:
                 "checkpointing": _CHECKPOINT,
                 "use_cache": _CACHE,
             },
-            "optional": {"sigmas": _SIGMAS, "vae": _VAE},
+            "optional": {"sigmas": _SIGMAS, "vae": _VAE, "rate": _RATE},
         }
 
     def run(self, model, positive, negative, latent, correction, steps, scheduler, cfg, inner_steps, tolerance, pivot,
-            iterations, checkpointing, use_cache, sigmas=None, vae=None):
+            iterations, checkpointing, use_cache, sigmas=None, vae=None, rate=0.0):
         sigmas = sigmas_of(model, scheduler, steps) if sigmas is None else sigmas
         if cfg == 1 and correction in ("null-text", "negative prompt"):
             null_text.refuse_cfg_1()
@@ -235,7 +242,7 @@ class NullTextInverter:
                                          cache=use_cache)
         if correction == "null-text":
             return NullTextOptimise().run(model, inversion, negative, cfg, inner_steps, tolerance, checkpointing,
-                                          use_cache, positive, vae)
+                                          use_cache, positive, vae, rate)
         if correction == "negative prompt":
             inversion = null_text.as_negative_prompt(inversion, cfg)
         else:

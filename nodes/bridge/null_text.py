@@ -8,7 +8,7 @@ import torch
 
 from ...samplers.corrections import negative_prompt
 from ...samplers.inversion import Inversion
-from ...samplers.null_text import optimise_null_text, paper_schedule
+from ...samplers.null_text import default_rate, optimise_null_text, paper_schedule
 from . import record, store
 from .denoiser import Run, sample_with
 from .engine import latent_out
@@ -59,20 +59,22 @@ def _rows_are_free(run: Run, negative: list) -> bool:
 
 
 def optimise(model, inversion: Inversion, positive: list | None, negative: list, cfg: float, *, inner: int = 10,
-             tolerance: float = 1e-5, checkpoint: bool = False, cache: bool = True) -> tuple[Inversion, Result | None]:
+             tolerance: float = 1e-5, rate: float = 0.0, checkpoint: bool = False, cache: bool = True
+             ) -> tuple[Inversion, Result | None]:
     """(the INVERSION with null embeddings for `cfg`, its reconstruction; None for the latter if the cache knew it).
 
-    positive None: the inversion's own prompt. checkpoint: recompute blocks in backward, for small memories."""
+    positive None: the inversion's own prompt. rate 0: `default_rate`. checkpoint: recompute blocks in backward, for small memories."""
     check_optimisable(inversion, model, negative, cfg)
+    rate = rate or default_rate(negative[0][0].shape[-1])
     positive = record.source_conditioning(inversion) if positive is None else positive
     record.check_prompt(positive)
     conds = {"positive": positive, "negative": negative}
-    inputs = (["null_text", cfg, inner, tolerance], inversion.sigmas, inversion.trajectory, conds)
+    inputs = (["null_text", cfg, inner, tolerance, rate], inversion.sigmas, inversion.trajectory, conds)
     key = store.cache_key(model, fingerprint(model), *inputs) if cache else None
     found = store.find(key)
     if found is not None:
         return found, None
-    schedule = paper_schedule(inversion.steps, inner, tolerance)
+    schedule = paper_schedule(inversion.steps, inner, tolerance, rate)
     began = time.perf_counter()
 
     def body(run: Run):

@@ -7,6 +7,7 @@ from nulltext.samplers.mixture import GaussianMixture
 from nulltext.samplers.null_text import (
     Adam,
     Schedule,
+    default_rate,
     optimise_global_null,
     optimise_null_text,
     paper_schedule,
@@ -323,3 +324,8 @@ def test_null_guided_finds_the_step_by_sigma(process):
     assert step_index(0.0, s) == STEPS - 1 and step_index(1e3, s) == 0
     with pytest.raises(ValueError, match="as many null embeddings"):
         null_guided(net, lambda x, t: x, s, embeddings[1:], 3.0)
+
+
+def test_the_authors_rate_at_stable_diffusion_s_width_and_above_more_below():
+    assert default_rate(768) == default_rate(2048) == 1e-2
+    assert default_rate(128) == pytest.approx(6e-2)
