@@ -18,10 +18,9 @@ LAYERS = (
     "STRING",
     {
         "default": "auto",
-        "tooltip": "The cross-attention layers that maps are read from. auto: the up blocks on the coarsest grid "
-        "that is "
-        "at least a quarter of the latent's side and 16 tokens (16x16 for SD1 at 512, 32x32 for SDXL at 1024). Or up, "
-        "down, mid, all, or names such as output.3, input.4.1.",
+        "tooltip": "The cross-attention layers that maps are read from. auto: the up blocks on the coarsest grid that "
+                   "is at least a quarter of the latent's side and 16 tokens (16x16 for SD1 at 512, 32x32 for SDXL at "
+                   "1024). Or up, down, mid, all, or names such as output.3, input.4.1.",
     },
 )
 _START = fields.share(0.0, "Where it begins, as a share of the noise schedule like ControlNet's (0: pure noise).")
@@ -58,8 +57,8 @@ class AttentionReweight:
                         "multiline": True,
                         "default": "",
                         "tooltip": "word: factor, separated by commas or new lines, for example  red: 3, small car: "
-                        "0.5  . "
-                        "1 leaves a word as it is, 0 takes it out, negative turns against it. Typical: -2 to 5.",
+                                   "0.5  . 1 leaves a word as it is, 0 takes it out, negative turns against it. "
+                                   "Typical: -2 to 5.",
                     },
                 ),
                 "start_percent": _START,
@@ -85,10 +84,8 @@ class AttentionRecord:
     SEARCH_ALIASES = ["attention map", "daam", "cross attention", "heat map"]
     DESCRIPTION = fields.describe(
         "Keeps what chosen words look at while a picture is sampled with the model, by any sampler and beside the "
-        "other "
-        "attention nodes; Attention Map shows it. The maps start anew with every run. Cost: no network calls; the "
-        "chosen "
-        "layers run with explicit probabilities.",
+        "other attention nodes; Attention Map shows it. The maps start anew with every run. Cost: no network calls; "
+        "the chosen layers run with explicit probabilities.",
         SEARCH_ALIASES,
     )
     FUNCTION = "run"

@@ -26,8 +26,7 @@ class BlendedDiffusion:
     SEARCH_ALIASES = ["blended diffusion", "blended latent diffusion", "local edit", "inpaint", "insert object"]
     DESCRIPTION = fields.describe(
         "Draws the prompt inside a mask and blends the noised picture in everywhere else after each step (arXiv "
-        "2111.14818, 2206.02779); "
-        "thin masks start grown and shrink. Ends best in a Pixel Composite.",
+        "2111.14818, 2206.02779); thin masks start grown and shrink. Ends best in a Pixel Composite.",
         SEARCH_ALIASES,
     )
     FUNCTION = "run"

@@ -26,8 +26,7 @@ class DiffEditMask:
     SEARCH_ALIASES = ["diffedit", "automatic mask", "mask from text", "prompt difference"]
     DESCRIPTION = fields.describe(
         "Finds the region that an edit concerns: where the source and the target prompt predict different noise "
-        "(DiffEdit, arXiv "
-        "2210.11427). Gives a MASK and the heat map.",
+        "(DiffEdit, arXiv 2210.11427). Gives a MASK and the heat map.",
         SEARCH_ALIASES,
     )
     FUNCTION = "run"
@@ -116,8 +115,7 @@ class DiffEdit:
     SEARCH_ALIASES = ["diffedit", "masked edit", "inversion edit", "local edit"]
     DESCRIPTION = fields.describe(
         "Edits inside a mask, starting from an inversion at the chosen depth and holding its stored trajectory "
-        "elsewhere (DiffEdit, "
-        "arXiv 2210.11427). Outside the mask the latent comes back as it was.",
+        "elsewhere (DiffEdit, arXiv 2210.11427). Outside the mask the latent comes back as it was.",
         SEARCH_ALIASES,
     )
     FUNCTION = "run"
@@ -140,8 +138,7 @@ class DiffEdit:
                 "depth": fields.share(
                     0.8,
                     "How much of the inversion is undone (the paper's encoding ratio 0.8). More changes more; the "
-                    "cost is "
-                    "depth times the inversion's steps.",
+                    "cost is depth times the inversion's steps.",
                 ),
             }
         }

@@ -12,10 +12,8 @@ class DirectEdit:
     CATEGORY = "NullText/edit"
     DESCRIPTION = (
         "Edits a picture by the difference of two prompts, without inversion and without optimisation; equal prompts "
-        "give "
-        "the source back exactly. Works for eps, v-prediction and flow models. Cost: 2 x average x steps x strength "
-        "calls. "
-        "Search: FlowEdit, InfEdit, inversion free editing, image edit, DDCM."
+        "give the source back exactly. Works for eps, v-prediction and flow models. Cost: 2 x average x steps x "
+        "strength calls. Search: FlowEdit, InfEdit, inversion free editing, image edit, DDCM."
     )
     SEARCH_ALIASES = ["FlowEdit", "InfEdit", "inversion free editing", "image edit", "DDCM"]
     FUNCTION = "run"
@@ -34,8 +32,7 @@ class DirectEdit:
                 "method": (list(direct.METHODS), {
                     "default": "FlowEdit",
                     "tooltip": "FlowEdit: moves the picture by the difference of the two velocities. InfEdit: "
-                               "replaces its "
-                               "noise at every step; made for few steps and consistency models.",
+                               "replaces its noise at every step; made for few steps and consistency models.",
                 }),
                 "steps": ("INT", {"default": 50, "min": 1, "max": 1000, "tooltip": "Steps of the whole schedule."}),
                 "scheduler": (schedulers(), {"default": "normal", "tooltip": "Where the steps lie."}),

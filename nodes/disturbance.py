@@ -25,8 +25,7 @@ ALIASES = [
 _LOOK = fields.choice(
     [ROLLBACK, PICTURE],
     "Where the null branch looks. Rollback: at the run's own latent from earlier, for free generation and pictures. "
-    "Picture: at a "
-    "clean latent, nearer to that picture.",
+    "Picture: at a clean latent, nearer to that picture.",
 )
 _STRENGTH = fields.share(
     1.0, "0: ordinary guidance, the model comes back unpatched. 1: the paper's disturbance. Costs nothing extra."
@@ -77,8 +76,7 @@ class DisturbanceSchedule:
     SEARCH_ALIASES = ["cartoon sigmas", "null-text disturbance", "stable schedule"]
     DESCRIPTION = fields.describe(
         "Gives the window of a null-text disturbance enough steps: few above it, evenly spaced (in log sigma) ones "
-        "below, so that the "
-        "disturbed guidance makes a cartoon and not noise.",
+        "below, so that the disturbed guidance makes a cartoon and not noise.",
         SEARCH_ALIASES,
     )
     FUNCTION = "run"
@@ -124,9 +122,8 @@ class Disturbance:
     SEARCH_ALIASES = ALIASES
     DESCRIPTION = fields.describe(
         "Makes cartoons without training: late in sampling, the null branch of classifier-free guidance looks at "
-        "another latent (arXiv "
-        "2305.06710). Patches a MODEL for any sampler with cfg above 1; no extra network calls. Use a Disturbance "
-        "Schedule with it.",
+        "another latent (arXiv 2305.06710). Patches a MODEL for any sampler with cfg above 1; no extra network calls. "
+        "Use a Disturbance Schedule with it.",
         ALIASES,
     )
     FUNCTION = "run"
@@ -194,8 +191,7 @@ class DisturbanceSampler:
     SEARCH_ALIASES = ALIASES
     DESCRIPTION = fields.describe(
         "A cartoon in one box: patch, stable schedule and Euler sampler. Free generation from an empty latent, or a "
-        "picture's cartoon "
-        "with denoise below 1 (arXiv 2305.06710).",
+        "picture's cartoon with denoise below 1 (arXiv 2305.06710).",
         ALIASES,
     )
     FUNCTION = "run"

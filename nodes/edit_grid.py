@@ -30,9 +30,8 @@ class EditGrid:
     CATEGORY = "NullText/edit"
     DESCRIPTION = (
         "Samples one inversion with every prompt of a list at every strength of a range, and lays the pictures out in "
-        "a "
-        "captioned grid beside the source. Cost: prompts x the sum of N x strength calls. "
-        "Search: xy plot, prompt list, edit sweep, compare edits."
+        "a captioned grid beside the source. Cost: prompts x the sum of N x strength calls. Search: xy plot, prompt "
+        "list, edit sweep, compare edits."
     )
     SEARCH_ALIASES = ["xy plot", "prompt list", "edit sweep", "compare edits"]
     FUNCTION = "run"

@@ -13,10 +13,9 @@ class EditScore:
     CATEGORY = "NullText/attention"
     SEARCH_ALIASES = ["psnr", "ssim", "compare images", "clip score", "metrics", "pie-bench"]
     DESCRIPTION = fields.describe(
-        "Measures an edit against its source: PSNR, SSIM and MSE of the whole and outside a mask, structure "
-        "distance, and "
-        "with CLIP vision the similarity to the prompt. The masked figures are PIE-Bench's: images times the mask's "
-        "complement, so that a small background raises PSNR. No network calls of the diffusion model.",
+        "Measures an edit against its source: PSNR, SSIM and MSE of the whole and outside a mask, structure distance, "
+        "and with CLIP vision the similarity to the prompt. The masked figures are PIE-Bench's: images times the "
+        "mask's complement, so that a small background raises PSNR. No network calls of the diffusion model.",
         SEARCH_ALIASES,
     )
     FUNCTION = "run"
@@ -43,16 +42,14 @@ class EditScore:
                     "CLIP_VISION",
                     {
                         "tooltip": "A CLIP vision model: structure from its features, and the similarity to the "
-                        "prompt. "
-                        "Without it the structure distance compares patches of pixels."
+                                   "prompt. Without it the structure distance compares patches of pixels."
                     },
                 ),
                 "prompt": (
                     "CONDITIONING",
                     {
                         "tooltip": "The edited prompt, from a CLIP text encoder that shares its space with "
-                        "clip_vision; "
-                        "for the similarity."
+                                   "clip_vision; for the similarity."
                     },
                 ),
             },

@@ -28,8 +28,7 @@ _FACTOR = fields.number(
     128.0,
     0.5,
     "How coarse, in latent cells (one cell is 8 pixels, so 4 is the paper's factor 32 in pixels). 1 keeps all of the "
-    "reference, larger "
-    "factors only its large forms and colours.",
+    "reference, larger factors only its large forms and colours.",
 )
 
 
@@ -55,8 +54,7 @@ class ILVR:
     SEARCH_ALIASES = ALIASES
     DESCRIPTION = fields.describe(
         "Keeps a reference's coarse content in whatever sampler runs the MODEL: D + phi(reference - D), ILVR's "
-        "condition on the denoised "
-        "picture (arXiv 2108.02938). No extra network calls.",
+        "condition on the denoised picture (arXiv 2108.02938). No extra network calls.",
         ALIASES,
     )
     FUNCTION = "run"
@@ -112,8 +110,7 @@ class ILVRSampler:
     SEARCH_ALIASES = ALIASES
     DESCRIPTION = fields.describe(
         "Pictures with a reference's coarse content, everything else new (ILVR, arXiv 2108.02938, in the paper's "
-        "noisy form). A strip "
-        "over factor and stop shows the trade in one run.",
+        "noisy form). A strip over factor and stop shows the trade in one run.",
         ALIASES,
     )
     FUNCTION = "run"

@@ -11,16 +11,13 @@ from .reports import cost_line, error_line, noise_line
 _CACHE = ("BOOLEAN", {
     "default": True,
     "tooltip": "Look up an inversion already made for the same inputs, also after a restart. Files lie in ComfyUI's "
-               "user "
-               "folder under nulltext/inversions, at most 2 GB, the longest unused go first.",
+               "user folder under nulltext/inversions, at most 2 GB, the longest unused go first.",
 })
 _PIVOT = (list(bridge.PIVOTS), {
     "default": "DDIM",
     "tooltip": "How the path to noise is found. DDIM: as its authors do, N calls. Fixed point: each step solved, N x "
-               "(1 + "
-               "iterations) calls. Exact pair: comes back exactly at any cfg, N + iterations calls. Edit-friendly "
-               "DDPM: "
-               "independent noises and recorded residuals, comes back exactly, N calls.",
+               "(1 + iterations) calls. Exact pair: comes back exactly at any cfg, N + iterations calls. "
+               "Edit-friendly DDPM: independent noises and recorded residuals, comes back exactly, N calls.",
 })
 _MODEL = ("MODEL", {"tooltip": "The diffusion model; LoRA loaders may stand before it."})
 _LATENT = ("LATENT", {"tooltip": "The picture, from VAE Encode; a batch is inverted at once."})
@@ -46,8 +43,8 @@ _TOLERANCE = ("FLOAT", {
 })
 _RATE = ("FLOAT", {
     "default": 0.0, "min": 0.0, "max": 10.0, "step": 1e-3, "round": False,
-    "tooltip": "Adam's first rate for the null embedding. 0: the paper's 0.01, and more where the embedding is narrower "
-               "than Stable Diffusion's 768 numbers.",
+    "tooltip": "Adam's first rate for the null embedding. 0: the paper's 0.01, and more where the embedding is "
+               "narrower than Stable Diffusion's 768 numbers.",
 })
 _CHECKPOINT = ("BOOLEAN", {
     "default": False, "tooltip": "Recompute blocks in the backward pass: much less memory, about half more time.",
@@ -71,9 +68,8 @@ class InvertImage:
     CATEGORY = "NullText/inversion"
     DESCRIPTION = (
         "Walks a picture back to the noise it could have come from, so that it can be sampled again with another "
-        "prompt. "
-        "Works for eps, v-prediction and flow models. Cost: N calls for the pivot (more for fixed point) and N for the "
-        "reconstruction. Search: unsampler, ddim inversion, noise inversion, unsample, rf inversion."
+        "prompt. Works for eps, v-prediction and flow models. Cost: N calls for the pivot (more for fixed point) and "
+        "N for the reconstruction. Search: unsampler, ddim inversion, noise inversion, unsample, rf inversion."
     )
     SEARCH_ALIASES = ["unsampler", "ddim inversion", "noise inversion", "unsample", "rf inversion"]
     FUNCTION = "run"
@@ -95,8 +91,8 @@ class InvertImage:
                 "cfg": ("FLOAT", {
                     "default": 1.0, "min": 1.0, "max": 30.0, "step": 0.1,
                     "tooltip": "Guidance while inverting. 1 for DDIM and fixed point; for exact pair and "
-                               "edit-friendly the "
-                               "scale you will sample with (needs the negative prompt and doubles the cost).",
+                               "edit-friendly the scale you will sample with (needs the negative prompt and doubles "
+                               "the cost).",
                 }),
                 "iterations": _ITERATIONS,
                 "seed": ("INT", {"default": 0, "min": 0, "max": 2**32 - 1, "tooltip": "Noise of the edit-friendly "
@@ -130,10 +126,8 @@ class NullTextOptimise:
     CATEGORY = "NullText/inversion"
     DESCRIPTION = (
         "Null-text inversion: optimises the empty prompt's embedding at every step until guided sampling comes back "
-        "to the "
-        "inverted picture. Cost: at most N x (inner steps + 2) forwards and N x inner steps backwards; the pivot is "
-        "not "
-        "made again. Search: null text inversion, NTI, real image editing, optimise uncond."
+        "to the inverted picture. Cost: at most N x (inner steps + 2) forwards and N x inner steps backwards; the "
+        "pivot is not made again. Search: null text inversion, NTI, real image editing, optimise uncond."
     )
     SEARCH_ALIASES = ["null text inversion", "NTI", "real image editing", "optimise uncond"]
     FUNCTION = "run"
@@ -191,9 +185,9 @@ class NullTextInverter:
     CATEGORY = "NullText/inversion"
     DESCRIPTION = (
         "One box: inverts a picture and corrects the inversion for guided editing, by null-text optimisation, by the "
-        "negative-prompt shortcut, or by direct overwrite. Cost with null-text: N + N x (inner steps + 2) forwards and "
-        "N x inner steps backwards at most; the others cost 2 N forwards. "
-        "Search: null text inversion, unsampler, invert image, negative prompt inversion, direct inversion."
+        "negative-prompt shortcut, or by direct overwrite. Cost with null-text: N + N x (inner steps + 2) forwards "
+        "and N x inner steps backwards at most; the others cost 2 N forwards. Search: null text inversion, unsampler, "
+        "invert image, negative prompt inversion, direct inversion."
     )
     SEARCH_ALIASES = ["null text inversion", "unsampler", "invert image", "negative prompt inversion",
                       "direct inversion"]
@@ -214,10 +208,8 @@ class NullTextInverter:
                 "correction": (_CORRECTIONS, {
                     "default": "null-text",
                     "tooltip": "null-text: optimise the empty prompt (best, slow). negative prompt: put the source "
-                               "prompt in "
-                               "its place (no optimisation). direct overwrite: nothing is optimised, nodes that carry "
-                               "the "
-                               "source along lay it on the stored path. none: the bare pivot.",
+                               "prompt in its place (no optimisation). direct overwrite: nothing is optimised, nodes "
+                               "that carry the source along lay it on the stored path. none: the bare pivot.",
                 }),
                 "steps": _STEPS,
                 "scheduler": _SCHEDULER,

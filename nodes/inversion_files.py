@@ -20,8 +20,7 @@ class SaveInversion:
     CATEGORY = "NullText/inversion"
     DESCRIPTION = (
         "Writes an inversion to ComfyUI's output folder as one safetensors file: trajectory, schedule, null "
-        "embeddings, "
-        "source prompt, model fingerprint. Search: save trajectory, export inversion, unsampler file."
+        "embeddings, source prompt, model fingerprint. Search: save trajectory, export inversion, unsampler file."
     )
     SEARCH_ALIASES = ["save trajectory", "export inversion", "unsampler file"]
     FUNCTION = "run"
@@ -63,8 +62,7 @@ class LoadInversion:
     CATEGORY = "NullText/inversion"
     DESCRIPTION = (
         "Reads an inversion that Save Inversion wrote, from ComfyUI's output or input folder. With a model wired it "
-        "says at "
-        "once whether the inversion belongs to it. Search: load trajectory, import inversion, unsampler file."
+        "says at once whether the inversion belongs to it. Search: load trajectory, import inversion, unsampler file."
     )
     SEARCH_ALIASES = ["load trajectory", "import inversion", "unsampler file"]
     FUNCTION = "run"

@@ -22,8 +22,7 @@ _NEGATIVE = ("CONDITIONING", {
 _STRENGTH = ("FLOAT", {
     "default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01,
     "tooltip": "The share of the steps that are walked anew: 1 starts at the noise end, less starts further down the "
-               "stored "
-               "path and keeps more of the source, 0 is the source. Cost: N x strength calls.",
+               "stored path and keeps more of the source, 0 is the source. Cost: N x strength calls.",
 })
 
 
@@ -33,11 +32,9 @@ class Guider:
     CATEGORY = "NullText/inversion"
     DESCRIPTION = (
         "A guider for SamplerCustomAdvanced whose null branch is the inversion's embedding of each step; cfg is read "
-        "from "
-        "the inversion. Wire noise, sigmas, latent and sampler from Inversion Parts; euler works too where the pivot "
-        "is "
-        "DDIM or fixed point. Composes with ControlNet, LoRA and masks. "
-        "Search: null text inversion, custom guider, uncond per step."
+        "from the inversion. Wire noise, sigmas, latent and sampler from Inversion Parts; euler works too where the "
+        "pivot is DDIM or fixed point. Composes with ControlNet, LoRA and masks. Search: null text inversion, custom "
+        "guider, uncond per step."
     )
     SEARCH_ALIASES = ["null text inversion", "custom guider", "uncond per step"]
     FUNCTION = "run"
@@ -63,9 +60,8 @@ class InversionParts:
     CATEGORY = "NullText/inversion"
     DESCRIPTION = (
         "Takes an inversion apart for SamplerCustomAdvanced: the noise that starts the run on the stored path, its "
-        "sigmas, "
-        "the source latent, and the sampler that walks it back. No network calls. "
-        "Search: noise from image, inverted noise, unsampler."
+        "sigmas, the source latent, and the sampler that walks it back. No network calls. Search: noise from image, "
+        "inverted noise, unsampler."
     )
     SEARCH_ALIASES = ["noise from image", "inverted noise", "unsampler"]
     FUNCTION = "run"
@@ -99,9 +95,8 @@ class Sampler:
     CATEGORY = "NullText/inversion"
     DESCRIPTION = (
         "Samples an inversion with an edited prompt (or, left open, with its own: the picture comes back). Schedule, "
-        "cfg and "
-        "null embeddings are the inversion's. Cost: N x strength calls, each with two rows where cfg is above 1. "
-        "Search: null text inversion, edit real image, resample."
+        "cfg and null embeddings are the inversion's. Cost: N x strength calls, each with two rows where cfg is above "
+        "1. Search: null text inversion, edit real image, resample."
     )
     SEARCH_ALIASES = ["null text inversion", "edit real image", "resample"]
     FUNCTION = "run"

@@ -18,9 +18,8 @@ _ALIASES = ["prompt2prompt", "p2p", "attention edit", "attention control", "word
 _EDITED = (
     "CONDITIONING",
     {
-        "tooltip": "The edited prompt, from Prompt (with words). Equal word counts: words are "
-        "replaced one by one; otherwise words are added (refined), and the report "
-        "says so."
+        "tooltip": "The edited prompt, from Prompt (with words). Equal word counts: words are replaced one by one; "
+                   "otherwise words are added (refined), and the report says so."
     },
 )
 _NEGATIVE = (
@@ -40,10 +39,8 @@ _OPTIONAL = {
         "INVERSION",
         {
             "tooltip": "Edit a real picture: the source branch is its stored path (Direct Inversion), N x 3 network "
-            "rows. "
-            "With null embeddings (Null-Text Optimise) they are the negative prompt. Open: edit a generated "
-            "picture, N x 4 "
-            "rows."
+                       "rows. With null embeddings (Null-Text Optimise) they are the negative prompt. Open: edit a "
+                       "generated picture, N x 4 rows."
         },
     ),
     "edited_2": ("CONDITIONING", {"tooltip": "A second edit of the same source, in the same run."}),
@@ -54,9 +51,8 @@ _EDIT = {
         ["auto", "replace", "refine"],
         {
             "default": "auto",
-            "tooltip": "How the prompts are matched. replace: word by word, for as many words; refine: what both "
-            "say is kept, "
-            "new words are free. auto: replace where the word counts are equal, else refine.",
+            "tooltip": "How the prompts are matched. replace: word by word, for as many words; refine: what both say "
+                       "is kept, new words are free. auto: replace where the word counts are equal, else refine.",
         },
     ),
     "cross_steps": fields.share(
@@ -71,9 +67,9 @@ _EDIT = {
         ["replace", "mutual (MasaCtrl)"],
         {
             "default": "replace",
-            "tooltip": "replace: the source's self-attention until self_steps. mutual: from 8 % of the steps on, "
-            "the later "
-            "layers look at the source's contents instead, for changes of pose; self_steps is not read.",
+            "tooltip": "replace: the source's self-attention until self_steps. mutual: from 8 % of the steps on, the "
+                       "later layers look at the source's contents instead, for changes of pose; self_steps is not "
+                       "read.",
         },
     ),
     "word_windows": (
@@ -81,8 +77,7 @@ _EDIT = {
         {
             "default": "",
             "tooltip": "Windows of single words of the edited prompt in place of cross_steps, as fractions of the "
-            "steps: "
-            "cat: 0.4, red: 0.2-0.8 .",
+                       "steps: cat: 0.4, red: 0.2-0.8 .",
         },
     ),
     "weights": (
@@ -142,9 +137,8 @@ class PromptToPromptGuider:
     DESCRIPTION = fields.describe(
         "A guider for SamplerCustomAdvanced that edits a picture by its prompt and keeps the rest through attention "
         "(arXiv 2208.01626). From noise, source and edit share it; from an inversion wire SIGMAS and LATENT of "
-        "Inversion "
-        "Parts (any noise: the stored path is followed). Cost per step: 4 network rows from noise, 3 from an "
-        "inversion.",
+        "Inversion Parts (any noise: the stored path is followed). Cost per step: 4 network rows from noise, 3 from "
+        "an inversion.",
         SEARCH_ALIASES,
     )
     FUNCTION = "run"
@@ -193,10 +187,10 @@ class PromptToPrompt:
     CATEGORY = "NullText/attention"
     SEARCH_ALIASES = _ALIASES
     DESCRIPTION = fields.describe(
-        "Edits a picture by changing words of its prompt; everything the words do not speak of stays through attention "
-        "(arXiv 2208.01626). With an inversion it edits a real picture in N x 3 network rows (the fast way; an "
-        "inversion "
-        "with null embeddings is the thorough one); without, it makes source and edit from one seed in N x 4.",
+        "Edits a picture by changing words of its prompt; everything the words do not speak of stays through "
+        "attention (arXiv 2208.01626). With an inversion it edits a real picture in N x 3 network rows (the fast way; "
+        "an inversion with null embeddings is the thorough one); without, it makes source and edit from one seed in N "
+        "x 4.",
         SEARCH_ALIASES,
     )
     FUNCTION = "run"
@@ -220,9 +214,8 @@ class PromptToPrompt:
                 "seed": fields.SEED,
                 "steps": fields.steps(
                     50,
-                    "Steps N from noise; an inversion brings its own. Cost: N x 4 network "
-                    "rows, from an "
-                    "inversion N x 3.",
+                    "Steps N from noise; an inversion brings its own. Cost: N x 4 network rows, from an inversion N x "
+                    "3.",
                 ),
                 "scheduler": (
                     schedulers(),

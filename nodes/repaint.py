@@ -32,8 +32,8 @@ RESAMPLING, EXACT = "resampling (RePaint)", "exact-leaning (particles)"
 _MODE = fields.choice(
     [RESAMPLING, EXACT],
     "Resampling: the paper's, jumps back up in noise so that the fill agrees with what is known. Exact-leaning: "
-    "several fills per "
-    "picture compete by how well they agree; nearer to the true conditional, and the levels are walked once.",
+    "several fills per picture compete by how well they agree; nearer to the true conditional, and the levels are "
+    "walked once.",
 )
 _SCHEDULE = {
     "jump": fields.whole(JUMP, 1, 100, "Levels that one jump goes back up."),
@@ -86,8 +86,7 @@ class RePaint:
     SEARCH_ALIASES = ["repaint", "inpaint", "resampling", "time travel", "harmonize fill"]
     DESCRIPTION = fields.describe(
         "RePaint (arXiv 2201.09865) as a SAMPLER for SamplerCustom and SamplerCustomAdvanced: fills the latent's "
-        "noise mask by travelling "
-        "up and down in noise; outside it the source stays exact.",
+        "noise mask by travelling up and down in noise; outside it the source stays exact.",
         SEARCH_ALIASES,
     )
     FUNCTION = "run"
@@ -127,8 +126,7 @@ class RePaintSampler:
     SEARCH_ALIASES = ["repaint", "inpaint", "outpaint", "fill", "remove object"]
     DESCRIPTION = fields.describe(
         "Fills a mask so that it agrees with the rest, with any model (RePaint, arXiv 2201.09865): levels, jumps and "
-        "range in one box. "
-        "The latent outside the mask comes back as it was.",
+        "range in one box. The latent outside the mask comes back as it was.",
         SEARCH_ALIASES,
     )
     FUNCTION = "run"
@@ -203,8 +201,7 @@ class PixelComposite:
     SEARCH_ALIASES = ["paste back", "feather", "blend edit", "keep original pixels"]
     DESCRIPTION = fields.describe(
         "Puts the original's pixels back outside a feathered mask, so that a local edit changes nothing elsewhere, "
-        "not even by the "
-        "autoencoder.",
+        "not even by the autoencoder.",
         SEARCH_ALIASES,
     )
     FUNCTION = "run"

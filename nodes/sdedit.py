@@ -39,8 +39,7 @@ class SDEdit:
     SEARCH_ALIASES = ["sdedit", "img2img", "image to image", "scribble to image", "stroke painting"]
     DESCRIPTION = fields.describe(
         "Noises a picture or a scribble to level t0 and denoises it again (arXiv 2108.01073): small t0 is faithful, "
-        "large t0 realistic. "
-        "With a mask only the masked part is redrawn.",
+        "large t0 realistic. With a mask only the masked part is redrawn.",
         SEARCH_ALIASES,
     )
     FUNCTION = "run"
