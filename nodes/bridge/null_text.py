@@ -62,8 +62,8 @@ def optimise(model, inversion: Inversion, positive: list | None, negative: list,
              ) -> tuple[Inversion, Result | None]:
     """(the INVERSION with null embeddings for `cfg`, its reconstruction; None for the latter if the cache knew it).
 
-    positive None: the inversion's own prompt. rate 0: `default_rate`. checkpoint: recompute blocks in backward, for small
-    memories."""
+    positive None: the inversion's own prompt. rate 0: `default_rate`. checkpoint: recompute blocks in backward, for
+    small memories."""
     check_optimisable(inversion, model, negative, cfg)
     rate = rate or default_rate(negative[0][0].shape[-1])
     positive = record.source_conditioning(inversion) if positive is None else positive
