@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from nulltext.demo import checkpoint, engines, litegraph, workflows
+from nulltext.demo import engines, litegraph, stand_ins, workflows
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -183,11 +183,10 @@ def servers():
         def server(name: str) -> engines.Server:
             if name not in made:
                 tree = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nulltext-")))
-                trained = checkpoint.CHECKPOINT
-                stand_in = None if trained.exists() else checkpoint.random_checkpoint(tree / "random" / trained.name)
+                stand_ins.write(tree)
                 engine = engines.embedded() if name == "embedded" else engines.checkout()
                 made[name] = stack.enter_context(engines.running(
-                    engine, tree, checkpoint=stand_in, inputs=engines.pictures(),
+                    engine, tree, inputs=engines.pictures(),
                     extra=["--preview-method", "latent2rgb"]))
             return made[name]
 

@@ -14,13 +14,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import torch
-from nulltext.demo import checkpoint, engines, scenes, workflows
-from nulltext.demo import image_text as towers
+from nulltext.demo import engines, stand_ins, workflows
 from nulltext.demo.client import Client, Result
-from nulltext.samplers.image_text import ImageText
-from nulltext.samplers.latent_classifier import LatentClassifier
-from safetensors.torch import save_file
 
 PROBE = {"1": {"class_type": "EmptyImage", "inputs": {"width": 16, "height": 16, "batch_size": 1, "color": 255}},
          "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}}
@@ -100,24 +95,6 @@ class Comfy:
         return flow
 
 
-def _stand_ins(tree: Path) -> None:
-    """Random weights under the names of shipped models, where a trained file is not there."""
-    shipped = engines.ROOT / "models"
-    torch.manual_seed(0)
-    if not (shipped / checkpoint.CHECKPOINT.name).exists():
-        checkpoint.random_checkpoint(tree / "models" / "checkpoints" / checkpoint.CHECKPOINT.name)
-    pairs = [f"{colour} {shape}" for colour in scenes.COLOURS for shape in scenes.SHAPES]
-    for kind, name, make in (
-            ("image_text", "nulltext_image_text",
-             lambda: ImageText(towers.WORDS, towers.IMAGE, towers.TEXT, towers.NOISY)),
-            ("classifiers", "nulltext_pairs", lambda: LatentClassifier.new(pairs, 4, 16, width=16))):
-        path = tree / "models" / kind / f"{name}.safetensors"
-        if not (shipped / path.name).exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            model = make()
-            save_file({key: value.contiguous() for key, value in model.state_dict().items()}, path, model.metadata())
-
-
 @pytest.fixture(scope="session", params=list(ENGINES))
 def comfy(request):
     engine = ENGINES[request.param]
@@ -125,7 +102,7 @@ def comfy(request):
         pytest.skip(engine)  # said again, in red, in the summary
     with tempfile.TemporaryDirectory(prefix="nulltext-") as folder:
         tree = Path(folder)
-        _stand_ins(tree)
+        stand_ins.write(tree)
         with engines.running(engine, tree, inputs=engines.pictures(),
                              extra=["--preview-method", "latent2rgb"]) as server:
             yield Comfy(server)
