@@ -34,6 +34,13 @@ def conv(n_in, n_out, **kwargs):
     return nn.Conv2d(n_in, n_out, 3, padding=1, **kwargs)
 
 
+class GroupNorm(nn.GroupNorm):
+    """In fp32 under autocast: torch's bf16 kernel for the CPU takes twenty times as long."""
+
+    def forward(self, x):
+        return super().forward(x.float())
+
+
 class Clamp(nn.Module):
     def forward(self, x):
         return torch.tanh(x / 3) * 3
@@ -188,9 +195,9 @@ class TextEncoder(nn.Module):
 class ResBlock(nn.Module):
     def __init__(self, n_in, n_out, emb):
         super().__init__()
-        self.in_layers = nn.Sequential(nn.GroupNorm(32, n_in), nn.SiLU(), conv(n_in, n_out))
+        self.in_layers = nn.Sequential(GroupNorm(32, n_in), nn.SiLU(), conv(n_in, n_out))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb, n_out))
-        self.out_layers = nn.Sequential(nn.GroupNorm(32, n_out), nn.SiLU(), nn.Dropout(0), conv(n_out, n_out))
+        self.out_layers = nn.Sequential(GroupNorm(32, n_out), nn.SiLU(), nn.Dropout(0), conv(n_out, n_out))
         self.skip_connection = nn.Identity() if n_in == n_out else nn.Conv2d(n_in, n_out, 1)
 
     def forward(self, x, emb):
@@ -209,9 +216,9 @@ class Attention(nn.Module):
         b, n, c = x.shape
         q, k, v = (t.view(b, t.shape[1], HEADS, -1).transpose(1, 2)
                    for t in (self.to_q(x), self.to_k(context), self.to_v(context)))
-        if want_map:
+        if want_map or torch.is_autocast_enabled("cpu"):  # the CPU's fused kernel is slow in bf16, its products are not
             weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -.5).float().softmax(-1)
-            out, maps = weights.to(v.dtype) @ v, weights.mean(1)
+            out, maps = weights.to(v.dtype) @ v, weights.mean(1) if want_map else None
         else:
             out, maps = F.scaled_dot_product_attention(q, k, v), None
         return self.to_out(out.transpose(1, 2).reshape(b, n, c)), maps
@@ -253,7 +260,7 @@ class TransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     def __init__(self, width):
         super().__init__()
-        self.norm = nn.GroupNorm(32, width, eps=1e-6)
+        self.norm = GroupNorm(32, width, eps=1e-6)
         self.proj_in, self.proj_out = nn.Conv2d(width, width, 1), nn.Conv2d(width, width, 1)
         self.transformer_blocks = nn.ModuleList([TransformerBlock(width)])
 
@@ -309,7 +316,7 @@ class UNet(nn.Module):
             blocks(ResBlock(3 * c, 2 * c, e), SpatialTransformer(2 * c), Up(2 * c)),
             blocks(ResBlock(3 * c, c, e), SpatialTransformer(c)),
             blocks(ResBlock(2 * c, c, e), SpatialTransformer(c)))
-        self.out = nn.Sequential(nn.GroupNorm(32, c), nn.SiLU(), conv(c, 4))
+        self.out = nn.Sequential(GroupNorm(32, c), nn.SiLU(), conv(c, 4))
         for module in self.modules():  # every residual branch starts at zero
             for last in (getattr(module, "proj_out", None), getattr(module, "out_layers", [None])[-1]):
                 if last is not None:

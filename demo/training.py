@@ -32,9 +32,9 @@ def wait_for_turn() -> None:
 
 
 def precision(device: torch.device) -> contextlib.AbstractContextManager:
-    """bf16 on a GPU; fp32 on a CPU, where bf16 is slower."""
-    if device.type == "cuda":
-        return torch.autocast("cuda", torch.bfloat16)
+    """bf16 on a GPU and on a CPU with AVX512-BF16, where products take a quarter of the time; else fp32."""
+    if device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.autocast(device.type, torch.bfloat16)
     return contextlib.nullcontext()
 
 
