@@ -15,7 +15,7 @@ from ..demo.model import denoiser, empty_rows, load, schedule
 from ..samplers.core import VE, Denoise, NoiseSource, gaussian, guided
 from ..samplers.corrections import negative_prompt, null_guided
 from ..samplers.direct_edit import sample_flow_edit, sample_infedit
-from ..samplers.null_text import Schedule, optimise_global_null, optimise_null_text, paper_schedule
+from ..samplers.null_text import Schedule, default_rate, optimise_global_null, optimise_null_text, paper_schedule
 from ..samplers.ode import sample_euler
 from ..samplers.pivots import (
     invert_ddim,
@@ -30,10 +30,8 @@ from . import _changes as changes
 from ._cost import Costs, Meter
 
 CFG = 7.5
-#: Adam's first rate. The authors' 1e-2 is for 77 x 768 numbers that 16 layers read; here 7 layers read 77 x 128, and a
-#: step of one rate moves the prediction less: at 1e-2 ten updates leave every one of 50 steps above its threshold (two
-#: training scenes: 34 and 40 dB, 600 + 500 calls), at 1e-1 only 5 (41 and 42 dB, 262 + 179). The table shows both.
-RATE, PAPER_RATE = 1e-1, 1e-2
+#: Adam's first rate: the nodes' default at this width, and the authors'. The table shows both
+RATE, PAPER_RATE = default_rate(nets.CONTEXT), 1e-2
 #: the authors' settings: 2304.06140 (source cfg, target cfg, share of the steps walked), and the Direct Edit node's
 EDIT_FRIENDLY = (3.5, 15.0, 0.64)
 DIRECT = (3.5, 7.5, 0.66)

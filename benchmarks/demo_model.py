@@ -53,7 +53,7 @@ def two_objects(reading: probe.Reading, truth: scenes.Scenes) -> dict[str, torch
 
 @torch.no_grad()
 def attention(truth: scenes.Scenes, layers=nets.MAP_LAYERS) -> tuple[float, float]:
-    """Mass per pixel inside the object's mask over outside, and the share of maps whose peak is inside.
+    """Mean mass per pixel inside the object's mask over outside, and the share of maps whose peak is inside.
 
     Colour and shape words, averaged over the layers and t in 100..500."""
     net, autoencoder = load()
@@ -71,15 +71,15 @@ def attention(truth: scenes.Scenes, layers=nets.MAP_LAYERS) -> tuple[float, floa
             m = m.transpose(1, 2).reshape(len(m), -1, side, side)
             total = total + F.interpolate(m, size=latent.shape[-2:], mode="bilinear")
     inside = F.avg_pool2d(mask[:, :1], 8)
-    ratios, peaks = [], []
+    inner, outer, peaks = 0., 0., []
     for k in range(2):
         m = total[torch.arange(len(total)), words[:, 0, k]][:, None]
         mean_in = (m * inside).sum((1, 2, 3)) / inside.sum((1, 2, 3))
         mean_out = (m * (1 - inside)).sum((1, 2, 3)) / (1 - inside).sum((1, 2, 3))
-        ratios.append(mean_in / mean_out)
+        inner, outer = inner + float(mean_in.sum()), outer + float(mean_out.sum())
         peak = m.flatten(1).argmax(1)
         peaks.append(inside.flatten(1).gather(1, peak[:, None])[:, 0] > .25)
-    return float(torch.cat(ratios).mean()), float(torch.cat(peaks).float().mean())
+    return inner / outer, float(torch.cat(peaks).float().mean())
 
 
 def main(argv: list[str]) -> None:

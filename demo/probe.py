@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import scenes
+from .nets import GroupNorm
 from .scenes import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, STYLES, TEXTURES, Scenes
+from .training import STATE, Trainer, precision
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 PROBES, FEATURES = MODELS / "probes.safetensors", MODELS / "features.safetensors"
@@ -27,7 +29,7 @@ _OUT = len(PLACES) * sum(n for _, n in _SLOT) + sum(n for _, n in _WHOLE)
 
 
 def conv_block(n_in: int, n_out: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(n_in, n_out, 3, stride, 1), nn.GroupNorm(8, n_out), nn.SiLU())
+    return nn.Sequential(nn.Conv2d(n_in, n_out, 3, stride, 1), GroupNorm(8, n_out), nn.SiLU())
 
 
 class ConvProbe(nn.Module):
@@ -49,24 +51,41 @@ class ConvProbe(nn.Module):
         return self.out(F.silu(self.features(image)))
 
 
-class PatchProbe(nn.Module):
-    """The second judge: 16 px patches and attention, no convolution over the image."""
+class Mix(nn.Module):
+    """A wide depthwise convolution and a perceptron over the channels, added to what came in."""
 
-    def __init__(self, width: int = 112, layers: int = 4):
+    def __init__(self, width: int):
         super().__init__()
-        self.patch = nn.Linear(768, width)
-        self.place = nn.Parameter(torch.randn(64, width) * .2)
-        self.layers = nn.ModuleList([nn.TransformerEncoderLayer(width, 4, width * 2, 0., "gelu", batch_first=True,
-                                                                norm_first=True) for _ in range(layers)])
-        self.read = nn.Parameter(torch.randn(1, 6, width) * .2)
-        self.out = nn.Linear(6 * width, _OUT)
+        self.spread, self.norm = nn.Conv2d(width, width, 7, 1, 3, groups=width), GroupNorm(1, width)
+        self.mix = nn.Sequential(nn.Conv2d(width, 3 * width, 1), nn.GELU(), nn.Conv2d(3 * width, width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mix(self.norm(self.spread(x)))
+
+
+class QueryProbe(nn.Module):
+    """The second judge: 4 px patches, wide depthwise convolutions, and one learned query per place that looks for its
+    object over the whole picture; nothing of it is strided or flattened as in the first."""
+
+    def __init__(self, width: int = 40):
+        super().__init__()
+        w, self.heads = 2 * width, 4
+        self.body = nn.Sequential(nn.Conv2d(3, width, 4, 4), Mix(width), Mix(width), nn.Conv2d(width, w, 2, 2), Mix(w),
+                                  Mix(w), GroupNorm(1, w))
+        self.place = nn.Parameter(torch.randn(256, w) * .5)
+        self.query = nn.Parameter(torch.randn(len(PLACES) + 1, 2 * w) * .5)
+        self.key, self.value = nn.Linear(w, 2 * w), nn.Linear(w, 2 * w)
+        self.join = nn.Sequential(nn.Linear(2 * w, 2 * w), nn.GELU())
+        self.slot, self.whole = nn.Linear(2 * w, sum(n for _, n in _SLOT)), nn.Linear(2 * w, sum(n for _, n in _WHOLE))
 
     def forward(self, image: Tensor) -> Tensor:
-        x = F.pixel_unshuffle((image - .5) * 4, 16).flatten(2).transpose(1, 2)
-        x = torch.cat([self.read.expand(len(x), -1, -1), self.patch(x) + self.place], 1)
-        for layer in self.layers:
-            x = layer(x)
-        return self.out(x[:, :6].flatten(1))
+        x = self.body((image - .5) * 4).flatten(2).transpose(1, 2)
+        query, key, value = (part.unflatten(-1, (self.heads, -1)) for part in (
+            self.query, self.key(x + self.place), self.value(x)))
+        seen = torch.einsum("qhc,bnhc->bhqn", query, key) * query.shape[-1] ** -.5
+        read = self.join(torch.einsum("bhqn,bnhc->bqhc", seen.softmax(-1), value).flatten(2))
+        slots = self.slot(read[:, :-1]).split([n for _, n in _SLOT], -1)
+        return torch.cat([part.flatten(1) for part in slots] + [self.whole(read[:, -1])], 1)
 
 
 class FeatureNet(nn.Module):
@@ -167,10 +186,11 @@ class Pictures:
     def _make(self, n: int) -> tuple[Tensor, Scenes]:
         batch = scenes.sample(n, self.draws, "any")
         image = scenes.draw(batch)[0]
-        latent = self.autoencoder.encode(image[::2])
-        spread = torch.rand(len(latent), 1, 1, 1, generator=self.draws, device=latent.device)
-        latent = latent + .15 * spread * torch.randn(latent.shape, generator=self.draws, device=latent.device)
-        image[::2] = self.autoencoder.decode(latent).clamp(0, 1)
+        with precision(image.device):
+            latent = self.autoencoder.encode(image[::2].contiguous(memory_format=torch.channels_last)).float()
+            spread = torch.rand(len(latent), 1, 1, 1, generator=self.draws, device=latent.device)
+            latent = latent + .15 * spread * torch.randn(latent.shape, generator=self.draws, device=latent.device)
+            image[::2] = self.autoencoder.decode(latent).float().clamp(0, 1)
         return (image * 255).round().byte(), batch
 
     def renew(self, n: int) -> None:
@@ -193,15 +213,14 @@ class Pictures:
 
 
 def all_nets() -> nn.ModuleDict:
-    return nn.ModuleDict({"conv": ConvProbe(), "patch": PatchProbe(), "features": FeatureNet()})
+    return nn.ModuleDict({"conv": ConvProbe(), "query": QueryProbe(), "features": FeatureNet()})
 
 
 def train(device: torch.device, minutes: float, batch: int, ring: int, renewed: int, folder: Path) -> nn.Module:
     """All three at once, from the same pictures, each with its own loss."""
     from .train import generator, load_autoencoder
-    from .training import Trainer, precision
     torch.manual_seed(1)
-    nets = all_nets().to(device)
+    nets = all_nets().to(device, memory_format=torch.channels_last)
     autoencoder = load_autoencoder(device, folder)
     trainer = Trainer("probes", nets, minutes, lr=2e-3, ema=.998, folder=folder, weight_decay=1e-3)
     draws = generator(device, trainer.samples + 3)
@@ -214,6 +233,7 @@ def train(device: torch.device, minutes: float, batch: int, ring: int, renewed: 
     def step(_):
         pictures.renew(renewed)
         image, harm, what = pictures.take(batch)
+        image = image.contiguous(memory_format=torch.channels_last)
         with precision(device):
             out = {name: net(image).float() for name, net in nets.items()}
         losses = {name: loss(split_logits(o), what) for name, o in out.items()}
@@ -228,7 +248,7 @@ def train(device: torch.device, minutes: float, batch: int, ring: int, renewed: 
 
 
 def load(which: str = "conv") -> nn.Module:
-    """The committed probe ("conv" or "patch") or the feature net ("features"), on the CPU, fp32."""
+    """The committed probe ("conv" or "query") or the feature net ("features"), on the CPU, fp32."""
     from safetensors.torch import load_file
     net = all_nets()[which]
     state = load_file(FEATURES if which == "features" else PROBES)
@@ -239,15 +259,12 @@ def load(which: str = "conv") -> nn.Module:
 def pack() -> None:
     """Write models/probes.safetensors and models/features.safetensors, fp16, from what was trained."""
     from safetensors.torch import load_file, save_file
-
-    from .training import STATE
     state = {k: v.half() for k, v in load_file(STATE / "probes.safetensors").items()}
-    for path, names in ((PROBES, ("conv", "patch")), (FEATURES, ("features",))):
+    for path, names in ((PROBES, ("conv", "query")), (FEATURES, ("features",))):
         save_file({k: v for k, v in state.items() if k.split(".")[0] in names}, path)
 
 
 def main() -> None:
-    from .training import STATE
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=("train", "pack"))
     parser.add_argument("--minutes", type=float, default=None)
@@ -258,7 +275,7 @@ def main() -> None:
         gpu = device.type == "cuda"
         if not gpu:
             torch.set_num_threads(1)
-        train(device, args.minutes or (3 if gpu else 60), *((256, 30_000, 128) if gpu else (32, 1500, 4)), STATE)
+        train(device, args.minutes or (3 if gpu else 60), *((256, 30_000, 128) if gpu else (32, 4000, 5)), STATE)
     pack()
 
 

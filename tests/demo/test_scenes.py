@@ -120,7 +120,7 @@ def test_map_loss_falls_when_the_word_looks_at_its_object():
     assert losses[0] < .1 < losses[1]
 
 
-@pytest.mark.parametrize("name", ["conv", "patch", "features"])
+@pytest.mark.parametrize("name", ["conv", "query", "features"])
 def test_probe_loss_is_least_at_the_truth(name):
     s = scenes.sample(4, seeded(11))
     net = probe.all_nets()[name]
