@@ -26,6 +26,17 @@ def test_another_language_names_nodes_and_inputs_that_there_are(language):
             assert word in node["description"], f"{key}: the search word {word!r} is lost"
 
 
+@OTHERS
+def test_another_language_says_every_tooltip_in_its_own_words(language):
+    english, other = (json.loads(FILES[name].read_text(encoding="utf-8")) for name in ("en", language))
+    for key, node in english.items():
+        for part in ("inputs", "outputs"):
+            missing = [name for name, entry in node.get(part, {}).items()
+                       if other[key].get(part, {}).get(name, {}).get("tooltip", "") in ("", entry["tooltip"])]
+            assert not missing, f"{key}, {part}: no {language} tooltip of {', '.join(missing)}"
+            assert set(other[key].get(part, {})) == set(node.get(part, {})), key
+
+
 @pytest.mark.parametrize("language", sorted(FILES))
 def test_no_text_is_mistaken_for_a_message_format(language):
     text = FILES[language].read_text(encoding="utf-8")
