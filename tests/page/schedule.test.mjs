@@ -38,8 +38,14 @@ test("cost lines", () => {
     assert.equal(costOf("NullText_Inverter", w({ ...inverter, pivot: "fixed point", correction: "direct overwrite" })),
         "at most 300 network calls");
     assert.equal(costOf("NullText_Inverter", w(inverter, "sigmas")), null);
-    assert.equal(costOf("NullText_InvertImage", w({ steps: 20, iterations: 5, pivot: "exact pair" })),
-        "at most 25 network calls there, 20 back");
+    const invert = { steps: 20, iterations: 5, cfg: 1, pivot: "exact pair" };
+    assert.equal(costOf("NullText_InvertImage", w(invert)), "at most 25 network calls there, 19 back");
+    assert.equal(costOf("NullText_InvertImage", w({ ...invert, cfg: 3 })),
+        "at most 25 network calls there, 19 back, two network rows each");
+    assert.equal(costOf("NullText_InvertImage", w({ ...invert, pivot: "fixed point" })),
+        "at most 120 network calls there, 20 back");
+    assert.equal(costOf("NullText_InvertImage", w({ ...invert, pivot: "edit-friendly DDPM", cfg: 7.5 })),
+        "at most 20 network calls there, 20 back, two network rows each");
     assert.equal(costOf("NullText_PromptToPrompt", w({ steps: 50, cfg: 7.5 })), "50 steps x 4 network rows = 200");
     assert.equal(costOf("NullText_PromptToPrompt", w({ steps: 50, cfg: 7.5 }, "inversion", "edited_2")),
         "5 network rows per step of the inversion");

@@ -10,8 +10,10 @@ const parts = (/** @type {any} */ text) => String(text ?? "").split(",").filter(
 const FORMULAS = {
     NullText_InvertImage: (w) => {
         if (w.wired.has("sigmas")) return null;
-        const extra = { "fixed point": w.steps * w.iterations, "exact pair": w.iterations }[w.pivot] ?? 0;
-        return `at most ${call(w.steps + extra)} there, ${w.steps} back`;
+        const pair = w.pivot === "exact pair";
+        const extra = pair ? w.iterations : w.pivot === "fixed point" ? w.steps * w.iterations : 0;
+        const rows = w.cfg === 1 ? "" : ", two network rows each";
+        return `at most ${call(w.steps + extra)} there, ${w.steps - (pair && w.steps > 1 ? 1 : 0)} back${rows}`;
     },
     NullText_Optimise: (w) => `per step at most ${w.inner_steps + 2} forwards and ${w.inner_steps} backwards`,
     NullText_Inverter: (w) => {
