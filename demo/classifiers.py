@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..samplers.latent_classifier import LatentClassifier, train_latent_classifier
-from . import nets, scenes
+from . import nets, pool, scenes
 from .probe import MODELS
-from .training import chunks
+from .training import precision
 
 COLOURS, PAIRS = MODELS / "nulltext_colours.safetensors", MODELS / "nulltext_pairs.safetensors"
 PAIR_NAMES = [f"{c} {s}" for c in scenes.COLOURS for s in scenes.SHAPES]
@@ -72,30 +72,24 @@ def train_pictures(steps: int, batch: int, device: torch.device) -> None:
     print(f"pictures: {float(right):.1%} of 512 held-out scenes", flush=True)
 
 
-@torch.no_grad()
-def encoded(batch: scenes.Scenes, autoencoder) -> Tensor:
-    return torch.cat([autoencoder.encode(scenes.draw(batch[part])[0]) for part in chunks(len(batch), 64)])
-
-
-def train_latents(steps: int, batch: int, pool: int, device: torch.device) -> None:
-    """The node's own training function, on `pool` encoded scenes of all 48 pairs."""
+def train_latents(steps: int, batch: int, size: int, device: torch.device) -> None:
+    """The node's own training function, on the one-object scenes of a pool, of all 48 pairs."""
     from .train import load_autoencoder
     torch.manual_seed(0)
     autoencoder = load_autoencoder(device)
-    draws = torch.Generator(device).manual_seed(31)
-    parts = [scenes.sample(pool - pool // 5, draws, two=0), scenes.sample(pool // 5, draws, "unseen", two=0)]
-    batch_scenes = scenes.cat(parts)
-    latents, targets = encoded(batch_scenes, autoencoder), pair_index(batch_scenes)
-    print(f"latents: {len(latents)} scenes encoded", flush=True)
+    seen = pool.make(size, autoencoder, torch.Generator(device).manual_seed(31))
+    seen = seen[seen.scenes.count == 1]
+    latents, targets = seen.latents, pair_index(seen.scenes)
     net = LatentClassifier.new(PAIR_NAMES, 4, 16, width=40).to(device)
 
     def say(i, loss, accuracy):
         if i % 50 == 0:
             print(f"latents: step {i} of {steps}, loss {loss:.3f}, {accuracy:.1%} right over all levels", flush=True)
 
-    train_latent_classifier(net, latents, targets, nets.sigmas(), steps=steps, batch=batch, lr=1.5e-3, callback=say)
+    with precision(device):
+        train_latent_classifier(net, latents, targets, nets.sigmas(), steps=steps, batch=batch, lr=1.5e-3, callback=say)
     test = scenes.sample(256, torch.Generator(device).manual_seed(32), "held_out", two=0)
-    x0 = encoded(test, autoencoder)
+    x0 = pool.encode(test, autoencoder)[0]
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(33)).to(device)
     figures = {}
     with torch.no_grad():
@@ -129,7 +123,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--pool", type=int, default=4000, help="scenes that are encoded for the latent classifier")
+    parser.add_argument("--pool", type=int, default=10_000, help="scenes drawn and encoded for the latent classifier")
     args = parser.parse_args()
     device = torch.device(args.device)
     if device.type == "cpu":

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from . import captions, nets, scenes
+from . import captions, nets, pool, scenes
 from .train import generator, load_autoencoder
 from .training import STATE, Trainer, precision
 
@@ -31,9 +31,9 @@ except ImportError:  # run as `python -m demo.image_text` from the repository's 
 
 EMBEDDING, IMAGE_SIZE = 128, 64
 WORDS = {word: i + 2 for i, word in enumerate(sorted(captions.TOKENS))}  # 0 is the unknown word, 1 padding
-IMAGE = {"in_channels": 3, "out": EMBEDDING, "widths": (32, 64, 128), "blocks": 2, "attention": (2,),
-         "size": IMAGE_SIZE, "stem_stride": 2}
-NOISY = {"in_channels": 4, "out": EMBEDDING, "widths": (48, 80, 128), "blocks": 2, "attention": (1, 2), "size": 16,
+IMAGE = {"in_channels": 3, "out": EMBEDDING, "widths": (48, 80, 128), "blocks": 2, "attention": (2,),
+         "size": IMAGE_SIZE, "stem_stride": 4}
+NOISY = {"in_channels": 4, "out": EMBEDDING, "widths": (48, 80, 112), "blocks": 2, "attention": (1, 2), "size": 16,
          "noise_aware": True}
 TEXT = {"rows": len(WORDS) + 2, "out": EMBEDDING}
 _CONTENT = [i for i, name in enumerate(captions._FORM) if name in ("a", "colour0", "shape0")]
@@ -107,12 +107,20 @@ def info_nce(u: Tensor, v: Tensor, scale: Tensor | float) -> Tensor:
 
 
 @torch.no_grad()
-def pair_accuracy(embed, model: ImageText, batch: scenes.Scenes) -> float:
-    """How often the right one of all 48 captions "a <colour> <shape>" is the nearest, for one-object scenes."""
+def retrieval(embed: Tensor, model: ImageText, batch: scenes.Scenes) -> dict[str, float]:
+    """How often the nearest of all 48 captions "a <colour> <shape>" has the right colour, shape, both ("pair"), for
+    one-object scenes."""
     names = [f"a {c} {s}" for c in scenes.COLOURS for s in scenes.SHAPES]
-    text = F.normalize(model.embed_text(names), dim=-1)
-    found = (F.normalize(embed, dim=-1) @ text.T).argmax(1)
-    return float((found == batch.colour[:, 0] * len(scenes.SHAPES) + batch.shape[:, 0]).float().mean())
+    found = (F.normalize(embed, dim=-1) @ F.normalize(model.embed_text(names), dim=-1).T).argmax(1)
+    colour = found // len(scenes.SHAPES) == batch.colour[:, 0]
+    shape = found % len(scenes.SHAPES) == batch.shape[:, 0]
+    return {"colour": float(colour.float().mean()), "shape": float(shape.float().mean()),
+            "pair": float((colour & shape).float().mean())}
+
+
+def pair_accuracy(embed: Tensor, model: ImageText, batch: scenes.Scenes) -> float:
+    """How often the right one of all 48 captions is the nearest."""
+    return retrieval(embed, model, batch)["pair"]
 
 
 class ClassCaptions:
@@ -154,45 +162,36 @@ def train_towers(model: ImageText, minutes: float, batch: int, device: torch.dev
 
     def report():
         with torch.no_grad():
-            share = pair_accuracy(trainer.average.embed_image(pictures), trainer.average, test)
-        return f"colour and shape both right on {share:.1%} of 256 held-out scenes"
+            shares = retrieval(trainer.average.embed_image(pictures), trainer.average, test)
+        return " ".join(f"{name} {share:.1%}" for name, share in shares.items()) + " of 256 held-out scenes"
 
     return trainer.run(step, batch, report)
 
 
 @torch.no_grad()
-def clean_pool(model: ImageText, autoencoder: nn.Module, size: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Latents of `size` fresh scenes and what the image tower says of their pictures."""
-    latents, clean = [], []
-    for start in range(0, size, 64):
-        image = scenes.draw(scenes.sample(min(64, size - start), draws))[0]
-        with precision(image.device):
-            latents.append(autoencoder.encode(image).float())
-            clean.append(model.embed_image(image).float())
-    return torch.cat(latents), torch.cat(clean)
+def clean_embeddings(model: ImageText, pictures: Tensor) -> Tensor:
+    """What the image tower says of pictures [N, 3, 64, 64] uint8: [N, D]."""
+    return torch.cat([model.embed_image(part.float() / 255).float() for part in pictures.split(256)])
 
 
-def train_noisy(model: ImageText, autoencoder: nn.Module, minutes: float, batch: int, pool: int, device: torch.device,
+def train_noisy(model: ImageText, autoencoder: nn.Module, minutes: float, batch: int, size: int, device: torch.device,
                 folder: Path) -> nn.Module:
     trainer = Trainer("image_text_noisy", model.noisy, minutes, lr=1e-3, ema=.998, folder=folder)
     draws = generator(device, trainer.samples + 4)
     sigma = nets.sigmas().to(device)
     test = scenes.sample(256, generator(device, 13), "held_out", two=0)
-    with torch.no_grad():
-        latents = autoencoder.encode(scenes.draw(test)[0])
+    latents = pool.encode(test, autoencoder)[0]
 
     def scaled(x0, s, noise):
         return (x0 + s * noise) * (1 + s * s) ** -.5
 
-    latents_pool, clean_pool_ = clean_pool(model, autoencoder, pool, draws)
+    seen = pool.make(size, autoencoder, generator(device, 31), folder)
+    seen = seen[~scenes.unseen_pair(seen.scenes)]
+    clean_all = clean_embeddings(model, seen.pictures)
 
-    def step(i):
-        if i % 20 == 19:  # a twentieth of the pool is replaced in each round of 400 steps
-            new = max(1, pool // 400)
-            at = (i // 20 * new) % (pool - new + 1)
-            latents_pool[at: at + new], clean_pool_[at: at + new] = clean_pool(model, autoencoder, new, draws)
-        index = torch.randint(pool, (batch,), generator=draws, device=device)
-        x0, clean = latents_pool[index], clean_pool_[index]
+    def step(_):
+        index = torch.randint(len(seen), (batch,), generator=draws, device=device)
+        x0, clean = seen.latents[index], clean_all[index]
         s = sigma[torch.randint(1000, (batch,), generator=draws, device=device)]
         x = scaled(x0, s[:, None, None, None], torch.randn(x0.shape, generator=draws, device=device))
         with precision(device):
@@ -225,7 +224,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=None)
     parser.add_argument("--state", type=Path, default=STATE, help="where the stages are kept")
     parser.add_argument("--out", type=Path, required=True, help="the fp16 model to write")
-    parser.add_argument("--pool", type=int, default=None, help="scenes encoded ahead for the noise-aware tower")
+    parser.add_argument("--pool", type=int, default=None, help="scenes drawn and encoded for the noise-aware tower")
     parser.add_argument("--stage", choices=("all", "towers", "noisy"), default="all")
     args = parser.parse_args()
     device = torch.device(args.device)
@@ -235,7 +234,7 @@ def main() -> None:
     torch.manual_seed(0)
     minutes = args.minutes or (8 if device.type == "cuda" else 120)
     batch = args.batch or (1024 if device.type == "cuda" else 96)
-    args.pool = args.pool or (100_000 if device.type == "cuda" else 5000)
+    args.pool = args.pool or (100_000 if device.type == "cuda" else 10_000)
     trained = any((args.state / f"{name}.safetensors").exists() for name in ("autoencoder", "autoencoder_slim"))
     with_noisy = args.stage != "towers" and trained
     if not with_noisy and args.stage == "noisy":
@@ -251,11 +250,12 @@ def main() -> None:
     if with_noisy:
         autoencoder = load_autoencoder(device, args.state)
         model.noisy = train_noisy(model, autoencoder, minutes * (1 - part), batch, args.pool, device, args.state)
-    test = scenes.sample(512, generator(device, 17), "held_out", two=0)
-    unseen = scenes.sample(512, generator(device, 19), "unseen", two=0)
+    figures = {}
     with torch.no_grad():
-        figures = {name: f"{pair_accuracy(model.embed_image(scenes.draw(s)[0]), model, s):.4f}"
-                   for name, s in (("pair_accuracy", test), ("pair_accuracy_unseen", unseen))}
+        for split, suffix, seed in (("held_out", "", 17), ("unseen", "_unseen", 19)):
+            test = scenes.sample(512, generator(device, seed), split, two=0)
+            shares = retrieval(model.embed_image(scenes.draw(test)[0]), model, test)
+            figures |= {f"{name}_accuracy{suffix}": f"{share:.4f}" for name, share in shares.items()}
     print(figures, flush=True)
     export(model, args.out, figures)
 

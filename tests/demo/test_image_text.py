@@ -2,7 +2,17 @@
 import pytest
 import torch
 from nulltext.demo import captions, scenes
-from nulltext.demo.image_text import IMAGE, NOISY, TEXT, WORDS, disturbed, info_nce, training_rows, word_rows
+from nulltext.demo.image_text import (
+    IMAGE,
+    NOISY,
+    TEXT,
+    WORDS,
+    disturbed,
+    info_nce,
+    retrieval,
+    training_rows,
+    word_rows,
+)
 from nulltext.samplers.core import FLOW, VE
 from nulltext.samplers.image_text import ImageText
 
@@ -52,7 +62,7 @@ def test_unknown_and_empty_texts(model):
 def test_towers_take_any_size_and_levels(model):
     image = torch.rand(2, 3, 100, 80, generator=generator())
     assert model.embed_image(image).shape == (2, 128)
-    assert [f.shape[1] for f in model.image_features(image)] == [32, 64, 128]
+    assert tuple(f.shape[1] for f in model.image_features(image)) == IMAGE["widths"]
     x = torch.randn(2, 4, 16, 16, generator=generator())
     for process in (VE, FLOW):
         assert bool(torch.isfinite(model.embed_noisy(x, 0.5, process)).all())
@@ -71,6 +81,14 @@ def test_a_file_gives_it_back_and_another_is_refused(model):
         without.embed_noisy(torch.zeros(1, 4, 16, 16), 1.0)
     with pytest.raises(ValueError, match="not an image-text model"):
         ImageText.build(state, {})
+
+
+def test_retrieval_counts_colour_and_shape_apart(model):
+    batch = scenes.sample(40, generator(), two=0)
+    said = [f"a {scenes.COLOURS[c]} {scenes.SHAPES[(s + 1) % 6]}" for c, s in
+            zip(batch.colour[:, 0].tolist(), batch.shape[:, 0].tolist(), strict=True)]
+    with torch.no_grad():
+        assert retrieval(model.embed_text(said), model, batch) == {"colour": 1.0, "shape": 0.0, "pair": 0.0}
 
 
 def test_a_few_steps_learn():
