@@ -14,12 +14,17 @@ from .workflows import Workflow, is_link
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 SEEDS = ("seed", "noise_seed")
 GAP = (70, 40)  # between columns and rows, in pixels of the page
-#: height of what the pack's script shows under a node's widgets; of a report alone where the class is not named
-PANEL = {"NullText_Inverter": 410, "NullText_InvertImage": 410, "NullText_Optimise": 390, "NullText_AttentionMap": 420,
-         "NullText_AttentionReweight": 110, "NullText_PromptToPrompt": 210, "NullText_PromptToPromptGuider": 170,
-         "NullText_RePaint": 190, "NullText_RePaintSampler": 190, "NullText_Disturbance": 200,
-         "NullText_DisturbanceSampler": 200, "NullText_DisturbanceSchedule": 190, "NullText_Prompt": 40}
-REPORT = 80
+#: heights of what a node shows under its widgets. PANEL: the pack's own, before a run (chips, schedules, a line of
+#: cost); the rest comes with a run, and the layout leaves the room for it under the node
+COST, CHIPS, SCHEDULE, REPORT, PICTURE, PREVIEW = 26, 90, 150, 140, 360, 240
+PANEL = {"NullText_AttentionMap": CHIPS, "NullText_AttentionRecord": CHIPS, "NullText_AttentionReweight": CHIPS,
+         "NullText_BlendedDiffusion": COST, "NullText_DiffEditMask": COST, "NullText_DirectEdit": COST,
+         "NullText_Disturbance": SCHEDULE, "NullText_DisturbanceSampler": SCHEDULE,
+         "NullText_DisturbanceSchedule": SCHEDULE, "NullText_ILVRSampler": COST, "NullText_InvertImage": COST,
+         "NullText_Inverter": COST, "NullText_Optimise": COST, "NullText_OptimiseStartNoise": COST,
+         "NullText_PromptToPrompt": CHIPS + COST + 26, "NullText_PromptToPromptGuider": CHIPS + 26,
+         "NullText_RePaint": SCHEDULE, "NullText_RePaintSampler": SCHEDULE, "NullText_SDEdit": COST}
+PICTURES = ("NullText_AttentionMap", "NullText_InvertImage", "NullText_Inverter", "NullText_Optimise")
 NOTE_WIDTH = 380
 
 Info = dict[str, Any]  # one node class of /object_info
@@ -105,7 +110,7 @@ def to_ui(workflow: Workflow, infos: dict[str, Info], note: str) -> dict[str, An
             links.append([number, int(value[0]), output, int(key), slot, entry["type"]])
             entry["link"] = number
             source[output]["links"].append(number)
-    order = _layout(whole, nodes)
+    order = _layout(whole, nodes, {key: _room(infos[node["class_type"]]) for key, node in whole.items()})
     for position, key in enumerate(order):
         nodes[key]["order"] = position
     listed = [nodes[key] for key in sorted(nodes, key=int)]
@@ -164,7 +169,7 @@ def _node(key: str, node: dict, info: Info, meta: dict) -> dict[str, Any]:
 
 
 def _size(info: Info, entries: list, outputs: list) -> list[int]:
-    """Room for slots and widgets, and for the picture that a picture node shows."""
+    """Slots, widgets, the picture that a picture node shows, and what the pack shows before a run."""
     known = inputs_of(info)
     height, width = 30 + 21 * max(len(entries), len(outputs)), 300
     for place, name in widgets(info):
@@ -173,15 +178,20 @@ def _size(info: Info, entries: list, outputs: list) -> list[int]:
         width = max(width, 380 if tall else 0, 150 + 8 * len(place))
     if info["name"] in ("LoadImage", "SaveImage", "PreviewImage"):
         height += 300
-    elif info.get("output_node"):
-        height += 180  # a text or a picture that the node shows
-    if info["name"].startswith("NullText_"):
-        height += PANEL.get(info["name"], REPORT)
-    return [width, height]
+    return [width, height + PANEL.get(info["name"], 0)]
 
 
-def _layout(workflow: Workflow, nodes: dict[str, dict]) -> list[str]:
-    """Set every node's `pos`: columns by distance from the sources, rows by what feeds them. Ids in run order."""
+def _room(info: Info) -> int:
+    """What a run adds to the node: its report and pictures, and the live preview of whatever makes a latent."""
+    ours, name = info["name"].startswith("NullText_"), info["name"]
+    samples = "LATENT" in info["output"] and any(kind == "MODEL" for kind, _ in inputs_of(info).values())
+    preview = samples or name == "SamplerCustomAdvanced"
+    return REPORT * ours + PICTURE * (name in PICTURES) + PREVIEW * preview
+
+
+def _layout(workflow: Workflow, nodes: dict[str, dict], room: dict[str, int]) -> list[str]:
+    """Set every node's `pos`: columns by distance from the sources, rows by what feeds them, `room` pixels free under
+    each. Ids in run order."""
     parents = {key: [str(value[0]) for value in node["inputs"].values() if is_link(value, workflow)]
                for key, node in workflow.items()}
     depth: dict[str, int] = {}
@@ -201,7 +211,7 @@ def _layout(workflow: Workflow, nodes: dict[str, dict]) -> list[str]:
         y = 60
         for key in sorted(members, key=lambda key: (heights[key], int(key))):
             nodes[key]["pos"] = [x, y]
-            y += nodes[key]["size"][1] + GAP[1]
+            y += nodes[key]["size"][1] + room[key] + GAP[1]
         x += max(nodes[key]["size"][0] for key in members) + GAP[0]
     return order
 

@@ -1,5 +1,6 @@
 """The page's graph of a workflow: widget places, links, and the way back to what is queued."""
 import copy
+import fnmatch
 import json
 
 import pytest
@@ -70,6 +71,28 @@ def test_nodes_go_from_left_to_right_and_do_not_overlap():
         for (u, v), (a, b) in boxes[i + 1:]:
             assert x + w <= u or u + a <= x or y + h <= v or v + b <= y
     assert node(graph, 4)["type"] == "Note" and "a note" in node(graph, 4)["widgets_values"][0]
+
+
+def test_room_is_left_for_what_a_run_adds():
+    infos = {"Make": {"name": "Make", "input": {"required": {}}, "output": ["MODEL"], "output_name": ["MODEL"]},
+             "NullText_Sampler": {"name": "NullText_Sampler", "input": {"required": {"model": ["MODEL"]}},
+                                  "output": ["LATENT"], "output_name": ["LATENT"]}}
+    flow = {"1": {"class_type": "Make", "inputs": {}},
+            **{key: {"class_type": "NullText_Sampler", "inputs": {"model": ["1", 0]}} for key in "23"}}
+    graph = litegraph.to_ui(flow, infos, "")
+    above, below = node(graph, 2), node(graph, 3)
+    assert above["pos"][0] == below["pos"][0]
+    free = below["pos"][1] - above["pos"][1] - above["size"][1]
+    assert free >= litegraph.REPORT + litegraph.PREVIEW + 30  # a title bar stands over `pos`
+
+
+def test_the_registrys_package_lists_only_workflows_that_open():
+    """ComfyUI offers every workflows/*.json of a pack as a template; files for HTTP would be templates that don't open."""
+    ignored = (workflows.FOLDER.parent / ".comfyignore").read_text(encoding="utf-8").split()
+    listed = [path for path in workflows.FOLDER.glob("*.json")
+              if not any(fnmatch.fnmatch(f"workflows/{path.name}", pattern) for pattern in ignored)]
+    assert len(listed) == len(workflows.names())
+    assert all("nodes" in json.loads(path.read_text(encoding="utf-8")) for path in listed)
 
 
 @pytest.mark.parametrize(("change", "words"), [
