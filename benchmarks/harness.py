@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
 import time
@@ -16,6 +17,17 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "output" / "bench"
+WEIGHTS = "weights"  # under this key a run keeps the hash of what it measured
+
+
+def weights(folder: Path = ROOT / "models") -> str:
+    """A hash of the tensors (not the metadata) of every file of weights that the pack ships."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.safetensors")):
+        with open(path, "rb") as file:
+            file.seek(8 + int.from_bytes(file.read(8), "little"))
+            digest.update(path.name.encode() + file.read())
+    return digest.hexdigest()[:16]
 
 
 class Bench:
@@ -32,6 +44,11 @@ class Bench:
         if self.args.fresh:
             self.path.unlink(missing_ok=True)
         self.kept: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
+        now = weights()
+        if self.kept and self.kept.get(WEIGHTS) != now:
+            print("  the weights have changed since the kept results: beginning anew", flush=True)
+            self.kept = {}
+        self.kept[WEIGHTS] = now
 
     def _save(self) -> None:
         temporary = self.path.with_suffix(".tmp")

@@ -11,7 +11,6 @@ The parts: _inversion.py (the methods), _changes.py (changes and judge), _cost.p
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 import time
@@ -19,8 +18,6 @@ from statistics import mean
 
 import torch
 
-from ..demo.checkpoint import CHECKPOINT
-from ..demo.probe import PROBES
 from ._changes import CHANGES, judged, reconstruction_psnr
 from ._cost import Costs
 from ._inversion import CFG, EDIT_FRIENDLY, PAPER_RATE, RATE, WAYS, Batch, Lab, Result
@@ -143,15 +140,13 @@ def main(argv: list[str]) -> None:
         flush=True,
     )
     costs = Costs()
-    # results of other weights are not these weights' results
-    weights = hashlib.sha256(CHECKPOINT.read_bytes() + PROBES.read_bytes()).hexdigest()[:8]
     for name, (way, _) in WAYS.items():
 
         def compute(indices, way=way):
             b = lab.batch(indices)
             return kept(lab, b, way(b, costs))
 
-        rows[name] = bench.each(f"{name} {weights}", range(round(share(name) * n)), compute, size)
+        rows[name] = bench.each(name, range(round(share(name) * n)), compute, size)
     figures = figures_of(rows)
     bench.finish(tables(rows, figures), figures)
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from . import captions, nets, scenes
@@ -76,7 +78,6 @@ def train_autoencoder(device: torch.device, minutes: float, batch: int, slim: bo
 
 def load_autoencoder(device: torch.device, folder=STATE) -> nets.AutoEncoder:
     """The trained autoencoder, frozen: what `folder` holds, else the committed one."""
-    from safetensors.torch import load_file
     files = [(folder / "autoencoder.safetensors", nets.TAESD_SIZE),
              (folder / "autoencoder_slim.safetensors", nets.SLIM_SIZE)]
     found = next(((load_file(path), size) for path, size in files if path.exists()), None)
@@ -93,6 +94,7 @@ def load_autoencoder(device: torch.device, folder=STATE) -> nets.AutoEncoder:
 
 # --------------------------------------------------------------------------------------------------- diffusion
 
+FIGURES = CHECKPOINT.parents[1] / "output" / "bench" / "demo_model.figures.json"
 #: weight of an object's latent pixels in the loss; timesteps where outlines are decided (sigma about 1 to 40)
 ON_OBJECT, OUTLINES = 4.0, (300, 950)
 USES = 6  # times that a scene is seen on average before it is replaced
@@ -210,9 +212,8 @@ def train_diffusion(device: torch.device, minutes: float, batch: int, pool: int,
     return trainer.run(step, batch, report, save_every=60 if device.type == "cuda" else 420)
 
 
-def pack(figures: dict | None = None) -> None:
-    """Write models/nulltext_demo.safetensors from what was trained, with its metadata."""
-    from safetensors.torch import load_file
+def pack() -> None:
+    """Write the checkpoint from what was trained, with its metadata; its figures are added by `write_figures`."""
     autoencoder = load_autoencoder(torch.device("cpu"))
     images = scenes.draw(scenes.sample(64, generator(torch.device("cpu"), 3)))[0]
     with torch.no_grad():
@@ -228,13 +229,24 @@ def pack(figures: dict | None = None) -> None:
                      captions.VOCABULARY, prediction="v", latent_rgb=factors,
                      metadata={"config": config, "samples_seen": samples, "map_layers": list(nets.MAP_LAYERS),
                                "attention_loss": "0.01 x -log share of attention inside the named object's mask",
-                               "figures": figures or {}})
+                               "figures": {}})
     print(f"{CHECKPOINT.name}: {samples} samples seen, {CHECKPOINT.stat().st_size / 1e6:.1f} MB")
+
+
+def write_figures(path: Path = CHECKPOINT, measured: Path = FIGURES) -> None:
+    """Put the last `make bench NAME=demo_model` into the checkpoint's metadata; no tensor changes."""
+    if not measured.exists():
+        die("Nothing is measured yet: run `make bench NAME=demo_model` first.")
+    with safe_open(path, "pt") as f:
+        metadata = f.metadata()
+    tensors = load_file(path)
+    save_file(tensors, path, metadata | {"figures": measured.read_text().strip()})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stage", nargs="?", default="all", choices=("autoencoder", "diffusion", "pack", "all"))
+    parser.add_argument("stage", nargs="?", default="all",
+                        choices=("autoencoder", "diffusion", "pack", "figures", "all"))
     parser.add_argument("--from-nothing", action="store_true", help="don't go on from the committed weights")
     parser.add_argument("--minutes", type=float, default=None, help="length of this piece (per stage)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -257,6 +269,8 @@ def main() -> None:
                         args.pool or (200_000 if gpu else 4096), args.lr, go_on)
     if args.stage in ("pack", "all"):
         pack()
+    if args.stage == "figures":
+        write_figures()
 
 
 if __name__ == "__main__":

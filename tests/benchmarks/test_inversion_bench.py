@@ -54,9 +54,7 @@ def toy(monkeypatch, tmp_path):
     judge = probe.ConvProbe(8)
     monkeypatch.setattr(probe, "load", lambda which: judge.eval().requires_grad_(False))
     monkeypatch.setattr(harness, "OUTPUT", tmp_path)
-    for name in ("CHECKPOINT", "PROBES"):
-        (tmp_path / name).write_bytes(b"1")
-        monkeypatch.setattr(inversion, name, tmp_path / name)
+    monkeypatch.setattr(harness, "weights", lambda: "these")
     monkeypatch.setattr(inversion.os, "cpu_count", torch.get_num_threads)
     return unet
 
@@ -66,7 +64,7 @@ def run(capsys):
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-def test_prints_exactly_the_figures_and_resumes(toy, capsys, tmp_path):
+def test_prints_exactly_the_figures_and_resumes(toy, capsys, monkeypatch):
     figures = run(capsys)
     assert set(figures) == KEYS
     assert figures["latent_error_exact_cfg7.5"] < 1e-4
@@ -76,7 +74,7 @@ def test_prints_exactly_the_figures_and_resumes(toy, capsys, tmp_path):
     assert run(capsys) == figures
     again = toy.calls - first  # a few calls to predict the time, none of the ways
     assert again < first / 10
-    (tmp_path / "CHECKPOINT").write_bytes(b"2")
+    monkeypatch.setattr(harness, "weights", lambda: "others")
     run(capsys)
     assert toy.calls - first - again > .9 * first, "results of other weights were taken for these weights'"
 

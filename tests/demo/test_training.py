@@ -2,8 +2,11 @@ import fcntl
 import threading
 import time
 
+import pytest
 import torch
-from nulltext.demo import training
+from nulltext.demo import train, training
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 
 def fit(folder, minutes=.02):
@@ -37,3 +40,15 @@ def test_waits_while_the_lock_is_held(tmp_path, monkeypatch):
         assert not done
     thread.join(5)
     assert done
+
+
+def test_measured_figures_go_into_the_metadata_and_nothing_else_changes(tmp_path):
+    file, measured = tmp_path / "a.safetensors", tmp_path / "figures.json"
+    save_file({"w": torch.arange(6.).half()}, file, {"samples_seen": "7", "figures": "{}"})
+    measured.write_text('{"shape": 0.5}\n')
+    train.write_figures(file, measured)
+    with safe_open(file, "pt") as f:
+        assert f.metadata() == {"samples_seen": "7", "figures": '{"shape": 0.5}'}
+        assert torch.equal(f.get_tensor("w"), torch.arange(6.).half())
+    with pytest.raises(SystemExit):
+        train.write_figures(file, tmp_path / "missing.json")
