@@ -1,4 +1,6 @@
-"""PIE-Bench's table over a folder in its layout: `python demo pie FOLDER [--results NAME=FOLDER ...]`.
+"""PIE-Bench's table over a folder in its layout, from the folder of this pack:
+
+    python -m benchmarks.pie FOLDER [--results NAME=FOLDER ...]
 
 FOLDER holds mapping_file.json and annotation_images/ as PIE-Bench is published (Ju et al. 2310.01506): per image a
 source and an edited prompt ([brackets] mark the words that differ), a blended word pair and a run-length mask of
@@ -7,10 +9,11 @@ PIE-Bench's settings: cross 0.4, self 0.6, local blend on the blend word, weight
 --results ready-made edits under the same relative paths are measured. Every image's figures are kept, so that a run
 resumes.
 
-Metrics: PSNR, MSE x 1e4 and SSIM x 1e2 of the images times the mask's complement, whole-picture masks left out, as
-their code does. Structure distance x 1e3 with --dino, CLIP similarity (whole, and image times mask) with --clip:
-folders of Hugging Face checkpoints on this machine (facebook/dino-vitb8, openai/clip-vit-large-patch14). Without
-them those columns stay empty. LPIPS is not measured: its weights are no part of what ComfyUI brings.
+Metrics: PSNR, MSE x 1e4, SSIM x 1e2 and LPIPS x 1e3 of the images times the mask's complement, whole-picture masks
+left out, as their code does. The networks come from this machine, and without them their columns hold "-": structure
+distance x 1e3 with --dino, CLIP similarity (whole, and image times mask) with --clip (folders of the Hugging Face
+checkpoints facebook/dino-vitb8 and openai/clip-vit-large-patch14), LPIPS with --lpips (a safetensors file with the
+state dict of `lpips.LPIPS(net="squeeze")`).
 """
 from __future__ import annotations
 
@@ -20,14 +23,23 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..samplers import metrics
+from ._pie_judges import Judges
 from .harness import OUTPUT, table
 
-COLUMNS = ("structure", "psnr", "mse", "ssim", "clip_whole", "clip_edited")
-SCALE = {"structure": 1e3, "mse": 1e4, "ssim": 1e2}
+#: figure -> its name in the table, in the order of the published ones
+COLUMNS = {
+    "structure": "distance e3",
+    "psnr": "PSNR",
+    "lpips": "LPIPS e3",
+    "mse": "MSE e4",
+    "ssim": "SSIM e2",
+    "clip_whole": "CLIP whole",
+    "clip_edited": "CLIP edited",
+}
+SCALE = {"mse": 1e4, "ssim": 1e2}
 
 
 def read_mask(runs: list[int], size: int = 512) -> Tensor:
@@ -56,52 +68,6 @@ def read_image(path: Path, size: int = 512) -> Tensor:
     return values.view(1, size, size, 3).movedim(-1, 1).float() / 255
 
 
-class Judges:
-    """The networks that are on this machine."""
-
-    def __init__(self, dino: str | None, clip: str | None):
-        self.dino = self.clip = None
-        if dino:
-            from transformers import ViTModel
-
-            self.dino = ViTModel.from_pretrained(dino, local_files_only=True, add_pooling_layer=False).eval()
-        if clip:
-            from transformers import CLIPModel, CLIPTokenizer
-
-            self.clip = CLIPModel.from_pretrained(clip, local_files_only=True).eval()
-            self.tokenizer = CLIPTokenizer.from_pretrained(clip, local_files_only=True)
-
-    @torch.no_grad()
-    def keys(self, image: Tensor) -> Tensor:
-        """[1, T, D] keys of the last layer at 224 pixels (DINO's normalisation)."""
-        image = F.interpolate(image, size=(224, 224), mode="bicubic", antialias=True).clamp(0, 1)
-        image = (image - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(
-            3, 1, 1
-        )
-        kept = []
-        layer = self.dino.encoder.layer[-1].attention.attention.key
-        handle = layer.register_forward_hook(lambda module, args, out: kept.append(out))
-        try:
-            self.dino(image, interpolate_pos_encoding=True)
-        finally:
-            handle.remove()
-        return kept[0]
-
-    @torch.no_grad()
-    def similarity(self, image: Tensor, text: str) -> float:
-        image = F.interpolate(image, size=(224, 224), mode="bicubic", antialias=True).clamp(0, 1)
-        mean, std = (
-            torch.tensor(v).view(3, 1, 1)
-            for v in ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-        )
-        tokens = self.tokenizer([text], padding=True, truncation=True, return_tensors="pt")
-        return float(
-            metrics.clip_similarity(
-                self.clip.get_image_features((image - mean) / std), self.clip.get_text_features(**tokens)
-            )[0]
-        )
-
-
 def measure(item: dict, source: Tensor, edit: Tensor, judges: Judges) -> dict[str, float | None]:
     """One image's row; None where a metric has no meaning or no network."""
     mask = read_mask(item["mask"], source.shape[-1])
@@ -110,6 +76,8 @@ def measure(item: dict, source: Tensor, edit: Tensor, judges: Judges) -> dict[st
         values = metrics.preservation(source, edit, mask)
         row |= {name: float(value[0]) * SCALE.get(name, 1) for name, value in values.items()}
         row["psnr"] = min(row["psnr"], 100.0)
+        if judges.lpips is not None:
+            row["lpips"] = 1e3 * float(judges.lpips(metrics.outside(source, mask), metrics.outside(edit, mask))[0])
     if judges.dino is not None:
         row["structure"] = 1e3 * float(metrics.structure_distance(judges.keys(source), judges.keys(edit))[0])
     if judges.clip is not None:
@@ -167,72 +135,76 @@ def make_edits(folder: Path, items: dict[str, dict], to: Path, size: int, steps:
         print(f"  edits: {done + 1}/{len(items)}", flush=True)
 
 
-def main(argv: list[str]) -> None:
+def edit_of(item: dict, folder: Path) -> Path | None:
+    """Where a folder of results holds an image's edit: under the source's relative path, or as PNG."""
+    path = folder / item["image_path"]
+    return next((p for p in (path, path.with_suffix(".png")) if p.is_file()), None)
+
+
+def mean(rows: list[dict]) -> dict[str, float | None]:
+    """Per figure over the rows that have it; None where none has."""
+    found = {name: [row[name] for row in rows if row[name] is not None] for name in COLUMNS}
+    return {name: sum(values) / len(values) if values else None for name, values in found.items()}
+
+
+def arguments(argv: list[str]) -> tuple[argparse.Namespace, dict[str, dict], dict[str, Path]]:
+    """What was asked, PIE-Bench's items by their key, and the folders of results by name."""
     parser = argparse.ArgumentParser(
-        prog="python demo pie", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.pie", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="PIE-Bench: mapping_file.json and annotation_images/")
     parser.add_argument(
         "--results", action="append", default=[], metavar="NAME=FOLDER", help="ready-made edits to measure"
     )
-    parser.add_argument("--edits", type=Path, default=OUTPUT / "pie", help="where the checkpoint's own edits go")
+    parser.add_argument("--edits", type=Path, help="where the checkpoint's own edits go")
     parser.add_argument("--size", type=int, default=512, help="pixels the checkpoint edits at")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--limit", type=int, help="only the first images")
     parser.add_argument("--dino", help="folder of facebook/dino-vitb8")
     parser.add_argument("--clip", help="folder of openai/clip-vit-large-patch14")
+    parser.add_argument("--lpips", help="safetensors file of lpips.LPIPS(net='squeeze')")
     args = parser.parse_args(argv)
     mapping = args.folder / "mapping_file.json"
     if not mapping.is_file():
         parser.error(f"{mapping} is not there: name the folder that PIE-Bench unpacks to.")
-    torch.set_num_threads(1)
     items = dict(list(json.loads(mapping.read_text(encoding="utf-8")).items())[: args.limit])
-    results = dict(entry.split("=", 1) for entry in args.results)
+    results = {}
+    for entry in args.results:
+        name, equals, folder = entry.partition("=")
+        if not equals:
+            parser.error(f"--results {entry}: write NAME=FOLDER.")
+        results[name] = Path(folder)
+        missing = next((item for item in items.values() if edit_of(item, results[name]) is None), None)
+        if missing is not None:
+            parser.error(f"{name} has no edit of {missing['image_path']}.")
+    args.edits = args.edits or OUTPUT / "pie" / f"{args.folder.resolve().name}-{args.size}-{args.steps}"
+    return args, items, results
+
+
+def main(argv: list[str]) -> None:
+    args, items, results = arguments(argv)
+    torch.set_num_threads(1)
+    judges, kept_at = Judges(args.dino, args.clip, args.lpips), OUTPUT / "pie.json"
     if not results:
         make_edits(args.folder, items, args.edits, args.size, args.steps)
-        results = {"Direct + P2P": str(args.edits)}
-    judges, kept_at = Judges(args.dino, args.clip), OUTPUT / "pie.json"
+        results = {"Direct + P2P": args.edits}
     OUTPUT.mkdir(parents=True, exist_ok=True)
     kept = json.loads(kept_at.read_text()) if kept_at.exists() else {}
     lines, figures = [], {}
     for name, folder in results.items():
         rows = []
         for item in items.values():
-            path = next(
-                (
-                    p
-                    for p in (
-                        Path(folder) / item["image_path"],
-                        (Path(folder) / item["image_path"]).with_suffix(".png"),
-                    )
-                    if p.is_file()
-                ),
-                None,
-            )
-            if path is None:
-                parser.error(f"{name} has no edit of {item['image_path']}.")
-            mark = f"{path.resolve()}|{path.stat().st_mtime_ns}|{bool(args.dino)}{bool(args.clip)}"
+            path, source = edit_of(item, folder), args.folder / "annotation_images" / item["image_path"]
+            files = "|".join(f"{p.resolve()}|{p.stat().st_mtime_ns}" for p in (source, path))
+            mark = f"{files}|{args.dino}|{args.clip}|{args.lpips}"
             if mark not in kept:
-                source = read_image(args.folder / "annotation_images" / item["image_path"])
-                kept[mark] = measure(item, source, read_image(path), judges)
+                kept[mark] = measure(item, read_image(source), read_image(path), judges)
                 kept_at.write_text(json.dumps(kept))
             rows.append(kept[mark])
-        found = {c: [row[c] for row in rows if row[c] is not None] for c in COLUMNS}
-        mean = {c: sum(v) / len(v) if v else None for c, v in found.items()}
-        lines.append([name, len(rows), len(found["psnr"]), *("" if mean[c] is None else mean[c] for c in COLUMNS)])
-        figures[name] = mean
-    header = (
-        "method",
-        "images",
-        "with background",
-        "distance e3",
-        "PSNR",
-        "MSE e4",
-        "SSIM e2",
-        "CLIP whole",
-        "CLIP edited",
-    )
-    print(table(header, lines))
+        figures[name] = mean(rows)
+        background = sum(row["psnr"] is not None for row in rows)
+        lines.append([name, len(rows), background, *("-" if v is None else v for v in figures[name].values())])
+    print(table(("method", "images", "with background", *COLUMNS.values()), lines))
     print(json.dumps(figures))
 
 
