@@ -82,6 +82,19 @@ def attention(truth: scenes.Scenes, layers=nets.MAP_LAYERS) -> tuple[float, floa
     return inner / outer, float(torch.cat(peaks).float().mean())
 
 
+@torch.no_grad()
+def judges(truth: scenes.Scenes) -> list[list]:
+    """Table rows: what each probe reads right off drawn scenes that went through the autoencoder."""
+    autoencoder = load()[1]
+    seen = torch.cat([autoencoder.decode(autoencoder.encode(part)).clamp(0, 1)
+                      for part in scenes.draw(truth)[0].split(16)])
+    rows = []
+    for name in ("conv", "query"):
+        right = probe.accuracy(probe.load(name), seen, truth)
+        rows += [[f"probe {name}: {k}", right[k], .97] for k in ("colour", "shape", "place", "texture", "background")]
+    return rows
+
+
 def main(argv: list[str]) -> None:
     torch.set_num_threads(1)
     bench = Bench("demo_model", __doc__, argv)
@@ -105,6 +118,7 @@ def main(argv: list[str]) -> None:
     bars = {"colour": .95, "shape": .9, "background": .95, "texture": .9, "place": .85, "two_objects": .75,
             "unseen_pairs": .8, "psnr_autoencoder": 30., "attention_ratio": 3., "attention_peak": .8}
     lines = [[k, float(v), bars.get(k, "")] for k, v in figures.items()]
+    lines += judges(scenes.sample(2 * n, draw_seed(26), "held_out", two=0.))
     bench.finish(table(("figure", "measured", "to reach"), lines), figures)
 
 
