@@ -198,5 +198,6 @@ def sample_repaint_ranged(
 def describe(sigmas: Tensor, path: Sequence[int]) -> str:
     """One line on what a schedule costs, told before it starts."""
     ups = [(float(sigmas[a]), float(sigmas[b])) for a, b in pairwise(path) if b < a]
-    text = f"{network_calls(path)} network calls over {len(sigmas) - 1} levels, {len(ups)} jump{'s' * (len(ups) != 1)} up"
+    jumps = "1 jump" if len(ups) == 1 else f"{len(ups)} jumps"
+    text = f"{network_calls(path)} network calls over {len(sigmas) - 1} levels, {jumps} up"
     return text + (f" between sigma {min(a for a, _ in ups):.3g} and {max(b for _, b in ups):.3g}" if ups else "")
