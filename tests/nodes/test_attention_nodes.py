@@ -1,4 +1,6 @@
 """The attention nodes on a tiny UNet of the engine: what a user wires, sees and is refused."""
+import json
+
 import pytest
 import torch
 from nulltext.nodes.attention import AttentionMap, AttentionRecord, AttentionReweight
@@ -257,3 +259,30 @@ def test_edit_score_with_clip_vision():
         EditScore().run(
             image, image, clip_vision=Vision(), prompt=[[torch.zeros(1, 77, 8), {"pooled_output": torch.zeros(1, 5)}]]
         )
+
+
+def test_edit_score_with_the_engines_own_clip_vision(engine, tmp_path):
+    """A random tower in the engine's class: what its `encode_image` returns is what is read."""
+    tower = {"hidden_act": "quick_gelu", "hidden_size": 16, "image_size": 224, "intermediate_size": 16,
+             "model_type": "clip_vision_model", "num_attention_heads": 2, "num_hidden_layers": 2, "num_channels": 3,
+             "patch_size": 56, "projection_dim": 12}
+    (tmp_path / "vision.json").write_text(json.dumps(tower))
+    image = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    edit = image.clone()
+    edit[1, 16:48, 16:48] = 0
+    with torch.inference_mode():
+        vision = engine.get("clip_vision").ClipVisionModel(str(tmp_path / "vision.json"))
+        generator = torch.Generator().manual_seed(0)
+        for p in vision.model.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) * 0.3)
+        embedded = vision.encode_image(edit)["image_embeds"].float().cpu()
+        pooled = embedded[1:] - embedded[:1]  # near to the second picture's, far from the first's
+        text = [[torch.zeros(1, 77, 8), {"pooled_output": pooled}]]
+        report, *_, structure = EditScore().run(image, edit, clip_vision=vision, prompt=text)["result"]
+        alone = EditScore().run(image[:1], edit[:1], clip_vision=vision, prompt=text)["result"]
+    assert structure > 0
+    assert alone[-1] == pytest.approx(0, abs=1e-6)
+    similar = 100 * torch.cosine_similarity(embedded, pooled).clamp(min=0)
+    assert 0 <= float(similar[0]) < float(similar[1])
+    for said, value in ((report, similar.mean()), (alone[0], similar[0])):
+        assert float(said.split("similarity to the prompt ")[1].split()[0]) == pytest.approx(float(value), abs=0.1)

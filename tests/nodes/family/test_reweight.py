@@ -4,7 +4,9 @@ import torch
 from nulltext.nodes.attention import AttentionReweight
 from nulltext.nodes.bridge.attention import attach
 from nulltext.nodes.bridge.rows import WordEdit
+from nulltext.nodes.bridge.words import words_of
 from nulltext.nodes.prompt import Prompt
+from nulltext.samplers.alignment import token_map
 from nulltext.samplers.controllers import Reweight
 from safetensors.torch import save_file
 
@@ -101,3 +103,16 @@ def test_beside_masks(core, demo, prompts):
     for made in (plain, weighed):
         torch.testing.assert_close(made[..., 8:], picture[..., 8:], rtol=1e-4, atol=1e-4)
     assert all(apart(weighed[i, ..., :8], plain[i, ..., :8]) > 1e-3 for i in range(2))
+
+
+def test_emphasis_is_no_part_of_the_words_or_of_their_alignment(demo):
+    with torch.inference_mode():
+        plain, emphasised = (
+            Prompt().run(demo.clip, text)["result"][0] for text in ("a red circle", "a (red:1.5) ((circle))")
+        )
+    assert not torch.equal(plain[0][0], emphasised[0][0])  # it scales embeddings
+    source, target = (words_of(c)[0] for c in (plain, emphasised))
+    assert source["words"] == target["words"]
+    mapping, said = token_map(source, target)
+    assert mapping.identity
+    assert said == "replace"
