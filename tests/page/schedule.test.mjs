@@ -51,6 +51,7 @@ test("cost lines", () => {
         "5 network rows per step of the inversion");
     assert.equal(costOf("NullText_SDEdit", w({ steps: 30, more_levels: "0.3, 0.7" })), "90 network calls");
     assert.equal(costOf("NullText_SDEdit", w({ steps: 1, more_levels: "" })), "1 network call");
+    assert.equal(costOf("NullText_DirectEdit", w({ steps: 2, strength: 0.8, average: 1 })), "at most 4 network calls");
     assert.equal(costOf("NullText_Prompt", w({})), null);
     assert.ok(COSTED.length >= 10);
 });

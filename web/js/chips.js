@@ -70,7 +70,8 @@ export function addChips(node, spec, place) {
     const shown = make("output", { class: "nulltext-muted" });
     const reset = make("button", { type: "button", title: "Back to 1", onclick: () => change(picked, 1) }, "1");
     const setter = make("div", { class: "nulltext-row" }, slider, shown, reset);
-    place.append(head, row, setter);
+    const hint = make("div", { class: "nulltext-muted" });
+    place.append(head, row, setter, hint);
     const text = () => String(value(node, field.widget) ?? "");
 
     function change(/** @type {string} */ word, /** @type {number} */ factor) {
@@ -115,13 +116,16 @@ export function addChips(node, spec, place) {
     function draw() {
         const focused = row.contains(document.activeElement) && /** @type {any} */ (document.activeElement).dataset.word;
         const chips = chipsOf(words, text(), field.kind);
-        head.replaceChildren(...(spec.fields.length < 2 ? [] : spec.fields.map((other) => make("button", {
-            type: "button", "aria-pressed": other === field, "data-field": other.widget,
-            onclick: () => { field = other; look(); } }, other.label))));
+        head.replaceChildren(...(spec.fields.length < 2 ? [] : [make("span", { class: "nulltext-muted" }, "words for"),
+            ...spec.fields.map((other) => make("button", {
+                type: "button", "aria-pressed": other === field, "data-field": other.widget,
+                onclick: () => { field = other; look(); } }, other.label))]));
         row.replaceChildren(...(chips.length ? chips.map(chip)
             : [make("span", { class: "nulltext-muted" }, "Wire a prompt to see its words here.")]));
         const current = chips.find((entry) => entry.word === picked && !entry.stale);
         setter.style.display = field.kind === "factor" && current ? "" : "none";
+        hint.textContent = !words.length || (field.kind === "factor" && current) ? ""
+            : field.kind === "factor" ? "Click a word, then slide its weight." : "Click a word to put it in or take it out.";
         if (current) {
             slider.value = String(current.factor ?? 1);
             slider.setAttribute("aria-label", `factor of ${current.word}`);

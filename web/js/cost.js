@@ -36,7 +36,7 @@ const FORMULAS = {
     NullText_DiffEditMask: (w) => `${call(w.maps)} with both prompts`,
     NullText_DirectEdit: (w) => {
         if (w.wired.has("sigmas")) return null;
-        return `at most ${call(Math.round(2 * w.average * w.steps * w.strength))}`;
+        return `at most ${call(2 * w.average * Math.round(w.steps * w.strength))}`;
     },
     NullText_OptimiseStartNoise: (w) => {
         if (w.wired.has("inversion")) return null;
