@@ -3,7 +3,7 @@
     python demo classifiers pictures    models/nulltext_colours.safetensors: a torchvision network, picture -> 8 colours
     python demo classifiers folder      workflows/inputs/classes: two classes of pictures for Train Latent Classifier
     python demo classifiers latents     models/nulltext_pairs.safetensors: noise-aware, latent -> colour and shape, 48
-    classes
+    classes (after `python demo attributes`, which trains what it starts from)
 
 Both on one-object scenes of the training split; unseen pairs are drawn from their own split, since a classifier must
 know its 48 classes (the diffusion never saw those 8 pairs, and the classifier doesn't show it any).
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..samplers.latent_classifier import LatentClassifier, train_latent_classifier
-from . import nets, pool, scenes
+from . import attributes, nets, pool, scenes
 from .probe import MODELS
 from .training import precision
 
@@ -73,21 +73,27 @@ def train_pictures(steps: int, batch: int, device: torch.device) -> None:
 
 
 def train_latents(steps: int, batch: int, size: int, device: torch.device) -> None:
-    """The node's own training function, on the one-object scenes of a pool, of all 48 pairs."""
+    """The node's own training function, from the trunk of demo attributes, on the one-object scenes of a pool, of all
+    48 pairs."""
     from .train import load_autoencoder
     torch.manual_seed(0)
     autoencoder = load_autoencoder(device)
     seen = pool.make(size, autoencoder, torch.Generator(device).manual_seed(31))
     seen = seen[seen.scenes.count == 1]
     latents, targets = seen.latents, pair_index(seen.scenes)
-    net = LatentClassifier.new(PAIR_NAMES, 4, 16, width=40).to(device)
+    net = LatentClassifier(PAIR_NAMES, {"out": len(PAIR_NAMES)} | attributes.TRUNK)
+    with torch.no_grad():
+        for p, value in zip(attributes.started(net.net).pool.out.parameters(),
+                            attributes.pair_head(attributes.trained()), strict=True):
+            p.copy_(value)
+    net = net.to(device)
 
     def say(i, loss, accuracy):
         if i % 50 == 0:
             print(f"latents: step {i} of {steps}, loss {loss:.3f}, {accuracy:.1%} right over all levels", flush=True)
 
     with precision(device):
-        train_latent_classifier(net, latents, targets, nets.sigmas(), steps=steps, batch=batch, lr=1.5e-3, callback=say)
+        train_latent_classifier(net, latents, targets, nets.sigmas(), steps=steps, batch=batch, lr=5e-4, callback=say)
     test = scenes.sample(256, torch.Generator(device).manual_seed(32), "held_out", two=0)
     x0 = pool.encode(test, autoencoder)[0]
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(33)).to(device)

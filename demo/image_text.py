@@ -1,11 +1,11 @@
 """Trains the image-text model of the demo scenes: `python demo image_text --minutes 8 --out FILE`.
 
 Stage 1 (60 % of the time): image tower and text tower, symmetric InfoNCE over scenes and captions, beside it the
-cross-entropy over all short captions of a kind. Captions lose
+cross-entropy over all short captions of a kind, and of every attribute by a layer that is thrown away. Captions lose
 parts at random, down to "a red circle"; pictures are shifted, blurred and made noisy, because guidance will show the
 tower half-finished estimates. Stage 2, when the demo's autoencoder is there: the noise-aware tower on noisy latents
 learns to say what the frozen image tower says of the clean picture (SDG, 2112.05744, section 3.3: no captions,
-uniform timesteps).
+uniform timesteps; there as here it begins as a trained network, here that of `python demo attributes`).
 
 Both stages save into .training/ every minute and go on from there when called again; FILE is the fp16 model with its
 word list, configuration and figures, ready for the pack.
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from . import captions, nets, pool, scenes
+from . import attributes, captions, nets, pool, scenes
 from .train import generator, load_autoencoder
 from .training import STATE, Trainer, precision
 
@@ -33,8 +33,7 @@ EMBEDDING, IMAGE_SIZE = 128, 64
 WORDS = {word: i + 2 for i, word in enumerate(sorted(captions.TOKENS))}  # 0 is the unknown word, 1 padding
 IMAGE = {"in_channels": 3, "out": EMBEDDING, "widths": (48, 80, 128), "blocks": 2, "attention": (2,),
          "size": IMAGE_SIZE, "stem_stride": 4}
-NOISY = {"in_channels": 4, "out": EMBEDDING, "widths": (48, 80, 112), "blocks": 2, "attention": (1, 2), "size": 16,
-         "noise_aware": True}
+NOISY = {"out": EMBEDDING} | attributes.TRUNK
 TEXT = {"rows": len(WORDS) + 2, "out": EMBEDDING}
 _CONTENT = [i for i, name in enumerate(captions._FORM) if name in ("a", "colour0", "shape0")]
 _BEHIND = [i for i, name in enumerate(captions._FORM) if name in ("texture", "background", "end")]
@@ -144,6 +143,7 @@ class ClassCaptions:
 
 
 def train_towers(model: ImageText, minutes: float, batch: int, device: torch.device, folder: Path) -> ImageText:
+    model.reader = torch.nn.Linear(EMBEDDING, attributes.OUT).to(device)  # for training alone
     trainer = Trainer("image_text", model, minutes, lr=1.5e-3, ema=.998, folder=folder, weight_decay=1e-3)
     draws = generator(device, trainer.samples + 3)
     test = scenes.sample(256, generator(device, 13), "held_out", two=0)
@@ -158,14 +158,17 @@ def train_towers(model: ImageText, minutes: float, batch: int, device: torch.dev
             text = model.text(training_rows(scene, draws))
         scale = model.log_scale.exp().clamp(max=100)
         pairs, classes = info_nce(image, text, scale), named.loss(model, image, scene, scale)
-        return {"loss": pairs + classes, "captions": pairs, "classes": classes}
+        read = attributes.loss(model.reader(image.float()), scene)
+        return {"loss": pairs + classes + .5 * read, "captions": pairs, "classes": classes, "read": read}
 
     def report():
         with torch.no_grad():
             shares = retrieval(trainer.average.embed_image(pictures), trainer.average, test)
         return " ".join(f"{name} {share:.1%}" for name, share in shares.items()) + " of 256 held-out scenes"
 
-    return trainer.run(step, batch, report)
+    out = trainer.run(step, batch, report)
+    del out.reader, model.reader
+    return out
 
 
 @torch.no_grad()
@@ -249,6 +252,7 @@ def main() -> None:
         p.requires_grad_(False)
     if with_noisy:
         autoencoder = load_autoencoder(device, args.state)
+        attributes.started(model.noisy, args.state)
         model.noisy = train_noisy(model, autoencoder, minutes * (1 - part), batch, args.pool, device, args.state)
     figures = {}
     with torch.no_grad():

@@ -61,10 +61,10 @@ def test_guidance_under_a_noise_mask_is_the_guided_half_of_blended_diffusion(eng
     inside = mask.expand_as(latent) > 0
     torch.testing.assert_close(guided[~inside], latent[~inside], rtol=1e-3, atol=1e-3)
     assert (guided - plain)[inside].abs().mean() > 0.01
-    out, same = (run("BlendedDiffusion", model=m, positive=make_condition(1), negative=make_condition(2),
-                     latent={"samples": latent}, mask=mask[0], seed=3, cfg=1.0, steps=5, t0=0.9, start="noise", shrink=0,
-                     noise="fresh", hold="blend (Algorithm 2)", weight=1.0)[0]["samples"]
-                 for m in (likes_ones(tiny), tiny))
+    inputs = {"positive": make_condition(1), "negative": make_condition(2), "latent": {"samples": latent}, "seed": 3,
+              "mask": mask[0], "cfg": 1.0, "steps": 5, "t0": 0.9, "start": "noise", "shrink": 0, "noise": "fresh",
+              "hold": "blend (Algorithm 2)", "weight": 1.0}
+    out, same = (run("BlendedDiffusion", model=m, **inputs)[0]["samples"] for m in (likes_ones(tiny), tiny))
     assert torch.equal(out[~inside], latent[~inside]) and (out - same)[inside].abs().mean() > 0.01
 
 

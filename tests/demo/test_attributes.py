@@ -1,0 +1,58 @@
+"""Attributes read all at once: the loss counts what it should, and the trunk hands on what it learned."""
+import pytest
+import torch
+from nulltext.demo import attributes, scenes
+from nulltext.demo.classifiers import PAIR_NAMES
+from nulltext.samplers.encoder import Encoder
+from safetensors.torch import save_file
+
+
+def batch(n=40, two=0.5):
+    return scenes.sample(n, torch.Generator().manual_seed(5), two=two)
+
+
+def sure(made):
+    """Logits [B, OUT] that are sure of the truth."""
+    return torch.cat([30. * torch.nn.functional.one_hot(attributes.truth(made, name), len(values))
+                      for name, values in attributes.HEADS.items()], 1)
+
+
+def test_the_loss_counts_objects_of_one_object_scenes_only():
+    made = batch()
+    out = sure(made)
+    assert 0 < int((made.count == 2).sum()) < len(made) and attributes.loss(out, made) < 1e-3
+    at = [i for i, name in enumerate(attributes.HEADS) if name == "shape"][0]
+    wrong = attributes.split(out)["shape"].roll(1, 1)
+    for count, least in ((1, 20.), (2, 0.)):
+        rows = made.count == count
+        parts = [torch.where(rows[:, None], wrong, v) if i == at else v
+                 for i, v in enumerate(attributes.split(out).values())]
+        assert least <= attributes.loss(torch.cat(parts, 1), made) <= least + 11
+
+
+def test_a_pair_begins_as_colour_plus_shape():
+    torch.manual_seed(0)
+    trunk = Encoder(out=attributes.OUT, **attributes.TRUNK)
+    weight, bias = attributes.pair_head(trunk)
+    x = torch.randn(3, trunk.pool.out.in_features)
+    told = attributes.split(trunk.pool.out(x))
+    pairs = x @ weight.T + bias
+    for i, name in enumerate(PAIR_NAMES):
+        colour, shape = name.split()
+        want = told["colour"][:, scenes.COLOURS.index(colour)] + told["shape"][:, scenes.SHAPES.index(shape)]
+        torch.testing.assert_close(pairs[:, i], want)
+
+
+def test_a_network_starts_from_the_trunk(tmp_path):
+    torch.manual_seed(0)
+    trunk, net = Encoder(out=attributes.OUT, **attributes.TRUNK), Encoder(out=7, **attributes.TRUNK)
+    with pytest.raises(SystemExit, match="demo attributes"):
+        attributes.started(net, tmp_path)
+    save_file(trunk.state_dict(), tmp_path / "attributes.safetensors")
+    last = net.pool.out.weight.clone()
+    attributes.started(net, tmp_path)
+    x = torch.randn(2, 4, 16, 16)
+    for a, b in zip(net.features(x, 0.5), trunk.features(x, 0.5), strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(net.pool.out.weight, last)
+    assert torch.equal(attributes.trained(tmp_path)(x, 0.5), trunk(x, 0.5))
