@@ -5,6 +5,9 @@ import { api } from "../../../scripts/api.js";
 const PREFIX = "NullText_";
 /** @type {Set<{node: any, look: () => void}>} */
 const watched = new Set();
+/** A node's body in Nodes 2.0, where that draws the node now. @param {any} node */
+const bodyOf = (node) => node.graph === app.canvas?.graph
+    ? document.querySelector(`[data-testid="node-body-${node.id}"]`) : null;
 
 /** Call `made(node, type)` for every node of this pack, after its widgets are there.
  * @param {(node: any, type: string) => void} made */
@@ -23,21 +26,26 @@ export function onOurNodes(made) {
     }, 400);
 }
 
-/** Call `changed` whenever what `signature` returns is another text than before; for the node's life.
- * Values, wires and upstream prompts change in many ways (typing, undo, loading); looking is the one way that sees all.
- * @param {any} node @param {() => string} signature @param {() => void} changed */
-export function watch(node, signature, changed) {
-    let last = "\0";
-    const entry = { node, look: () => {
-        const now = signature();
-        if (now !== last) { last = now; changed(); }
-    } };
+/** Call `look` a few times a second while the node is on a graph. @param {any} node @param {() => void} look */
+function often(node, look) {
+    const entry = { node, look };
     watched.add(entry);
     const removed = node.onRemoved;
     node.onRemoved = function () {
         watched.delete(entry);
         return removed?.apply(this, arguments);
     };
+}
+
+/** Call `changed` whenever what `signature` returns is another text than before; for the node's life.
+ * Values, wires and upstream prompts change in many ways (typing, undo, loading); looking is the one way that sees all.
+ * @param {any} node @param {() => string} signature @param {() => void} changed */
+export function watch(node, signature, changed) {
+    let last = "\0";
+    often(node, () => {
+        const now = signature();
+        if (now !== last) { last = now; changed(); }
+    });
 }
 
 /** Call `done(output)` with the node's `ui` record after each run. @param {any} node @param {(output: any) => void} done */
@@ -51,6 +59,8 @@ export function onResult(node, done) {
 }
 
 /** Put an element under the node's widgets. It is never saved and never queued.
+ * Nodes 2.0 of front end 1.27 draws a fixed list of widget types and no element of a pack: there the element joins the
+ * node's body by hand, again whenever zooming or scrolling made the body anew. Later ones show it by themselves.
  * @param {any} node @param {HTMLElement} element @param {() => number} height in pixels @returns {() => void} call it
  * when the height has changed */
 export function addPanel(node, element, height) {
@@ -60,9 +70,14 @@ export function addPanel(node, element, height) {
         getMinHeight: tall, getMaxHeight: tall, getHeight: tall,
     });
     widget.serialize = false;
+    often(node, () => {
+        const body = bodyOf(node);
+        if (body && !element.isConnected) body.append(element);
+        element.classList.toggle("nulltext-in-body", !!body && element.parentElement === body);
+    });
     let last = 0;
     return () => {
-        if (!node.graph || tall() === last) return;
+        if (!node.graph || tall() === last || bodyOf(node)) return;  // Nodes 2.0 measures its nodes itself
         const grown = tall() - last;
         last = tall();
         const wanted = node.computeSize?.()[1] ?? 0;

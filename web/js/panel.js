@@ -3,6 +3,7 @@ import { addPanel } from "./adapter.js";
 
 const STYLE = `
 .nulltext-panel { box-sizing: border-box; overflow: hidden; font: 11px/1.4 system-ui, sans-serif; color: #ddd; pointer-events: auto; }
+.nulltext-in-body { width: 260px; min-width: calc(100% - 32px); margin: 0 16px; cursor: default; }
 .nulltext-panel .nulltext-inner { display: flex; flex-direction: column; gap: 6px; }
 .nulltext-panel button { font: inherit; color: #fff; border: 1px solid transparent; border-radius: 9px; padding: 1px 7px;
     cursor: pointer; background: hsl(220, 8%, 36%); }
@@ -22,7 +23,7 @@ const STYLE = `
 .nulltext-picture .side { position: absolute; top: 2px; padding: 0 4px; background: #0009; pointer-events: none; }
 .nulltext-picture input[type=range] { position: absolute; inset: 0; width: 100%; height: 100%; opacity: 0; cursor: ew-resize; }
 .nulltext-picture:has(input:focus-visible) { outline: 2px solid #6cf; }
-.nulltext-timeline svg { display: block; width: 100%; height: 84px; background: #0003; }
+.nulltext-timeline svg { display: block; width: 100%; background: #0003; }
 .nulltext-timeline .window { fill: #fff2; }
 .nulltext-timeline .down { stroke: #6af; stroke-width: 1.2; fill: none; vector-effect: non-scaling-stroke; }
 .nulltext-timeline .up { stroke: #fa5; stroke-width: 1.2; fill: none; vector-effect: non-scaling-stroke; }

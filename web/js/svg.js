@@ -37,7 +37,7 @@ export function timelineSvg(drawing) {
     const most = Math.max(...drawing.sigmas), least = Math.min(...drawing.sigmas.filter((s) => s > 0), most);
     const shade = from > to ? `<rect class="window" x="${LEFT}" y="${top.toFixed(1)}" width="${WIDTH - LEFT - RIGHT}"
         height="${Math.max(bottom - top, 0).toFixed(1)}"/>` : "";
-    return `<svg viewBox="0 0 ${WIDTH} ${HEIGHT}" role="img" preserveAspectRatio="none">${shade}
+    return `<svg viewBox="0 0 ${WIDTH} ${HEIGHT}" role="img">${shade}
         <path class="down" d="${down.join("")}"/><path class="up" d="${up.join("")}"/>
         <path class="axis" d="M${LEFT},${TOP}V${HEIGHT - BOTTOM}H${WIDTH - RIGHT}"/>
         <text x="2" y="${TOP + 7}">${short(most)}</text>
