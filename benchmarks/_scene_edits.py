@@ -43,58 +43,38 @@ class Edit:
 class ProbeJudge:
     """Reads attributes off pictures [1, 3, 128, 128] with the demo's probe."""
 
-    name, kinds = "the probe", KINDS
-
     def __init__(self):
         self.net = probe.load("conv")
 
-    def done(self, edit: Edit, image: Tensor) -> bool | None:
+    def done(self, edit: Edit, image: Tensor) -> bool:
         reading = probe.read(self.net, image)
         want = getattr(edit.after, edit.kind)
         if edit.kind in ("colour", "shape"):
             return bool(reading.at_place(edit.kind, edit.after.place[:, 0])[0] == want[0, 0])
         return bool(getattr(reading, edit.kind)[0] == want[0])
 
-    def colour_strength(self, image: Tensor, colour: int, place: int) -> float:
+    def log_odds(self, image: Tensor, colour: int, place: int) -> float:
         """Log-odds of a colour at a place."""
         logits = probe.read(self.net, image).logits["colour"][0, place]
         others = torch.cat([logits[:colour], logits[colour + 1 :]])
         return float(logits[colour] - others.logsumexp(0))
 
 
-class PixelJudge:
-    """Reads colours off pixels by the nearest named colour, for as long as there is no probe; no shapes, no
-    textures."""
+def colour_amount(image: Tensor, scene: scenes.Scenes, cell: int = 8) -> Tensor:
+    """[B] how much of the first object's colour there is at its place, in units of the object as it is drawn.
 
-    name, kinds = "pixel colour (there is no probe yet: shape and texture are not judged)", ("colour", "background")
-
-    def done(self, edit: Edit, image: Tensor) -> bool | None:
-        if edit.kind not in self.kinds:
-            return None
-        mask = scenes.draw(edit.after)[1][:, :1]
-        if edit.kind == "colour":
-            region, names, want = -F.max_pool2d(-mask, 5, 1, 2), scenes.COLOURS, edit.after.colour[0, 0]
-        else:
-            region, names, want = 1 - F.max_pool2d(mask, 17, 1, 8), scenes.BACKGROUNDS, edit.after.background[0]
-        mean = (image * region).sum((2, 3)) / region.sum().clamp(min=1e-6)
-        return bool(self._distances(mean.view(1, 3, 1, 1), names).argmin(1).item() == want)
-
-    def colour_strength(self, image: Tensor, colour: int, place: int) -> float:
-        """Share of the picture's pixels that are nearest to a colour."""
-        return float((self._distances(image, scenes.COLOURS).argmin(1) == colour).float().mean())
-
-    @staticmethod
-    def _distances(image: Tensor, names) -> Tensor:
-        """[B, 3, H, W] -> [B, names, H, W]"""
-        palette = torch.tensor([scenes.RGB[name] for name in names])
-        return (image[:, None] - palette[None, :, :, None, None]).square().sum(2)
-
-
-def best_judge() -> ProbeJudge | PixelJudge:
-    try:
-        return ProbeJudge()
-    except FileNotFoundError:
-        return PixelJudge()
+    Each pixel's way from the background's colour (0) towards the object's (1, or beyond it), over the object's mask
+    dilated by a latent cell, as a share of the mask: it grows with the object's size and with the depth of its colour,
+    and has no end, where a probe that is certain stays certain."""
+    mask = scenes.draw(scene)[1][:, :1]
+    object_, ground = (
+        torch.tensor([scenes.RGB[names[int(i)]] for i in index]).view(-1, 3, 1, 1)
+        for names, index in ((scenes.COLOURS, scene.colour[:, 0]), (scenes.BACKGROUNDS, scene.background))
+    )
+    way = object_ - ground
+    part = ((image - ground) * way).sum(1, keepdim=True) / way.square().sum(1, keepdim=True)
+    region = F.max_pool2d(mask, 2 * cell + 1, 1, cell)
+    return (part * region).sum((1, 2, 3)) / mask.sum((1, 2, 3))
 
 
 def edits(n: int, seed: int, split: str = "held_out") -> list[Edit]:

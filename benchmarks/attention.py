@@ -4,9 +4,9 @@ engine: `make bench NAME=attention`.
 64 held-out edits of rendered scenes (colour, shape, background, texture; every other texture edit is a refine), each
 from the inversion of the picture. plain: the same noise, the prompt simply changed; p2p: prompt-to-prompt with the
 source overwritten by the stored trajectory; null_text_p2p: the same with null-text optimisation, on every fourth edit
-of each kind. An edit succeeds when the probe reads the new attribute (until there is a probe: when the pixels have the
-new colour). Background: outside the region that truly
+of each kind. An edit succeeds when the probe reads the new attribute. Background: outside the region that truly
 differs between the scene and the redrawn one, dilated by a latent cell; PSNR against the autoencoder's own decode.
+Results kept from other weights or settings are not used.
 """
 from __future__ import annotations
 
@@ -19,78 +19,11 @@ from ..demo import captions, scenes
 from ..samplers.core import euler_step
 from ..samplers.metrics import masked_mse, to_psnr
 from . import _engine as engine
-from ._scene_edits import KINDS, Edit, best_judge, edits
+from ._attention_lab import CFG, Lab
+from ._scene_edits import KINDS, Edit, ProbeJudge, colour_amount, edits
 from .harness import Bench, ratio, table
 
-CFG = 5.0
-#: per kind of edit, chosen on training scenes
-PLANS = {
-    "colour": {"cross_steps": 0.8, "self_steps": 0.4, "blend": True},
-    "shape": {"cross_steps": 0.2, "self_steps": 0.0, "blend": True},
-    "background": {"cross_steps": 0.4, "self_steps": 0.2, "keep": True},
-    "texture": {"cross_steps": 0.2, "self_steps": 0.0, "keep": True},
-}
 FACTORS = (0.0, 0.5, 1.0, 2.0, 3.0)
-
-
-class Lab:
-    """Model, prompts and the runs that are compared."""
-
-    def __init__(self, steps: int, inner: int):
-        from ..nodes.bridge.engine import sigmas_of
-
-        self.model, self.clip, self.vae = engine.load()
-        self.steps, self.inner = steps, inner
-        self.sigmas = sigmas_of(self.model, "normal", steps)
-        self.empty = self.prompt("")
-
-    def prompt(self, text: str) -> list:
-        return engine.prompt(self.clip, text)
-
-    def invert(self, edit: Edit):
-        from ..nodes.bridge.invert import invert
-
-        latent = {"samples": engine.encode(self.vae, edit.image)}
-        return invert(self.model, {"positive": self.prompt(edit.source)}, latent, self.sigmas, "ddim", cache=False)[0]
-
-    def optimise(self, inversion):
-        from ..nodes.bridge.null_text import optimise
-
-        return optimise(self.model, inversion, None, self.empty, CFG, inner=self.inner, cache=False)[0]
-
-    def plain(self, edit: Edit, inversion):
-        """The edited prompt from the inverted noise."""
-        from ..nodes.bridge.denoiser import sample_with
-
-        def body(run):
-            denoise, x = run.guided("positive", "negative", CFG), inversion.x_T.clone()
-            for s, s_next in zip(self.sigmas[:-1], self.sigmas[1:]):
-                x = euler_step(x, denoise(x, s), s, s_next)
-            return x
-
-        conds = {"positive": self.prompt(edit.edited), "negative": self.empty}
-        x = sample_with(self.model, conds, torch.zeros(inversion.shape), self.sigmas, body)
-        return engine.decode(self.vae, self.model.get_model_object("latent_format").process_out(x))
-
-    def guider(self, edit: Edit, inversion, **changes):
-        from ..nodes.prompt_to_prompt import prepare
-
-        options = {"edit": "auto", **PLANS[edit.kind], **changes}
-        blend, keep = options.pop("blend", False), options.pop("keep", False)
-        if blend:
-            options |= {"blend_words": ", ".join(dict.fromkeys(edit.words)), "blend_threshold": 0.2}
-        if keep:
-            options["keep_words"] = edit.words[0]
-        return prepare(
-            "bench", self.model, self.prompt(edit.edited), self.empty, CFG, None, inversion, (), False, **options
-        )[0]
-
-    def p2p(self, edit: Edit, inversion, **changes):
-        """(image, calls per step)"""
-        from ..nodes.bridge.prompt_to_prompt import run_guider
-
-        result = run_guider(self.guider(edit, inversion, **changes), None, inversion.sigmas, 0)
-        return engine.decode(self.vae, result.edits), result.rows / self.steps
 
 
 def score(edit: Edit, judge, image, own) -> dict:
@@ -122,10 +55,11 @@ def measure_edits(bench: Bench, lab: Lab, items: list[Edit], judge) -> list[dict
             image, _ = lab.p2p(edit, corrected)
             row["null_text_seconds"] = inverted + time.perf_counter() - began
             row["null_text_p2p"] = score(edit, judge, image, own)
+            row["p2p_of_these"] = row["p2p"]
         return row
 
     with torch.inference_mode():
-        return bench.each("edits", range(len(items)), compute)
+        return bench.each(f"edits {lab.mark}", range(len(items)), compute)
 
 
 def mean(values) -> float:
@@ -142,8 +76,9 @@ def summary(rows: list[dict], name: str) -> tuple[float, float]:
     )
 
 
-def measure_reweight(bench: Bench, lab: Lab, n: int, judge) -> float:
-    """Share of prompts where the strength of the word's attribute grows with its factor (rank correlation >= 0.8)."""
+def measure_reweight(bench: Bench, lab: Lab, n: int, judge: ProbeJudge) -> tuple[float, float]:
+    """Share of prompts where a colour word's attribute grows with its factor (rank correlation >= 0.8): the amount of
+    colour at the object's place; and, beside it, the probe's log-odds of the colour, which saturate."""
     from ..nodes.attention import AttentionReweight
     from ..nodes.bridge.sampler import core_sampler
     from ..nodes.bridge.sampling import sample_latent
@@ -151,23 +86,22 @@ def measure_reweight(bench: Bench, lab: Lab, n: int, judge) -> float:
     truth = scenes.sample(n, torch.Generator().manual_seed(41), "held_out", two=0.0)
     texts = captions.captions(truth)
 
-    def strength(i: int, factor: float) -> float:
+    def strengths(i: int, factor: float) -> tuple[float, float]:
         positive = lab.prompt(texts[i])
-        word = scenes.COLOURS[int(truth.colour[i, 0])]
-        if word == scenes.BACKGROUNDS[int(truth.background[i])]:
-            raise ValueError("An object never has its background's colour.")
+        word = scenes.COLOURS[int(truth.colour[i, 0])]  # a background never has its object's colour
         out = AttentionReweight().run(lab.model, positive, f"{word}: {factor}", 0.0, 1.0)["result"][0]
         latent = {"samples": torch.zeros(1, 4, 16, 16)}
         made = sample_latent(out, positive, lab.empty, CFG, core_sampler("euler"), lab.sigmas, latent, 500 + i)
         image = engine.decode(lab.vae, made["samples"])
-        return judge.colour_strength(image, int(truth.colour[i, 0]), int(truth.place[i, 0]))
+        odds = judge.log_odds(image, int(truth.colour[i, 0]), int(truth.place[i, 0]))
+        return float(colour_amount(image, truth[i])[0]), odds
 
     def compute(indices):
-        return [[strength(i, factor) for factor in FACTORS] for i in indices]
+        return [[strengths(i, factor) for factor in FACTORS] for i in indices]
 
     with torch.inference_mode():
-        rows = bench.each("reweight", range(n), compute)
-    return mean(rank_correlation(row) >= 0.8 for row in rows)
+        rows = bench.each(f"reweight {lab.mark}", range(n), compute)
+    return tuple(mean(rank_correlation(values) >= 0.8 for values in column) for column in zip(*(zip(*r) for r in rows)))
 
 
 def rank_correlation(values: list[float]) -> float:
@@ -208,7 +142,7 @@ def measure_pointing(bench: Bench, lab: Lab, n: int) -> float:
         return [bool(inside.flatten()[m.argmax()]) for m in found]
 
     with torch.inference_mode():
-        rows = bench.each("pointing", range(n), compute)
+        rows = bench.each(f"pointing {lab.mark}", range(n), compute)
     return mean(hit for row in rows for hit in row)
 
 
@@ -247,7 +181,7 @@ def measure_overheads(bench: Bench, lab: Lab, edit: Edit) -> dict[str, float]:
         }
 
     with torch.inference_mode():
-        return bench.once("overheads", compute)
+        return bench.once(f"overheads {lab.mark}", compute)
 
 
 def main(argv: list[str]) -> None:
@@ -262,13 +196,13 @@ def main(argv: list[str]) -> None:
         f"{lab.steps} steps: about {predicted:.0f} s on a free core",
         flush=True,
     )
-    judge = best_judge()
+    judge = ProbeJudge()
     items = edits(n, 31)
     overheads = measure_overheads(bench, lab, items[0])
     pointing = measure_pointing(bench, lab, 2 * small)
     rows = measure_edits(bench, lab, items, judge)
-    monotone = measure_reweight(bench, lab, small, judge)
-    names = ("p2p", "plain", "null_text_p2p")
+    monotone, by_odds = measure_reweight(bench, lab, small, judge)
+    names = ("p2p", "plain", "null_text_p2p", "p2p_of_these")  # the last: direct, on null-text's edits
     total = {name: summary(rows, name) for name in names}
     lines = []
     for kind in (*KINDS, "all"):
@@ -286,15 +220,16 @@ def main(argv: list[str]) -> None:
     figures |= {
         "null_text_p2p_edit_success": total["null_text_p2p"][0],
         "null_text_p2p_background_psnr": total["null_text_p2p"][1],
+        "p2p_background_psnr_of_these": total["p2p_of_these"][1],
         "p2p_direct_seconds": mean(row["direct_seconds"] for row in rows),
         "p2p_null_text_seconds": mean(row["null_text_seconds"] for row in rows if "null_text_seconds" in row),
         "p2p_direct_calls_per_step": max(row["calls"] for row in rows),
         "reweight_monotone": monotone,
+        "reweight_monotone_by_log_odds": by_odds,
         "map_pointing_accuracy": pointing,
         "overhead_p2p": overheads["p2p"],
         "overhead_reweight": overheads["reweight"],
     }
-    print(f"judged by {judge.name}")
     bench.finish(table(("kind", "method", "edits", "success", "background dB"), lines), figures)
 
 

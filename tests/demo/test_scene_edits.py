@@ -1,7 +1,7 @@
 """The attention benchmark's edits: the redrawn scene is the right answer, the picture before is not."""
 import pytest
 import torch
-from nulltext.benchmarks._scene_edits import KINDS, PixelJudge, edits
+from nulltext.benchmarks._scene_edits import KINDS, ProbeJudge, colour_amount, edits
 from nulltext.benchmarks.attention import rank_correlation, summary
 from nulltext.demo import captions, scenes
 
@@ -19,17 +19,28 @@ def test_edits_change_one_attribute_and_say_so():
         assert float((changed * background).max()) <= 0.02
 
 
-def test_pixels_judge_colours():
-    judge = PixelJudge()
-    for edit in edits(24, 6):
-        if edit.kind in judge.kinds:
-            assert judge.done(edit, scenes.draw(edit.after)[0]) is True
-            assert judge.done(edit, edit.image) is False
-        else:
-            assert judge.done(edit, edit.image) is None
-    red = torch.tensor(scenes.RGB["red"]).view(1, 3, 1, 1).expand(1, 3, 8, 8).clone()
-    red[..., 4:] = torch.tensor(scenes.RGB["blue"]).view(3, 1, 1)
-    assert judge.colour_strength(red, scenes.COLOURS.index("red"), 0) == 0.5
+def test_the_probe_judges_the_redrawn_scene_right_and_the_scene_before_wrong():
+    judge, found = ProbeJudge(), edits(16, 6)
+    assert sum(judge.done(edit, scenes.draw(edit.after)[0]) for edit in found) >= 15
+    assert not any(judge.done(edit, edit.image) for edit in found)
+    edit = found[0]
+    colour, place = (int(getattr(edit.after, name)[0, 0]) for name in ("colour", "place"))
+    assert judge.log_odds(scenes.draw(edit.after)[0], colour, place) > 0 > judge.log_odds(edit.image, colour, place)
+
+
+def test_the_amount_of_a_colour_grows_with_its_depth_and_with_the_object():
+    scene = scenes.sample(8, torch.Generator().manual_seed(2), "held_out", two=0.0)
+    image, mask = scenes.draw(scene)[0], scenes.draw(scene)[1][:, :1]
+    ground = torch.stack([torch.tensor(scenes.RGB[scenes.BACKGROUNDS[int(i)]]) for i in scene.background])
+    object_ = torch.stack([torch.tensor(scenes.RGB[scenes.COLOURS[int(i)]]) for i in scene.colour[:, 0]])
+    ground, object_ = ground.view(-1, 3, 1, 1), object_.view(-1, 3, 1, 1)
+    torch.testing.assert_close(colour_amount(ground.expand_as(image), scene), torch.zeros(8), rtol=0, atol=1e-5)
+    for depth in (0.5, 1.0, 1.5):
+        flat = ground + depth * mask * (object_ - ground)
+        torch.testing.assert_close(colour_amount(flat, scene), torch.full((8,), depth), rtol=0, atol=0.02)
+    larger = torch.nn.functional.max_pool2d(mask, 9, 1, 4)
+    assert (colour_amount(ground + larger * (object_ - ground), scene) > 1.1).all()
+    assert (colour_amount(image, scene) > 0.5).all()
 
 
 def test_summaries():
