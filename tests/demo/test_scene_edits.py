@@ -1,6 +1,7 @@
 """The attention benchmark's edits: the redrawn scene is the right answer, the picture before is not."""
 import pytest
 import torch
+from nulltext.benchmarks import _attention_lab
 from nulltext.benchmarks._scene_edits import KINDS, ProbeJudge, colour_amount, edits
 from nulltext.benchmarks.attention import rank_correlation, summary
 from nulltext.demo import captions, scenes
@@ -55,3 +56,18 @@ def test_summaries():
     assert psnr == pytest.approx(-10 * torch.tensor(0.02).log10().item(), abs=1e-4)
     assert rank_correlation([1, 2, 3, 4]) == pytest.approx(1)
     assert rank_correlation([4, 3, 2, 1]) == pytest.approx(-1)
+
+
+def test_kept_results_hang_on_weights_settings_and_steps(monkeypatch, tmp_path):
+    marks = [_attention_lab.marked(30), _attention_lab.marked(8)]
+    monkeypatch.setitem(_attention_lab.PLANS["shape"], "cross_steps", 0.9)
+    marks.append(_attention_lab.marked(30))
+    (tmp_path / "other.safetensors").write_bytes(b"other weights")
+    monkeypatch.setattr(_attention_lab, "CHECKPOINT", tmp_path / "other.safetensors")
+    marks.append(_attention_lab.marked(30))
+    assert len(set(marks)) == 4
+    assert _attention_lab.marked(30) == marks[-1]
+
+
+def test_there_is_a_plan_for_every_kind_of_edit():
+    assert set(_attention_lab.PLANS) == set(KINDS)
