@@ -4,7 +4,7 @@ Told only which of 48 colour-shape pairs it sees, an encoder stays at chance for
 the object before anything helps; told colour, shape, size, place, background and texture apart, it reads background
 and place after a hundred (9,600 latents: colour 49 %, place 94 %, background 98 %; by pairs alone 8 % of the pairs).
 
-`python demo attributes --minutes 4` trains the trunk that the latent classifier and the noise-aware tower start from.
+`python demo attributes` trains the trunk that the latent classifier and both image towers start from.
 """
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from . import nets, pool, scenes
 from .training import STATE, Trainer, precision
 
 try:
-    from ..samplers.encoder import Encoder
+    from ..samplers.encoder import Encoder, ResBlock, level_embedding
 except ImportError:  # run as `python -m demo.attributes` from the repository's root
-    from samplers.encoder import Encoder
+    from samplers.encoder import Encoder, ResBlock, level_embedding
 
 HEADS = {"colour": scenes.COLOURS, "shape": scenes.SHAPES, "size": scenes.SIZES, "place": scenes.PLACES,
          "background": scenes.BACKGROUNDS, "texture": scenes.TEXTURES}
@@ -76,6 +76,33 @@ def trained(folder: Path = STATE) -> Encoder:
     net = Encoder(out=OUT, **TRUNK)
     net.load_state_dict(load_file(Path(folder) / "attributes.safetensors"))
     return net
+
+
+@torch.no_grad()
+def start_pictures(net: Encoder, trunk: Encoder, seen: pool.Pool, n: int = 600, sigma: float = .03) -> float:
+    """Give an encoder of 64 px pictures the trunk's weights: its stem, which reads the same 16 x 16 grid, by least
+    squares from pictures to what the trunk's stem makes of their latents; the noise level's scales and shifts at a low
+    level folded into the norms. Returns the share of the stem's variance that the fit explains."""
+    own = {k: v for k, v in trunk.state_dict().items()
+           if not k.startswith(("stem.", "pool.out.", "level.")) and ".film." not in k}
+    missing, unexpected = net.load_state_dict(own, strict=False)
+    assert not unexpected and all(k.startswith(("stem.", "pool.out.")) for k in missing)
+    level = F.silu(trunk.level(level_embedding(torch.full((1,), sigma, device=next(net.parameters()).device))))
+    blocks = [[m for m in e.modules() if isinstance(m, ResBlock)] for e in (net, trunk)]
+    for mine, theirs in zip(*blocks, strict=True):
+        a, b = theirs.film(level)[0].chunk(2)
+        mine.norm2.weight.mul_(1 + a)
+        mine.norm2.bias.mul_(1 + a).add_(b)
+    stem, picked = net.stem, seen[torch.arange(min(n, len(seen)), device=seen.latents.device)]
+    patches = F.unfold(2 * picked.pictures.float() / 255 - 1, stem.kernel_size, padding=stem.padding,
+                       stride=stem.stride).transpose(1, 2).flatten(0, 1)
+    rows = torch.cat([patches, torch.ones_like(patches[:, :1])], 1).double()
+    want = trunk.stem(picked.latents).flatten(2).transpose(1, 2).flatten(0, 1).double()
+    gram = rows.T @ rows + 1e-3 * len(rows) * torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
+    fit = torch.linalg.solve(gram, rows.T @ want)
+    stem.weight.copy_(fit[:-1].T.reshape(stem.weight.shape))
+    stem.bias.copy_(fit[-1])
+    return float(1 - (rows @ fit - want).square().mean() / (want - want.mean(0)).square().mean())
 
 
 def train(minutes: float, batch: int, size: int, device: torch.device, folder: Path = STATE) -> Encoder:

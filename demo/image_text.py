@@ -31,8 +31,8 @@ except ImportError:  # run as `python -m demo.image_text` from the repository's 
 
 EMBEDDING, IMAGE_SIZE = 128, 64
 WORDS = {word: i + 2 for i, word in enumerate(sorted(captions.TOKENS))}  # 0 is the unknown word, 1 padding
-IMAGE = {"in_channels": 3, "out": EMBEDDING, "widths": (48, 80, 128), "blocks": 2, "attention": (2,),
-         "size": IMAGE_SIZE, "stem_stride": 4}
+IMAGE = {"out": EMBEDDING} | attributes.TRUNK | {"in_channels": 3, "size": IMAGE_SIZE, "stem_stride": 4,
+                                                 "noise_aware": False}
 NOISY = {"out": EMBEDDING} | attributes.TRUNK
 TEXT = {"rows": len(WORDS) + 2, "out": EMBEDDING}
 _CONTENT = [i for i, name in enumerate(captions._FORM) if name in ("a", "colour0", "shape0")]
@@ -144,7 +144,8 @@ class ClassCaptions:
 
 def train_towers(model: ImageText, minutes: float, batch: int, device: torch.device, folder: Path) -> ImageText:
     model.reader = torch.nn.Linear(EMBEDDING, attributes.OUT).to(device)  # for training alone
-    trainer = Trainer("image_text", model, minutes, lr=1.5e-3, ema=.998, folder=folder, weight_decay=1e-3)
+    trainer = Trainer("image_text", model, minutes, lr=1e-3, ema=.995, folder=folder, weight_decay=1e-3,
+                      warmup=100)
     draws = generator(device, trainer.samples + 3)
     test = scenes.sample(256, generator(device, 13), "held_out", two=0)
     pictures = scenes.draw(test)[0]
@@ -179,7 +180,8 @@ def clean_embeddings(model: ImageText, pictures: Tensor) -> Tensor:
 
 def train_noisy(model: ImageText, autoencoder: nn.Module, minutes: float, batch: int, size: int, device: torch.device,
                 folder: Path) -> nn.Module:
-    trainer = Trainer("image_text_noisy", model.noisy, minutes, lr=1e-3, ema=.998, folder=folder)
+    trainer = Trainer("image_text_noisy", model.noisy, minutes, lr=1e-3, ema=.995, folder=folder,
+                      warmup=100)
     draws = generator(device, trainer.samples + 4)
     sigma = nets.sigmas().to(device)
     test = scenes.sample(256, generator(device, 13), "held_out", two=0)
@@ -244,6 +246,11 @@ def main() -> None:
         raise SystemExit("There is no trained autoencoder: run `python demo train autoencoder` first.")
 
     towers = ImageText(WORDS, IMAGE, TEXT, image_size=IMAGE_SIZE).to(device)
+    autoencoder = load_autoencoder(device, args.state) if trained else None
+    if autoencoder is not None and (args.state / "attributes.safetensors").exists():
+        seen = pool.make(args.pool, autoencoder, generator(device, 31), args.state)
+        share = attributes.start_pictures(towers.image, attributes.trained(args.state).to(device), seen)
+        print(f"image tower: from the trunk, {share:.1%} of its stem from pictures", flush=True)
     part = {"all": .6 if with_noisy else 1., "towers": 1., "noisy": 0.}[args.stage]
     towers = train_towers(towers, minutes * part, batch, device, args.state).eval()
     model = ImageText(WORDS, IMAGE, TEXT, NOISY if with_noisy else None, image_size=IMAGE_SIZE).to(device)
@@ -251,7 +258,6 @@ def main() -> None:
     for p in (*model.image.parameters(), *model.text.parameters(), model.log_scale):
         p.requires_grad_(False)
     if with_noisy:
-        autoencoder = load_autoencoder(device, args.state)
         attributes.started(model.noisy, args.state)
         model.noisy = train_noisy(model, autoencoder, minutes * (1 - part), batch, args.pool, device, args.state)
     figures = {}

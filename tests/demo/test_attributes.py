@@ -1,7 +1,7 @@
 """Attributes read all at once: the loss counts what it should, and the trunk hands on what it learned."""
 import pytest
 import torch
-from nulltext.demo import attributes, scenes
+from nulltext.demo import attributes, pool, scenes
 from nulltext.demo.classifiers import PAIR_NAMES
 from nulltext.samplers.encoder import Encoder
 from safetensors.torch import save_file
@@ -56,3 +56,22 @@ def test_a_network_starts_from_the_trunk(tmp_path):
         assert torch.equal(a, b)
     assert torch.equal(net.pool.out.weight, last)
     assert torch.equal(attributes.trained(tmp_path)(x, 0.5), trunk(x, 0.5))
+
+
+def test_an_encoder_of_pictures_begins_as_the_trunk():
+    """Where latents are a linear function of the picture the stem's fit is exact, and so is all above it."""
+    torch.manual_seed(0)
+    trunk = Encoder(out=attributes.OUT, **attributes.TRUNK)
+    for p in trunk.parameters():
+        if not p.any():
+            torch.nn.init.normal_(p, std=0.05)
+    net = Encoder(out=7, **attributes.TRUNK | {"in_channels": 3, "size": 64, "stem_stride": 4, "noise_aware": False})
+    pictures = torch.randint(0, 256, (300, 3, 64, 64), dtype=torch.uint8)
+    low = torch.nn.functional.avg_pool2d(pictures / 127.5 - 1, 4)
+    latents = torch.cat([low, low.mean(1, keepdim=True)], 1)
+    trunk.stem.weight.data[..., 0, :] = trunk.stem.weight.data[..., 2, :] = 0  # the stem of pictures sees 9 pixels
+    trunk.stem.weight.data[..., 0] = trunk.stem.weight.data[..., 2] = 0
+    made = pool.Pool(latents, pictures, scenes.sample(300, torch.Generator().manual_seed(1)))
+    assert attributes.start_pictures(net, trunk, made) > 0.99
+    for a, b in zip(net.features(pictures[:2] / 127.5 - 1), trunk.features(latents[:2], 0.03), strict=True):
+        torch.testing.assert_close(a, b, rtol=0.1, atol=0.1 * float(b.std()))
