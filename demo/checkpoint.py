@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-CHECKPOINT = Path(__file__).resolve().parent.parent / "models" / "nulltext_demo.safetensors"
+CHECKPOINT = Path(__file__).resolve().parent.parent / "models" / "checkpoints" / "nulltext_demo.safetensors"
 PREFIX = {"unet": "model.diffusion_model.", "text": "cond_stage_model.transformer.text_model.",
           "autoencoder": "first_stage_model."}
 TOKEN_IDS = PREFIX["text"] + "embeddings.token_ids"

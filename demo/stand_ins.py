@@ -16,7 +16,7 @@ def write(tree: Path) -> None:
     """Into a server's tree, each file that the pack's own models/ does not hold."""
     shipped = engines.ROOT / "models"
     torch.manual_seed(0)
-    if not (shipped / checkpoint.CHECKPOINT.name).exists():
+    if not checkpoint.CHECKPOINT.exists():
         checkpoint.random_checkpoint(tree / "models" / "checkpoints" / checkpoint.CHECKPOINT.name)
     pairs = [f"{colour} {shape}" for colour in scenes.COLOURS for shape in scenes.SHAPES]
     for kind, name, make in (

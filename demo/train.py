@@ -94,7 +94,7 @@ def load_autoencoder(device: torch.device, folder=STATE) -> nets.AutoEncoder:
 
 # --------------------------------------------------------------------------------------------------- diffusion
 
-FIGURES = CHECKPOINT.parents[1] / "output" / "bench" / "demo_model.figures.json"
+FIGURES = CHECKPOINT.parents[2] / "output" / "bench" / "demo_model.figures.json"
 #: weight of an object's latent pixels in the loss; timesteps where outlines are decided (sigma about 1 to 40)
 ON_OBJECT, OUTLINES = 4.0, (300, 950)
 USES = 6  # times that a scene is seen on average before it is replaced

@@ -12,10 +12,11 @@ from pathlib import Path
 from . import engine
 from .family_text import text_target, unknown_words
 
-__all__ = ["NAME", "MODELS", "family", "register", "unknown_words"]
+__all__ = ["NAME", "CHECKPOINTS", "family", "register", "unknown_words"]
 
 NAME = "nulltext_demo"
-MODELS = Path(__file__).resolve().parents[2] / "models"
+#: a folder of its own: ComfyUI lists whatever lies in a checkpoint folder, probes and classifiers too
+CHECKPOINTS = Path(__file__).resolve().parents[2] / "models" / "checkpoints"
 TOKEN_IDS = "cond_stage_model.transformer.text_model.embeddings.token_ids"
 
 
@@ -54,12 +55,13 @@ def family():
 
 
 def register() -> bool:
-    """Add the family and the pack's models/ folder to ComfyUI; True if this call did it, False if it was done before.
+    """Add the family and the pack's models/checkpoints folder to ComfyUI; True if this call did
+    it, False if it was done before.
 
     The family comes last in the engine's list, where the first match wins: no other model is ever taken for it."""
     known = engine.get("supported_models").models
     if any(getattr(model, "nulltext_family", None) == NAME for model in known):  # by this copy of the pack or another
         return False
     known.append(family())
-    engine.get("folder_paths").add_model_folder_path("checkpoints", str(MODELS))
+    engine.get("folder_paths").add_model_folder_path("checkpoints", str(CHECKPOINTS))
     return True

@@ -32,8 +32,10 @@ def test_it_loads_once(installed, link):
         assert engines.PACK not in scripts or not link, "the page's scripts would load twice"
         log = server.log.read_text()
         assert "IMPORT FAILED" not in "".join(line for line in log.splitlines() if "nulltext" in line.lower())
-        shipped = {path.name for path in (engines.ROOT / "models").glob("*.safetensors")}
-        assert shipped <= set(known["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"][0])
+        listed = set(known["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"][0])
+        models = engines.ROOT / "models"
+        assert {path.name for path in models.glob("checkpoints/*.safetensors")} <= listed
+        assert not {path.name for path in models.glob("*.safetensors")} & listed, "they are no checkpoints"
 
 
 def test_every_package_is_listed():

@@ -49,5 +49,5 @@ def test_family_is_registered_once_and_last(core):
 def test_models_folder_is_searched(core, engine):
     import nulltext.nodes.bridge.family as family
     searched = engine.get("folder_paths").get_folder_paths("checkpoints")
-    assert searched.count(str(family.MODELS)) == 1
-    assert checkpoint.CHECKPOINT.parent == family.MODELS
+    assert searched.count(str(family.CHECKPOINTS)) == 1
+    assert checkpoint.CHECKPOINT.parent == family.CHECKPOINTS
