@@ -42,7 +42,7 @@ def section(name: str, picture: str) -> str:
     rows = "".join(f"<p><b>{html.escape(title)}</b>: "
                    + html.escape("; ".join(f"{widget} {value}" for widget, value in widgets)) + "</p>"
                    for title, widgets in settings(flow))
-    heading = html.escape(name.replace("_", " ").capitalize())
+    heading = html.escape(workflows.title(name))
     return (f'<section id="{name}"><h2>{heading}</h2><div><img src="{picture}" alt="{heading}: source and results">'
             f'<p>{html.escape(chr(10).join(said))}</p></div><div class="settings">{rows}</div></section>')
 
@@ -61,7 +61,8 @@ def main() -> None:
     PAGE.write_text("<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>ComfyUI-NullText: gallery</title>"
                     f"<style>{STYLE}</style><h1>ComfyUI-NullText: every technique</h1>"
                     "<p>Made by <code>python demo gallery</code> from the shipped workflows, run as they open on the "
-                    "small demo checkpoint.</p>" + "\n".join(parts) + "</html>\n", encoding="utf-8")
+                    "small demo checkpoint (those for Stable Diffusion: the same wiring on it).</p>"
+                    + "\n".join(parts) + "</html>\n", encoding="utf-8")
     print(f"{PAGE.relative_to(ROOT)}: {len(parts)} workflows" + (f"; no picture yet: {', '.join(missing)}" if missing
                                                                else ""))
 

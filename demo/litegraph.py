@@ -16,7 +16,7 @@ SEEDS = ("seed", "noise_seed")
 GAP = (70, 40)  # between columns and rows, in pixels of the page
 #: heights of what a node shows under its widgets. PANEL: the pack's own, before a run (chips, schedules, a line of
 #: cost); the rest comes with a run, and the layout leaves the room for it under the node
-COST, CHIPS, SCHEDULE, REPORT, PICTURE, PREVIEW = 26, 90, 150, 140, 360, 240
+COST, CHIPS, SCHEDULE, REPORT, PICTURE, PREVIEW = 26, 110, 170, 130, 360, 240
 PANEL = {"NullText_AttentionMap": CHIPS, "NullText_AttentionRecord": CHIPS, "NullText_AttentionReweight": CHIPS,
          "NullText_BlendedDiffusion": COST, "NullText_DiffEditMask": COST, "NullText_DirectEdit": COST,
          "NullText_Disturbance": SCHEDULE, "NullText_DisturbanceSampler": SCHEDULE,
@@ -186,7 +186,8 @@ def _room(info: Info) -> int:
     ours, name = info["name"].startswith("NullText_"), info["name"]
     samples = "LATENT" in info["output"] and any(kind == "MODEL" for kind, _ in inputs_of(info).values())
     preview = samples or name == "SamplerCustomAdvanced"
-    return REPORT * ours + PICTURE * (name in PICTURES) + PREVIEW * preview
+    report = 70 if name == "NullText_Prompt" else REPORT
+    return report * ours + PICTURE * (name in PICTURES) + PREVIEW * preview
 
 
 def _layout(workflow: Workflow, nodes: dict[str, dict], room: dict[str, int]) -> list[str]:

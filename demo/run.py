@@ -140,7 +140,7 @@ def said(found: dict[str, object]) -> str:
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make demo", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="workflows to run (default: the demo's own choice)")
-    parser.add_argument("--all", action="store_true", help="every shipped workflow")
+    parser.add_argument("--all", action="store_true", help="every shipped workflow that needs no other checkpoint")
     parser.add_argument("--image", type=Path, help="a picture of your own")
     parser.add_argument("--prompt", help="what that picture shows")
     parser.add_argument("--edit", help="what it should show instead")
@@ -162,7 +162,8 @@ def main(arguments: list[str]) -> int:
     options = parse(arguments)
     engines.end_like_ctrl_c()
     mine = options.image is not None or options.checkpoint is not None
-    chosen = options.names or (workflows.names() if options.all else list(OWN if mine else DEMO))
+    every = [name for name in workflows.names() if workflows.runs_here(name)]
+    chosen = options.names or (every if options.all else list(OWN if mine else DEMO))
     if not chosen:
         print("There is no workflow to run.", file=sys.stderr)
         return 1

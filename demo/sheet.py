@@ -74,6 +74,16 @@ def contact_sheet(title: str, rows: Sequence[Row], columns: int = 6) -> Image.Im
     return page
 
 
+def tiled(pictures: Sequence[Image.Image], side: int = 256) -> Image.Image:
+    """The pictures of a batch as one: itself, or the first four, two by two."""
+    if len(pictures) == 1:
+        return pictures[0]
+    page, half = Image.new("RGB", (side, side), (255, 255, 255)), side // 2 - 1
+    for i, picture in enumerate(pictures[:4]):
+        page.paste(fit(picture, half), ((half + 2) * (i % 2), (half + 2) * (i // 2)))
+    return page
+
+
 def thumbnail(sources: Sequence[Image.Image], results: Sequence[Image.Image], side: int = 256) -> Image.Image:
     """What a workflow does at one look: its first source picture and its last two results. ValueError without any."""
     shown = [*sources[:1], *results[-2:]]

@@ -4,7 +4,7 @@
 
 turns every workflows/<name>.api.json, the one file written by hand, into workflows/<name>.json for the page, with the
 widget order that a running engine tells, and makes workflows/<name>.jpg, the thumbnail, from a real run where there is
-none yet.
+none yet (on the demo checkpoint for those that open on a real one).
 """
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from typing import Any
 FOLDER = Path(__file__).resolve().parent.parent / "workflows"
 SUFFIX = ".api.json"
 DEMO_CHECKPOINT = "nulltext_demo.safetensors"
+DEMO_SIDE = 128  # pixels
+REAL = "_sd"  # ends the name of a workflow for a checkpoint that is not shipped
 
 Workflow = dict[str, dict[str, Any]]
 
@@ -36,6 +38,22 @@ def load(name: str) -> Workflow:
     if name not in names():
         raise FileNotFoundError(f"There is no workflow {name!r}; shipped are: {', '.join(names()) or 'none'}.")
     return json.loads((FOLDER / (name + SUFFIX)).read_text(encoding="utf-8"))
+
+
+def runs_here(name: str) -> bool:
+    """Whether a workflow runs as it opens, on what the pack ships; the others wait for a real checkpoint."""
+    return not name.endswith(REAL)
+
+
+def on_demo(workflow: Workflow) -> Workflow:
+    """A copy of a workflow for a real checkpoint on the demo checkpoint, at its size: the same wires and settings."""
+    workflow = copy.deepcopy(workflow)
+    for node in workflow.values():
+        if "ckpt_name" in node["inputs"]:
+            node["inputs"]["ckpt_name"] = DEMO_CHECKPOINT
+        if node["class_type"] == "ImageScale":
+            node["inputs"].update(width=DEMO_SIDE, height=DEMO_SIDE)
+    return workflow
 
 
 def is_link(value: Any, workflow: Workflow) -> bool:
@@ -58,7 +76,8 @@ def missing_models(workflow: Workflow) -> list[str]:
     """Model files of this pack that the workflow names and that are not in models/."""
     named = {value for node in workflow.values() for value in node["inputs"].values()
              if isinstance(value, str) and value.startswith("nulltext_") and value.endswith(".safetensors")}
-    return sorted(name for name in named if not (FOLDER.parent / "models" / name).is_file())
+    shipped = {path.name for path in (FOLDER.parent / "models").rglob("*.safetensors")}
+    return sorted(named - shipped)
 
 
 def of_class(workflow: Workflow, *classes: str) -> list[str]:
@@ -66,16 +85,27 @@ def of_class(workflow: Workflow, *classes: str) -> list[str]:
     return sorted((key for key, node in workflow.items() if node["class_type"] in classes), key=int)
 
 
+def title(name: str) -> str:
+    """A workflow's name as a person reads it."""
+    said = name.removesuffix(REAL).replace("_", " ").capitalize()
+    return said if runs_here(name) else f"{said} (Stable Diffusion 1.5)"
+
+
 def note(name: str, workflow: Workflow) -> str:
     """The workflow's note: what the file says of itself, then which widgets to change for one's own picture."""
     said = [node["_meta"]["note"] for _, node in sorted(workflow.items(), key=lambda item: int(item[0]))
             if node.get("_meta", {}).get("note")]
-    lines = [name.replace("_", " ").capitalize(), *said]
-    loaders = [key for key, node in workflow.items() if node["inputs"].get("ckpt_name") == DEMO_CHECKPOINT]
-    pictures = of_class(workflow, "LoadImage")
+    loaders = sorted((key for key, node in workflow.items() if "ckpt_name" in node["inputs"]), key=int)
+    pictures, scales = of_class(workflow, "LoadImage"), of_class(workflow, "ImageScale")
+    lines = [title(name), *said]
+    if not runs_here(name):
+        lines += ["", "It needs Stable Diffusion 1.5 (any checkpoint of that family): pick yours in ckpt_name "
+                  f"(node {', '.join(loaders)}). Then choose your photo in Load Image (node {', '.join(pictures)}; "
+                  f"node {', '.join(scales)} cuts it to 512 x 512) and write what it shows into the source prompt."]
+        return "\n".join(lines)
     if loaders:
         lines += ["", "It runs as it opens, on the small demo checkpoint (128 x 128 scenes of shapes). For a real one: "
-                  f"pick a Stable Diffusion checkpoint in ckpt_name (node {', '.join(sorted(loaders, key=int))})."]
+                  f"pick a Stable Diffusion checkpoint in ckpt_name (node {', '.join(loaders)})."]
     if pictures:
         lines.append(f"Your own picture: choose it in Load Image (node {', '.join(pictures)}), at the size the "
                      "checkpoint was trained for (512 x 512 for SD 1.x), and write what it shows into the prompt.")
@@ -113,8 +143,10 @@ def main(arguments: list[str]) -> int:
                 if missing:
                     print(f"{name}: no thumbnail, models/ lacks {', '.join(missing)}")
                 elif options.pictures == "all" or (options.pictures == "missing" and not thumbnail.exists()):
-                    result = run.queue(server.client, name, load(name))
-                    sheet.thumbnail(run.source_pictures(load(name)), result.images).save(thumbnail, quality=88)
+                    flow = load(name) if runs_here(name) else on_demo(load(name))
+                    result = run.queue(server.client, name, flow)
+                    shown = [sheet.tiled(result.pictures[key]) for key in sorted(result.pictures, key=int)]
+                    sheet.thumbnail(run.source_pictures(flow), shown).save(thumbnail, quality=88)
             except (ValueError, RuntimeError, FileNotFoundError) as error:
                 failed.append(name)
                 print(f"{name}: {error}", file=sys.stderr)

@@ -137,23 +137,50 @@ class Page:
         }""", [kind, zoom])
         self.tab.wait_for_timeout(500)
 
+    def fit(self) -> None:
+        """Bring the whole graph into the view."""
+        self.tab.evaluate("""() => {
+            const nodes = app.graph._nodes, view = app.canvas, box = view.canvas.getBoundingClientRect();
+            const left = Math.min(...nodes.map(n => n.pos[0])), top = Math.min(...nodes.map(n => n.pos[1])) - 30;
+            const width = Math.max(...nodes.map(n => n.pos[0] + n.size[0])) - left;
+            const height = Math.max(...nodes.map(n => n.pos[1] + n.size[1])) - top;
+            view.ds.scale = Math.min((box.width - 80) / width, (box.height - 120) / height, 1);
+            view.ds.offset[0] = -left + 60 / view.ds.scale;
+            view.ds.offset[1] = -top + 70 / view.ds.scale;
+            view.setDirty(true, true);
+        }""")
+        self.tab.wait_for_timeout(500)
+
+    def overlaps(self) -> list[str]:
+        """The pairs of nodes that lie on each other, title bars and all that they show included."""
+        return self.tab.evaluate("""() => {
+            const nodes = app.graph._nodes, found = [];
+            nodes.forEach((a, i) => nodes.slice(i + 1).forEach(b => {
+                const wide = Math.min(a.pos[0] + a.size[0], b.pos[0] + b.size[0]) - Math.max(a.pos[0], b.pos[0]);
+                const tall = Math.min(a.pos[1] + a.size[1], b.pos[1] + b.size[1]) - Math.max(a.pos[1], b.pos[1]) + 30;
+                if (wide > 0 && tall > 0) found.push(`${a.title} and ${b.title}: ${wide} x ${tall}`);
+            }));
+            return found;
+        }""")
+
     def value(self, kind: str, name: str):
         """The value of a widget of the node of that class."""
         return self.tab.evaluate("([kind, name]) => ofKind(kind).widgets.find(w => w.name === name).value",
                                  [kind, name])
 
     def panel(self, kind: str):
-        """The panel of the node of that class, as a locator."""
-        index = self.tab.evaluate("""kind => {
-            const node = ofKind(kind);
-            const widget = node.widgets.find(w => w.name === 'nulltext_panel');
-            widget.element.dataset.test = kind;
-            return widget.element.isConnected;
-        }""", kind)
-        if self.kind.endswith("vue") and not index:
-            pytest.skip("Nodes 2.0 of this front end shows no element of a pack: the widgets themselves remain")
-        assert index, f"the panel of {kind} is not on the page"
+        """The panel of the node of that class, as a locator; it must be on the page."""
+        self.tab.wait_for_function("""kind => {
+            const {element} = ofKind(kind).widgets.find(w => w.name === 'nulltext_panel');
+            element.dataset.test = kind;
+            return element.isConnected && element.offsetWidth > 100;
+        }""", arg=kind, timeout=10_000)
         return self.tab.locator(f"[data-test='{kind}']")
+
+    def reports(self) -> list[str]:
+        """What each panel says, cost line and report."""
+        return self.tab.evaluate("""() => app.graph._nodes.flatMap(n => n.widgets ?? [])
+            .filter(w => w.name === 'nulltext_panel').map(w => w.element.innerText)""")
 
     def shot(self, name: str) -> Path:
         SHOTS.mkdir(parents=True, exist_ok=True)

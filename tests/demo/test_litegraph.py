@@ -87,7 +87,7 @@ def test_room_is_left_for_what_a_run_adds():
 
 
 def test_the_registrys_package_lists_only_workflows_that_open():
-    """ComfyUI offers every workflows/*.json of a pack as a template; files for HTTP would be templates that don't open."""
+    """ComfyUI offers every workflows/*.json of a pack as a template; files for HTTP would be templates that fail."""
     ignored = (workflows.FOLDER.parent / ".comfyignore").read_text(encoding="utf-8").split()
     listed = [path for path in workflows.FOLDER.glob("*.json")
               if not any(fnmatch.fnmatch(f"workflows/{path.name}", pattern) for pattern in ignored)]
@@ -111,6 +111,14 @@ def test_short_limits_steps_and_leaves_the_file_alone():
     flow = {"1": {"class_type": "A", "inputs": {"steps": 50, "inner_steps": 10, "cfg": 7.5, "text": "steps"}}}
     assert workflows.short(flow, 3)["1"]["inputs"] == {"steps": 3, "inner_steps": 2, "cfg": 7.5, "text": "steps"}
     assert flow["1"]["inputs"]["steps"] == 50
+
+
+@pytest.mark.parametrize("name", workflows.names())
+def test_a_workflows_note_says_what_it_does_and_which_widget_to_change(name):
+    flow = workflows.load(name)
+    said = workflows.note(name, flow).split("\n\n")
+    assert len(said[0].split()) >= 15, "give a node of the file a `note` in its _meta"
+    assert "ckpt_name (node" in said[1]
 
 
 def test_a_link_is_told_from_a_list():

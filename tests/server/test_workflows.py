@@ -12,10 +12,28 @@ def test_there_are_workflows():
     assert workflows.names()
 
 
+REAL = [name for name in workflows.names() if not workflows.runs_here(name)]
+
+
 @each
 def test_it_runs_and_shows_something(comfy, name):
-    result = comfy.run(comfy.workflow(name, steps=3)).check()
+    flow = comfy.workflow(name, steps=3)
+    result = comfy.run(flow if workflows.runs_here(name) else workflows.on_demo(flow)).check()
     assert result.images, "a workflow ends in a picture"
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_of_a_workflow_for_a_real_checkpoint_only_the_checkpoint_is_missing(comfy, name):
+    flow = workflows.load(name)
+    assert {node["class_type"] for node in flow.values()} <= set(comfy.object_info)
+    answer = comfy.client.post("/prompt", {"prompt": flow}).json()
+    errors = [(node["class_type"], error["type"], error["extra_info"]["input_name"])
+              for node in answer["node_errors"].values() for error in node["errors"]]
+    assert errors == [("CheckpointLoaderSimple", "value_not_in_list", "ckpt_name")], answer
+
+
+def test_two_workflows_wait_for_a_real_checkpoint():
+    assert REAL == ["cartoon_photo_sd", "edit_photo_sd"]
 
 
 @each
@@ -40,8 +58,7 @@ def test_links_join_sockets_of_one_type(comfy, name):
 def test_it_opens_on_the_demo_checkpoint_and_shipped_pictures(name):
     flow = workflows.load(name)
     checkpoints = {node["inputs"]["ckpt_name"] for node in flow.values() if "ckpt_name" in node["inputs"]}
-    real = name.endswith("_sd")  # wired for a real checkpoint; the rest must run as they open
-    assert real or checkpoints == {workflows.DEMO_CHECKPOINT}
+    assert (checkpoints == {workflows.DEMO_CHECKPOINT}) == workflows.runs_here(name)
     for key in workflows.of_class(flow, "LoadImage", "LoadImageMask"):
         assert (workflows.FOLDER / "inputs" / flow[key]["inputs"]["image"]).is_file()
 
