@@ -208,7 +208,7 @@ def main(argv: list[str]) -> None:
     for kind in (*KINDS, "all"):
         part = [row for row in rows if kind in (row["kind"], "all")]
         lines += [
-            [kind, name, len([r for r in part if name in r]), *summary(part, name)]
+            [kind, name, len([r for r in part if name in r]), *("-" if v != v else v for v in summary(part, name))]
             for name in names
             if any(name in r for r in part)
         ]

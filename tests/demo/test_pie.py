@@ -1,4 +1,5 @@
 """The PIE-Bench runner: its files, its networks (random stand-ins), a row of its table, the command."""
+import importlib.util
 import json
 import os
 import subprocess
@@ -141,27 +142,46 @@ def test_networks_that_are_not_there_are_named():
             pie.Judges(**{name: "nowhere"})
 
 
-def test_the_command_runs_from_the_folder_of_the_pack(tmp_path):
-    """Its folder is on sys.path then, and its `nodes` must not hide ComfyUI's."""
-    folder, results = tmp_path / "annotation_images", tmp_path / "edits"
+def pie_folder(path, shade=100):
+    """Two items in PIE-Bench's layout: one with a mask of 100 pixels, one whose mask covers everything."""
     items = {}
     for i, run in enumerate(([512, 100], [0, 512 * 512])):
-        items[str(i)] = {"image_path": f"0/{i}.png", "editing_prompt": "a [red] cat", "mask": run}
-        for root, shade in ((folder, 100), (results, 110)):
-            (root / "0").mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (512, 512), (shade, shade, shade)).save(root / "0" / f"{i}.png")
-    (tmp_path / "mapping_file.json").write_text(json.dumps(items))
+        items[str(i)] = {"image_path": f"0/{i}.png", "original_prompt": "a red circle, plain blue background",
+                         "editing_prompt": "a [green] circle, plain blue background", "mask": run,
+                         "blended_word": "circle circle"}
+        picture = path / "annotation_images" / "0" / f"{i}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (512, 512), (shade, shade, shade)).save(picture)
+    (path / "mapping_file.json").write_text(json.dumps(items))
+    return path
 
-    def command(*more):
-        return subprocess.run([sys.executable, "-m", "benchmarks.pie", tmp_path, *more], cwd=ROOT, capture_output=True,
-                              text=True, timeout=120, env=os.environ | {"NULLTEXT_COMPUTE_LOCK": "1"})
 
-    done = command("--results", f"mine={results}")
+def command(*arguments):
+    return subprocess.run([sys.executable, "-m", "benchmarks.pie", *arguments], cwd=ROOT, capture_output=True,
+                          text=True, timeout=200, env=os.environ | {"NULLTEXT_COMPUTE_LOCK": "1"})
+
+
+def test_the_command_runs_from_the_folder_of_the_pack(tmp_path):
+    folder, results = pie_folder(tmp_path / "pie"), pie_folder(tmp_path / "edited", shade=110) / "annotation_images"
+    done = command(folder, "--results", f"mine={results}")
     assert done.returncode == 0, done.stderr
     *_, row, line = done.stdout.strip().splitlines()
     assert row.split()[:4] == ["mine", "2", "1", "-"]  # two images, one with a background, no DINO
     background = 1 - float(pie.read_mask([512, 100]).mean())
     assert json.loads(line)["mine"]["mse"] == pytest.approx(1e4 * (10 / 255) ** 2 * background, rel=1e-3)
-    missing = command("--results", f"mine={folder / 'none'}")
+    missing = command(folder, "--results", f"mine={tmp_path / 'none'}")
     assert missing.returncode == 2
     assert "mine has no edit of 0/0.png" in missing.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("comfy") is None, reason="the embedded engine makes the edits")
+def test_the_command_makes_the_checkpoints_own_edits(tmp_path):
+    """In the engine: the pack's folder, where the command stands, must not hide ComfyUI's modules."""
+    edits = tmp_path / "edits"
+    done = command(pie_folder(tmp_path / "pie"), "--edits", edits, "--size", "128", "--steps", "2", "--limit", "1")
+    assert done.returncode == 0, done.stderr
+    with Image.open(edits / "0" / "0.png") as made:
+        assert made.size == (128, 128)
+        assert len(made.getcolors(128 * 128)) > 10
+    row = json.loads(done.stdout.strip().splitlines()[-1])["Direct + P2P"]
+    assert 0 < row["psnr"] < 100
