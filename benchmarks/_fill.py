@@ -89,7 +89,8 @@ def measure_fill(bench: Bench, demo: Demo) -> dict[str, float]:
                 row[name] = [float(seam[i]), float(fill[i])]
         return rows
 
-    rows = bench.each("fill", range(n), compute, batch=8)
+    key = f"fill {LEVELS}, {JUMP}, {RESAMPLES} in {LOW:g}..{HIGH:g}"
+    rows = bench.each(key, range(n), compute, batch=8)
     mean = lambda name, k: sum(row[name][k] for row in rows) / len(rows)
     names = ("default", "core euler", "core ancestral")
     print(

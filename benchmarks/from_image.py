@@ -1,7 +1,8 @@
 """Sampling from a picture, on the demo model and on mixtures with known answers: `make bench NAME=from_image`.
 
-The parts: _conditional.py (RePaint against true conditionals), _cartoon.py, _fill.py, and here ILVR's constraint,
-DiffEdit's mask and SDEdit's curve.
+The parts: _conditional.py (RePaint against true conditionals), _cartoon.py, _fill.py, _strips.py (the help pages'
+strips), and here ILVR's constraint, DiffEdit's mask and SDEdit's curve. Everything is kept as it is made: a run that
+was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from ..samplers.ilvr import sample_ilvr
 from ..samplers.kid import kid
 from ..samplers.lowpass import dct_low_pass
 from ..samplers.ode import sample_ancestral
-from ..samplers.repaint import HIGH, JUMP, LEVELS, LOW, RESAMPLES, ranged_path
 from ..samplers.sdedit import sdedit_sigmas
 from ..samplers.walk import network_calls
 from . import _conditional as conditional
 from ._cartoon import EDIT_CFG, measure_cartoon
 from ._demo import Demo, kept_pictures, some
+from ._error_plot import plot
 from ._fill import FILL_CFG, measure_fill
-from .harness import OUTPUT, Bench, table
+from ._strips import folder, ilvr_strip, sdedit_strip
+from .harness import Bench, table
 
 
 @torch.no_grad()
@@ -129,43 +131,50 @@ def measure_sdedit(bench: Bench, demo: Demo) -> list[list]:
             )
         }
 
+    guide = strokes(truth)
     net = probe.load("features") if probe.FEATURES.exists() else None
     real = scenes.sample(8 * n, torch.Generator().manual_seed(37), two=0.0).changed("style", 0)
-    curve = []
+    curve, made = [], {}
     for t0 in (0.2, 0.4, 0.6, 0.8, 1.0):
         image = kept_pictures(bench, f"sdedit {t0}", n, lambda items, t0=t0: redraw(items, t0), 16)["image"]
-        far = float((image - strokes(truth)).square().mean((1, 2, 3)).sqrt().mean())
+        made[t0] = image
+        far = float((image - guide).square().mean((1, 2, 3)).sqrt().mean())
         value, error = (None, None) if net is None else kid(net.features(image), net.features(scenes.draw(real)[0]))
         curve.append([t0, far, value, error])
     print(table(("SDEdit t0", "rms to the scribble", "KID to scenes", "its error"), curve))
-    return [[v if v is None else round(v, 5) for v in point[:3]] for point in curve]
+    curve = [[v if v is None else round(v, 5) for v in point[:3]] for point in curve]
+    sdedit_strip(bench, guide, made, curve)
+    return curve
 
 
 # --------------------------------------------------------------------------------------------------------------- main
 
 
 def measure_conditional(bench: Bench) -> dict[str, float]:
-    n = 500 if bench.quick else 4000
-    series = conditional.curves(bench, n)
-    floor = conditional.floor_error(n)
-    conditional.plot(series, floor["mean"], OUTPUT / "repaint_error.jpg")
+    n = 1000 if bench.quick else 10000
+    series, floor = conditional.curves(bench, n), conditional.floor_error(n)
+    calls = network_calls(conditional.default_path()[1])
+    plot(series, floor, calls, folder(bench) / "repaint_error.jpg")
     lines = [
         [name, p["calls"], p["bimodal"], p["correlated"], p["mean"]] for name, line in series.items() for p in line
     ]
     lines.append(["draws of the conditional itself", 0, floor["bimodal"], floor["correlated"], floor["mean"]])
     print(table(("fill", "calls", "bimodal", "correlated", "mean"), lines))
-    by_calls = lambda name, calls: next(p["mean"] for p in series[name] if p["calls"] == calls)
-    calls = network_calls(
-        ranged_path(
-            conditional.karras_sigmas(LEVELS, conditional.SMALLEST, conditional.LARGEST), JUMP, RESAMPLES, LOW, HIGH
+    at = lambda name, count: next(p for p in series[name] if p["calls"] == count)
+    ours, paper = at("ours", calls), at("official", 2410)
+    for name in conditional.MIXTURES:
+        print(
+            f"{name}: the default at {calls} calls has {ours[name] / paper[name]:.2f} x the 2410-call error; within "
+            f"10 % of it from {conditional.calls_to_stay_within(0.1, series, name)} calls of those measured"
         )
-    )
     return {
-        "repaint_error_naive": by_calls("naive", 95 if bench.quick else 200),
-        "repaint_error_default": by_calls("ours", calls),
+        "repaint_error_naive": at("naive", 250)["mean"],
+        "repaint_error_default": ours["mean"],
         "repaint_calls_default": calls,
-        "repaint_error_250_10_10": by_calls("official", 2410),
+        "repaint_error_250_10_10": paper["mean"],
         "repaint_error_exact_mode": series["exact-leaning"][-1]["mean"],
+        "repaint_error_ratio_bimodal": ours["bimodal"] / paper["bimodal"],
+        "repaint_error_ratio_correlated": ours["correlated"] / paper["correlated"],
     }
 
 
@@ -180,6 +189,7 @@ def main(argv: list[str]) -> None:
     demo = Demo()
     figures |= measure_fill(bench, demo)
     figures["ilvr_constraint_error"] = measure_ilvr(bench, demo)
+    ilvr_strip(bench, demo)
     figures |= measure_diffedit(bench, demo) | measure_cartoon(bench, demo)
     figures["sdedit_curve"] = measure_sdedit(bench, demo)
     lines = [[key, value] for key, value in figures.items() if not isinstance(value, list)]

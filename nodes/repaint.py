@@ -148,8 +148,8 @@ class RePaintSampler:
                     LEVELS,
                     2,
                     1000,
-                    "Noise levels, Karras-spaced over the model's range. With resamples this makes the "
-                    "cost: the report names the network calls.",
+                    "Noise levels, evenly spaced in log sigma over the model's range. With resamples this "
+                    "makes the cost: the report names the network calls.",
                 ),
                 **_SCHEDULE,
                 "grow": fields.whole(

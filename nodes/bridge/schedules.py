@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...samplers.disturbance import disturbance_schedule, gains
-from ...samplers.repaint import describe, ranged_path, repaint_sigmas
+from ...samplers.repaint import HIGH, LEVELS, LOW, describe, ranged_path, repaint_sigmas
 from ...samplers.sdedit import sdedit_sigmas
 from . import engine, family
 from .sampling import time_to_sigma
@@ -62,11 +62,11 @@ def _number(options: Mapping[str, str], name: str, default: float) -> float:
 
 def _repaint(model, options):
     if "levels" in options:
-        levels = min(_whole(options, "levels", 11), MOST_LEVELS)
+        levels = min(_whole(options, "levels", LEVELS), MOST_LEVELS)
         sigmas = repaint_sigmas(levels, float(model.sampling.sigma_min), float(model.sampling.sigma_max)).float()
     else:
         sigmas = _scheduled(model, options)
-    low, high = _number(options, "low", 0.0), _number(options, "high", 2.0)
+    low, high = _number(options, "low", LOW), _number(options, "high", HIGH)
     if options.get("mode", "resampling").startswith("resampling"):
         path = ranged_path(sigmas, _whole(options, "jump", 1), _whole(options, "resamples", 1), low, high)
         said = describe(sigmas, path)

@@ -37,8 +37,9 @@ def test_texture_and_edges_tell_a_pattern_from_a_border():
     grain = flat + 0.05 * torch.randn(1, 1, 64, 64, generator=generator)
     assert texture(flat, mask).tolist() == [0.0, 0.0] and (texture(grain, mask) > 0).all()
     bars = flat.clone()
-    bars[..., :8, :] += 0.4  # one border in the background is no texture
-    assert texture(bars, mask)[0] == 0
+    bars[..., :8, :] += 0.4  # one border in the background is no texture, but counts in the whole
+    assert texture(bars, mask)[0] == 0 and texture(bars, mask, 1.0)[0] > 0
+    assert texture_drop(flat, bars + 0.01 * (grain - flat), mask, 1.0) == pytest.approx(1)
     assert edge_contrast(flat, mask) > 0.05
     soft = blurred(grain, 2.0)
     assert texture_drop(soft, grain, mask) > 0.8 and texture_drop(grain, grain, mask) == pytest.approx(0, abs=1e-6)
@@ -65,10 +66,17 @@ def test_distance_to_the_conditional_and_the_default_schedules_cost():
         exact = conditional.exact_quantiles(mixture, known, 2000)
         assert conditional.distance(exact, mixture, known) == 0
         assert conditional.distance(exact + 0.25, mixture, known) == pytest.approx(0.25, rel=1e-6)
-    levels = conditional.karras_sigmas(conditional.LEVELS, conditional.SMALLEST, conditional.LARGEST)
-    path = conditional.ranged_path(levels, conditional.JUMP, conditional.RESAMPLES, conditional.LOW, conditional.HIGH)
+    levels, path = conditional.default_path()
     assert network_calls(path) <= 100
-    assert (
-        conditional.repaint_error(levels, path, 500)["mean"]
-        < 0.5 * conditional.repaint_error(levels, range(len(levels)), 500)["mean"]
-    )
+    naive, ours = (conditional.repaint_error(levels, p, 500) for p in (range(len(levels)), path))
+    assert all(ours[name] < 0.5 * naive[name] for name in ("bimodal", "correlated", "mean"))
+
+
+def test_calls_to_stay_within_are_judged_per_mixture():
+    series = {
+        "official": [{"calls": 35, "a": 9.0, "b": 9.0}, {"calls": 2410, "a": 1.0, "b": 0.1}],
+        "ours": [{"calls": 50, "a": 1.2, "b": 0.2}, {"calls": 100, "a": 1.09, "b": 0.12}],
+    }
+    assert conditional.calls_to_stay_within(0.1, series, "a") == 100
+    assert conditional.calls_to_stay_within(0.1, series, "b") is None
+    assert conditional.calls_to_stay_within(0.3, series, "a") == 50

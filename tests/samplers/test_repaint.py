@@ -7,6 +7,11 @@ import torch
 from nulltext.samplers.core import FLOW, VE, gaussian
 from nulltext.samplers.mixture import GaussianMixture
 from nulltext.samplers.repaint import (
+    HIGH,
+    JUMP,
+    LEVELS,
+    LOW,
+    RESAMPLES,
     blend,
     describe,
     hold_known,
@@ -14,6 +19,7 @@ from nulltext.samplers.repaint import (
     karras_sigmas,
     official_path,
     ranged_path,
+    repaint_sigmas,
     sample_repaint,
 )
 from nulltext.samplers.walk import Step, network_calls, sample_walk
@@ -128,3 +134,15 @@ def test_error_against_the_true_conditional_falls_with_resampling(process):
     errors = [wasserstein(fill(sigmas, ranged_path(sigmas, 1, r), process=process)[:, 1], truth) for r in (1, 3, 10)]
     assert errors[0] > 1.15 * errors[1] > 1.15**2 * errors[2], errors
     assert errors[2] < 0.6 * errors[0]
+
+
+def test_default_levels_are_evenly_spaced_in_log_noise_to_signal_and_cost_at_most_100_calls():
+    sigmas = repaint_sigmas(LEVELS, 0.0292, 14.61)
+    ratios = sigmas[1:-1] / sigmas[:-2]
+    assert len(sigmas) == LEVELS + 1 and sigmas[-1] == 0
+    assert sigmas[0].item() == pytest.approx(14.61) and sigmas[-2].item() == pytest.approx(0.0292)
+    torch.testing.assert_close(ratios, ratios[:1].expand_as(ratios))
+    path = ranged_path(sigmas, JUMP, RESAMPLES, LOW, HIGH)
+    assert 90 <= network_calls(path) <= 100
+    flow = repaint_sigmas(LEVELS, 0.03, 1.0, FLOW)
+    assert flow[0] == 1 and flow[-2].item() == pytest.approx(0.03) and bool((flow[1:] < flow[:-1]).all())

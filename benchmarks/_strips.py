@@ -1,0 +1,96 @@
+"""Strips for the help pages, from this bench's own runs: ILVR over factor and stop, SDEdit over t0.
+
+Each strip is a picture under web/docs/pictures/, made anew by every whole run of from_image.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..demo import scenes
+from ..demo.sheet import Row, contact_sheet
+from ..samplers.core import VE, gaussian, guided
+from ..samplers.ilvr import sample_ilvr
+from ..samplers.lowpass import dct_low_pass
+from ..samplers.sdedit import sdedit_sigmas
+from ._demo import Demo, kept_pictures, some
+from .harness import OUTPUT, ROOT, Bench
+
+PICTURES = ROOT / "web" / "docs" / "pictures"
+ILVR_CFG, FACTORS, STOPS = 3.0, (2, 4, 8), (0.2, 0.5, 0.8, 1.0)
+SHOWN = 4  # scenes in a strip over t0
+
+
+def folder(bench: Bench) -> Path:
+    """Where a run's pictures go: the help pages', or beside the results of a quick one."""
+    return OUTPUT if bench.quick else PICTURES
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """[3, H, W] in 0..1 -> picture."""
+    return Image.fromarray((image.clamp(0, 1) * 255).round().byte().movedim(0, -1).numpy())
+
+
+def save(title: str, rows: list[Row], columns: int, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(title, rows, columns).save(path, quality=85)
+
+
+def ilvr_strip(bench: Bench, demo: Demo) -> None:
+    """One reference and one caption, the same noise everywhere: rows of factors, columns of stops."""
+    part = some(1, 33, lambda s: s.texture == 1)
+    wanted = some(1, 34, lambda s: s.texture == 0)
+    source = scenes.draw(part)[0]
+    settings = [(factor, stop) for factor in FACTORS for stop in STOPS]
+
+    @torch.no_grad()
+    def make(items: list[int]) -> dict[str, Tensor]:
+        z = demo.autoencoder.encode(source)
+        denoise = guided(*demo.pair(wanted), ILVR_CFG)
+        sigmas = sdedit_sigmas(demo.at, 1.0, 4 if bench.quick else 30).float()
+        out = []
+        for i in items:
+            (factor, stop), noise = settings[i], gaussian(z, 3)
+            count = round(stop * (len(sigmas) - 1))
+            x = sigmas[0] * noise()
+            x = sample_ilvr(
+                denoise,
+                x,
+                sigmas,
+                reference=z,
+                low_pass=dct_low_pass(factor),
+                stop=count,
+                process=VE,
+                noise=noise,
+            )
+            out.append(demo.decode(x))
+        return {"image": torch.cat(out)}
+
+    made = kept_pictures(bench, "ilvr strip", len(settings), make, len(STOPS))["image"]
+    rows = []
+    for k, factor in enumerate(FACTORS):
+        cells = [("reference", to_picture(source[0]))]
+        for j, stop in enumerate(STOPS):
+            cells.append((f"stop {stop:g}", to_picture(made[k * len(STOPS) + j])))
+        rows.append(Row(f"factor {factor} cells ({8 * factor} pixels)", "", cells))
+    save("ILVR: coarse content of a reference, everything else by the prompt", rows, len(STOPS) + 1,
+         folder(bench) / "ilvr_strip.jpg")
+
+
+def sdedit_strip(bench: Bench, guide: Tensor, made: dict[float, Tensor], curve: list[list]) -> None:
+    """Rows of scenes, columns of t0; each column's caption tells distance and realism over all scenes.
+
+    guide [N, 3, H, W]; made: t0 -> images of the same scenes; curve: [t0, distance, realism or None] per t0."""
+    rows = []
+    for i in range(min(SHOWN, len(guide))):
+        cells = [("scribble", to_picture(guide[i]))]
+        for t0, distance, realism in curve:
+            said = f"t0 {t0:g}: rms {distance:.3f}" + ("" if realism is None else f", KID {realism:.3f}")
+            cells.append((said if i == 0 else f"t0 {t0:g}", to_picture(made[t0][i])))
+        rows.append(Row("", "", cells))
+    rows[0].line = "rms: distance to the scribble (faithful: small). KID: distance to real scenes (realistic: small)."
+    save("SDEdit: from faithful to realistic", rows, len(curve) + 1, folder(bench) / "sdedit_strip.jpg")
