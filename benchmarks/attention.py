@@ -189,7 +189,7 @@ def main(argv: list[str]) -> None:
     bench = Bench("attention", __doc__, argv)
     lab = Lab(*((8, 2) if bench.quick else (30, 10)))
     n, small = (8, 4) if bench.quick else (64, 32)
-    predicted = lab.steps * (0.09 * n + 0.6 * (n // 4) + 0.2 * small)
+    predicted = lab.steps * (0.09 * n + 0.6 * (n // 4) + 0.2 * small + 1.3)
     print(
         f"  {n} edits, {n // 4} of them with null-text, {small * len(FACTORS)} re-weighted and {2 * small} watched "
         f"pictures, "
