@@ -53,7 +53,8 @@ class Lab:
         self.net, self.autoencoder = load()
         self.towers: ImageText = _file(IMAGE_TEXT, ImageText.build)
         self.classifier: LatentClassifier = _file(PAIRS, LatentClassifier.build)
-        self.judge, self.feature_net = probe.load("conv"), probe.load("features")
+        self.judge, self.second = probe.load("conv"), probe.load("query")
+        self.feature_net = probe.load("features")
         self.table = nets.sigmas()
         self.sigmas = schedule(steps, self.table)
         self.name = f"{COLOUR} {SHAPE}"
@@ -128,35 +129,43 @@ class Lab:
 
     @torch.no_grad()
     def features(self, images: Tensor) -> list[list[float]]:
+        """Features of pictures [B, 3, 128, 128], 128 numbers each, as the results keep them."""
         rows = torch.cat([self.feature_net.features(part) for part in images.split(64)])
         return [[round(v, 4) for v in row] for row in rows.tolist()]
 
-    def in_class(self, images: Tensor) -> Tensor:
-        """[B] bool by the probe: an object is there, of that colour and shape."""
-        reading = probe.read(self.judge, images)
+    @staticmethod
+    def in_class(judge: torch.nn.Module, images: Tensor) -> Tensor:
+        """[B] bool by a probe: an object is there, of that colour and shape."""
+        reading = probe.read(judge, images)
         right = reading.at_place("colour") == scenes.COLOURS.index(COLOUR)
         right &= reading.at_place("shape") == scenes.SHAPES.index(SHAPE)
         return right & (reading.present.amax(1) > 0.5)
 
     def compute(self, way: Way) -> Callable[[list[int]], list[dict]]:
-        """For Bench.each: features, class and seconds of each item."""
+        """For Bench.each: features, class by either judge and seconds of each item."""
 
         def run(indices):
             images, took = self.sample(way, indices)
+            judged = (self.in_class(judge, images).tolist() for judge in (self.judge, self.second))
             return [
-                {"f": f, "in": bool(c), "s": round(took / len(indices), 4)}
-                for f, c in zip(self.features(images), self.in_class(images), strict=True)
+                {"f": f, "in": a, "in2": b, "s": round(took / len(indices), 4)}
+                for f, a, b in zip(self.features(images), *judged, strict=True)
             ]
 
         return run
 
 
-def kid_of(rows: list[dict], reference: Tensor) -> tuple[float, float]:
-    return kid(torch.tensor([row["f"] for row in rows]), reference)
+def kid_of(rows: list[dict] | Tensor, reference: Tensor) -> tuple[float, float]:
+    """KID and its error of features as kept (or [N, 128]) against reference [M, 128], both in units of the reference's
+    rms: the kernel is a cube, and the feature net's own scale would stand in every value."""
+    features = rows if isinstance(rows, Tensor) else torch.tensor([row["f"] for row in rows])
+    unit = reference.pow(2).mean().sqrt()
+    return kid(features / unit, reference / unit)
 
 
-def share(rows: list[dict]) -> float:
-    return sum(row["in"] for row in rows) / len(rows)
+def share(rows: list[dict], judge: str = "in") -> float:
+    """Share of the class by the first judge ("in") or the second ("in2")."""
+    return sum(row[judge] for row in rows) / len(rows)
 
 
 def seconds_100(rows: list[dict]) -> float:

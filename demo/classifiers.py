@@ -73,27 +73,29 @@ def train_pictures(steps: int, batch: int, device: torch.device) -> None:
 
 
 def train_latents(steps: int, batch: int, size: int, device: torch.device) -> None:
-    """The node's own training function, from the trunk of demo attributes, on the one-object scenes of a pool, of all
-    48 pairs."""
+    """The trunk of demo attributes with one logit for each of the 48 pairs, colour's plus shape's; then, if asked for,
+    steps of the node's own training function. The steps are 0 by default: 350 of them on the trunk's own pool learned
+    the pool by heart (held-out accuracy at sigma .1 fell from .75 to .27)."""
     from .train import load_autoencoder
     torch.manual_seed(0)
     autoencoder = load_autoencoder(device)
-    seen = pool.make(size, autoencoder, torch.Generator(device).manual_seed(31))
-    seen = seen[seen.scenes.count == 1]
-    latents, targets = seen.latents, pair_index(seen.scenes)
     net = LatentClassifier(PAIR_NAMES, {"out": len(PAIR_NAMES)} | attributes.TRUNK)
     with torch.no_grad():
         for p, value in zip(attributes.started(net.net).pool.out.parameters(),
                             attributes.pair_head(attributes.trained()), strict=True):
             p.copy_(value)
-    net = net.to(device)
+    net = net.to(device).eval()
 
     def say(i, loss, accuracy):
         if i % 50 == 0:
             print(f"latents: step {i} of {steps}, loss {loss:.3f}, {accuracy:.1%} right over all levels", flush=True)
 
-    with precision(device):
-        train_latent_classifier(net, latents, targets, nets.sigmas(), steps=steps, batch=batch, lr=5e-4, callback=say)
+    if steps:
+        seen = pool.make(size, autoencoder, torch.Generator(device).manual_seed(31))
+        seen = seen[seen.scenes.count == 1]
+        with precision(device):
+            train_latent_classifier(net, seen.latents, pair_index(seen.scenes), nets.sigmas(), steps=steps, batch=batch,
+                                    lr=5e-4, callback=say)
     test = scenes.sample(256, torch.Generator(device).manual_seed(32), "held_out", two=0)
     x0 = pool.encode(test, autoencoder)[0]
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(33)).to(device)
@@ -139,7 +141,7 @@ def main() -> None:
     elif args.which == "pictures":
         train_pictures(args.steps or 500, args.batch, device)
     else:
-        train_latents(args.steps or 1500, args.batch, args.pool, device)
+        train_latents(args.steps or 0, args.batch, args.pool, device)
 
 
 if __name__ == "__main__":
