@@ -156,9 +156,9 @@ def pie_folder(path, shade=100):
     return path
 
 
-def command(*arguments):
+def command(*arguments, **environment):
     return subprocess.run([sys.executable, "-m", "benchmarks.pie", *arguments], cwd=ROOT, capture_output=True,
-                          text=True, timeout=200, env=os.environ | {"NULLTEXT_COMPUTE_LOCK": "1"})
+                          text=True, timeout=200, env=os.environ | {"NULLTEXT_COMPUTE_LOCK": "1"} | environment)
 
 
 def test_the_command_runs_from_the_folder_of_the_pack(tmp_path):
@@ -169,14 +169,18 @@ def test_the_command_runs_from_the_folder_of_the_pack(tmp_path):
     assert row.split()[:4] == ["mine", "2", "1", "-"]  # two images, one with a background, no DINO
     background = 1 - float(pie.read_mask([512, 100]).mean())
     assert json.loads(line)["mine"]["mse"] == pytest.approx(1e4 * (10 / 255) ** 2 * background, rel=1e-3)
-    missing = command(folder, "--results", f"mine={tmp_path / 'none'}")
+    # at its end the folder is not on the path, where its `nodes` would hide ComfyUI's
+    (tmp_path / "sitecustomize.py").write_text("import atexit, sys; atexit.register(lambda: print('PATH', sys.path))")
+    missing = command(folder, "--results", f"mine={tmp_path / 'none'}", PYTHONPATH=str(tmp_path))
+    path = next(line for line in missing.stdout.splitlines() if line.startswith("PATH"))
+    assert str(tmp_path) in path
+    assert repr(str(ROOT)) not in path
     assert missing.returncode == 2
     assert "mine has no edit of 0/0.png" in missing.stderr
 
 
 @pytest.mark.skipif(importlib.util.find_spec("comfy") is None, reason="the embedded engine makes the edits")
 def test_the_command_makes_the_checkpoints_own_edits(tmp_path):
-    """In the engine: the pack's folder, where the command stands, must not hide ComfyUI's modules."""
     edits = tmp_path / "edits"
     done = command(pie_folder(tmp_path / "pie"), "--edits", edits, "--size", "128", "--steps", "2", "--limit", "1")
     assert done.returncode == 0, done.stderr
