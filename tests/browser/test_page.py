@@ -109,6 +109,18 @@ def test_the_timeline_follows_the_widgets_before_a_run(page, name, kind, widget,
     page.shot(f"timeline_{name}")
 
 
+def test_a_schedule_is_drawn_as_it_arrives(page):
+    """Null-Text Disturbance draws what the Disturbance Schedule before it makes, not the scheduler's steps behind."""
+    page.load("disturbance")
+    steps = {}
+    for kind in ("NullText_DisturbanceSchedule", "NullText_Disturbance"):
+        page.look_at(kind)
+        section = page.panel(kind).locator(".nulltext-timeline-section")
+        section.locator("svg .down").wait_for()
+        steps[kind] = section.inner_text().split(" steps")[0].split()[-1]
+    assert len(set(steps.values())) == 1 and int(steps.popitem()[1]) > 10, steps
+
+
 def test_the_help_panel_shows_our_page(page):
     if not page.modern:
         pytest.skip("the page of 2024 has no help panel")

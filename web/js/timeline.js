@@ -31,6 +31,8 @@ function query(node, type) {
         if (!at) return null;
         found.steps = value(at, "steps");
         found.scheduler = value(at, "scheduler") ?? "normal";
+        const shaped = upstream(source(user, "sigmas"), (other) => value(other, "steps_below") !== undefined, ["SIGMAS"]);
+        if (shaped) for (const name of ["steps_above", "steps_below"]) found[name] = value(shaped, name);
     }
     const user = spec.sigmas === "sampler" ? targets(node)[0] ?? node : node;
     const loader = upstream(user, (other) => value(other, "ckpt_name") !== undefined, ["MODEL", "GUIDER"]);
