@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..demo import probe, scenes
 from ..samplers.core import VE, gaussian, guided
-from ..samplers.disturbance import Disturbance, disturbance_schedule, disturbed
+from ..samplers.disturbance import Disturbance, disturbance_schedule, disturbed, stable_strength
 from ..samplers.ode import sample_euler
 from ..samplers.sdedit import sdedit_sigmas
 from ._demo import Demo, kept_pictures, some
@@ -90,7 +90,10 @@ def cartoon(demo: Demo, part: scenes.Scenes, seed: int) -> dict[str, Tensor]:
     older = lambda s: demo.at(time_of(s) + ROLLBACK)
     run = lambda denoise: demo.decode(sample_euler(denoise, x, sigmas))
     looks = {"backd": Disturbance(VE, start, older=older, reference=z), "imaged": Disturbance(VE, start, reference=z)}
-    out = {name: run(disturbed(cond, uncond, CARTOON_CFG, look)) for name, look in looks.items()}
+    faded = dict(zip(sigmas.tolist(), stable_strength(sigmas, CARTOON_CFG)))  # as the all-in-one does it
+    strength = lambda s: faded[min(faded, key=lambda level: abs(level - s))]
+    out = {n: run(disturbed(cond, uncond, CARTOON_CFG, look, strength, match=True)) for n, look in looks.items()}
+    out["backd, unmatched"] = run(disturbed(cond, uncond, CARTOON_CFG, looks["backd"]))
     out["plain"] = run(guided(cond, uncond, CARTOON_CFG))
     sde = sdedit_sigmas(demo.at, 0.5, 34).float()
     out["sdedit"] = demo.decode(sample_euler(guided(cond, uncond, EDIT_CFG), VE.noised(z, sde[0], noise), sde))
@@ -109,7 +112,7 @@ def measure_cartoon(bench: Bench, demo: Demo) -> dict[str, float]:
     made["blur"] = blur_of_equal_drop(plain, mask, texture_drop(made["imaged"], plain, mask))
     judge = probe.load("conv") if probe.PROBES.exists() else None
     out, lines = {}, []
-    for name in ("source", "plain", "backd", "imaged", "sdedit", "blur"):
+    for name in ("source", "plain", "backd", "backd, unmatched", "imaged", "sdedit", "blur"):
         image = made[name]
         background, inside = (1 - texture(image, mask) / texture(plain, mask)).tolist()
         drop, whole = (texture_drop(image, plain, mask, share) for share in (FLAT, 1.0))

@@ -40,10 +40,18 @@ _START = fields.share(
     "Where the disturbance begins, as ComfyUI counts: 0 is noise, 1 the finished picture. 0.7 is the paper's "
     "s = 300; earlier changes more.",
 )
+_MATCH = (
+    "BOOLEAN",
+    {
+        "default": True,
+        "tooltip": "Scale the noise that the null branch sees down to the positive branch's, where it is larger. Keeps "
+        "a far rollback from turning into noise; costs nothing. Off: the paper's formula as it is.",
+    },
+)
 _END = fields.share(1.0, "Where the disturbance ends (1: at the finished picture).")
 
 
-def disturb(model, look, strength, rollback, start_percent, end_percent, cfg, reference=None):
+def disturb(model, look, strength, rollback, start_percent, end_percent, cfg, reference=None, match=True):
     """(patched MODEL, None), or (the MODEL itself, why nothing changes). ValueError where no result is defined."""
     sigma_at, time_of = time_to_sigma(model), sigma_to_time(model)
     if look == PICTURE and reference is None:
@@ -66,7 +74,7 @@ def disturb(model, look, strength, rollback, start_percent, end_percent, cfg, re
         older=(lambda s: sigma_at(min(1.0, time_of(s) + rollback))) if look == ROLLBACK else None,
         reference=kept,
     )
-    return patch_null_branch(model, looks, strength, cfg), None
+    return patch_null_branch(model, looks, strength, cfg, match), None
 
 
 class DisturbanceSchedule:
@@ -157,11 +165,14 @@ class Disturbance:
                         "stable."
                     },
                 ),
+                "match": _MATCH,
             },
         }
 
-    def run(self, model, look, strength, rollback, start_percent, end_percent, cfg, picture=None, sigmas=None):
-        patched, nothing = disturb(model, look, strength, rollback, start_percent, end_percent, cfg, picture)
+    def run(
+        self, model, look, strength, rollback, start_percent, end_percent, cfg, picture=None, sigmas=None, match=True
+    ):
+        patched, nothing = disturb(model, look, strength, rollback, start_percent, end_percent, cfg, picture, match)
         if nothing:
             return text_result(f"Notice: {nothing}, so the model is passed on unchanged.", patched)
         said = [f"{look} from {start_percent:g} to {end_percent:g}, strength {strength:g}. No extra network calls."]
@@ -171,8 +182,8 @@ class Disturbance:
             start = time_to_sigma(model)(1 - start_percent)
             inside = [
                 (s, f)
-                for s, f in zip(sigmas.tolist(), stable_strength(sigmas, cfg, strength))
-                if s <= start * (1 + 1e-6)
+                for s, low, f in zip(sigmas.tolist(), sigmas.tolist()[1:], stable_strength(sigmas, cfg, strength))
+                if s <= start * (1 + 1e-6) and low > 0
             ]
             low = min((f for _, f in inside), default=strength)
             said.append(
@@ -224,6 +235,7 @@ class DisturbanceSampler:
             },
             "optional": {
                 "picture": fields.latent("Image-D: what the null branch looks at, if not the latent itself."),
+                "match": _MATCH,
             },
         }
 
@@ -243,6 +255,7 @@ class DisturbanceSampler:
         steps_above,
         steps_below,
         picture=None,
+        match=True,
     ):
         if denoise == 0:
             return text_result("Notice: denoise is 0, so the latent comes back as it is.", latent)
@@ -252,7 +265,7 @@ class DisturbanceSampler:
                 "denoise to 1."
             )
         reference = picture if picture is not None else None if is_empty(latent) else latent
-        patched, nothing = disturb(model, look, strength, rollback, start_percent, 1.0, cfg, reference)
+        patched, nothing = disturb(model, look, strength, rollback, start_percent, 1.0, cfg, reference, match)
         sigma_at, low = time_to_sigma(model), sigma_range(model)[0]
         sigmas = picture_sigmas(sigma_at, low, denoise, cfg, start_percent, steps_above, steps_below or None)
         out = sample_latent(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...samplers.core import step_of
-from ...samplers.disturbance import Disturbance, disturbed_input, effective_uncond, stable_strength
+from ...samplers.disturbance import Disturbance, disturbed_input, effective_uncond, matched_uncond, stable_strength
 
 _NEGATIVE = 1  # cond_or_uncond's word for the null branch
 
@@ -19,8 +19,9 @@ class NullBranch:
     State lives per run: sigma rises, or the conditions are other objects. cfg: the scale assumed until the first step
     has shown the true one."""
 
-    def __init__(self, disturbance: Disturbance, strength: float, cfg: float, previous=None):
+    def __init__(self, disturbance: Disturbance, strength: float, cfg: float, previous=None, match: bool = False):
         self.disturbance, self.strength, self.assumed, self.previous = disturbance, strength, cfg, previous
+        self.match = match
         self.conditions = None
         self._restart()
 
@@ -43,7 +44,8 @@ class NullBranch:
             amount = stable_strength([1.0, self.ratio], self.cfg, self.strength)[0]
         else:
             amount = self.strength
-        if amount < self.strength:
+        last = sigmas is not None and here == len(sigmas) - 2 and float(sigmas[-1]) == 0  # fades on every schedule
+        if amount < self.strength and not last:
             self._say(
                 f"strength fades below {self.strength:g} (to {amount:.2f} at sigma {sigma:.3g}): the schedule's steps "
                 f"are "
@@ -77,6 +79,11 @@ class NullBranch:
         denoised = list(call(apply_model, {**args, "input": torch.cat(given)}).chunk(len(kinds)))
         for i, here in changed.items():
             denoised[i] = effective_uncond(here, given[i], denoised[i])
+            cond = [denoised[j] for j, kind in enumerate(kinds) if kind != _NEGATIVE]
+            if self.match and cond:
+                denoised[i] = matched_uncond(here, denoised[i], sum(cond) / len(cond))
+            elif self.match:
+                self._say("memory is short and the branches run one by one, so the null branch's noise is not matched.")
         return torch.cat(denoised)
 
     def after_cfg(self, args: dict) -> Tensor:
@@ -96,10 +103,11 @@ class NullBranch:
         return args["denoised"]
 
 
-def patch_null_branch(model, disturbance: Disturbance, strength: float, cfg: float):
-    """A clone of MODEL whose null branch looks where `disturbance` says, at `strength` in [0, 1]."""
+def patch_null_branch(model, disturbance: Disturbance, strength: float, cfg: float, match: bool = False):
+    """A clone of MODEL whose null branch looks where `disturbance` says, at `strength` in [0, 1]; match: its noise at
+    most the conditional branch's."""
     patched = model.clone()
-    branch = NullBranch(disturbance, strength, cfg, patched.model_options.get("model_function_wrapper"))
+    branch = NullBranch(disturbance, strength, cfg, patched.model_options.get("model_function_wrapper"), match)
     patched.set_model_unet_function_wrapper(branch)
     patched.set_model_sampler_post_cfg_function(branch.after_cfg)
     return patched

@@ -13,6 +13,7 @@ from nulltext.samplers.disturbance import (
     disturbed,
     effective_uncond,
     gains,
+    matched_uncond,
     stable_strength,
 )
 from nulltext.samplers.mixture import GaussianMixture
@@ -214,10 +215,12 @@ def test_the_gain_rule_tells_noise_from_a_picture():
 def test_faded_strength_is_stable_where_the_asked_one_is_not():
     few = geometric(8)
     faded = stable_strength(few, 10.0)
-    assert 0 < max(faded) < 1 and faded[-1] == faded[-2]
+    assert 0 < max(faded) < 1
+    assert faded[-1] == pytest.approx((1.5 - 1) / 9)  # r = 0
     step = {round(float(s), 6): v for s, v in zip(few, faded)}
     assert noise_left(few, 10.0, lambda s: step[round(s, 6)]) < 0.5
-    assert stable_strength(geometric(40), 10.0) == [1.0] * 40
+    assert stable_strength(geometric(40), 10.0)[:-1] == [1.0] * 39
+    assert stable_strength(geometric(40), 1.0) == [1.0] * 40
     for index, value in enumerate(faded[:-1]):
         assert gains(few, 10.0, 0.9, strength=value)[index] <= 1.5 + 1e-9
 
@@ -244,3 +247,22 @@ def test_effective_uncond_and_refusal():
     torch.testing.assert_close(effective_uncond(x[0], given, d), x[0] - given + d)
     with pytest.raises(ValueError, match="rollback or a latent"):
         Disturbance(VE, 1.0)
+
+
+def test_matching_bounds_the_null_branchs_noise_per_sample_and_leaves_smaller_noise_to_the_bit(x_t):
+    x, cond = x_t, x_t - 1.0
+    uncond = torch.cat([x_t[:2] - 3.0, x_t[2:] - 0.5])
+    out = matched_uncond(x, uncond, cond)
+    torch.testing.assert_close(out[:2], x[:2] - 1.0)  # 3 was larger than 1
+    assert torch.equal(out[2:], uncond[2:])
+    assert torch.equal(matched_uncond(x, x, x), x)  # no noise at all
+
+
+def test_matching_acts_inside_the_window_only(x_t):
+    x = x_t / ALPHA_BAR[TIMES[0]].sqrt()
+    sigmas = torch.cat([SIGMA[TIMES], torch.zeros(1, dtype=torch.float64)])
+    window = float(SIGMA[300])
+    plain = sample_euler(guided(COND.denoise, UNCOND.denoise, 4.0), x, sigmas)
+    assert torch.equal(run(Disturbance(VE, window, end=window, older=older(300)), x, match=True), plain)
+    unmatched, matched = (run(Disturbance(VE, window, older=older(300)), x, match=m) for m in (False, True))
+    assert not torch.equal(matched, unmatched)
