@@ -8,9 +8,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 COLOURS = {"naive": (140, 140, 140), "ours": (214, 39, 40), "official": (31, 119, 180), "exact-leaning": (44, 160, 44)}
-LABELS = {"ours": "ours (default: large dot)", "official": "the paper's schedules (last: 250/10/10)"}
+LABELS = {"ours": "ours (default: large dot)", "official": "the paper's (last: 250/10/10)"}
 INK, AXIS, FAINT = (20, 20, 20), (120, 120, 120), (205, 205, 205)
-WIDTH, HEIGHT = 430, 360
+WIDTH, HEIGHT, LEGEND = 430, 400, 36
 X_TICKS, Y_TICKS = (20, 50, 100, 200, 500, 1000, 2000), (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
@@ -18,7 +18,7 @@ def panel(series: dict[str, list[dict]], name: str, floor: float, default: int) 
     """Error of one mixture (log) against calls (log), one line per method; dashed: 10 % above the 2410-call error."""
     page, font = Image.new("RGB", (WIDTH, HEIGHT), "white"), ImageFont.load_default(12)
     pen = ImageDraw.Draw(page)
-    left, top, right, bottom = 52, 28, WIDTH - 12, HEIGHT - 42
+    left, top, right, bottom = 52, 28, WIDTH - 12, HEIGHT - 42 - LEGEND
     points = [p for line in series.values() for p in line]
     x0, x1 = (math.log10(f(p["calls"] for p in points)) for f in (min, max))
     y0, y1 = math.log10(0.9 * min(floor, *(p[name] for p in points))), math.log10(1.1 * max(p[name] for p in points))
@@ -55,7 +55,8 @@ def panel(series: dict[str, list[dict]], name: str, floor: float, default: int) 
         for p, (px, py) in zip(line, places):
             r = 6 if method == "ours" and p["calls"] == default else 3
             pen.ellipse((px - r, py - r, px + r, py + r), fill=COLOURS[method])
-        pen.text((left + 8, bottom - 20 - 15 * i), LABELS.get(method, method), COLOURS[method], font)
+        place = ((left, left + 180)[i % 2], bottom + 42 + 15 * (i // 2))
+        pen.text(place, LABELS.get(method, method), COLOURS[method], font)
     return page
 
 

@@ -89,7 +89,7 @@ def sdedit_strip(bench: Bench, guide: Tensor, made: dict[float, Tensor], curve: 
     for i in range(min(SHOWN, len(guide))):
         cells = [("scribble", to_picture(guide[i]))]
         for t0, distance, realism in curve:
-            said = f"t0 {t0:g}: rms {distance:.3f}" + ("" if realism is None else f", KID {realism:.3f}")
+            said = f"t0 {t0:g}: rms {distance:.3f}" + ("" if realism is None else f", KID {realism:.4g}")
             cells.append((said if i == 0 else f"t0 {t0:g}", to_picture(made[t0][i])))
         rows.append(Row("", "", cells))
     rows[0].line = "rms: distance to the scribble (faithful: small). KID: distance to real scenes (realistic: small)."
