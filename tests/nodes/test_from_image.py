@@ -6,11 +6,8 @@ import pytest
 import torch
 from nulltext.nodes import blended, diffedit, disturbance, ilvr, repaint, sdedit
 from nulltext.nodes.bridge.guider import guider_class
-from nulltext.nodes.bridge.null_branch import NullBranch
 from nulltext.nodes.bridge.sampler import core_sampler
 from nulltext.nodes.bridge.sampling import sample_latent, time_to_sigma, to_model_space
-from nulltext.samplers.core import VE
-from nulltext.samplers.disturbance import Disturbance as Looks
 from nulltext.samplers.disturbance import disturbance_schedule
 from nulltext.samplers.lowpass import dct_low_pass
 
@@ -534,23 +531,3 @@ def test_every_node_has_a_tooltip_on_every_input_and_says_its_search_words():
                     assert len(spec) == 2 and len(spec[1]["tooltip"]) > 15, f"{node.ID}.{name}"
             assert len(node.OUTPUT_TOOLTIPS) == len(node.RETURN_TYPES)
             assert all(alias in node.DESCRIPTION for alias in node.SEARCH_ALIASES)
-
-
-@pytest.mark.parametrize("match", [True, False])
-def test_matching_bounds_the_null_branchs_noise_by_the_conditionals(match, caplog):
-    picture = torch.full((1, 1, 2, 2), 9.0)
-    branch = NullBranch(Looks(VE, start=1.0, reference=picture), 1.0, 2.0, match=match)
-    x = torch.ones(1, 1, 2, 2)
-    network = lambda given, sigma: given * 0.5  # sees half of what it is given as noise
-
-    def ask(kinds):
-        args = {"input": torch.cat([x] * len(kinds)), "timestep": torch.tensor([0.5]), "c": {}, "cond_or_uncond": kinds}
-        return branch(network, args).chunk(len(kinds))
-
-    uncond, cond = ask([1, 0])
-    torch.testing.assert_close(cond, x * 0.5)
-    seen = 0.5 * 9 * (1 + 0.5**2) ** 0.5  # X' - D_u'
-    torch.testing.assert_close(x - uncond, x * (0.5 if match else seen))
-    (alone,) = ask([1])  # the branches one by one: nothing to match with, and the log says so
-    torch.testing.assert_close(x - alone, x * seen)
-    assert ("one by one" in caplog.text) == match
