@@ -23,7 +23,7 @@ from .client import Client, Result
 
 #: what `make demo` runs: the road, and one workflow of each further technique
 DEMO = ("null_text", "invert_image", "direct_edit", "prompt_to_prompt", "disturbance_picture", "repaint",
-        "image_classifier")
+        "clip_guidance", "image_classifier")
 #: what runs on a picture of one's own: workflows with a "Source prompt" and an "Edited prompt"
 OWN = ("null_text", "invert_image", "direct_edit")
 SOURCE, EDITED, RECONSTRUCTION, AUTOENCODER = "Source prompt", "Edited prompt", "Reconstruction", "Autoencoder"

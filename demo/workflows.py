@@ -72,14 +72,6 @@ def short(workflow: Workflow, steps: int = 3) -> Workflow:
     return workflow
 
 
-def missing_models(workflow: Workflow) -> list[str]:
-    """Model files of this pack that the workflow names and that are not in models/."""
-    named = {value for node in workflow.values() for value in node["inputs"].values()
-             if isinstance(value, str) and value.startswith("nulltext_") and value.endswith(".safetensors")}
-    shipped = {path.name for path in (FOLDER.parent / "models").rglob("*.safetensors")}
-    return sorted(named - shipped)
-
-
 def of_class(workflow: Workflow, *classes: str) -> list[str]:
     """Ids of the nodes of these classes, in order."""
     return sorted((key for key, node in workflow.items() if node["class_type"] in classes), key=int)
@@ -139,10 +131,7 @@ def main(arguments: list[str]) -> int:
             try:
                 print(write_ui(name, infos).relative_to(FOLDER.parent), flush=True)
                 thumbnail = FOLDER / f"{name}.jpg"
-                missing = missing_models(load(name))
-                if missing:
-                    print(f"{name}: no thumbnail, models/ lacks {', '.join(missing)}")
-                elif options.pictures == "all" or (options.pictures == "missing" and not thumbnail.exists()):
+                if options.pictures == "all" or (options.pictures == "missing" and not thumbnail.exists()):
                     flow = load(name) if runs_here(name) else on_demo(load(name))
                     result = run.queue(server.client, name, flow)
                     shown = [sheet.tiled(result.pictures[key]) for key in sorted(result.pictures, key=int)]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from nulltext.demo import engines, litegraph, stand_ins, workflows
+from nulltext.demo import engines, litegraph, workflows
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -210,7 +210,6 @@ def servers():
         def server(name: str) -> engines.Server:
             if name not in made:
                 tree = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nulltext-")))
-                stand_ins.write(tree)
                 engine = engines.embedded() if name == "embedded" else engines.checkout()
                 made[name] = stack.enter_context(engines.running(
                     engine, tree, inputs=engines.pictures(),

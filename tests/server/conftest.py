@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from nulltext.demo import engines, stand_ins, workflows
+from nulltext.demo import engines, workflows
 from nulltext.demo.client import Client, Result
 
 PROBE = {"1": {"class_type": "EmptyImage", "inputs": {"width": 16, "height": 16, "batch_size": 1, "color": 255}},
@@ -102,7 +102,6 @@ def comfy(request):
         pytest.skip(engine)  # said again, in red, in the summary
     with tempfile.TemporaryDirectory(prefix="nulltext-") as folder:
         tree = Path(folder)
-        stand_ins.write(tree)
         with engines.running(engine, tree, inputs=engines.pictures(),
                              extra=["--preview-method", "latent2rgb"]) as server:
             yield Comfy(server)
