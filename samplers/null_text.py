@@ -49,8 +49,9 @@ def paper_schedule(steps: int, inner: int = 10, tolerance: float = 1e-5, rate: f
 def default_rate(width: int) -> float:
     """Adam's first rate for embeddings of that width: the authors' 1e-2 at 768 (Stable Diffusion 1) and above.
 
-    A departure below 768: an update moves every number by the rate, so fewer numbers move the prediction less. On the
-    demo model (width 128) 1e-2 uses every inner step and ends at 37.7 dB, 6e-2 at 42.9 dB in half the calls."""
+    A departure below 768: an update moves every number by the rate, so fewer numbers move the prediction less. On
+    earlier weights of the demo model (width 128) 1e-2 used every inner step and ended at 37.7 dB, 6e-2 at 42.9 dB in
+    half the calls; benchmarks/inversion.py prints both for the present ones."""
     return 1e-2 * max(1.0, 768 / width)
 
 

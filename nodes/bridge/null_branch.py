@@ -83,7 +83,7 @@ class NullBranch:
             if self.match and cond:
                 denoised[i] = matched_uncond(here, denoised[i], sum(cond) / len(cond))
             elif self.match:
-                self._say("memory is short and the branches run one by one, so the null branch's noise is not matched.")
+                self._say("the branches run one by one (memory, areas), so the null branch's noise is not matched.")
         return torch.cat(denoised)
 
     def after_cfg(self, args: dict) -> Tensor:
