@@ -90,9 +90,23 @@ def test_equal_prompts_give_the_source_to_the_bit(tiny, prompts, sampler):
 
 def test_closed_windows_give_the_unhooked_run_to_the_bit(tiny, prompts):
     source, edit, negative = prompts
-    unhooked, _ = guide(tiny, source, [edit], negative, [], keep_source=True)
+    bare = tiny.clone()
+    held = bare.model_options["transformer_options"]
+    assert not held.get("patches_replace")
+    assert not held.get("patches")
+
+    def unhook(guider):
+        assert guider.model_options["transformer_options"]["patches_replace"].keys() >= {"attn1", "attn2"}
+        guider.model_patcher, guider.model_options = bare, bare.model_options
+
+    inversion = invert(tiny, source)
+    for options in ({"keep_source": True}, {"inversion": inversion, "sigmas": inversion.sigmas}):
+        unhooked, _ = guide(tiny, source, [edit], negative, p2p(NEVER, NEVER), change=unhook, **options)
+        closed, _ = guide(tiny, source, [edit], negative, p2p(NEVER, NEVER), **options)
+        assert torch.equal(unhooked, closed)
+        # no controllers at all is the same run
+        assert torch.equal(unhooked, guide(tiny, source, [edit], negative, [], **options)[0])
     closed, _ = guide(tiny, source, [edit], negative, p2p(NEVER, NEVER), keep_source=True)
-    assert torch.equal(unhooked, closed)
     edited, _ = guide(tiny, source, [edit], negative, p2p(), keep_source=True)
     assert not torch.equal(edited, closed)
     torch.testing.assert_close(edited[:2], closed[:2], rtol=1e-4, atol=1e-4 * float(closed.abs().max()))
