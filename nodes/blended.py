@@ -80,7 +80,7 @@ class BlendedDiffusion:
         if is_empty(latent):
             raise ValueError("Blended diffusion edits a picture, but the latent is empty: encode an image.")
         samples = check_latent(model, latent)
-        grid = to_grid(mask, samples.shape[-2:])
+        grid = to_grid(mask, samples.shape[-2:], batch=len(samples))
         sigmas = sdedit_sigmas(time_to_sigma(model), t0, steps).float()
         if t0 == 0 or not bool((grid > 0).any()):
             why = "t0 is 0" if t0 == 0 else "the mask is empty"

@@ -148,7 +148,7 @@ class DiffEdit:
         steps = len(inversion.sigmas) - 1
         first = steps - round(depth * steps)
         clean = source_latent(inversion)
-        grid = to_grid(mask, clean.shape[-2:])
+        grid = to_grid(mask, clean.shape[-2:], batch=len(clean))
         if first == steps or not bool((grid > 0).any()):
             why = "depth is 0" if first == steps else "the mask is empty"
             return text_result(f"Notice: {why}, so the picture comes back as it is.", {"samples": clean})

@@ -178,10 +178,10 @@ class RePaintSampler:
     ):
         if is_empty(latent):
             raise ValueError("RePaint needs a picture around the mask, but the latent is empty: encode an image first.")
-        if not bool((mask > 0).any()):
-            return text_result("Notice: the mask is empty, so the latent comes back as it is.", latent)
         source = latent["samples"]
-        grid = to_grid(mask, source.shape[-2:], grow)
+        grid = to_grid(mask, source.shape[-2:], grow, len(source))
+        if not bool((grid > 0).any()):
+            return text_result("Notice: the mask is empty, so the latent comes back as it is.", latent)
         process, (smallest, largest) = process_of(model), sigma_range(model)
         sigmas = repaint_sigmas(levels, smallest, largest, process).float()
         said = said_before(sigmas, process, jump, resamples, low, high, mode, particles)
@@ -228,7 +228,7 @@ class PixelComposite:
             )
         if len(original) not in (1, len(edited)):
             raise ValueError(f"{len(edited)} edits need one original or as many; got {len(original)}.")
-        soft = feathered(to_grid(mask, original.shape[1:3])[:, 0], feather)
+        soft = feathered(to_grid(mask, original.shape[1:3], batch=len(edited), of="edit")[:, 0], feather)
         out = composite(original.expand_as(edited), edited, soft)
         if not bool((soft > 0).any()):
             return text_result("Notice: the mask is empty, so the original comes back.", out, soft)

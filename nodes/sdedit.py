@@ -81,7 +81,7 @@ class SDEdit:
         if is_empty(latent):
             raise ValueError("SDEdit starts from a picture, but the latent is empty: encode an image or a scribble.")
         levels = [t0, *levels_of(more_levels)]
-        grid = None if mask is None else to_grid(mask, latent["samples"].shape[-2:])
+        grid = None if mask is None else to_grid(mask, latent["samples"].shape[-2:], batch=len(latent["samples"]))
         eta = 1.0 if noise == STOCHASTIC else 0.0
         made, said = [], []
         for level in levels:

@@ -12,12 +12,17 @@ def dilate(mask: Tensor, cells: int) -> Tensor:
     return mask if cells <= 0 else F.max_pool2d(mask, 2 * cells + 1, stride=1, padding=cells)
 
 
-def to_grid(mask: Tensor, size: tuple[int, int], grow: int = 0) -> Tensor:
+def to_grid(mask: Tensor, size: tuple[int, int], grow: int = 0, batch: int | None = None, of: str = "latent") -> Tensor:
     """MASK [B, H, W] or [H, W] on a latent grid: [B, 1, h, w]. A cell takes the largest value of its pixels, then
     grows by `grow`.
 
-    Averaging would let a cell that is half inside pull the background along."""
+    Averaging would let a cell that is half inside pull the background along. batch: how many latents (`of` names them)
+    the mask is for; ValueError unless there is one mask, or one for each."""
     mask = mask.reshape(-1, 1, *mask.shape[-2:]).float()
+    if batch is not None and len(mask) not in (1, batch):
+        raise ValueError(
+            f"There are {len(mask)} masks for {batch} {of}{'s' * (batch != 1)}: wire one, or one for each."
+        )
     if mask.shape[-2:] != tuple(size):
         smaller = mask.shape[-2] >= size[0] and mask.shape[-1] >= size[1]
         mask = F.adaptive_max_pool2d(mask, size) if smaller else F.interpolate(mask, size, mode="nearest")

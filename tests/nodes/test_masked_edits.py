@@ -1,0 +1,110 @@
+"""The masked edits of a picture on tiny random models: how many masks there may be, soft masks, flow models, notices."""
+
+import logging
+
+import pytest
+import torch
+from nulltext.nodes import blended, diffedit, repaint, sdedit
+from nulltext.nodes.bridge.engine import process_of
+from nulltext.nodes.bridge.noise import model_notes, source_latent
+from nulltext.nodes.bridge.sampling import to_model_space
+from nulltext.samplers.core import VE
+from nulltext.samplers.inversion import Inversion
+
+INSIDE = torch.zeros(8, 8, dtype=torch.bool)
+INSIDE[2:6, 2:5] = True
+
+
+@pytest.fixture(autouse=True)
+def inference():
+    with torch.inference_mode():  # as nodes run
+        yield
+
+
+@pytest.fixture
+def mask():
+    return INSIDE.float().repeat_interleave(8, 0).repeat_interleave(8, 1)[None]
+
+
+@pytest.fixture
+def invert(engine):
+    """invert(model, latent): an INVERSION of ten steps whose trajectory is the noised picture."""
+
+    def made(model, latent, **more):
+        process, sigmas = process_of(model), engine.sigmas_of(model, "normal", 10)
+        clean = to_model_space(model, {"samples": latent})
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(2))
+        return Inversion(
+            sigmas=sigmas,
+            trajectory=torch.stack([process.noised(clean, s, noise) for s in sigmas]),
+            process="ve" if process is VE else "flow",
+            metadata=model_notes(model, float(sigmas[0])),
+            **more,
+        )
+
+    return made
+
+
+def text(result):
+    return result["ui"]["text"][0]
+
+
+def samples(result):
+    return result["result"][0]["samples"]
+
+
+@pytest.fixture
+def edits(make_condition, invert):
+    """By name, edit(model, latent [B, C, h, w], mask, **more) of each node that edits inside a mask."""
+    ends = lambda model: (model, make_condition(1), make_condition(2))
+
+    def fill(model, latent, mask, mode=repaint.RESAMPLING, grow=0, **more):
+        return repaint.RePaintSampler().run(
+            *ends(model), {"samples": latent, **more}, mask, 7, 3.0, 5, 1, 3, 0.0, 2.0, mode, 3, grow
+        )
+
+    def noised(model, latent, mask, t0=0.6, **more):
+        return sdedit.SDEdit().run(
+            *ends(model), {"samples": latent, **more}, 1, 3.0, t0, 5, sdedit.STOCHASTIC, "", mask
+        )
+
+    def inverted(model, latent, mask, depth=0.8, **more):
+        return diffedit.DiffEdit().run(*ends(model), invert(model, latent, **more), mask, 3.0, depth)
+
+    def blend(model, latent, mask, hold=blended.BLEND, weight=1.0):
+        return blended.BlendedDiffusion().run(
+            *ends(model), {"samples": latent}, mask, 2, 3.0, 5, 0.9, "noise", 2, "fresh", hold, weight
+        )
+
+    return {"repaint": fill, "sdedit": noised, "diffedit": inverted, "blended": blend}
+
+
+class Asked(Exception):
+    """The network was asked."""
+
+
+@pytest.fixture
+def idle(tiny):
+    """A model that may not be asked."""
+
+    def refuse(*_, **__):
+        raise Asked
+
+    handle = tiny.model.diffusion_model.register_forward_pre_hook(refuse)
+    yield tiny
+    handle.remove()
+
+
+@pytest.mark.parametrize("masks, latents", [(3, 2), (2, 1)])
+@pytest.mark.parametrize("name", ["repaint", "sdedit", "diffedit", "blended"])
+def test_masks_that_do_not_match_the_latents_are_refused_before_any_work(edits, idle, latent, mask, name, masks, latents):
+    with pytest.raises(ValueError, match=f"There are {masks} masks for {latents} latents?: wire one, or one for each"):
+        edits[name](idle, latent[:latents], mask.expand(masks, -1, -1))
+    with pytest.raises(Asked):  # one for each is asked of the network
+        edits[name](idle, latent[:latents], mask.expand(latents, -1, -1))
+
+
+def test_pixel_composite_refuses_masks_that_do_not_match():
+    pictures = torch.rand(2, 16, 16, 3)
+    with pytest.raises(ValueError, match="There are 3 masks for 2 edits: wire one, or one for each"):
+        repaint.PixelComposite().run(pictures, pictures, torch.ones(3, 16, 16), 0)
