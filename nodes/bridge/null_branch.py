@@ -17,17 +17,19 @@ class NullBranch:
     """What the null branch of one patched MODEL sees, and how strongly.
 
     State lives per run: sigma rises, or the conditions are other objects. cfg: the scale assumed until the first step
-    has shown the true one."""
+    has shown the true one. sigmas: the run's schedule, for an engine that doesn't tell it."""
 
-    def __init__(self, disturbance: Disturbance, strength: float, cfg: float, previous=None, match: bool = False):
+    def __init__(self, disturbance: Disturbance, strength: float, cfg: float, previous=None, match: bool = False,
+                 sigmas: Tensor | None = None):
         self.disturbance, self.strength, self.assumed, self.previous = disturbance, strength, cfg, previous
-        self.match = match
+        self.match, self.sigmas = match, sigmas
         self.conditions = None
         self._restart()
 
     def _restart(self) -> None:
         self.disturbance.history.restart()
         self.cfg, self.last, self.ratio, self.said = self.assumed, None, None, set()
+        self.disturbed = False  # in the evaluation at hand
 
     def _say(self, sentence: str) -> None:
         key = sentence[:24]
@@ -40,7 +42,7 @@ class NullBranch:
         if sigmas is not None:
             here = min(int(step_of(sigma, sigmas) + 1e-4), len(sigmas) - 2)
             amount = stable_strength(sigmas, self.cfg, self.strength)[here]
-        elif self.ratio is not None:  # an engine that doesn't tell its schedule: the last step's ratio stands in
+        elif self.ratio is not None:  # nobody tells the schedule: the last step's ratio stands in
             amount = stable_strength([1.0, self.ratio], self.cfg, self.strength)[0]
         else:
             amount = self.strength
@@ -59,7 +61,7 @@ class NullBranch:
         if _NEGATIVE not in kinds:
             return call(apply_model, args)
         sigma = float(args["timestep"].max())
-        sigmas = args["c"].get("transformer_options", {}).get("sample_sigmas")
+        sigmas = args["c"].get("transformer_options", {}).get("sample_sigmas", self.sigmas)
         first = sigmas is not None and self.last != sigma and sigma >= float(sigmas[0]) * (1 - 1e-6)
         if first or (self.last is not None and sigma > self.last * (1 + 1e-6)):
             self._restart()
@@ -79,15 +81,13 @@ class NullBranch:
         denoised = list(call(apply_model, {**args, "input": torch.cat(given)}).chunk(len(kinds)))
         for i, here in changed.items():
             denoised[i] = effective_uncond(here, given[i], denoised[i])
-            cond = [denoised[j] for j, kind in enumerate(kinds) if kind != _NEGATIVE]
-            if self.match and cond:
-                denoised[i] = matched_uncond(here, denoised[i], sum(cond) / len(cond))
-            elif self.match:
-                self._say("the branches run one by one (memory, areas), so the null branch's noise is not matched.")
+        self.disturbed = True
         return torch.cat(denoised)
 
     def after_cfg(self, args: dict) -> Tensor:
-        """Reads the scale off each guided result, notices another run and a run without a null branch."""
+        """Reads the scale off each guided result, notices another run and a run without a null branch; matches.
+
+        Matching waits until here, where both branches are whole: the engine may ask them one by one, or in areas."""
         if args["cond"] is not self.conditions:
             self.conditions, entries = args["cond"], self.disturbance.history.entries
             self.disturbance.history.entries = entries[-1:]
@@ -100,14 +100,19 @@ class NullBranch:
             gap, guided = (cond - uncond).double(), (args["denoised"] - uncond).double()
             size = float((gap * gap).sum())
             self.cfg = float((gap * guided).sum()) / size if size > 0 else self.cfg
-        return args["denoised"]
+        disturbed, self.disturbed = self.disturbed, False
+        if not (self.match and disturbed):
+            return args["denoised"]
+        return args["denoised"] + (1 - self.cfg) * (matched_uncond(args["input"], uncond, cond) - uncond)
 
 
-def patch_null_branch(model, disturbance: Disturbance, strength: float, cfg: float, match: bool = False):
+def patch_null_branch(model, disturbance: Disturbance, strength: float, cfg: float, match: bool = False,
+                      sigmas: Tensor | None = None):
     """A clone of MODEL whose null branch looks where `disturbance` says, at `strength` in [0, 1]; match: its noise at
-    most the conditional branch's."""
+    most the conditional branch's. sigmas: the run's schedule, where it is known."""
     patched = model.clone()
-    branch = NullBranch(disturbance, strength, cfg, patched.model_options.get("model_function_wrapper"), match)
+    previous = patched.model_options.get("model_function_wrapper")
+    branch = NullBranch(disturbance, strength, cfg, previous, match, sigmas)
     patched.set_model_unet_function_wrapper(branch)
     patched.set_model_sampler_post_cfg_function(branch.after_cfg)
     return patched

@@ -1,4 +1,4 @@
-"""The null branch's wrapper on a network of one line: what is matched, and what the log says."""
+"""The null branch's wrapper on a network of one line: what is matched, and what fades."""
 
 import pytest
 import torch
@@ -6,22 +6,43 @@ from nulltext.nodes.bridge.null_branch import NullBranch
 from nulltext.samplers.core import VE
 from nulltext.samplers.disturbance import Disturbance as Looks
 
+X = torch.ones(1, 1, 2, 2)
+
+
+def ask(branch, calls, cfg, sigma=0.5):
+    """One guided evaluation as the engine makes it: the branches in one call or in several, CFG, what comes after."""
+    seen = {}
+    for kinds in calls:
+        args = {"input": torch.cat([X] * len(kinds)), "timestep": torch.tensor([sigma]), "c": {},
+                "cond_or_uncond": kinds}
+        seen |= dict(zip(kinds, branch(lambda given, sigma: given * 0.5, args).chunk(len(kinds))))
+    guided = seen[1] + cfg * (seen[0] - seen[1])
+    return branch.after_cfg({"denoised": guided, "cond": branch, "uncond": branch, "cond_denoised": seen[0],
+                             "uncond_denoised": seen[1], "input": X})
+
 
 @pytest.mark.parametrize("match", [True, False])
-def test_matching_bounds_the_null_branchs_noise_by_the_conditionals(match, caplog):
-    picture = torch.full((1, 1, 2, 2), 9.0)
-    branch = NullBranch(Looks(VE, start=1.0, reference=picture), 1.0, 2.0, match=match)
-    x = torch.ones(1, 1, 2, 2)
-    network = lambda given, sigma: given * 0.5  # sees half of what it is given as noise
+@pytest.mark.parametrize("calls", [[[1, 0]], [[0, 1]], [[0], [1]], [[1], [0]]], ids=str)
+def test_matching_bounds_the_null_branchs_noise_by_the_conditionals(match, calls):
+    """The network sees half of what it is given as noise: .5 in the conditional branch, half of X' in the null."""
+    picture, cfg = torch.full((1, 1, 2, 2), 9.0), 3.0
+    branch = NullBranch(Looks(VE, start=1.0, reference=picture), 1.0, cfg, match=match)
+    seen = 0.5 if match else 0.5 * 9 * (1 + 0.5**2) ** 0.5  # X' - D_u'
+    uncond = X - seen
+    torch.testing.assert_close(ask(branch, calls, cfg), uncond + cfg * (X * 0.5 - uncond))
+    assert not branch.disturbed
 
-    def ask(kinds):
-        args = {"input": torch.cat([x] * len(kinds)), "timestep": torch.tensor([0.5]), "c": {}, "cond_or_uncond": kinds}
-        return branch(network, args).chunk(len(kinds))
 
-    uncond, cond = ask([1, 0])
-    torch.testing.assert_close(cond, x * 0.5)
-    seen = 0.5 * 9 * (1 + 0.5**2) ** 0.5  # X' - D_u'
-    torch.testing.assert_close(x - uncond, x * (0.5 if match else seen))
-    (alone,) = ask([1])  # the branches one by one: nothing to match with, and the log says so
-    torch.testing.assert_close(x - alone, x * seen)
-    assert ("one by one" in caplog.text) == match
+def test_matching_touches_no_evaluation_outside_the_window():
+    branch = NullBranch(Looks(VE, start=0.4, reference=X * -9), 1.0, 3.0, match=True)
+    assert torch.equal(ask(branch, [[1, 0]], 3.0), X * 0.5)
+    assert not torch.equal(ask(branch, [[1, 0]], 3.0, sigma=0.3), X * 0.5)
+
+
+def test_a_schedule_that_the_engine_does_not_tell_fades_the_last_step():
+    sigmas, cfg = torch.tensor([0.5, 0.4, 0.0]), 10.0
+    for known, amount in ((None, 1.0), (sigmas, 0.5 / 9)):
+        branch = NullBranch(Looks(VE, start=1.0, reference=X * 9), 1.0, cfg, sigmas=known)
+        given = X + amount * (9 * (1 + 0.4**2) ** 0.5 - X)
+        uncond = X - given * 0.5
+        torch.testing.assert_close(ask(branch, [[1, 0]], cfg, sigma=0.4), uncond + cfg * (X * 0.5 - uncond))
