@@ -32,7 +32,9 @@ def plan(
     blend_start=0.2,
     blend_layers="auto",
 ):
-    """The controllers of one edit, and a sentence for each decision. ValueError for words that are in no prompt."""
+    """The controllers of one edit, its blend or None, and a phrase for each decision: how the prompts were matched, and
+    a notice where an edit has the source's own words or every window is closed. ValueError for words that are in no
+    prompt."""
     maps, said = zip(*(token_map(source, prompt, edit) for prompt in edits))
     if len(edits) > 1:
         said = [f"edit {i + 1}: {done}" for i, done in enumerate(said)]
@@ -40,7 +42,7 @@ def plan(
     controllers, own = [], []
     for row in in_some_prompt(edits, list(windows)):
         own.append({t: StepWindow(*window) for window, word in zip(windows.values(), row) for t in word})
-    if cross_steps > 0 or windows:
+    if cross_steps > 0 or any(start < end for start, end in windows.values()):
         controllers.append(ReplaceCross(maps, StepWindow(0.0, cross_steps), own))
     if self_attention != "replace":
         controllers.append(MutualSelf())
@@ -64,4 +66,17 @@ def plan(
             LayerChoice(blend_layers),
         )
         controllers.append(blend)
-    return controllers, blend, list(said)
+    notices = [
+        f"Notice: edit {i + 1} equals the source prompt, so its words change nothing"
+        for i, (prompt, row) in enumerate(zip(edits, factors))
+        if _same(source, prompt) and all(c == 1 for c in row.values())
+    ]
+    if not controllers:
+        notices.append("Notice: every window is closed, so this is the plain prompt change")
+    return controllers, blend, [*said, *notices]
+
+
+def _same(source: dict, prompt: dict) -> bool:
+    # the text too: emphasis such as (red:1.3) leaves the ids as they are and changes the embedding
+    a, b = (p["text"].lower().split() for p in (source, prompt))
+    return a == b and source["ids"] == prompt["ids"]

@@ -65,3 +65,29 @@ def test_words_that_are_nowhere_are_refused():
     with pytest.raises(ValueError, match='"cat" is not in the prompt "a red dog"'):
         plan(CAT, [DOG], weights="cat: 2")  # but a weight is the edit's
     assert plan(CAT, [DOG], keep_words="cat")[1].target_columns == [[[], []]]
+
+
+EQUAL = "Notice: edit {} equals the source prompt, so its words change nothing"
+CLOSED = "Notice: every window is closed, so this is the plain prompt change"
+
+
+def test_an_edit_with_the_sources_own_words_is_noticed():
+    assert plan(CAT, [CAT])[2] == ["replace", EQUAL.format(1)]
+    assert plan(CAT, [prompt("a red  cat")], weights="red: 1")[2] == ["replace", EQUAL.format(1)]
+    assert plan(CAT, [DOG, CAT])[2] == ["edit 1: replace", "edit 2: replace", EQUAL.format(2)]
+    assert plan(CAT, [CAT], weights="red: 2")[2] == ["replace"]  # re-weighting needs no other words
+    assert plan(CAT, [DOG, CAT], weights="dog: 2")[2][-1] == EQUAL.format(2)  # a weight of the other edit
+    louder = {**CAT, "text": "a (red:1.3) cat"}  # emphasis: the same ids, another embedding
+    assert plan(CAT, [louder])[2] == ["replace"]
+
+
+def test_closed_windows_are_noticed():
+    closed = {"cross_steps": 0.0, "self_steps": 0.0}
+    assert plan(CAT, [DOG], **closed)[2] == ["replace", CLOSED]
+    assert plan(CAT, [DOG], word_windows="dog: 0, red: 0.5-0.5", **closed) == ([], None, ["replace", CLOSED])
+    assert plan(CAT, [CAT], **closed)[2] == ["replace", EQUAL.format(1), CLOSED]
+    for open_ in ({"word_windows": "dog: 0.5"}, {"weights": "dog: 2"}, {"blend_words": "dog"}, {"self_steps": 0.1}):
+        controllers, _, said = plan(CAT, [DOG], **{**closed, **open_})
+        assert len(controllers) == 1
+        assert said == ["replace"]
+    assert plan(CAT, [DOG], self_attention="mutual (MasaCtrl)", **closed)[2] == ["replace"]
