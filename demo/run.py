@@ -22,8 +22,9 @@ from . import engines, sheet, turn, workflows
 from .client import Client, Result
 
 #: what `make demo` runs: the road, and one workflow of each further technique
-DEMO = ("null_text", "invert_image", "direct_edit", "prompt_to_prompt", "disturbance_picture", "repaint",
-        "clip_guidance", "image_classifier")
+DEMO = ("null_text", "invert_image", "direct_edit", "prompt_to_prompt", "prompt_to_prompt_photo", "attention_map",
+        "attention_reweight", "disturbance_picture", "repaint", "ilvr", "sdedit", "diffedit", "blended_diffusion",
+        "classifier_guidance", "clip_guidance", "semantic_guidance", "image_classifier")
 #: what runs on a picture of one's own: workflows with a "Source prompt" and an "Edited prompt"
 OWN = ("null_text", "invert_image", "direct_edit")
 SOURCE, EDITED, RECONSTRUCTION, AUTOENCODER = "Source prompt", "Edited prompt", "Reconstruction", "Autoencoder"
