@@ -11,7 +11,7 @@ from . import fields
 from .bridge.denoiser import sample_with
 from .bridge.engine import check_latent
 from .bridge.noise import source_latent
-from .bridge.record import check_belongs
+from .bridge.record import check_belongs, check_stored
 from .bridge.report import text_result
 from .bridge.sampler import own_sampler
 from .bridge.sampling import is_empty, sample_latent, time_to_sigma
@@ -145,6 +145,7 @@ class DiffEdit:
 
     def run(self, model, positive, negative, inversion, mask, cfg, depth):
         check_belongs(inversion, model)
+        check_stored(inversion, "DiffEdit")
         steps = len(inversion.sigmas) - 1
         first = steps - round(depth * steps)
         clean = source_latent(inversion)
@@ -156,12 +157,13 @@ class DiffEdit:
         sampler = own_sampler(sample_diffedit, start=trajectory[0], trajectory=trajectory, edit=grid)
         out = sample_latent(model, positive, negative, cfg, sampler, sigmas, {"samples": clean}, 0)
         out["samples"] = torch.where(grid.to(clean) == 0, clean, out["samples"].to(clean))
-        return text_result(
+        said = (
             f"{len(sigmas) - 1} network calls from sigma {float(sigmas[0]):.3g}, "
-            f"{float((grid > 0).float().mean()):.0%} of the "
-            "latent may change.",
-            out,
+            f"{float((grid > 0).float().mean()):.0%} of the latent may change."
         )
+        if inversion.null_embeddings is not None:
+            said += " Notice: this inversion's null embeddings are not used, the wired negative prompt is."
+        return text_result(said, out)
 
 
 NODES = (DiffEditMask, DiffEdit)

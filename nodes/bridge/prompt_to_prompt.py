@@ -26,7 +26,7 @@ from .attention import any_asks, attach, unet_places
 from .engine import check_interrupt, check_latent, get
 from .guider import guider_class, replace_embedding
 from .noise import InversionNoise, source_latent
-from .record import source_conditioning
+from .record import check_stored, source_conditioning
 from .rows import CALL, Call, PairEdit
 from .sampler import core_sampler, is_euler, own_sampler
 
@@ -51,15 +51,6 @@ def source_of(inversion: Inversion) -> list:
             '"Prompt (with words)", or wire the source prompt here.'
         )
     return source_conditioning(inversion)
-
-
-def check_stored(inversion: Inversion) -> None:
-    """ValueError unless a source branch can be overwritten by this inversion's trajectory."""
-    if inversion.pivot in ("edit_friendly", "random"):
-        raise ValueError(
-            f"Prompt-to-prompt follows one path from noise to image, and the pivot {inversion.pivot} draws every "
-            "level's noise anew: invert with ddim, fixed_point or exact_pair."
-        )
 
 
 def _plain(conditioning: list, what: str) -> None:

@@ -111,3 +111,12 @@ def check_belongs(inversion: Inversion, model, latent: dict | None = None) -> No
             raise ValueError(differs)
     if latent is not None:
         inversion.check_latent(check_latent(model, latent).shape)
+
+
+def check_stored(inversion: Inversion, name: str = "Prompt-to-prompt") -> None:
+    """ValueError unless the technique `name` can follow this inversion's trajectory from level to level."""
+    if inversion.pivot in ("edit_friendly", "random"):
+        raise ValueError(
+            f"{name} follows one path from noise to image, and the pivot {inversion.pivot} draws every "
+            "level's noise anew: invert with ddim, fixed_point or exact_pair."
+        )

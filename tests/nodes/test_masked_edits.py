@@ -1,12 +1,12 @@
-"""The masked edits of a picture on tiny random models: how many masks there may be, soft masks, flow models, notices."""
+"""Masked edits of a picture on tiny random models: how many masks there may be, soft masks, flow models, notices."""
 
-import logging
+
 
 import pytest
 import torch
 from nulltext.nodes import blended, diffedit, repaint, sdedit
 from nulltext.nodes.bridge.engine import process_of
-from nulltext.nodes.bridge.noise import model_notes, source_latent
+from nulltext.nodes.bridge.noise import model_notes
 from nulltext.nodes.bridge.sampling import to_model_space
 from nulltext.samplers.core import VE
 from nulltext.samplers.inversion import Inversion
@@ -97,7 +97,7 @@ def idle(tiny):
 
 @pytest.mark.parametrize("masks, latents", [(3, 2), (2, 1)])
 @pytest.mark.parametrize("name", ["repaint", "sdedit", "diffedit", "blended"])
-def test_masks_that_do_not_match_the_latents_are_refused_before_any_work(edits, idle, latent, mask, name, masks, latents):
+def test_masks_that_do_not_match_are_refused_before_any_work(edits, idle, latent, mask, name, masks, latents):
     with pytest.raises(ValueError, match=f"There are {masks} masks for {latents} latents?: wire one, or one for each"):
         edits[name](idle, latent[:latents], mask.expand(masks, -1, -1))
     with pytest.raises(Asked):  # one for each is asked of the network
@@ -108,3 +108,15 @@ def test_pixel_composite_refuses_masks_that_do_not_match():
     pictures = torch.rand(2, 16, 16, 3)
     with pytest.raises(ValueError, match="There are 3 masks for 2 edits: wire one, or one for each"):
         repaint.PixelComposite().run(pictures, pictures, torch.ones(3, 16, 16), 0)
+
+
+def test_diffedit_needs_one_path(edits, idle, latent, mask):
+    with pytest.raises(ValueError, match="DiffEdit follows one path from noise to image, and the pivot random"):
+        edits["diffedit"](idle, latent, mask, pivot="random")
+
+
+def test_diffedit_says_that_null_embeddings_are_not_used(edits, tiny, latent, mask):
+    plain = edits["diffedit"](tiny, latent, mask)
+    carried = edits["diffedit"](tiny, latent, mask, null_embeddings=torch.ones(10, 2, 77, 64))
+    assert "Notice" not in text(plain) and "Notice: this inversion's null embeddings are not used" in text(carried)
+    assert torch.equal(samples(plain), samples(carried))
