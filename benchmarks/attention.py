@@ -222,6 +222,8 @@ def main(argv: list[str]) -> None:
         "null_text_p2p_background_psnr": total["null_text_p2p"][1],
         "p2p_background_psnr_of_these": total["p2p_of_these"][1],
         "p2p_direct_seconds": mean(row["direct_seconds"] for row in rows),
+        # on null-text's own edits, for a fair pair
+        "p2p_direct_seconds_of_these": mean(row["direct_seconds"] for row in rows if "null_text_seconds" in row),
         "p2p_null_text_seconds": mean(row["null_text_seconds"] for row in rows if "null_text_seconds" in row),
         "p2p_direct_calls_per_step": max(row["calls"] for row in rows),
         "reweight_monotone": monotone,
