@@ -4,7 +4,8 @@ Scenes with a texture are redrawn from 0.3 of the time with and without the dist
 Texture energy inside flat regions is the mean squared brightness gradient over the flattest half of the background and
 of the objects: the borders of stripes and cells are borders between regions, which a cartoon makes firmer. The drop
 over everything inside, borders of the pattern included, is printed and published beside it (`_whole`). Edge contrast
-is the mean gradient along the objects' borders. Controls: SDEdit from 0.5, and the plain run blurred to Image-D's drop.
+is the mean gradient along the objects' borders. Controls: SDEdit from 0.5, and the plain run blurred to Image-D's
+drop. A strip of the first scenes goes to the help page.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from ..samplers.disturbance import Disturbance, disturbance_schedule, disturbed,
 from ..samplers.ode import sample_euler
 from ..samplers.sdedit import sdedit_sigmas
 from ._demo import Demo, kept_pictures, some
+from ._strips import cartoon_strip
 from .harness import Bench, table
 
 CARTOON_CFG, WINDOW, ROLLBACK, EDIT_CFG = 10.0, 0.3, 0.3, 5.0
+WAYS = "backd", "imaged"  # whose figures are published
 FLAT = 0.5  # share of a region's pixels that counts as flat
 
 
@@ -115,27 +118,28 @@ def measure_cartoon(bench: Bench, demo: Demo) -> dict[str, float]:
     for name in ("source", "plain", "backd", "backd, unmatched", "imaged", "sdedit", "blur"):
         image = made[name]
         background, inside = (1 - texture(image, mask) / texture(plain, mask)).tolist()
-        drop, whole = (texture_drop(image, plain, mask, share) for share in (FLAT, 1.0))
-        out[name] = drop, edge_contrast(image, mask) / edge_contrast(plain, mask) - 1, whole
-        far = float((image - made["source"]).square().mean((1, 2, 3)).sqrt().mean())
-        lines.append([name, background, inside, *out[name], objects_read(judge, image, truth), far])
+        out[name] = {
+            "texture_drop": texture_drop(image, plain, mask),
+            "edge_change": edge_contrast(image, mask) / edge_contrast(plain, mask) - 1,
+            "whole": texture_drop(image, plain, mask, 1.0),
+            "read": objects_read(judge, image, truth),
+            "rms": float((image - made["source"]).square().mean((1, 2, 3)).sqrt().mean()),
+        }
+        lines.append([name, background, inside, *("no probe" if v is None else v for v in out[name].values())])
     header = ("cartoon", "flat background", "flat objects", "flat drop", "edge change", "whole drop", "object read",
               "rms to source")
     print(table(header, lines))
-    return {
-        "cartoon_texture_drop_backd": out["backd"][0],
-        "cartoon_texture_drop_imaged": out["imaged"][0],
-        "cartoon_edge_change_backd": out["backd"][1],
-        "cartoon_edge_change_imaged": out["imaged"][1],
-        "cartoon_texture_drop_backd_whole": out["backd"][2],
-        "cartoon_texture_drop_imaged_whole": out["imaged"][2],
-    }
+    cartoon_strip(bench, made, {name: (row["texture_drop"], row["edge_change"]) for name, row in out.items()})
+    figures = {f"cartoon_{what}_{way}": out[way][what] for what in ("texture_drop", "edge_change") for way in WAYS}
+    figures |= {f"cartoon_texture_drop_{way}_whole": out[way]["whole"] for way in WAYS}
+    figures |= {f"cartoon_rms_{way}": out[way]["rms"] for way in WAYS}
+    return figures | {f"cartoon_read_{way}": out[way]["read"] for way in (*WAYS, "plain")}
 
 
-def objects_read(judge, image: Tensor, truth: scenes.Scenes) -> float | str:
-    """Share of pictures whose object's colour and shape the probe reads right; a word where there is no probe."""
+def objects_read(judge, image: Tensor, truth: scenes.Scenes) -> float | None:
+    """Share of pictures whose object's colour and shape the probe reads right; None where there is no probe."""
     if judge is None:
-        return "no probe"
+        return None
     seen = probe.read(judge, image)
     right = (seen.at_place("colour") == truth.colour[:, 0]) & (seen.at_place("shape") == truth.shape[:, 0])
     return float(right.float().mean())

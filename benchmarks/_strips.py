@@ -1,4 +1,4 @@
-"""Strips for the help pages, from this bench's own runs: ILVR over factor and stop, SDEdit over t0.
+"""Strips for the help pages, from this bench's own runs: ILVR over factor and stop, SDEdit over t0, cartoons.
 
 Each strip is a picture under web/docs/pictures/, made anew by every whole run of from_image.
 """
@@ -22,7 +22,15 @@ from .harness import OUTPUT, ROOT, Bench
 
 PICTURES = ROOT / "web" / "docs" / "pictures"
 ILVR_CFG, FACTORS, STOPS = 3.0, (2, 4, 8), (0.2, 0.5, 0.8, 1.0)
-SHOWN = 4  # scenes in a strip over t0
+SHOWN = 4  # scenes in a strip: the first ones, not chosen
+CARTOON_COLUMNS = {
+    "source": "source",
+    "plain": "ordinary run",
+    "backd": "Back-D",
+    "imaged": "Image-D",
+    "sdedit": "SDEdit from 0.5",
+    "blur": "ordinary run, blurred",
+}
 
 
 def folder(bench: Bench) -> Path:
@@ -94,3 +102,20 @@ def sdedit_strip(bench: Bench, guide: Tensor, made: dict[float, Tensor], curve: 
         rows.append(Row("", "", cells))
     rows[0].line = "rms: distance to the scribble (faithful: small). KID: distance to real scenes (realistic: small)."
     save("SDEdit: from faithful to realistic", rows, len(curve) + 1, folder(bench) / "sdedit_strip.jpg")
+
+
+def cartoon_strip(bench: Bench, made: dict[str, Tensor], measured: dict[str, tuple[float, float]]) -> None:
+    """Rows of scenes, columns of ways beside both controls; captions tell what all scenes measure.
+
+    made: way -> images [N, 3, H, W] of the same scenes; measured: way -> (flat drop, edge change)."""
+    rows = []
+    for i in range(min(SHOWN, len(made["plain"]))):
+        cells = []
+        for name, title in CARTOON_COLUMNS.items():
+            drop, edges = measured[name]
+            said = f"{title}: flat drop {drop:.2f}, edges {edges:+.2f}" if i == 0 and name != "plain" else title
+            cells.append((said, to_picture(made[name][i])))
+        rows.append(Row("", "", cells))
+    rows[0].line = "Against the ordinary run. Flat drop: texture lost in flat regions (cartoon: much). Edges: contrast "
+    rows[0].line += "along the objects' borders (cartoon: not less). The blur loses as much texture as Image-D."
+    save("Null-text disturbance beside its controls", rows, len(CARTOON_COLUMNS), folder(bench) / "cartoon_strip.jpg")

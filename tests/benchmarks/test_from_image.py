@@ -1,11 +1,15 @@
 """The yardsticks of the from-image bench, on cases whose answers are known."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from nulltext.benchmarks import _cartoon, _strips
 from nulltext.benchmarks import _conditional as conditional
 from nulltext.benchmarks._cartoon import blur_of_equal_drop, blurred, edge_contrast, texture, texture_drop
 from nulltext.benchmarks._fill import core_noise_mask, seam_and_fill
 from nulltext.benchmarks.from_image import average_precision, intersection_over_union
+from nulltext.demo import scenes
 from nulltext.samplers.walk import network_calls
 
 
@@ -46,6 +50,39 @@ def test_texture_and_edges_tell_a_pattern_from_a_border():
     assert edge_contrast(soft, mask) < 0.8 * edge_contrast(grain, mask)
     half = blur_of_equal_drop(grain, mask, 0.5)
     assert texture_drop(half, grain, mask) == pytest.approx(0.5, abs=0.05)
+
+
+def test_cartoon_figures_tell_the_ways_apart_and_leave_a_strip(monkeypatch):
+    """Pictures whose answers are known: Back-D lost the grain, Image-D half of it, SDEdit shows another object."""
+    painted = {}
+
+    def ways(bench, key, n, make, batch):
+        truth = _cartoon.some(n, 31, lambda s: s.texture > 0)
+        clean = scenes.draw(truth.changed("texture", 0))[0]
+        grain = 0.05 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+        painted.update({"source": clean, "plain": clean + grain, "backd": clean, "imaged": clean + grain / 2,
+                        "backd, unmatched": clean + 3 * grain, "sdedit": clean + grain})
+        return dict(painted)
+
+    kept = []
+    monkeypatch.setattr(_cartoon, "kept_pictures", ways)
+    monkeypatch.setattr(_cartoon, "objects_read", lambda judge, image, truth: float(image.std()))  # tells them apart
+    monkeypatch.setattr(_strips, "save", lambda title, rows, columns, path: kept.append((rows, path)))
+    figures = _cartoon.measure_cartoon(SimpleNamespace(quick=True), None)
+    assert figures["cartoon_rms_backd"] == 0
+    assert figures["cartoon_rms_imaged"] == pytest.approx(0.025, rel=0.02)
+    assert figures["cartoon_texture_drop_backd"] > figures["cartoon_texture_drop_imaged"] > 0.5
+    for way in ("plain", "backd", "imaged"):
+        assert figures[f"cartoon_read_{way}"] == float(painted[way].std())
+    assert {f"cartoon_{k}" for k in ("edge_change_backd", "edge_change_imaged", "texture_drop_backd_whole",
+                                     "texture_drop_imaged_whole")} <= set(figures)
+    ((rows, path),) = kept
+    assert path.name == "cartoon_strip.jpg" and path.parent == _strips.OUTPUT and len(rows) == 4  # quick: not the page
+    captions, pictures = zip(*rows[0].cells)
+    drop, edges = figures["cartoon_texture_drop_imaged"], figures["cartoon_edge_change_imaged"]
+    assert f"Image-D: flat drop {drop:.2f}, edges {edges:+.2f}" in captions
+    for name, shown in zip(("source", "plain", "backd", "imaged"), pictures):
+        assert shown.tobytes() == _strips.to_picture(painted[name][0]).tobytes()
 
 
 def test_core_noise_mask_is_the_engines_rule():
