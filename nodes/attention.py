@@ -120,6 +120,11 @@ class AttentionRecord:
         }
 
     def run(self, model, positive, words, layers, start_percent, end_percent):
+        if start_percent == end_percent:
+            raise ValueError(
+                f"Nothing would be recorded, as start_percent and end_percent are both {start_percent:g}: set "
+                "start_percent below end_percent."
+            )
         prompts = prompts_of(positive, self.TITLE)
         chosen = [word.strip() for word in words.split(",") if word.strip()] or words_in(prompts[0])
         if not chosen:

@@ -178,6 +178,8 @@ class PromptToPromptGuider:
         guider, _, said, _ = prepare(
             self.TITLE, model, edited, negative, cfg, source, inversion, (edited_2, edited_3), keep_source, **options
         )
+        if keep_source and inversion is not None:
+            said.append("Notice: keep_source is not read with an inversion, whose source is its stored path")
         return text_result("; ".join(said), guider)
 
 
@@ -259,6 +261,8 @@ class PromptToPrompt:
             inversion is None,
             **options,
         )
+        if inversion is not None and latent is not None:
+            said.append("Notice: latent is not read with an inversion, which brings its own")
         sigmas = sigmas_of(model, scheduler, steps) if inversion is None else inversion.sigmas
         result = run_guider(guider, latent, sigmas, seed)
         mask = torch.ones(len(result.edits), *result.edits.shape[-2:])

@@ -131,6 +131,9 @@ def test_maps_of_no_run_are_refused(tiny, prompt):
         AttentionRecord().run(tiny, prompt("a cat"), "", "front", 0.0, 1.0)
     with pytest.raises(ValueError, match="no words"):
         AttentionRecord().run(tiny, prompt(""), "", "auto", 0.0, 1.0)
+    for share in (0.0, 0.5, 1.0):
+        with pytest.raises(ValueError, match="Nothing would be recorded, .* are both"):
+            AttentionRecord().run(tiny, prompt("a cat"), "", "auto", share, share)
 
 
 def test_prompt_to_prompt_from_noise(tiny, prompt):
@@ -197,16 +200,22 @@ def test_prompt_to_prompt_from_an_inversion(tiny, prompt):
     assert torch.allclose(kept["samples"], latent["samples"], atol=1e-4)
     assert torch.allclose(edit["samples"], latent["samples"], atol=1e-4)  # an empty blend mask
     assert "12 network rows" in report
-    guided = PromptToPromptGuider().run(
-        tiny,
-        edited,
-        negative,
-        7.5,
-        False,
-        inversion=inversion,
-        **{k: v for k, v in DEFAULTS.items() if k not in ("cfg", "seed", "steps", "scheduler")},
-    )
-    guider = guided["result"][0]
+    assert "Notice" not in report
+    unread = p2p(tiny, edited, negative, inversion=inversion, latent=latent)["result"][3]
+    assert unread.splitlines()[0] == "replace; Notice: latent is not read with an inversion, which brings its own"
+    options = {k: v for k, v in DEFAULTS.items() if k not in ("cfg", "seed", "steps", "scheduler")}
+    for keep, where, said in (
+        (False, {"inversion": inversion}, "replace"),
+        (True, {"source": source}, "replace"),
+        (
+            True,
+            {"inversion": inversion},
+            "replace; Notice: keep_source is not read with an inversion, whose source is its stored path",
+        ),
+    ):
+        guided = PromptToPromptGuider().run(tiny, edited, negative, 7.5, keep, **where, **options)
+        assert guided["ui"]["text"] == [said]
+    guider = guided["result"][0]  # with keep_source, and yet the edit alone comes back below
     noise, sigmas, source_latent, sampler = InversionParts().run(inversion, 1.0)
     with torch.inference_mode():
         out = guider.sample(
