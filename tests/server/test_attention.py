@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 from nulltext.demo import checkpoint
+from safetensors.torch import load_file
 
 SOURCE = "a photo of a large red circle in the middle, striped blue background"
 EDIT = "a photo of a large green circle in the middle, striped blue background"
@@ -85,6 +86,47 @@ def test_equal_prompts_give_the_source_and_an_edit_does_not(comfy):
     assert not torch.equal(pixels(result, 25), pixels(result, 27))
     assert (pixels(result, 23) - pixels(result, 27)).abs().max() <= 2
     assert any("16 network rows" in text for text in result.texts)
+
+
+def saved(comfy, result, key):
+    """The samples that a SaveLatent wrote."""
+    where = result.outputs[key]["latents"][0]
+    return load_file(comfy.tree / "output" / where["subfolder"] / where["filename"])["latent_tensor"]
+
+
+def test_the_guider_under_the_core_sampler_is_the_all_in_one_node(comfy):
+    options = {"blend_words": "circle", "weights": "green: 2"}
+    guider = node(
+        "NullText_PromptToPromptGuider",
+        **{**PLAN, **options, "model": ["1", 0], "edited": ["3", 0], "negative": ["4", 0], "source": ["2", 0]},
+        cfg=5.0,
+        keep_source=True,
+    )
+    flow = graph(
+        **{
+            "10": p2p(latent=["5", 0], **options),
+            "11": guider,
+            "12": node("RandomNoise", noise_seed=3),
+            "13": node("KSamplerSelect", sampler_name="euler"),
+            "14": node("BasicScheduler", model=["1", 0], scheduler="normal", steps=4, denoise=1.0),
+            "15": node(
+                "SamplerCustomAdvanced",
+                noise=["12", 0],
+                guider=["11", 0],
+                sampler=["13", 0],
+                sigmas=["14", 0],
+                latent_image=["5", 0],
+            ),
+            "20": node("SaveLatent", samples=["10", 0], filename_prefix="edit"),
+            "21": node("SaveLatent", samples=["10", 1], filename_prefix="source"),
+            "22": node("SaveLatent", samples=["15", 0], filename_prefix="both"),
+        }
+    )
+    result = comfy.run(flow).check()
+    edit, source, both = (saved(comfy, result, key) for key in ("20", "21", "22"))
+    assert both.shape == (2, *edit.shape[1:])
+    assert not torch.equal(edit, source)
+    assert torch.equal(both, torch.cat([source, edit]))
 
 
 def inverted(steps=4, **inputs):
