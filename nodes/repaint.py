@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 
 import torch
@@ -24,7 +25,7 @@ from ..samplers.repaint import (
 from ..samplers.walk import network_calls
 from . import fields
 from .bridge.engine import process_of, sigma_range
-from .bridge.report import text_result
+from .bridge.report import shown, text_result
 from .bridge.sampler import own_sampler
 from .bridge.sampling import is_empty, sample_latent
 
@@ -33,8 +34,9 @@ _MODE = fields.choice(
     [RESAMPLING, EXACT],
     "Resampling: the paper's, jumps back up in noise so that the fill agrees with what is known. Exact-leaning: "
     "several fills per picture compete by how well they agree; nearer to the true conditional, and the levels are "
-    "walked once.",
+    "walked once; a mask counts there from 0.5 on, softer values are kept as known.",
 )
+SOFT = "the mask nowhere reaches 0.5, from where on exact-leaning counts it, so the latent comes back as it is."
 _SCHEDULE = {
     "jump": fields.whole(JUMP, 1, 100, "Levels that one jump goes back up."),
     "resamples": fields.whole(
@@ -60,23 +62,42 @@ def _path(jump, resamples, low, high, mode):
     return path
 
 
-def make_sampler(jump, resamples, low, high, mode, particles):
-    """SAMPLER of RePaint; its progress bar counts network calls."""
-    path = _path(jump, resamples, low, high, mode)
+def make_sampler(jump, resamples, low, high, mode, particles, say=True):
+    """SAMPLER of RePaint; its progress bar counts network calls. say: the log tells the cost as the run begins."""
+    log = logging.getLogger("nulltext")
+    schedule = {"jump": jump, "resamples": resamples, "low": low, "high": high}
+    path = _path(**schedule, mode=mode)
 
     def calls(sigmas, process):
-        logging.getLogger("nulltext").info("RePaint: %s", describe(sigmas, path(sigmas, process)))
+        if say:
+            log.info("RePaint: %s", said_before(sigmas, process, **schedule, mode=mode, particles=particles))
         return network_calls(path(sigmas, process))
 
+    def warned(sample):
+        @functools.wraps(sample)
+        def run(*args, mask, **options):
+            if mask is None:
+                log.warning("RePaint: the latent has no noise mask, so everything is repainted: set one before it.")
+            elif mode == EXACT and nothing_hard(mask):
+                log.warning("RePaint: %s", SOFT)
+            return sample(*args, mask=mask, **options)
+
+        return run
+
     if mode == EXACT:
-        return own_sampler(sample_particles, calls=calls, particles=particles)
-    return own_sampler(sample_repaint_ranged, calls=calls, jump=jump, resamples=resamples, low=low, high=high)
+        return own_sampler(warned(sample_particles), calls=calls, particles=particles)
+    return own_sampler(warned(sample_repaint_ranged), calls=calls, **schedule)
 
 
 def said_before(sigmas, process, jump, resamples, low, high, mode, particles):
     """What a run will cost."""
     text = describe(sigmas, _path(jump, resamples, low, high, mode)(sigmas, process))
     return text + (f", each on {particles} rows per picture" if mode == EXACT else "")
+
+
+def nothing_hard(mask) -> bool:
+    """Whether exact-leaning, which counts a mask from 0.5 on, finds nothing to fill."""
+    return not bool((mask >= 0.5).any())
 
 
 class RePaint:
@@ -182,16 +203,19 @@ class RePaintSampler:
         grid = to_grid(mask, source.shape[-2:], grow, len(source))
         if not bool((grid > 0).any()):
             return text_result("Notice: the mask is empty, so the latent comes back as it is.", latent)
+        if mode == EXACT and nothing_hard(grid):
+            return text_result(f"Notice: {SOFT}", latent)
         process, (smallest, largest) = process_of(model), sigma_range(model)
         sigmas = repaint_sigmas(levels, smallest, largest, process).float()
         said = said_before(sigmas, process, jump, resamples, low, high, mode, particles)
-        logging.getLogger("nulltext").info("RePaint Sampler: %s", said)
-        sampler = make_sampler(jump, resamples, low, high, mode, particles)
-        out = sample_latent(model, positive, negative, cfg, sampler, sigmas, latent, seed, grid)
-        keep = grid.reshape(grid.shape[0], 1, *(1,) * (source.ndim - 4), *grid.shape[-2:]).to(source) == 0
-        out["samples"] = torch.where(keep, source, out["samples"].to(source))
         said += "." if bool((grid == 0).any()) else ". Notice: the mask covers everything, so nothing is held."
-        return text_result(said, out)
+        logging.getLogger("nulltext").info("RePaint Sampler: %s", said)
+        sampler = make_sampler(jump, resamples, low, high, mode, particles, say=False)
+        out = sample_latent(model, positive, negative, cfg, sampler, sigmas, latent, seed, grid)
+        known = grid < 0.5 if mode == EXACT else grid == 0
+        keep = known.reshape(grid.shape[0], 1, *(1,) * (source.ndim - 4), *grid.shape[-2:])
+        out["samples"] = torch.where(keep, source, out["samples"].to(source))
+        return shown(said, out)
 
 
 class PixelComposite:

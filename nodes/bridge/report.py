@@ -18,6 +18,11 @@ def text_result(text: str, *outputs, **ui) -> dict:
 
     ui: more lists for the page, by key (web/nulltext.js reads them)."""
     logging.getLogger("nulltext").info(text.splitlines()[0] if text else "")
+    return shown(text, *outputs, **ui)
+
+
+def shown(text: str, *outputs, **ui) -> dict:
+    """`text_result` for a text that stands in the log already."""
     return {"ui": {"text": [text], **ui}, "result": outputs}
 
 

@@ -1,13 +1,13 @@
 """Masked edits of a picture on tiny random models: how many masks there may be, soft masks, flow models, notices."""
 
-
+import logging
 
 import pytest
 import torch
 from nulltext.nodes import blended, diffedit, repaint, sdedit
 from nulltext.nodes.bridge.engine import process_of
 from nulltext.nodes.bridge.noise import model_notes
-from nulltext.nodes.bridge.sampling import to_model_space
+from nulltext.nodes.bridge.sampling import sample_latent, to_model_space
 from nulltext.samplers.core import VE
 from nulltext.samplers.inversion import Inversion
 
@@ -120,3 +120,48 @@ def test_diffedit_says_that_null_embeddings_are_not_used(edits, tiny, latent, ma
     carried = edits["diffedit"](tiny, latent, mask, null_embeddings=torch.ones(10, 2, 77, 64))
     assert "Notice" not in text(plain) and "Notice: this inversion's null embeddings are not used" in text(carried)
     assert torch.equal(samples(plain), samples(carried))
+
+
+def test_exact_leaning_counts_a_soft_mask_from_a_half_on_and_resampling_from_0(edits, tiny, latent):
+    soft = torch.zeros(1, 8, 8)
+    soft[:, 2:6, 2:4], soft[:, 2:6, 4:6] = 0.3, 0.7
+    for mode, changed in ((repaint.RESAMPLING, soft[0] > 0), (repaint.EXACT, soft[0] > 0.5)):
+        out = samples(edits["repaint"](tiny, latent, soft, mode))
+        assert torch.equal(out[..., ~changed], latent[..., ~changed])
+        assert ((out - latent).abs().amax((0, 1))[changed] > 0.01).all()
+
+
+def test_exact_leaning_says_before_any_work_that_a_mask_is_too_soft(edits, idle, latent, mask):
+    result = edits["repaint"](idle, latent, 0.4 * mask, repaint.EXACT)
+    assert text(result).startswith("Notice: the mask nowhere reaches 0.5") and torch.equal(samples(result), latent)
+    with pytest.raises(Asked):
+        edits["repaint"](idle, latent, 0.4 * mask, repaint.RESAMPLING)
+
+
+@pytest.mark.parametrize("mode", [repaint.RESAMPLING, repaint.EXACT])
+def test_the_repaint_sampler_warns_of_filling_all_or_nothing(tiny, engine, latent, mode, make_condition, caplog):
+    sampler = repaint.RePaint().run(1, 1, 0.0, 5.0, mode, 2)["result"][0]
+    ends, sigmas = (make_condition(1), make_condition(2)), engine.sigmas_of(tiny, "normal", 2)
+
+    def warnings(grid):
+        caplog.clear()
+        sample_latent(tiny, *ends, 3.0, sampler, sigmas, {"samples": latent}, 0, grid)
+        return [r.message for r in caplog.records if r.levelno == logging.WARNING and r.name == "nulltext"]
+
+    grid = INSIDE.float()[None, None]
+    assert "no noise mask, so everything is repainted" in "".join(warnings(None))
+    assert not warnings(grid)
+    assert bool(warnings(0.4 * grid)) == (mode == repaint.EXACT)
+
+
+@pytest.mark.parametrize("mode", [repaint.RESAMPLING, repaint.EXACT])
+def test_the_repaint_box_says_its_cost_once_and_before_the_first_call(edits, tiny, latent, mask, mode, caplog):
+    costs = lambda: [r.getMessage() for r in caplog.records if "network calls over" in r.getMessage()]
+    before = []
+    hook = tiny.model.diffusion_model.register_forward_pre_hook(lambda *_: before.append(costs()))
+    try:
+        with caplog.at_level(logging.INFO, logger="nulltext"):
+            result = edits["repaint"](tiny, latent, mask, mode)
+    finally:
+        hook.remove()
+    assert len(costs()) == 1 and before[0] == costs() and text(result) in costs()[0]
