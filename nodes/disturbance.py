@@ -77,6 +77,15 @@ def disturb(model, look, strength, rollback, start_percent, end_percent, cfg, re
     return patch_null_branch(model, looks, strength, cfg, match), None
 
 
+def least_strength(model, sigmas, cfg, strength, start_percent, end_percent=1.0):
+    """The smallest strength that the window's steps of this schedule are left with; the last step to 0, which fades on
+    every schedule, does not count."""
+    start, end = (time_to_sigma(model)(1 - percent) for percent in (start_percent, end_percent))
+    levels = sigmas.tolist()
+    steps = zip(levels, levels[1:], stable_strength(sigmas, cfg, strength))
+    return min((f for s, low, f in steps if end < s <= start * (1 + 1e-6) and low > 0), default=strength)
+
+
 class DisturbanceSchedule:
     ID = "NullText_DisturbanceSchedule"
     TITLE = "Disturbance Schedule"
@@ -179,13 +188,7 @@ class Disturbance:
         if cfg <= 1:
             said.append("Notice: at cfg 1 there is no null branch and nothing changes; sample with cfg above 1.")
         if sigmas is not None:
-            start = time_to_sigma(model)(1 - start_percent)
-            inside = [
-                (s, f)
-                for s, low, f in zip(sigmas.tolist(), sigmas.tolist()[1:], stable_strength(sigmas, cfg, strength))
-                if s <= start * (1 + 1e-6) and low > 0
-            ]
-            low = min((f for _, f in inside), default=strength)
+            low = least_strength(model, sigmas, cfg, strength, start_percent, end_percent)
             said.append(
                 "This schedule keeps the full strength."
                 if low >= strength
@@ -275,6 +278,9 @@ class DisturbanceSampler:
         said = f"{len(sigmas) - 1} network calls, largest cfg (1 - r) {worst:.2f} (border: 2)."
         if nothing is None and cfg <= 1:
             nothing = "at cfg 1 there is no null branch"
+        least = least_strength(model, sigmas, cfg, strength, start_percent)
+        if nothing is None and least < strength:
+            said += f"\nNotice: strength fades to {least:.2f}, or noise would grow; raise steps_below."
         return text_result(said if nothing is None else f"Notice: {nothing}, so this is ordinary sampling. {said}", out)
 
 
