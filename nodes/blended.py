@@ -89,10 +89,14 @@ class BlendedDiffusion:
             out = self._held_by_loss(
                 model, positive, negative, cfg, samples, grid, sigmas, seed, weight, start == "noise"
             )
-            return text_result(
-                f"{len(sigmas) - 1} network calls, each with a backward pass. The background is only pulled, not held.",
-                {**latent, "samples": out},
-            )
+            said = f"{len(sigmas) - 1} network calls, each with a backward pass. "
+            if bool((grid == 1).all()):
+                said += "Notice: the mask covers everything, so there is no background to hold."
+            elif weight == 0:
+                said += "Notice: the weight is 0, so nothing holds the background."
+            else:
+                said += "The background is only pulled, not held."
+            return text_result(said, {**latent, "samples": out})
         sampler = own_sampler(sample_blended, shrink=shrink, fresh=noise == "fresh", from_noise=start == "noise")
         out = sample_latent(model, positive, negative, cfg, sampler, sigmas, latent, seed, grid)
         out["samples"] = torch.where(grid.to(samples) == 0, samples, out["samples"].to(samples))

@@ -74,13 +74,21 @@ class SDEdit:
                     },
                 ),
             },
-            "optional": {"mask": fields.MASK},
+            "optional": {
+                "mask": (
+                    "MASK",
+                    {
+                        "tooltip": fields.MASK[1]["tooltip"] + " Not wired: the latent's own noise mask, if it has one."
+                    },
+                )
+            },
         }
 
     def run(self, model, positive, negative, latent, seed, cfg, t0, steps, noise, more_levels, mask=None):
         if is_empty(latent):
             raise ValueError("SDEdit starts from a picture, but the latent is empty: encode an image or a scribble.")
         levels = [t0, *levels_of(more_levels)]
+        mask = latent.get("noise_mask") if mask is None else mask
         grid = None if mask is None else to_grid(mask, latent["samples"].shape[-2:], batch=len(latent["samples"]))
         eta = 1.0 if noise == STOCHASTIC else 0.0
         made, said = [], []

@@ -6,7 +6,7 @@ import pytest
 import torch
 from nulltext.nodes import blended, diffedit, repaint, sdedit
 from nulltext.nodes.bridge.engine import process_of
-from nulltext.nodes.bridge.noise import model_notes
+from nulltext.nodes.bridge.noise import model_notes, source_latent
 from nulltext.nodes.bridge.sampling import sample_latent, to_model_space
 from nulltext.samplers.core import VE
 from nulltext.samplers.inversion import Inversion
@@ -165,3 +165,49 @@ def test_the_repaint_box_says_its_cost_once_and_before_the_first_call(edits, tin
     finally:
         hook.remove()
     assert len(costs()) == 1 and before[0] == costs() and text(result) in costs()[0]
+
+
+def test_sdedit_takes_the_latents_own_mask_where_none_is_wired(edits, tiny, latent, mask):
+    wired, own = edits["sdedit"](tiny, latent, mask), edits["sdedit"](tiny, latent, None, noise_mask=mask[:, None])
+    assert torch.equal(samples(own), samples(wired)) and torch.equal(samples(own)[..., ~INSIDE], latent[..., ~INSIDE])
+    assert "noise_mask" not in own["result"][0]
+    other = edits["sdedit"](tiny, latent, mask, noise_mask=torch.ones(1, 1, 64, 64))  # the wired one counts
+    assert torch.equal(samples(other), samples(wired))
+
+
+def test_the_loss_says_when_it_holds_nothing(edits, tiny, latent, mask):
+    told = lambda mask, weight: text(edits["blended"](tiny, latent, mask, hold=blended.LOSS, weight=weight))
+    assert "Notice: the weight is 0, so nothing holds the background" in told(mask, 0.0)
+    assert "Notice: the mask covers everything, so there is no background" in told(torch.ones_like(mask), 1.0)
+    assert "Notice" not in told(mask, 1.0) and "only pulled" in told(mask, 1.0)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "FLOW"])
+@pytest.mark.parametrize("name", ["sdedit", "diffedit"])
+def test_masked_edits_keep_the_rest_to_the_bit(edits, make_model, invert, latent, mask, kind, name):
+    model = make_model(kind)
+    source = source_latent(invert(model, latent)) if name == "diffedit" else latent
+    out = samples(edits[name](model, latent, mask))
+    assert torch.equal(out[..., ~INSIDE], source[..., ~INSIDE]) and torch.isfinite(out).all()
+    assert (out - source).abs().amax((0, 1))[INSIDE].min() > 0.01
+    torch.testing.assert_close(source, latent, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "FLOW"])
+def test_the_whole_picture_moves_further_from_a_higher_level(edits, make_model, latent, kind):
+    model = make_model(kind)
+    out = [samples(edits["sdedit"](model, latent, None, t0)) for t0 in (0.0, 0.1, 0.4, 0.9)]
+    far = [(x - latent).square().mean().item() for x in out]
+    assert far[0] == 0 and far == sorted(set(far))
+
+
+@pytest.mark.parametrize("kind", ["EPS", "FLOW"])
+def test_the_loss_pulls_the_background(edits, make_model, latent, mask, kind):
+    model = make_model(kind)
+
+    def drift(weight):
+        out = samples(edits["blended"](model, latent, mask, hold=blended.LOSS, weight=weight))
+        assert torch.isfinite(out).all() and (out - latent)[..., INSIDE].abs().max() > 0.1
+        return (out - latent)[..., ~INSIDE].square().mean().item()
+
+    assert 0 < drift(5.0) < drift(0.0)
