@@ -1,4 +1,5 @@
-"""The cartoon in one box on a tiny random model."""
+"""The cartoon in one box on a tiny random model: what it says of its schedule, where it is ordinary sampling to the
+bit, and prompts of unlike length."""
 
 import re
 
@@ -6,7 +7,8 @@ import pytest
 import torch
 from nulltext.nodes import disturbance
 from nulltext.nodes.bridge.engine import sigma_range
-from nulltext.nodes.bridge.sampling import time_to_sigma
+from nulltext.nodes.bridge.sampler import core_sampler
+from nulltext.nodes.bridge.sampling import sample_latent, time_to_sigma, to_model_space
 from nulltext.nodes.bridge.schedules import picture_sigmas
 from nulltext.samplers.disturbance import stable_strength
 
@@ -40,3 +42,43 @@ def test_a_schedule_too_short_for_cfg_is_said_with_the_strength_that_is_left(tin
     for options in ({}, {"strength": 0.0, "below": 3}, {"cfg": 1.0, "below": 3}):  # enough steps; nothing disturbed
         _, said = cartoon(tiny, make_condition(1), make_condition(2), latent, **options)
         assert "fades" not in said, options
+
+
+@pytest.mark.parametrize("cfg, strength, denoise", [(4.0, 0.0, 1.0), (1.0, 1.0, 1.0), (4.0, 0.0, 0.3), (1.0, 1.0, 0.3)])
+def test_without_strength_or_cfg_it_is_the_engines_euler_to_the_bit(
+    tiny, make_condition, latent, cfg, strength, denoise
+):
+    positive, negative = make_condition(1), make_condition(2)
+    out, said = cartoon(tiny, positive, negative, latent, cfg, strength, denoise)
+    plain = sample_latent(
+        tiny, positive, negative, cfg, core_sampler("euler"), levels(tiny, cfg, denoise), {"samples": latent}, 5
+    )["samples"]
+    assert torch.equal(out, plain) and "ordinary sampling" in said
+    assert not torch.equal(cartoon(tiny, positive, negative, latent, 4.0, 1.0, denoise)[0], plain)
+
+
+@pytest.mark.parametrize("lengths", [(77, 154), (154, 77), (77, 77 * 7), (77 * 7, 77)])
+def test_prompts_of_unlike_length_leave_the_null_rows_looking_at_the_picture(tiny, make_condition, latent, lengths):
+    """77 and 154 tokens share a call (padded), 77 and 539 do not; the negative prompt is a text, not the empty one."""
+    positive, negative = (make_condition(seed, tokens) for seed, tokens in zip((1, 2), lengths))
+    z, start, seen = to_model_space(tiny, {"samples": latent}), time_to_sigma(tiny)(0.3), []
+
+    def spy(apply_model, args):
+        kinds = args["cond_or_uncond"]
+        seen.append((float(args["timestep"].max()), kinds, args["input"].chunk(len(kinds))))
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    model = tiny.clone()
+    model.set_model_unet_function_wrapper(spy)  # the disturbance calls it with what the network is given
+    out, _ = cartoon(model, positive, negative, latent, cfg=1.5, below=8, look=disturbance.PICTURE)
+    assert torch.isfinite(out).all()
+    inside = [(s, kind, x) for s, kinds, rows in seen for kind, x in zip(kinds, rows) if s <= start * (1 + 1e-6)]
+    null, cond = ([(s, x) for s, kind, x in inside if kind == which] for which in (1, 0))
+    assert len(null) == len(cond) == 9
+    for s, x in null:  # cfg 1.5 is stable whatever the steps: the strength fades nowhere
+        torch.testing.assert_close(x * (1 + s * s) ** -0.5, z, rtol=1e-4, atol=1e-4)
+    assert all((x * (1 + s * s) ** -0.5 - z).abs().max() > 0.01 for s, x in cond)
+    together = {len(kinds) for _, kinds, _ in seen}
+    assert together == ({1} if max(lengths) > 77 * 4 else {2})  # as the engine joins them
+    swapped, _ = cartoon(tiny, positive, make_condition(3, lengths[1]), latent, 1.5, below=8, look=disturbance.PICTURE)
+    assert not torch.equal(out, swapped)  # the negative prompt is read
