@@ -55,6 +55,9 @@ class Lab:
 
     def __init__(self, steps: int):
         self.net, self.autoencoder = load()
+        # the same function as the shipped shape, several times faster
+        self.slim = nets.AutoEncoder(nets.SLIM_SIZE).eval().requires_grad_(False)
+        self.slim.load_state_dict(nets.slimmed(self.autoencoder.state_dict()))
         self.towers: ImageText = _file(IMAGE_TEXT, ImageText.build)
         self.classifier: LatentClassifier = _file(PAIRS, LatentClassifier.build)
         self.judge, self.second = probe.load("conv"), probe.load("query")
@@ -130,7 +133,7 @@ class Lab:
         start = time.perf_counter()
         x = sample_euler(self.denoiser(way, len(indices), rows), self.noise(indices), self.sigmas)
         took = time.perf_counter() - start
-        return self.autoencoder.decode(x).clamp(0, 1), took
+        return self.slim.decode(x).clamp(0, 1), took
 
     @torch.no_grad()
     def features(self, images: Tensor) -> list[list[float]]:

@@ -82,11 +82,11 @@ def main(argv: list[str]) -> None:
         "seconds of one batch", lambda: lab.sample(Way((lab.clip("spherical", 10.0),)), list(range(BATCH)))[1]
     )
     tried = (5, 2) if bench.quick else (2 * len(SCALES) + len(CLASSIFIER_SCALES), len(WEIGHTS))
-    total = (5 * n + tried[0] * n_search + 2 * tried[1] * n_cfg) / BATCH * one + 0.4 * 5 * n
+    total = (5 * n + tried[0] * n_search + 2 * tried[1] * n_cfg) / BATCH * one + 0.1 * 5 * n
     print(f"Predicted: {total / 60:.0f} minutes without what an earlier run kept.", flush=True)
 
     def passed_on(real):
-        parts = [lab.autoencoder.decode(lab.autoencoder.encode(p)).clamp(0, 1) for p in real.split(32)]
+        parts = [lab.slim.decode(lab.slim.encode(p)).clamp(0, 1) for p in real.split(32)]
         return lab.features(torch.cat(parts))
 
     real = scenes.draw(lab.scenes(2 * n, 51))[0]

@@ -41,6 +41,8 @@ def test_every_way_runs_from_the_same_noise_in_any_batch(lab):
         assert bool(torch.isfinite(a).all()) and all((a - b).abs().mean() > 1e-4 for b in pictures[:i])
     torch.testing.assert_close(lab.sample(ways[3], [1])[0], pictures[3][1:], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(lab.noise([1, 7])[:1], lab.noise([0, 1])[1:])
+    x = lab.noise([0])
+    torch.testing.assert_close(lab.slim.decode(x / 60), lab.autoencoder.decode(x / 60), rtol=1e-3, atol=1e-4)
 
 
 def test_a_search_keeps_what_it_tried(lab, tmp_path, monkeypatch):
