@@ -51,7 +51,9 @@ _MATCH = (
 _END = fields.share(1.0, "Where the disturbance ends (1: at the finished picture).")
 
 
-def disturb(model, look, strength, rollback, start_percent, end_percent, cfg, reference=None, match=True):
+def disturb(
+    model, look, strength, rollback, start_percent, end_percent, cfg, reference=None, match=True, sigmas=None
+):
     """(patched MODEL, None), or (the MODEL itself, why nothing changes). ValueError where no result is defined."""
     sigma_at, time_of = time_to_sigma(model), sigma_to_time(model)
     if look == PICTURE and reference is None:
@@ -74,7 +76,7 @@ def disturb(model, look, strength, rollback, start_percent, end_percent, cfg, re
         older=(lambda s: sigma_at(min(1.0, time_of(s) + rollback))) if look == ROLLBACK else None,
         reference=kept,
     )
-    return patch_null_branch(model, looks, strength, cfg, match), None
+    return patch_null_branch(model, looks, strength, cfg, match, sigmas), None
 
 
 def least_strength(model, sigmas, cfg, strength, start_percent, end_percent=1.0):
@@ -170,8 +172,8 @@ class Disturbance:
                 "sigmas": (
                     "SIGMAS",
                     {
-                        "tooltip": "The sampler's schedule, only so that the report can say at once whether it is "
-                        "stable."
+                        "tooltip": "The sampler's schedule: the report can say at once whether it is stable, and an "
+                        "engine that doesn't tell it to patches fades the last step too."
                     },
                 ),
                 "match": _MATCH,
@@ -181,7 +183,9 @@ class Disturbance:
     def run(
         self, model, look, strength, rollback, start_percent, end_percent, cfg, picture=None, sigmas=None, match=True
     ):
-        patched, nothing = disturb(model, look, strength, rollback, start_percent, end_percent, cfg, picture, match)
+        patched, nothing = disturb(
+            model, look, strength, rollback, start_percent, end_percent, cfg, picture, match, sigmas
+        )
         if nothing:
             return text_result(f"Notice: {nothing}, so the model is passed on unchanged.", patched)
         said = [f"{look} from {start_percent:g} to {end_percent:g}, strength {strength:g}. No extra network calls."]
@@ -268,9 +272,9 @@ class DisturbanceSampler:
                 "denoise to 1."
             )
         reference = picture if picture is not None else None if is_empty(latent) else latent
-        patched, nothing = disturb(model, look, strength, rollback, start_percent, 1.0, cfg, reference, match)
         sigma_at, low = time_to_sigma(model), sigma_range(model)[0]
         sigmas = picture_sigmas(sigma_at, low, denoise, cfg, start_percent, steps_above, steps_below or None)
+        patched, nothing = disturb(model, look, strength, rollback, start_percent, 1.0, cfg, reference, match, sigmas)
         out = sample_latent(
             patched, positive, negative, cfg, core_sampler("euler"), sigmas, latent, seed, latent.get("noise_mask")
         )
