@@ -2,7 +2,7 @@
 import json
 
 import pytest
-from nulltext.demo import litegraph, workflows
+from nulltext.demo import engines, litegraph, workflows
 from PIL import Image
 
 each = pytest.mark.parametrize("name", workflows.names())
@@ -68,3 +68,15 @@ def test_it_has_a_thumbnail(name):
     with Image.open(workflows.FOLDER / f"{name}.jpg") as picture:
         assert picture.format == "JPEG" and min(picture.size) >= 200
         assert len(picture.convert("L").getcolors(70000)) > 16, "the thumbnail is blank"
+
+
+def test_the_template_browser_lists_every_workflow_with_its_thumbnail(comfy):
+    answer = comfy.client.get("/workflow_templates")
+    if answer.status_code == 404:
+        assert comfy.engine == "embedded"
+        pytest.skip("the engine of 2024 has no template browser")
+    assert set(workflows.names()) <= set(answer.json()[engines.PACK])
+    for name in workflows.names():
+        place = f"/api/workflow_templates/{engines.PACK}/{name}"
+        assert comfy.client.get(place + ".json").json()["nodes"], name
+        assert comfy.client.get(place + ".jpg").content[:2] == b"\xff\xd8", name
