@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from . import nets, pool, scenes
-from .training import STATE, Trainer, precision
+from .training import DEVICE, STATE, Trainer, precision
 
 try:
     from ..samplers.encoder import Encoder, ResBlock, level_embedding
@@ -148,13 +148,11 @@ def train(minutes: float, batch: int, size: int, device: torch.device, folder: P
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=None)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", **DEVICE)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--pool", type=int, default=10_000, help="scenes drawn and encoded")
     args = parser.parse_args()
-    device = torch.device(args.device)
-    if device.type == "cpu":
-        torch.set_num_threads(1)
+    device = args.device
     train(args.minutes or (2 if device.type == "cuda" else 15), args.batch, args.pool, device)
 
 

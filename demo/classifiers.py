@@ -22,7 +22,7 @@ from torch import Tensor
 from ..samplers.latent_classifier import LatentClassifier, train_latent_classifier
 from . import attributes, nets, pool, scenes
 from .probe import MODELS
-from .training import precision
+from .training import DEVICE, precision
 
 COLOURS, PAIRS = MODELS / "nulltext_colours.safetensors", MODELS / "nulltext_pairs.safetensors"
 PAIR_NAMES = [f"{c} {s}" for c in scenes.COLOURS for s in scenes.SHAPES]
@@ -128,14 +128,12 @@ def write_folder(each: int = 8) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("which", choices=("pictures", "latents", "folder"))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", **DEVICE)
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--pool", type=int, default=10_000, help="scenes drawn and encoded for the latent classifier")
     args = parser.parse_args()
-    device = torch.device(args.device)
-    if device.type == "cpu":
-        torch.set_num_threads(1)
+    device = args.device
     if args.which == "folder":
         write_folder()
     elif args.which == "pictures":

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from . import attributes, captions, nets, pool, scenes
 from .train import generator, load_autoencoder
-from .training import STATE, Trainer, precision
+from .training import DEVICE, STATE, Trainer, precision
 
 try:
     from ..samplers.image_text import ImageText, TextTower
@@ -225,16 +225,14 @@ def export(model: ImageText, path: Path, notes: dict[str, str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=None, help="for both stages together")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", **DEVICE)
     parser.add_argument("--batch", type=int, default=None)
     parser.add_argument("--state", type=Path, default=STATE, help="where the stages are kept")
     parser.add_argument("--out", type=Path, required=True, help="the fp16 model to write")
     parser.add_argument("--pool", type=int, default=None, help="scenes drawn and encoded for the noise-aware tower")
     parser.add_argument("--stage", choices=("all", "towers", "noisy"), default="all")
     args = parser.parse_args()
-    device = torch.device(args.device)
-    if device.type == "cpu":
-        torch.set_num_threads(1)
+    device = args.device
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
     minutes = args.minutes or (8 if device.type == "cuda" else 120)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from . import scenes
 from .nets import GroupNorm
 from .scenes import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, STYLES, TEXTURES, Scenes
-from .training import STATE, Trainer, precision
+from .training import DEVICE, STATE, Trainer, precision
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 PROBES, FEATURES = MODELS / "probes.safetensors", MODELS / "features.safetensors"
@@ -268,13 +268,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=("train", "pack"))
     parser.add_argument("--minutes", type=float, default=None)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", **DEVICE)
     args = parser.parse_args()
-    device = torch.device(args.device)
+    device = args.device
     if args.command == "train":
         gpu = device.type == "cuda"
-        if not gpu:
-            torch.set_num_threads(1)
         train(device, args.minutes or (3 if gpu else 60), *((256, 30_000, 128) if gpu else (32, 4000, 5)), STATE)
     pack()
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from . import captions, nets, scenes
 from .checkpoint import CHECKPOINT, fit_rgb_factors, read_part, write_checkpoint
 from .model import TextToImage, empty_rows, generate
-from .training import STATE, Trainer, chunks, die, grid, precision, psnr
+from .training import DEVICE, STATE, Trainer, chunks, die, grid, precision, psnr
 
 
 def generator(device: torch.device, seed: int) -> torch.Generator:
@@ -249,15 +249,13 @@ def main() -> None:
                         choices=("autoencoder", "diffusion", "pack", "figures", "all"))
     parser.add_argument("--from-nothing", action="store_true", help="don't go on from the committed weights")
     parser.add_argument("--minutes", type=float, default=None, help="length of this piece (per stage)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", **DEVICE)
     parser.add_argument("--batch", type=int, default=None)
     parser.add_argument("--pool", type=int, default=None, help="scenes encoded ahead")
     parser.add_argument("--lr", type=float, default=1.2e-3)
     args = parser.parse_args()
-    device = torch.device(args.device)
+    device = args.device
     gpu = device.type == "cuda"
-    if not gpu:
-        torch.set_num_threads(1)
     torch.set_float32_matmul_precision("high")
     go_on = CHECKPOINT.exists() and not args.from_nothing
     # the committed autoencoder stays: another one would invalidate everything that was trained on its latents

@@ -31,6 +31,18 @@ def wait_for_turn() -> None:
         fcntl.flock(handle, fcntl.LOCK_SH)
 
 
+def device_of(name: str) -> torch.device:
+    """The device of that name; on a CPU one thread computes: two starve each other beside anything else."""
+    device = torch.device(name)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    return device
+
+
+#: the option --device of every training command
+DEVICE = {"type": device_of, "default": "cuda" if torch.cuda.is_available() else "cpu"}
+
+
 def precision(device: torch.device) -> contextlib.AbstractContextManager:
     """bf16 on a GPU and on a CPU with AVX512-BF16, where products take a quarter of the time; else fp32."""
     fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # torch has no public word for it

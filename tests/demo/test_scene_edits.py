@@ -1,7 +1,7 @@
 """The attention benchmark's edits: the redrawn scene is the right answer, the picture before is not."""
 import pytest
 import torch
-from nulltext.benchmarks import _attention_lab
+from nulltext.benchmarks import _attention_lab, harness
 from nulltext.benchmarks._scene_edits import KINDS, ProbeJudge, colour_amount, edits
 from nulltext.benchmarks.attention import rank_correlation, summary
 from nulltext.demo import captions, scenes
@@ -62,8 +62,9 @@ def test_kept_results_hang_on_weights_settings_and_steps(monkeypatch, tmp_path):
     marks = [_attention_lab.marked(30), _attention_lab.marked(8)]
     monkeypatch.setitem(_attention_lab.PLANS["shape"], "cross_steps", 0.9)
     marks.append(_attention_lab.marked(30))
-    (tmp_path / "other.safetensors").write_bytes(b"other weights")
-    monkeypatch.setattr(_attention_lab, "CHECKPOINT", tmp_path / "other.safetensors")
+    (tmp_path / "other.safetensors").write_bytes(bytes(8) + b"other weights")
+    other = harness.weights(tmp_path)
+    monkeypatch.setattr(harness, "weights", lambda: other)
     marks.append(_attention_lab.marked(30))
     assert len(set(marks)) == 4
     assert _attention_lab.marked(30) == marks[-1]
