@@ -89,7 +89,7 @@ def measure_fill(bench: Bench, demo: Demo) -> dict[str, float]:
                 row[name] = [float(seam[i]), float(fill[i])]
         return rows
 
-    key = f"fill {LEVELS}, {JUMP}, {RESAMPLES} in {LOW:g}..{HIGH:g}"
+    key = f"fill renewed {LEVELS}, {JUMP}, {RESAMPLES} in {LOW:g}..{HIGH:g}"
     rows = bench.each(key, range(n), compute, batch=8)
     mean = lambda name, k: sum(row[name][k] for row in rows) / len(rows)
     names = ("default", "core euler", "core ancestral")

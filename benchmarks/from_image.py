@@ -155,14 +155,17 @@ def measure_conditional(bench: Bench) -> dict[str, float]:
     series, floor = conditional.curves(bench, n), conditional.floor_error(n)
     calls = network_calls(conditional.default_path()[1])
     plot(series, floor, calls, folder(bench) / "repaint_error.jpg")
-    lines = [
-        [name, p["calls"], p["bimodal"], p["correlated"], p["mean"]] for name, line in series.items() for p in line
-    ]
-    lines.append(["draws of the conditional itself", 0, floor["bimodal"], floor["correlated"], floor["mean"]])
-    print(table(("fill", "calls", "bimodal", "correlated", "mean"), lines))
+    series_and_floor = {**series, "draws of the conditional itself": [floor]}
+    columns = ("calls", *conditional.MIXTURES, "mean", "four")
+    print(
+        table(
+            ("fill", *columns),
+            [[name, *(p[c] for c in columns)] for name, line in series_and_floor.items() for p in line],
+        )
+    )
     at = lambda name, count: next(p for p in series[name] if p["calls"] == count)
     ours, paper = at("ours", calls), at("official", 2410)
-    for name in conditional.MIXTURES:
+    for name in conditional.ALL:
         print(
             f"{name}: the default at {calls} calls has {ours[name] / paper[name]:.2f} x the 2410-call error; within "
             f"10 % of it from {conditional.calls_to_stay_within(0.1, series, name)} calls of those measured"

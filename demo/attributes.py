@@ -27,6 +27,8 @@ except ImportError:  # run as `python -m demo.attributes` from the repository's 
 HEADS = {"colour": scenes.COLOURS, "shape": scenes.SHAPES, "size": scenes.SIZES, "place": scenes.PLACES,
          "background": scenes.BACKGROUNDS, "texture": scenes.TEXTURES}
 OUT = sum(map(len, HEADS.values()))
+#: a shape is the last to be read through noise and what limits guidance: at sigma 1 the rest is right where it is half
+WEIGHTS = {"shape": 3.0}
 #: the noise-aware encoder of latents that both start from
 TRUNK = {"in_channels": 4, "widths": (40, 80, 120), "blocks": 2, "attention": (1, 2), "size": 16, "noise_aware": True}
 
@@ -43,10 +45,10 @@ def truth(batch: scenes.Scenes, name: str) -> Tensor:
 
 
 def loss(out: Tensor, batch: scenes.Scenes) -> Tensor:
-    """Sum of the cross-entropies, object attributes for one-object scenes only."""
+    """Sum of the cross-entropies by WEIGHTS, object attributes for one-object scenes only."""
     one, total = (batch.count == 1).float(), 0.
     for name, logits in split(out).items():
-        value = F.cross_entropy(logits, truth(batch, name), reduction="none")
+        value = WEIGHTS.get(name, 1.0) * F.cross_entropy(logits, truth(batch, name), reduction="none")
         of_object = getattr(batch, name).ndim == 2
         total = total + ((value * one).sum() / one.sum().clamp(min=1) if of_object else value.mean())
     return total
@@ -127,7 +129,7 @@ def train(minutes: float, batch: int, size: int, device: torch.device, folder: P
         index = torch.randint(len(seen), (batch,), generator=draws, device=device)
         # levels where something can be told, a third over the whole table
         u = torch.rand(batch, generator=draws, device=device)
-        sigma = .03 * (2. / .03) ** u
+        sigma = .05 * (3. / .05) ** u
         sigma[: batch // 3] = table[(u[: batch // 3] * len(table)).long()]
         with precision(device):
             out = look(seen.latents[index], sigma, trainer.net)

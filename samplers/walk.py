@@ -16,7 +16,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from .core import Callback, Denoise, NoiseProcess, NoiseSource, check_descending, report
+from .core import Callback, Denoise, NoiseProcess, NoiseSource, Sigma, check_descending, report
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Step:
 
 #: (x at step.sigma_next [B, C, ...], step) -> x
 After = Callable[[Tensor, Step], Tensor]
+#: eta of every step, or (sigma, sigma_next) -> eta; above 1 more noise than the posterior's, see `transition`
+Eta = float | Callable[[Sigma, Sigma], float]
 
 
 def network_calls(path: Sequence[int]) -> int:
@@ -59,7 +61,7 @@ def sample_walk(
     *,
     process: NoiseProcess,
     noise: NoiseSource,
-    eta: float = 1.0,
+    eta: Eta = 1.0,
     path: Sequence[int] | None = None,
     after: After | None = None,
     callback: Callback | None = None,
@@ -80,7 +82,8 @@ def sample_walk(
             continue
         denoised = denoise(x, sigma)
         report(callback, calls, x, sigma, denoised)
-        x, std = process.transition(x, denoised, sigma, sigma_next, eta)
+        strength = eta(sigma, sigma_next) if callable(eta) else eta
+        x, std = process.transition(x, denoised, sigma, sigma_next, strength)
         if float(std) > 0:
             x = x + std * noise()
         if after is not None:

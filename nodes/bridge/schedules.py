@@ -61,12 +61,13 @@ def _number(options: Mapping[str, str], name: str, default: float) -> float:
 
 
 def _repaint(model, options):
+    low, high = _number(options, "low", LOW), _number(options, "high", HIGH)
     if "levels" in options:
-        levels = min(_whole(options, "levels", LEVELS), MOST_LEVELS)
-        sigmas = repaint_sigmas(levels, float(model.sampling.sigma_min), float(model.sampling.sigma_max)).float()
+        levels, sampling = min(_whole(options, "levels", LEVELS), MOST_LEVELS), model.sampling
+        smallest, largest = float(sampling.sigma_min), float(sampling.sigma_max)
+        sigmas = repaint_sigmas(levels, smallest, largest, low=low, high=high).float()
     else:
         sigmas = _scheduled(model, options)
-    low, high = _number(options, "low", LOW), _number(options, "high", HIGH)
     if options.get("mode", "resampling").startswith("resampling"):
         path = ranged_path(sigmas, _whole(options, "jump", 1), _whole(options, "resamples", 1), low, high)
         said = describe(sigmas, path)

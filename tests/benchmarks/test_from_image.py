@@ -10,6 +10,7 @@ from nulltext.benchmarks._cartoon import blur_of_equal_drop, blurred, edge_contr
 from nulltext.benchmarks._fill import core_noise_mask, seam_and_fill
 from nulltext.benchmarks.from_image import average_precision, intersection_over_union
 from nulltext.demo import scenes
+from nulltext.samplers.repaint import renewed
 from nulltext.samplers.walk import network_calls
 
 
@@ -99,13 +100,14 @@ def test_core_noise_mask_is_the_engines_rule():
 
 
 def test_distance_to_the_conditional_and_the_default_schedules_cost():
-    for mixture, known in conditional.MIXTURES.values():
-        exact = conditional.exact_quantiles(mixture, known, 2000)
-        assert conditional.distance(exact, mixture, known) == 0
-        assert conditional.distance(exact + 0.25, mixture, known) == pytest.approx(0.25, rel=1e-6)
+    for case in conditional.ALL.values():
+        exact = conditional.exact_quantiles(case, 2000)
+        assert conditional.distance(exact, case) == 0
+        assert conditional.distance(exact + 0.25, case) == pytest.approx(0.25, rel=1e-6)
     levels, path = conditional.default_path()
     assert network_calls(path) <= 100
-    naive, ours = (conditional.repaint_error(levels, p, 500) for p in (range(len(levels)), path))
+    naive = conditional.repaint_error(levels, range(len(levels)), 500)
+    ours = conditional.repaint_error(levels, path, 500, renewed())
     assert all(ours[name] < 0.5 * naive[name] for name in ("bimodal", "correlated", "mean"))
 
 

@@ -7,10 +7,11 @@ import torch
 from nulltext.nodes import blended, diffedit, disturbance, ilvr, repaint, sdedit
 from nulltext.nodes.bridge.guider import guider_class
 from nulltext.nodes.bridge.noise import source_latent
-from nulltext.nodes.bridge.sampler import core_sampler
+from nulltext.nodes.bridge.sampler import core_sampler, own_sampler
 from nulltext.nodes.bridge.sampling import sample_latent, time_to_sigma, to_model_space
 from nulltext.samplers.disturbance import disturbance_schedule
 from nulltext.samplers.lowpass import dct_low_pass
+from nulltext.samplers.repaint import sample_repaint_ranged
 
 SCALE = 0.18215
 
@@ -233,7 +234,7 @@ def test_disturbance_sampler(tiny, make_condition, latent):
 # ----------------------------------------------------------------------------------------------------------- RePaint
 
 
-def fill(model, make_condition, latent, mask, mode=repaint.RESAMPLING, particles=3, resamples=3):
+def fill(model, make_condition, latent, mask, mode=repaint.RESAMPLING, noise=repaint.RENEWED):
     return box(
         repaint.RePaintSampler,
         model,
@@ -244,11 +245,12 @@ def fill(model, make_condition, latent, mask, mode=repaint.RESAMPLING, particles
         3.0,
         5,
         1,
-        resamples,
+        3,
         0.0,
         2.0,
+        noise,
         mode,
-        particles,
+        3,
         1,
     )
 
@@ -266,6 +268,24 @@ def test_repaint_keeps_the_known_latent_to_the_bit(make_model, make_condition, l
     assert "network calls over 5 levels" in text(result)
 
 
+def test_posterior_noise_is_the_ancestral_step_and_renewed_noise_another(tiny, engine, make_condition, latent):
+    sigmas = engine.sigmas_of(tiny, "karras", 5)
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
+
+    def run(sampler):
+        guider = guider_class()(tiny)
+        guider.set_conds(make_condition(1), make_condition(2))
+        guider.set_cfg(1.0)
+        return guider.sample(noise, latent, sampler, sigmas, seed=1, disable_pbar=True)
+
+    schedule = {"jump": 1, "resamples": 2, "low": 0.2, "high": 5.0}
+    paper = own_sampler(sample_repaint_ranged, eta=1.0, **schedule)
+    made = {n: run(repaint.make_sampler(**schedule, noise=n, mode=repaint.RESAMPLING, particles=1))
+            for n in (repaint.POSTERIOR, repaint.RENEWED)}
+    assert torch.equal(made[repaint.POSTERIOR], run(paper))
+    assert (made[repaint.RENEWED] - made[repaint.POSTERIOR]).abs().max() > 0.1
+
+
 def test_repaint_empty_and_full_mask(tiny, make_condition, latent):
     empty = fill(tiny, make_condition, latent, torch.zeros(1, 64, 64))
     assert torch.equal(empty["result"][0]["samples"], latent) and text(empty).startswith("Notice")
@@ -276,7 +296,7 @@ def test_repaint_empty_and_full_mask(tiny, make_condition, latent):
 
 def test_repaint_as_a_sampler_holds_the_noise_mask_and_counts_its_calls(tiny, engine, make_condition, latent):
     sigmas = engine.sigmas_of(tiny, "karras", 6)
-    made = repaint.RePaint().run(1, 3, 0.0, 5.0, repaint.RESAMPLING, 1, tiny, sigmas)
+    made = repaint.RePaint().run(1, 3, 0.0, 5.0, repaint.RENEWED, repaint.RESAMPLING, 1, tiny, sigmas)
     calls = int(text(made).split()[0])
     grid = torch.zeros(1, 1, 8, 8)
     grid[..., 2:6, 2:6] = 1

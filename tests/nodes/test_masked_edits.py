@@ -60,7 +60,7 @@ def edits(make_condition, invert):
 
     def fill(model, latent, mask, mode=repaint.RESAMPLING, grow=0, **more):
         return repaint.RePaintSampler().run(
-            *ends(model), {"samples": latent, **more}, mask, 7, 3.0, 5, 1, 3, 0.0, 2.0, mode, 3, grow
+            *ends(model), {"samples": latent, **more}, mask, 7, 3.0, 5, 1, 3, 0.0, 2.0, repaint.RENEWED, mode, 3, grow
         )
 
     def noised(model, latent, mask, t0=0.6, **more):
@@ -140,7 +140,7 @@ def test_exact_leaning_says_before_any_work_that_a_mask_is_too_soft(edits, idle,
 
 @pytest.mark.parametrize("mode", [repaint.RESAMPLING, repaint.EXACT])
 def test_the_repaint_sampler_warns_of_filling_all_or_nothing(tiny, engine, latent, mode, make_condition, caplog):
-    sampler = repaint.RePaint().run(1, 1, 0.0, 5.0, mode, 2)["result"][0]
+    sampler = repaint.RePaint().run(1, 1, 0.0, 5.0, repaint.RENEWED, mode, 2)["result"][0]
     ends, sigmas = (make_condition(1), make_condition(2)), engine.sigmas_of(tiny, "normal", 2)
 
     def warnings(grid):

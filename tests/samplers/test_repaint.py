@@ -7,6 +7,7 @@ import torch
 from nulltext.samplers.core import FLOW, VE, gaussian
 from nulltext.samplers.mixture import GaussianMixture
 from nulltext.samplers.repaint import (
+    DENSITY,
     HIGH,
     JUMP,
     LEVELS,
@@ -19,6 +20,7 @@ from nulltext.samplers.repaint import (
     karras_sigmas,
     official_path,
     ranged_path,
+    renewed,
     repaint_sigmas,
     sample_repaint,
 )
@@ -29,12 +31,20 @@ BIMODAL = GaussianMixture([[-1.0, -1.5], [1.0, 1.5]], 0.5)
 MASK = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
 
 
-def fill(sigmas, path, n=3000, process=VE, seed=0):
+def fill(sigmas, path, n=3000, process=VE, seed=0, eta=1.0):
     source = torch.tensor([[0.5, 0.0]], dtype=torch.float64).expand(n, 2)
     noise = gaussian(torch.empty(n, 2, dtype=torch.float64), seed)
     x = process.noised(torch.zeros(n, 2, dtype=torch.float64), sigmas[0], noise())
     return sample_repaint(
-        BIMODAL.denoiser(process), x, sigmas, source=source, mask=MASK, process=process, noise=noise, path=path
+        BIMODAL.denoiser(process),
+        x,
+        sigmas,
+        source=source,
+        mask=MASK,
+        process=process,
+        noise=noise,
+        path=path,
+        eta=eta,
     )
 
 
@@ -136,13 +146,52 @@ def test_error_against_the_true_conditional_falls_with_resampling(process):
     assert errors[2] < 0.6 * errors[0]
 
 
-def test_default_levels_are_evenly_spaced_in_log_noise_to_signal_and_cost_at_most_100_calls():
+def test_default_levels_stand_closer_where_they_are_resampled_and_cost_at_most_100_calls():
     sigmas = repaint_sigmas(LEVELS, 0.0292, 14.61)
-    ratios = sigmas[1:-1] / sigmas[:-2]
     assert len(sigmas) == LEVELS + 1 and sigmas[-1] == 0
     assert sigmas[0].item() == pytest.approx(14.61) and sigmas[-2].item() == pytest.approx(0.0292)
-    torch.testing.assert_close(ratios, ratios[:1].expand_as(ratios))
+    gaps = -sigmas[:-1].log().diff()
+    within = (sigmas[1:-1] > LOW) & (sigmas[:-2] < HIGH)
+    outside = (sigmas[1:-1] > HIGH) | (sigmas[:-2] < LOW)
+    assert within.sum() >= 7 and outside.sum() >= 7
+    torch.testing.assert_close(gaps[within], gaps[within][:1].expand(int(within.sum())))
+    torch.testing.assert_close(gaps[outside], DENSITY * gaps[within][0].expand(int(outside.sum())))
     path = ranged_path(sigmas, JUMP, RESAMPLES, LOW, HIGH)
     assert 90 <= network_calls(path) <= 100
     flow = repaint_sigmas(LEVELS, 0.03, 1.0, FLOW)
     assert flow[0] == 1 and flow[-2].item() == pytest.approx(0.03) and bool((flow[1:] < flow[:-1]).all())
+
+
+@pytest.mark.parametrize("low, high", [(0.0, 1000.0), (30.0, 50.0), (0.001, 0.01), (2.0, 1.0)])
+def test_levels_are_even_where_the_range_lies_outside_covers_all_or_is_upside_down(low, high):
+    sigmas = repaint_sigmas(12, 0.0292, 14.61, low=low, high=high)
+    assert len(sigmas) == 13 and bool((sigmas[1:] < sigmas[:-1]).all())
+    gaps = sigmas[:-1].log().diff()
+    torch.testing.assert_close(gaps, gaps[:1].expand_as(gaps))
+
+
+@pytest.mark.parametrize("process", (VE, FLOW))
+def test_renewed_noise_is_all_new_above_the_range_none_below_and_falls_evenly_within(process):
+    eta = renewed(0.1, 1.0, process)
+
+    def new_share(ratio, ratio_next):
+        s, s_next = ((torch.tensor(r) if process is VE else torch.tensor(r / (1 + r))) for r in (ratio, ratio_next))
+        x = torch.ones(1, 1, dtype=torch.float64)
+        mean, std = process.transition(x, 0.5 * x, s.double(), s_next.double(), eta(s.double(), s_next.double()))
+        kept = (mean - process.signal(s_next) * 0.5) / (x - process.signal(s) * 0.5) * s  # of the old noise
+        assert float(kept**2 + std**2) == pytest.approx(float(s_next) ** 2, rel=1e-5)
+        return float(std / s_next) ** 2
+
+    assert new_share(1.5, 1.2) == pytest.approx(1, abs=1e-5)
+    assert new_share(1.0, 0.9) == pytest.approx(1, abs=1e-5)
+    assert new_share(10**-0.5, 0.3) == pytest.approx(0.5, abs=1e-5)
+    assert max(new_share(0.1, 0.05), new_share(0.05, 0.01)) < 1e-6
+
+
+def test_the_default_has_the_error_of_the_authors_schedule_for_100_calls():
+    truth = BIMODAL.conditional(torch.tensor([0.5, 0.0]), MASK[0])
+    sigmas = repaint_sigmas(LEVELS, 0.0292, 14.61)
+    path = ranged_path(sigmas, JUMP, RESAMPLES, LOW, HIGH)
+    paper = wasserstein(fill(karras_sigmas(100, 0.0292, 14.61), official_path(100, 5, 10))[:, 1], truth)
+    assert wasserstein(fill(sigmas, path, eta=renewed())[:, 1], truth) < 1.1 * paper
+    assert wasserstein(fill(sigmas, path)[:, 1], truth) > 1.2 * paper  # the same levels with posterior noise
