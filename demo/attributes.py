@@ -64,10 +64,7 @@ def pair_head(trunk: Encoder) -> tuple[Tensor, Tensor]:
 
 def started(net: Encoder, folder: Path = STATE) -> Encoder:
     """`net`, of TRUNK's configuration but for its outputs, with the trained trunk's weights except the last layer's."""
-    path = Path(folder) / "attributes.safetensors"
-    if not path.exists():
-        raise SystemExit("There is no trained trunk: run `python demo attributes` first.")
-    kept = {k: v for k, v in load_file(path).items() if not k.startswith("pool.out.")}
+    kept = {k: v for k, v in trained(folder).state_dict().items() if not k.startswith("pool.out.")}
     missing, unexpected = net.load_state_dict(kept, strict=False)
     assert not unexpected and all(k.startswith("pool.out.") for k in missing)
     return net
@@ -75,8 +72,10 @@ def started(net: Encoder, folder: Path = STATE) -> Encoder:
 
 def trained(folder: Path = STATE) -> Encoder:
     """The trunk with its attribute outputs."""
-    net = Encoder(out=OUT, **TRUNK)
-    net.load_state_dict(load_file(Path(folder) / "attributes.safetensors"))
+    path, net = Path(folder) / "attributes.safetensors", Encoder(out=OUT, **TRUNK)
+    if not path.exists():
+        raise SystemExit("There is no trained trunk: run `python demo attributes` first.")
+    net.load_state_dict(load_file(path))
     return net
 
 

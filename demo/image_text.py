@@ -124,20 +124,23 @@ def pair_accuracy(embed: Tensor, model: ImageText, batch: scenes.Scenes) -> floa
 
 class ClassCaptions:
     """Every "a <colour> <shape>" and every "<texture> <background> background": negatives that a picture meets at each
-    step, which teaches far more per picture than the few that share its batch."""
+    step, which teaches far more per picture than the few that share its batch. The unseen pairs are no negatives: their
+    pictures never come, and a caption that is always wrong is unlearnt."""
 
     def __init__(self, model: ImageText):
+        self.shown = ~scenes.UNSEEN_TABLE.flatten().to(model.log_scale.device)
         self.pairs = model.rows([f"a {c} {s}" for c in scenes.COLOURS for s in scenes.SHAPES])
         self.grounds = model.rows([f"{t} {b} background" for t in scenes.TEXTURES for b in scenes.BACKGROUNDS])
 
     def loss(self, model: ImageText, image: Tensor, batch: scenes.Scenes, scale: Tensor) -> Tensor:
         """Cross-entropy of the embeddings [B, D] over either list; the pairs count for one-object scenes."""
-        def over(rows, target):
+        def over(rows, target, shown=None):
             logits = scale * F.normalize(image.float(), dim=-1) @ F.normalize(model.text(rows).float(), dim=-1).T
+            logits = logits if shown is None else logits.where(shown, -torch.inf)
             return F.cross_entropy(logits, target, reduction="none")
 
         one = (batch.count == 1).float()
-        pair = over(self.pairs, batch.colour[:, 0] * len(scenes.SHAPES) + batch.shape[:, 0])
+        pair = over(self.pairs, batch.colour[:, 0] * len(scenes.SHAPES) + batch.shape[:, 0], self.shown)
         ground = over(self.grounds, batch.texture * len(scenes.BACKGROUNDS) + batch.background)
         return (pair * one).sum() / one.sum().clamp(min=1) + .5 * ground.mean()
 
@@ -242,7 +245,8 @@ def main() -> None:
     with_noisy = args.stage != "towers" and trained
     if not with_noisy and args.stage == "noisy":
         raise SystemExit("There is no trained autoencoder: run `python demo train autoencoder` first.")
-
+    if with_noisy:
+        attributes.trained(args.state)  # refused now, not after the first stage
     towers = ImageText(WORDS, IMAGE, TEXT, image_size=IMAGE_SIZE).to(device)
     autoencoder = load_autoencoder(device, args.state) if trained else None
     if autoencoder is not None and (args.state / "attributes.safetensors").exists():

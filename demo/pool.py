@@ -1,6 +1,7 @@
 """Scenes drawn and encoded once, for the nets that look at latents: both cost more than a training step on them.
 
-Kept in .training/ by size and autoencoder, so that the noise-aware tower and the latent classifier share one pool."""
+Kept in .training/ by size, autoencoder, seed and the code that draws, so that the noise-aware tower and the latent
+classifier share one pool."""
 from __future__ import annotations
 
 import hashlib
@@ -50,7 +51,8 @@ def encode(batch: scenes.Scenes, autoencoder: nn.Module) -> tuple[Tensor, Tensor
 def make(size: int, autoencoder: nn.Module, draws: torch.Generator, folder: Path = STATE) -> Pool:
     """The pool of `size` scenes, from `folder` where this autoencoder has made it before."""
     state = {k: v.contiguous().cpu() for k, v in autoencoder.state_dict().items()}
-    digest = hashlib.sha256(b"".join(v.numpy().tobytes() for v in state.values())).hexdigest()[:12]
+    made_by = [Path(scenes.__file__).read_bytes(), str(draws.initial_seed()).encode()]
+    digest = hashlib.sha256(b"".join([*(v.numpy().tobytes() for v in state.values()), *made_by])).hexdigest()[:12]
     path = Path(folder) / f"pool_{size}_{digest}.safetensors"
     names = [f.name for f in fields(scenes.Scenes)]
     if not path.exists():

@@ -33,9 +33,10 @@ UNSEEN_PAIRS = (("red", "star"), ("green", "ring"), ("blue", "triangle"), ("yell
                 ("orange", "circle"), ("white", "star"), ("black", "ring"))
 NUISANCES = 40
 
-_unseen = torch.zeros(len(COLOURS), len(SHAPES), dtype=torch.bool)
+#: [colours, shapes] bool: UNSEEN_PAIRS as a table
+UNSEEN_TABLE = torch.zeros(len(COLOURS), len(SHAPES), dtype=torch.bool)
 for _c, _s in UNSEEN_PAIRS:
-    _unseen[COLOURS.index(_c), SHAPES.index(_s)] = True
+    UNSEEN_TABLE[COLOURS.index(_c), SHAPES.index(_s)] = True
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def held_out(scenes: Scenes) -> Tensor:
 
 def unseen_pair(scenes: Scenes) -> Tensor:
     """[B] bool: an object of the scene has a colour-shape pair that is never trained."""
-    table = _unseen.to(scenes.count.device)
+    table = UNSEEN_TABLE.to(scenes.count.device)
     pair = table[scenes.colour, scenes.shape]
     return pair[:, 0] | (pair[:, 1] & (scenes.count == 2))
 

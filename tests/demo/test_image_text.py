@@ -7,6 +7,7 @@ from nulltext.demo.image_text import (
     NOISY,
     TEXT,
     WORDS,
+    ClassCaptions,
     disturbed,
     info_nce,
     retrieval,
@@ -89,6 +90,18 @@ def test_retrieval_counts_colour_and_shape_apart(model):
             zip(batch.colour[:, 0].tolist(), batch.shape[:, 0].tolist(), strict=True)]
     with torch.no_grad():
         assert retrieval(model.embed_text(said), model, batch) == {"colour": 1.0, "shape": 0.0, "pair": 0.0}
+
+
+def test_the_caption_of_an_unseen_pair_is_no_negative(model):
+    colour, shape = scenes.UNSEEN_PAIRS[0]
+    batch = scenes.sample(6, generator(), two=0)
+    assert not scenes.unseen_pair(batch).any()
+    named = ClassCaptions(model)
+    with torch.no_grad():
+        pictures = model.embed_text([f"a {colour} {shape}"]).expand(6, -1)
+        loss = named.loss(model, pictures, batch, torch.tensor(20.0))
+        named.shown = torch.ones_like(named.shown)
+        assert named.loss(model, pictures, batch, torch.tensor(20.0)) > loss + .1
 
 
 def test_a_few_steps_learn():
