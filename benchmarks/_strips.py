@@ -25,7 +25,7 @@ ILVR_CFG, FACTORS, STOPS = 3.0, (2, 4, 8), (0.2, 0.5, 0.8, 1.0)
 SHOWN = 4  # scenes in a strip: the first ones, not chosen
 CARTOON_COLUMNS = {
     "source": "source",
-    "plain": "ordinary run",
+    "plain of imaged": "ordinary run",
     "backd": "Back-D",
     "imaged": "Image-D",
     "sdedit": "SDEdit from 0.5",
@@ -101,7 +101,7 @@ def sdedit_strip(bench: Bench, guide: Tensor, made: dict[float, Tensor], curve: 
             cells.append((said if i == 0 else f"t0 {t0:g}", to_picture(made[t0][i])))
         rows.append(Row("", "", cells))
     rows[0].line = "rms: distance to the scribble (faithful: small). KID: distance to real scenes (realistic: small)."
-    save("SDEdit: from faithful to realistic", rows, len(curve) + 1, folder(bench) / "sdedit_strip.jpg")
+    save("SDEdit over t0", rows, len(curve) + 1, folder(bench) / "sdedit_strip.jpg")
 
 
 def cartoon_strip(bench: Bench, made: dict[str, Tensor], measured: dict[str, tuple[float, float]]) -> None:
@@ -109,13 +109,15 @@ def cartoon_strip(bench: Bench, made: dict[str, Tensor], measured: dict[str, tup
 
     made: way -> images [N, 3, H, W] of the same scenes; measured: way -> (flat drop, edge change)."""
     rows = []
-    for i in range(min(SHOWN, len(made["plain"]))):
+    for i in range(min(SHOWN, len(made["source"]))):
         cells = []
         for name, title in CARTOON_COLUMNS.items():
             drop, edges = measured[name]
-            said = f"{title}: flat drop {drop:.2f}, edges {edges:+.2f}" if i == 0 and name != "plain" else title
+            told = i == 0 and not name.startswith("plain")
+            said = f"{title}: flat drop {drop:.2f}, edges {edges:+.2f}" if told else title
             cells.append((said, to_picture(made[name][i])))
         rows.append(Row("", "", cells))
-    rows[0].line = "Against the ordinary run. Flat drop: texture lost in flat regions (cartoon: much). Edges: contrast "
-    rows[0].line += "along the objects' borders (cartoon: not less). The blur loses as much texture as Image-D."
+    rows[0].line = "Against the ordinary run of the same cfg. Flat drop: texture lost in flat regions (cartoon: much). "
+    rows[0].line += "Edges: contrast along the objects' borders (cartoon: not less). "
+    rows[0].line += "The blur loses as much texture as Image-D."
     save("Null-text disturbance beside its controls", rows, len(CARTOON_COLUMNS), folder(bench) / "cartoon_strip.jpg")

@@ -17,7 +17,6 @@ from ..demo import probe, scenes
 from ..samplers.core import VE, gaussian, guided
 from ..samplers.diffedit import difference_map, edit_mask, heat
 from ..samplers.ilvr import sample_ilvr
-from ..samplers.kid import kid
 from ..samplers.lowpass import dct_low_pass
 from ..samplers.ode import sample_ancestral
 from ..samplers.sdedit import sdedit_sigmas
@@ -27,6 +26,7 @@ from ._cartoon import EDIT_CFG, measure_cartoon
 from ._demo import Demo, kept_pictures, some
 from ._error_plot import plot
 from ._fill import FILL_CFG, measure_fill
+from ._guidance import kid_of
 from ._strips import folder, ilvr_strip, sdedit_strip
 from .harness import Bench, table
 
@@ -133,13 +133,13 @@ def measure_sdedit(bench: Bench, demo: Demo) -> list[list]:
 
     guide = strokes(truth)
     net = probe.load("features") if probe.FEATURES.exists() else None
-    real = scenes.sample(8 * n, torch.Generator().manual_seed(37), two=0.0).changed("style", 0)
+    real = scenes.draw(some(8 * n, 37, lambda s: s.texture > 0, style=0))[0]
     curve, made = [], {}
     for t0 in (0.2, 0.4, 0.6, 0.8, 1.0):
         image = kept_pictures(bench, f"sdedit {t0}", n, lambda items, t0=t0: redraw(items, t0), 16)["image"]
         made[t0] = image
         far = float((image - guide).square().mean((1, 2, 3)).sqrt().mean())
-        value, error = (None, None) if net is None else kid(net.features(image), net.features(scenes.draw(real)[0]))
+        value, error = (None, None) if net is None else kid_of(net.features(image), net.features(real))
         curve.append([t0, far, value, error])
     print(table(("SDEdit t0", "rms to the scribble", "KID to scenes", "its error"), curve))
     curve = [[v if v is None else round(v, 5) for v in point[:3]] for point in curve]

@@ -17,11 +17,11 @@ import torch
 
 from ..demo import captions, probe, scenes
 from ..nodes.plots import line_chart
-from ._guidance import Lab, Way, kid_of, seconds_100, share
+from ._guidance import Lab, Way, gain_of, kid_of, seconds_100, share
 from .harness import OUTPUT, Bench, ratio, table
 
 SCALES = (3.0, 10.0, 30.0, 100.0, 300.0)
-CLASSIFIER_SCALES = (20.0, 40.0, 80.0)
+CLASSIFIER_SCALES = (20.0, 40.0, 60.0, 80.0)
 WEIGHTS = (0.0, 0.3, 1.0, 2.0, 4.0, 6.0)
 BATCH = 16
 CONDITIONAL = "caption alone (w 0)"
@@ -128,6 +128,10 @@ def main(argv: list[str]) -> None:
         "class_share_clip": max(share(results["spherical"]), share(results["contrastive"])),
     }
 
+    gains = {name: gain_of(results["unconditional"], results[name], reference) for name in ("spherical", "contrastive")}
+    gains["order"] = gain_of(results["spherical"], results["contrastive"], reference)
+    figures |= {f"kid_gain_{name}_standard_errors": round(value, 2) for name, value in gains.items()}
+
     few = list(range(4))
     ways_of_clip = [Way((lab.clip(d, 10.0),)) for d in ("contrastive", "spherical")]
     times = bench.once(
@@ -159,25 +163,20 @@ def main(argv: list[str]) -> None:
             table(("search", "scale", "KID", "error", "class share"), searched),
             table(("w", "cfg", "KID", "error", "caption agreement"), cfg_lines),
             f"CFG: the least KID is at w = {low['w']:g} ({low['kid']:.4f} +- {low['error']:.4f}, N = {low['n']}).",
-            verdict(kids, times),
+            verdict(kids, gains, times),
         ]
     )
     bench.finish(text, figures)
 
 
-def verdict(kids: dict[str, dict], times: float) -> str:
-    """What the numbers say about the order, with errors."""
-    u, s, c = (kids[k] for k in ("unconditional", "spherical", "contrastive"))
+def verdict(kids: dict[str, dict], gains: dict[str, float], times: float) -> str:
+    """What the numbers say about the order; gains in standard errors of the paired difference."""
     guided, plain = kids["classifier"]["kid"], kids[CONDITIONAL]["kid"]
-
-    def beyond(a, b):
-        return (a["kid"] - b["kid"]) / ((a["error"] ** 2 + b["error"] ** 2) ** 0.5 or 1)
-
     return (
-        f"KID below unconditional by: spherical {beyond(u, s):.1f}, contrastive {beyond(u, c):.1f} standard errors; "
-        f"contrastive below spherical by {beyond(s, c):.1f}. Time of contrastive over spherical (interleaved): "
-        f"{times:.3f}. Classifier guidance's KID over that of the unguided caption ({plain:.4f}): "
-        f"{guided / plain if plain > 0 else float('nan'):.2f} times."
+        f"KID below unconditional by: spherical {gains['spherical']:.1f}, contrastive {gains['contrastive']:.1f} "
+        f"standard errors of the paired difference; contrastive below spherical by {gains['order']:.1f}. Time of "
+        f"contrastive over spherical (interleaved): {times:.3f}. Classifier guidance's KID over that of the unguided "
+        f"caption ({plain:.4f}): {guided / plain if plain > 0 else float('nan'):.2f} times."
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ..samplers.disturbance import MATCH_PICTURE, MATCH_ROLLBACK, disturbance_schedule, gains, stable_strength
 from ..samplers.disturbance import Disturbance as Looks
-from ..samplers.disturbance import disturbance_schedule, gains, stable_strength
 from . import fields
 from .bridge.engine import process_of, sigma_range
 from .bridge.null_branch import patch_null_branch
@@ -44,8 +44,8 @@ _MATCH = (
     "BOOLEAN",
     {
         "default": True,
-        "tooltip": "Scale the noise that the null branch sees down to the positive branch's, where it is larger. Keeps "
-        "a far rollback from turning into noise; costs nothing. Off: the paper's formula as it is.",
+        "tooltip": "Bound the noise that the null branch sees by the positive branch's: about as much, and less near "
+        "the end. Keeps a far rollback from turning into noise; costs nothing. Off: the paper's formula as it is.",
     },
 )
 _END = fields.share(1.0, "Where the disturbance ends (1: at the finished picture).")
@@ -76,7 +76,8 @@ def disturb(
         older=(lambda s: sigma_at(min(1.0, time_of(s) + rollback))) if look == ROLLBACK else None,
         reference=kept,
     )
-    return patch_null_branch(model, looks, strength, cfg, match, sigmas), None
+    bounds = (MATCH_ROLLBACK if look == ROLLBACK else MATCH_PICTURE) if match else None
+    return patch_null_branch(model, looks, strength, cfg, bounds, sigmas), None
 
 
 def least_strength(model, sigmas, cfg, strength, start_percent, end_percent=1.0):

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from ...samplers.core import step_of
-from ...samplers.disturbance import Disturbance, disturbed_input, effective_uncond, matched_uncond, stable_strength
+from ...samplers.disturbance import (
+    Disturbance,
+    disturbed_input,
+    effective_uncond,
+    match_bound,
+    matched_uncond,
+    stable_strength,
+)
 
 _NEGATIVE = 1  # cond_or_uncond's word for the null branch
 
@@ -19,8 +26,8 @@ class NullBranch:
     State lives per run: sigma rises, or the conditions are other objects. cfg: the scale assumed until the first step
     has shown the true one. sigmas: the run's schedule, for an engine that doesn't tell it."""
 
-    def __init__(self, disturbance: Disturbance, strength: float, cfg: float, previous=None, match: bool = False,
-                 sigmas: Tensor | None = None):
+    def __init__(self, disturbance: Disturbance, strength: float, cfg: float, previous=None,
+                 match: tuple[float, float] | None = None, sigmas: Tensor | None = None):
         self.disturbance, self.strength, self.assumed, self.previous = disturbance, strength, cfg, previous
         self.match, self.sigmas = match, sigmas
         self.conditions = None
@@ -103,13 +110,14 @@ class NullBranch:
         disturbed, self.disturbed = self.disturbed, False
         if not (self.match and disturbed):
             return args["denoised"]
-        return args["denoised"] + (1 - self.cfg) * (matched_uncond(args["input"], uncond, cond) - uncond)
+        bound = match_bound(args["sigma"], self.disturbance.start, self.match)
+        return args["denoised"] + (1 - self.cfg) * (matched_uncond(args["input"], uncond, cond, bound) - uncond)
 
 
-def patch_null_branch(model, disturbance: Disturbance, strength: float, cfg: float, match: bool = False,
-                      sigmas: Tensor | None = None):
-    """A clone of MODEL whose null branch looks where `disturbance` says, at `strength` in [0, 1]; match: its noise at
-    most the conditional branch's. sigmas: the run's schedule, where it is known."""
+def patch_null_branch(model, disturbance: Disturbance, strength: float, cfg: float,
+                      match: tuple[float, float] | None = None, sigmas: Tensor | None = None):
+    """A clone of MODEL whose null branch looks where `disturbance` says, at `strength` in [0, 1]; match: bounds of its
+    noise (`match_bound`), None for none. sigmas: the run's schedule, where it is known."""
     patched = model.clone()
     previous = patched.model_options.get("model_function_wrapper")
     branch = NullBranch(disturbance, strength, cfg, previous, match, sigmas)

@@ -70,5 +70,6 @@ def test_what_is_made_of_the_rows():
     assert share(rows) == pytest.approx(2 / 3) and share(rows, "in2") == pytest.approx(1 / 3)
     assert seconds_100(rows) == 30
     kid = {"unconditional": 0.5, "spherical": 0.3, "contrastive": 0.2, "classifier": 0.06, guidance.CONDITIONAL: 0.04}
-    said = guidance.verdict({k: {"kid": v, "error": 0.03} for k, v in kid.items()}, 0.98)
+    gains = {"spherical": 4.7, "contrastive": 7.1, "order": 2.4}
+    said = guidance.verdict({k: {"kid": v, "error": 0.03} for k, v in kid.items()}, gains, 0.98)
     assert "spherical 4.7, contrastive 7.1" in said and "by 2.4" in said and "0.980" in said and "1.50 times" in said

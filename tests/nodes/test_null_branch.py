@@ -5,6 +5,7 @@ import torch
 from nulltext.nodes.bridge.null_branch import NullBranch
 from nulltext.samplers.core import VE
 from nulltext.samplers.disturbance import Disturbance as Looks
+from nulltext.samplers.disturbance import match_bound
 
 X = torch.ones(1, 1, 2, 2)
 
@@ -18,23 +19,24 @@ def ask(branch, calls, cfg, sigma=0.5):
         seen |= dict(zip(kinds, branch(lambda given, sigma: given * 0.5, args).chunk(len(kinds))))
     guided = seen[1] + cfg * (seen[0] - seen[1])
     return branch.after_cfg({"denoised": guided, "cond": branch, "uncond": branch, "cond_denoised": seen[0],
-                             "uncond_denoised": seen[1], "input": X})
+                             "uncond_denoised": seen[1], "input": X, "sigma": torch.tensor([sigma])})
 
 
-@pytest.mark.parametrize("match", [True, False])
+@pytest.mark.parametrize("match", [(1.0, 1.0), (0.8, 0.2), None])
 @pytest.mark.parametrize("calls", [[[1, 0]], [[0, 1]], [[0], [1]], [[1], [0]]], ids=str)
 def test_matching_bounds_the_null_branchs_noise_by_the_conditionals(match, calls):
     """The network sees half of what it is given as noise: .5 in the conditional branch, half of X' in the null."""
     picture, cfg = torch.full((1, 1, 2, 2), 9.0), 3.0
     branch = NullBranch(Looks(VE, start=1.0, reference=picture), 1.0, cfg, match=match)
-    seen = 0.5 if match else 0.5 * 9 * (1 + 0.5**2) ** 0.5  # X' - D_u'
+    bound = match_bound(0.5, 1.0, match) if match else 0.0
+    seen = bound * 0.5 if match else 0.5 * 9 * (1 + 0.5**2) ** 0.5  # X' - D_u'
     uncond = X - seen
     torch.testing.assert_close(ask(branch, calls, cfg), uncond + cfg * (X * 0.5 - uncond))
     assert not branch.disturbed
 
 
 def test_matching_touches_no_evaluation_outside_the_window():
-    branch = NullBranch(Looks(VE, start=0.4, reference=X * -9), 1.0, 3.0, match=True)
+    branch = NullBranch(Looks(VE, start=0.4, reference=X * -9), 1.0, 3.0, match=(1.0, 1.0))
     assert torch.equal(ask(branch, [[1, 0]], 3.0), X * 0.5)
     assert not torch.equal(ask(branch, [[1, 0]], 3.0, sigma=0.3), X * 0.5)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from nulltext.samplers.core import FLOW, VE, guided
 from nulltext.samplers.disturbance import (
+    MATCHED_TO,
     Disturbance,
     History,
     at_other_level,
@@ -13,6 +14,7 @@ from nulltext.samplers.disturbance import (
     disturbed,
     effective_uncond,
     gains,
+    match_bound,
     matched_uncond,
     stable_strength,
 )
@@ -260,6 +262,15 @@ def test_matching_bounds_the_null_branchs_noise_per_sample_and_leaves_smaller_no
     torch.testing.assert_close(out[:2], x[:2] - 1.0)  # 3 was larger than 1
     assert torch.equal(out[2:], uncond[2:])
     assert torch.equal(matched_uncond(x, x, x), x)  # no noise at all
+    torch.testing.assert_close(matched_uncond(x, uncond, cond, 0.4), x - 0.4)
+
+
+def test_the_bound_falls_evenly_in_the_log_from_the_windows_start():
+    bounds, start = (1.1, 0.7), 3.0
+    assert match_bound(start, start, bounds) == match_bound(9.0, start, bounds) == 1.1
+    assert match_bound(MATCHED_TO, start, bounds) == match_bound(0.001, start, bounds) == 0.7
+    assert match_bound((start * MATCHED_TO) ** 0.5, start, bounds) == pytest.approx(0.9)
+    assert match_bound(0.02, 0.02, bounds) == 0.7  # a window below the range
 
 
 def test_matching_acts_inside_the_window_only(x_t):
@@ -267,6 +278,6 @@ def test_matching_acts_inside_the_window_only(x_t):
     sigmas = torch.cat([SIGMA[TIMES], torch.zeros(1, dtype=torch.float64)])
     window = float(SIGMA[300])
     plain = sample_euler(guided(COND.denoise, UNCOND.denoise, 4.0), x, sigmas)
-    assert torch.equal(run(Disturbance(VE, window, end=window, older=older(300)), x, match=True), plain)
-    unmatched, matched = (run(Disturbance(VE, window, older=older(300)), x, match=m) for m in (False, True))
+    assert torch.equal(run(Disturbance(VE, window, end=window, older=older(300)), x, match=(1.0, 1.0)), plain)
+    unmatched, matched = (run(Disturbance(VE, window, older=older(300)), x, match=m) for m in (None, (1.0, 1.0)))
     assert not torch.equal(matched, unmatched)

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from nulltext.samplers.kid import kernel, kid
+from nulltext.samplers.kid import kernel, kid, kid_gain
 
 
 def draws(n, shift=0.0, seed=0, d=4):
@@ -37,3 +37,18 @@ def test_repeatable_and_refusing():
     with pytest.raises(ValueError, match="equal length"):
         kid(x, y[:, :2])
     assert kernel(x, y).shape == (10, 12)
+
+
+def test_a_paired_gain_is_the_difference_with_the_error_of_paired_draws():
+    gains, errors, alone = [], [], []
+    for i in range(40):
+        x, y = draws(80, 0.5, seed=2 * i), draws(80, seed=2 * i + 1)
+        gain, error = kid_gain(x, x - 0.15, y)
+        assert gain == pytest.approx(kid(x, y)[0] - kid(x - 0.15, y)[0])
+        gains.append(gain), errors.append(error), alone.append(kid(x, y)[1])
+    spread = torch.tensor(gains).std()
+    assert 0.7 < float(torch.tensor(errors).mean() / spread) < 1.4
+    assert all(e < 0.75 * a for e, a in zip(errors, alone))  # what both share cancels
+    assert kid_gain(x, x, y) == (0.0, 0.0)
+    with pytest.raises(ValueError, match="alike"):
+        kid_gain(x, x[:40], y)
