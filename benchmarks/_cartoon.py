@@ -1,8 +1,8 @@
 """What null-text disturbance does to textured scenes, beside plain SDEdit and a blur.
 
-Scenes with a texture are redrawn with and without the disturbance, same seed, cfg and noise: Back-D from 0.2 of the
-time at cfg 10 with rollback 0.3 (of the sweep in the authors' script), Image-D from 0.3 at cfg 6. The settings and the
-bounds of `match` were chosen on 32 training scenes; cfg 10 is twice what the demo model is made for.
+Scenes with a texture are redrawn from 0.3 of the time with and without the disturbance, same seed, cfg and noise:
+Back-D with rollback 0.3 at the paper's cfg 10, Image-D at cfg 6 (the demo model is made for 5). Settings and the bounds
+of `match` were chosen on training scenes.
 Texture energy inside flat regions is the mean squared brightness gradient over the flattest half of the background and
 of the objects: the borders of stripes and cells are borders between regions, which a cartoon makes firmer. The drop
 over everything inside, borders of the pattern included, is printed and published beside it (`_whole`). Edge contrast
@@ -101,10 +101,10 @@ class Look:
 
 
 LOOKS = {
-    "backd": Look(10.0, 0.2, 0.3, MATCH_ROLLBACK),
+    "backd": Look(10.0, 0.3, 0.3, MATCH_ROLLBACK),
     "imaged": Look(6.0, 0.3, None, MATCH_PICTURE),
     # for which of the two stays nearer to the source, which the settings must not decide
-    "imaged, as backd": Look(10.0, 0.2, None, MATCH_PICTURE),
+    "imaged, as backd": Look(10.0, 0.3, None, MATCH_PICTURE),
 }
 
 

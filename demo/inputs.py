@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from . import captions, scenes
 
@@ -37,8 +37,17 @@ def scene(name: str) -> scenes.Scenes:
                          *(torch.tensor([values.index(value)]) for values, value in kinds), nuisance)
 
 
+def scribble(image: Image.Image) -> Image.Image:
+    """A few flat strokes over the picture, as someone would dab a yellow ball into its right half."""
+    pen = ImageDraw.Draw(image)
+    for y, left, right in ((50, 86, 108), (57, 79, 116), (64, 76, 119), (71, 78, 117), (78, 84, 111)):
+        pen.line((left, y + 2, (left + right) // 2, y - 2, right, y + 1), (250, 214, 20), 8)
+    return image
+
+
 def write(folder: Path = FOLDER) -> dict[str, str]:
-    """Draw every picture, and demo_scene once more with its object cut out (alpha 0 there: LoadImage's mask).
+    """Draw every picture, demo_scene once more with its object cut out (alpha 0 there: LoadImage's mask), and
+    demo_scene_square with a scribble on it.
 
     The captions, by file name."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,6 +63,10 @@ def write(folder: Path = FOLDER) -> dict[str, str]:
             rgba = torch.cat([rgb, ((hole < .5) * 255).byte()[..., None]], 2)
             Image.fromarray(rgba.numpy()).save(folder / f"{name}_masked.png", optimize=True)
             said[f"{name}_masked.png"] = said[f"{name}.png"]
+    scribbled = Image.open(folder / "demo_scene_square.png").convert("RGB")
+    scribble(scribbled).save(folder / "demo_scribble.png", optimize=True)
+    both = "on the left and a large yellow circle on the right"
+    said["demo_scribble.png"] = said["demo_scene_square.png"].replace("on the left", both)
     (folder / "captions.json").write_text(json.dumps(said, indent=1) + "\n")
     return said
 
