@@ -5,4 +5,6 @@ if __name__ == "benchmarks" and sys.argv[0] == "-m":
     # found as a package of its own, outside the pack that its modules import from: start over inside it
     from demo.__main__ import main
 
-    sys.exit(main([sys.orig_argv[sys.orig_argv.index("-m") + 1].removeprefix("benchmarks."), *sys.argv[1:]]))
+    at = next(i for i, word in enumerate(sys.orig_argv) if i and word.startswith("-m"))
+    name = sys.orig_argv[at].removeprefix("-m") or sys.orig_argv[at + 1]
+    sys.exit(main([name.removeprefix("benchmarks."), *sys.argv[1:]]))

@@ -7,11 +7,10 @@ import torch
 from nulltext.nodes import blended, diffedit, disturbance, ilvr, repaint, sdedit
 from nulltext.nodes.bridge.guider import guider_class
 from nulltext.nodes.bridge.noise import source_latent
-from nulltext.nodes.bridge.sampler import core_sampler, own_sampler
+from nulltext.nodes.bridge.sampler import core_sampler
 from nulltext.nodes.bridge.sampling import sample_latent, time_to_sigma, to_model_space
 from nulltext.samplers.disturbance import disturbance_schedule
 from nulltext.samplers.lowpass import dct_low_pass
-from nulltext.samplers.repaint import sample_repaint_ranged
 
 SCALE = 0.18215
 
@@ -266,24 +265,6 @@ def test_repaint_keeps_the_known_latent_to_the_bit(make_model, make_condition, l
     assert torch.equal(out[..., outside], latent[..., outside])
     assert torch.isfinite(out).all() and (out - latent)[..., ~outside].abs().max() > 0.1
     assert "network calls over 5 levels" in text(result)
-
-
-def test_posterior_noise_is_the_ancestral_step_and_renewed_noise_another(tiny, engine, make_condition, latent):
-    sigmas = engine.sigmas_of(tiny, "karras", 5)
-    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
-
-    def run(sampler):
-        guider = guider_class()(tiny)
-        guider.set_conds(make_condition(1), make_condition(2))
-        guider.set_cfg(1.0)
-        return guider.sample(noise, latent, sampler, sigmas, seed=1, disable_pbar=True)
-
-    schedule = {"jump": 1, "resamples": 2, "low": 0.2, "high": 5.0}
-    paper = own_sampler(sample_repaint_ranged, eta=1.0, **schedule)
-    made = {n: run(repaint.make_sampler(**schedule, noise=n, mode=repaint.RESAMPLING, particles=1))
-            for n in (repaint.POSTERIOR, repaint.RENEWED)}
-    assert torch.equal(made[repaint.POSTERIOR], run(paper))
-    assert (made[repaint.RENEWED] - made[repaint.POSTERIOR]).abs().max() > 0.1
 
 
 def test_repaint_empty_and_full_mask(tiny, make_condition, latent):

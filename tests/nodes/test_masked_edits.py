@@ -6,10 +6,13 @@ import pytest
 import torch
 from nulltext.nodes import blended, diffedit, repaint, sdedit
 from nulltext.nodes.bridge.engine import process_of
+from nulltext.nodes.bridge.guider import guider_class
 from nulltext.nodes.bridge.noise import model_notes, source_latent
+from nulltext.nodes.bridge.sampler import own_sampler
 from nulltext.nodes.bridge.sampling import sample_latent, to_model_space
 from nulltext.samplers.core import VE
 from nulltext.samplers.inversion import Inversion
+from nulltext.samplers.repaint import sample_repaint_ranged
 
 INSIDE = torch.zeros(8, 8, dtype=torch.bool)
 INSIDE[2:6, 2:5] = True
@@ -211,3 +214,21 @@ def test_the_loss_pulls_the_background(edits, make_model, latent, mask, kind):
         return (out - latent)[..., ~INSIDE].square().mean().item()
 
     assert 0 < drift(5.0) < drift(0.0)
+
+
+def test_posterior_noise_is_the_ancestral_step_and_renewed_noise_another(tiny, engine, make_condition, latent):
+    sigmas = engine.sigmas_of(tiny, "karras", 5)
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
+
+    def run(sampler):
+        guider = guider_class()(tiny)
+        guider.set_conds(make_condition(1), make_condition(2))
+        guider.set_cfg(1.0)
+        return guider.sample(noise, latent, sampler, sigmas, seed=1, disable_pbar=True)
+
+    schedule = {"jump": 1, "resamples": 2, "low": 0.2, "high": 5.0}
+    paper = own_sampler(sample_repaint_ranged, eta=1.0, **schedule)
+    made = {n: run(repaint.make_sampler(**schedule, noise=n, mode=repaint.RESAMPLING, particles=1))
+            for n in (repaint.POSTERIOR, repaint.RENEWED)}
+    assert torch.equal(made[repaint.POSTERIOR], run(paper))
+    assert (made[repaint.RENEWED] - made[repaint.POSTERIOR]).abs().max() > 0.1
