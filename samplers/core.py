@@ -68,7 +68,8 @@ class NoiseProcess:
                    ) -> tuple[Tensor, Tensor]:
         """Mean [B, C, ...] and std (broadcastable) of the reverse step s -> s' < s.
 
-        eta 1 is the posterior q(x_s' | x_s, x0 = D) (DDPM, ancestral); eta 0 is DDIM/Euler with std 0."""
+        eta 1 is the posterior q(x_s' | x_s, x0 = D) (DDPM, ancestral); eta 0 is DDIM/Euler with std 0; above 1 more of
+        the noise at s' is new, at most all of it when std reaches s'."""
         raise NotImplementedError
 
     def guidance_weight(self, sigma: Sigma) -> Sigma:

@@ -10,10 +10,11 @@ Masks: 1 means repaint, 0 means known (the paper's m is the opposite). At each n
 The schedule is a path of level numbers. `official_path(250, 10, 10)` is the authors' schedule: 2410 network calls;
 (20, 5, 2) makes 35.
 
-Our own schedule (`repaint_sigmas`, `ranged_path`, `renewed`) comes to the same error for 100 calls. Steps are few, so
-what a step keeps of the noise it came from matters: its share 1 - zeta (DiffPIR 2305.08995, eq. 14: the new noise is
-sqrt(1 - zeta) eps + sqrt(zeta) n) rises from 0 above the resampled range, where an early guess must not bind the
-fill, to 1 below it, where a coarse stochastic step would only lower the variance.
+Our own schedule (`repaint_sigmas`, `ranged_path`, `renewed`) comes to the same error with 100 calls on the two mixtures
+it was chosen by (on a third one with 812). Steps are few, so what a step keeps of the noise it came from matters: its
+share 1 - zeta (as in DiffPIR 2305.08995: the next noise is sqrt(1 - zeta) eps + sqrt(zeta) n) rises from 0 above the
+resampled range, where an early guess must not bind the fill, to 1 below it, where a coarse stochastic step would only
+lower the variance.
 
 Departures: one draw carries a jump of j levels (equal in law to j single ones); the known part is injected at the level
 that was reached (the authors inject it just before the next call, at the same level); soft masks keep the variance
@@ -119,7 +120,6 @@ def repaint_sigmas(
 def renewed(low: float = LOW, high: float = HIGH, process: NoiseProcess = VE) -> Eta:
     """eta of a step such that the share zeta of its noise variance is new: 1 from `high` (noise to signal) up, falling
     to 0 at `low` and below, evenly in the log."""
-
     low = max(low, 1e-2)  # 0 stands for the whole range; below this nothing is left to renew
 
     def eta(sigma: Sigma, sigma_next: Sigma) -> float:
