@@ -66,6 +66,7 @@ REPAINT = {
     "resamples": 3,
     "low": 0.0,
     "high": 5.0,
+    "noise": "renewed (for few calls)",
     "mode": "resampling (RePaint)",
     "particles": 2,
     "grow": 1,
