@@ -108,8 +108,14 @@ LOOKS = {
 }
 
 
+def plain_of(name: str) -> str:
+    """The name of a look's ordinary run, which looks of the same cfg and window share."""
+    same = (LOOKS[name].cfg, LOOKS[name].window)
+    return "plain of " + next(n for n, look in LOOKS.items() if (look.cfg, look.window) == same)
+
+
 def redrawn(demo: Demo, part: scenes.Scenes, z: Tensor, seed: int, name: str) -> dict[str, Tensor]:
-    """The plain run, the disturbed one and, of a rollback, the unmatched one."""
+    """The disturbed run, the plain one unless another look makes it, and, of a rollback, the unmatched one."""
     look = LOOKS[name]
     cond, uncond = demo.pair(part)
     start, low = demo.at(look.window), demo.at(0.001)
@@ -122,10 +128,9 @@ def redrawn(demo: Demo, part: scenes.Scenes, z: Tensor, seed: int, name: str) ->
     faded = dict(zip(sigmas.tolist(), stable_strength(sigmas, look.cfg)))  # as the all-in-one does it
     strength = lambda s: faded[min(faded, key=lambda level: abs(level - s))]
     run = lambda denoise: demo.decode(sample_euler(denoise, x, sigmas))
-    out = {
-        name: run(disturbed(cond, uncond, look.cfg, disturbance, strength, look.bounds)),
-        f"plain of {name}": run(guided(cond, uncond, look.cfg)),
-    }
+    out = {name: run(disturbed(cond, uncond, look.cfg, disturbance, strength, look.bounds))}
+    if plain_of(name) == f"plain of {name}":
+        out[plain_of(name)] = run(guided(cond, uncond, look.cfg))
     if look.rollback is not None:
         out[f"{name}, unmatched"] = run(disturbed(cond, uncond, look.cfg, disturbance))
     return out
@@ -157,7 +162,8 @@ def measure_cartoon(bench: Bench, demo: Demo) -> dict[str, float]:
     judge = probe.load("conv") if probe.PROBES.exists() else None
     out, lines = {}, []
     for name, image in made.items():
-        own = made.get(f"plain of {name.removesuffix(', unmatched')}", plain)
+        look = name.removesuffix(", unmatched")
+        own = made[plain_of(look)] if look in LOOKS else plain
         background, inside = (1 - texture(image, mask) / texture(own, mask)).tolist()
         out[name] = {
             "texture_drop": texture_drop(image, own, mask),
