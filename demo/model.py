@@ -47,6 +47,14 @@ def denoiser(unet: nn.Module, context: Tensor, table: Tensor) -> Denoise:
     return denoise
 
 
+def flow_denoiser(unet: nn.Module, context: Tensor) -> Denoise:
+    """The rectified flow twin as a denoiser: D = x - s v(x, 1000 s), sigma in (0, 1]."""
+    def denoise(x, sigma):
+        s = torch.as_tensor(sigma, device=x.device, dtype=x.dtype)
+        return x - s * unet(x, (1000 * s).expand(len(x)), context)
+    return denoise
+
+
 def schedule(steps: int, table: Tensor) -> Tensor:
     """[steps + 1] sigmas at timesteps spaced evenly from 999 down, and 0."""
     times = torch.linspace(999, 0, steps + 1, device=table.device).round().long()[:-1]
@@ -54,12 +62,14 @@ def schedule(steps: int, table: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def generate(net: TextToImage, autoencoder: nn.Module, scenes: Scenes, steps: int, cfg: float, seed: int) -> Tensor:
-    """Images [B, 3, 128, 128] in 0..1 for the full captions of `scenes`, by DDIM."""
+def generate(net: TextToImage, autoencoder: nn.Module, scenes: Scenes, steps: int, cfg: float, seed: int,
+             flow: bool = False) -> Tensor:
+    """Images [B, 3, 128, 128] in 0..1 for the full captions of `scenes`, by Euler steps (DDIM; flow: from s = 1)."""
     device = scenes.count.device
     table = nets.sigmas().to(device)
     rows, _ = captions.token_rows(*captions.phrases(scenes))
-    cond, uncond = (denoiser(net.unet, net.text(r), table) for r in (rows, empty_rows(len(rows), device)))
-    sigmas = schedule(steps, table)
+    contexts = [net.text(r) for r in (rows, empty_rows(len(rows), device))]
+    cond, uncond = (flow_denoiser(net.unet, c) if flow else denoiser(net.unet, c, table) for c in contexts)
+    sigmas = torch.linspace(1, 0, steps + 1, device=device) if flow else schedule(steps, table)
     noise = torch.randn(len(rows), 4, 16, 16, generator=torch.Generator().manual_seed(seed)).to(device)
     return autoencoder.decode(sample_euler(guided(cond, uncond, cfg), noise * sigmas[0], sigmas)).clamp(0, 1)

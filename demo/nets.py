@@ -16,6 +16,10 @@ from torch import Tensor
 from .captions import ROWS
 
 CHANNELS, CONTEXT, HEADS = 64, 128, 4
+#: the second, unconditional net, for edits in the bottleneck: attention at 4 x 4 only, one skip left open (the first
+#: convolution's, into the last block)
+BOTTLENECK = {"channels": 32, "mult": (1, 2, 4), "attention": (2,)}
+OPEN_SKIPS = (5,)
 LINEAR_START, LINEAR_END = 0.00085, 0.02  # scaled-linear betas; the larger end hides the mean colour at t = 999
 #: cross-attention layers with an attention loss in training, and the ones that heat maps read
 MAP_LAYERS = ("output_4", "output_5")
@@ -297,26 +301,42 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
 
 
 class UNet(nn.Module):
-    """Noisy latent (VP scale), timestep [B], context [B, 77, 128] -> v [B, 4, h, w] (and maps {layer: [B, hw, 77]})."""
+    """Noisy latent [B, 4, h, w], timestep [B], context [B, 77, 128] -> v [B, 4, h, w] (and maps {layer: [B, hw, 77]}).
 
-    def __init__(self):
+    channels: of the first level; mult: every level's multiple of it; attention: the levels (0 is the finest) that have
+    self- and cross-attention, beside the middle."""
+
+    def __init__(self, channels: int = CHANNELS, mult: tuple[int, ...] = (1, 2, 2),
+                 attention: tuple[int, ...] = (0, 1)):
         super().__init__()
-        c, e = CHANNELS, CHANNELS * 4
-        self.time_embed = nn.Sequential(nn.Linear(c, e), nn.SiLU(), nn.Linear(e, e))
-        blocks = lambda *layers: nn.ModuleList(layers)  # noqa: E731
-        self.input_blocks = blocks(
-            blocks(conv(4, c)),
-            blocks(ResBlock(c, c, e), SpatialTransformer(c)), blocks(Down(c)),
-            blocks(ResBlock(c, 2 * c, e), SpatialTransformer(2 * c)), blocks(Down(2 * c)),
-            blocks(ResBlock(2 * c, 2 * c, e)))
-        self.middle_block = blocks(ResBlock(2 * c, 2 * c, e), SpatialTransformer(2 * c), ResBlock(2 * c, 2 * c, e))
-        self.output_blocks = blocks(
-            blocks(ResBlock(4 * c, 2 * c, e)), blocks(ResBlock(4 * c, 2 * c, e), Up(2 * c)),
-            blocks(ResBlock(4 * c, 2 * c, e), SpatialTransformer(2 * c)),
-            blocks(ResBlock(3 * c, 2 * c, e), SpatialTransformer(2 * c), Up(2 * c)),
-            blocks(ResBlock(3 * c, c, e), SpatialTransformer(c)),
-            blocks(ResBlock(2 * c, c, e), SpatialTransformer(c)))
-        self.out = nn.Sequential(GroupNorm(32, c), nn.SiLU(), conv(c, 4))
+        self.channels, emb = channels, channels * 4
+        self.time_embed = nn.Sequential(nn.Linear(channels, emb), nn.SiLU(), nn.Linear(emb, emb))
+        widths = [channels * m for m in mult]
+
+        def block(n_in, level, *more):
+            transformer = [SpatialTransformer(widths[level])] if level in attention else []
+            return nn.ModuleList([ResBlock(n_in, widths[level], emb), *transformer, *more])
+
+        inputs, skips, at = [nn.ModuleList([conv(4, channels)])], [channels], channels
+        for level, width in enumerate(widths):
+            inputs.append(block(at, level))
+            at = width
+            skips.append(width)
+            if level + 1 < len(widths):
+                inputs.append(nn.ModuleList([Down(width)]))
+                skips.append(width)
+        self.input_blocks = nn.ModuleList(inputs)
+        self.middle_block = nn.ModuleList([ResBlock(at, at, emb), SpatialTransformer(at), ResBlock(at, at, emb)])
+        outputs = []
+        self.trunk_widths = []  # channels of h in front of each output block's skip
+        for level in reversed(range(len(widths))):
+            for last in (False, True):
+                up = [Up(widths[level])] if last and level else []
+                self.trunk_widths.append(at)
+                outputs.append(block(at + skips.pop(), level, *up))
+                at = widths[level]
+        self.output_blocks = nn.ModuleList(outputs)
+        self.out = nn.Sequential(GroupNorm(32, channels), nn.SiLU(), conv(channels, 4))
         for module in self.modules():  # every residual branch starts at zero
             for last in (getattr(module, "proj_out", None), getattr(module, "out_layers", [None])[-1]):
                 if last is not None:
@@ -325,7 +345,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.out[-1].weight)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor, map_layers: tuple[str, ...] = ()):
-        emb = self.time_embed(timestep_embedding(t, CHANNELS))
+        emb = self.time_embed(timestep_embedding(t, self.channels))
         maps = {}
 
         def run(layers, h, name=""):
@@ -349,3 +369,16 @@ class UNet(nn.Module):
             h = run(layers, torch.cat([h, skips.pop()], 1), f"output_{i}")
         h = self.out(h)
         return (h, maps) if map_layers else h
+
+    @torch.no_grad()
+    def close_skips(self, but: tuple[int, ...]) -> None:
+        """Let every output block but these ignore its skip, for good: those columns of its weights become 0 and get no
+        gradient. An ordinary UNet all the same, whose middle block has to know what the skips no longer say."""
+        for i, (block, width) in enumerate(zip(self.output_blocks, self.trunk_widths, strict=True)):
+            if i in but:
+                continue
+            for weight in (block[0].in_layers[-1].weight, block[0].skip_connection.weight):
+                open_columns = torch.zeros_like(weight)
+                open_columns[:, :width] = 1
+                weight.mul_(open_columns)
+                weight.register_hook(lambda gradient, open_columns=open_columns: gradient * open_columns)

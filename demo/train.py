@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,9 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..samplers.ode import sample_euler
 from . import captions, nets, scenes
 from .checkpoint import CHECKPOINT, fit_rgb_factors, read_part, write_checkpoint
-from .model import TextToImage, empty_rows, generate
+from .model import TextToImage, denoiser, empty_rows, generate, schedule
 from .training import DEVICE, STATE, Trainer, chunks, die, grid, precision, psnr
 
 
@@ -97,14 +99,17 @@ def load_autoencoder(device: torch.device, folder=STATE) -> nets.AutoEncoder:
 FIGURES = CHECKPOINT.parents[2] / "output" / "bench" / "demo_model.figures.json"
 #: weight of an object's latent pixels in the loss; timesteps where outlines are decided (sigma about 1 to 40)
 ON_OBJECT, OUTLINES = 4.0, (300, 950)
+FLOW_OUTLINES = (.45, .98)  # the same sigmas as flow levels s / (1 + s)
 USES = 6  # times that a scene is seen on average before it is replaced
 
 
 class Latents:
-    """A pool of encoded scenes on the device, refreshed a little at a time so that no scene is seen often."""
+    """A pool of encoded scenes on the device, refreshed a little at a time so that no scene is seen often.
 
-    def __init__(self, size: int, autoencoder: nn.Module, draws: torch.Generator):
-        self.autoencoder, self.draws, self.size = autoencoder, draws, size
+    two: share of scenes with two objects, as `scenes.sample` takes it."""
+
+    def __init__(self, size: int, autoencoder: nn.Module, draws: torch.Generator, two: float = .35):
+        self.autoencoder, self.draws, self.size, self.two = autoencoder, draws, size, two
         at_once = 1024 if draws.device.type == "cuda" else 64  # more would fall out of a CPU's cache
         parts = [self._make(part.stop - part.start) for part in chunks(size, at_once)]
         self.latent, self.mask = (torch.cat([part[i] for part in parts]) for i in range(2))
@@ -112,7 +117,7 @@ class Latents:
 
     @torch.no_grad()
     def _make(self, n):
-        batch = scenes.sample(n, self.draws)
+        batch = scenes.sample(n, self.draws, two=self.two)
         image, mask = scenes.draw(batch)
         with precision(image.device):
             latent = self.autoencoder.encode(image.contiguous(memory_format=torch.channels_last))
@@ -143,6 +148,12 @@ def caption_rows(batch: scenes.Scenes, draws: torch.Generator) -> tuple[Tensor, 
     return torch.where(empty[:, None], empty_rows(n, device), rows), torch.where(empty[:, None, None], 0, words)
 
 
+def weighed_loss(out: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error of out and target [B, 4, h, w] with objects, mask [B, 2, h, w], and their rims weighed."""
+    weight = 1 + (ON_OBJECT - 1) * F.max_pool2d((mask.amax(1, keepdim=True) > .05).float(), 3, 1, 1)
+    return ((out.float() - target).square() * (weight / weight.mean())).mean()
+
+
 def map_loss(maps: dict[str, Tensor], words: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
     """-log of the share of each word's attention that falls on its object; words [B, 2, 2], mask [B, 2, 16, 16]."""
     total = 0
@@ -164,20 +175,60 @@ def committed_diffusion() -> tuple[dict[str, Tensor], int]:
     return {f"{name}.{k}": v for name in ("text", "unet") for k, v in read_part(CHECKPOINT, name).items()}, samples
 
 
+@dataclass(frozen=True)
+class Corrupted:
+    """What the UNet sees and what it shall say: input [B, 4, h, w], timestep [B], target [B, 4, h, w], and where the
+    words' attention is taught [B] bool (below, the object's place is still open)."""
+
+    x: Tensor
+    timestep: Tensor
+    target: Tensor
+    attend: Tensor
+
+
+def v_prediction(x0: Tensor, draws: torch.Generator) -> Corrupted:
+    """VP latents a x0 + s a n at a trained timestep, target v = a n - s a x0; every other timestep lies where outlines
+    are decided."""
+    n = len(x0)
+    t = torch.randint(1000, (n,), generator=draws, device=x0.device)
+    t[::2] = torch.randint(*OUTLINES, (len(t[::2]),), generator=draws, device=x0.device)
+    s = nets.sigmas().to(x0.device)[t][:, None, None, None]
+    a = (1 + s * s).rsqrt()
+    noise = torch.randn(x0.shape, generator=draws, device=x0.device)
+    return Corrupted(a * x0 + s * a * noise, t, a * noise - s * a * x0, t < 750)
+
+
+def rectified_flow(x0: Tensor, draws: torch.Generator) -> Corrupted:
+    """(1 - s) x0 + s n at timestep 1000 s, target n - x0 (Liu et al. 2209.03003); s uniform in (0, 1], every other one
+    where outlines are decided."""
+    n = len(x0)
+    s = 1 - torch.rand(n, generator=draws, device=x0.device)
+    low, high = FLOW_OUTLINES
+    s[::2] = low + (high - low) * torch.rand(len(s[::2]), generator=draws, device=x0.device)
+    noise = torch.randn(x0.shape, generator=draws, device=x0.device)
+    at = s[:, None, None, None]
+    return Corrupted((1 - at) * x0 + at * noise, 1000 * s, noise - x0, s < .85)
+
+
 def train_diffusion(device: torch.device, minutes: float, batch: int, pool: int, lr: float, go_on: bool = True,
-                    folder=STATE) -> nn.Module:
-    """v-prediction; the cross-attention of two layers is taught to look at the named object.
+                    folder=STATE, flow: bool = False) -> nn.Module:
+    """v-prediction, or with `flow` its twin: the UNet alone as a rectified flow, on the committed text encoder's words,
+    begun from the committed v-prediction UNet. The cross-attention of two layers is taught to look at the named object.
 
     Shapes are a few latent pixels at medium noise and were learnt last under a plain loss: so the loss weighs an
     object and its rim `ON_OBJECT` times, and every other timestep is drawn where outlines are decided."""
     torch.manual_seed(0)
     autoencoder = load_autoencoder(device, folder)
     net = TextToImage().to(device)
-    trainer = Trainer("diffusion", net, minutes, lr=lr, ema=.9995 if device.type == "cuda" else .998, folder=folder,
-                      warmup=300, committed=committed_diffusion() if go_on else None)
+    if flow:
+        net.load_state_dict(committed_diffusion()[0])
+        net.text.requires_grad_(False)
+    committed = (net.state_dict(), 0) if flow else committed_diffusion() if go_on else None
+    trainer = Trainer("flow" if flow else "diffusion", net, minutes, lr=lr,
+                      ema=.9995 if device.type == "cuda" else .998, folder=folder, warmup=300, committed=committed)
+    corrupt = rectified_flow if flow else v_prediction
     draws = generator(device, trainer.samples + 2)
     latents = Latents(pool, autoencoder, draws)
-    sigma = nets.sigmas().to(device)
     unet = torch.compile(net.unet) if device.type == "cuda" else net.unet
     text = torch.compile(net.text) if device.type == "cuda" else net.text
     spread = latents.latent[:4096].float().std()
@@ -188,16 +239,11 @@ def train_diffusion(device: torch.device, minutes: float, batch: int, pool: int,
             latents.refresh(min(batch * 8 // USES, pool))
         x0, mask, batch_scenes = latents.take(batch)
         rows, words = caption_rows(batch_scenes, draws)
-        t = torch.randint(1000, (batch,), generator=draws, device=device)
-        t[::2] = torch.randint(*OUTLINES, (len(t[::2]),), generator=draws, device=device)
-        s = sigma[t][:, None, None, None]
-        a = (1 + s * s).rsqrt()
-        noise = torch.randn(x0.shape, generator=draws, device=device)
+        seen = corrupt(x0, draws)
         with precision(device):
-            v, maps = unet(a * x0 + s * a * noise, t, text(rows), nets.MAP_LAYERS)
-        weight = 1 + (ON_OBJECT - 1) * F.max_pool2d((mask.amax(1, keepdim=True) > .05).float(), 3, 1, 1)
-        loss = ((v.float() - (a * noise - s * a * x0)).square() * (weight / weight.mean())).mean()
-        attention = map_loss({k: m.float() for k, m in maps.items()}, words, mask, (t < 750).float())
+            v, maps = unet(seen.x, seen.timestep, text(rows), nets.MAP_LAYERS)
+        loss = weighed_loss(v, seen.target, mask)
+        attention = map_loss({k: m.float() for k, m in maps.items()}, words, mask, seen.attend.float())
         return {"loss": loss + .01 * attention, "v": loss, "attention": attention}
 
     draw_test = generator(device, 11)
@@ -205,8 +251,44 @@ def train_diffusion(device: torch.device, minutes: float, batch: int, pool: int,
 
     @torch.no_grad()
     def report():
-        images = generate(trainer.average, autoencoder, test, 30, 5.0, seed=5)
-        grid(images, STATE / "diffusion_samples.png")
+        images = generate(trainer.average, autoencoder, test, 30, 5.0, seed=5, flow=flow)
+        grid(images, trainer.path.with_name(f"{trainer.name}_samples.png"))
+        return "sample sheet written"
+
+    return trainer.run(step, batch, report, save_every=60 if device.type == "cuda" else 420)
+
+
+def train_bottleneck(device: torch.device, minutes: float, batch: int, pool: int, lr: float, folder=STATE) -> nn.Module:
+    """A second, small v-prediction UNet without words, one object a scene, whose middle block matters: all skips but
+    the first convolution's are closed, so what stands where has to pass through the 4 x 4 bottleneck."""
+    torch.manual_seed(0)
+    autoencoder = load_autoencoder(device, folder)
+    net = nets.UNet(**nets.BOTTLENECK)
+    net.close_skips(but=nets.OPEN_SKIPS)
+    net.to(device)
+    trainer = Trainer("bottleneck", net, minutes, lr=lr, ema=.998, folder=folder, warmup=300)
+    draws = generator(device, trainer.samples + 4)
+    latents = Latents(pool, autoencoder, draws, two=0.)
+    text = nets.TextEncoder()
+    text.load_state_dict(read_part(CHECKPOINT, "text"))
+    with torch.no_grad():
+        empty = text.to(device)(empty_rows(1, device))
+
+    def step(i):
+        if i % 8 == 7:
+            latents.refresh(min(batch * 8 // (2 * USES), pool))
+        x0, mask, _ = latents.take(batch)
+        seen = v_prediction(x0, draws)
+        with precision(device):
+            v = net(seen.x, seen.timestep, empty.expand(batch, -1, -1))
+        return {"loss": weighed_loss(v, seen.target, mask)}
+
+    @torch.no_grad()
+    def report():
+        table = nets.sigmas().to(device)
+        start = torch.randn(32, 4, 16, 16, generator=torch.Generator().manual_seed(5)).to(device) * table[-1]
+        x = sample_euler(denoiser(trainer.average, empty.expand(32, -1, -1), table), start, schedule(30, table))
+        grid(autoencoder.decode(x), trainer.path.with_name("bottleneck_samples.png"))
         return "sample sheet written"
 
     return trainer.run(step, batch, report, save_every=60 if device.type == "cuda" else 420)
@@ -246,7 +328,7 @@ def write_figures(path: Path = CHECKPOINT, measured: Path = FIGURES) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stage", nargs="?", default="all",
-                        choices=("autoencoder", "diffusion", "pack", "figures", "all"))
+                        choices=("autoencoder", "diffusion", "flow", "bottleneck", "pack", "figures", "all"))
     parser.add_argument("--from-nothing", action="store_true", help="don't go on from the committed weights")
     parser.add_argument("--minutes", type=float, default=None, help="length of this piece (per stage)")
     parser.add_argument("--device", **DEVICE)
@@ -265,6 +347,12 @@ def main() -> None:
     if args.stage in ("diffusion", "all"):
         train_diffusion(device, args.minutes or (15 if gpu else 1200), args.batch or (1024 if gpu else 32),
                         args.pool or (200_000 if gpu else 4096), args.lr, go_on)
+    if args.stage == "flow":
+        train_diffusion(device, args.minutes or (10 if gpu else 120), args.batch or (1024 if gpu else 32),
+                        args.pool or (200_000 if gpu else 4096), args.lr, flow=True)
+    if args.stage == "bottleneck":
+        train_bottleneck(device, args.minutes or (10 if gpu else 90), args.batch or (1024 if gpu else 64),
+                         args.pool or (200_000 if gpu else 8192), args.lr)
     if args.stage in ("pack", "all"):
         pack()
     if args.stage == "figures":
