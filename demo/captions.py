@@ -73,7 +73,9 @@ def tokens_of(phrase: str) -> tuple[int, ...]:
 
 
 VOCABULARY = [-1, BOS, EOS] + sorted({t for tokens in TOKENS.values() for t in tokens})  # row -> BPE token id
-VOCABULARY += [-1] * (ROWS - len(VOCABULARY))
+#: words without a meaning for a subject to be taught; their rows, the table's last, are never trained
+RARE = {"sks": 48136, "ohwx": 47993, "phol": 48140}
+VOCABULARY += [-1] * (ROWS - len(VOCABULARY) - len(RARE)) + list(RARE.values())
 _row = {t: i for i, t in enumerate(VOCABULARY) if t >= 0}
 _width = max(len(tokens_of(p)) for p in PHRASES)
 _PHRASE_ROWS = torch.tensor([[_row[t] for t in tokens_of(p)] + [-1] * (_width - len(tokens_of(p))) for p in PHRASES])

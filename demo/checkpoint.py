@@ -22,6 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 CHECKPOINT = Path(__file__).resolve().parent.parent / "models" / "checkpoints" / "nulltext_demo.safetensors"
+#: the UNets beside it, for core's Load Diffusion Model; words and pictures are the checkpoint's
+NETWORKS = CHECKPOINT.parents[1] / "diffusion_models"
+FLOW, BOTTLENECK = NETWORKS / "nulltext_flow.safetensors", NETWORKS / "nulltext_bottleneck.safetensors"
 PREFIX = {"unet": "model.diffusion_model.", "text": "cond_stage_model.transformer.text_model.",
           "autoencoder": "first_stage_model."}
 TOKEN_IDS = PREFIX["text"] + "embeddings.token_ids"
@@ -52,11 +55,27 @@ def write_checkpoint(path: str | Path, unet: State, text: State, autoencoder: St
         state["v_pred"] = torch.tensor([])
     if latent_rgb is not None:
         state["latent_rgb_factors"] = latent_rgb.detach().float().cpu().contiguous()
+    return _save(state, path, metadata)
+
+
+def _save(state: State, path: str | Path, metadata: dict | None) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, path, {key: value if isinstance(value, str) else json.dumps(value)
                             for key, value in {"format": "pt", **(metadata or {})}.items()})
     return path
+
+
+def write_network(path: str | Path, unet: State, *, prediction: str | None, latent_rgb: Tensor | None = None,
+                  metadata: dict | None = None, dtype: torch.dtype = torch.float16) -> Path:
+    """Write one UNet (keys as in nets.py, no prefix) for core's Load Diffusion Model. prediction "v", or None: eps, and
+    what a sampling node after the loader says (the flow twin)."""
+    state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in unet.items()}
+    if prediction == "v":
+        state["v_pred"] = torch.tensor([])
+    if latent_rgb is not None:
+        state["latent_rgb_factors"] = latent_rgb.detach().float().cpu().contiguous()
+    return _save(state, path, metadata)
 
 
 def read_part(path: str | Path, part: str) -> State:

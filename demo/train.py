@@ -19,7 +19,15 @@ from torch import Tensor, nn
 
 from ..samplers.ode import sample_euler
 from . import captions, nets, scenes
-from .checkpoint import CHECKPOINT, fit_rgb_factors, read_part, write_checkpoint
+from .checkpoint import (
+    BOTTLENECK,
+    CHECKPOINT,
+    FLOW,
+    fit_rgb_factors,
+    read_part,
+    write_checkpoint,
+    write_network,
+)
 from .model import TextToImage, denoiser, empty_rows, generate, schedule
 from .training import DEVICE, STATE, Trainer, chunks, die, grid, precision, psnr
 
@@ -99,6 +107,7 @@ def load_autoencoder(device: torch.device, folder=STATE) -> nets.AutoEncoder:
 FIGURES = CHECKPOINT.parents[2] / "output" / "bench" / "demo_model.figures.json"
 #: weight of an object's latent pixels in the loss; timesteps where outlines are decided (sigma about 1 to 40)
 ON_OBJECT, OUTLINES = 4.0, (300, 950)
+RARE_STRENGTH = .5  # of a rare word's own direction, beside the norm of the unknown word's row
 FLOW_OUTLINES = (.45, .98)  # the same sigmas as flow levels s / (1 + s)
 USES = 6  # times that a scene is seen on average before it is replaced
 
@@ -294,6 +303,28 @@ def train_bottleneck(device: torch.device, minutes: float, batch: int, pool: int
     return trainer.run(step, batch, report, save_every=60 if device.type == "cuda" else 420)
 
 
+def set_rare_rows(text: dict[str, Tensor], strength: float = RARE_STRENGTH) -> None:
+    """Give the rare words their rows in a text encoder's state: the unknown word's row, which means "any word", plus a
+    fixed random direction of `strength` times its norm. So each is as neutral as an unknown word and still its own."""
+    table = text["embeddings.token_embedding.weight"]
+    directions = torch.randn(len(captions.RARE), table.shape[1], generator=torch.Generator().manual_seed(0))
+    directions = directions / directions.norm(dim=1, keepdim=True)
+    table[-len(captions.RARE):] = table[0] + strength * table[0].norm() * directions
+
+
+def pack_network(name: str, path: Path) -> None:
+    """Write one trained UNet into a file for Load Diffusion Model."""
+    with safe_open(STATE / f"{name}.safetensors", "pt") as f:
+        samples = f.metadata()["samples"]
+    state = load_file(STATE / f"{name}.safetensors")
+    unet = {k.removeprefix("unet."): v for k, v in state.items() if not k.startswith("text.")}
+    with safe_open(CHECKPOINT, "pt") as f:
+        factors = f.get_tensor("latent_rgb_factors")
+    write_network(path, unet, prediction=None if name == "flow" else "v", latent_rgb=factors,
+                  metadata={"samples_seen": samples, "figures": {}})
+    print(f"{path.name}: {samples} samples seen, {path.stat().st_size / 1e6:.1f} MB")
+
+
 def pack() -> None:
     """Write the checkpoint from what was trained, with its metadata; its figures are added by `write_figures`."""
     autoencoder = load_autoencoder(torch.device("cpu"))
@@ -305,6 +336,7 @@ def pack() -> None:
         samples = int(f.metadata()["samples"])
     part = {name: {k[len(name) + 1:]: v for k, v in state.items() if k.startswith(name + ".")}
             for name in ("text", "unet")}
+    set_rare_rows(part["text"])
     config = {"channels": nets.CHANNELS, "context": nets.CONTEXT, "heads": nets.HEADS,
               "betas": [nets.LINEAR_START, nets.LINEAR_END]}
     write_checkpoint(CHECKPOINT, part["unet"], part["text"], nets.widened(autoencoder.state_dict()),
@@ -328,7 +360,8 @@ def write_figures(path: Path = CHECKPOINT, measured: Path = FIGURES) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stage", nargs="?", default="all",
-                        choices=("autoencoder", "diffusion", "flow", "bottleneck", "pack", "figures", "all"))
+                        choices=("autoencoder", "diffusion", "flow", "bottleneck", "pack", "pack_flow",
+                                 "pack_bottleneck", "figures", "all"))
     parser.add_argument("--from-nothing", action="store_true", help="don't go on from the committed weights")
     parser.add_argument("--minutes", type=float, default=None, help="length of this piece (per stage)")
     parser.add_argument("--device", **DEVICE)
@@ -355,6 +388,9 @@ def main() -> None:
                          args.pool or (200_000 if gpu else 8192), args.lr)
     if args.stage in ("pack", "all"):
         pack()
+    for name, path in (("flow", FLOW), ("bottleneck", BOTTLENECK)):
+        if args.stage == f"pack_{name}":
+            pack_network(name, path)
     if args.stage == "figures":
         write_figures()
 

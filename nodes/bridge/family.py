@@ -16,7 +16,8 @@ __all__ = ["NAME", "CHECKPOINTS", "family", "register", "unknown_words"]
 
 NAME = "nulltext_demo"
 #: a folder of its own: ComfyUI lists whatever lies in a checkpoint folder, probes and classifiers too
-CHECKPOINTS = Path(__file__).resolve().parents[2] / "models" / "checkpoints"
+MODELS = Path(__file__).resolve().parents[2] / "models"
+CHECKPOINTS, NETWORKS = MODELS / "checkpoints", MODELS / "diffusion_models"
 TOKEN_IDS = "cond_stage_model.transformer.text_model.embeddings.token_ids"
 
 
@@ -43,7 +44,11 @@ def family():
         def get_model(self, state_dict, prefix="", device=None):
             if "latent_rgb_factors" in state_dict:
                 self.latent_format.latent_rgb_factors = state_dict["latent_rgb_factors"].tolist()
-            return super().get_model(state_dict, prefix, device)
+            model = super().get_model(state_dict, prefix, device)
+            if not prefix:  # a file of the UNet alone: the loader takes what stays in it for the UNet's own
+                for key in ("latent_rgb_factors", "v_pred"):
+                    state_dict.pop(key, None)
+            return model
 
         def clip_target(self, state_dict):
             if TOKEN_IDS not in state_dict:
@@ -54,14 +59,25 @@ def family():
     return Demo
 
 
-def register() -> bool:
-    """Add the family and the pack's models/checkpoints folder to ComfyUI; True if this call did
-    it, False if it was done before.
+@functools.cache
+def bottleneck_family():
+    """The second UNet's: narrower, four times the width at 4 x 4, attention there alone (demo/nets.py, BOTTLENECK)."""
 
-    The family comes last in the engine's list, where the first match wins: no other model is ever taken for it."""
+    class DemoBottleneck(family()):
+        unet_config = {**family().unet_config, "model_channels": 32, "channel_mult": [1, 2, 4]}
+
+    return DemoBottleneck
+
+
+def register() -> bool:
+    """Add the family's models and the pack's folders of them to ComfyUI; True if this call did it, False if it was done
+    before.
+
+    They come last in the engine's list, where the first match wins: no other model is ever taken for one."""
     known = engine.get("supported_models").models
     if any(getattr(model, "nulltext_family", None) == NAME for model in known):  # by this copy of the pack or another
         return False
-    known.append(family())
-    engine.get("folder_paths").add_model_folder_path("checkpoints", str(CHECKPOINTS))
+    known += [family(), bottleneck_family()]
+    for kind, folder in (("checkpoints", CHECKPOINTS), ("unet", NETWORKS)):
+        engine.get("folder_paths").add_model_folder_path(kind, str(folder))
     return True
