@@ -68,7 +68,8 @@ def sample_conditional_particles(
 
     x [P*B, C, ...]: noise at sigmas[0], the P rows of one picture next to each other; `noise` draws that shape.
     source [B, C, ...] clean; mask [B or 1, 1 or C, ...], read as repaint where it is >= 0.5 (weights need a sharp
-    known part); there the draw and the source are mixed by the mask's value at the end. seed: of the resampling. Raises ValueError if the rows don't fit."""
+    known part); there the draw and the source are mixed by the mask's value at the end. seed: of the resampling.
+    Raises ValueError if the rows don't fit."""
     check_descending(sigmas)
     batch = len(source)
     if len(x) != batch * particles:
