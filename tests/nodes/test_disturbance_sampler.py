@@ -104,7 +104,7 @@ def test_match_is_off_unless_asked_for_and_the_report_says_that_it_is_ours(tiny,
 def test_each_look_sees_its_own_latent_and_has_its_own_bounds(tiny, look, bounds, latent):
     """Asked of the patch itself: a picture is wired both times, and only Image-D may look at it."""
     picture = {"samples": torch.ones_like(latent[:1]) / 0.18215}
-    of = lambda match: disturbance.disturb(tiny, look, 1.0, 0.3, 0.7, 1.0, 10.0, picture, match)[0].model_options[
+    of = lambda match: disturbance.disturb(tiny, look, 1.0, 0.3, 0.7, 1.0, 1.5, picture, match)[0].model_options[
         "model_function_wrapper"]
     branch = of(True)
     sigma_at, seen = time_to_sigma(tiny), []
