@@ -1,18 +1,28 @@
-"""What null-text disturbance does to textured scenes, beside plain SDEdit and a blur.
+"""What null-text disturbance does to textured scenes, beside its controls.
 
-Scenes with a texture are redrawn from 0.3 of the time with and without the disturbance, same seed, cfg and noise:
-Back-D with rollback 0.3 at the paper's cfg 10, Image-D at cfg 6 (the demo model is made for 5). Settings and the bounds
-of `match` were chosen on training scenes.
-Texture energy inside flat regions is the mean squared brightness gradient over the flattest half of the background and
-of the objects: the borders of stripes and cells are borders between regions, which a cartoon makes firmer. The drop
-over everything inside, borders of the pattern included, is printed and published beside it (`_whole`). Edge contrast
-is the mean gradient along the objects' borders. Controls: SDEdit from 0.5, and the plain run blurred to Image-D's
-drop. A strip of the first scenes goes to the help page.
+Held-out scenes with a texture are redrawn from 0.3 of the time, same noise, in these ways:
+
+    imaged_paper   the paper's formula: Image-D at cfg 6 (the demo model is made for 5)
+    backd_paper    the paper's formula: Back-D with rollback 0.3 at the paper's cfg 10
+    imaged_match, backd_match   the same with `match`, our bound on the null branch's noise
+    bound_alone    the control: no disturbance, the null branch looks at x itself; Back-D's bound and cfg
+
+The strength of every disturbance fades alike where a step is too long for cfg, as in the node. Beside them, with one
+noise seed: the bound alone at Image-D's settings, Image-D at Back-D's cfg, SDEdit from 0.5, and the ordinary run
+blurred until it has lost as much texture as imaged_paper. The bounds were chosen on training scenes of this same model.
+
+A scene's flat texture is the mean squared brightness gradient over the flattest half of the background and of the
+objects: the borders of stripes and cells are borders between regions, which a cartoon makes firmer. What is lost counts
+against the ordinary run of the same cfg and noise, mean of background and objects; a figure is the median over the
+scenes, then over SEEDS noise seeds, and its spread is the largest median minus the smallest. The same for the mean
+gradient along the objects' borders (`edges`). Medians, because a few scenes with hardly any texture outweigh all others
+in a mean. A strip of the first scenes goes to the help page.
 """
 
 from __future__ import annotations
 
 import hashlib
+import statistics
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +46,8 @@ from ._strips import cartoon_strip
 from .harness import Bench, table
 
 EDIT_CFG = 5.0
-WAYS = "backd", "imaged"  # whose figures are published
+SEEDS = 3
+WAYS = "imaged_paper", "backd_paper", "bound_alone", "imaged_match", "backd_match"  # whose figures are published
 FLAT = 0.5  # share of a region's pixels that counts as flat
 
 
@@ -47,30 +58,34 @@ def gradients(image: Tensor) -> Tensor:
 
 
 def flattest(values: Tensor, where: Tensor, share: float) -> Tensor:
-    """Mean over pictures of the lowest share of values [B, H, W] inside where (bool); pictures with few pixels are
-    left out."""
+    """Mean [B] of the lowest share of each picture's values [B, H, W] inside where (bool); nan for few pixels."""
     lowest = lambda v, w: v[w].sort().values[: int(share * int(w.sum()))].mean()
-    return torch.stack([lowest(v, w) for v, w in zip(values, where) if int(w.sum()) >= 20]).mean()
+    return torch.stack([lowest(v, w) if int(w.sum()) >= 20 else v.new_tensor(torch.nan) for v, w in zip(values, where)])
 
 
-def texture(image: Tensor, mask: Tensor, share: float = FLAT) -> Tensor:
-    """Texture energy [2] of the background away from objects and of the objects' insides: of each one's flattest share
-    of pixels (1: of everything inside, the pattern's own borders too)."""
+def textures(image: Tensor, mask: Tensor, share: float = FLAT) -> Tensor:
+    """Texture energy [B, 2] of each picture's background away from objects and of its objects' insides: of each one's
+    flattest share of pixels (1: of everything inside, the pattern's own borders too)."""
     g = gradients(image)
     background = F.max_pool2d(mask[:, None], 17, 1, 8)[:, 0] < 0.01  # the shadow lies within 8 pixels
     inside = -F.max_pool2d(-mask[:, None], 9, 1, 4)[:, 0] > 0.99
-    return torch.stack([flattest(g, background, share), flattest(g, inside, share)])
+    return torch.stack([flattest(g, background, share), flattest(g, inside, share)], 1)
 
 
-def edge_contrast(image: Tensor, mask: Tensor) -> float:
-    """Mean brightness gradient along the objects' borders, 2 pixels to either side."""
+def edges(image: Tensor, mask: Tensor) -> Tensor:
+    """Mean brightness gradient [B] along each picture's object borders, 2 pixels to either side."""
     border = (F.max_pool2d(mask[:, None], 5, 1, 2) + F.max_pool2d(-mask[:, None], 5, 1, 2))[:, 0] > 0.5
-    return float(gradients(image).sqrt()[border].mean())
+    return torch.stack([g[where].mean() for g, where in zip(gradients(image).sqrt(), border)])
 
 
-def texture_drop(image: Tensor, plain: Tensor, mask: Tensor, share: float = FLAT) -> float:
-    """1 - energy / the plain run's, mean of background and objects."""
-    return float(1 - (texture(image, mask, share) / texture(plain, mask, share)).mean())
+def drops(image: Tensor, plain: Tensor, mask: Tensor, share: float = FLAT) -> Tensor:
+    """1 - energy / the plain run's of each scene [B], mean of background and objects."""
+    return 1 - (textures(image, mask, share) / textures(plain, mask, share)).nanmean(1)
+
+
+def median(values: Tensor) -> float:
+    """Over the scenes [B] that can be measured."""
+    return float(values.nanmedian())
 
 
 def blurred(image: Tensor, sigma: float) -> Tensor:
@@ -82,67 +97,80 @@ def blurred(image: Tensor, sigma: float) -> Tensor:
 
 
 def blur_of_equal_drop(image: Tensor, mask: Tensor, drop: float) -> Tensor:
-    """The image blurred until its texture has dropped by `drop` against itself (0 or less: hardly blurred)."""
+    """The images blurred until their flat texture's median drop against themselves is `drop` (0 or less: hardly)."""
     low, high = 0.05, 12.0
     for _ in range(12):
         middle = (low * high) ** 0.5
-        low, high = (middle, high) if texture_drop(blurred(image, middle), image, mask) < drop else (low, middle)
+        low, high = (middle, high) if median(drops(blurred(image, middle), image, mask)) < drop else (low, middle)
     return blurred(image, high)
 
 
 @dataclass(frozen=True)
 class Look:
-    """How one way is run: cfg, the share of the time that is redrawn, rollback (None: looks at the picture)."""
+    """How one way is run: cfg, where the null branch looks (a rollback, the source picture or x itself), and the bound
+    on its noise (None: the paper's formula)."""
 
     cfg: float
-    window: float
-    rollback: float | None
-    bounds: tuple[float, float]
+    looks: float | str
+    bounds: tuple[float, float] | None
 
 
+PICTURE, ITSELF = "picture", "itself"
+WINDOW, ROLLBACK = 0.3, 0.3  # shares of the time: what is redrawn, and how far back Back-D looks
 LOOKS = {
-    "backd": Look(10.0, 0.3, 0.3, MATCH_ROLLBACK),
-    "imaged": Look(6.0, 0.3, None, MATCH_PICTURE),
+    "imaged_paper": Look(6.0, PICTURE, None),
+    "backd_paper": Look(10.0, ROLLBACK, None),
+    "bound_alone": Look(10.0, ITSELF, MATCH_ROLLBACK),
+    "imaged_match": Look(6.0, PICTURE, MATCH_PICTURE),
+    "backd_match": Look(10.0, ROLLBACK, MATCH_ROLLBACK),
+}
+BESIDE = {  # with the first noise seed only
+    "bound alone, cfg 6": Look(6.0, ITSELF, MATCH_PICTURE),
+    "imaged_paper, cfg 10": Look(10.0, PICTURE, None),
     # for which of the two stays nearer to the source, which the settings must not decide
-    "imaged, as backd": Look(10.0, 0.3, None, MATCH_PICTURE),
+    "imaged_match, cfg 10": Look(10.0, PICTURE, MATCH_PICTURE),
 }
 
 
 def plain_of(name: str) -> str:
-    """The name of a look's ordinary run, which looks of the same cfg and window share."""
-    same = (LOOKS[name].cfg, LOOKS[name].window)
-    return "plain of " + next(n for n, look in LOOKS.items() if (look.cfg, look.window) == same)
+    """The name of the ordinary run that a way is compared with: that of its cfg, for the controls that of cfg 6."""
+    looks = LOOKS | BESIDE
+    return f"plain, cfg {looks[name].cfg if name in looks else 6:g}"
 
 
-def redrawn(demo: Demo, part: scenes.Scenes, z: Tensor, seed: int, name: str) -> dict[str, Tensor]:
-    """The disturbed run, the plain one unless another look makes it, and, of a rollback, the unmatched one."""
-    look = LOOKS[name]
+def redrawn(
+    demo: Demo, part: scenes.Scenes, z: Tensor, seed: int, cfg: float, looks: dict[str, Look]
+) -> dict[str, Tensor]:
+    """Those of the looks that have this cfg and their ordinary run, all from the same noise."""
     cond, uncond = demo.pair(part)
-    start, low = demo.at(look.window), demo.at(0.001)
-    base = torch.cat([sdedit_sigmas(demo.at, look.window, 100)[:-1], torch.tensor([low, 0.0]).double()]).float()
-    sigmas = disturbance_schedule(base.unique().flip(0), look.cfg, start)
+    start, low = demo.at(WINDOW), demo.at(0.001)
+    base = torch.cat([sdedit_sigmas(demo.at, WINDOW, 100)[:-1], torch.tensor([low, 0.0]).double()]).float()
+    sigmas = disturbance_schedule(base.unique().flip(0), cfg, start)
     x = VE.noised(z, sigmas[0], gaussian(z, seed)())
     time_of = lambda s: float((demo.sigmas - s).abs().argmin()) / 999
-    older = None if look.rollback is None else lambda s: demo.at(time_of(s) + look.rollback)
-    disturbance = Disturbance(VE, start, older=older, reference=z)
-    faded = dict(zip(sigmas.tolist(), stable_strength(sigmas, look.cfg)))  # as the all-in-one does it
+    older = lambda s: demo.at(time_of(s) + ROLLBACK)
+    faded = dict(zip(sigmas.tolist(), stable_strength(sigmas, cfg)))  # as the node does it
     strength = lambda s: faded[min(faded, key=lambda level: abs(level - s))]
     run = lambda denoise: demo.decode(sample_euler(denoise, x, sigmas))
-    out = {name: run(disturbed(cond, uncond, look.cfg, disturbance, strength, look.bounds))}
-    if plain_of(name) == f"plain of {name}":
-        out[plain_of(name)] = run(guided(cond, uncond, look.cfg))
-    if look.rollback is not None:
-        out[f"{name}, unmatched"] = run(disturbed(cond, uncond, look.cfg, disturbance))
+    out = {f"plain, cfg {cfg:g}": run(guided(cond, uncond, cfg))}
+    for name, look in looks.items():
+        if look.cfg == cfg:
+            itself = look.looks == ITSELF
+            disturbance = Disturbance(VE, start, older=older if look.looks == ROLLBACK else None, reference=z,
+                                      itself=itself)
+            amount = (lambda s: 1.0) if itself else strength  # nothing fades where nothing is disturbed
+            out[name] = run(disturbed(cond, uncond, cfg, disturbance, amount, look.bounds))
     return out
 
 
 @torch.no_grad()
-def cartoon(demo: Demo, part: scenes.Scenes, seed: int) -> dict[str, Tensor]:
-    """Images [B, 3, 128, 128] of each way and its plain run, same noise."""
+def cartoon(demo: Demo, part: scenes.Scenes, seed: int, beside: bool) -> dict[str, Tensor]:
+    """Images [B, 3, 128, 128] of each way and its ordinary run, same noise; beside: and of what stands beside them."""
     z = demo.autoencoder.encode(scenes.draw(part)[0])
-    out = {}
-    for name in LOOKS:
-        out |= redrawn(demo, part, z, seed, name)
+    looks = LOOKS | BESIDE if beside else LOOKS
+    out = redrawn(demo, part, z, seed, 6.0, looks) | redrawn(demo, part, z, seed, 10.0, looks)
+    if not beside:
+        return out
     sde = sdedit_sigmas(demo.at, 0.5, 34).float()
     denoise = guided(*demo.pair(part), EDIT_CFG)
     out["sdedit"] = demo.decode(sample_euler(denoise, VE.noised(z, sde[0], gaussian(z, seed)()), sde))
@@ -150,39 +178,63 @@ def cartoon(demo: Demo, part: scenes.Scenes, seed: int) -> dict[str, Tensor]:
     return out
 
 
-def measure_cartoon(bench: Bench, demo: Demo) -> dict[str, float]:
-    n = 4 if bench.quick else 48
-    truth = some(n, 31, lambda s: s.texture > 0)
-    make = lambda items: cartoon(demo, truth[torch.tensor(items)], 100 + items[0])
-    key = "cartoon " + " ".join(f"{name} {look}" for name, look in LOOKS.items())
-    made = kept_pictures(bench, f"cartoon {hashlib.sha256(key.encode()).hexdigest()[:8]}", n, make, 8)
-    mask = scenes.draw(truth)[1][:, 0]
-    plain = made["plain of imaged"]  # also what the controls are compared with
-    made["blur"] = blur_of_equal_drop(plain, mask, texture_drop(made["imaged"], plain, mask))
-    judge = probe.load("conv") if probe.PROBES.exists() else None
-    out, lines = {}, []
+def read_off(
+    judge, made: dict[str, Tensor], source: Tensor, truth: scenes.Scenes, mask: Tensor
+) -> dict[str, dict[str, float]]:
+    """What one noise seed's pictures tell, by way: medians over the scenes, and the share of objects read right."""
+    out = {}
     for name, image in made.items():
-        look = name.removesuffix(", unmatched")
-        own = made[plain_of(look)] if look in LOOKS else plain
-        background, inside = (1 - texture(image, mask) / texture(own, mask)).tolist()
+        own = made[plain_of(name)]
         out[name] = {
-            "texture_drop": texture_drop(image, own, mask),
-            "edge_change": edge_contrast(image, mask) / edge_contrast(own, mask) - 1,
-            "whole": texture_drop(image, own, mask, 1.0),
+            "flat": median(drops(image, own, mask)),
+            "whole": median(drops(image, own, mask, 1.0)),
+            "edges": median(edges(image, mask) / edges(own, mask) - 1),
             "read": objects_read(judge, image, truth),
-            "rms": float((image - made["source"]).square().mean((1, 2, 3)).sqrt().mean()),
+            "rms": float((image - source).square().mean((1, 2, 3)).sqrt().mean()),
         }
-        lines.append([name, background, inside, *("no probe" if v is None else v for v in out[name].values())])
-    header = ("cartoon", "flat background", "flat objects", "flat drop", "edge change", "whole drop", "object read",
-              "rms to source")
-    print(table(header, lines))
-    cartoon_strip(bench, made, {name: (row["texture_drop"], row["edge_change"]) for name, row in out.items()})
-    figures = {f"cartoon_{what}_{way}": out[way][what] for what in ("texture_drop", "edge_change") for way in WAYS}
-    figures |= {f"cartoon_texture_drop_{way}_whole": out[way]["whole"] for way in WAYS}
-    figures |= {"cartoon_rms_backd": out["backd"]["rms"], "cartoon_rms_imaged": out["imaged, as backd"]["rms"]}
+    return out
+
+
+def middle(runs: list[dict], name: str, what: str) -> tuple[float | None, float | None]:
+    """Median over the seeds that a way was run with, and the largest minus the smallest."""
+    values = [run[name][what] for run in runs if name in run]
+    if None in values:
+        return None, None
+    return statistics.median(values), max(values) - min(values)
+
+
+def measure_cartoon(bench: Bench, demo: Demo) -> dict[str, float]:
+    n = 4 if bench.quick else 32
+    truth = some(n, 31, lambda s: s.texture > 0)
+    mask = scenes.draw(truth)[1][:, 0]
+    judge = probe.load("conv") if probe.PROBES.exists() else None
+    key = hashlib.sha256(repr([LOOKS, BESIDE]).encode()).hexdigest()[:8]
+    runs, shown = [], None
+    for seed in range(SEEDS):
+        noise = 1000 * seed + 100
+        make = lambda items, noise=noise: cartoon(demo, truth[torch.tensor(items)], noise + items[0], noise == 100)
+        made = kept_pictures(bench, f"cartoon {key} seed {seed}", n, make, 8)
+        if shown is None:
+            shown, plain = made, made["plain, cfg 6"]
+            made["blur"] = blur_of_equal_drop(plain, mask, median(drops(made["imaged_paper"], plain, mask)))
+        runs.append(read_off(judge, made, shown["source"], truth, mask))
+    lines = []
+    for name in runs[0]:
+        cells = [value for what in ("flat", "edges") for value in middle(runs, name, what)]
+        rest = [middle(runs, name, what)[0] for what in ("whole", "read", "rms")]
+        lines.append([name, *cells, *("no probe" if v is None else v for v in rest)])
+    print(table(("cartoon", "flat lost", "spread", "edges", "spread", "whole lost", "object read", "rms"), lines))
+    told = {name: tuple(middle(runs, name, what)[0] for what in ("flat", "edges")) for name in shown}
+    cartoon_strip(bench, shown, told)
+    figures = {}
     for way in WAYS:
-        figures[f"cartoon_read_{way}"] = out[way]["read"]
-        figures[f"cartoon_read_plain_{way}"] = out[f"plain of {way}"]["read"]
+        for what, name in (("flat", "cartoon_flat_median"), ("edges", "cartoon_edges")):
+            figures[f"{name}_{way}"], figures[f"{name}_{way}_spread"] = middle(runs, way, what)
+        figures[f"cartoon_read_{way}"] = middle(runs, way, "read")[0]
+    for cfg in (6, 10):
+        figures[f"cartoon_read_plain_cfg{cfg}"] = middle(runs, f"plain, cfg {cfg}", "read")[0]
+    figures["cartoon_rms_backd"] = runs[0]["backd_match"]["rms"]
+    figures["cartoon_rms_imaged"] = runs[0]["imaged_match, cfg 10"]["rms"]
     return figures
 
 

@@ -25,9 +25,12 @@ ILVR_CFG, FACTORS, STOPS = 3.0, (2, 4, 8), (0.2, 0.5, 0.8, 1.0)
 SHOWN = 4  # scenes in a strip: the first ones, not chosen
 CARTOON_COLUMNS = {
     "source": "source",
-    "plain of imaged": "ordinary run",
-    "backd": "Back-D",
-    "imaged": "Image-D",
+    "plain, cfg 6": "ordinary run",
+    "imaged_paper": "Image-D",
+    "backd_paper": "Back-D",
+    "imaged_match": "Image-D, match",
+    "backd_match": "Back-D, match",
+    "bound_alone": "the bound alone",
     "sdedit": "SDEdit from 0.5",
     "blur": "ordinary run, blurred",
 }

@@ -97,7 +97,8 @@ class BlendedDiffusion:
             else:
                 said += "The background is only pulled, not held."
             return text_result(said, {**latent, "samples": out})
-        sampler = own_sampler(sample_blended, shrink=shrink, fresh=noise == "fresh", from_noise=start == "noise")
+        options = {"shrink": shrink, "fresh": noise == "fresh", "from_noise": start == "noise"}
+        sampler = own_sampler(sample_blended, holds_mask=True, **options)
         out = sample_latent(model, positive, negative, cfg, sampler, sigmas, latent, seed, grid)
         out["samples"] = torch.where(grid.to(samples) == 0, samples, out["samples"].to(samples))
         said = f"{len(sigmas) - 1} network calls from sigma {float(sigmas[0]):.3g}."

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from ..samplers.disturbance import MATCH_PICTURE, MATCH_ROLLBACK, disturbance_schedule, gains, stable_strength
 from ..samplers.disturbance import Disturbance as Looks
+from ..samplers.window import SigmaWindow
 from . import fields
 from .bridge.engine import process_of, sigma_range
+from .bridge.guide import window
 from .bridge.null_branch import patch_null_branch
 from .bridge.report import text_result
 from .bridge.sampler import core_sampler
 from .bridge.sampling import is_empty, sample_latent, sigma_to_time, time_to_sigma, to_model_space
 from .bridge.schedules import picture_sigmas
 
-ROLLBACK, PICTURE = "rollback (Back-D)", "picture (Image-D)"
+ROLLBACK, PICTURE, ITSELF = "rollback (Back-D)", "picture (Image-D)", "itself, bounded (no disturbance)"
 ALIASES = [
     "cartoon",
     "null-text disturbance",
@@ -23,12 +25,16 @@ ALIASES = [
     "flat colours",
 ]
 _LOOK = fields.choice(
-    [ROLLBACK, PICTURE],
+    [ROLLBACK, PICTURE, ITSELF],
     "Where the null branch looks. Rollback: at the run's own latent from earlier, for free generation and pictures. "
-    "Picture: at a clean latent, nearer to that picture.",
+    "Picture: at a clean latent, nearer to that picture. Itself, bounded: no disturbance, only the bound of `match`, a "
+    "smoothing filter of our own.",
 )
 _STRENGTH = fields.share(
-    1.0, "0: ordinary guidance, the model comes back unpatched. 1: the paper's disturbance. Costs nothing extra."
+    1.0,
+    "0: ordinary guidance, the model comes back unpatched. 1: the null branch looks at the other latent alone; with "
+    "`match` off that is the paper's formula, in every step that is short enough for cfg (in others it fades, and the "
+    "report or the log says so). Costs nothing extra.",
 )
 _ROLLBACK = fields.share(
     0.3,
@@ -43,19 +49,21 @@ _START = fields.share(
 _MATCH = (
     "BOOLEAN",
     {
-        "default": True,
-        "tooltip": "Bound the noise that the null branch sees by the positive branch's: about as much, and less near "
-        "the end. Keeps a far rollback from turning into noise; costs nothing. Off: the paper's formula as it is.",
+        "default": False,
+        "tooltip": "Off: the paper's formula. On: our own smoothing beside it: the noise that the null branch sees is "
+        "bounded by the positive branch's, about as much at first and less near the end. It acts without any "
+        "disturbance too, and its bounds were chosen on the demo model. Keeps a far rollback from turning into noise; "
+        "costs nothing.",
     },
 )
+_MATCHED = "match is on: our own smoothing beside the paper's formula."
 _END = fields.share(1.0, "Where the disturbance ends (1: at the finished picture).")
 
 
 def disturb(
-    model, look, strength, rollback, start_percent, end_percent, cfg, reference=None, match=True, sigmas=None
+    model, look, strength, rollback, start_percent, end_percent, cfg, reference=None, match=False, sigmas=None
 ):
     """(patched MODEL, None), or (the MODEL itself, why nothing changes). ValueError where no result is defined."""
-    sigma_at, time_of = time_to_sigma(model), sigma_to_time(model)
     if look == PICTURE and reference is None:
         raise ValueError("Image-D looks at a picture: connect its LATENT to `picture`, or choose rollback (Back-D).")
     if look == PICTURE and is_empty(reference):
@@ -68,25 +76,25 @@ def disturb(
         return model, f"the window from {start_percent:g} to {end_percent:g} is empty"
     if look == ROLLBACK and rollback == 0:
         return model, "rollback is 0"
-    kept = None if reference is None or is_empty(reference) else to_model_space(model, reference)
+    kept = None if reference is None or is_empty(reference) or look == ITSELF else to_model_space(model, reference)
+    sigma_at, time_of = time_to_sigma(model), sigma_to_time(model)
     looks = Looks(
         process_of(model),
-        start=sigma_at(1 - start_percent),
-        end=sigma_at(1 - end_percent),
+        *window(model, start_percent, end_percent),
         older=(lambda s: sigma_at(min(1.0, time_of(s) + rollback))) if look == ROLLBACK else None,
         reference=kept,
+        itself=look == ITSELF,
     )
-    bounds = (MATCH_ROLLBACK if look == ROLLBACK else MATCH_PICTURE) if match else None
-    return patch_null_branch(model, looks, strength, cfg, bounds, sigmas), None
+    bounds = MATCH_PICTURE if look == PICTURE else MATCH_ROLLBACK
+    return patch_null_branch(model, looks, strength, cfg, bounds if match or look == ITSELF else None, sigmas), None
 
 
 def least_strength(model, sigmas, cfg, strength, start_percent, end_percent=1.0):
     """The smallest strength that the window's steps of this schedule are left with; the last step to 0, which fades on
     every schedule, does not count."""
-    start, end = (time_to_sigma(model)(1 - percent) for percent in (start_percent, end_percent))
-    levels = sigmas.tolist()
+    span, levels = SigmaWindow(*window(model, start_percent, end_percent)), sigmas.tolist()
     steps = zip(levels, levels[1:], stable_strength(sigmas, cfg, strength))
-    return min((f for s, low, f in steps if end < s <= start * (1 + 1e-6) and low > 0), default=strength)
+    return min((f for s, low, f in steps if s in span and low > 0), default=strength)
 
 
 class DisturbanceSchedule:
@@ -123,10 +131,10 @@ class DisturbanceSchedule:
         }
 
     def run(self, model, sigmas, cfg, start_percent, steps_above, steps_below):
-        start = time_to_sigma(model)(1 - start_percent)
+        start = window(model, start_percent, 1.0)[0]
         out = disturbance_schedule(sigmas, cfg, start, above=steps_above or None, below=steps_below or None)
         before, after = (max(gains(s, cfg, start), default=0.0) for s in (sigmas, out))
-        inside = int(((out > 0) & (out <= start * (1 + 1e-6))).sum())
+        inside = sum(s > 0 and s in SigmaWindow(start, 0.0) for s in out.tolist())
         word = "stable" if after < 2 else "NOT stable: give it more steps below"
         return text_result(
             f"{len(out) - 1} steps (was {len(sigmas) - 1}), {inside} of them in the window. Largest cfg (1 - r): "
@@ -182,7 +190,7 @@ class Disturbance:
         }
 
     def run(
-        self, model, look, strength, rollback, start_percent, end_percent, cfg, picture=None, sigmas=None, match=True
+        self, model, look, strength, rollback, start_percent, end_percent, cfg, picture=None, sigmas=None, match=False
     ):
         patched, nothing = disturb(
             model, look, strength, rollback, start_percent, end_percent, cfg, picture, match, sigmas
@@ -190,9 +198,10 @@ class Disturbance:
         if nothing:
             return text_result(f"Notice: {nothing}, so the model is passed on unchanged.", patched)
         said = [f"{look} from {start_percent:g} to {end_percent:g}, strength {strength:g}. No extra network calls."]
+        said += [_MATCHED] if match and look != ITSELF else []
         if cfg <= 1:
             said.append("Notice: at cfg 1 there is no null branch and nothing changes; sample with cfg above 1.")
-        if sigmas is not None:
+        if sigmas is not None and look != ITSELF:
             low = least_strength(model, sigmas, cfg, strength, start_percent, end_percent)
             said.append(
                 "This schedule keeps the full strength."
@@ -263,7 +272,7 @@ class DisturbanceSampler:
         steps_above,
         steps_below,
         picture=None,
-        match=True,
+        match=False,
     ):
         if denoise == 0:
             return text_result("Notice: denoise is 0, so the latent comes back as it is.", latent)
@@ -279,12 +288,13 @@ class DisturbanceSampler:
         out = sample_latent(
             patched, positive, negative, cfg, core_sampler("euler"), sigmas, latent, seed, latent.get("noise_mask")
         )
-        worst = max(gains(sigmas, cfg, sigma_at(1 - start_percent)))
+        worst = max(gains(sigmas, cfg, window(model, start_percent, 1.0)[0]))
         said = f"{len(sigmas) - 1} network calls, largest cfg (1 - r) {worst:.2f} (border: 2)."
+        said += f" {_MATCHED}" if match and look != ITSELF and nothing is None else ""
         if nothing is None and cfg <= 1:
             nothing = "at cfg 1 there is no null branch"
         least = least_strength(model, sigmas, cfg, strength, start_percent)
-        if nothing is None and least < strength:
+        if nothing is None and look != ITSELF and least < strength:
             said += f"\nNotice: strength fades to {least:.2f}, or noise would grow; raise steps_below."
         return text_result(said if nothing is None else f"Notice: {nothing}, so this is ordinary sampling. {said}", out)
 

@@ -6,12 +6,14 @@ import torch
 
 from ..samplers.ilvr import coarse_of, sample_ilvr
 from ..samplers.lowpass import dct_low_pass, kept
+from ..samplers.window import SigmaWindow
 from . import fields
 from .bridge.engine import sigmas_of
+from .bridge.guide import window
 from .bridge.post_cfg import patch_denoised
 from .bridge.report import text_result
 from .bridge.sampler import own_sampler
-from .bridge.sampling import is_empty, sample_latent, time_to_sigma, to_model_space
+from .bridge.sampling import is_empty, sample_latent, to_model_space
 
 ALIASES = [
     "ilvr",
@@ -83,11 +85,11 @@ class ILVR:
         if strength == 0 or start_percent >= end_percent:
             why = "strength is 0" if strength == 0 else f"the window from {start_percent:g} to {end_percent:g} is empty"
             return text_result(f"Notice: {why}, so the model is passed on unchanged.", model)
-        sigma_at, clean, phi = time_to_sigma(model), to_model_space(model, reference), dct_low_pass(factor)
-        start, end = sigma_at(1 - start_percent), sigma_at(1 - end_percent)
+        span = SigmaWindow(*window(model, start_percent, end_percent))
+        clean, phi = to_model_space(model, reference), dct_low_pass(factor)
 
         def change(denoised, sigma):
-            if not end < sigma <= start * (1 + 1e-6):
+            if sigma not in span:
                 return denoised
             if clean.shape[1:] != denoised.shape[1:] or len(clean) not in (1, len(denoised)):
                 raise ValueError(

@@ -92,9 +92,9 @@ def make_sampler(jump, resamples, low, high, noise, mode, particles, say=True):
         return run
 
     if mode == EXACT:
-        return own_sampler(warned(sample_particles), calls=calls, particles=particles)
+        return own_sampler(warned(sample_particles), calls=calls, holds_mask=True, particles=particles)
     eta = 1.0 if noise == POSTERIOR else None
-    return own_sampler(warned(sample_repaint_ranged), calls=calls, eta=eta, **schedule)
+    return own_sampler(warned(sample_repaint_ranged), calls=calls, holds_mask=True, eta=eta, **schedule)
 
 
 def said_before(sigmas, process, jump, resamples, low, high, mode, particles):

@@ -99,7 +99,10 @@ class SDEdit:
                 why = "t0 is 0" if len(sigmas) < 2 else "the mask is empty"
                 said.append(f"Notice: {why}, so the latent comes back as it is.")
                 continue
-            sampler = own_sampler(sample_ancestral, eta=eta) if grid is None else own_sampler(sample_repaint, eta=eta)
+            if grid is None:
+                sampler = own_sampler(sample_ancestral, eta=eta)
+            else:
+                sampler = own_sampler(sample_repaint, holds_mask=True, eta=eta)
             out = sample_latent(model, positive, negative, cfg, sampler, sigmas, latent, seed, grid)["samples"]
             if grid is not None:
                 out = torch.where(grid.to(out) == 0, latent["samples"].to(out), out)

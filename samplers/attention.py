@@ -21,49 +21,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .window import ALWAYS, Moment, SigmaWindow, StepWindow, Window  # noqa: F401 (the controllers' words for when)
+
 #: floats of explicit probabilities that exist at once (64 MiB in fp32), whatever the batch, heads and resolution
 PROBABILITY_BUDGET = 2**24
-
-
-@dataclass(frozen=True)
-class Moment:
-    """When: sigma, and its place in the schedule where that is known (`step` in [0, steps], fractional)."""
-
-    sigma: float
-    step: float | None = None
-    steps: int | None = None
-
-
-@dataclass(frozen=True)
-class StepWindow:
-    """Steps int(start (N + points)) <= k < int(end (N + points)): points 1 as the authors count cross-attention, 0
-    self."""
-
-    start: float
-    end: float
-    points: int = 1
-
-    def __contains__(self, moment: Moment) -> bool:
-        if moment.step is None or moment.steps is None:
-            raise ValueError("A window in steps needs the schedule's steps; this moment only knows its sigma.")
-        total = moment.steps + self.points
-        # the products are rounded before they are cut: 0.29 * 100 is 28.999999999999996
-        return int(round(self.start * total, 6)) <= int(moment.step + 1e-4) < int(round(self.end * total, 6))
-
-
-@dataclass(frozen=True)
-class SigmaWindow:
-    """low <= sigma <= high: for patches that don't know the schedule."""
-
-    high: float
-    low: float
-
-    def __contains__(self, moment: Moment) -> bool:
-        return self.low <= moment.sigma <= self.high
-
-
-Window = StepWindow | SigmaWindow
-ALWAYS = SigmaWindow(float("inf"), 0.0)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from .window import SigmaWindow
+
 SHAPES = ("constant", "linear", "cosine")
 
 
@@ -19,7 +21,7 @@ def from_w(w: float) -> float:
 
 @dataclass(frozen=True)
 class ScheduleOfW:
-    """w at a noise level: from `start` at sigma_start to `end` at sigma_end by shape, and 0 outside the two."""
+    """w at a noise level: from `start` at sigma_start to `end` at sigma_end by shape, and 0 outside (`SigmaWindow`)."""
 
     start: float
     end: float
@@ -36,7 +38,7 @@ class ScheduleOfW:
             raise ValueError("w below -1 turns the prompt around: use a w of at least -1 (cfg 0).")
 
     def __call__(self, sigma: float) -> float:
-        if not self.sigma_end <= sigma <= self.sigma_start:
+        if sigma not in SigmaWindow(self.sigma_start, self.sigma_end):
             return 0.0
         if self.shape == "constant":
             return self.start

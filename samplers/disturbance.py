@@ -20,11 +20,14 @@ Departures. The authors' code appends the latent before it looks b/10 entries ba
 less than asked, and for b = 0 takes the initial noise; here s_old = sigma(t + b) is looked up by sigma (interpolated
 between two stored latents) and b = 0 is off. Their history lives on the sampler; ours is emptied when sigma rises.
 Strength mixes the null branch's input, X + strength (X' - X): 0 is ordinary guidance, 1 the paper's, and both cost
-the same. `matched_uncond` (an option) bounds the noise that the null branch sees by the conditional branch's own: at a
-strongly rolled-back latent a network's estimate is larger than the noise that is there, and cfg multiplies the surplus
-into noise. The bound falls along the window (`match_bound`): high up surplus makes borders firm, further down grain.
-Above the first sigma of a run that starts from a picture, X_old = z + s_old n with the run's own noise n, as theirs.
-Flow models are untested anywhere: experimental.
+the same. Above the first sigma of a run that starts from a picture, X_old = z + s_old n with the run's own noise n,
+as theirs. Flow models are untested anywhere: experimental.
+
+Not of the paper. `matched_uncond` (an option, off by default) bounds the noise that the null branch sees by the
+conditional branch's own: at a strongly rolled-back latent a network's estimate is larger than the noise that is there,
+and cfg multiplies the surplus into noise. It is a smoothing filter of its own, which also acts where the null branch
+looks at x itself (`Disturbance(itself=True)`), without any disturbance. The bound falls along the window
+(`match_bound`): high up surplus makes borders firm, further down grain.
 
 Stability. The null term no longer answers the noise in X, so a step to r = s'/s multiplies the remaining error by 1
 - G (1 - r) with G = 1 + (g - 1) strength. It decays while G (1 - r) < 2, without ringing while <= 1. The last step
@@ -42,12 +45,15 @@ import torch
 from torch import Tensor
 
 from .core import Denoise, NoiseProcess, Sigma, expand
+from .window import SigmaWindow
 
 #: Largest G (1 - r) that a faded strength may leave. 2 is the border of growth; at 1 errors fall in one step.
 STABLE_GAIN = 1.5
 #: Bounds of `matched_uncond` at the window's start and at sigma MATCHED_TO, chosen on 32 training scenes of the demo
 #: model (Back-D at cfg 10, Image-D at cfg 6): more texture lost per loss at the borders than by a constant bound
 MATCH_ROLLBACK, MATCH_PICTURE, MATCHED_TO = (1.25, 0.4), (0.75, 0.45), 0.03
+#: The highest sigma at which a window counts as begun for that bound (SD's largest, about)
+MATCHED_FROM = 15.0
 
 
 def at_other_level(x_old: Tensor, sigma_old: Sigma, sigma: Sigma, process: NoiseProcess) -> Tensor:
@@ -71,9 +77,10 @@ def effective_uncond(x: Tensor, given: Tensor, denoised: Tensor) -> Tensor:
 
 
 def match_bound(sigma: Sigma, start: float, bounds: tuple[float, float]) -> float:
-    """The bound of `matched_uncond` at sigma: bounds[0] at the window's start, bounds[1] at MATCHED_TO, evenly in the
-    log between."""
+    """The bound of `matched_uncond` at sigma: bounds[0] at the window's start (at most MATCHED_FROM), bounds[1] at
+    MATCHED_TO, evenly in the log between."""
     first, last = bounds
+    start = min(start, MATCHED_FROM)
     if start <= MATCHED_TO:
         return last
     share = math.log(float(torch.as_tensor(sigma).max()) / MATCHED_TO) / math.log(start / MATCHED_TO)
@@ -128,30 +135,33 @@ class History:
 
 @dataclass
 class Disturbance:
-    """Where the null branch looks. `other(x, sigma)` gives X', or None where it looks at x itself.
+    """Where the null branch looks. `other(x, sigma)` gives X', or None where nothing is done.
 
-    source: "rollback" (needs `older`: sigma(t) -> sigma(t + b)), "latent" (needs `reference`, clean, model space).
-    start, end: the window in sigma, start >= s > end. reference: also what a rollback above the run's start is made
-    of."""
+    older: sigma(t) -> sigma(t + b), a rollback (Back-D); without it reference, a clean latent in model space (Image-D);
+    itself: at x, for the bound of `matched_uncond` alone. start, end: the window in sigma (`SigmaWindow`). reference:
+    also what a rollback above the run's start is made of."""
 
     process: NoiseProcess
     start: float
     end: float = 0.0
     older: Callable[[float], float] | None = None
     reference: Tensor | None = None
+    itself: bool = False
 
     def __post_init__(self):
-        if self.older is None and self.reference is None:
+        if self.older is None and self.reference is None and not self.itself:
             raise ValueError("A disturbance needs a rollback or a latent to look at.")
         self.history = History()
 
     def active(self, sigma: Sigma) -> bool:
         """Whether sigma lies in the window."""
-        return self.end < float(torch.as_tensor(sigma).max()) <= self.start * (1 + 1e-6)
+        return sigma in SigmaWindow(self.start, self.end)
 
     def other(self, x: Tensor, sigma: Sigma) -> Tensor | None:
-        """X' at sigma, or None outside the window. Called at every evaluation of a run, so that the history is
-        whole."""
+        """X' at sigma (x as it came for `itself`), or None outside the window. Called at every evaluation of a run, so
+        that the history is whole."""
+        if self.itself:
+            return x if self.active(sigma) else None
         reference = self.reference
         if reference is not None:
             if reference.shape[1:] != x.shape[1:] or len(reference) not in (1, len(x)):
@@ -184,18 +194,20 @@ def disturbed(
     match: tuple[float, float] | None = None,
 ) -> Denoise:
     """Guidance D_u_eff + cfg (D_c - D_u_eff); where the disturbance is off, ordinary guidance to the bit. match: the
-    bounds of `match_bound`, None for the paper's formula."""
+    bounds of `match_bound`, None for the paper's formula. For `itself` strength is the share of the bound's change."""
 
     def denoise(x: Tensor, sigma: Sigma) -> Tensor:
         given = x
         other, amount = disturbance.other(x, sigma), strength(float(torch.as_tensor(sigma).max()))
-        if other is not None and amount != 0:
+        on = other is not None and amount != 0
+        if on and not disturbance.itself:
             given = disturbed_input(x, other, amount)
         u = uncond(given, sigma)
         u = u if given is x else effective_uncond(x, given, u)
         c = cond(x, sigma)
-        if match and given is not x:
-            u = matched_uncond(x, u, c, match_bound(sigma, disturbance.start, match))
+        if match and on:
+            bounded = matched_uncond(x, u, c, match_bound(sigma, disturbance.start, match))
+            u = u + amount * (bounded - u) if disturbance.itself else bounded
         return u + cfg * (c - u)
 
     return denoise
@@ -204,12 +216,11 @@ def disturbed(
 def gains(
     sigmas: Sequence[float] | Tensor, cfg: float, start: float, end: float = 0.0, strength: float = 1.0
 ) -> list[float]:
-    """G (1 - r) of every step [N]: 0 outside the window start >= s > end and for a last step to 0. Below 2 errors
-    decay."""
+    """G (1 - r) of every step [N]: 0 outside the window and for a last step to 0. Below 2 errors decay."""
     levels = [float(s) for s in sigmas]
-    gain = 1 + (cfg - 1) * strength
+    gain, window = 1 + (cfg - 1) * strength, SigmaWindow(start, end)
     return [
-        gain * (1 - low / high) if end < high <= start * (1 + 1e-6) and low > 0 else 0.0
+        gain * (1 - low / high) if high in window and low > 0 else 0.0
         for high, low in zip(levels, levels[1:])
     ]
 
@@ -243,7 +254,7 @@ def disturbance_schedule(
     top = min(start, positive[0])
     if last >= top or cfg <= gain and below is None:
         return sigmas.clone()
-    upper = [s for s in positive if s > top * (1 + 1e-6)]
+    upper = [s for s in positive if s not in SigmaWindow(top, 0.0)]
     if above is not None and len(upper) > above:
         places = torch.linspace(0, len(upper), above + 1)[:-1].round().long().tolist()
         upper = [upper[i] for i in dict.fromkeys(places)]

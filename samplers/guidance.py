@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from .core import VE, Denoise, NoiseProcess, Sigma, expand, step_of
+from .window import SigmaWindow
 
 MODES = ("network", "decoder", "latent")
 #: (x [B, C, ...], sigma, D [B, C, ...]) -> log p(y | .) [B], differentiable in what the mode differentiates
@@ -45,7 +46,7 @@ Report = Callable[[dict], None]
 class Guidance:
     """One guidance term.
 
-    scale: k, a number or a function of sigma. window: (sigma_start, sigma_end), active for start >= sigma >= end.
+    scale: k, a number or a function of sigma. window: (sigma_start, sigma_end), see `SigmaWindow`.
     every: active on every n-th step of the schedule, counted from its first. bound: largest rms per
     sample of the change of D, in units of sqrt(s^2 v / (a^2 v + s^2)), None for no bound. variance: v of that and of
     the `decoder` mode, in model space."""
@@ -72,8 +73,7 @@ class Guidance:
     def scale_at(self, sigma: Sigma, sigmas: Sequence[float] | Tensor | None = None) -> float:
         """k at sigma, 0 where the term is inactive. `sigmas` (the whole schedule) is needed when every > 1."""
         value = float(torch.as_tensor(sigma).max())
-        start, end = self.window
-        if value <= 0 or not end <= value <= start:
+        if value <= 0 or value not in SigmaWindow(*self.window):
             return 0.0
         if self.every > 1:
             if sigmas is None:

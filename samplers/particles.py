@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from .core import Callback, Denoise, NoiseProcess, NoiseSource, check_descending, report
+from .repaint import blend
 
 
 def _ratio(process: NoiseProcess, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,7 +68,8 @@ def sample_conditional_particles(
 
     x [P*B, C, ...]: noise at sigmas[0], the P rows of one picture next to each other; `noise` draws that shape.
     source [B, C, ...] clean; mask [B or 1, 1 or C, ...], read as repaint where it is >= 0.5 (weights need a sharp
-    known part; a soft edge is composited after). seed: of the resampling. Raises ValueError if the rows don't fit."""
+    known part); there the draw and the source are mixed by the mask's value at the end. seed: of the resampling.
+    Raises ValueError if the rows don't fit."""
     check_descending(sigmas)
     batch = len(source)
     if len(x) != batch * particles:
@@ -113,7 +115,7 @@ def sample_conditional_particles(
 
     best = torch.multinomial(log_w.softmax(1).cpu(), 1, generator=generator).to(x.device)[:, 0]
     winner = denoised[best + torch.arange(batch, device=x.device) * particles]
-    return torch.where(mask < 0.5, source, winner)
+    return blend(torch.where(mask < 0.5, torch.zeros_like(mask), mask), winner, source)
 
 
 def sample_particles(

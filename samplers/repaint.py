@@ -37,6 +37,7 @@ from torch import Tensor
 
 from .core import VE, Callback, Denoise, NoiseProcess, NoiseSource, Sigma, expand
 from .walk import After, Eta, Step, network_calls, sample_walk
+from .window import SigmaWindow
 
 #: The default schedule (100 network calls over SD's range of sigmas), chosen on two mixtures against their true
 #: conditionals and on training scenes with known fills; benchmarks/from_image.py prints both, and a third mixture.
@@ -87,7 +88,7 @@ def ranged_path(
 ) -> list[int]:
     """A schedule that resamples only where low <= s/a <= high (noise to signal), at the level that is jumped from."""
     levels = [noise_to_signal(s, process) for s in sigmas]
-    return jump_path(len(levels) - 1, jump, resamples, lambda level: low <= levels[level] <= high)
+    return jump_path(len(levels) - 1, jump, resamples, lambda level: levels[level] in SigmaWindow(high, low))
 
 
 def karras_sigmas(levels: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:

@@ -19,10 +19,11 @@ denoiser    sample_with(model, conds, latent, sigmas, body, *, total=1, seed=0, 
               .denoiser("positive") -> Denoise as at cfg 1; .guided("positive", "negative", cfg) -> Denoise by the
               engine's own CFG and its patches; .embedding_net("negative") -> net(x, sigma, embedding [B, T, D]) -> D,
               differentiable inside `with run.gradients(checkpoint=False):` (pooled, control nets, areas are kept)
-sampler     own_sampler(function, *, start=None, known=None, **options) -> SAMPLER without noise scaling of
-              function(denoise, x, sigmas, *, process, noise, callback, **options) -> x (tick= if it takes one);
-              x = start (model space) or the engine's own scaled noise; noise masks honoured at every call, with
-              known(sigma) -> what stands outside the mask
+sampler     own_sampler(function, *, start=None, known=None, holds_mask=False, **options) -> SAMPLER without noise
+              scaling of function(denoise, x, sigmas, *, process, noise, callback, **options) -> x (tick= if it takes
+              one); x = start (model space) or the engine's own scaled noise; noise masks honoured at every call, with
+              known(sigma) -> what stands outside the mask; holds_mask: the function is given mask= and source= and
+              composites itself
             k_sampler(function, **options) -> SAMPLER with the engine's scaling (function in k-diffusion's signature);
             core_sampler(name) -> SAMPLER; sampler_name(sampler) -> str; is_euler(sampler) -> bool
 guider      guider_class() -> CFGGuider subclass to derive from:

@@ -51,7 +51,8 @@ class Record:
 
 
 def window(model, start_percent: float, end_percent: float) -> tuple[float, float]:
-    """Sigmas of a span of the model's schedule, 0 = pure noise, 1 = done."""
+    """(start, end) in sigma of a span of the model's schedule, 0 = pure noise, 1 = done, for a `SigmaWindow`: ComfyUI's
+    percent_to_sigma, whatever lies above at 0 (inf) and below at 1 (0)."""
     if not 0 <= start_percent <= end_percent <= 1:
         raise ValueError(f"The span from start {start_percent} to end {end_percent} is empty: start must be at or "
                          "before end, both within 0 and 1.")

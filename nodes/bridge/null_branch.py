@@ -36,7 +36,7 @@ class NullBranch:
     def _restart(self) -> None:
         self.disturbance.history.restart()
         self.cfg, self.last, self.ratio, self.said = self.assumed, None, None, set()
-        self.disturbed = False  # in the evaluation at hand
+        self.matching = False  # the evaluation at hand lies in the window
 
     def _say(self, sentence: str) -> None:
         key = sentence[:24]
@@ -79,6 +79,8 @@ class NullBranch:
         changed = {}
         for i, kind in enumerate(kinds):
             other = self.disturbance.other(given[i], sigma) if kind == _NEGATIVE else None
+            if other is given[i]:  # it looks at itself: only the bound acts
+                self.matching, other = True, None
             amount = self._amount(sigma, sigmas) if other is not None else 0.0
             if amount > 0:
                 changed[i] = given[i]
@@ -88,7 +90,7 @@ class NullBranch:
         denoised = list(call(apply_model, {**args, "input": torch.cat(given)}).chunk(len(kinds)))
         for i, here in changed.items():
             denoised[i] = effective_uncond(here, given[i], denoised[i])
-        self.disturbed = True
+        self.matching = True
         return torch.cat(denoised)
 
     def after_cfg(self, args: dict) -> Tensor:
@@ -107,11 +109,13 @@ class NullBranch:
             gap, guided = (cond - uncond).double(), (args["denoised"] - uncond).double()
             size = float((gap * gap).sum())
             self.cfg = float((gap * guided).sum()) / size if size > 0 else self.cfg
-        disturbed, self.disturbed = self.disturbed, False
-        if not (self.match and disturbed):
+        matching, self.matching = self.matching, False
+        if not (self.match and matching):
             return args["denoised"]
         bound = match_bound(args["sigma"], self.disturbance.start, self.match)
-        return args["denoised"] + (1 - self.cfg) * (matched_uncond(args["input"], uncond, cond, bound) - uncond)
+        change = matched_uncond(args["input"], uncond, cond, bound) - uncond
+        share = self.strength if self.disturbance.itself else 1.0
+        return args["denoised"] + (1 - self.cfg) * share * change
 
 
 def patch_null_branch(model, disturbance: Disturbance, strength: float, cfg: float,

@@ -24,9 +24,11 @@ def own_sampler_class() -> type:
             start: Tensor | None,
             known: Callable | None,
             calls: Callable[[Tensor, NoiseProcess], int] | None,
+            holds_mask: bool,
             options: dict,
         ):
-            self.function, self.start, self.known, self.calls, self.options = function, start, known, calls, options
+            self.function, self.start, self.known, self.calls = function, start, known, calls
+            self.holds_mask, self.options = holds_mask, options
 
         def sample(
             self,
@@ -40,8 +42,6 @@ def own_sampler_class() -> type:
             disable_pbar=False,
         ):
             process, seed = process_of(model_wrap.model_patcher), extra_args.get("seed")
-            taken = inspect.signature(self.function).parameters
-            holds_itself = "mask" in taken
             total = self.calls(sigmas, process) if self.calls else len(sigmas) - 1
             if self.start is None:
                 x = model_wrap.inner_model.model_sampling.noise_scaling(
@@ -65,7 +65,7 @@ def own_sampler_class() -> type:
                 check_interrupt()
                 sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device)
                 timestep = sigma.expand(x.shape[0]).clone() if sigma.ndim == 0 else sigma
-                options, mask = extra_args["model_options"], None if holds_itself else denoise_mask
+                options, mask = extra_args["model_options"], None if self.holds_mask else denoise_mask
                 if mask is not None:
                     if "denoise_mask_function" in options:
                         mask = options["denoise_mask_function"](
@@ -81,9 +81,9 @@ def own_sampler_class() -> type:
                     callback(state["i"], state["denoised"], state["x"], total)
 
             options = dict(self.options)
-            if "tick" in taken:
+            if "tick" in inspect.signature(self.function).parameters:
                 options["tick"] = check_interrupt
-            if holds_itself:
+            if self.holds_mask:
                 options |= {"mask": denoise_mask, "source": latent_image}
             # the seed itself made the start's noise: the loop's own draws must not repeat it
             x = self.function(
@@ -91,7 +91,9 @@ def own_sampler_class() -> type:
             )
             if denoise_mask is None:
                 return x
-            return x * denoise_mask + (known(sigmas[-1]) if sigmas[-1] > 0 else latent_image) * (1 - denoise_mask)
+            # the loop has composited already: only what rounding left outside is put right
+            outside = known(sigmas[-1]) if sigmas[-1] > 0 else latent_image
+            return torch.where(denoise_mask == 0, outside.to(x), x)
 
     return OwnSampler
 
@@ -102,6 +104,7 @@ def own_sampler(
     start: Tensor | None = None,
     known: Callable[[Sigma], Tensor] | None = None,
     calls: Callable[[Tensor, NoiseProcess], int] | None = None,
+    holds_mask: bool = False,
     **options,
 ):
     """SAMPLER that runs `function(denoise, x, sigmas, *, process, noise, callback, **options) -> x` of samplers/.
@@ -109,10 +112,11 @@ def own_sampler(
     start: x [B, C, ...] at sigmas[0] in model space, taken as it is; None: the engine's own scaled noise.
     known: sigma -> what stands outside a noise mask at that level; None: the source with the run's noise.
     calls: (sigmas, process) -> how often the callback is called, for the progress bar (None: once per step).
-    The result is model space at sigmas[-1]; nothing is scaled. Noise masks (1 = change here) are honoured at every
-    call; a function with a parameter `mask` is given the mask (None without one) and `source`, the clean latent, and
-    holds it itself."""
-    return own_sampler_class()(function, start, known, calls, options)
+    holds_mask: the function composites by the noise mask itself; it is given `mask` (None without one) and `source`,
+    the clean latent. Else each call is composited as the engine does it: x and D, by m x + (1 - m) known.
+    The result is model space at sigmas[-1]; nothing is scaled. A mask's value m (1 = change here) mixes exactly once,
+    m D + (1 - m) source for a constant D; where it is 0 the result is the known part to the bit."""
+    return own_sampler_class()(function, start, known, calls, holds_mask, options)
 
 
 def is_own(sampler) -> bool:

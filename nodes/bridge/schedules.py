@@ -17,6 +17,7 @@ from torch import Tensor
 from ...samplers.disturbance import disturbance_schedule, gains
 from ...samplers.repaint import HIGH, LEVELS, LOW, describe, ranged_path, repaint_sigmas
 from ...samplers.sdedit import sdedit_sigmas
+from ...samplers.window import SigmaWindow
 from . import engine, family
 from .sampling import time_to_sigma
 
@@ -92,7 +93,7 @@ def _disturbance(model, options):
         sigmas = _scheduled(model, options)
     window = sigma_at(1 - start), sigma_at(1 - end)
     worst = max(gains(sigmas, cfg, *window), default=0.0)
-    inside = sum(window[1] < float(s) <= window[0] * (1 + 1e-6) for s in sigmas[:-1])
+    inside = sum(float(s) in SigmaWindow(*window) for s in sigmas[:-1])
     said = f"{len(sigmas) - 1} steps, {inside} in the window; largest cfg (1 - r) {worst:.2f}"
     return sigmas, list(range(len(sigmas))), window, said + (" (stable)" if worst < 2 else " (above the border 2)")
 

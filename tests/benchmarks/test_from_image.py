@@ -6,7 +6,7 @@ import pytest
 import torch
 from nulltext.benchmarks import _cartoon, _strips
 from nulltext.benchmarks import _conditional as conditional
-from nulltext.benchmarks._cartoon import blur_of_equal_drop, blurred, edge_contrast, texture, texture_drop
+from nulltext.benchmarks._cartoon import blur_of_equal_drop, blurred, drops, edges, middle, textures
 from nulltext.benchmarks._fill import core_noise_mask, seam_and_fill
 from nulltext.benchmarks.from_image import average_precision, intersection_over_union
 from nulltext.demo import scenes
@@ -40,52 +40,107 @@ def test_texture_and_edges_tell_a_pattern_from_a_border():
     generator = torch.Generator().manual_seed(0)
     flat = 0.3 + 0.4 * mask[:, None].expand(1, 3, 64, 64)
     grain = flat + 0.05 * torch.randn(1, 1, 64, 64, generator=generator)
-    assert texture(flat, mask).tolist() == [0.0, 0.0] and (texture(grain, mask) > 0).all()
+    assert textures(flat, mask).tolist() == [[0.0, 0.0]] and (textures(grain, mask) > 0).all()
     bars = flat.clone()
     bars[..., :8, :] += 0.4  # one border in the background is no texture, but counts in the whole
-    assert texture(bars, mask)[0] == 0 and texture(bars, mask, 1.0)[0] > 0
-    assert texture_drop(flat, bars + 0.01 * (grain - flat), mask, 1.0) == pytest.approx(1)
-    assert edge_contrast(flat, mask) > 0.05
+    assert textures(bars, mask)[0, 0] == 0 and textures(bars, mask, 1.0)[0, 0] > 0
+    assert drops(flat, bars + 0.01 * (grain - flat), mask, 1.0).item() == pytest.approx(1)
+    assert edges(flat, mask) > 0.05
     soft = blurred(grain, 2.0)
-    assert texture_drop(soft, grain, mask) > 0.8 and texture_drop(grain, grain, mask) == pytest.approx(0, abs=1e-6)
-    assert edge_contrast(soft, mask) < 0.8 * edge_contrast(grain, mask)
+    assert drops(soft, grain, mask) > 0.8 and drops(grain, grain, mask).item() == pytest.approx(0, abs=1e-6)
+    assert edges(soft, mask) < 0.8 * edges(grain, mask)
     half = blur_of_equal_drop(grain, mask, 0.5)
-    assert texture_drop(half, grain, mask) == pytest.approx(0.5, abs=0.05)
+    assert drops(half, grain, mask).item() == pytest.approx(0.5, abs=0.05)
 
 
-def test_cartoon_figures_tell_the_ways_apart_and_leave_a_strip(monkeypatch):
-    """Pictures whose answers are known: Back-D lost the grain, Image-D half of it, SDEdit shows another object."""
-    painted = {}
+def test_a_scene_without_room_for_a_region_is_judged_by_the_other():
+    mask = torch.zeros(2, 64, 64)
+    mask[0, 20:44, 20:44] = 1
+    mask[1, 30:34, 30:34] = 1  # no 20 pixels lie well inside
+    grain = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert textures(grain, mask).isnan().tolist() == [[False, False], [False, True]]
+    torch.testing.assert_close(drops(grain / 2, grain, mask), torch.full((2,), 0.75))
+
+
+def test_cartoon_figures_are_medians_with_the_spread_of_the_noise_seeds(monkeypatch):
+    """Pictures whose answers are known: by how much of the ordinary run's grain each way and seed has left."""
+    seeds, painted = [], []
+
+    def left(name, seed):
+        return {"imaged_paper": 0.5, "backd_paper": 2.0, "bound_alone": 0.4, "imaged_match": 0.3,
+                "backd_match": 0.1 * (seed + 1)}.get(name, 0.7)
 
     def ways(bench, key, n, make, batch):
+        seed = int(key[-1])
+        seeds.append(key)
         truth = _cartoon.some(n, 31, lambda s: s.texture > 0)
-        clean = scenes.draw(truth.changed("texture", 0))[0]
-        grain = 0.05 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
-        painted.update({"source": clean, "backd": clean, "imaged": clean + grain / 2, "sdedit": clean + grain,
-                        "imaged, as backd": clean + grain / 4, "backd, unmatched": clean + 3 * grain})
-        painted.update({f"plain of {name}": clean + grain for name in ("backd", "imaged", "imaged, as backd")})
-        return dict(painted)
+        clean = scenes.draw(truth.changed("texture", 0))[0] * 0 + 0.5
+        grain = 0.05 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
+        made = {f"plain, cfg {cfg}": clean + grain for cfg in (6, 10)}
+        made |= {name: clean + left(name, seed) * grain for name in _cartoon.LOOKS}
+        if seed == 0:
+            made |= {name: clean + left(name, seed) * grain for name in [*_cartoon.BESIDE, "sdedit"]}
+            made["source"] = clean
+        made["backd_match"][0] = clean[0] + 20 * grain[0]  # one bad scene moves no median by much
+        painted.append(made)
+        return dict(made)
 
     kept = []
     monkeypatch.setattr(_cartoon, "kept_pictures", ways)
     monkeypatch.setattr(_cartoon, "objects_read", lambda judge, image, truth: float(image.std()))  # tells them apart
     monkeypatch.setattr(_strips, "save", lambda title, rows, columns, path: kept.append((rows, path)))
     figures = _cartoon.measure_cartoon(SimpleNamespace(quick=True), None)
-    assert figures["cartoon_rms_backd"] == 0
-    assert figures["cartoon_rms_imaged"] == pytest.approx(0.0125, rel=0.02)  # at Back-D's settings
-    assert figures["cartoon_texture_drop_backd"] > figures["cartoon_texture_drop_imaged"] > 0.5
-    for way in ("backd", "imaged"):
-        assert figures[f"cartoon_read_{way}"] == float(painted[way].std())
-        assert figures[f"cartoon_read_plain_{way}"] == float(painted[f"plain of {way}"].std())
-    assert {f"cartoon_{k}" for k in ("edge_change_backd", "edge_change_imaged", "texture_drop_backd_whole",
-                                     "texture_drop_imaged_whole")} <= set(figures)
+    assert len(set(seeds)) == 3
+    assert {f"cartoon_{what}_{way}{end}" for what in ("flat_median", "edges") for end in ("", "_spread")
+            for way in ("imaged_paper", "backd_paper", "bound_alone", "imaged_match", "backd_match")} <= set(figures)
+    for way, share in (("imaged_paper", 0.5), ("backd_paper", 2.0), ("bound_alone", 0.4), ("imaged_match", 0.3)):
+        assert figures[f"cartoon_flat_median_{way}"] == pytest.approx(1 - share**2, abs=1e-3)
+        assert figures[f"cartoon_edges_{way}"] == pytest.approx(share - 1, abs=1e-3)
+        assert figures[f"cartoon_flat_median_{way}_spread"] == pytest.approx(0, abs=1e-3)
+    assert figures["cartoon_flat_median_backd_match"] == pytest.approx(1 - 0.2**2, abs=0.05)
+    assert figures["cartoon_flat_median_backd_match_spread"] == pytest.approx(0.3**2 - 0.1**2, abs=1e-3)
+    assert figures["cartoon_edges_backd_match_spread"] == pytest.approx(0.2, abs=1e-3)
+    assert figures["cartoon_read_imaged_paper"] == sorted(float(made["imaged_paper"].std()) for made in painted)[1]
     ((rows, path),) = kept
     assert path.name == "cartoon_strip.jpg" and path.parent == _strips.OUTPUT and len(rows) == 4  # quick: not the page
     captions, pictures = zip(*rows[0].cells)
-    drop, edges = figures["cartoon_texture_drop_imaged"], figures["cartoon_edge_change_imaged"]
-    assert f"Image-D: flat drop {drop:.2f}, edges {edges:+.2f}" in captions
-    for name, shown in zip(("source", "plain of imaged", "backd", "imaged"), pictures):
-        assert shown.tobytes() == _strips.to_picture(painted[name][0]).tobytes()
+    drop, edge = figures["cartoon_flat_median_imaged_paper"], figures["cartoon_edges_imaged_paper"]
+    assert f"Image-D: flat drop {drop:.2f}, edges {edge:+.2f}" in captions
+    for name, shown in zip(("source", "plain, cfg 6", "imaged_paper", "backd_paper"), pictures):
+        assert shown.tobytes() == _strips.to_picture(painted[0][name][0]).tobytes()
+
+
+def test_every_disturbance_fades_alike_and_only_the_control_looks_at_x_itself(monkeypatch):
+    """The runs of one cfg share schedule and strength; the bound alone is never faded, for nothing is disturbed."""
+    seen = {}
+
+    class Stub:
+        sigmas = torch.linspace(0.03, 14.6, 1000)
+        at = lambda self, time: 0.0 if time <= 0 else float(self.sigmas[round(min(time, 1.0) * 999)])
+        pair = lambda self, part: ((lambda x, s: x * 0), (lambda x, s: x * 0))
+        decode = lambda self, x: x
+
+    def spy(cond, uncond, cfg, disturbance, strength, match):
+        kind = "itself" if disturbance.itself else "back" if disturbance.older else "image"
+        seen[len(seen)] = (kind, cfg, match, [strength(float(s)) for s in (4.0, 0.03)])
+        return cond
+
+    monkeypatch.setattr(_cartoon, "disturbed", spy)
+    for cfg in (6.0, 10.0):
+        _cartoon.redrawn(Stub(), None, torch.zeros(1, 1, 2, 2), 0, cfg, _cartoon.LOOKS)
+    ways = {(kind, cfg, match): faded for kind, cfg, match, faded in seen.values()}
+    rollback, picture = _cartoon.MATCH_ROLLBACK, _cartoon.MATCH_PICTURE
+    assert set(ways) == {("image", 6.0, None), ("image", 6.0, picture), ("back", 10.0, None),
+                         ("back", 10.0, rollback), ("itself", 10.0, rollback)}
+    assert ways["back", 10.0, None] == ways["back", 10.0, rollback] != [1.0, 1.0]
+    assert ways["image", 6.0, None] == ways["image", 6.0, picture] != [1.0, 1.0]
+    assert ways["itself", 10.0, rollback] == [1.0, 1.0]
+
+
+def test_a_figure_is_the_middle_of_the_seeds_that_were_run():
+    runs = [{"a": {"flat": 0.1}, "b": {"flat": 0.5}}, {"a": {"flat": 0.4}}, {"a": {"flat": 0.2}}]
+    assert middle(runs, "a", "flat") == (0.2, pytest.approx(0.3)) and middle(runs, "b", "flat") == (0.5, 0.0)
+    assert middle([{"a": {"read": None}}], "a", "read") == (None, None)
 
 
 def test_core_noise_mask_is_the_engines_rule():

@@ -1,6 +1,7 @@
 """The cartoon in one box on a tiny random model: what it says of its schedule, where it is ordinary sampling to the
 bit, and prompts of unlike length."""
 
+import inspect
 import re
 
 import pytest
@@ -10,7 +11,7 @@ from nulltext.nodes.bridge.engine import sigma_range
 from nulltext.nodes.bridge.sampler import core_sampler
 from nulltext.nodes.bridge.sampling import sample_latent, time_to_sigma, to_model_space
 from nulltext.nodes.bridge.schedules import picture_sigmas
-from nulltext.samplers.disturbance import stable_strength
+from nulltext.samplers.disturbance import MATCH_PICTURE, MATCH_ROLLBACK, stable_strength
 
 
 @pytest.fixture(autouse=True)
@@ -82,3 +83,48 @@ def test_prompts_of_unlike_length_leave_the_null_rows_looking_at_the_picture(tin
     assert together == ({1} if max(lengths) > 77 * 4 else {2})  # as the engine joins them
     swapped, _ = cartoon(tiny, positive, make_condition(3, lengths[1]), latent, 1.5, below=8, look=disturbance.PICTURE)
     assert not torch.equal(out, swapped)  # the negative prompt is read
+
+
+@pytest.mark.parametrize("node", [disturbance.Disturbance, disturbance.DisturbanceSampler])
+def test_the_default_is_the_papers_formula(node):
+    assert node.INPUT_TYPES()["optional"]["match"][1]["default"] is False
+    assert inspect.signature(node.run).parameters["match"].default is False
+
+
+def test_match_is_off_unless_asked_for_and_the_report_says_that_it_is_ours(tiny, make_condition, latent):
+    ends = make_condition(1), make_condition(2)
+    options = {"cfg": 4.0, "look": disturbance.PICTURE}
+    default, said = cartoon(tiny, *ends, latent, **options)
+    off, on = (cartoon(tiny, *ends, latent, **options, match=match) for match in (False, True))
+    assert torch.equal(default, off[0]) and not torch.equal(default, on[0])
+    assert "smoothing" not in said and "match is on: our own smoothing" in on[1]
+
+
+@pytest.mark.parametrize("look, bounds", [(disturbance.ROLLBACK, MATCH_ROLLBACK), (disturbance.PICTURE, MATCH_PICTURE)])
+def test_each_look_sees_its_own_latent_and_has_its_own_bounds(tiny, look, bounds, latent):
+    """Asked of the patch itself: a picture is wired both times, and only Image-D may look at it."""
+    picture = {"samples": torch.ones_like(latent[:1]) / 0.18215}
+    of = lambda match: disturbance.disturb(tiny, look, 1.0, 0.3, 0.7, 1.0, 1.5, picture, match)[0].model_options[
+        "model_function_wrapper"]
+    branch = of(True)
+    sigma_at, seen = time_to_sigma(tiny), []
+    x = {sigma_at(0.5): torch.full((1, 4, 8, 8), 5.0), sigma_at(0.2): torch.full((1, 4, 8, 8), 2.0)}
+    for sigma, here in x.items():
+        args = {"input": here, "timestep": torch.tensor([sigma]), "c": {}, "cond_or_uncond": [1]}
+        branch(lambda given, s: seen.append(given * (1 + s**2) ** -0.5) or given, args)
+    high = sigma_at(0.5)
+    expected = x[high] * (1 + high**2) ** -0.5 if look == disturbance.ROLLBACK else torch.ones(1, 4, 8, 8)
+    torch.testing.assert_close(seen[1], expected, rtol=1e-4, atol=1e-4)
+    assert branch.match == bounds and of(False).match is None
+
+
+def test_the_bound_alone_needs_no_picture_and_is_no_disturbance(tiny, make_condition, latent):
+    ends = make_condition(1), make_condition(2)
+    itself, said = cartoon(tiny, *ends, latent, cfg=4.0, below=8, look=disturbance.ITSELF)
+    plain, _ = cartoon(tiny, *ends, latent, cfg=4.0, below=8, strength=0.0)
+    assert torch.isfinite(itself).all() and "fades" not in said
+    patched, nothing = disturbance.disturb(tiny, disturbance.ITSELF, 1.0, 0.3, 0.7, 1.0, 4.0)
+    branch = patched.model_options["model_function_wrapper"]
+    assert nothing is None and branch.disturbance.itself and branch.match == MATCH_ROLLBACK
+    assert disturbance.disturb(tiny, disturbance.ITSELF, 0.0, 0.3, 0.7, 1.0, 4.0)[0] is tiny
+    assert not torch.equal(itself, plain)

@@ -4,11 +4,11 @@ import logging
 
 import pytest
 import torch
-from nulltext.nodes import blended, diffedit, repaint, sdedit
+from nulltext.nodes import blended, diffedit, null_text, repaint, sdedit
 from nulltext.nodes.bridge.engine import process_of
 from nulltext.nodes.bridge.guider import guider_class
 from nulltext.nodes.bridge.noise import model_notes, source_latent
-from nulltext.nodes.bridge.sampler import own_sampler
+from nulltext.nodes.bridge.sampler import core_sampler, own_sampler
 from nulltext.nodes.bridge.sampling import sample_latent, to_model_space
 from nulltext.samplers.core import VE
 from nulltext.samplers.inversion import Inversion
@@ -227,8 +227,84 @@ def test_posterior_noise_is_the_ancestral_step_and_renewed_noise_another(tiny, e
         return guider.sample(noise, latent, sampler, sigmas, seed=1, disable_pbar=True)
 
     schedule = {"jump": 1, "resamples": 2, "low": 0.2, "high": 5.0}
-    paper = own_sampler(sample_repaint_ranged, eta=1.0, **schedule)
+    paper = own_sampler(sample_repaint_ranged, holds_mask=True, eta=1.0, **schedule)
     made = {n: run(repaint.make_sampler(**schedule, noise=n, mode=repaint.RESAMPLING, particles=1))
             for n in (repaint.POSTERIOR, repaint.RENEWED)}
     assert torch.equal(made[repaint.POSTERIOR], run(paper))
     assert (made[repaint.RENEWED] - made[repaint.POSTERIOR]).abs().max() > 0.1
+
+
+ANSWER, SOURCE, SCALE = 2.0, 0.5, 0.18215  # what the network always says, and the picture, in model space
+
+
+@pytest.fixture
+def constant(tiny):
+    """A model whose guided answer is ANSWER everywhere."""
+    model = tiny.clone()
+    model.set_model_sampler_post_cfg_function(lambda args: torch.full_like(args["denoised"], ANSWER))
+    return model
+
+
+@pytest.fixture
+def soft():
+    """[1, 8, 8]: a half where INSIDE, all and nothing in two rows beside it."""
+    grid = 0.5 * INSIDE.float()
+    grid[0] = 1.0
+    return grid[None]
+
+
+@pytest.fixture
+def masked(edits, make_condition, invert):
+    """By name, run(model, latent, mask) -> latent of everything that samples inside a mask with a loop of ours."""
+
+    def replayed(pivot, **more):
+        def run(model, latent, mask):
+            inversion = invert(model, latent, pivot=pivot, **more)
+            return null_text.Sampler().run(model, inversion, 1.0, make_condition(1), make_condition(2), mask)
+
+        return run
+
+    return {
+        **edits,
+        "repaint, exact-leaning": lambda *a: edits["repaint"](*a, mode=repaint.EXACT),
+        "Null-Text Sampler": replayed("ddim"),
+        "Null-Text Sampler, edit-friendly": replayed("edit_friendly", residuals=torch.zeros(10, 2, 4, 8, 8)),
+    }
+
+
+@pytest.mark.parametrize("name", ["repaint", "repaint, exact-leaning", "sdedit", "blended", "diffedit",
+                                  "Null-Text Sampler", "Null-Text Sampler, edit-friendly"])
+def test_a_soft_mask_mixes_once_as_in_the_engines_euler(
+    masked, constant, engine, make_condition, latent, soft, name
+):
+    """m D + (1 - m) source: D = 2, source .5, mask .5 make 1.25; mixing twice would make .875."""
+    source = torch.full_like(latent, SOURCE / SCALE)
+    source[..., 5] = latent[..., 5]  # somewhere outside, a picture
+    out = samples(masked[name](constant, source, soft))
+    core = sample_latent(constant, make_condition(1), make_condition(2), 3.0, core_sampler("euler"),
+                         engine.sigmas_of(constant, "normal", 5), {"samples": source}, 7, soft[:, None])["samples"]
+    assert (SCALE * out)[..., INSIDE].sub(1.25).abs().max() < 1e-5
+    torch.testing.assert_close(out, core, rtol=1e-4, atol=1e-4)
+    outside = out[..., soft[0] == 0]
+    if name in ("diffedit", "Null-Text Sampler", "Null-Text Sampler, edit-friendly"):  # scaled in and out again
+        torch.testing.assert_close(outside, source[..., soft[0] == 0], rtol=1e-6, atol=0)
+    else:
+        assert torch.equal(outside, source[..., soft[0] == 0])
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_only_a_loop_that_says_so_is_given_the_mask(tiny, engine, make_condition, latent, holds):
+    """A parameter of that name says nothing: what is asked is `holds_mask`."""
+    seen = []
+
+    def loop(denoise, x, sigmas, *, process, noise, callback, mask=None, source=None):
+        seen.append((mask, source))
+        return x * 0 + 3
+
+    grid = INSIDE.float()[None, None].expand(2, 1, -1, -1)
+    out = sample_latent(tiny, make_condition(1), make_condition(2), 1.0, own_sampler(loop, holds_mask=holds),
+                        engine.sigmas_of(tiny, "normal", 3), {"samples": latent}, 0, grid)["samples"]
+    ((mask, source),) = seen
+    assert (mask is not None) == (source is not None) == holds
+    torch.testing.assert_close(out[..., INSIDE], torch.full_like(out[..., INSIDE], 3 / SCALE))
+    torch.testing.assert_close(out[..., ~INSIDE], latent[..., ~INSIDE])

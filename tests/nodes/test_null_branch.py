@@ -32,7 +32,7 @@ def test_matching_bounds_the_null_branchs_noise_by_the_conditionals(match, calls
     seen = bound * 0.5 if match else 0.5 * 9 * (1 + 0.5**2) ** 0.5  # X' - D_u'
     uncond = X - seen
     torch.testing.assert_close(ask(branch, calls, cfg), uncond + cfg * (X * 0.5 - uncond))
-    assert not branch.disturbed
+    assert not branch.matching
 
 
 def test_matching_touches_no_evaluation_outside_the_window():
@@ -48,3 +48,32 @@ def test_a_schedule_that_the_engine_does_not_tell_fades_the_last_step():
         given = X + amount * (9 * (1 + 0.4**2) ** 0.5 - X)
         uncond = X - given * 0.5
         torch.testing.assert_close(ask(branch, [[1, 0]], cfg, sigma=0.4), uncond + cfg * (X * 0.5 - uncond))
+
+
+@pytest.mark.parametrize("sigma, bound", [(1.0, 0.6), (0.03**0.5, 0.4), (0.03, 0.2)])
+@pytest.mark.parametrize("itself", [True, False])
+def test_the_bound_falls_along_the_window(sigma, bound, itself):
+    """From .6 at the window's start (1) to .2 at .03; both branches see .5 of noise, the far picture more."""
+    looks = Looks(VE, start=1.0, reference=X * 9, itself=itself)
+    uncond = X - bound * 0.5
+    out = ask(NullBranch(looks, 1.0, 3.0, match=(0.6, 0.2)), [[1, 0]], 3.0, sigma)
+    torch.testing.assert_close(out, uncond + 3.0 * (X * 0.5 - uncond))
+
+
+@pytest.mark.parametrize("match", [None, (0.5, 0.5)])
+@pytest.mark.parametrize("itself", [True, False])
+def test_strength_0_is_ordinary_guidance_and_half_of_the_bound_alone_half_its_change(itself, match):
+    looks = Looks(VE, start=1.0, reference=X * 9, itself=itself)
+    assert torch.equal(ask(NullBranch(looks, 0.0, 3.0, match=match), [[1, 0]], 3.0), X * 0.5)
+    if itself and match:
+        out = ask(NullBranch(looks, 0.5, 3.0, match=match), [[1, 0]], 3.0)
+        uncond = X * 0.5 + 0.5 * X * 0.25  # halfway from D_u, .5, to the bounded one, .75
+        torch.testing.assert_close(out, uncond + 3.0 * (X * 0.5 - uncond))
+
+
+def test_the_bound_alone_gives_the_network_what_came_and_never_fades():
+    seen = []
+    branch = NullBranch(Looks(VE, start=1.0, itself=True), 1.0, 20.0, match=(0.5, 0.5), sigmas=torch.tensor([0.5, 0.0]))
+    args = {"input": torch.cat([X, X * 2]), "timestep": torch.tensor([0.5]), "c": {}, "cond_or_uncond": [1, 0]}
+    out = branch(lambda given, sigma: seen.append(given) or given * 0.5, args)
+    assert torch.equal(seen[0], args["input"]) and torch.equal(out, args["input"] * 0.5) and not branch.said

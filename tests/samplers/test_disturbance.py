@@ -6,6 +6,7 @@ import pytest
 import torch
 from nulltext.samplers.core import FLOW, VE, guided
 from nulltext.samplers.disturbance import (
+    MATCHED_FROM,
     MATCHED_TO,
     Disturbance,
     History,
@@ -273,11 +274,80 @@ def test_the_bound_falls_evenly_in_the_log_from_the_windows_start():
     assert match_bound(0.02, 0.02, bounds) == 0.7  # a window below the range
 
 
-def test_matching_acts_inside_the_window_only(x_t):
-    x = x_t / ALPHA_BAR[TIMES[0]].sqrt()
-    sigmas = torch.cat([SIGMA[TIMES], torch.zeros(1, dtype=torch.float64)])
-    window = float(SIGMA[300])
-    plain = sample_euler(guided(COND.denoise, UNCOND.denoise, 4.0), x, sigmas)
-    assert torch.equal(run(Disturbance(VE, window, end=window, older=older(300)), x, match=(1.0, 1.0)), plain)
-    unmatched, matched = (run(Disturbance(VE, window, older=older(300)), x, match=m) for m in (None, (1.0, 1.0)))
-    assert not torch.equal(matched, unmatched)
+def answers(disturbance, sigmas, cfg=4.0, x=None, **options):
+    """What the guided denoiser says of one x at each level in turn: [(sigma, D)]."""
+    x = torch.tensor([[0.7, -1.1], [2.0, 0.3]], dtype=torch.float64) if x is None else x
+    denoise = disturbed(COND.denoise, UNCOND.denoise, cfg, disturbance, **options)
+    return [(s, denoise(x, s)) for s in sigmas]
+
+
+def plain_and_bounded(s, bound, cfg=4.0):
+    """Ordinary guidance at s, and the same with the null branch's noise at most `bound` times the conditional's."""
+    x = torch.tensor([[0.7, -1.1], [2.0, 0.3]], dtype=torch.float64)
+    u, c = UNCOND.denoise(x, s), COND.denoise(x, s)
+    size = lambda d: (x - d).square().mean(1, keepdim=True).sqrt()
+    held = x - (x - u) * (bound * size(c) / size(u)).clamp(max=1)
+    return u + cfg * (c - u), held + cfg * (c - held)
+
+
+def test_the_bound_acts_inside_the_window_only():
+    """Without any disturbance, so that only the bound can differ: its edges are inside, the rest is untouched."""
+    inside, outside = (2.0, 1.0, 0.5), (4.0, 2.1, 0.45)
+    looks = Disturbance(VE, 2.0, end=0.5, itself=True)
+    for s, d in answers(looks, sorted(inside + outside, reverse=True), match=(0.2, 0.2)):
+        plain, bounded = plain_and_bounded(s, 0.2)
+        assert (bounded - plain).abs().max() > 0.01  # it binds everywhere here
+        if s in inside:
+            torch.testing.assert_close(d, bounded)
+        else:
+            assert torch.equal(d, plain)
+    for s, d in answers(looks, inside):  # nothing is bounded, nothing is disturbed
+        assert torch.equal(d, plain_and_bounded(s, 1.0)[0])
+
+
+def test_the_bound_falls_along_the_window():
+    """From .3 at the window's start (3) to .1 at 0.03, evenly in the log: .2 at .3."""
+    for s, bound in ((3.0, 0.3), (0.3, 0.2), (0.03, 0.1)):
+        ((_, d),) = answers(Disturbance(VE, 3.0, itself=True), [s], match=(0.3, 0.1))
+        torch.testing.assert_close(d, plain_and_bounded(s, bound)[1])
+    assert match_bound(MATCHED_FROM**0.5 * MATCHED_TO**0.5, math.inf, (1.1, 0.7)) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("match", [None, (0.2, 0.2)])
+@pytest.mark.parametrize("looks", ["rollback", "latent", "itself"])
+def test_strength_0_is_ordinary_guidance_to_the_bit_wherever_it_is_0(looks, match):
+    """Also where it has faded to 0 in some levels of a run only."""
+    sigmas = [2.0, 1.5, 1.0, 0.5]
+    options = {"rollback": {"older": lambda s: s * 2}, "itself": {"itself": True},
+               "latent": {"reference": torch.full((2, 2), 3.0, dtype=torch.float64)}}[looks]
+    off, on = (answers(Disturbance(VE, 9.0, **options), sigmas, match=match, strength=strength)
+               for strength in (lambda s: 0.0, lambda s: float(s == 1.0)))
+    for (s, zero), (_, some) in zip(off, on):
+        plain = plain_and_bounded(s, 1.0)[0]
+        assert torch.equal(zero, plain)
+        acts = s == 1.0 and not (looks == "itself" and match is None)
+        assert torch.equal(some, plain) != acts
+
+
+def test_half_of_the_bound_alone_is_half_of_its_change():
+    ((_, half),) = answers(Disturbance(VE, 9.0, itself=True), [1.0], match=(0.2, 0.2), strength=lambda s: 0.5)
+    torch.testing.assert_close(half, sum(plain_and_bounded(1.0, 0.2)) / 2)
+
+
+def test_each_look_sees_its_own_latent():
+    """The null branch's input, as the network scales it: the run's own earlier latent for a rollback even where a
+    picture is known, the picture without one."""
+    picture, seen = torch.full((1, 2), 9.0, dtype=torch.float64), []
+
+    def null(x, s):
+        seen.append(x * VE.input_scale(s))
+        return UNCOND.denoise(x, s)
+
+    x = {2.0: torch.full((1, 2), 4.0, dtype=torch.float64), 1.0: torch.full((1, 2), 1.0, dtype=torch.float64)}
+    for options, expected in (({"older": lambda s: 2 * s, "reference": picture}, x[2.0] * VE.input_scale(2.0)),
+                              ({"reference": picture}, picture)):
+        seen.clear()
+        denoise = disturbed(COND.denoise, null, 4.0, Disturbance(VE, 1.0, **options))
+        for s, here in x.items():
+            denoise(here, s)
+        torch.testing.assert_close(seen[1], expected)

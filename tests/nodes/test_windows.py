@@ -1,0 +1,137 @@
+"""Every node with start_percent and end_percent acts between the same two levels as a core conditioning does."""
+
+import pytest
+import torch
+from nulltext.demo import nets
+from nulltext.demo.image_text import IMAGE, NOISY, TEXT, WORDS
+from nulltext.nodes import NODE_CLASS_MAPPINGS
+from nulltext.nodes.bridge.sampler import core_sampler
+from nulltext.nodes.bridge.sampling import sample_latent
+from nulltext.nodes.bridge.words import KEY
+from nulltext.samplers.image_text import ImageText
+from nulltext.samplers.latent_classifier import LatentClassifier
+
+START, END = 0.3, 0.6
+CFG = 1.5
+
+
+@pytest.fixture(autouse=True)
+def inference():
+    with torch.inference_mode():  # as nodes run
+        yield
+
+
+@pytest.fixture(scope="module")
+def vae(engine):
+    torch.manual_seed(0)
+    sd = dict(nets.AutoEncoder().state_dict())
+    sd |= {"vae_scale": torch.tensor(0.18215), "vae_shift": torch.tensor(0.0)}
+    return engine.get("sd").VAE(sd=sd)
+
+
+@pytest.fixture(scope="module")
+def image_text():
+    torch.manual_seed(0)
+    with torch.inference_mode(False):
+        return ImageText(WORDS, IMAGE, TEXT, NOISY).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    torch.manual_seed(1)
+    with torch.inference_mode(False):
+        made = LatentClassifier.new(["cat", "dog"], 4, 8, width=16)
+        for p in made.parameters():  # zero-initialised branches would hide mistakes
+            if p.ndim > 1 and not p.any():
+                torch.nn.init.normal_(p, std=0.05)
+        return made.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def worded(make_condition):
+    record = {"text": "ring", "words": [{"text": "ring", "tokens": [1]}], "ids": [900, 5, *[901] * 75], "chunks": 1}
+    ((embedding, extra),) = make_condition(1)
+    return [[embedding, {**extra, KEY: [record]}]]
+
+
+@pytest.fixture
+def differs(tiny, make_condition):
+    """differs(model, sigma, positive): whether one step from that level is not the same as the untouched model's."""
+    latent = {"samples": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))}
+
+    def made(model, sigma, positive):
+        sigmas = torch.tensor([sigma, sigma / 2])
+        return sample_latent(model, positive, make_condition(2), CFG, core_sampler("euler"), sigmas, latent, 5)
+
+    def differs(model, sigma, positive, untouched=tiny, plain=None):
+        plain = positive if plain is None else plain
+        return not torch.equal(made(model, sigma, positive)["samples"], made(untouched, sigma, plain)["samples"])
+
+    return differs
+
+
+@pytest.fixture
+def levels(tiny):
+    """sigma -> whether a window from START to END acts there."""
+    start, end = (float(tiny.get_model_object("model_sampling").percent_to_sigma(p)) for p in (START, END))
+    return {start * 1.01: False, start: True, (start + end) / 2: True, end: True, end * 0.99: False}
+
+
+def outputs(name, span=(START, END), **inputs):
+    """What a node returns; what is not named stands at its default."""
+    node = NODE_CLASS_MAPPINGS[f"NullText_{name}"]
+    asked = node.INPUT_TYPES()["required"]
+    defaults = {k: v[1]["default"] for k, v in asked.items() if len(v) > 1 and "default" in v[1]}
+    out = node().run(**{**defaults, "start_percent": span[0], "end_percent": span[1], **inputs})
+    return out["result"] if isinstance(out, dict) else out
+
+
+@pytest.fixture
+def patched(tiny, worded, vae, image_text, classifier):
+    """By name, a node's patched MODEL for a span."""
+    picture = {"samples": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4))}
+    of = lambda name, **inputs: lambda span=(START, END): outputs(name, span, model=tiny, **inputs)[0]
+    return {
+        "AttentionReweight": of("AttentionReweight", positive=worded, weights="ring: 5"),
+        "ILVR": of("ILVR", reference=picture),
+        "Disturbance": of("Disturbance", look="picture (Image-D)", picture=picture, cfg=CFG),
+        "CFGConvention": of("CFGConvention", w=3.0),
+        "CFGConvention, linear": of("CFGConvention", w=3.0, shape="linear", w_end=2.0),
+        "ClassifierGuidance": of("ClassifierGuidance", classifier=classifier, class_name="dog", scale=3.0),
+        "CLIPGuidance": of("CLIPGuidance", vae=vae, image_text=image_text, text="a red circle", scale=50.0),
+        "SemanticGuidance": of("SemanticGuidance", vae=vae, image_text=image_text, text="a red circle",
+                               text_weight=50.0, content_weight=0.0, structure_weight=0.0, style_weight=0.0),
+    }
+
+
+NAMES = ("AttentionReweight", "ILVR", "Disturbance", "CFGConvention", "CFGConvention, linear", "ClassifierGuidance",
+         "CLIPGuidance", "SemanticGuidance")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_nodes_window_has_both_edges_inside(patched, tiny, differs, levels, worded, name):
+    """Outside of it the CFG node is the prompt alone, which is w = 0; the others are the model."""
+    untouched = outputs("CFGConvention", model=tiny, w=0.0)[0] if "CFG" in name else tiny
+    model = patched[name]()
+    assert {sigma: differs(model, sigma, worded, untouched) for sigma in levels} == levels
+
+
+def test_core_counts_both_edges_too(tiny, make_condition, differs, levels, worded):
+    """The rule is the engine's: a conditioning with the same span is asked at the same levels."""
+    ((embedding, extra),) = worded
+    limited = [[embedding, {**extra, "start_percent": START, "end_percent": END}]]
+    asked = {sigma: not differs(tiny, sigma, limited, plain=worded) for sigma in levels}
+    assert asked == levels
+
+
+def test_a_recording_has_the_same_edges(tiny, levels, differs, worded):
+    for sigma, inside in levels.items():
+        model, maps = outputs("AttentionRecord", model=tiny, positive=worded, layers="all")
+        differs(model, sigma, worded)
+        assert bool(maps["record"].maps.images()) == inside
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "CFG" not in n])
+def test_an_empty_span_is_the_untouched_model_even_on_its_own_level(patched, differs, levels, worded, name):
+    model = patched[name]((START, START))
+    assert not any(differs(model, sigma, worded) for sigma in levels)
