@@ -1,7 +1,8 @@
 """CLIP guidance: how well a picture agrees with texts and other pictures, as a log-likelihood per sample.
 
-After Crowson's CLIP guided diffusion (spherical loss over random cutouts), Kitichotkul & Inkaew (contrastive: the
-target caption against distractors) and Blended Diffusion 2111.14818 (the masked picture only, outside it mid-grey).
+After Katherine Crowson's CLIP guided diffusion (spherical loss over random cutouts), Kitichotkul & Inkaew (contrastive
+loss: the target caption against distractors) and Blended Diffusion 2111.14818 (the masked picture only, outside it
+mid-grey: 0 in that paper's -1..1).
 With e the image tower, c_j the cutouts and t_i targets of weight w_i:
 
     spherical, cosine   L = mean_j sum_i w_i dist(e(c_j), t_i) / |sum_i w_i|

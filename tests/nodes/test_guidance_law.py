@@ -88,7 +88,7 @@ def test_a_bound_breaks_the_law_and_the_record_says_how_often_it_acted(engine, m
         acted.append(guide.record_of(model).bound_share("class dog"))
         pushes = [s["terms"]["class dog"] for s in guide.record_of(model).steps]
         at_bound = torch.cat([(p["rms"] > 0.9999 * bound).float() for p in pushes]).mean() if bound else 0.0
-        assert acted[-1] == pytest.approx(float(at_bound), abs=1e-3)  # of steps and pictures, those whose push is the bound
+        assert acted[-1] == pytest.approx(float(at_bound), abs=1e-3)
         said = guide.bounds_said(model)
         assert (said == []) if bound == 0 else (f"bound of {bound:g} acted in {acted[-1]:.0%} of the steps" in said[0])
     assert acted[0] == acted[1] == 0 and acted[2] > 0.2
