@@ -2,8 +2,11 @@
 
 The network is a Gaussian mixture, whose denoiser and whose class probabilities are known at every noise level; the
 inputs that the node does not need are its schema's defaults, so that a changed default shows here."""
+import re
+
 import pytest
 import torch
+from nulltext.demo import workflows
 from nulltext.nodes import NODE_CLASS_MAPPINGS as NODES
 from nulltext.nodes.bridge import guide
 from nulltext.nodes.bridge.guider import guider_class
@@ -71,6 +74,16 @@ def test_the_nodes_defaults_are_the_published_technique():
     for name in ("CLIPGuidance", "SemanticGuidance"):
         found = defaults(NODES[f"NullText_{name}"])
         assert found["bound"] == 0.0 and found["start_percent"] == 0.0 and found["end_percent"] == 1.0
+
+
+def test_a_shipped_workflow_that_needs_a_bound_says_so():
+    bounds = {}
+    for name in workflows.names():
+        flow = workflows.load(name)
+        bounds[name] = max((node["inputs"]["bound"] for node in flow.values() if "bound" in node["inputs"]), default=0)
+        said = re.search(r"\bbound of ([0-9.]+)", workflows.note(name, flow))
+        assert (float(said.group(1).rstrip(".")) if said else 0) == bounds[name], name
+    assert sum(map(bool, bounds.values())) >= 3
 
 
 def test_scale_1_at_the_nodes_defaults_samples_the_class(engine, mixture_model, make_condition, exact):
