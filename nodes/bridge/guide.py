@@ -204,7 +204,8 @@ def _post_cfg(model, terms: list[Term]):
         except torch.cuda.OutOfMemoryError:
             raise ValueError(_too_large([t.guidance.mode for t in live])) from None
         if not bool(torch.isfinite(change).all()):
-            raise ValueError("The guidance gradient is not finite: lower the scale, or load the model in fp32 or bf16.")
+            raise ValueError("The guidance gradient is not finite: lower the scale, set a bound (1 for example), or "
+                             "load the model in fp32 or bf16.")
         guided = denoised + change.to(denoised)
         record.step(level, x, guided)
         return guided
