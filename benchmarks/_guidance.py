@@ -18,18 +18,19 @@ from ..demo.classifiers import PAIR_NAMES, PAIRS
 from ..demo.image_text import word_rows
 from ..demo.model import denoiser, empty_rows, load, schedule
 from ..samplers.clip_guidance import ImageLoss
-from ..samplers.core import Denoise, guided
-from ..samplers.guidance import Guidance, with_guidance
+from ..samplers.core import VE, Denoise, guided
+from ..samplers.guidance import Guidance, Report, with_guidance
 from ..samplers.image_text import ImageText
 from ..samplers.kid import kid, kid_gain
 from ..samplers.latent_classifier import LatentClassifier
 from ..samplers.ode import sample_euler
+from ..samplers.semantic import Semantics
 
 COLOUR, SHAPE = "red", "circle"
 IMAGE_TEXT = Path(__file__).resolve().parents[1] / "models" / "nulltext_image_text.safetensors"
-#: pushes in units of the estimate's own uncertainty per step at most: CLIP's two ways, and the classifier, which the
-#: larger one takes to its class more often at the same realism
-BOUND, CLASSIFIER_BOUND = 1.0, 1.25
+#: what the demo model's classifier is helped by, and no default: pushes of at most so much, in units of the estimate's
+#: own uncertainty per step. The table has the classifier with it and without it
+CLASSIFIER_BOUND = 1.25
 #: (sigma_start, sigma_end) of the tower and of the classifier, chosen on noises that the comparison doesn't use. Above,
 #: they tell pairs little better than chance (tower 8 % at sigma 4, classifier 14 %) and push anywhere; below, they draw
 #: what only they see
@@ -89,19 +90,27 @@ class Lab:
         temperature = float(self.towers.log_scale.exp())  # its own, as 100 is CLIP's
         loss = ImageLoss(self.towers.embed_image, self.target, (1.0,), distance, self.others, temperature)
         likelihood = loss.noisy_log_likelihood(self.towers.embed_noisy)
-        return Guidance(likelihood, "latent", scale, CLIP_WINDOW, bound=BOUND, name=distance)
+        return Guidance(likelihood, "latent", scale, CLIP_WINDOW, name=distance)
 
     def clip_decoded(self, mode: str, scale: float) -> Guidance:
         """The same on the decoded estimate, for the cost of the gradient modes."""
         loss = ImageLoss(self.towers.embed_image, self.target, (1.0,), "spherical")
-        return Guidance(loss.log_likelihood(self.autoencoder.decode), mode, scale, bound=BOUND, name=mode)
+        return Guidance(loss.log_likelihood(self.autoencoder.decode), mode, scale, name=mode)
 
-    def classify(self, scale: float) -> Guidance:
+    def semantic(self, part: str, weight: float) -> Guidance:
+        """Semantic guidance towards one scene of the class: part "content", "structure" or "style"."""
+        reference = self.slim.encode(scenes.draw(self.scenes(1, 77))[0])
+        goal = Semantics(**{f"{part}_weight": weight})
+        likelihood = goal.of_noisy(self.towers.embed_noisy, self.towers.noisy_features, reference, VE)
+        return Guidance(likelihood, "latent", name=part)
+
+    def classify(self, scale: float, bound: float | None = None) -> Guidance:
+        """Classifier guidance as published; with a bound, what suits the demo model."""
         assert self.classifier.labels == PAIR_NAMES
         likelihood = self.classifier.log_likelihood(self.name)
-        return Guidance(likelihood, "latent", scale, CLASSIFIER_WINDOW, bound=CLASSIFIER_BOUND, name="classifier")
+        return Guidance(likelihood, "latent", scale, CLASSIFIER_WINDOW, bound=bound, name="classifier")
 
-    def denoiser(self, way: Way, n: int, rows: Tensor | None = None) -> Denoise:
+    def denoiser(self, way: Way, n: int, rows: Tensor | None = None, report: Report | None = None) -> Denoise:
         if rows is None and way.caption:
             rows = self.caption_rows(n)
         empty = denoiser(self.net.unet, self.net.text(empty_rows(n)), self.table)
@@ -110,7 +119,7 @@ class Lab:
             if rows is None
             else guided(denoiser(self.net.unet, self.net.text(rows), self.table), empty, way.cfg)
         )
-        return with_guidance(base, way.terms, sigmas=self.sigmas)
+        return with_guidance(base, way.terms, sigmas=self.sigmas, report=report)
 
     def caption_rows(self, n: int) -> Tensor:
         """Token rows of "a red circle" in the demo model's vocabulary."""
@@ -129,12 +138,16 @@ class Lab:
         return torch.stack(draws) * self.sigmas[0]
 
     @torch.no_grad()
-    def sample(self, way: Way, indices: list[int], rows: Tensor | None = None) -> tuple[Tensor, float]:
-        """Pictures [B, 3, 128, 128], and the seconds of sampling (the last decode left out)."""
-        start = time.perf_counter()
-        x = sample_euler(self.denoiser(way, len(indices), rows), self.noise(indices), self.sigmas)
+    def sample(self, way: Way, indices: list[int], rows: Tensor | None = None) -> tuple[Tensor, float, Tensor]:
+        """Pictures [B, 3, 128, 128], the seconds of sampling (the last decode left out), and of each picture's pushes
+        the share that a bound shrank [B]."""
+        start, limited = time.perf_counter(), [torch.zeros(0, len(indices))]
+        denoise = self.denoiser(way, len(indices), rows, lambda said: limited.append(said["limited"][None]))
+        x = sample_euler(denoise, self.noise(indices), self.sigmas)
         took = time.perf_counter() - start
-        return self.slim.decode(x).clamp(0, 1), took
+        at_bound = torch.cat(limited)
+        shares = at_bound.mean(0) if len(at_bound) else torch.zeros(len(indices))
+        return self.slim.decode(x).clamp(0, 1), took, shares
 
     @torch.no_grad()
     def features(self, images: Tensor) -> list[list[float]]:
@@ -151,14 +164,15 @@ class Lab:
         return right & (reading.present.amax(1) > 0.5)
 
     def compute(self, way: Way) -> Callable[[list[int]], list[dict]]:
-        """For Bench.each: features, class by either judge and seconds of each item."""
+        """For Bench.each: features, class by either judge, seconds, and share of the pushes at the bound of each
+        item."""
 
         def run(indices):
-            images, took = self.sample(way, indices)
+            images, took, limited = self.sample(way, indices)
             judged = (self.in_class(judge, images).tolist() for judge in (self.judge, self.second))
             return [
-                {"f": f, "in": a, "in2": b, "s": round(took / len(indices), 4)}
-                for f, a, b in zip(self.features(images), *judged, strict=True)
+                {"f": f, "in": a, "in2": b, "s": round(took / len(indices), 4), "b": round(at, 4)}
+                for f, a, b, at in zip(self.features(images), *judged, limited.tolist(), strict=True)
             ]
 
         return run

@@ -20,6 +20,7 @@ STYLE = ("body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em au
          "section{display:grid;grid-template-columns:minmax(0,3fr) minmax(0,2fr);gap:1.2em;margin:2.2em 0;"
          "border-top:1px solid #ddd;padding-top:1em}section h2{grid-column:1/-1;margin:0;font-size:1.15em}"
          "img{width:100%;border:1px solid #ddd}.settings{font-size:13px;overflow-wrap:anywhere}"
+         ".weights{font-size:13px;color:#666}"
          "p{white-space:pre-line;margin:.4em 0}")
 
 
@@ -42,9 +43,10 @@ def section(name: str, picture: str) -> str:
     rows = "".join(f"<p><b>{html.escape(title)}</b>: "
                    + html.escape("; ".join(f"{widget} {value}" for widget, value in widgets)) + "</p>"
                    for title, widgets in settings(flow))
-    heading = html.escape(workflows.title(name))
-    return (f'<section id="{name}"><h2>{heading}</h2><div><img src="{picture}" alt="{heading}: source and results">'
-            f'<p>{html.escape(chr(10).join(said))}</p></div><div class="settings">{rows}</div></section>')
+    heading, weights = html.escape(workflows.title(name)), html.escape(workflows.drawn_by(name))
+    return (f'<section id="{name}"><h2>{heading}</h2><div><img src="{picture}" alt="{heading}: source and results. '
+            f'{weights}"><p class="weights">{weights}</p><p>{html.escape(chr(10).join(said))}</p></div>'
+            f'<div class="settings">{rows}</div></section>')
 
 
 def main() -> None:
@@ -60,8 +62,9 @@ def main() -> None:
             missing.append(name)
     PAGE.write_text("<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>ComfyUI-NullText: gallery</title>"
                     f"<style>{STYLE}</style><h1>ComfyUI-NullText: every technique</h1>"
-                    "<p>Made by <code>python demo gallery</code> from the shipped workflows, run as they open on the "
-                    "small demo checkpoint (those for Stable Diffusion: the same wiring on it).</p>"
+                    "<p>Made by <code>python demo gallery</code> from the shipped workflows. Every picture here was "
+                    "drawn by the small demo model that comes with the pack, those of the workflows for Stable "
+                    "Diffusion too: no real checkpoint was at hand.</p>"
                     + "\n".join(parts) + "</html>\n", encoding="utf-8")
     print(f"{PAGE.relative_to(ROOT)}: {len(parts)} workflows" + (f"; no picture yet: {', '.join(missing)}" if missing
                                                                else ""))

@@ -80,7 +80,15 @@ def of_class(workflow: Workflow, *classes: str) -> list[str]:
 def title(name: str) -> str:
     """A workflow's name as a person reads it."""
     said = name.removesuffix(REAL).replace("_", " ").capitalize()
-    return said if runs_here(name) else f"{said} (Stable Diffusion 1.5)"
+    return said if runs_here(name) else f"{said} (for Stable Diffusion 1.5)"
+
+
+def drawn_by(name: str) -> str:
+    """Which weights drew the workflow's thumbnail: a sentence to stand under it."""
+    if runs_here(name):
+        return "Drawn by the shipped demo model (128 x 128 scenes of shapes)."
+    return ("Drawn by the shipped demo model, not by Stable Diffusion 1.5: the workflow waits for a checkpoint of "
+            "yours, and none was at hand to draw with. The wires and settings are the same, at 128 x 128.")
 
 
 def note(name: str, workflow: Workflow) -> str:
@@ -91,7 +99,8 @@ def note(name: str, workflow: Workflow) -> str:
     pictures, scales = of_class(workflow, "LoadImage"), of_class(workflow, "ImageScale")
     lines = [title(name), *said]
     if not runs_here(name):
-        lines += ["", "It needs Stable Diffusion 1.5 (any checkpoint of that family): pick yours in ckpt_name "
+        lines += ["", f"Its thumbnail: {drawn_by(name)[0].lower()}{drawn_by(name)[1:]}", "",
+                  "It needs Stable Diffusion 1.5 (any checkpoint of that family): pick yours in ckpt_name "
                   f"(node {', '.join(loaders)}). Then choose your photo in Load Image (node {', '.join(pictures)}; "
                   f"node {', '.join(scales)} cuts it to 512 x 512) and write what it shows into the source prompt."]
         return "\n".join(lines)

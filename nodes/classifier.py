@@ -62,7 +62,10 @@ class ClassifierGuidance:
                                                          "Classifier."}),
                 "class_name": ("STRING", {"default": "", "tooltip": "One of the classifier's own labels, by name. "
                                                                     "Leave it empty to be told which there are."}),
-                "scale": fields.number(3.0, -1000.0, 1000.0, 0.1, SCALE_TIP + "Negative: away from the class."),
+                "scale": fields.number(
+                    1.0, -1000.0, 1000.0, 0.1,
+                    SCALE_TIP + "1: the class as a perfect classifier would sample it; the paper took up to 10 without "
+                                "a class-conditional model. Negative: away from the class."),
                 "start_percent": START,
                 "end_percent": END,
                 "gradient_mode": fields.choice(

@@ -21,9 +21,10 @@ SCALE_TIP = "Multiplies the log-likelihood of the target. 0: the untouched model
 START = fields.share(0.0, "Where the guidance begins, as ComfyUI counts: 0 is noise, 1 the finished picture.")
 END = fields.share(1.0, "Where the guidance ends.")
 BOUND = fields.number(
-    0.5, 0.0, 100.0, 0.05,
-    "Largest push per step and picture, as a share of how uncertain the estimate still is at that noise level (rms). "
-    "0: no bound.")
+    0.0, 0.0, 100.0, 0.05,
+    "0: no limit, as published. Above 0: the largest push per step and picture, in units of how uncertain the "
+    "estimate still is at that noise level. A limit that acts at most steps makes the scale mean little; Guidance "
+    "Trace says how often it acted.")
 EVERY = fields.whole(
     1, 1, 100, "Guide every n-th step only, for speed. Multistep samplers (dpmpp_2m, lms, uni_pc) extrapolate the "
                "gaps: use euler or an ancestral sampler with more than 1.")

@@ -15,9 +15,10 @@ _CACHE = ("BOOLEAN", {
 })
 _PIVOT = (list(bridge.PIVOTS), {
     "default": "DDIM",
-    "tooltip": "How the path to noise is found. DDIM: as its authors do, N calls. Fixed point: each step solved, N x "
-               "(1 + iterations) calls. Exact pair: comes back exactly at any cfg, N + iterations calls. "
-               "Edit-friendly DDPM: independent noises and recorded residuals, comes back exactly, N calls.",
+    "tooltip": "How the path to noise is found. DDIM: as the code of null-text inversion does, N calls. Fixed point: "
+               "each step solved, N x (1 + iterations) calls. Exact pair: comes back exactly at any cfg, N + "
+               "iterations calls. Edit-friendly DDPM: independent noises and recorded residuals, comes back exactly, "
+               "N calls.",
 })
 _MODEL = ("MODEL", {"tooltip": "The diffusion model; LoRA loaders may stand before it."})
 _LATENT = ("LATENT", {"tooltip": "The picture, from VAE Encode; a batch is inverted at once."})

@@ -76,7 +76,8 @@ class GuidanceTrace:
             charts.append(line_chart(f"probabilities: {name}", lines, width=width, height=220, low=0.0, high=1.0))
         table = _table(steps, names, b)
         notice = "" if names else "Notice: no guidance term acted in that run (scale, window). "
-        return text_result(f"{notice}{len(steps)} steps.\n{table}", stacked(charts), table)
+        said = " ".join([f"{notice}{len(steps)} steps.", *guide.bounds_said(model)])
+        return text_result(f"{said}\n{table}", stacked(charts), table)
 
 
 def _top(classes: list[str], told: list[torch.Tensor], b: int, most: int = 8) -> list[tuple[int, str]]:
@@ -87,12 +88,14 @@ def _top(classes: list[str], told: list[torch.Tensor], b: int, most: int = 8) ->
 
 
 def _table(steps: list[dict], names: list[str], b: int) -> str:
+    """The numbers of picture b step by step; a star marks a push that the bound shrank."""
     rows = ["step  sigma     " + "  ".join(f"{n}: log p / push" for n in names)]
     for i, s in enumerate(steps):
         cells = []
         for n in names:
             t = s["terms"].get(n)
-            cells.append(f"{float(t['log_likelihood'][b]):.4g} / {float(t['rms'][b]):.3g}" if t else "-")
+            star = "*" if t and float(t["limited"][b]) else ""
+            cells.append(f"{float(t['log_likelihood'][b]):.4g} / {float(t['rms'][b]):.3g}{star}" if t else "-")
         rows.append(f"{i + 1:4d}  {s['sigma']:<8.4g}  " + "  ".join(cells))
     return "\n".join(rows)
 

@@ -7,7 +7,9 @@ After each step, with m = 1 where the picture may change:      x = m x + (1 - m)
     shrinking masks   thin masks vanish on the latent grid; start from a dilated one and shrink to the user's
     (2206.02779 section 4.3)
     start             the loop begins at a chosen share of the time, from noise or from the noised picture
-    fresh or fixed    the known part's noise drawn anew at each step (the paper) or once (ComfyUI's own noise mask)
+    fresh or fixed    the known part's noise drawn anew at each step (the paper) or once for the run (as
+                      ComfyUI's own noise mask, which mixes x before the network call and the estimate after
+                      it, nothing after the step)
 
 and the first variant of 2111.14818 (section 3.1), which holds the background by a loss instead, so that its failure
 can be seen:

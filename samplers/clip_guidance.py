@@ -1,7 +1,8 @@
 """CLIP guidance: how well a picture agrees with texts and other pictures, as a log-likelihood per sample.
 
-After Crowson's CLIP guided diffusion (spherical loss over random cutouts), Kitichotkul & Inkaew (contrastive: the
-target caption against distractors) and Blended Diffusion 2111.14818 (the masked picture only, outside it mid-grey).
+After Katherine Crowson's CLIP guided diffusion (spherical loss over random cutouts), Kitichotkul & Inkaew (contrastive
+loss: the target caption against distractors) and Blended Diffusion 2111.14818 (the masked picture only, outside it
+mid-grey: 0 in that paper's -1..1).
 With e the image tower, c_j the cutouts and t_i targets of weight w_i:
 
     spherical, cosine   L = mean_j sum_i w_i dist(e(c_j), t_i) / |sum_i w_i|
@@ -24,6 +25,7 @@ from .guidance import LogLikelihood, generator_at
 from .losses import contrastive, cosine, out_of_range, spherical, total_variation, weighted
 
 LOSSES = ("contrastive", "spherical", "cosine")
+GREY = 0.5  # outside a mask: the middle of 0..1, which is 0 in Blended Diffusion's -1..1
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,7 @@ class ImageLoss:
                              "gradient is 0.")
 
     def __call__(self, image: Tensor, sigma: Sigma) -> Tensor:
-        seen = image
-        if self.mask is not None:
-            mask = fit_mask(self.mask, image)
-            seen = image * mask + 0.5 * (1 - mask)
+        seen = image if self.mask is None else inside(self.mask, image)
         crops = self.cutouts(seen, generator_at(self.seed, sigma))
         u = self.embed(crops.flatten(0, 1)).float().unflatten(0, crops.shape[:2])  # [cutouts, B, D]
         losses = [self._distance(u, target.to(u)).mean(0) for target in self.targets]
@@ -99,14 +98,17 @@ def fit_mask(mask: Tensor, image: Tensor) -> Tensor:
     return mask
 
 
+def inside(mask: Tensor, image: Tensor) -> Tensor:
+    """The picture [B, 3, H, W] in 0..1 where the mask is 1, mid-grey where it is 0."""
+    mask = fit_mask(mask, image)
+    return image * mask + GREY * (1 - mask)
+
+
 def rank(embed: Callable[[Tensor], Tensor], images: Tensor, targets: Tensor, weights: tuple[float, ...],
          mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Order pictures [B, 3, H, W] by their mean weighted cosine similarity to targets [K, D]: indices best first, and
     the similarities [B] in the given order. Blended Diffusion ranks its 64 candidates so, by the masked picture."""
-    if mask is not None:
-        fitted = fit_mask(mask, images)
-        images = images * fitted + 0.5 * (1 - fitted)
-    u = embed(images).float()
+    u = embed(images if mask is None else inside(mask, images)).float()
     score = weighted([1 - cosine(u, target.to(u)) for target in targets], weights)
     return score.argsort(descending=True), score
 

@@ -1,5 +1,5 @@
-"""Random crops and augmentations of a picture before an image tower sees it (Crowson's cutouts; Blended Diffusion's
-augmentations, 2111.14818 section 3.2).
+"""Random crops and augmentations of a picture before an image tower sees it (Katherine Crowson's cutouts; Blended
+Diffusion's augmentations, 2111.14818 section 3.2).
 
 Size of a crop: floor(U^power (side_max - side_min)) + side_min, uniform place, area-averaged to the tower's resolution.
 All images of a batch get the same crops, so that a batch of N equals N single runs. Random numbers come from the

@@ -3,7 +3,8 @@
 Step 1, the mask: noise the picture to strength 0.5, n times; where do source and target prompt predict different noise?
 
     h = mean over maps and channels of |eps(x_s, target) - eps(x_s, source)|,     |eps difference| = |D_t - D_s| / s
-    clamp at 3 times its mean, scale to [0, 1], threshold at 0.5                  (so: h > 1.5 mean h)
+    clamp, scale to [0, 1], threshold at 0.5 (the paper's); clamp at 3 times the mean of h: so h > 1.5 mean h. The paper
+    says only that extreme values are removed; 3 is the value of diffusers' pipeline
 
 Step 2: invert the picture (DDIM) to a chosen depth, keeping every latent. Step 3: decode with the target prompt, and
 after
@@ -26,7 +27,7 @@ from .core import Callback, Denoise, NoiseProcess, NoiseSource, Sigma, expand
 from .repaint import blend
 from .walk import After, sample_walk
 
-CLAMP, THRESHOLD = 3.0, 0.5
+CLAMP, THRESHOLD = 3.0, 0.5  # diffusers' value, the paper's
 
 
 def difference_map(

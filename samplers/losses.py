@@ -4,9 +4,11 @@
 A loss is lower when better; a guidance takes its negative as log-likelihood. All are per sample: the mean over a batch
 would divide the guidance by the batch size.
 
-* spherical: 2 asin(|u - v| / 2)^2 of unit vectors, half the squared angle (Crowson's CLIP guidance).
-* contrastive: -log softmax(100 cos(u, captions))[target], the target against distractors (Kitichotkul & Inkaew). Its
-  gradient vanishes as p -> 1, and is identically zero for one caption alone, which is refused.
+* spherical: 2 asin(|u - v| / 2)^2 of unit vectors, half the squared angle (Katherine Crowson, the CLIP guided diffusion
+  notebooks).
+* contrastive: -log softmax(100 cos(u, captions))[target], the target against distractors (Kitichotkul & Inkaew,
+  CLIP-conditioned sampling from diffusion models, a Stanford course report). Its gradient vanishes as p -> 1, and is
+  identically zero for one caption alone, which is refused.
 * cosine: 1 - cos(u, v).
 * style: squared distance of Gram matrices (Gatys 1508.06576; SDG 2112.05744). SDG's released code merges the batch
   into the channels; here a Gram matrix belongs to one sample.

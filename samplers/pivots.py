@@ -2,8 +2,8 @@
 their own way back.
 
     ddim           x_hi = x + (s_hi - s_lo) d(X, s_hi),  X = x c_in(s_lo)/c_in(s_hi)
-                   DDIM inversion as its authors run it (2010.02502 sec. 4.3; 2211.09794): the
-                   network sees the lower level's own input with the higher level's timestep. For VE that rescales x by
+                   DDIM inversion (2010.02502 sec. 4.3) in the form that the code released with 2211.09794 runs: it
+                   evaluates the raw VP latent of the lower level at the higher timestep. For VE that rescales x by
                    sqrt((1 + s_hi^2)/(1 + s_lo^2)); for flow c_in = 1. Asking at (x, s_lo), as some do, is not offered.
     fixed_point    x_hi = x + (s_hi - s_lo) d(x_hi, s_hi), solved by iteration from the DDIM estimate (2309.04907,
                    2403.14602): where it converges, plain Euler steps undo it.

@@ -1,7 +1,7 @@
 """Optimise the start noise x_T through a short deterministic sampler against any loss of the result.
 
 The second approach of Kitichotkul & Inkaew's CLIP-conditioned sampling (there with DDIM and a CLIP loss); DOODL
-(2303.13703) and ReNO (2406.04312) later did the same. With x_0(x_T) = the Euler/DDIM walk down `sigmas`, Adam minimises
+(2303.13703) and ReNO (2406.04312) do the same. With x_0(x_T) = the Euler/DDIM walk down `sigmas`, Adam minimises
 
     L(x_0(x_T)) + prior * (|x_T|^2 / |x_T at the start|^2 - 1)^2
 

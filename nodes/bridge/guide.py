@@ -19,6 +19,7 @@ from .gradients import grad_mode, normal
 
 _MARK = "nulltext_guidance"
 _KEPT = 4  # samples of a batch whose estimates are recorded
+_TOLD = ("log_likelihood", "rms", "limited")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Term:
 @dataclass
 class Record:
     """The last run, per noise level: {"sigma", "x" and the guided "denoised" [<= 4, C, H, W] fp16 on the CPU,
-    "terms": {name: {"log_likelihood", "rms"}}}."""
+    "terms": {name: {"log_likelihood", "rms", "limited"}}}; the terms' numbers are [B], the whole batch."""
 
     steps: list[dict] = field(default_factory=list)
 
@@ -48,6 +49,11 @@ class Record:
         for name, value in (("x", x), ("denoised", denoised)):
             self.steps[-1][name] = value[:_KEPT].detach().to("cpu", torch.float16, copy=True)
         return self.steps[-1]
+
+    def bound_share(self, name: str) -> float:
+        """Of the pushes of this term (one a step and picture), the share that its bound shrank; 0 where none acted."""
+        acted = [s["terms"][name]["limited"] for s in self.steps if name in s["terms"]]
+        return float(torch.cat(acted).mean()) if acted else 0.0
 
 
 def window(model, start_percent: float, end_percent: float) -> tuple[float, float]:
@@ -103,6 +109,17 @@ def record_of(model) -> Record | None:
     """The record of the last run of a guided MODEL, None if it has no guidance of this pack."""
     hook = _hook(model)
     return hook.record if hook else None
+
+
+def bounds_said(model) -> list[str]:
+    """Of the last run, one sentence per term that has a bound: how often the bound acted."""
+    record = record_of(model)
+    return [_bound_said(t.guidance, record.bound_share(t.guidance.name)) for t in terms_of(model) if t.guidance.bound]
+
+
+def _bound_said(guidance: Guidance, share: float) -> str:
+    said = f"{guidance.name}: the bound of {guidance.bound:g} acted in {share:.0%} of the steps"
+    return said + (": here it, not the scale, sets the strength." if share >= 0.5 else ".")
 
 
 def probabilities_of(model) -> dict[str, tuple[list[str], list[Tensor]]]:
@@ -170,7 +187,7 @@ def _post_cfg(model, terms: list[Term]):
         check_interrupt()
 
         def report(said: dict) -> None:
-            step["terms"][said["name"]] = {key: said[key].float().cpu() for key in ("log_likelihood", "rms")}
+            step["terms"][said["name"]] = {key: said[key].float().cpu() for key in _TOLD}
 
         through = any(t.guidance.mode == "network" for t in live)
         modules = {id(m): m for t in live for m in t.modules}
@@ -188,7 +205,8 @@ def _post_cfg(model, terms: list[Term]):
         except torch.cuda.OutOfMemoryError:
             raise ValueError(_too_large([t.guidance.mode for t in live])) from None
         if not bool(torch.isfinite(change).all()):
-            raise ValueError("The guidance gradient is not finite: lower the scale, or load the model in fp32 or bf16.")
+            raise ValueError("The guidance gradient is not finite: lower the scale, set a bound (1 for example), or "
+                             "load the model in fp32 or bf16.")
         guided = denoised + change.to(denoised)
         record.step(level, x, guided)
         return guided

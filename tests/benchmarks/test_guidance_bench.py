@@ -1,7 +1,7 @@
 """The guidance benchmark on a few steps: its ways share their noises, its judges and scenes are what they say."""
 import pytest
 import torch
-from nulltext.benchmarks import guidance
+from nulltext.benchmarks import _bound, guidance
 from nulltext.benchmarks._guidance import Lab, Way, kid_of, seconds_100, share
 from nulltext.benchmarks.harness import Bench
 from nulltext.demo import scenes
@@ -63,6 +63,31 @@ def test_a_search_keeps_what_it_tried(lab, tmp_path, monkeypatch):
     assert rows[0] == rows[1] and [row[:2] for row in rows[0]] == [["x", 1.0], ["x", 5.0]]
     assert [k for k, _ in made] == [1.0, 5.0] and min(made[0][1]) >= 5000  # the second run computed nothing
     assert rows[0][0][2] < rows[0][1][2] and rows[0][0][4] == 0.5
+
+
+def test_scale_1_of_an_exact_classifier_at_the_nodes_defaults():
+    lines, share = _bound.exact_table()
+    rows = {(line[0], line[1]): line[2:] for line in lines}
+    assert share >= 0.98 and rows["the node's defaults", 1.0] == [share, 0.0]
+    assert rows["the class itself", ""][0] > 0.99 and rows["unguided", 0.0][0] < 0.6
+    # the control: what the bound does to the same samples, at either scale
+    for scale in (1.0, 4.0):
+        at, limited = rows["bound 0.5", scale]
+        assert at < 0.85 and limited > 0.2
+    assert _bound.node_guidance(None).bound is None
+
+
+def test_a_bounds_share_is_measured_beside_the_run_without_it(lab, tmp_path, monkeypatch):
+    monkeypatch.setattr("nulltext.benchmarks.harness.OUTPUT", tmp_path)
+    monkeypatch.setattr(_bound, "PICTURES", 2)
+    lines, shares = _bound.demo_shares(Bench("guidance", "", []), lab)
+    assert set(shares) == set(_bound.WORKFLOW_BOUND) and len(lines) == 2 * len(shares)
+    assert all(at == 0 for _, bound, _, at in lines if bound == "none") and max(shares.values()) > 0
+
+
+def test_results_of_another_scale_or_bound_are_not_taken_for_these(lab):
+    keys = {guidance.kept_as("classifier", Way((lab.classify(k, b),))) for k in (3.0, 10.0) for b in (None, 1.25)}
+    assert len(keys) == 4 and guidance.kept_as("unconditional", Way()) == "unconditional"
 
 
 def test_what_is_made_of_the_rows():

@@ -61,6 +61,20 @@ def test_the_gallery_shows_every_workflow_that_has_a_picture():
     assert "<script" not in page and "http" not in page
 
 
+@pytest.mark.parametrize("name", workflows.names())
+def test_the_weights_that_drew_a_picture_stand_under_it(name):
+    """All were drawn by the demo model; a workflow for another checkpoint says that its picture isn't from it."""
+    said = gallery.section(name, "x.jpg")
+    under = re.search(r'<p class="weights">([^<]+)</p>', said).group(1)
+    assert under.startswith("Drawn by the shipped demo model")
+    assert f". {under}\">" in said  # the picture's alt text says it too
+    if not workflows.runs_here(name):
+        assert "not by Stable Diffusion 1.5" in under and "(for Stable Diffusion 1.5)" in said
+        assert "not by Stable Diffusion 1.5" in workflows.note(name, workflows.load(name))
+        graph = json.loads((workflows.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+        assert "not by Stable Diffusion 1.5" in json.dumps(graph["nodes"])
+
+
 def test_settings_are_the_workflows_own():
     flow = {"1": {"class_type": "NullText_X", "inputs": {"a": 3, "b": ["2", 0]}},
             "2": {"class_type": "KSampler", "inputs": {"seed": 1}}}

@@ -51,6 +51,25 @@ def test_a_mask_judges_the_inside_only():
     assert fit_mask(torch.ones(2, 4, 4), IMAGE).shape == (2, 1, 8, 8)
 
 
+def test_outside_a_mask_the_tower_sees_mid_grey():
+    """As in Blended Diffusion, where the masked picture is 0 outside in -1..1; for the loss and for the ranking."""
+    seen = []
+
+    def spy(pictures):
+        seen.append(pictures.detach().clone())
+        return embed(pictures)
+
+    mask = torch.zeros(8, 8)
+    mask[2:6, 2:6], mask[2:6, 6:] = 1, 0.25
+    ImageLoss(spy, TARGETS, (1.0, 1.0), cutouts=ONE, mask=mask)(IMAGE, 1.0)
+    rank(spy, IMAGE, TARGETS[:1], (1.0,), mask)
+    assert len(seen) == 2
+    for pictures in seen:
+        assert bool((pictures[..., mask == 0] == 0.5).all())
+        torch.testing.assert_close(pictures[..., mask == 1], IMAGE[..., mask == 1])
+        torch.testing.assert_close(pictures[..., mask == 0.25], 0.25 * IMAGE[..., mask == 0.25] + 0.75 * 0.5)
+
+
 def test_cutouts_are_repeatable_per_level_and_the_batch_is_its_single_runs():
     many = ImageLoss(
         embed, TARGETS, (1.0, 1.0), cutouts=Cutouts(count=5, size=8, smallest=0.4), seed=3, tv=1.0, range=1.0

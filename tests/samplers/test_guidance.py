@@ -196,8 +196,9 @@ def test_the_network_is_run_once_per_call_whatever_the_number_of_terms():
 
 def test_the_bound_limits_each_sample_alone():
     change = torch.stack([torch.full((10,), 4.0), torch.full((10,), 0.1)])
-    out, rms = bounded(change, 2.0, 0.5)
+    out, rms, limited = bounded(change, 2.0, 0.5)
     torch.testing.assert_close(rms, torch.tensor([0.5, 0.05]))
+    assert limited.tolist() == [1.0, 0.0] and bounded(change, 2.0, None)[2].tolist() == [0.0, 0.0]
     assert torch.equal(out[1], change[1])
     torch.testing.assert_close(out[0] / 2, torch.full((10,), 0.5))
 
