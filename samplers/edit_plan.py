@@ -12,7 +12,6 @@ from .attention import StepWindow
 from .controllers import MutualSelf, ReplaceCross, ReplaceSelf, Reweight
 from .maps import LayerChoice, LocalBlend
 
-
 #: where a word's weight acts: as in the authors' code, or on the map that the word has at every step
 WEIGHTS_ACT = ("in the cross window", "at every step")
 
@@ -85,8 +84,8 @@ def plan(
         c != 1 and not row.get(t, cross_steps > 0) for f, row in zip(factors, opens) for t, c in f.items()
     ):
         notices.append(
-            "Notice: a word's weight acts while the word's cross-attention follows the source, and for one of them that "
-            f'window is closed: open it, or set weights_act to "{WEIGHTS_ACT[1]}"'
+            "Notice: a word's weight acts while the word's cross-attention follows the source, and for one of them "
+            f'that window is closed: open it, or set weights_act to "{WEIGHTS_ACT[1]}"'
         )
     if not controllers:
         notices.append("Notice: every window is closed, so this is the plain prompt change")
