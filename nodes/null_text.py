@@ -33,9 +33,9 @@ class Guider:
     CATEGORY = "NullText/inversion"
     DESCRIPTION = (
         "A guider for SamplerCustomAdvanced whose null branch is the inversion's embedding of each step; cfg is the "
-        "inversion's unless target_cfg is set. Wire noise, sigmas, latent and sampler from Inversion Parts; euler works too where the "
-        "pivot is DDIM or fixed point. Composes with ControlNet, LoRA and masks. Search: null text inversion, custom "
-        "guider, uncond per step."
+        "inversion's unless target_cfg is set. Wire noise, sigmas, latent and sampler from Inversion Parts; euler "
+        "works too where the pivot is DDIM or fixed point. Composes with ControlNet, LoRA and masks. Search: null text "
+        "inversion, custom guider, uncond per step."
     )
     SEARCH_ALIASES = ["null text inversion", "custom guider", "uncond per step"]
     FUNCTION = "run"
@@ -96,9 +96,9 @@ class Sampler:
     TITLE = "Null-Text Sampler"
     CATEGORY = "NullText/inversion"
     DESCRIPTION = (
-        "Samples an inversion with an edited prompt (or, left open, with its own: the picture comes back). Schedule and "
-        "null embeddings are the inversion's, cfg too unless target_cfg is set. Cost: N x strength calls, each with two rows where cfg is above "
-        "1. Search: null text inversion, edit real image, resample."
+        "Samples an inversion with an edited prompt (or, left open, with its own: the picture comes back). Schedule "
+        "and null embeddings are the inversion's, cfg too unless target_cfg is set. Cost: N x strength calls, each "
+        "with two rows where cfg is above 1. Search: null text inversion, edit real image, resample."
     )
     SEARCH_ALIASES = ["null text inversion", "edit real image", "resample"]
     FUNCTION = "run"
