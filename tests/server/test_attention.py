@@ -17,6 +17,7 @@ PLAN = {
     "self_attention": "replace",
     "word_windows": "",
     "weights": "",
+    "weights_act": "in the cross window",
     "blend_words": "",
     "keep_words": "",
     "blend_threshold": 0.3,
