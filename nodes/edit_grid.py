@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import torch
 
-from ..samplers.replay import calls_back, first_step
+from ..samplers.replay import calls_back, cfg_of, first_step
+from . import fields
 from .bridge import invert as bridge
 from .bridge import record
 from .bridge.engine import decode, encode
@@ -68,16 +69,18 @@ class EditGrid:
                                "prompt.",
                 }),
                 "mask": ("MASK", {"tooltip": "Change only here (1 = change); the rest stays on the stored path."}),
+                "target_cfg": fields.TARGET_CFG,
             },
         }
 
-    def run(self, model, clip, vae, inversion, prompts, strengths, negative=None, mask=None):
+    def run(self, model, clip, vae, inversion, prompts, strengths, negative=None, mask=None, target_cfg=0.0):
         record.check_belongs(inversion, model)
         lines = [line.strip() for line in prompts.splitlines() if line.strip()]
         if not lines:
             raise ValueError("There is no edited prompt: write one per line.")
         values = _strengths(strengths)
-        record.prompts(inversion, [], negative)  # refuses a missing negative before any work
+        cfg = cfg_of(inversion, target_cfg)
+        record.prompts(inversion, [], negative, cfg)  # refuses a missing negative before any work
         source, edits, captions = source_latent(inversion), [], []
         calls = seconds = 0
         for text in lines:
@@ -87,7 +90,7 @@ class EditGrid:
                 if first == inversion.steps:
                     edits.append(source)
                 else:
-                    result = bridge.replay(model, inversion, positive, negative, first=first, mask=mask)
+                    result = bridge.replay(model, inversion, positive, negative, cfg=cfg, first=first, mask=mask)
                     edits.append(result.samples)
                     calls, seconds = calls + calls_back(inversion, first), seconds + result.seconds
                 captions.append(f"{strength:g}: {text}")
@@ -101,8 +104,7 @@ class EditGrid:
                 cells += [shown[image], *(p[image] for p in pictures[own])]
                 texts += [name, *captions[own]]
             grids.append(captioned_grid(torch.stack(cells), texts, 1 + len(values)))
-        said = (f"{len(lines)} prompts x {len(values)} strengths x {inversion.shape[0]} image(s) at cfg "
-                f"{inversion.cfg:g}: "
+        said = (f"{len(lines)} prompts x {len(values)} strengths x {inversion.shape[0]} image(s) at cfg {cfg:g}: "
                 f"{calls} network calls in {seconds:.1f} s")
         return text_result(said, torch.cat(grids), torch.cat(pictures), {"samples": torch.cat(edits)})
 

@@ -31,6 +31,19 @@ def cfg(default: float, tooltip: str = "Classifier-free guidance scale. 1 asks f
     return ("FLOAT", {"default": default, "min": 0.0, "max": 100.0, "step": 0.1, "tooltip": tooltip})
 
 
+TARGET_CFG = (
+    "FLOAT",
+    {
+        "default": 0.0,
+        "min": 0.0,
+        "max": 100.0,
+        "step": 0.1,
+        "tooltip": "Guidance scale of the edit; 0: the inversion's own. Edit-friendly DDPM's authors invert at 3.5 and "
+                   "edit at 15. Null embeddings fit the cfg they were optimised for, and another is refused.",
+    },
+)
+
+
 def steps(default: int, tooltip: str = "Reverse steps: one network call each."):
     """A number of steps."""
     return ("INT", {"default": default, "min": 1, "max": 1000, "tooltip": tooltip})

@@ -15,11 +15,14 @@ _CACHE = ("BOOLEAN", {
 })
 _PIVOT = (list(bridge.PIVOTS), {
     "default": "DDIM",
-    "tooltip": "How the path to noise is found. DDIM: as the code of null-text inversion does, N calls. Fixed point: "
-               "each step solved, N x (1 + iterations) calls. Exact pair: comes back exactly at any cfg, N + "
-               "iterations calls. Edit-friendly DDPM: independent noises and recorded residuals, comes back exactly, "
-               "N calls.",
+    "tooltip": "How the path to noise is found. DDIM: as the code of null-text inversion does, N calls; lower level: "
+               "the network asked where the picture still is, one level lower. Fixed point: each step solved, N x "
+               "(1 + iterations) calls. "
+               "Exact pair: comes back exactly at the cfg it was made at, N + iterations calls. Edit-friendly DDPM: "
+               "independent noises and recorded residuals, comes back exactly, N calls.",
 })
+#: pivots that guidance drives off their path
+_DRIFTING = ("DDIM", "DDIM, lower level", "fixed point")
 _MODEL = ("MODEL", {"tooltip": "The diffusion model; LoRA loaders may stand before it."})
 _LATENT = ("LATENT", {"tooltip": "The picture, from VAE Encode; a batch is inverted at once."})
 _STEPS = ("INT", {"default": 50, "min": 1, "max": 1000, "tooltip": "Steps N of the walk to noise and back."})
@@ -28,6 +31,12 @@ _ITERATIONS = ("INT", {
     "default": 5, "min": 0, "max": 50,
     "tooltip": "Iterations of the fixed point (each costs N calls), or of the exact pair's first step (one call each).",
 })
+_GAMMA = ("FLOAT", {
+    "default": 0.0, "min": 0.0, "max": 1.0, "step": 0.01,
+    "tooltip": "Of the exact pair. 0: O-BELM, second order. Above: BDIA with this gamma; 1 inverts stably, less "
+               "inverts with an error that grows as gamma to the power -N.",
+})
+_EMBEDDINGS = ("one per step", "one for all steps (the paper's ablation)")
 _SIGMAS = ("SIGMAS", {"tooltip": "Instead of steps and scheduler: a schedule that falls to 0."})
 _CFG = ("FLOAT", {
     "default": 7.5, "min": 1.0, "max": 30.0, "step": 0.1,
@@ -91,9 +100,9 @@ class InvertImage:
                 "scheduler": _SCHEDULER,
                 "cfg": ("FLOAT", {
                     "default": 1.0, "min": 1.0, "max": 30.0, "step": 0.1,
-                    "tooltip": "Guidance while inverting. 1 for DDIM and fixed point; for exact pair and "
-                               "edit-friendly the scale you will sample with (needs the negative prompt and doubles "
-                               "the cost).",
+                    "tooltip": "Guidance while inverting. 1 for DDIM and fixed point. Exact pair and edit-friendly "
+                               "come back at the cfg given here (above 1 it needs the negative prompt and doubles the "
+                               "cost); edit-friendly's authors take 3.5, and edit at 15 by the sampler's target_cfg.",
                 }),
                 "iterations": _ITERATIONS,
                 "seed": ("INT", {"default": 0, "min": 0, "max": 2**32 - 1, "tooltip": "Noise of the edit-friendly "
@@ -104,19 +113,21 @@ class InvertImage:
                 "negative": ("CONDITIONING", {"tooltip": "The empty prompt; only asked where cfg is not 1."}),
                 "sigmas": _SIGMAS,
                 "vae": _VAE,
+                "gamma": _GAMMA,
             },
         }
 
     def run(self, model, positive, latent, pivot, steps, scheduler, cfg, iterations, seed, use_cache, negative=None,
-            sigmas=None, vae=None):
+            sigmas=None, vae=None, gamma=0.0):
         sigmas = sigmas_of(model, scheduler, steps) if sigmas is None else sigmas
         conds = {"positive": positive, "negative": negative}
         inversion, found = bridge.invert(model, conds, latent, sigmas, bridge.PIVOTS[pivot], cfg=cfg,
-                                         iterations=iterations, seed=seed, cache=use_cache)
+                                         iterations=iterations, gamma=gamma or None, seed=seed, cache=use_cache)
         result = bridge.replay(model, inversion, positive, negative)
-        lines = [f"Inverted with {pivot}, {inversion.steps} steps, {inversion.shape[0]} image(s), cfg {cfg:g}",
+        how = f" (BDIA, gamma {gamma:g})" if pivot == "exact pair" and gamma else ""
+        lines = [f"Inverted with {pivot}{how}, {inversion.steps} steps, {inversion.shape[0]} image(s), cfg {cfg:g}",
                  error_line(inversion, result), cost_line(inversion, result, found), noise_line(inversion)]
-        if cfg != 1 and pivot in ("DDIM", "fixed point"):
+        if cfg != 1 and pivot in _DRIFTING:
             lines.append("Note: a guided DDIM inversion drifts; cfg 1 and null-text optimisation are the remedy")
         return _shown(lines, inversion, result, vae)
 
@@ -156,20 +167,28 @@ class NullTextOptimise:
                 }),
                 "vae": _VAE,
                 "rate": _RATE,
+                "embeddings": (list(_EMBEDDINGS), {
+                    "default": _EMBEDDINGS[0],
+                    "tooltip": "one per step: the method. One for all steps: the paper's ablation, a single embedding "
+                               "for the whole walk, optimised in inner_steps passes over it; it comes back less well. "
+                               "tolerance is not read; cost N x (inner + 3) forwards.",
+                }),
             },
         }
 
     def run(self, model, inversion, negative, cfg, inner_steps, tolerance, checkpointing, use_cache, positive=None,
-            vae=None, rate=0.0):
+            vae=None, rate=0.0, embeddings=_EMBEDDINGS[0]):
+        one_for_all = embeddings == _EMBEDDINGS[1]
         corrected, result = null_text.optimise(model, inversion, positive, negative, cfg, inner=inner_steps,
-                                               tolerance=tolerance, rate=rate, checkpoint=checkpointing,
-                                               cache=use_cache)
+                                               tolerance=tolerance, rate=rate, one_for_all=one_for_all,
+                                               checkpoint=checkpointing, cache=use_cache)
         found = result is None
         if found:
             prompt = record.source_conditioning(corrected) if positive is None else positive
             result = bridge.replay(model, corrected, prompt, negative)
         meta = corrected.metadata
-        lines = [f"Null-text at cfg {cfg:g}: {corrected.steps} steps, {corrected.shape[0]} image(s)",
+        name = "Global null-text" if one_for_all else "Null-text"
+        lines = [f"{name} at cfg {cfg:g}: {corrected.steps} steps, {corrected.shape[0]} image(s)",
                  error_line(corrected, result),
                  ("found in the cache; made with " if found else "") + f"{meta['null_forwards']} forwards and "
                  f"{meta['null_backwards']} backwards in {meta['null_seconds']:.1f} s",
@@ -177,7 +196,7 @@ class NullTextOptimise:
         return _shown(lines, corrected, result, vae)
 
 
-_CORRECTIONS = ["null-text", "negative prompt", "direct overwrite", "none"]
+_CORRECTIONS = ["null-text", "negative prompt", "direct overwrite", "none", "global null-text"]
 
 
 class NullTextInverter:
@@ -210,14 +229,15 @@ class NullTextInverter:
                     "default": "null-text",
                     "tooltip": "null-text: optimise the empty prompt (best, slow). negative prompt: put the source "
                                "prompt in its place (no optimisation). direct overwrite: nothing is optimised, nodes "
-                               "that carry the source along lay it on the stored path. none: the bare pivot.",
+                               "that carry the source along lay it on the stored path. none: the bare pivot. global "
+                               "null-text: one embedding for all steps, the paper's ablation.",
                 }),
                 "steps": _STEPS,
                 "scheduler": _SCHEDULER,
                 "cfg": _CFG,
                 "inner_steps": _INNER,
                 "tolerance": _TOLERANCE,
-                "pivot": (["DDIM", "fixed point"], {"default": "DDIM", "tooltip": _PIVOT[1]["tooltip"]}),
+                "pivot": (list(_DRIFTING), {"default": "DDIM", "tooltip": _PIVOT[1]["tooltip"]}),
                 "iterations": _ITERATIONS,
                 "checkpointing": _CHECKPOINT,
                 "use_cache": _CACHE,
@@ -228,14 +248,14 @@ class NullTextInverter:
     def run(self, model, positive, negative, latent, correction, steps, scheduler, cfg, inner_steps, tolerance, pivot,
             iterations, checkpointing, use_cache, sigmas=None, vae=None, rate=0.0):
         sigmas = sigmas_of(model, scheduler, steps) if sigmas is None else sigmas
-        if cfg == 1 and correction in ("null-text", "negative prompt"):
+        if cfg == 1 and correction in ("null-text", "global null-text", "negative prompt"):
             null_text.refuse_cfg_1()
         conds = {"positive": positive}
         inversion, found = bridge.invert(model, conds, latent, sigmas, bridge.PIVOTS[pivot], iterations=iterations,
                                          cache=use_cache)
-        if correction == "null-text":
+        if correction in ("null-text", "global null-text"):
             return NullTextOptimise().run(model, inversion, negative, cfg, inner_steps, tolerance, checkpointing,
-                                          use_cache, positive, vae, rate)
+                                          use_cache, positive, vae, rate, _EMBEDDINGS[correction != "null-text"])
         if correction == "negative prompt":
             inversion = null_text.as_negative_prompt(inversion, cfg)
         else:

@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import torch
 
-from ..samplers.replay import calls_back, first_step
+from ..samplers.replay import calls_back, cfg_of, first_step
+from . import fields
 from .bridge import invert as bridge
 from .bridge import record
 from .bridge.guider import null_text_guider
@@ -31,10 +32,10 @@ class Guider:
     TITLE = "Null-Text Guider"
     CATEGORY = "NullText/inversion"
     DESCRIPTION = (
-        "A guider for SamplerCustomAdvanced whose null branch is the inversion's embedding of each step; cfg is read "
-        "from the inversion. Wire noise, sigmas, latent and sampler from Inversion Parts; euler works too where the "
-        "pivot is DDIM or fixed point. Composes with ControlNet, LoRA and masks. Search: null text inversion, custom "
-        "guider, uncond per step."
+        "A guider for SamplerCustomAdvanced whose null branch is the inversion's embedding of each step; cfg is the "
+        "inversion's unless target_cfg is set. Wire noise, sigmas, latent and sampler from Inversion Parts; euler "
+        "works too where the pivot is DDIM or fixed point. Composes with ControlNet, LoRA and masks. Search: null text "
+        "inversion, custom guider, uncond per step."
     )
     SEARCH_ALIASES = ["null text inversion", "custom guider", "uncond per step"]
     FUNCTION = "run"
@@ -45,13 +46,14 @@ class Guider:
     def INPUT_TYPES(cls):
         return {
             "required": {"model": _MODEL, "inversion": _INVERSION},
-            "optional": {"positive": _POSITIVE, "negative": _NEGATIVE},
+            "optional": {"positive": _POSITIVE, "negative": _NEGATIVE, "target_cfg": fields.TARGET_CFG},
         }
 
-    def run(self, model, inversion, positive=None, negative=None):
+    def run(self, model, inversion, positive=None, negative=None, target_cfg=0.0):
         record.check_belongs(inversion, model)
-        positive, negative = record.prompts(inversion, positive, negative)
-        return (null_text_guider(model, inversion, positive, negative),)
+        cfg = cfg_of(inversion, target_cfg)
+        positive, negative = record.prompts(inversion, positive, negative, cfg)
+        return (null_text_guider(model, inversion, positive, negative, cfg),)
 
 
 class InversionParts:
@@ -94,9 +96,9 @@ class Sampler:
     TITLE = "Null-Text Sampler"
     CATEGORY = "NullText/inversion"
     DESCRIPTION = (
-        "Samples an inversion with an edited prompt (or, left open, with its own: the picture comes back). Schedule, "
-        "cfg and null embeddings are the inversion's. Cost: N x strength calls, each with two rows where cfg is above "
-        "1. Search: null text inversion, edit real image, resample."
+        "Samples an inversion with an edited prompt (or, left open, with its own: the picture comes back). Schedule "
+        "and null embeddings are the inversion's, cfg too unless target_cfg is set. Cost: N x strength calls, each "
+        "with two rows where cfg is above 1. Search: null text inversion, edit real image, resample."
     )
     SEARCH_ALIASES = ["null text inversion", "edit real image", "resample"]
     FUNCTION = "run"
@@ -113,13 +115,14 @@ class Sampler:
                 "positive": _POSITIVE,
                 "negative": _NEGATIVE,
                 "mask": ("MASK", {"tooltip": "Change only here (1 = change); the rest stays on the stored path."}),
+                "target_cfg": fields.TARGET_CFG,
             },
         }
 
-    def run(self, model, inversion, strength, positive=None, negative=None, mask=None):
+    def run(self, model, inversion, strength, positive=None, negative=None, mask=None, target_cfg=0.0):
         record.check_belongs(inversion, model)
-        edited = positive is not None
-        positive, negative = record.prompts(inversion, positive, negative)
+        edited, cfg = positive is not None, cfg_of(inversion, target_cfg)
+        positive, negative = record.prompts(inversion, positive, negative, cfg)
         latent = source_latent(inversion)
         first = first_step(strength, inversion.steps)
         reason = None
@@ -132,12 +135,15 @@ class Sampler:
         if reason:
             said = f"Nothing to change: {reason}; the source comes back as it is"
             return text_result(said, {"samples": latent}, said)
-        result = bridge.replay(model, inversion, positive, negative, first=first, mask=mask)
+        result = bridge.replay(model, inversion, positive, negative, cfg=cfg, first=first, mask=mask)
         done, steps = "Edited" if edited else "Reconstructed", calls_back(inversion, first)
-        said = (f"{done} in {steps} of {inversion.steps} steps, cfg {inversion.cfg:g}, correction "
+        said = (f"{done} in {steps} of {inversion.steps} steps, cfg {cfg:g}, correction "
                 f"{inversion.correction.replace('_', ' ')}: {result.calls} network calls in {result.seconds:.1f} s")
         distance = error_line(inversion, result)
         said += "\n" + (distance if not edited else distance.replace("error", "distance from the source"))
+        if not edited and cfg != inversion.cfg and inversion.correction != "negative_prompt":
+            said += (f"\nNotice: the inversion was made for cfg {inversion.cfg:g}; at another cfg its source does not "
+                     "come back")
         return text_result(said, {"samples": result.samples}, said)
 
 

@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import torch
 
-from ..samplers.edit_plan import plan
+from ..samplers.edit_plan import WEIGHTS_ACT, plan
 from ..samplers.heat import enlarged
+from ..samplers.replay import cfg_of
 from . import fields
 from .attention import LAYERS
 from .bridge import record
@@ -26,7 +27,11 @@ _NEGATIVE = (
     "CONDITIONING",
     {"tooltip": "The negative or empty prompt. An inversion's null embeddings stand in for it."},
 )
-_CFG = fields.cfg(7.5, "Guidance scale. An inversion with null embeddings brings its own, and this is not read.")
+_CFG = fields.cfg(
+    7.5,
+    "Guidance scale of the edit, whatever the inversion was made at; 0: the inversion's own. Null embeddings fit the "
+    "cfg they were optimised for, and another is refused.",
+)
 _OPTIONAL = {
     "source": (
         "CONDITIONING",
@@ -39,8 +44,8 @@ _OPTIONAL = {
         "INVERSION",
         {
             "tooltip": "Edit a real picture: the source branch is its stored path (Direct Inversion), N x 3 network "
-                       "rows. With null embeddings (Null-Text Optimise) they are the negative prompt. Open: edit a "
-                       "generated picture, N x 4 rows."
+                       "rows. An exact pair or edit-friendly noise is walked back its own way. With null embeddings "
+                       "(Null-Text Optimise) they are the negative prompt. Open: edit a generated picture, N x 4 rows."
         },
     ),
     "edited_2": ("CONDITIONING", {"tooltip": "A second edit of the same source, in the same run."}),
@@ -87,6 +92,11 @@ _EDIT = {
             "tooltip": "Words of the edited prompt that count more or less: red: 2, car: 0.5 (negative allowed).",
         },
     ),
+    "weights_act": fields.choice(
+        list(WEIGHTS_ACT),
+        "in the cross window: as in the authors' code, a weight multiplies the source's attention while the word's "
+        "cross-attention follows it. at every step: it multiplies the attention that the word has, to the end.",
+    ),
     "blend_words": (
         "STRING",
         {
@@ -114,8 +124,7 @@ def prepare(title: str, model, edited, negative, cfg, source, inversion, more, k
     """The guider, its blend (or None), the sentences, and the cfg in force."""
     if inversion is not None:
         record.check_belongs(inversion, model)
-        if inversion.null_embeddings is not None:
-            cfg = inversion.cfg
+    cfg = cfg_of(inversion, cfg)
     if source is None:
         if inversion is None:
             raise ValueError(f"{title} needs the source prompt: wire source, or an inversion that knows its prompt.")
@@ -136,8 +145,8 @@ class PromptToPromptGuider:
     SEARCH_ALIASES = _ALIASES
     DESCRIPTION = fields.describe(
         "A guider for SamplerCustomAdvanced that edits a picture by its prompt and keeps the rest through attention "
-        "(arXiv 2208.01626). From noise, source and edit share it; from an inversion wire SIGMAS and LATENT of "
-        "Inversion Parts (any noise: the stored path is followed). Cost per step: 4 network rows from noise, 3 from "
+        "(arXiv 2208.01626). From noise, source and edit share it; from an inversion wire SIGMAS, LATENT and SAMPLER "
+        "of Inversion Parts (any noise: the stored path is followed). Cost per step: 4 network rows from noise, 3 from "
         "an inversion.",
         SEARCH_ALIASES,
     )

@@ -2,7 +2,10 @@
 
 * Replace, Refine (section 3, eq. "Edit"):  M*_tgt = a Edit(M_src) + (1 - a) M_tgt, a per token and step; which source
   token a target token looks at is a `TokenMap` (alignment.py): both are the same edit with another map.
-* Re-weight:  M*[:, j] = c_j M[:, j]; the rows are not normalised again, c may be negative.
+* Re-weight (eq. "Edit" of its paragraph, and the authors' AttentionReweight around another edit):  inside the
+  cross-attention window  M*[:, j] = c_j Edit(M_src)[:, j], outside it the target's own M; the rows are not normalised
+  again, c may be negative. `ReplaceCross` with `factors` is this. `Reweight` is ours, for any MODEL and any step:
+  M*[:, j] = c_j M[:, j] on whatever map stands there.
 * Self-attention replacement:  M*_tgt = M_src for the first steps. As M_src V_tgt is attention with the source's Q
   and K, it costs no explicit probabilities.
 * Mutual self-attention:  the target's Q on the source's K and V in later steps and layers.
@@ -16,19 +19,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from .alignment import TokenMap
 from .attention import ALWAYS, QKV, Ask, Controller, Moment, StepWindow, Window
 
 
 class ReplaceCross(Controller):
-    """Replace and Refine: the target's cross-attention taken from the source along one TokenMap per prompt.
+    """Replace and Refine: the target's cross-attention taken from the source along one TokenMap per prompt, times a
+    factor per column where there is one (re-weighting).
 
-    `windows[p]` maps a column of prompt p to its own window; columns that are not named use `window`."""
+    `windows[p]` maps a column of prompt p to its own window; columns that are not named use `window`. `factors[p]` is
+    {column: factor}; a factor acts in its column's window and nowhere else."""
 
-    def __init__(self, maps: Sequence[TokenMap], window: Window, windows: Sequence[dict[int, Window]] = ()):
+    def __init__(
+        self,
+        maps: Sequence[TokenMap],
+        window: Window,
+        windows: Sequence[dict[int, Window]] = (),
+        factors: Sequence[dict[int, float]] = (),
+    ):
         self.maps, self.window = list(maps), window
         self.windows = list(windows) or [{} for _ in self.maps]
+        self.factors = list(factors) or [{} for _ in self.maps]
 
     def _columns(self, prompt: int, moment: Moment) -> list[bool]:
         inside = moment in self.window
@@ -46,12 +59,24 @@ class ReplaceCross(Controller):
         parts = []
         for i, prompt in enumerate(rows.prompt):
             alpha = torch.tensor(self._columns(prompt, layer.moment), device=target.device)
-            parts.append(torch.where(alpha, self.maps[prompt].apply(source[i], target[i]), target[i]))
+            edited = _weighted(self.maps[prompt].apply(source[i], target[i]), self.factors[prompt])
+            parts.append(torch.where(alpha, edited, target[i]))
         return torch.stack(parts)
 
 
+def _weighted(probabilities: Tensor, factors: dict[int, float]) -> Tensor:
+    """Probabilities [..., tokens] with some columns times a factor; without a factor they are returned as they are."""
+    if not factors:
+        return probabilities
+    factor = probabilities.new_ones(probabilities.shape[-1])
+    for column, value in factors.items():
+        factor[column] = value
+    return probabilities * factor
+
+
 class Reweight(Controller):
-    """Columns of the cross-attention times a factor: `factors[p]` is {column: factor} for prompt p."""
+    """Columns of the cross-attention times a factor, whosever map it is: `factors[p]` is {column: factor} for prompt p.
+    """
 
     def __init__(self, factors: Sequence[dict[int, float]], window: Window = ALWAYS):
         self.factors = [{j: c for j, c in f.items() if c != 1} for f in factors]
@@ -61,11 +86,7 @@ class Reweight(Controller):
         return Ask.PROBABILITIES if layer.cross and any(self.factors) and layer.moment in self.window else Ask.NOTHING
 
     def edit(self, target, source, rows, layer):
-        factor = target.new_ones(len(rows.prompt), 1, 1, target.shape[-1])
-        for i, prompt in enumerate(rows.prompt):
-            for column, value in self.factors[prompt].items():
-                factor[i, ..., column] = value
-        return target * factor
+        return torch.stack([_weighted(target[i], self.factors[prompt]) for i, prompt in enumerate(rows.prompt)])
 
 
 class ReplaceSelf(Controller):

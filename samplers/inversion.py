@@ -23,7 +23,7 @@ from .core import PROCESSES, NoiseProcess, check_descending
 
 VERSION = 1
 FORMAT = "nulltext-inversion"
-PIVOTS = ("ddim", "fixed_point", "exact_pair", "edit_friendly", "random")
+PIVOTS = ("ddim", "ddim_lower", "fixed_point", "exact_pair", "edit_friendly", "random")
 CORRECTIONS = ("none", "null_text", "global_null", "negative_prompt", "overwrite")
 _TENSORS = ("sigmas", "trajectory", "pair", "residuals", "null_embeddings", "pooled", "conditioning")
 
@@ -39,7 +39,7 @@ class Inversion:
     process: str = "ve"  #: name of a NoiseProcess: "ve" or "flow"
     pivot: str = "ddim"  #: one of PIVOTS
     correction: str = "none"  #: one of CORRECTIONS
-    cfg: float = 1.0  #: the guidance scale the correction was made for
+    cfg: float = 1.0  #: the guidance scale the pivot or its correction was made for
     pair: Tensor | None = None  #: [2, B, C, ...] float64, x at sigmas[0] and sigmas[1]: the exact pair
     residuals: Tensor | None = None  #: [N, B, C, ...] edit-friendly: what each step adds to its mean
     null_embeddings: Tensor | None = None  #: [N, B, T, D]

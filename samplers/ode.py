@@ -27,17 +27,22 @@ from .core import (
     report,
     to_d,
 )
-from .walk import sample_walk
+from .walk import After, Step, sample_walk
 
 
 def sample_euler(denoise: Denoise, x: Tensor, sigmas: Tensor, *, process: NoiseProcess = VE,
-                 noise: NoiseSource | None = None, callback: Callback | None = None) -> Tensor:
-    """DDIM (eta 0): one network call per step. `process` and `noise` are not needed, the signature is the family's."""
+                 noise: NoiseSource | None = None, callback: Callback | None = None, after: After | None = None
+                 ) -> Tensor:
+    """DDIM (eta 0): one network call per step. `process` and `noise` are not needed, the signature is the family's.
+
+    after: a technique's line behind every step, as in `sample_walk`."""
     check_descending(sigmas)
     for i, (s, s_next) in enumerate(pairwise(sigmas)):
         denoised = denoise(x, s)
         report(callback, i, x, s, denoised)
         x = euler_step(x, denoised, s, s_next)
+        if after is not None:
+            x = after(x, Step(i, s, s_next, denoised))
     return x
 
 

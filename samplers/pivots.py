@@ -1,10 +1,13 @@
-"""Pivots: four ways from an image to noise along the very sigma pairs that sampling will walk, and the two that need it
+"""Pivots: ways from an image to noise along the very sigma pairs that sampling will walk, and the two that need it
 their own way back.
 
     ddim           x_hi = x + (s_hi - s_lo) d(X, s_hi),  X = x c_in(s_lo)/c_in(s_hi)
                    DDIM inversion (2010.02502 sec. 4.3) in the form that the code released with 2211.09794 runs: it
                    evaluates the raw VP latent of the lower level at the higher timestep. For VE that rescales x by
-                   sqrt((1 + s_hi^2)/(1 + s_lo^2)); for flow c_in = 1. Asking at (x, s_lo), as some do, is not offered.
+                   sqrt((1 + s_hi^2)/(1 + s_lo^2)); for flow c_in = 1.
+    ddim_lower     x_hi = x + (s_hi - s_lo) d(x, s_lo): the inversion as the ODE's own Euler step upwards, the network
+                   asked where x lies (2010.02502 eq. 13 read upwards). d has no value at s_lo = 0: the first step is
+                   `ddim`'s.
     fixed_point    x_hi = x + (s_hi - s_lo) d(x_hi, s_hi), solved by iteration from the DDIM estimate (2309.04907,
                    2403.14602): where it converges, plain Euler steps undo it.
     exact_pair     x_{i+1} = x_i + (s_{i+1} - s_i) d_i + g (x_{i-1} - x_i - (s_{i-1} - s_i) d_i)
@@ -17,10 +20,10 @@ their own way back.
 One code path for eps, v and flow: only c_in, `noised` and `transition` know the noise process.
 
 Departures. No epsilon is added to any sigma, and no network is asked at sigma 0, in inverting or in sampling: every
-method evaluates at the upper end of a step. Edit-friendly keeps whole residuals, std times the paper's z, so that the
-last one, where std = 0, is kept too and the replay is exact (the authors set it to 0 and lose the last step). The exact
-pair does its bookkeeping in float64 whatever the network's dtype: its inverse multiplies rounding by the square of
-h_first/h_last, and a guided network multiplies it further.
+method but `ddim_lower` evaluates at the upper end of a step. Edit-friendly keeps whole residuals, std times the paper's
+z, so that the last one, where std = 0, is kept too and the replay is exact (the authors set it to 0 and lose the last
+step). The exact pair does its bookkeeping in float64 whatever the network's dtype: its inverse multiplies rounding by
+the square of h_first/h_last, and a guided network multiplies it further.
 """
 from __future__ import annotations
 
@@ -41,6 +44,7 @@ from .core import (
     report,
     to_d,
 )
+from .walk import After, Step
 
 Tick = Callable[[], None]
 
@@ -105,6 +109,24 @@ def invert_fixed_point(denoise: Denoise, x0: Tensor, sigmas: Tensor, *, process:
     return Pivot(torch.stack(levels[::-1]))
 
 
+def invert_ddim_lower(denoise: Denoise, x0: Tensor, sigmas: Tensor, *, process: NoiseProcess,
+                      callback: Callback | None = None, tick: Tick | None = None) -> Pivot:
+    """DDIM inversion of x0 [B, C, ...] with the prediction at each step's lower level: N calls."""
+    check_descending(sigmas)
+    ask = _counted(denoise, tick)
+    levels = [x0]
+    for i in reversed(range(len(sigmas) - 1)):
+        x, lo, hi = levels[-1], sigmas[i + 1], sigmas[i]
+        if lo > 0:
+            denoised = ask(x, lo)
+            x = x + (expand(hi, x) - expand(lo, x)) * to_d(x, lo, denoised)
+        else:
+            x, denoised = _euler_up(ask, x, lo, hi, process, 0, 0.0)
+        report(callback, len(levels) - 1, x, hi, denoised)
+        levels.append(x)
+    return Pivot(torch.stack(levels[::-1]))
+
+
 def pair_weight(sigmas: Tensor, i: int, process: NoiseProcess, gamma: float | None) -> float:
     """g of the step sigmas[i] -> sigmas[i + 1], i >= 1: O-BELM's for gamma None, else BDIA's."""
     above, here, below = (float(s) for s in sigmas[i - 1:i + 2])
@@ -141,10 +163,11 @@ def invert_exact_pair(denoise: Denoise, x0: Tensor, sigmas: Tensor, *, process: 
 
 def sample_exact_pair(denoise: Denoise, x: Tensor, sigmas: Tensor, *, process: NoiseProcess,
                       noise: NoiseSource | None = None, callback: Callback | None = None, pair: Tensor | None = None,
-                      gamma: float | None = None) -> Tensor:
+                      gamma: float | None = None, after: After | None = None) -> Tensor:
     """The way back. pair [2, B, C, ...]: where to start instead of x, N - 1 calls; None: x and an Euler step, N calls.
 
-    From the pair of `invert_exact_pair`, with its denoiser and gamma, it returns x0 but for rounding."""
+    From the pair of `invert_exact_pair`, with its denoiser and gamma, it returns x0 but for rounding. after: a
+    technique's line behind every step that is walked, as in `sample_walk`."""
     check_descending(sigmas)
     ask, s, dtype = _in_double(denoise, x.dtype), sigmas.to("cpu", torch.float64), x.dtype
     if pair is not None:
@@ -154,13 +177,24 @@ def sample_exact_pair(denoise: Denoise, x: Tensor, sigmas: Tensor, *, process: N
         denoised = ask(above, s[0])
         report(callback, 0, above.to(dtype), sigmas[0], denoised.to(dtype))
         x = above + (s[1] - s[0]) * to_d(above, s[0], denoised)
+        x = _touched(after, x, Step(0, sigmas[0], sigmas[1], denoised.to(dtype)))
     for i in range(1, len(sigmas) - 1):
         denoised = ask(x, s[i])
         report(callback, i, x.to(dtype), sigmas[i], denoised.to(dtype))
         d = to_d(x, s[i], denoised)
         g = pair_weight(s, i, process, gamma)
         above, x = x, x + (s[i + 1] - s[i]) * d + g * (above - x - (s[i - 1] - s[i]) * d)
+        x = _touched(after, x, Step(i, sigmas[i], sigmas[i + 1], denoised.to(dtype)))
     return x.to(dtype)
+
+
+def _touched(after: After | None, x: Tensor, step: Step) -> Tensor:
+    """`after` on a wide state, shown in the network's dtype; left alone the state keeps its digits."""
+    if after is None:
+        return x
+    shown = x.to(step.denoised.dtype)
+    out = after(shown, step)
+    return x if out is shown else _wide(out)
 
 
 def _wide(x: Tensor, device: torch.device | None = None) -> Tensor:
@@ -192,12 +226,12 @@ def invert_edit_friendly(denoise: Denoise, x0: Tensor, sigmas: Tensor, *, proces
 
 
 def sample_edit_friendly(denoise: Denoise, x: Tensor, sigmas: Tensor, *, process: NoiseProcess, residuals: Tensor,
-                         noise: NoiseSource | None = None, callback: Callback | None = None, eta: float = 1.0
-                         ) -> Tensor:
+                         noise: NoiseSource | None = None, callback: Callback | None = None, eta: float = 1.0,
+                         after: After | None = None) -> Tensor:
     """The posterior steps with recorded residuals [N, B, C, ...] for noise: the source again, or its edit. N calls.
 
     To skip the first k steps (the paper's T_skip, which keeps more of the source) give trajectory[k], sigmas[k:] and
-    residuals[k:]."""
+    residuals[k:]. after: a technique's line behind every step, as in `sample_walk`."""
     check_descending(sigmas)
     if len(residuals) != len(sigmas) - 1:
         raise ValueError(f"{len(sigmas) - 1} steps need as many residuals; got {len(residuals)}.")
@@ -205,6 +239,8 @@ def sample_edit_friendly(denoise: Denoise, x: Tensor, sigmas: Tensor, *, process
         denoised = denoise(x, sigmas[i])
         report(callback, i, x, sigmas[i], denoised)
         x = process.transition(x, denoised, sigmas[i], sigmas[i + 1], eta)[0] + residuals[i].to(x)
+        if after is not None:
+            x = after(x, Step(i, sigmas[i], sigmas[i + 1], denoised))
     return x
 
 

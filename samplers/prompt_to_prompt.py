@@ -14,6 +14,11 @@ look at the source. Two ways to have a source:
   and without prompt, source with prompt). Between two stored levels the trajectory is taken as straight in sigma, as
   an Euler step draws it.
 
+The edits walk as the inversion's pivot comes back (replay.py): Euler steps, an exact pair's two-step rule, or
+edit-friendly DDPM's posterior steps (Huberman-Spiegelglas et al. 2304.06140) with the residuals that were recorded. Its
+authors replay those in the source's row too, at the source's cfg, which gives the stored levels again: the source need
+not be walked there either.
+
 Rows: x is [sources (B), edit 0 (B), edit 1 (B), ...] from noise, without the sources from a trajectory.
 
 Departure: a sampler that isn't ours can't be told to change x after a step; for it, local blend acts on the denoised

@@ -110,23 +110,28 @@ def null_text_guider_class() -> type:
     return NullTextGuider
 
 
-def null_text_guider(model, inversion: Inversion, positive: list, negative: list | None):
-    """GUIDER at the inversion's cfg whose null branch is the inversion's embedding of each step, the negative prompt
-    where it has none. At cfg 1 the null branch is not asked."""
-    guider = null_text_guider_class()(model, inversion, inversion.cfg)
+def null_text_guider(model, inversion: Inversion, positive: list, negative: list | None, cfg: float):
+    """GUIDER at `cfg` (`cfg_of` of samplers/replay.py) whose null branch is the inversion's embedding of each step, the
+    negative prompt where it has none. At cfg 1 the null branch is not asked."""
+    guider = null_text_guider_class()(model, inversion, cfg)
     guider.inner_set_conds({"positive": positive, **({} if negative is None else {"negative": negative})})
     return guider
+
+
+def refuse_if_exact(inversion: Inversion, sampler) -> None:
+    """ValueError for pivots that come back by a sampler of their own, for `sampler` is another."""
+    if inversion.pivot in ("exact_pair", "edit_friendly"):
+        raise ValueError(
+            f"An inversion by {inversion.pivot.replace('_', ' ')} has its own way back, and the sampler "
+            f"{sampler_name(sampler)} is another: wire the sampler of Inversion Parts."
+        )
 
 
 def check_way_back(inversion: Inversion, sampler, sigmas: Tensor) -> None:
     """ValueError unless this SAMPLER on these SIGMAS walks the inversion's own grid back."""
     if is_own(sampler):
         return
-    if inversion.pivot in ("exact_pair", "edit_friendly"):
-        raise ValueError(
-            f"An inversion by {inversion.pivot.replace('_', ' ')} has its own way back, and the sampler "
-            f"{sampler_name(sampler)} is another: wire the sampler of Inversion Parts."
-        )
+    refuse_if_exact(inversion, sampler)
     if not is_euler(sampler):
         raise ValueError(
             f"The sampler {sampler_name(sampler)} does not walk the steps of this inversion back: use euler, or the "

@@ -12,7 +12,7 @@ from ...samplers import pivots
 from ...samplers.core import gaussian
 from ...samplers.inversion import Inversion
 from ...samplers.prompt_to_prompt import StoredSource
-from ...samplers.replay import calls_back, way_back
+from ...samplers.replay import calls_back, cfg_of, way_back
 from . import record, store
 from .denoiser import Run, sample_with
 from .engine import Progress, check_latent, latent_in, process_of
@@ -24,6 +24,7 @@ from .sampler import own_sampler
 #: what the nodes offer, by the name that users see
 PIVOTS = {
     "DDIM": "ddim",
+    "DDIM, lower level": "ddim_lower",
     "fixed point": "fixed_point",
     "exact pair": "exact_pair",
     "edit-friendly DDPM": "edit_friendly",
@@ -67,10 +68,11 @@ def pivots_known() -> set[str]:
 
 
 def invert(model, conds: dict, latent: dict, sigmas: Tensor, pivot: str, *, cfg: float = 1.0, iterations: int = 5,
-           seed: int = 0, cache: bool = True) -> tuple[Inversion, bool]:
+           gamma: float | None = None, seed: int = 0, cache: bool = True) -> tuple[Inversion, bool]:
     """(INVERSION of a LATENT, whether it came from the cache). conds: "positive", and "negative" where cfg is not 1.
 
-    Fixed point and exact pair solve with `iterations`; only edit-friendly uses the seed. ValueError before any work."""
+    Fixed point and exact pair solve with `iterations`; the exact pair is BDIA with `gamma`, O-BELM for None; only
+    edit-friendly uses the seed. ValueError before any work."""
     record.check_prompt(conds["positive"])
     sigmas = record.check_sigmas(sigmas)
     samples = check_invertible(model, conds, latent, sigmas, pivot, cfg)
@@ -78,7 +80,8 @@ def invert(model, conds: dict, latent: dict, sigmas: Tensor, pivot: str, *, cfg:
     fields = record.conditioning_fields(used["positive"])
     marks = fingerprint(model)
     seeded = seed if pivot in ("edit_friendly", "random") else 0
-    options = [pivot, iterations if pivot in ("fixed_point", "exact_pair") else 0, cfg, seeded]
+    gamma = gamma if pivot == "exact_pair" else None
+    options = [pivot, iterations if pivot in ("fixed_point", "exact_pair") else 0, gamma or 0.0, cfg, seeded]
     key = store.cache_key(model, marks, options, sigmas, samples, used) if cache else None
     found = store.find(key)
     if found is not None:
@@ -94,16 +97,20 @@ def invert(model, conds: dict, latent: dict, sigmas: Tensor, pivot: str, *, cfg:
             made = pivots.invert_edit_friendly(denoise, run.latent, run.sigmas, noise=noise, **common)
         elif pivot == "ddim":
             made = pivots.invert_ddim(denoise, run.latent, run.sigmas, **common)
+        elif pivot == "ddim_lower":
+            made = pivots.invert_ddim_lower(denoise, run.latent, run.sigmas, **common)
+        elif pivot == "exact_pair":
+            made = pivots.invert_exact_pair(denoise, run.latent, run.sigmas, gamma=gamma, iterations=iterations,
+                                            **common)
         else:
-            how = pivots.invert_exact_pair if pivot == "exact_pair" else pivots.invert_fixed_point
-            made = how(denoise, run.latent, run.sigmas, iterations=iterations, **common)
+            made = pivots.invert_fixed_point(denoise, run.latent, run.sigmas, iterations=iterations, **common)
         return made, run.calls
 
     began = time.perf_counter()
     total = pivot_calls(pivot, len(sigmas) - 1, iterations)
     made, calls = sample_with(model, used, samples, sigmas, body, total=total, seed=seed)
     notes = {**fields.pop("metadata"), **model_notes(model, float(sigmas[0])), "calls": calls, "iterations": iterations,
-             "seconds": time.perf_counter() - began, "pivot_cfg": cfg, "seed": seeded}
+             "gamma": gamma, "seconds": time.perf_counter() - began, "pivot_cfg": cfg, "seed": seeded}
     inversion = Inversion(
         sigmas=sigmas, trajectory=made.trajectory, process=process_of(model).name, pivot=pivot, cfg=cfg,
         fingerprint=marks, pair=made.pair, residuals=made.residuals, metadata=notes, **fields
@@ -121,15 +128,16 @@ def own_way_back(inversion: Inversion, first: int = 0):
     return own_sampler(function, start=start, known=stored.at, **options), sigmas
 
 
-def replay(model, inversion: Inversion, positive: list | None, negative: list | None, *, first: int = 0,
-           mask: Tensor | None = None) -> Result:
-    """Walk an INVERSION back at its cfg with a prompt (None, the source's: reconstruction; another: an edit).
+def replay(model, inversion: Inversion, positive: list | None, negative: list | None, *, cfg: float = 0.0,
+           first: int = 0, mask: Tensor | None = None) -> Result:
+    """Walk an INVERSION back with a prompt (None, the source's: reconstruction; another: an edit).
 
-    negative: needed where cfg is not 1 and the inversion has no null embeddings. first: the step to start from.
-    mask: 1 = change here."""
-    positive, negative = record.prompts(inversion, positive, negative)
+    cfg: the target's, 0 for the inversion's own (`cfg_of`). negative: needed where the cfg is not 1 and the inversion
+    has no null embeddings. first: the step to start from. mask: 1 = change here."""
+    cfg = cfg_of(inversion, cfg)
+    positive, negative = record.prompts(inversion, positive, negative, cfg)
     sampler, sigmas = own_way_back(inversion, first)
-    guider = null_text_guider(model, inversion, positive, negative)
+    guider = null_text_guider(model, inversion, positive, negative, cfg)
     latent = source_latent(inversion)
     calls = calls_back(inversion, first)
     progress = Progress(max(calls, 1), model)

@@ -8,7 +8,7 @@ import torch
 
 from ...samplers.corrections import negative_prompt
 from ...samplers.inversion import Inversion
-from ...samplers.null_text import default_rate, optimise_null_text, paper_schedule
+from ...samplers.null_text import default_rate, optimise_global_null, optimise_null_text, paper_schedule
 from . import record, store
 from .denoiser import Run, sample_with
 from .engine import latent_out
@@ -17,12 +17,13 @@ from .invert import Result
 from .noise import source_latent
 
 #: pivots that guided Euler steps can be bent onto
-_EULER = ("ddim", "fixed_point", "random")
+_EULER = ("ddim", "ddim_lower", "fixed_point", "random")
 
 
-def most_calls(steps: int, inner: int) -> tuple[int, int]:
-    """(forwards, backwards) at most: per step the prompt once, `inner` looks with gradient and one without."""
-    return steps * (2 + inner), steps * inner
+def most_calls(steps: int, inner: int, one_for_all: bool = False) -> tuple[int, int]:
+    """(forwards, backwards) at most: per step the prompt once, `inner` looks with gradient and one without; with one
+    embedding for all steps the prompt once more, along the replay."""
+    return steps * (2 + one_for_all + inner), steps * inner
 
 
 def refuse_cfg_1() -> None:
@@ -58,43 +59,49 @@ def _rows_are_free(run: Run, negative: list) -> bool:
 
 
 def optimise(model, inversion: Inversion, positive: list | None, negative: list, cfg: float, *, inner: int = 10,
-             tolerance: float = 1e-5, rate: float = 0.0, checkpoint: bool = False, cache: bool = True
-             ) -> tuple[Inversion, Result | None]:
+             tolerance: float = 1e-5, rate: float = 0.0, one_for_all: bool = False, checkpoint: bool = False,
+             cache: bool = True) -> tuple[Inversion, Result | None]:
     """(the INVERSION with null embeddings for `cfg`, its reconstruction; None for the latter if the cache knew it).
 
-    positive None: the inversion's own prompt. rate 0: `default_rate`. checkpoint: recompute blocks in backward, for
+    positive None: the inversion's own prompt. rate 0: `default_rate`. one_for_all: the paper's ablation, one embedding
+    for all steps, `inner` passes over them; the tolerance is not read. checkpoint: recompute blocks in backward, for
     small memories."""
     check_optimisable(inversion, model, negative, cfg)
     rate = rate or default_rate(negative[0][0].shape[-1])
     positive = record.source_conditioning(inversion) if positive is None else positive
     record.check_prompt(positive)
     conds = {"positive": positive, "negative": negative}
-    inputs = (["null_text", cfg, inner, tolerance, rate], inversion.sigmas, inversion.trajectory, conds)
+    kind = "global_null" if one_for_all else "null_text"
+    inputs = ([kind, cfg, inner, tolerance, rate], inversion.sigmas, inversion.trajectory, conds)
     key = store.cache_key(model, fingerprint(model), *inputs) if cache else None
     found = store.find(key)
     if found is not None:
         return found, None
-    schedule = paper_schedule(inversion.steps, inner, tolerance, rate)
     began = time.perf_counter()
 
     def body(run: Run):
         free = _rows_are_free(run, negative)
         net = run.embedding_net("negative")
         with run.gradients(checkpoint=checkpoint):
-            made = optimise_null_text(
-                net, lambda x, sigma: run.predictions(x, sigma, ["positive"])[0], inversion.trajectory.to(run.device),
-                inversion.sigmas, negative[0][0].clone().float().to(run.device), cfg=cfg, process=run.process,
-                schedule=schedule, drop_finished=free, callback=run.callback, tick=run.tick)
+            given = (net, lambda x, sigma: run.predictions(x, sigma, ["positive"])[0],
+                     inversion.trajectory.to(run.device), inversion.sigmas,
+                     negative[0][0].clone().float().to(run.device))
+            common = {"cfg": cfg, "process": run.process, "tick": run.tick}
+            if one_for_all:
+                made = optimise_global_null(*given, rounds=inner, rate=rate, **common)
+            else:
+                made = optimise_null_text(*given, schedule=paper_schedule(inversion.steps, inner, tolerance, rate),
+                                          drop_finished=free, callback=run.callback, **common)
             return made, latent_out(model, made.reconstruction.cpu())
 
     made, samples = sample_with(model, conds, source_latent(inversion), inversion.sigmas, body,
-                                total=most_calls(inversion.steps, inner)[0])
+                                total=most_calls(inversion.steps, inner, one_for_all)[0])
     seconds = time.perf_counter() - began
     error = (made.reconstruction.cpu() - inversion.source).flatten(1).square().mean(1).sqrt()
     stats = made.stats
     notes = {**inversion.metadata, **record.null_notes(negative), "null_forwards": stats.forwards,
              "null_backwards": stats.backwards, "null_seconds": seconds}
-    out = inversion.replace(null_embeddings=made.embeddings, correction="null_text", cfg=cfg, metadata=notes)
+    out = inversion.replace(null_embeddings=made.embeddings, correction=kind, cfg=cfg, metadata=notes)
     store.keep(key, out)
     return out, Result(samples.float(), stats.forwards, seconds, error)
 

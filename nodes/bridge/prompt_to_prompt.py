@@ -20,15 +20,17 @@ from ...samplers.attention import Controller
 from ...samplers.controllers import MutualSelf, ReplaceSelf
 from ...samplers.inversion import Inversion
 from ...samplers.maps import LocalBlend
+from ...samplers.ode import sample_euler
 from ...samplers.prompt_to_prompt import Branches, StoredSource
-from ...samplers.walk import sample_walk
+from ...samplers.replay import way_back
 from .attention import any_asks, attach, unet_places
 from .engine import check_interrupt, check_latent, get
-from .guider import guider_class, replace_embedding
+from .guider import guider_class, refuse_if_exact, replace_embedding
+from .invert import own_way_back
 from .noise import InversionNoise, source_latent
 from .record import check_stored, source_conditioning
 from .rows import CALL, Call, PairEdit
-from .sampler import core_sampler, is_euler, own_sampler
+from .sampler import core_sampler, is_euler, is_walk, own_sampler
 
 _SPLITS = (
     "control",
@@ -86,11 +88,15 @@ def _class() -> type:
         def sample(
             self, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, disable_pbar=False, seed=None
         ):
-            batch, stored, first = latent_image.shape[0], None, 0
+            batch, stored, first, walk, options = latent_image.shape[0], None, 0, sample_euler, {}
             if self.inversion is not None:
                 first = _first(self.inversion, sigmas)
+                walk, _, _, options = way_back(self.inversion, first)
                 stored = StoredSource(self.inversion.trajectory[first:], self.inversion.sigmas[first:])
                 noise = InversionNoise(self.inversion, first).generate_noise({"samples": latent_image})
+            walks = is_walk(sampler, walk) or (walk is sample_euler and is_euler(sampler))
+            if self.inversion is not None and not walks:
+                refuse_if_exact(self.inversion, sampler)
             self._branches = branches = Branches(self.edits, batch, self.controllers, sigmas, stored)
             self.network_rows, self._null = 0, None
             for controller in self.controllers:
@@ -99,16 +105,16 @@ def _class() -> type:
             if stored is not None and self.inversion.null_embeddings is not None:
                 self._null = self.inversion.null_embeddings[first:]
             blends = any(isinstance(c, LocalBlend) for c in self.controllers)
-            self._exact_blend = blends and is_euler(sampler)
-            if self._exact_blend or (stored is not None and is_euler(sampler)):
+            self._exact_blend = blends and walks
+            if walks and (blends or stored is not None):
                 start = None if stored is None else branches.doubled(stored.trajectory[0])
                 known = None if stored is None else lambda sigma: branches.doubled(stored.at(sigma))
                 sampler = own_sampler(
-                    sample_walk,
+                    walk,
                     start=start,
                     known=known,
-                    eta=0.0,
                     after=lambda x, step: branches.after_step(x, step.sigma, step.sigma_next),
+                    **{name: _per_row(value, branches) for name, value in options.items()},
                 )
             if denoise_mask is not None and denoise_mask.shape[0] == batch:
                 denoise_mask = branches.doubled(denoise_mask)
@@ -249,6 +255,11 @@ def _placing(parts: dict[int, Tensor], inner):
     return wrapper
 
 
+def _per_row(value, branches: Branches):
+    """An option of the way back for all rows of x: tensors [levels, B, ...] (an exact pair, residuals) are repeated."""
+    return torch.stack([branches.doubled(level) for level in value]) if isinstance(value, Tensor) else value
+
+
 def _first(inversion: Inversion, sigmas: Tensor) -> int:
     """The inversion's level that a run over `sigmas` starts at. ValueError if the schedule is another one."""
     first = inversion.steps + 1 - len(sigmas)
@@ -274,14 +285,15 @@ def prompt_to_prompt_guider(
     """GUIDER that edits `source` into each of `edits` (CONDITIONINGs of one prompt each), all ComfyUI samplers allowed.
 
     From noise, source and edits start from the same noise; the run returns [edits * B, C, ...], with `keep_source`
-    the B sources in front. With an INVERSION the source is its trajectory. `.network_rows` counts the rows the
+    the B sources in front. With an INVERSION the source is its trajectory, and the edits walk its own way back: plain
+    Euler steps, the exact pair's, or edit-friendly's with the recorded residuals. `.network_rows` counts the rows the
     network saw in the last run. ValueError for joint-attention models, layers that another patch owns, prompts that
     aren't single."""
     _plain(source, "source")
     for edit in edits:
         _plain(edit, "edited")
-    if inversion is not None:
-        check_stored(inversion)
+    if inversion is not None and inversion.pivot != "edit_friendly":  # whose levels are the source's own walk too
+        check_stored(inversion, "Prompt-to-prompt")
     own = any(isinstance(c, (ReplaceSelf, MutualSelf)) for c in controllers)
     guider = _class()(attach(model, [PairEdit(c) for c in controllers], ("attn1", "attn2") if own else ("attn2",)))
     guider.prepare(source, edits, negative, cfg, controllers, inversion, keep_source)
@@ -299,10 +311,12 @@ class Result(NamedTuple):
 
 
 def run_guider(guider, latent: dict | None, sigmas: Tensor, seed: int) -> Result:
-    """One run of a prompt-to-prompt guider with ComfyUI's euler, its progress, preview and interrupt.
+    """One run of a prompt-to-prompt guider with ComfyUI's euler or the inversion's own way back, its progress, preview
+    and interrupt.
 
     latent: a LATENT, from noise; an inversion brings its own."""
     model, inversion = guider.model_patcher, guider.inversion
+    sampler = core_sampler("euler") if inversion is None else own_way_back(inversion)[0]
     if inversion is None:
         samples = check_latent(model, latent)
         noise = get("sample").prepare_noise(samples, seed, latent.get("batch_index"))
@@ -312,7 +326,7 @@ def run_guider(guider, latent: dict | None, sigmas: Tensor, seed: int) -> Result
     callback = get("latent_preview").prepare_callback(model, len(sigmas) - 1)
     started, batch = time.perf_counter(), len(samples)
     out = guider.sample(
-        noise, samples, core_sampler("euler"), sigmas, mask, callback, disable_pbar=True, seed=seed
+        noise, samples, sampler, sigmas, mask, callback, disable_pbar=True, seed=seed
     ).cpu()
     source, edits = (out[:batch], out[batch:]) if guider.keep_source else (samples, out)
     pairs = [(e, b) for e in range(guider.edits) for b in range(batch)]

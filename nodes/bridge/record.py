@@ -79,17 +79,19 @@ def null_conditioning(inversion: Inversion) -> list | None:
     return [[inversion.null_embeddings[0], extra]]
 
 
-def prompts(inversion: Inversion, positive: list | None, negative: list | None) -> tuple[list, list | None]:
-    """(positive, negative) to sample an inversion with: what is wired, else what it holds; negative None at cfg 1."""
+def prompts(
+    inversion: Inversion, positive: list | None, negative: list | None, cfg: float
+) -> tuple[list, list | None]:
+    """(positive, negative) to sample an inversion with at `cfg`: what is wired, else what it holds; negative None at
+    cfg 1."""
     if positive is None:
         positive = source_conditioning(inversion)
-    if inversion.cfg == 1:
+    if cfg == 1:
         return positive, None
     negative = null_conditioning(inversion) or negative
     if negative is None:
         raise ValueError(
-            f"This inversion is sampled at cfg {inversion.cfg:g} and has no null embeddings: wire the negative (empty) "
-            "prompt."
+            f"This inversion is sampled at cfg {cfg:g} and has no null embeddings: wire the negative (empty) prompt."
         )
     return positive, negative
 
@@ -113,10 +115,10 @@ def check_belongs(inversion: Inversion, model, latent: dict | None = None) -> No
         inversion.check_latent(check_latent(model, latent).shape)
 
 
-def check_stored(inversion: Inversion, name: str = "Prompt-to-prompt") -> None:
+def check_stored(inversion: Inversion, name: str) -> None:
     """ValueError unless the technique `name` can follow this inversion's trajectory from level to level."""
     if inversion.pivot in ("edit_friendly", "random"):
         raise ValueError(
-            f"{name} follows one path from noise to image, and the pivot {inversion.pivot} draws every "
-            "level's noise anew: invert with ddim, fixed_point or exact_pair."
+            f"{name} follows one path from noise to image, and the pivot {inversion.pivot.replace('_', ' ')} draws "
+            "every level's noise anew: invert with DDIM, fixed point or exact pair."
         )

@@ -141,6 +141,11 @@ def sampler_name(sampler) -> str:
     return getattr(function, "__name__", type(sampler).__name__).removeprefix("sample_").removesuffix("_function")
 
 
+def is_walk(sampler, function: Callable) -> bool:
+    """Whether a SAMPLER is `own_sampler(function, ...)`."""
+    return is_own(sampler) and sampler.function is function
+
+
 def is_euler(sampler) -> bool:
     """Whether a SAMPLER walks plain Euler steps (DDIM, eta 0): ComfyUI's euler without churn, or ours."""
     return sampler_name(sampler) == "euler" and not float(getattr(sampler, "extra_options", {}).get("s_churn", 0))

@@ -42,6 +42,52 @@ def test_exact_pivots_come_back(model, sigmas, latent, make_condition, pivot, cf
     assert other.error.max() > 10 * result.error.max()
 
 
+@pytest.mark.parametrize("pivot", ["exact_pair", "edit_friendly"])
+def test_another_cfg_on_the_way_back(make_model, engine, latent, make_condition, pivot):
+    """Inverted at 3.5, edited at 15: the edit is the pivot's own walk with the guidance of 15."""
+    model = make_model()
+    inversion = made(model, latent, engine.sigmas_of(model, "normal", STEPS), make_condition, pivot, 3.5)
+    same = back(model, inversion, make_condition, seed=9)
+    assert torch.equal(same.samples, back(model, inversion, make_condition, seed=9, cfg=3.5).samples)
+    stronger = back(model, inversion, make_condition, seed=9, cfg=15.0)
+    walked = back(model, inversion.replace(cfg=15.0), make_condition, seed=9)
+    assert torch.equal(stronger.samples, walked.samples)
+    assert not torch.allclose(stronger.samples, same.samples, rtol=1e-2, atol=1e-2)
+    alone = back(model, inversion, make_condition, seed=9, cfg=1.0)  # no null branch: nothing to wire
+    with torch.inference_mode():
+        bare = bridge.replay(model, inversion, make_condition(9), None, cfg=1.0)
+    assert torch.equal(alone.samples, bare.samples)
+
+
+def test_the_exact_pair_with_bdias_gamma(make_model, engine, latent, make_condition):
+    model = make_model()
+    sigmas = engine.sigmas_of(model, "normal", STEPS)
+    belm, one, less = (made(model, latent, sigmas, make_condition, "exact_pair", gamma=g) for g in (None, 1.0, 0.8))
+    assert [i.metadata["gamma"] for i in (belm, one, less)] == [None, 1.0, 0.8]
+    assert all(back(model, i, make_condition).error.max() < 1e-3 for i in (belm, one, less))
+    assert not torch.allclose(belm.x_T, one.x_T, rtol=1e-3)
+    assert not torch.allclose(one.x_T, less.x_T, rtol=1e-3)
+    wrong = one.replace(metadata={**one.metadata, "gamma": 0.8})  # the way back needs the gamma of the way there
+    assert back(model, wrong, make_condition).error.max() > 1e-2
+    assert made(model, latent, sigmas, make_condition, "ddim", gamma=0.8).metadata["gamma"] is None
+
+
+def test_ddim_at_the_lower_level_asks_where_x_lies(model, engine, sigmas, latent, make_condition, monkeypatch):
+    asked, apply = [], type(model.model).apply_model
+
+    def watched(self, x, t, *args, **kwargs):
+        asked.append(float(t.max()))
+        return apply(self, x, t, *args, **kwargs)
+
+    monkeypatch.setattr(type(model.model), "apply_model", watched)
+    inversion = made(model, latent, sigmas, make_condition, "ddim_lower")
+    expected = [float(s) for s in (sigmas[-2], *sigmas[1:-1].flip(0))]  # the first step has no lower level to ask at
+    assert torch.allclose(torch.tensor(asked), torch.tensor(expected))
+    assert inversion.metadata["calls"] == STEPS
+    assert not torch.allclose(inversion.x_T, made(model, latent, sigmas, make_condition, "ddim").x_T, rtol=1e-3)
+    assert back(model, inversion, make_condition).error.isfinite().all()
+
+
 def test_what_an_inversion_holds(model, engine, sigmas, latent, make_condition):
     inversion = made(model, latent, sigmas, make_condition, "ddim")
     assert inversion.process == engine.process_of(model).name and inversion.steps == STEPS
@@ -70,7 +116,7 @@ def test_noise_brings_core_euler_onto_the_trajectory(model, sigmas, latent, make
     inversion = made(model, latent, sigmas, make_condition, "ddim")
     ours = back(model, inversion, make_condition, first=first)
     noise = InversionNoise(inversion, first).generate_noise({"samples": latent})
-    guider = null_text_guider(model, inversion, make_condition(1), None)
+    guider = null_text_guider(model, inversion, make_condition(1), None, 1.0)
     with torch.inference_mode():
         core = guider.sample(noise, source_latent(inversion), core_sampler("euler"), sigmas[first:], disable_pbar=True)
     assert (core - ours.samples).abs().max() / core.abs().max() < 1e-4
@@ -100,7 +146,7 @@ def test_other_samplers_are_refused(make_model, engine, latent, make_condition, 
     model = make_model()
     sigmas = engine.sigmas_of(model, "normal", STEPS)
     inversion = made(model, latent, sigmas, make_condition, pivot)
-    guider = null_text_guider(model, inversion, make_condition(1), None)
+    guider = null_text_guider(model, inversion, make_condition(1), None, 1.0)
     with pytest.raises(ValueError, match=words):
         guider.sample(torch.zeros_like(latent), latent, core_sampler(name), sigmas[:cut] if cut else sigmas)
 

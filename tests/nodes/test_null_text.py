@@ -121,13 +121,29 @@ def test_negative_prompt_correction(engine, tiny, latent, make_condition):
     assert torch.allclose(replayed(tiny, corrected, make_condition).samples, at_1.samples, rtol=1e-3, atol=1e-2)
 
 
+def test_one_embedding_for_all_steps(engine, tiny, latent, make_condition):
+    """The paper's ablation: better than none, worse than one per step at as many backwards."""
+    inversion = inverted(tiny, engine, latent, make_condition)
+    plain = replayed(tiny, null_text.uncorrected(inversion, 7.5), make_condition)
+    best, per_step = optimised(tiny, inversion, make_condition, tolerance=0.0)
+    shared, result = optimised(tiny, inversion, make_condition, one_for_all=True)
+    assert shared.correction == "global_null" and shared.null_embeddings.shape == (STEPS, 2, 77, 64)
+    assert torch.equal(shared.null_embeddings[0], shared.null_embeddings[-1])
+    assert not torch.equal(best.null_embeddings[0], best.null_embeddings[-1])
+    assert (per_step.error < result.error).all() and (result.error < plain.error).all()
+    forwards, backwards = shared.metadata["null_forwards"], shared.metadata["null_backwards"]
+    assert (forwards, backwards) == null_text.most_calls(STEPS, 10, True) == (STEPS * 13, STEPS * 10)
+    again = replayed(tiny, shared, make_condition)
+    assert torch.allclose(again.samples, result.samples, rtol=1e-3, atol=1e-3 * float(result.samples.abs().max()))
+
+
 def test_prompts_that_cannot_be_kept_are_asked_for(engine, tiny, latent, make_condition):
     inversion = inverted(tiny, engine, latent, make_condition)
     needy = inversion.replace(metadata={**inversion.metadata, "needs": ["control"]})
     with pytest.raises(ValueError, match="control.*wire that prompt again"):
-        record.prompts(needy, None, None)
+        record.prompts(needy, None, None, 1.0)
     with pytest.raises(ValueError, match="no null embeddings"):
-        record.prompts(null_text.uncorrected(inversion, 5.0), None, None)
+        record.prompts(inversion, None, None, 5.0)
 
 
 def edited(model, source, target, negative, latent, sigmas, method="FlowEdit", **options):

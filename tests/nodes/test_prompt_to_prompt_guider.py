@@ -2,10 +2,11 @@
 refusals."""
 import pytest
 import torch
+from nulltext.nodes.bridge import invert as bridge
 from nulltext.nodes.bridge.denoiser import sample_with
 from nulltext.nodes.bridge.engine import sigmas_of
 from nulltext.nodes.bridge.noise import model_notes
-from nulltext.nodes.bridge.prompt_to_prompt import prompt_to_prompt_guider, source_of
+from nulltext.nodes.bridge.prompt_to_prompt import prompt_to_prompt_guider, run_guider, source_of
 from nulltext.nodes.bridge.sampler import core_sampler
 from nulltext.samplers.alignment import TokenMap
 from nulltext.samplers.attention import StepWindow
@@ -189,6 +190,59 @@ def test_the_source_is_the_stored_trajectory_whatever_the_noise(tiny, prompts):
     assert torch.isfinite(part).all()
     with pytest.raises(ValueError, match="sigmas are not the inversion"):
         guide(tiny, source, [edit], negative, p2p(), inversion=inversion, sigmas=inversion.sigmas * 0.9)
+
+
+def exact(model, source, negative, pivot, cfg=3.5):
+    """An INVERSION by a pivot that has its own way back, at cfg 3.5."""
+    latent = {"samples": torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(9)) / 0.18215}
+    conds = {"positive": source, "negative": negative}
+    with torch.inference_mode():
+        return bridge.invert(model, conds, latent, sigmas_of(model, "normal", STEPS), pivot, cfg=cfg, cache=False)[0]
+
+
+def walked(model, inversion, edits, negative, controllers, cfg, first=0, source=None):
+    """Edits by the sampler of Inversion Parts."""
+    guider = prompt_to_prompt_guider(model, source, edits, negative, cfg, controllers, inversion=inversion)
+    sampler, sigmas = bridge.own_way_back(inversion, first)
+    with torch.inference_mode():
+        return guider.sample(torch.zeros(inversion.shape), bridge.source_latent(inversion), sampler, sigmas,
+                             disable_pbar=True, seed=0), guider
+
+
+@pytest.mark.parametrize("pivot", ["edit_friendly", "exact_pair"])
+def test_pivots_with_their_own_way_back(tiny, prompts, make_condition, pivot):
+    """Inverted at cfg 3.5, edited at 9: recorded residuals (or the pair) are walked in every edit's rows."""
+    source, edit, negative = prompts
+    inversion = exact(tiny, source, negative, pivot)
+    latent = bridge.source_latent(inversion)
+    same, guider = walked(tiny, inversion, [source], negative, p2p(), 3.5, source=source)
+    assert close(same, latent)  # its own words at its own cfg: the picture, whatever is looked at
+    assert guider.network_rows == 3 * 2 * (STEPS - (pivot == "exact_pair"))
+    for first in (0, 1):
+        plain, _ = walked(tiny, inversion, [edit], negative, [], 9.0, first, source=source)
+        with torch.inference_mode():
+            alone = bridge.replay(tiny, inversion, edit, negative, cfg=9.0, first=first).samples
+        assert close(plain, alone)
+    edited, _ = walked(tiny, inversion, [edit], negative, p2p(), 9.0, source=source)
+    assert not close(edited, plain)
+    both, _ = walked(tiny, inversion, [edit, make_condition(5)], negative, p2p(edits=2), 9.0, source=source)
+    assert both.shape == (4, 4, 8, 8)
+    assert close(both[:2], edited)
+    kept, _ = walked(tiny, inversion, [edit], negative, [*p2p(), blend(1.0)], 9.0, source=source)
+    torch.testing.assert_close(kept * 0.18215, inversion.source, rtol=1e-4, atol=1e-5)
+    # the one box takes the same walk
+    guider = prompt_to_prompt_guider(tiny, source, [edit], negative, 9.0, p2p(), inversion=inversion)
+    with torch.inference_mode():
+        assert torch.equal(run_guider(guider, None, inversion.sigmas, 0).edits, edited)
+
+
+def test_pivots_with_their_own_way_back_refuse_other_samplers(tiny, prompts):
+    source, edit, negative = prompts
+    for pivot in ("edit_friendly", "exact_pair"):
+        inversion = exact(tiny, source, negative, pivot)
+        for name in ("euler", "dpmpp_2m"):
+            with pytest.raises(ValueError, match="own way back.*wire the sampler of Inversion Parts"):
+                guide(tiny, source, [edit], negative, p2p(), inversion=inversion, sigmas=inversion.sigmas, sampler=name)
 
 
 def test_null_embeddings_of_the_inversion_stand_in_for_the_negative_prompt(tiny, prompts, make_condition):

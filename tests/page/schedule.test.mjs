@@ -34,6 +34,12 @@ test("cost lines", () => {
     const w = (values, ...wired) => ({ ...values, wired: new Set(wired) });
     const inverter = { steps: 50, inner_steps: 10, pivot: "DDIM", iterations: 5, correction: "null-text" };
     assert.equal(costOf("NullText_Inverter", w(inverter)), "at most 50 + 600 forwards and 500 backwards");
+    assert.equal(costOf("NullText_Inverter", w({ ...inverter, correction: "global null-text" })),
+        "at most 50 + 650 forwards and 500 backwards");
+    assert.equal(costOf("NullText_Optimise", w({ inner_steps: 10, embeddings: "one per step" })),
+        "per step at most 12 forwards and 10 backwards");
+    assert.equal(costOf("NullText_Optimise", w({ inner_steps: 10, embeddings: "one for all steps (the ablation)" })),
+        "per step at most 13 forwards and 10 backwards");
     assert.equal(costOf("NullText_Inverter", w({ ...inverter, correction: "none" })), "at most 100 network calls");
     assert.equal(costOf("NullText_Inverter", w({ ...inverter, pivot: "fixed point", correction: "direct overwrite" })),
         "at most 300 network calls");

@@ -123,6 +123,28 @@ def test_average_plain_steps_calls_and_callback(process):
 
 
 @processes
+@pytest.mark.parametrize("plain", [1, 4, 10])
+def test_plain_steps_go_on_from_the_edit_at_its_own_noise(process, plain):
+    """Algorithm 1 written out: the last n_min steps begin at z = noised(x_src) + (x_edit - x_src)."""
+    x, s, steps = source(), grid(process, 10), 10
+    target, origin, draw = prompt(1, process, 3.0), prompt(0, process, 1.5), gaussian(x, 7)
+    edit = x.clone()
+    for i in range(steps - plain):
+        share = 1 - s[i] if process is FLOW else 1.0
+        z = share * x + s[i] * draw()
+        moved = z + edit - x
+        velocity = (moved - target(moved, s[i])) / s[i] - (z - origin(z, s[i])) / s[i]
+        edit = edit + (s[i + 1] - s[i]) * velocity
+    i = steps - plain
+    share = 1 - s[i] if process is FLOW else 1.0
+    z = share * x + s[i] * draw() + edit - x
+    for i in range(steps - plain, steps):
+        z = z + (s[i + 1] - s[i]) * (z - target(z, s[i])) / s[i]
+    out = sample_flow_edit(target, x, s, process=process, noise=gaussian(x, 7), source=origin, plain_steps=plain)
+    torch.testing.assert_close(out, z)
+
+
+@processes
 def test_averaging_lowers_the_noise_of_the_edit(process):
     x = source(1)
 

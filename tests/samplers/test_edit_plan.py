@@ -48,13 +48,20 @@ def test_everything_in_its_order():
         keep_words="red",
         blend_threshold=0.5,
     )
-    assert kinds(controllers) == [ReplaceCross, MutualSelf, Reweight, LocalBlend]
+    assert kinds(controllers) == [ReplaceCross, MutualSelf, LocalBlend]
     assert controllers[0].windows == [{2: StepWindow(0.2, 0.4)}, {3: StepWindow(0.2, 0.4)}]
-    assert controllers[2].factors == [{2: 2.0}, {3: 2.0}]
+    assert controllers[0].factors == [{2: 2.0}, {3: 2.0}]
     assert blend.source_columns == [[[3], [2]]] * 2
     assert blend.target_columns == [[[3], [2]], [[4], [3]]]
     assert blend.threshold == 0.5
     assert said == ["edit 1: replace", "edit 2: refine (3 and 4 words)"]
+
+
+def test_weights_at_every_step_are_a_controller_of_their_own():
+    controllers, _, _ = plan(CAT, [DOG, BIG], weights="red: 2", weights_act="at every step")
+    assert kinds(controllers) == [ReplaceCross, ReplaceSelf, Reweight]
+    assert controllers[0].factors == [{}, {}]
+    assert controllers[2].factors == [{2: 2.0}, {3: 2.0}]
 
 
 def test_words_that_are_nowhere_are_refused():
@@ -86,8 +93,21 @@ def test_closed_windows_are_noticed():
     assert plan(CAT, [DOG], **closed)[2] == ["replace", CLOSED]
     assert plan(CAT, [DOG], word_windows="dog: 0, red: 0.5-0.5", **closed) == ([], None, ["replace", CLOSED])
     assert plan(CAT, [CAT], **closed)[2] == ["replace", EQUAL.format(1), CLOSED]
-    for open_ in ({"word_windows": "dog: 0.5"}, {"weights": "dog: 2"}, {"blend_words": "dog"}, {"self_steps": 0.1}):
+    every = {"weights": "dog: 2", "weights_act": "at every step"}
+    for open_ in ({"word_windows": "dog: 0.5"}, every, {"blend_words": "dog"}, {"self_steps": 0.1}):
         controllers, _, said = plan(CAT, [DOG], **{**closed, **open_})
         assert len(controllers) == 1
         assert said == ["replace"]
     assert plan(CAT, [DOG], self_attention="mutual (MasaCtrl)", **closed)[2] == ["replace"]
+
+
+def test_a_weight_without_a_window_is_noticed():
+    def noticed(**options):
+        return [text for text in plan(CAT, [DOG], weights="dog: 2", **options)[2] if "a word's weight acts" in text]
+
+    assert noticed(cross_steps=0.0)
+    assert noticed(word_windows="dog: 0")
+    assert not noticed()
+    assert not noticed(cross_steps=0.0, word_windows="dog: 0.3")
+    assert not noticed(cross_steps=0.0, weights_act="at every step")
+    assert not [text for text in plan(CAT, [DOG], weights="dog: 1", cross_steps=0.0)[2] if "weight" in text]

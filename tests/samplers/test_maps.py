@@ -118,6 +118,21 @@ def test_local_blend_keeps_the_source_outside_the_words():
     assert torch.equal(out * (1 - mask), source * (1 - mask))
 
 
+def test_local_blend_adds_up_the_steps_so_far():
+    """The mask is of the mean map over all steps: what the word looked at before counts, in proportion."""
+    blend = LocalBlend([[]], [[1]])
+    rows = Rows((0,), (0,), (0,), source=(0,))
+    for step, (row, value) in enumerate(((1, 0.9), (7, 0.5), (13, 0.2))):
+        p = torch.zeros(1, 1, 16, 16, 3)
+        p[0, 0, row, :, 1] = value
+        p = p.flatten(2, 3)
+        blend.watch(p, p, rows, layer(sigma=3.0 - step, step=step), slice(0, 256))
+    expected = torch.zeros(16, 16)
+    expected[0:3] = 1  # 0.9 of the largest 0.9, and its neighbours by the 3x3 maximum
+    expected[6:9] = 1  # 0.5 of 0.9: above the threshold of 0.3; 0.2 of 0.9 is below it
+    assert torch.equal(blend.mask(0, 0, (16, 16)), expected)
+
+
 def test_local_blend_waits_for_its_first_step():
     blend = blend_with((slice(2, 4), slice(2, 4)), None)
     x, source = torch.randn(1, 4, 64, 64), torch.randn(1, 4, 64, 64)

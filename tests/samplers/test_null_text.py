@@ -326,6 +326,34 @@ def test_null_guided_finds_the_step_by_sigma(process):
         null_guided(net, lambda x, t: x, s, embeddings[1:], 3.0)
 
 
+@processes
+def test_each_step_runs_at_its_own_rate(process):
+    """Adam's first update moves a number by the rate itself: with one inner step the embedding tells the rate."""
+    net, _, s, pivot = setting(process)
+    rates = [1e-2 * (1 - i * 50 / STEPS / 100) for i in range(STEPS)]
+    assert rates[0] == 1e-2 and rates[-1] < 0.53e-2
+    found = null_text(net, s, pivot, process, schedule=paper_schedule(STEPS, inner=1, tolerance=0.0))
+    levels = torch.cat([net.null.float().expand(1, 2, -1, -1), found.embeddings])
+    moved = (levels[1:] - levels[:-1]).abs().flatten(2).median(2).values  # [step, image], 0 where it did not help
+    helped = [(i, float(value)) for i, row in enumerate(moved) for value in row if value > 0]
+    assert len(helped) > STEPS and max(i for i, _ in helped) > STEPS * 0.7
+    for i, value in helped:
+        assert value == pytest.approx(rates[i], rel=1e-2), i
+
+
+def test_one_embedding_for_all_is_optimised_at_a_falling_rate(monkeypatch):
+    net, _, s, pivot = setting(VE)
+    seen, step = [], Adam.step
+
+    def watched(self, value, gradient, rate, rows):
+        seen.append(rate)
+        return step(self, value, gradient, rate, rows)
+
+    monkeypatch.setattr(Adam, "step", watched)
+    optimise_global_null(net, net.prompt(0), pivot, s, net.null, cfg=CFG, process=VE, rounds=3, rate=0.02)
+    assert seen == pytest.approx([0.02 - 0.01 * k / (3 * STEPS) for k in range(3 * STEPS)])
+
+
 def test_the_authors_rate_at_stable_diffusion_s_width_and_above_more_below():
     assert default_rate(768) == default_rate(2048) == 1e-2
     assert default_rate(128) == pytest.approx(6e-2)

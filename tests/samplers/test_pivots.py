@@ -6,6 +6,7 @@ from nulltext.samplers.mixture import GaussianMixture
 from nulltext.samplers.ode import sample_euler
 from nulltext.samplers.pivots import (
     invert_ddim,
+    invert_ddim_lower,
     invert_edit_friendly,
     invert_exact_pair,
     invert_fixed_point,
@@ -148,6 +149,19 @@ def test_ddim_is_the_authors_step_in_vp_form():
 
 
 @processes
+def test_ddim_at_the_lower_level_is_the_ode_s_euler_step_upwards(process):
+    """x_hi = x + (s_hi - s_lo) d(x, s_lo), and at s_lo = 0, where d has no value, the authors' step."""
+    x0, s, denoise = source(), grid(process, n=12), denoiser(process)
+    pivot = invert_ddim_lower(denoise, x0, s, process=process).trajectory
+    assert torch.equal(pivot[-1], x0)
+    assert torch.equal(pivot[-2], invert_ddim(denoise, x0, s, process=process).trajectory[-2])
+    x = pivot[-2]
+    for i in reversed(range(11)):
+        x = x + (s[i] - s[i + 1]) * (x - denoise(x, s[i + 1])) / s[i + 1]
+        torch.testing.assert_close(pivot[i], x)
+
+
+@processes
 def test_ddim_beats_its_variants(process):
     """The rescaled input is nearer to the forward path than the unscaled one."""
     x0, s, denoise = source(), grid(process), denoiser(process)
@@ -161,7 +175,8 @@ def test_ddim_beats_its_variants(process):
 
 
 @processes
-@pytest.mark.parametrize("invert", [invert_ddim, invert_fixed_point, invert_exact_pair, invert_edit_friendly])
+@pytest.mark.parametrize("invert", [invert_ddim, invert_ddim_lower, invert_fixed_point, invert_exact_pair,
+                                    invert_edit_friendly])
 def test_walks_the_forwards_sigmas_and_no_other(process, invert):
     ask, asked = logged(denoiser(process))
     s, x0, seen, ticks = grid(process), source(), [], []
@@ -170,7 +185,7 @@ def test_walks_the_forwards_sigmas_and_no_other(process, invert):
     pivot = invert(ask, x0, s, process=process, callback=seen.append, tick=lambda: ticks.append(1), **more)
     allowed = set(s[:-1].tolist())
     assert set(asked) <= allowed and 0.0 not in asked
-    calls = {invert_ddim: STEPS, invert_fixed_point: 6 * STEPS, invert_exact_pair: STEPS + 5,
+    calls = {invert_ddim: STEPS, invert_ddim_lower: STEPS, invert_fixed_point: 6 * STEPS, invert_exact_pair: STEPS + 5,
              invert_edit_friendly: STEPS}[invert]
     assert len(asked) == len(ticks) == calls
     assert [c["i"] for c in seen] == list(range(STEPS))

@@ -7,6 +7,7 @@ from nulltext.samplers.attention import QKV, Layer, Rows, StepWindow, attend
 from nulltext.samplers.controllers import ReplaceCross, ReplaceSelf, Reweight
 from nulltext.samplers.core import VE, euler_step, gaussian
 from nulltext.samplers.maps import LocalBlend
+from nulltext.samplers.pivots import invert_edit_friendly, sample_edit_friendly
 from nulltext.samplers.prompt_to_prompt import Branches, StoredSource
 from nulltext.samplers.walk import sample_walk
 
@@ -51,7 +52,7 @@ def prompt(seed):
 SOURCE, EMPTY = prompt(1), prompt(2)
 
 
-def run(net, edited, controllers, *, stored=None, batch=2, cfg=3.0, seed=7, eta=0.0):
+def run(net, edited, controllers, *, stored=None, batch=2, cfg=3.0, seed=7, eta=0.0, residuals=None):
     """x after the whole run, all rows; the call is [edits, negatives, (negative of source), source], cfg on each
     branch."""
     branches = Branches(len(edited), batch, controllers, SIGMAS, stored)
@@ -84,6 +85,9 @@ def run(net, edited, controllers, *, stored=None, batch=2, cfg=3.0, seed=7, eta=
 
     x0 = 8 * torch.randn(batch, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
     start = branches.doubled(x0) if stored is None else branches.doubled(stored.trajectory[0])
+    if residuals is not None:
+        residuals = torch.stack([branches.doubled(r) for r in residuals])
+        return sample_edit_friendly(denoise, start, SIGMAS, process=VE, residuals=residuals, after=after)
     noise = branches.shared(gaussian(x0, 11))
     return sample_walk(denoise, start, SIGMAS, process=VE, noise=noise, eta=eta, after=after)
 
@@ -148,6 +152,77 @@ def test_from_a_trajectory_the_source_is_the_trajectory():
     torch.testing.assert_close(direct, noise[2:], atol=1e-4, rtol=1e-4)
     blend = LocalBlend([[1]], [[1]], threshold=1.0)
     assert torch.equal(run(Net(), [prompt(3)], [*p2p([IDENTITY]), blend], stored=stored), stored.trajectory[-1])
+
+
+def two_rows(net, x0, levels, edited, controllers, cfg_source, cfg_target):
+    """Prompt-to-prompt on edit-friendly noise as its authors run it (their reverse_step, in the variance-preserving
+    coordinates of their code): source and target both walk from x_T, each at its own cfg, with the same z_t."""
+    count = len(x0)
+
+    def ask(x, i, guidance, prompts, pairs):
+        sigma, n = SIGMAS[i], len(x)
+        moment = Branches(1, count, controllers, SIGMAS).moment(sigma)
+        out = net(torch.cat([x, x]), sigma, torch.cat([*prompts, EMPTY.expand(n, -1, -1)]), pairs, moment)
+        return out[n:] + torch.tensor(guidance).view(-1, 1, 1, 1) * (out[:n] - out[n:])
+
+    def step(z, denoised, i, noise):
+        """(mean + std noise) at level i + 1, and mean and std; z = x sqrt(abar)"""
+        abar, lower = (1 / (1 + SIGMAS[j] ** 2) for j in (i, i + 1))
+        eps = (z - abar.sqrt() * denoised) / (1 - abar).sqrt()
+        variance = (1 - lower) / (1 - abar) * (1 - abar / lower)
+        mean = lower.sqrt() * denoised + (1 - lower - variance).sqrt() * eps
+        return mean + variance.sqrt() * noise, mean, variance.sqrt()
+
+    scale = (1 + SIGMAS**2).rsqrt()
+    prompts = SOURCE.expand(count, -1, -1), edited.expand(count, -1, -1)
+    noises, drift = [], torch.zeros_like(x0)
+    for i in range(STEPS):
+        denoised = ask(levels[i], i, [cfg_source] * count, prompts[:1], [])
+        _, mean, std = step(levels[i] * scale[i], denoised, i, 0.0)
+        gap = levels[i + 1] * scale[i + 1] - mean
+        noises.append(gap / std if float(std) > 0 else gap)
+        drift = gap if float(std) == 0 else drift  # the last step has no noise: what is left there is kept as it is
+    source = target = levels[0]
+    rows = Rows(tuple(range(count, 2 * count)), (0,) * count, tuple(range(count)), source=tuple(range(count)))
+    for i in range(STEPS):
+        both = torch.cat([source, target])
+        cfgs = [cfg_source] * count + [cfg_target] * count
+        denoised = ask(both, i, cfgs, prompts, [(c, rows) for c in controllers])
+        z = torch.cat([noises[i]] * 2)
+        out, mean, std = step(both * scale[i], denoised, i, z)
+        out = mean + torch.cat([drift] * 2) if float(std) == 0 else out
+        source, target = (out / scale[i + 1]).split(count)
+    return source, target
+
+
+@pytest.mark.parametrize("cfg_target", [3.5, 9.0])
+def test_edit_friendly_noise_is_replayed_in_both_rows(cfg_target):
+    """Source at 3.5, target at 9, against the authors' loop with both rows walked."""
+    net, x0 = Net(), torch.randn(2, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(3))
+
+    def source_at(x, sigma):
+        moment, n = Branches(1, 2, [], SIGMAS).moment(sigma), len(x)
+        out = net(torch.cat([x, x]), sigma, torch.cat([SOURCE.expand(n, -1, -1), EMPTY.expand(n, -1, -1)]), [], moment)
+        return out[n:] + 3.5 * (out[:n] - out[n:])
+
+    pivot = invert_edit_friendly(source_at, x0, SIGMAS, process=VE, noise=gaussian(x0, 5))
+    controllers = p2p([IDENTITY], StepWindow(0, 0.6), StepWindow(0, 0.4, 0))
+    source, target = two_rows(Net(), x0, pivot.trajectory, prompt(3), controllers, 3.5, cfg_target)
+    torch.testing.assert_close(source, x0, atol=1e-4, rtol=1e-4)  # so the stored levels are the source's own walk
+    net = Net()
+    out = run(net, [prompt(3)], controllers, stored=StoredSource(pivot.trajectory, SIGMAS), cfg=cfg_target,
+              residuals=pivot.residuals)
+    torch.testing.assert_close(out, target, atol=1e-3, rtol=1e-3)
+    assert net.rows == STEPS * 3 * 2
+    without = run(Net(), [prompt(3)], controllers, stored=StoredSource(pivot.trajectory, SIGMAS), cfg=cfg_target)
+    assert not torch.allclose(without, target, atol=0.1)
+    same = run(Net(), [SOURCE], controllers, stored=StoredSource(pivot.trajectory, SIGMAS), cfg=3.5,
+               residuals=pivot.residuals)
+    torch.testing.assert_close(same, x0, atol=1e-4, rtol=1e-4)
+    blend = LocalBlend([[1]], [[1]], threshold=1.0, start=0.0)
+    kept = run(Net(), [prompt(3)], [*controllers, blend], stored=StoredSource(pivot.trajectory, SIGMAS),
+               cfg=cfg_target, residuals=pivot.residuals)
+    assert torch.equal(kept, pivot.trajectory[-1])
 
 
 def test_a_stored_source_between_its_levels():

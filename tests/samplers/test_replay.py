@@ -5,7 +5,7 @@ from nulltext.samplers import pivots
 from nulltext.samplers.core import FLOW, VE, gaussian
 from nulltext.samplers.inversion import Inversion
 from nulltext.samplers.mixture import GaussianMixture
-from nulltext.samplers.replay import calls_back, first_step, null_embedding_at, way_back
+from nulltext.samplers.replay import calls_back, cfg_of, first_step, null_embedding_at, way_back
 
 MEANS = torch.tensor([[-1.0, 0.5], [1.5, -1.0]]).double().view(2, 2, 1, 1)
 MIXTURE = GaussianMixture(MEANS, 0.8, torch.tensor([0.4, 0.6]))
@@ -38,6 +38,44 @@ def test_way_back_from_any_step(pivot, tolerance, process, first):
     loose = 0.2 if pivot == "exact_pair" and first == 9 else tolerance
     assert (out - inversion.source).abs().max() < loose
     assert len(counter) == calls_back(inversion, first)
+
+
+@pytest.mark.parametrize("process", [VE, FLOW])
+@pytest.mark.parametrize("pivot", ["ddim", "exact_pair", "edit_friendly"])
+def test_every_way_back_takes_a_line_after_each_step(pivot, process):
+    """Left alone the walk is the same to the bit; what the line returns is where the walk goes on."""
+    inversion, steps = made(pivot, process), []
+    sample, x, sigmas, options = way_back(inversion)
+
+    def walk(after):
+        return sample(denoiser(process), x, sigmas, process=process, noise=None, after=after, **options)
+
+    def watch(x, step):
+        steps.append((step.index, float(step.sigma), float(step.sigma_next)))
+        return x
+
+    assert torch.equal(walk(watch), walk(None))
+    first = 1 if pivot == "exact_pair" else 0  # the pair's first step is not walked
+    assert steps == [(i, float(sigmas[i]), float(sigmas[i + 1])) for i in range(first, 10)]
+    held = walk(lambda x, step: inversion.trajectory[step.index + 1])
+    assert torch.equal(held, inversion.source)
+
+
+def test_one_law_for_the_cfg_of_a_run():
+    plain = made("ddim", VE).replace(cfg=3.5)
+    null = torch.zeros(10, 3, 5, 2)
+    free = [plain, plain.replace(correction="overwrite"), made("edit_friendly", VE).replace(cfg=3.5),
+            plain.replace(correction="negative_prompt", null_embeddings=null)]
+    for inversion in free:
+        assert [cfg_of(inversion, c) for c in (0.0, 3.5, 15.0, 1.0)] == [3.5, 3.5, 15.0, 1.0]
+    for correction in ("null_text", "global_null"):
+        tied = plain.replace(correction=correction, null_embeddings=null)
+        assert [cfg_of(tied, c) for c in (0.0, 3.5)] == [3.5, 3.5]
+        with pytest.raises(ValueError, match=r"optimised for cfg 3.5 and fit no other.*for cfg 15\.$"):
+            cfg_of(tied, 15.0)
+    assert cfg_of(None, 7.5) == 7.5
+    with pytest.raises(ValueError, match="there is no inversion: set a cfg"):
+        cfg_of(None, 0.0)
 
 
 def test_strength_is_a_share_of_the_steps():

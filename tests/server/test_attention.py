@@ -17,6 +17,7 @@ PLAN = {
     "self_attention": "replace",
     "word_windows": "",
     "weights": "",
+    "weights_act": "in the cross window",
     "blend_words": "",
     "keep_words": "",
     "blend_threshold": 0.3,
@@ -210,14 +211,22 @@ def test_bad_fields_are_refused(comfy, inputs, words):
     comfy.refuses(graph(**{"10": made, **shown(["10", 0], 20)}), *words, seconds=60)
 
 
-def test_prompts_without_words_and_pivots_without_a_path_are_refused(comfy):
+def test_prompts_without_words_are_refused(comfy):
     flow = graph("CLIPTextEncode", **{"10": p2p(latent=["5", 0]), **shown(["10", 0], 20)})
     comfy.refuses(flow, "NullText_Prompt", "Prompt (with words)")
     flow = graph("CLIPTextEncode", **{"10": reweight("red: 2"), **sampled(["10", 0])})
     comfy.refuses(flow, "NullText_Prompt")
-    made = p2p(inversion=["8", 0])
-    flow = graph(**inverted(pivot="edit-friendly DDPM"), **{"10": made, **shown(["10", 0], 20)})
-    comfy.refuses(flow, "draws every level's noise anew")
+
+
+def test_edit_friendly_noise_inverted_at_one_cfg_and_edited_at_another(comfy):
+    noise = inverted(pivot="edit-friendly DDPM", cfg=3.5, negative=["4", 0])
+    own, edited = p2p(inversion=["8", 0], edited=["2", 0], cfg=0.0), p2p(inversion=["8", 0], cfg=9.0)
+    flow = graph(**noise, **{"10": own, "11": edited}, **shown(["10", 0], 20), **shown(["10", 1], 22),
+                 **shown(["11", 0], 24))
+    result = comfy.run(flow).check()
+    assert int((pixels(result, 21) - pixels(result, 23)).abs().max()) <= 2  # its own words at its own cfg
+    assert not torch.equal(pixels(result, 25), pixels(result, 23))
+    assert any("at cfg 3.5" in text for text in result.texts) and any("at cfg 9" in text for text in result.texts)
 
 
 def test_a_joint_attention_model_is_refused(comfy):

@@ -15,12 +15,16 @@ const FORMULAS = {
         const rows = w.cfg === 1 ? "" : ", two network rows each";
         return `at most ${call(w.steps + extra)} there, ${w.steps - (pair && w.steps > 1 ? 1 : 0)} back${rows}`;
     },
-    NullText_Optimise: (w) => `per step at most ${w.inner_steps + 2} forwards and ${w.inner_steps} backwards`,
+    NullText_Optimise: (w) => {
+        const more = String(w.embeddings ?? "").startsWith("one for all") ? 3 : 2;
+        return `per step at most ${w.inner_steps + more} forwards and ${w.inner_steps} backwards`;
+    },
     NullText_Inverter: (w) => {
         if (w.wired.has("sigmas")) return null;
         const there = w.steps + (w.pivot === "fixed point" ? w.steps * w.iterations : 0);
-        if (w.correction === "null-text") {
-            return `at most ${there} + ${w.steps * (w.inner_steps + 2)} forwards and ${w.steps * w.inner_steps} backwards`;
+        if (w.correction.endsWith("null-text")) {
+            const more = w.correction === "null-text" ? 2 : 3;
+            return `at most ${there} + ${w.steps * (w.inner_steps + more)} forwards and ${w.steps * w.inner_steps} backwards`;
         }
         return `at most ${call(there + (w.correction === "direct overwrite" ? 0 : w.steps))}`;
     },
