@@ -23,7 +23,7 @@ def own_sampler_class() -> type:
             function: Callable,
             start: Tensor | None,
             known: Callable | None,
-            calls: Callable[[Tensor, NoiseProcess], int] | None,
+            calls: Callable[[Tensor, NoiseProcess, Tensor, Tensor | None], int] | None,
             options: dict,
         ):
             self.function, self.start, self.known, self.calls, self.options = function, start, known, calls, options
@@ -42,7 +42,7 @@ def own_sampler_class() -> type:
             process, seed = process_of(model_wrap.model_patcher), extra_args.get("seed")
             taken = inspect.signature(self.function).parameters
             holds_itself = "mask" in taken
-            total = self.calls(sigmas, process) if self.calls else len(sigmas) - 1
+            total = self.calls(sigmas, process, latent_image, denoise_mask) if self.calls else len(sigmas) - 1
             if self.start is None:
                 x = model_wrap.inner_model.model_sampling.noise_scaling(
                     sigmas[0].view((1,) * noise.ndim), noise, latent_image, self.max_denoise(model_wrap, sigmas)
@@ -101,14 +101,15 @@ def own_sampler(
     *,
     start: Tensor | None = None,
     known: Callable[[Sigma], Tensor] | None = None,
-    calls: Callable[[Tensor, NoiseProcess], int] | None = None,
+    calls: Callable[[Tensor, NoiseProcess, Tensor, Tensor | None], int] | None = None,
     **options,
 ):
     """SAMPLER that runs `function(denoise, x, sigmas, *, process, noise, callback, **options) -> x` of samplers/.
 
     start: x [B, C, ...] at sigmas[0] in model space, taken as it is; None: the engine's own scaled noise.
     known: sigma -> what stands outside a noise mask at that level; None: the source with the run's noise.
-    calls: (sigmas, process) -> how often the callback is called, for the progress bar (None: once per step).
+    calls: (sigmas, process, clean latent, mask or None) -> how often the callback is called, for the progress bar
+    (None: once per step).
     The result is model space at sigmas[-1]; nothing is scaled. Noise masks (1 = change here) are honoured at every
     call; a function with a parameter `mask` is given the mask (None without one) and `source`, the clean latent, and
     holds it itself."""

@@ -242,6 +242,7 @@ def fill(model, make_condition, latent, mask, mode=repaint.RESAMPLING, noise=rep
         mask,
         7,
         3.0,
+        repaint.CUSTOM,
         5,
         1,
         3,
@@ -277,7 +278,7 @@ def test_repaint_empty_and_full_mask(tiny, make_condition, latent):
 
 def test_repaint_as_a_sampler_holds_the_noise_mask_and_counts_its_calls(tiny, engine, make_condition, latent):
     sigmas = engine.sigmas_of(tiny, "karras", 6)
-    made = repaint.RePaint().run(1, 3, 0.0, 5.0, repaint.RENEWED, repaint.RESAMPLING, 1, tiny, sigmas)
+    made = repaint.RePaint().run(repaint.CUSTOM, 1, 3, 0.0, 50.0, repaint.RENEWED, repaint.RESAMPLING, 1, tiny, sigmas)
     calls = int(text(made).split()[0])
     grid = torch.zeros(1, 1, 8, 8)
     grid[..., 2:6, 2:6] = 1

@@ -33,7 +33,7 @@ def runs(model, engine, positive, negative, latent):
         "diffedit mask": lambda: diffedit.DiffEditMask().run(*ends, picture, 0, 10, 0.5, 0.5, 3.0, 0, 0),
         "diffedit": lambda: diffedit.DiffEdit().run(*ends, inversion(model, engine, latent), mask, 3.0, 0.9),
         "repaint exact": lambda: repaint.RePaintSampler().run(
-            *ends, picture, mask, 7, 3.0, 10, 1, 1, 0.0, 2.0, repaint.RENEWED, repaint.EXACT, 3, 1),
+            *ends, picture, mask, 7, 3.0, repaint.CUSTOM, 10, 1, 1, 0.0, 2.0, repaint.RENEWED, repaint.EXACT, 3, 1),
     }
 
 
