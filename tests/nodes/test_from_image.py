@@ -10,7 +10,7 @@ from nulltext.nodes.bridge.noise import source_latent
 from nulltext.nodes.bridge.sampler import core_sampler
 from nulltext.nodes.bridge.sampling import sample_latent, time_to_sigma, to_model_space
 from nulltext.samplers.disturbance import disturbance_schedule
-from nulltext.samplers.lowpass import dct_low_pass
+from nulltext.samplers.lowpass import LOW_PASSES, bicubic_low_pass, dct_low_pass
 
 SCALE = 0.18215
 
@@ -316,15 +316,34 @@ def test_pixel_composite():
 
 # -------------------------------------------------------------------------------------------------------------- ILVR
 
+BICUBIC, COSINES = LOW_PASSES  # the paper's first: what both nodes start at
+
+
+def test_both_ilvr_nodes_start_at_the_authors_filter_and_use_the_one_that_is_asked_for(tiny, engine, make_condition,
+                                                                                      latent):
+    for node in (ilvr.ILVR, ilvr.ILVRSampler):
+        options, more = node.INPUT_TYPES()["required"]["filter"]
+        assert options == [BICUBIC, COSINES] and more["default"] == BICUBIC == "bicubic (the paper's)"
+    assert LOW_PASSES == {BICUBIC: bicubic_low_pass, COSINES: dct_low_pass}
+    reference, out = latent.flip(0) + 1, {}
+    for name in LOW_PASSES:
+        model = ilvr.ILVR().run(tiny, {"samples": reference}, 2.0, name, 1.0, 0.0, 1.0)["result"][0]
+        strip = box(ilvr.ILVRSampler, tiny, make_condition, {"samples": latent}, 3, 2.0, 4, "normal", 2.0, name, 1.0, "")
+        out[name] = (euler(model, engine, make_condition, latent), strip["result"][0]["samples"])
+    phi = dct_low_pass(2)
+    for k, held in enumerate((reference, latent)):
+        exact, near = ((phi(out[name][k]) - phi(held)).abs().max() * SCALE for name in (COSINES, BICUBIC))
+        assert exact < 1e-4 < near < phi(held).abs().max() * SCALE
+
 
 def test_ilvr_patch_holds_the_coarse_content(tiny, engine, make_condition, latent):
     phi = dct_low_pass(2)
     reference = latent.flip(0) + 1
-    model = ilvr.ILVR().run(tiny, {"samples": reference}, 2.0, 1.0, 0.0, 1.0)["result"][0]
+    model = ilvr.ILVR().run(tiny, {"samples": reference}, 2.0, COSINES, 1.0, 0.0, 1.0)["result"][0]
     out = euler(model, engine, make_condition, latent)
     torch.testing.assert_close(phi(out) * SCALE, phi(reference) * SCALE, rtol=0, atol=1e-4)
     assert (out - reference).abs().max() > 0.5
-    late = ilvr.ILVR().run(tiny, {"samples": reference}, 2.0, 1.0, 0.99999, 1.0)["result"][0]
+    late = ilvr.ILVR().run(tiny, {"samples": reference}, 2.0, COSINES, 1.0, 0.99999, 1.0)["result"][0]
     assert torch.equal(
         euler(late, engine, make_condition, latent, sigmas=engine.sigmas_of(tiny, "normal", 8)[:6]),
         euler(tiny, engine, make_condition, latent, sigmas=engine.sigmas_of(tiny, "normal", 8)[:6]),
@@ -334,11 +353,11 @@ def test_ilvr_patch_holds_the_coarse_content(tiny, engine, make_condition, laten
 def test_ilvr_off_and_refusals(tiny, engine, make_condition, latent):
     reference = {"samples": latent}
     for strength, start, end in ((0.0, 0.0, 1.0), (1.0, 0.5, 0.5)):
-        result = ilvr.ILVR().run(tiny, reference, 2.0, strength, start, end)
+        result = ilvr.ILVR().run(tiny, reference, 2.0, BICUBIC, strength, start, end)
         assert result["result"][0] is tiny and text(result).startswith("Notice")
     with pytest.raises(ValueError, match="latent is empty"):
-        ilvr.ILVR().run(tiny, {"samples": latent * 0}, 2.0, 1.0, 0.0, 1.0)
-    other = ilvr.ILVR().run(tiny, {"samples": latent[..., :4]}, 2.0, 1.0, 0.0, 1.0)["result"][0]
+        ilvr.ILVR().run(tiny, {"samples": latent * 0}, 2.0, BICUBIC, 1.0, 0.0, 1.0)
+    other = ilvr.ILVR().run(tiny, {"samples": latent[..., :4]}, 2.0, BICUBIC, 1.0, 0.0, 1.0)["result"][0]
     with pytest.raises(ValueError, match="resize the reference"):
         euler(other, engine, make_condition, latent)
     for bad in ("4", "a@1", "0.5@1", "4@2"):
@@ -358,6 +377,7 @@ def test_ilvr_sampler_and_its_strip(make_model, make_condition, latent, kind):
         6,
         "normal",
         2.0,
+        COSINES,
         1.0,
         "4@0.5, 2@0",
     )
