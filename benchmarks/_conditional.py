@@ -1,10 +1,10 @@
 """How far fills are from the true conditional, on the mixtures of _mixtures.py, and what they cost: RePaint's part of
 from_image.
 
-Error: the Wasserstein-1 distance between the drawn values and their exact conditional (by its quantiles), averaged over
-the unknown coordinates, so that mean, spread and mode shares all count. Fixed seeds. The paper's schedules run on SD's
-noise table, ours on its own levels of that range. Judged per mixture, as a ratio to the error of the authors' 250/10/10:
-a good mean can hide a bad one. What was chosen by the TUNING mixtures is judged by the others.
+Error: the Wasserstein-1 distance between the drawn values and their exact conditional (by its quantiles), averaged
+over the unknown coordinates, so that mean, spread and mode shares all count. Fixed seeds. The paper's schedules run on
+SD's noise table, ours on its own levels of that range. Judged per mixture, as a ratio to the error of the authors'
+250/10/10: a good mean can hide a bad one. What was chosen by the TUNING mixtures is judged by the others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..samplers.core import VE, gaussian
 from ..samplers.particles import sample_conditional_particles
-from ..samplers.repaint import karras_sigmas, official_path, sample_repaint
+from ..samplers.repaint import karras_sigmas, sample_repaint
 from ..samplers.repaint_schedules import DEFAULT, PRESETS, Schedule
 from ..samplers.walk import Eta, network_calls
 from ._mixtures import ALL, UNSEEN, Case
@@ -27,8 +27,6 @@ SMALLEST, LARGEST = 0.0292, 14.61  # SD's sigmas
 _BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
 _BAR = (1 - _BETAS).cumprod(0)
 _TABLE = ((1 - _BAR) / _BAR).sqrt()
-#: The paper's kind beside the presets: levels, jump, resamples
-MORE = ((50, 10, 10),)
 NAIVE = "naive, 250 calls"
 EXACT = "exact-leaning, 100 levels x 8 rows"
 
@@ -108,15 +106,14 @@ def key_of(name: str) -> str:
 
 
 def calls_of(plan: Schedule) -> int:
+    """Network calls of a schedule on its own levels."""
     return network_calls(plan.path(levels_of(plan, 1.0)))
 
 
 def measured(bench: Bench, n: int) -> dict[str, dict]:
     """By the name of a way: {"calls": its calls, mixture: its error}, kept one by one. The last is the measure's
     noise."""
-    plans = PRESETS | {f"paper, {calls_of(p)} calls ({p.levels}/{p.jump}/{p.resamples})": p
-                       for p in (Schedule(*m) for m in MORE)}
-    ways = {name: (calls_of(plan), lambda case, p=plan: scheduled_error(case, p, n)) for name, plan in plans.items()}
+    ways = {name: (calls_of(plan), lambda case, p=plan: scheduled_error(case, p, n)) for name, plan in PRESETS.items()}
     ways[NAIVE] = (250, lambda case: repaint_error(case, respaced(250), range(251), n))
     ways[EXACT] = (800, lambda case: exact_error(case, 100, 8, max(n // 4, 250)))
     ways["draws of the conditional itself"] = (0, lambda case: floor_error(case, n))

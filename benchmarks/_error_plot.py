@@ -27,7 +27,8 @@ def plot(ratios: dict[str, dict[str, float]], mixtures: Sequence[str], path: Pat
     def across(ratio: float) -> float:
         return LEFT + (math.log10(ratio) - low) / (high - low) * (WIDTH - LEFT - RIGHT)
 
-    pen.text((LEFT, 9), "error against the true conditional, relative to the paper's 2410 calls (left is better)", INK, font)
+    title = "error against the true conditional, relative to the paper's 2410 calls (left is better)"
+    pen.text((LEFT, 9), title, INK, font)
     for tick in TICKS:
         if low <= math.log10(tick) <= high:
             x = across(tick)

@@ -32,9 +32,9 @@ SOFT = "the mask nowhere reaches 0.5, from where on exact-leaning counts it, so 
 _READ = "Read only with schedule custom. "
 _PRESET = fields.choice(
     [*PRESETS, CUSTOM],
-    "What a run costs and how near it comes. The paper's own takes 2410 network calls; the smaller ones are its way with "
-    "fewer levels, farther from the true conditional. Ours departs from the paper to save calls. The help page lists "
-    "each one's measured error. Custom reads the numbers below.",
+    "What a run costs and how near it comes. On fourteen test mixtures that nothing was tuned by, the worst error over "
+    "that of the paper's 2410 calls: 2.2 times with 230 calls, 3.4 with 105, 1.7 with ours, which is not the paper's "
+    "way. Custom reads the numbers below.",
 )
 _CUSTOM = {
     "jump": fields.whole(5, 1, 100, _READ + "Levels that one jump goes back up."),

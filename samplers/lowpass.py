@@ -56,7 +56,8 @@ def resize_matrix(size: int, new: int) -> Tensor:
     weight = cubic((centre[:, None] - cell) * stretch)
     weight = weight / weight.sum(1, keepdim=True)
     place = cell.long() % (2 * size)
-    return torch.zeros(new, size, dtype=torch.float64).scatter_add_(1, torch.minimum(place, 2 * size - 1 - place), weight)
+    place = torch.minimum(place, 2 * size - 1 - place)
+    return torch.zeros(new, size, dtype=torch.float64).scatter_add_(1, place, weight)
 
 
 @functools.lru_cache(64)

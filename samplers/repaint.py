@@ -31,6 +31,7 @@ from torch import Tensor
 from .core import VE, Callback, Denoise, NoiseProcess, NoiseSource, Sigma, expand
 from .walk import After, Eta, Step, network_calls, sample_walk
 
+
 def official_path(steps: int, jump: int = 10, resamples: int = 10) -> list[int]:
     """The authors' schedule over `steps` reverse steps as level numbers 0..steps (their t is steps - 1 - level).
 

@@ -5,10 +5,10 @@ The paper's (Lugmayr et al. 2201.09865): levels evenly spaced in the model's tim
 
 Ours departs from it in three things. The levels stand evenly in the log of noise to signal, DENSITY times closer from
 `low` to `high`. The walk jumps back only there: far above the data's scale resampling changes nothing, far below the
-modes no longer mix. And what a step keeps of the noise that it came from, its share 1 - zeta (as in DiffPIR 2305.08995:
-the next noise is sqrt(1 - zeta) eps + sqrt(zeta) n), rises from 0 above the range, where an early guess must not bind the
-fill, to 1 below it, where a coarse stochastic step would only lower the variance. `low` and `high` are in units of the
-data's scale (`data_scale`). It was chosen on four mixtures; benchmarks/_mixtures.py names them and those that only
+modes no longer mix. And what a step keeps of the noise that it came from, its share 1 - zeta (as in DiffPIR
+2305.08995: the next noise is sqrt(1 - zeta) eps + sqrt(zeta) n), rises from 0 above the range, where an early guess
+must not bind the fill, to 1 below it, where a coarse stochastic step would only lower the variance. `low` and `high`
+are in units of the data's scale (`data_scale`). It was chosen on four mixtures; benchmarks/_mixtures.py names them and those that only
 judge.
 """
 

@@ -324,11 +324,12 @@ def test_both_ilvr_nodes_start_at_the_authors_filter_and_use_the_one_that_is_ask
     for node in (ilvr.ILVR, ilvr.ILVRSampler):
         options, more = node.INPUT_TYPES()["required"]["filter"]
         assert options == [BICUBIC, COSINES] and more["default"] == BICUBIC == "bicubic (the paper's)"
-    assert LOW_PASSES == {BICUBIC: bicubic_low_pass, COSINES: dct_low_pass}
+    assert {BICUBIC: bicubic_low_pass, COSINES: dct_low_pass} == LOW_PASSES
     reference, out = latent.flip(0) + 1, {}
     for name in LOW_PASSES:
         model = ilvr.ILVR().run(tiny, {"samples": reference}, 2.0, name, 1.0, 0.0, 1.0)["result"][0]
-        strip = box(ilvr.ILVRSampler, tiny, make_condition, {"samples": latent}, 3, 2.0, 4, "normal", 2.0, name, 1.0, "")
+        settings = (3, 2.0, 4, "normal", 2.0, name, 1.0, "")
+        strip = box(ilvr.ILVRSampler, tiny, make_condition, {"samples": latent}, *settings)
         out[name] = (euler(model, engine, make_condition, latent), strip["result"][0]["samples"])
     phi = dct_low_pass(2)
     for k, held in enumerate((reference, latent)):

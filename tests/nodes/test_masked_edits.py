@@ -263,7 +263,12 @@ def test_our_range_is_in_units_of_the_known_parts_spread(repainted, tiny, latent
 
 def test_numbers_are_read_with_custom_only(edits, tiny, latent, mask, monkeypatch):
     seen = []
-    monkeypatch.setattr(repaint, "make_sampler", lambda plan, *more, **options: seen.append(plan) or (_ for _ in ()).throw(Asked))
+
+    def made(plan, *more, **options):
+        seen.append(plan)
+        raise Asked
+
+    monkeypatch.setattr(repaint, "make_sampler", made)
     for name in (*repaint.PRESETS, repaint.CUSTOM):
         with pytest.raises(Asked):
             edits["repaint"](tiny, latent, mask, schedule=name)

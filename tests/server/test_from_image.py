@@ -238,7 +238,14 @@ def test_diffedit_refusals(comfy):
 def test_a_picture_of_another_size_is_refused(comfy):
     flow = graph(
         "NullText_ILVR",
-        {"reference": ["5", 0], "factor": 4.0, "filter": "cosines (exact)", "strength": 1.0, "start_percent": 0.0, "end_percent": 1.0},
+        {
+            "reference": ["5", 0],
+            "factor": 4.0,
+            "filter": "cosines (exact)",
+            "strength": 1.0,
+            "start_percent": 0.0,
+            "end_percent": 1.0,
+        },
     )
     flow["6"]["inputs"]["width"] = 64
     flow["20"] = {
