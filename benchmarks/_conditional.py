@@ -91,13 +91,15 @@ def exact_error(case: Case, levels: int, particles: int, n: int) -> float:
     return error(case, sample, karras_sigmas(levels, SMALLEST, LARGEST), n, particles)
 
 
-def floor_error(case: Case, n: int, seed: int = 5) -> float:
-    """What n draws from the true conditional itself show: the measure's own noise."""
-    quantiles, draws = exact_quantiles(case, 100001), torch.Generator().manual_seed(seed)
-    place = (torch.rand(n, quantiles.shape[1], generator=draws) * 100000).long()
-    unknown = torch.zeros(n, len(case.values), dtype=torch.float64)
-    unknown[:, case.mask > 0.5] = quantiles.gather(0, place)
-    return distance(unknown, case)
+def floor_error(case: Case, n: int, repeats: int = 10) -> float:
+    """What n draws from the true conditional itself show, the mean of `repeats`: the measure's own noise."""
+    quantiles, draws, found = exact_quantiles(case, 100001), torch.Generator().manual_seed(5), []
+    for _ in range(repeats):
+        place = (torch.rand(n, quantiles.shape[1], generator=draws) * 100000).long()
+        unknown = torch.zeros(n, len(case.values), dtype=torch.float64)
+        unknown[:, case.mask > 0.5] = quantiles.gather(0, place)
+        found.append(distance(unknown, case))
+    return sum(found) / repeats
 
 
 def key_of(name: str) -> str:

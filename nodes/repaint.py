@@ -58,7 +58,7 @@ _CUSTOM = {
         "anew, below it none; for few levels.",
     ),
 }
-_SCHEDULE = {
+_WAY = {
     "mode": _MODE,
     "particles": fields.whole(
         8, 1, 256, "Exact-leaning only: fills per picture, each a row of the batch. More agree better and cost more."
@@ -81,7 +81,7 @@ def make_sampler(schedule, mode, particles, scale=None, say=True):
     log = logging.getLogger("nulltext")
 
     def calls(sigmas, process, source, mask):
-        spread = data_scale(source, mask) if scale is None and mask is not None else scale or 1.0
+        spread = data_scale(source, mask) if scale is None else scale
         if say:
             log.info("RePaint: %s", said_before(schedule, mode, particles, sigmas, process, spread))
         return network_calls(_path(schedule, mode, sigmas, process, spread))
@@ -130,7 +130,7 @@ class RePaint:
     @classmethod
     def INPUT_TYPES(cls):
         return {
-            "required": {"schedule": _PRESET, **_CUSTOM, **_SCHEDULE},
+            "required": {"schedule": _PRESET, **_CUSTOM, **_WAY},
             "optional": {
                 "model": (
                     "MODEL",
@@ -193,7 +193,7 @@ class RePaintSampler:
                     "closer from low to high.",
                 ),
                 **_CUSTOM,
-                **_SCHEDULE,
+                **_WAY,
                 "grow": fields.whole(
                     1, 0, 64, "Latent cells by which the mask grows, so that no mixed cell is taken for known."
                 ),

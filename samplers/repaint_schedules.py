@@ -67,12 +67,12 @@ DEFAULT = next(iter(PRESETS))
 CUSTOM = "custom"
 
 
-def data_scale(source: Tensor, mask: Tensor) -> float:
+def data_scale(source: Tensor, mask: Tensor | None) -> float:
     """Standard deviation of the known part (mask 0) of a clean picture in model space; of all of it where nothing is
-    known. source [B, C, ...], mask [B or 1, 1 or C, ...]."""
-    known = source[(mask == 0).expand(source.shape)]
+    known, 1 where nothing varies. source [B, C, ...], mask [B or 1, 1 or C, ...] or None (nothing is known)."""
+    known = source if mask is None else source[(mask == 0).expand(source.shape)]
     values = (known if known.numel() > 1 else source).double()
-    return max(float(values.std()), 1e-3)
+    return float(values.std()) or 1.0
 
 
 def repaint_sigmas(
@@ -126,8 +126,8 @@ def sample_repaint_scheduled(
 ) -> Tensor:
     """`sample_repaint` by a schedule over the sigmas at hand. scale: of the data (None: `data_scale`). mask None:
     nothing is known."""
-    mask = torch.ones_like(source) if mask is None else mask
     scale = data_scale(source, mask) if scale is None else scale
+    mask = torch.ones_like(source) if mask is None else mask
     return sample_repaint(
         denoise,
         x,

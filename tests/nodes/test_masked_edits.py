@@ -1,5 +1,6 @@
 """Masked edits of a picture on tiny random models: how many masks there may be, soft masks, flow models, notices."""
 
+import dataclasses
 import logging
 
 import pytest
@@ -13,7 +14,7 @@ from nulltext.nodes.bridge.sampling import sample_latent, to_model_space
 from nulltext.samplers.core import VE
 from nulltext.samplers.inversion import Inversion
 from nulltext.samplers.repaint import ranged_path, sample_repaint
-from nulltext.samplers.repaint_schedules import Schedule, data_scale
+from nulltext.samplers.repaint_schedules import OURS, Schedule, data_scale
 
 INSIDE = torch.zeros(8, 8, dtype=torch.bool)
 INSIDE[2:6, 2:5] = True
@@ -224,7 +225,7 @@ def repainted(tiny, engine, make_condition, latent):
     sigmas = engine.sigmas_of(tiny, "karras", 5)
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
 
-    def run(sampler):
+    def run(sampler, latent=latent):
         guider = guider_class()(tiny)
         guider.set_conds(make_condition(1), make_condition(2))
         guider.set_cfg(1.0)
@@ -251,14 +252,27 @@ def test_the_papers_schedules_take_its_posterior_steps_and_renewed_noise_others(
 
 def test_our_range_is_in_units_of_the_known_parts_spread(repainted, tiny, latent):
     run, sigmas = repainted
-    scale = data_scale(to_model_space(tiny, {"samples": latent}), INSIDE.float()[None, None])
-    assert 0.05 < scale < 0.5  # SD's factor times a latent of about unit spread
+    quiet = 0.2 * latent
+    scale = data_scale(to_model_space(tiny, {"samples": quiet}), INSIDE.float()[None, None])
+    assert 0.1 < scale < 0.3
     middle = float(sigmas[3])
     plan = Schedule(5, 1, 4, 0.9 * middle / scale, 1.1 * middle / scale, renew=True)
     in_sigma = ranged_path(sigmas, 1, 4, 0.9 * middle, 1.1 * middle)
     assert plan.path(sigmas, VE, scale) == in_sigma != plan.path(sigmas)
     fixed = own_sampler(sample_repaint, path=in_sigma, eta=plan.eta(VE, scale))
-    assert torch.equal(run(make(plan)), run(fixed))
+    assert torch.equal(run(make(plan), quiet), run(fixed, quiet))
+
+
+@pytest.mark.parametrize("grid", [None, INSIDE.float()[None, None]], ids=["no mask", "a mask"])
+def test_the_progress_of_our_schedule_counts_what_is_walked(tiny, engine, make_condition, latent, grid):
+    """Its calls follow the latent's spread, so the bar's total must too."""
+    sigmas, ticks = OURS.sigmas(0.0292, 14.61, scale=0.18).float(), []
+    guider = guider_class()(tiny)
+    guider.set_conds(make_condition(1), make_condition(2))
+    guider.set_cfg(1.0)
+    guider.sample(latent, 0.2 * latent, make(dataclasses.replace(OURS, resamples=2)), sigmas, seed=1, denoise_mask=grid,
+                  disable_pbar=True, callback=lambda step, x0, x, total: ticks.append((step, total)))
+    assert ticks == [(i, len(ticks)) for i in range(len(ticks))] and len(ticks) > 30
 
 
 def test_numbers_are_read_with_custom_only(edits, tiny, latent, mask, monkeypatch):

@@ -216,7 +216,8 @@ def test_the_scale_is_the_known_parts():
     hidden = torch.where(mask == 1, 1e3, source)
     assert data_scale(hidden, mask) == pytest.approx(float(source[..., :4].std()), rel=1e-6)
     assert data_scale(source, torch.ones_like(mask)) == pytest.approx(float(source.std()), rel=1e-6)
-    assert data_scale(torch.zeros_like(source), mask) > 0
+    assert data_scale(source, None) == data_scale(source, torch.ones_like(mask))
+    assert data_scale(torch.zeros_like(source), mask) == 1
 
 
 @pytest.mark.parametrize("process", [VE, FLOW], ids=lambda p: p.name)
