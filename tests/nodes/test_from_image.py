@@ -10,7 +10,7 @@ from nulltext.nodes.bridge.noise import source_latent
 from nulltext.nodes.bridge.sampler import core_sampler
 from nulltext.nodes.bridge.sampling import sample_latent, time_to_sigma, to_model_space
 from nulltext.samplers.disturbance import disturbance_schedule
-from nulltext.samplers.lowpass import LOW_PASSES, bicubic_low_pass, dct_low_pass
+from nulltext.samplers.lowpass import LOW_PASSES, dct_low_pass
 
 SCALE = 0.18215
 
@@ -317,24 +317,6 @@ def test_pixel_composite():
 # -------------------------------------------------------------------------------------------------------------- ILVR
 
 BICUBIC, COSINES = LOW_PASSES  # the paper's first: what both nodes start at
-
-
-def test_both_ilvr_nodes_start_at_the_authors_filter_and_use_the_one_that_is_asked_for(tiny, engine, make_condition,
-                                                                                      latent):
-    for node in (ilvr.ILVR, ilvr.ILVRSampler):
-        options, more = node.INPUT_TYPES()["required"]["filter"]
-        assert options == [BICUBIC, COSINES] and more["default"] == BICUBIC == "bicubic (the paper's)"
-    assert {BICUBIC: bicubic_low_pass, COSINES: dct_low_pass} == LOW_PASSES
-    reference, out = latent.flip(0) + 1, {}
-    for name in LOW_PASSES:
-        model = ilvr.ILVR().run(tiny, {"samples": reference}, 2.0, name, 1.0, 0.0, 1.0)["result"][0]
-        settings = (3, 2.0, 4, "normal", 2.0, name, 1.0, "")
-        strip = box(ilvr.ILVRSampler, tiny, make_condition, {"samples": latent}, *settings)
-        out[name] = (euler(model, engine, make_condition, latent), strip["result"][0]["samples"])
-    phi = dct_low_pass(2)
-    for k, held in enumerate((reference, latent)):
-        exact, near = ((phi(out[name][k]) - phi(held)).abs().max() * SCALE for name in (COSINES, BICUBIC))
-        assert exact < 1e-4 < near < phi(held).abs().max() * SCALE
 
 
 def test_ilvr_patch_holds_the_coarse_content(tiny, engine, make_condition, latent):
