@@ -118,7 +118,7 @@ def measured(bench: Bench, n: int) -> dict[str, dict]:
     ways = {name: (calls_of(plan), lambda case, p=plan: scheduled_error(case, p, n)) for name, plan in PRESETS.items()}
     ways[NAIVE] = (250, lambda case: repaint_error(case, respaced(250), range(251), n))
     ways[EXACT] = (800, lambda case: exact_error(case, 100, 8, max(n // 4, 250)))
-    ways["draws of the conditional itself"] = (0, lambda case: floor_error(case, n))
+    ways["draws of the true conditional"] = (0, lambda case: floor_error(case, n))
     return {
         name: {"calls": calls}
         | {m: bench.once(f"conditional of {n}: {name}, {m}", lambda c=c, w=compute: w(c)) for m, c in ALL.items()}

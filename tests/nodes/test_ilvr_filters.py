@@ -13,7 +13,7 @@ def test_both_nodes_start_at_the_authors_filter():
     for node in (ilvr.ILVR, ilvr.ILVRSampler):
         options, more = node.INPUT_TYPES()["required"]["filter"]
         assert options == [BICUBIC, COSINES] and more["default"] == BICUBIC == "bicubic (the paper's)"
-    assert LOW_PASSES == {BICUBIC: bicubic_low_pass, COSINES: dct_low_pass}
+    assert {BICUBIC: bicubic_low_pass, COSINES: dct_low_pass} == LOW_PASSES
 
 
 @torch.inference_mode()
