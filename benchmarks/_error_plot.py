@@ -1,70 +1,50 @@
-"""RePaint's error against its network calls as a picture, one panel per mixture."""
+"""RePaint's error on the mixtures that no schedule was chosen by, as a picture: one row per mixture, one dot per way.
+
+Errors are told relative to the authors' 250/10/10, which is the line at 1."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-COLOURS = {"naive": (140, 140, 140), "ours": (214, 39, 40), "official": (31, 119, 180), "exact-leaning": (44, 160, 44)}
-LABELS = {"ours": "ours (default: large dot)", "official": "the paper's (last: 250/10/10)"}
-INK, AXIS, FAINT = (20, 20, 20), (120, 120, 120), (205, 205, 205)
-WIDTH, HEIGHT, LEGEND = 430, 400, 36
-X_TICKS, Y_TICKS = (20, 50, 100, 200, 500, 1000, 2000), (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+COLOURS = ((214, 39, 40), (31, 119, 180), (44, 160, 44), (148, 103, 189), (255, 127, 14), (140, 140, 140))
+INK, AXIS, FAINT = (20, 20, 20), (120, 120, 120), (225, 225, 225)
+WIDTH, LEFT, RIGHT, TOP, ROW, FOOT, LEGEND = 860, 150, 24, 34, 24, 44, 20
+TICKS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 
 
-def panel(series: dict[str, list[dict]], name: str, floor: float, default: int) -> Image.Image:
-    """Error of one mixture (log) against calls (log), one line per method; dashed: 10 % above the 2410-call error."""
-    page, font = Image.new("RGB", (WIDTH, HEIGHT), "white"), ImageFont.load_default(12)
-    pen = ImageDraw.Draw(page)
-    left, top, right, bottom = 52, 28, WIDTH - 12, HEIGHT - 42 - LEGEND
-    points = [p for line in series.values() for p in line]
-    x0, x1 = (math.log10(f(p["calls"] for p in points)) for f in (min, max))
-    y0, y1 = math.log10(0.9 * min(floor, *(p[name] for p in points))), math.log10(1.1 * max(p[name] for p in points))
+def plot(ratios: dict[str, dict[str, float]], mixtures: Sequence[str], path: Path) -> None:
+    """ratios: way -> mixture -> error over that of 250/10/10."""
+    bottom = TOP + ROW * len(mixtures)
+    page = Image.new("RGB", (WIDTH, bottom + FOOT + LEGEND * ((len(ratios) + 1) // 2)), "white")
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(12)
+    values = [way[m] for way in ratios.values() for m in mixtures] + [1.0]
+    low, high = math.log10(0.9 * min(values)), math.log10(1.1 * max(values))
 
-    def at(calls: float, error: float) -> tuple[float, float]:
-        x, y = (math.log10(calls) - x0) / (x1 - x0), (math.log10(error) - y0) / (y1 - y0)
-        return left + x * (right - left), bottom - y * (bottom - top)
+    def across(ratio: float) -> float:
+        return LEFT + (math.log10(ratio) - low) / (high - low) * (WIDTH - LEFT - RIGHT)
 
-    pen.rectangle((left, top, right, bottom), outline=AXIS)
-    pen.text((left, 7), f"{name}: error against the true conditional", INK, font)
-    pen.text((left + 105, bottom + 22), "network calls per picture", INK, font)
-    for tick in X_TICKS:
-        if x0 <= math.log10(tick) <= x1:
-            x = at(tick, 10**y0)[0]
-            pen.line((x, bottom, x, bottom + 5), fill=AXIS)
-            pen.text((x - 10, bottom + 6), str(tick), INK, font)
-    for tick in Y_TICKS:
-        if y0 <= math.log10(tick) <= y1:
-            y = at(10**x0, tick)[1]
-            pen.line((left - 4, y, left, y), fill=AXIS)
-            pen.text((8, y - 8), f"{tick:g}", INK, font)
-    y = at(10**x0, floor)[1]
-    pen.line((left, y, right, y), fill=FAINT)
-    pen.text((right - 150, y - 15), "draws of the truth itself", AXIS, font)
-    paper = next(p[name] for p in series["official"] if p["calls"] == 2410)
-    y = at(10**x0, 1.1 * paper)[1]
-    for x in range(left, right, 10):
-        pen.line((x, y, min(x + 5, right), y), fill=COLOURS["official"])
-    for i, (method, line) in enumerate(series.items()):
-        line = sorted(line, key=lambda p: p["calls"])
-        places = [at(p["calls"], p[name]) for p in line]
-        if len(places) > 1:
-            pen.line([c for place in places for c in place], fill=COLOURS[method], width=2)
-        for p, (px, py) in zip(line, places):
-            r = 6 if method == "ours" and p["calls"] == default else 3
-            pen.ellipse((px - r, py - r, px + r, py + r), fill=COLOURS[method])
-        place = ((left, left + 180)[i % 2], bottom + 42 + 15 * (i // 2))
-        pen.text(place, LABELS.get(method, method), COLOURS[method], font)
-    return page
-
-
-def plot(series: dict[str, list[dict]], floor: dict[str, float], default: int, path: Path) -> None:
-    """One panel per mixture beside each other. default: calls of the default schedule."""
-    panels = [panel(series, name, floor[name], default) for name in ("bimodal", "correlated")]
-    page = Image.new("RGB", (WIDTH * len(panels), HEIGHT), "white")
-    for i, each in enumerate(panels):
-        page.paste(each, (i * WIDTH, 0))
+    title = "error against the true conditional, relative to the paper's 2410 calls (left is better)"
+    pen.text((LEFT, 9), title, INK, font)
+    for tick in TICKS:
+        if low <= math.log10(tick) <= high:
+            x = across(tick)
+            pen.line((x, TOP, x, bottom), fill=INK if tick == 1 else FAINT, width=2 if tick == 1 else 1)
+            pen.text((x - 8, bottom + 5), f"{tick:g}", INK, font)
+    for row, mixture in enumerate(mixtures):
+        y = TOP + ROW * (row + 0.5)
+        pen.line((LEFT, y, WIDTH - RIGHT, y), fill=FAINT)
+        pen.text((10, y - 8), mixture, INK, font)
+        for colour, way in zip(COLOURS, ratios.values()):
+            x = across(way[mixture])
+            pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour)
+    pen.rectangle((LEFT, TOP, WIDTH - RIGHT, bottom), outline=AXIS)
+    for i, (colour, name) in enumerate(zip(COLOURS, ratios)):
+        x, y = (LEFT, LEFT + 330)[i % 2], bottom + FOOT - 14 + LEGEND * (i // 2)
+        pen.ellipse((x, y + 3, x + 8, y + 11), fill=colour)
+        pen.text((x + 14, y), name, INK, font)
     path.parent.mkdir(parents=True, exist_ok=True)
     page.save(path, quality=90)

@@ -13,9 +13,9 @@ from torch import Tensor
 from ..demo import scenes
 from ..samplers.core import VE, gaussian, guided
 from ..samplers.ode import sample_ancestral, sample_euler
-from ..samplers.repaint import HIGH, JUMP, LEVELS, LOW, RESAMPLES, ranged_path, repaint_sigmas, sample_repaint_ranged
+from ..samplers.repaint_schedules import DEFAULT, OURS, PRESETS, data_scale, sample_repaint_scheduled
 from ..samplers.sdedit import sdedit_sigmas
-from ..samplers.walk import network_calls
+from ._conditional import calls_of, key_of
 from ._demo import Demo, some
 from .harness import Bench, table
 
@@ -64,42 +64,49 @@ def measure_fill(bench: Bench, demo: Demo) -> dict[str, float]:
     truth = some(
         n, 32, lambda s: ((s.texture == 1) | (s.texture == 2)) & (s.place[:, 0] != middle) & (s.size[:, 0] < 2)
     )
-    levels = repaint_sigmas(LEVELS, demo.at(0.001), demo.at(1.0)).float()
-    calls = network_calls(ranged_path(levels, JUMP, RESAMPLES, LOW, HIGH))
-    ordinary = sdedit_sigmas(demo.at, 1.0, calls).float()
+    plans = {key_of(name): plan for name, plan in PRESETS.items()}
+    if bench.quick:
+        plans = {key: plan for key, plan in plans.items() if plan.levels <= 25}
+    calls = calls_of(OURS)
+    ordinary = sdedit_sigmas(demo.at, 1.0, 5 if bench.quick else calls).float()
 
     @torch.no_grad()
-    def compute(items):
+    def compute(items, made_by):
         part = truth[torch.tensor(items)]
         z, mask = demo.autoencoder.encode(scenes.draw(part)[0]), holes(part)
-        denoise = guided(*demo.pair(part), FILL_CFG)
-        seed = 200 + items[0]
-        noise = gaussian(z, seed)
-        x = levels[0] * noise()
-        core = core_noise_mask(denoise, z, mask, noise())
-        made = {
-            "default": sample_repaint_ranged(denoise, x, levels, source=z, mask=mask, process=VE, noise=noise),
-            "core euler": sample_euler(core, x, ordinary),
-            "core ancestral": sample_ancestral(core, x, ordinary, process=VE, noise=noise),
-        }
-        rows, pixels, original = [{} for _ in items], F.interpolate(mask, scale_factor=8), demo.decode(z)
-        for name, latent in made.items():
-            seam, fill = seam_and_fill(demo.decode(latent * mask + z * (1 - mask)), original, pixels)
-            for i, row in enumerate(rows):
-                row[name] = [float(seam[i]), float(fill[i])]
-        return rows
+        noise = gaussian(z, 200 + items[0])
+        latent = made_by(guided(*demo.pair(part), FILL_CFG), z, mask, noise)
+        pixels, original = F.interpolate(mask, scale_factor=8), demo.decode(z)
+        seam, fill = seam_and_fill(demo.decode(latent * mask + z * (1 - mask)), original, pixels)
+        return [[float(a), float(b)] for a, b in zip(seam, fill)]
 
-    key = f"fill renewed {LEVELS}, {JUMP}, {RESAMPLES} in {LOW:g}..{HIGH:g}"
-    rows = bench.each(key, range(n), compute, batch=8)
-    mean = lambda name, k: sum(row[name][k] for row in rows) / len(rows)
-    names = ("default", "core euler", "core ancestral")
-    print(
-        table((f"fill at {calls} calls", "seam", "fill rms"), [[name, mean(name, 0), mean(name, 1)] for name in names])
-    )
-    core = min(names[1:], key=lambda name: mean(name, 1))  # the better of core's two
-    return {
-        "repaint_seam_default": mean("default", 0),
-        "repaint_seam_core_noise_mask": mean(core, 0),
-        "repaint_fill_default": mean("default", 1),
-        "repaint_fill_core_noise_mask": mean(core, 1),
-    }
+    def scheduled(plan):
+        def make(denoise, z, mask, noise):
+            scale = data_scale(z, mask)
+            levels = plan.sigmas(demo.at(0.001), demo.at(1.0), scale=scale)
+            levels = sdedit_sigmas(demo.at, 1.0, plan.levels) if levels is None else levels
+            levels = levels.float()
+            return sample_repaint_scheduled(denoise, levels[0] * noise(), levels, source=z, mask=mask, process=VE,
+                                            noise=noise, schedule=plan, scale=scale)
+
+        return make
+
+    def core(ancestral):
+        def make(denoise, z, mask, noise):
+            x, held = ordinary[0] * noise(), core_noise_mask(denoise, z, mask, noise())
+            return sample_ancestral(held, x, ordinary, process=VE, noise=noise) if ancestral else \
+                sample_euler(held, x, ordinary)
+
+        return make
+
+    ways = {key: scheduled(plan) for key, plan in plans.items()} | {
+        f"core_euler_{calls}": core(False), f"core_ancestral_{calls}": core(True)}
+    found = {}
+    for key, way in ways.items():
+        rows = bench.each(f"fill {key}", range(n), lambda items, w=way: compute(items, w), batch=8)
+        found[key] = [sum(row[k] for row in rows) / n for k in (0, 1)]
+    print(table(("fill", "seam", "fill rms"), [[key, *both] for key, both in found.items()]))
+    best = min((key for key in found if key.startswith("core")), key=lambda key: found[key][1])
+    named = {key: both for key, both in found.items() if not key.startswith("core")} | {"core_noise_mask": found[best]}
+    named |= {"default": found[key_of(DEFAULT)]} if not bench.quick else {}
+    return {f"repaint_{what}_{key}": both[k] for key, both in named.items() for k, what in enumerate(("seam", "fill"))}

@@ -15,7 +15,7 @@ from ..demo import scenes
 from ..demo.sheet import Row, contact_sheet
 from ..samplers.core import VE, gaussian, guided
 from ..samplers.ilvr import sample_ilvr
-from ..samplers.lowpass import dct_low_pass
+from ..samplers.lowpass import bicubic_low_pass
 from ..samplers.sdedit import sdedit_sigmas
 from ._demo import Demo, kept_pictures, some
 from .harness import OUTPUT, ROOT, Bench
@@ -73,7 +73,7 @@ def ilvr_strip(bench: Bench, demo: Demo) -> None:
                 x,
                 sigmas,
                 reference=z,
-                low_pass=dct_low_pass(factor),
+                low_pass=bicubic_low_pass(factor),
                 stop=count,
                 process=VE,
                 noise=noise,
@@ -81,7 +81,7 @@ def ilvr_strip(bench: Bench, demo: Demo) -> None:
             out.append(demo.decode(x))
         return {"image": torch.cat(out)}
 
-    made = kept_pictures(bench, "ilvr strip", len(settings), make, len(STOPS))["image"]
+    made = kept_pictures(bench, "ilvr strip, bicubic", len(settings), make, len(STOPS))["image"]
     rows = []
     for k, factor in enumerate(FACTORS):
         cells = [("reference", to_picture(source[0]))]

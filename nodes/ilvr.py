@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..samplers.ilvr import coarse_of, sample_ilvr
-from ..samplers.lowpass import dct_low_pass, kept
+from ..samplers.lowpass import LOW_PASSES, kept
 from ..samplers.window import SigmaWindow
 from . import fields
 from .bridge.engine import sigmas_of
@@ -34,13 +34,20 @@ _FACTOR = fields.number(
 )
 
 
+_FILTER = fields.choice(
+    [*LOW_PASSES],
+    "What counts as coarse. Bicubic: down and up again, the filter of the paper's authors; it rings little at sharp "
+    "borders and holds the coarse part closely. Cosines: keeps the longest waves and nothing else; it holds that part "
+    "exactly and rings more.",
+)
+
+
 def coarseness(factor: float, shape) -> str:
     """A factor in latent and in pixel terms."""
     h, w = shape[-2:]
     return (
-        f"factor {factor:g} in latent cells = {factor * _CELL:g} in pixels: {kept(h, factor)} x {kept(w, factor)} of "
-        f"{h} x {w} "
-        "frequencies held"
+        f"factor {factor:g} in latent cells = {factor * _CELL:g} in pixels: {kept(h, factor)} x {kept(w, factor)} "
+        f"numbers held of {h} x {w} cells"
     )
 
 
@@ -70,23 +77,24 @@ class ILVR:
                 "model": fields.MODEL,
                 "reference": _REFERENCE,
                 "factor": _FACTOR,
+                "filter": _FILTER,
                 "strength": fields.share(1.0, "1: the coarse content is the reference's. 0: off. Between: a mix."),
                 "start_percent": fields.share(0.0, "Where the condition begins: 0 is noise, 1 the finished picture."),
                 "end_percent": fields.share(
                     0.8,
                     "Where the condition ends. Earlier: more freedom. The paper's example stops after 80 of 100 "
-                    "steps; 1 makes the result's coarse content equal the reference's.",
+                    "steps; 1 makes the result's coarse content the reference's (to rounding with cosines).",
                 ),
             }
         }
 
-    def run(self, model, reference, factor, strength, start_percent, end_percent):
+    def run(self, model, reference, factor, filter, strength, start_percent, end_percent):
         check_reference(reference)
         if strength == 0 or start_percent >= end_percent:
             why = "strength is 0" if strength == 0 else f"the window from {start_percent:g} to {end_percent:g} is empty"
             return text_result(f"Notice: {why}, so the model is passed on unchanged.", model)
         span = SigmaWindow(*window(model, start_percent, end_percent))
-        clean, phi = to_model_space(model, reference), dct_low_pass(factor)
+        clean, phi = to_model_space(model, reference), LOW_PASSES[filter](factor)
 
         def change(denoised, sigma):
             if sigma not in span:
@@ -135,10 +143,11 @@ class ILVRSampler:
                     "Spacing of the steps.",
                 ),
                 "factor": _FACTOR,
+                "filter": _FILTER,
                 "stop": fields.share(
                     0.8,
-                    "Share of the steps that are conditioned. 0.8 is the paper's range_t 20 of 100; 1 makes the coarse "
-                    "content equal, 0 switches the condition off.",
+                    "Share of the steps that are conditioned. 0.8 is the paper's range_t 20 of 100; 1 holds the coarse "
+                    "content to the end, 0 switches the condition off.",
                 ),
                 "strip": (
                     "STRING",
@@ -151,7 +160,7 @@ class ILVRSampler:
             }
         }
 
-    def run(self, model, positive, negative, reference, seed, cfg, steps, scheduler, factor, stop, strip):
+    def run(self, model, positive, negative, reference, seed, cfg, steps, scheduler, factor, filter, stop, strip):
         check_reference(reference)
         settings = [(factor, stop), *parse_strip(strip)]
         clean = to_model_space(model, reference)
@@ -161,7 +170,7 @@ class ILVRSampler:
         made, said = [], [f"{len(settings) * (len(sigmas) - 1)} network calls."]
         for each, until in settings:
             count = round(until * (len(sigmas) - 1))
-            sampler = own_sampler(sample_ilvr, reference=clean, low_pass=dct_low_pass(each), stop=count)
+            sampler = own_sampler(sample_ilvr, reference=clean, low_pass=LOW_PASSES[filter](each), stop=count)
             made.append(sample_latent(model, positive, negative, cfg, sampler, sigmas, empty, seed)["samples"])
             said.append(
                 f"{coarseness(each, clean.shape)}; {count} of {len(sigmas) - 1} steps conditioned"

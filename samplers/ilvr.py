@@ -9,7 +9,8 @@ and its form without noise, on the denoised picture, for any sampler (the null-s
     D' = D + phi(y) - phi(D)                                                 `coarse_guided`
 
 Both stop at a chosen step: the fewer the conditioned steps, the freer the result. With phi a projector (lowpass.py),
-phi(x) equals the reference's at the last conditioned step, which the authors' bicubic filter reaches only roughly.
+phi(x) equals the reference's at the last conditioned step. With the authors' bicubic filter it misses it by
+phi(x' - y) - phi(phi(x' - y)).
 
 Departures: the reference is noised to the level that was reached, s' (the authors' code uses the one before).
 """

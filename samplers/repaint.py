@@ -8,13 +8,7 @@ Masks: 1 means repaint, 0 means known (the paper's m is the opposite). At each n
     jump up   x_hi ~ q(x_hi | x_lo) of the whole x                Algorithm 1, line 11
 
 The schedule is a path of level numbers. `official_path(250, 10, 10)` is the authors' schedule: 2410 network calls;
-(20, 5, 2) makes 35.
-
-Our own schedule (`repaint_sigmas`, `ranged_path`, `renewed`) comes to the same error with 100 calls on the two mixtures
-it was chosen by (on a third one with 812). Steps are few, so what a step keeps of the noise it came from matters: its
-share 1 - zeta (as in DiffPIR 2305.08995: the next noise is sqrt(1 - zeta) eps + sqrt(zeta) n) rises from 0 above the
-resampled range, where an early guess must not bind the fill, to 1 below it, where a coarse stochastic step would only
-lower the variance.
+(20, 5, 2) makes 35. Smaller ones, and one of our own, stand in repaint_schedules.py.
 
 Departures: one draw carries a jump of j levels (equal in law to j single ones); the known part is injected at the level
 that was reached (the authors inject it just before the next call, at the same level); soft masks keep the variance
@@ -31,19 +25,12 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .core import VE, Callback, Denoise, NoiseProcess, NoiseSource, Sigma, expand
 from .walk import After, Eta, Step, network_calls, sample_walk
 from .window import SigmaWindow
-
-#: The default schedule (100 network calls over SD's range of sigmas), chosen on two mixtures against their true
-#: conditionals and on training scenes with known fills; benchmarks/from_image.py prints both, and a third mixture.
-LEVELS, JUMP, RESAMPLES, LOW, HIGH = 20, 1, 11, 0.07, 0.4
-#: How much closer the default levels stand within the resampled range
-DENSITY = 2.0
 
 
 def official_path(steps: int, jump: int = 10, resamples: int = 10) -> list[int]:
@@ -96,42 +83,6 @@ def karras_sigmas(levels: int, sigma_min: float, sigma_max: float, rho: float = 
     ramp = torch.linspace(0, 1, levels, dtype=torch.float64)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     return torch.cat([(high + ramp * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)])
-
-
-def repaint_sigmas(
-    levels: int, sigma_min: float, sigma_max: float, process: NoiseProcess = VE, low: float = LOW, high: float = HIGH
-) -> Tensor:
-    """Levels for RePaint, evenly spaced in the log of noise to signal, DENSITY times closer from low to high (noise to
-    signal); float64 [levels + 1], the last 0.
-
-    Jumps between neighbours then mix equally well at every scale; Karras' spacing, denser below, makes short jumps
-    there that hardly move a sample. A flow's first level stays sigma_max, at most 1, where the signal is gone."""
-    bottom, top = noise_to_signal(sigma_min, process), min(noise_to_signal(sigma_max, process), 80.0)
-    knots = np.log([top, min(max(high, bottom), top), min(max(min(low, high), bottom), top), bottom])
-    place = np.concatenate([[0.0], np.cumsum(-np.diff(knots).clip(max=0) * [1.0, DENSITY, 1.0])])
-    ratios = torch.from_numpy(np.interp(np.linspace(0, place[-1], levels), place, knots)).exp()
-    ratios = torch.cat([ratios, torch.zeros(1, dtype=torch.float64)])
-    if process is VE:
-        return ratios
-    sigmas = ratios / (1 + ratios)
-    sigmas[0] = sigma_max
-    return sigmas
-
-
-def renewed(low: float = LOW, high: float = HIGH, process: NoiseProcess = VE) -> Eta:
-    """eta of a step such that the share zeta of its noise variance is new: 1 from `high` (noise to signal) up, falling
-    to 0 at `low` and below, evenly in the log."""
-    low = max(low, 1e-2)  # 0 stands for the whole range; below this nothing is left to renew
-
-    def eta(sigma: Sigma, sigma_next: Sigma) -> float:
-        r, r_next = noise_to_signal(sigma, process), noise_to_signal(sigma_next, process)
-        if r >= high or r <= low:
-            zeta = float(r >= high)
-        else:
-            zeta = math.log(r / low) / math.log(high / low)
-        return math.sqrt(zeta / (1 - (r_next / r) ** 2))
-
-    return eta
 
 
 def blend(mask: Tensor, x: Tensor, known: Tensor, signal: Tensor | None = None) -> Tensor:
@@ -191,40 +142,6 @@ def sample_repaint(
         eta=eta,
         path=path,
         after=hold_known(source, mask, process, noise),
-        callback=callback,
-    )
-
-
-def sample_repaint_ranged(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Tensor,
-    *,
-    source: Tensor,
-    mask: Tensor | None,
-    process: NoiseProcess,
-    noise: NoiseSource,
-    jump: int = JUMP,
-    resamples: int = RESAMPLES,
-    low: float = LOW,
-    high: float = HIGH,
-    eta: Eta | None = None,
-    callback: Callback | None = None,
-) -> Tensor:
-    """`sample_repaint` on the schedule that `ranged_path` makes of the sigmas at hand, with `renewed` noise unless an
-    eta is given (1: the paper's). mask None: nothing is known."""
-    mask = torch.ones_like(source) if mask is None else mask
-    path = ranged_path(sigmas, jump, resamples, low, high, process)
-    return sample_repaint(
-        denoise,
-        x,
-        sigmas,
-        source=source,
-        mask=mask,
-        process=process,
-        noise=noise,
-        path=path,
-        eta=renewed(low, high, process) if eta is None else eta,
         callback=callback,
     )
 

@@ -23,7 +23,7 @@ def own_sampler_class() -> type:
             function: Callable,
             start: Tensor | None,
             known: Callable | None,
-            calls: Callable[[Tensor, NoiseProcess], int] | None,
+            calls: Callable[[Tensor, NoiseProcess, Tensor, Tensor | None], int] | None,
             holds_mask: bool,
             options: dict,
         ):
@@ -42,7 +42,7 @@ def own_sampler_class() -> type:
             disable_pbar=False,
         ):
             process, seed = process_of(model_wrap.model_patcher), extra_args.get("seed")
-            total = self.calls(sigmas, process) if self.calls else len(sigmas) - 1
+            total = self.calls(sigmas, process, latent_image, denoise_mask) if self.calls else len(sigmas) - 1
             if self.start is None:
                 x = model_wrap.inner_model.model_sampling.noise_scaling(
                     sigmas[0].view((1,) * noise.ndim), noise, latent_image, self.max_denoise(model_wrap, sigmas)
@@ -103,7 +103,7 @@ def own_sampler(
     *,
     start: Tensor | None = None,
     known: Callable[[Sigma], Tensor] | None = None,
-    calls: Callable[[Tensor, NoiseProcess], int] | None = None,
+    calls: Callable[[Tensor, NoiseProcess, Tensor, Tensor | None], int] | None = None,
     holds_mask: bool = False,
     **options,
 ):
@@ -111,7 +111,8 @@ def own_sampler(
 
     start: x [B, C, ...] at sigmas[0] in model space, taken as it is; None: the engine's own scaled noise.
     known: sigma -> what stands outside a noise mask at that level; None: the source with the run's noise.
-    calls: (sigmas, process) -> how often the callback is called, for the progress bar (None: once per step).
+    calls: (sigmas, process, clean latent, mask or None) -> how often the callback is called, for the progress bar
+    (None: once per step).
     holds_mask: the function composites by the noise mask itself; it is given `mask` (None without one) and `source`,
     the clean latent. Else each call is composited as the engine does it: x and D, by m x + (1 - m) known.
     The result is model space at sigmas[-1]; nothing is scaled. A mask's value m (1 = change here) mixes exactly once,

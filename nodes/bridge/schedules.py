@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ...samplers.disturbance import disturbance_schedule, gains
-from ...samplers.repaint import HIGH, LEVELS, LOW, describe, ranged_path, repaint_sigmas
+from ...samplers.repaint import describe
+from ...samplers.repaint_schedules import PRESETS, Schedule
 from ...samplers.sdedit import sdedit_sigmas
 from ...samplers.window import SigmaWindow
 from . import engine, family
@@ -62,20 +63,24 @@ def _number(options: Mapping[str, str], name: str, default: float) -> float:
 
 
 def _repaint(model, options):
-    low, high = _number(options, "low", LOW), _number(options, "high", HIGH)
+    """A box (it has levels) makes its own levels, a sampler takes the wired ones; drawn for data of scale 1."""
+    low, high = _number(options, "low", 0.0), _number(options, "high", 1000.0)
+    plan = PRESETS.get(options.get("schedule", "")) or Schedule(
+        min(_whole(options, "levels", 50), MOST_LEVELS), _whole(options, "jump", 5), _whole(options, "resamples", 5),
+        low, high, options.get("noise", "").startswith("renewed"))
+    sigmas = None
     if "levels" in options:
-        levels, sampling = min(_whole(options, "levels", LEVELS), MOST_LEVELS), model.sampling
-        smallest, largest = float(sampling.sigma_min), float(sampling.sigma_max)
-        sigmas = repaint_sigmas(levels, smallest, largest, low=low, high=high).float()
-    else:
-        sigmas = _scheduled(model, options)
+        sigmas = plan.sigmas(float(model.sampling.sigma_min), float(model.sampling.sigma_max))
+        options = {"steps": str(plan.levels), "scheduler": "normal", **options}
+    sigmas = _scheduled(model, options) if sigmas is None else sigmas.float()
     if options.get("mode", "resampling").startswith("resampling"):
-        path = ranged_path(sigmas, _whole(options, "jump", 1), _whole(options, "resamples", 1), low, high)
+        path = plan.path(sigmas)
         said = describe(sigmas, path)
     else:
         path = list(range(len(sigmas)))
         said = f"{describe(sigmas, path)}, each on {_whole(options, 'particles', 1)} rows per picture"
-    return sigmas, path, (high, low), said
+    limited = plan.low > 0 or plan.high < float(sigmas[0])
+    return sigmas, path, (plan.high, plan.low) if limited else (0.0, 0.0), said
 
 
 def _disturbance(model, options):

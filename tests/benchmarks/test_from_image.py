@@ -6,12 +6,14 @@ import pytest
 import torch
 from nulltext.benchmarks import _cartoon, _strips
 from nulltext.benchmarks import _conditional as conditional
+from nulltext.benchmarks import _error_plot as error_plot
+from nulltext.benchmarks import _mixtures as mixtures
 from nulltext.benchmarks._cartoon import blur_of_equal_drop, blurred, drops, edges, middle, textures
 from nulltext.benchmarks._fill import core_noise_mask, seam_and_fill
 from nulltext.benchmarks.from_image import average_precision, intersection_over_union
 from nulltext.demo import scenes
-from nulltext.samplers.repaint import renewed
-from nulltext.samplers.walk import network_calls
+from nulltext.samplers.repaint_schedules import OURS, PRESETS
+from PIL import Image
 
 
 def test_average_precision_and_overlap():
@@ -156,23 +158,75 @@ def test_core_noise_mask_is_the_engines_rule():
     torch.testing.assert_close(out, torch.where(mask == 1, torch.tensor(7.0), z))
 
 
-def test_distance_to_the_conditional_and_the_default_schedules_cost():
-    for case in conditional.ALL.values():
-        exact = conditional.exact_quantiles(case, 2000)
+def test_the_table_of_mixtures_is_wide_and_only_four_of_them_tune():
+    unseen = [mixtures.ALL[name] for name in mixtures.UNSEEN]
+    assert len(mixtures.TUNING) == 4 and set(mixtures.TUNING) | set(mixtures.UNSEEN) == set(mixtures.ALL)
+    assert len(unseen) >= 12 and not set(mixtures.TUNING) & set(mixtures.UNSEEN)
+    sizes = {len(case.values) for case in unseen}
+    assert min(sizes) == 2 and max(sizes) == 16
+    assert min(case.scale for case in unseen) < 0.5 and max(case.scale for case in unseen) > 2.5
+    assert max(len(case.mixture.means) for case in unseen) == 20
+    again = mixtures._cases()
+    for name, case in mixtures.ALL.items():
+        assert torch.equal(case.values, again[name].values)
+        assert torch.equal(case.mixture.means, again[name].mixture.means)
+        assert 0 < case.mask.sum() < len(case.mask) and not (case.values * case.mask).any()
+    third, triple = mixtures.ALL["bimodal_third"], mixtures.ALL["bimodal_triple"]
+    assert triple.scale == pytest.approx(9 * third.scale)
+    quantiles = [conditional.exact_quantiles(case, 50) for case in (third, triple)]
+    torch.testing.assert_close(quantiles[1], 9 * quantiles[0], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["bimodal", "doubled", "ring", "grid"])
+def test_exact_quantiles_are_those_of_the_density_along_the_line_of_what_is_known(name):
+    case = mixtures.ALL[name]
+    line = torch.linspace(-12, 12, 24001, dtype=torch.float64)
+    density = case.mixture.log_prob(torch.stack([case.values[0].expand(len(line)), line], 1)).exp()
+    cdf = density.cumsum(0) / density.sum()
+    middle = (torch.arange(20, dtype=torch.float64) + 0.5) / 20
+    torch.testing.assert_close(conditional.exact_quantiles(case, 20)[:, 0], line[torch.searchsorted(cdf, middle)],
+                               rtol=0, atol=3e-3)
+
+
+def test_distance_counts_every_unknown_coordinate_and_its_own_noise_is_small():
+    for case in mixtures.ALL.values():
+        exact = torch.zeros(500, len(case.values), dtype=torch.float64)
+        exact[:, case.mask > 0.5] = conditional.exact_quantiles(case, 500)
         assert conditional.distance(exact, case) == 0
         assert conditional.distance(exact + 0.25, case) == pytest.approx(0.25, rel=1e-6)
-    levels, path = conditional.default_path()
-    assert network_calls(path) <= 100
-    naive = conditional.repaint_error(levels, range(len(levels)), 500)
-    ours = conditional.repaint_error(levels, path, 500, renewed())
-    assert all(ours[name] < 0.5 * naive[name] for name in ("bimodal", "correlated", "mean"))
+        first = exact.clone()
+        first[:, (case.mask > 0.5).nonzero()[0]] += 0.3
+        assert conditional.distance(first, case) == pytest.approx(0.3 / float(case.mask.sum()), rel=1e-6)
+        assert conditional.floor_error(case, 500) < 0.2 * case.truth.variance.max() ** 0.5
 
 
-def test_calls_to_stay_within_are_judged_per_mixture():
-    series = {
-        "official": [{"calls": 35, "a": 9.0, "b": 9.0}, {"calls": 2410, "a": 1.0, "b": 0.1}],
-        "ours": [{"calls": 50, "a": 1.2, "b": 0.2}, {"calls": 100, "a": 1.09, "b": 0.12}],
-    }
-    assert conditional.calls_to_stay_within(0.1, series, "a") == 100
-    assert conditional.calls_to_stay_within(0.1, series, "b") is None
-    assert conditional.calls_to_stay_within(0.3, series, "a") == 50
+def test_presets_are_measured_on_their_own_levels_at_the_datas_scale():
+    assert [conditional.calls_of(plan) for plan in PRESETS.values()] == [2410, 230, 105, 349]
+    case = mixtures.ALL["bimodal_triple"]
+    small = conditional.scheduled_error(case, PRESETS["paper, 105 calls (25/5/5)"], 400)
+    ours = conditional.scheduled_error(case, OURS, 400)
+    assert ours < 0.5 * small < conditional.repaint_error(case, conditional.respaced(25), range(26), 400)
+    one_third = conditional.scheduled_error(mixtures.ALL["bimodal_third"], OURS, 400)
+    assert one_third < 0.5 * small / 9
+
+
+def test_figures_are_ratios_to_the_authors_schedule_and_the_worst_is_of_the_unseen():
+    rows = {name: {"calls": conditional.calls_of(plan)} | dict.fromkeys(mixtures.ALL, 2.0)
+            for name, plan in PRESETS.items()}
+    rows["ours, about 350 calls"] |= {"eight": 5.0, "bimodal": 9.0}
+    found = conditional.figures(rows)
+    assert found["repaint_calls_default"] == 2410 and found["repaint_worst_ratio_default"] == 1
+    assert {f"repaint_ratio_{name}" for name in mixtures.ALL} <= set(found)
+    assert found["repaint_worst_ratio_ours_349"] == 2.5 and found["repaint_worst_ratio_paper_105"] == 1
+
+
+def test_the_error_plot_has_a_row_for_every_mixture(tmp_path):
+    ratios = {"a": dict.fromkeys(mixtures.UNSEEN, 0.5), "b": dict.fromkeys(mixtures.UNSEEN, 3.0)}
+    error_plot.plot(ratios, mixtures.UNSEEN, tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as page:
+        pixels = torch.tensor(list(page.convert("RGB").getdata())).reshape(page.height, page.width, 3)
+    for i, colour in enumerate(error_plot.COLOURS[:2]):
+        y, x = (pixels == torch.tensor(colour)).all(2).nonzero().T
+        rows = y[x > error_plot.LEFT + 12]
+        seen = {int((row - error_plot.TOP) // error_plot.ROW) for row in rows}
+        assert set(range(len(mixtures.UNSEEN))) <= seen, i

@@ -92,7 +92,7 @@ def test_before_and_after_with_a_divider(page):
 
 
 @pytest.mark.parametrize(("name", "kind", "widget", "value"), [
-    ("repaint", "NullText_RePaintSampler", "resamples", 6),
+    ("repaint", "NullText_RePaintSampler", "schedule", "ours, about 350 calls"),
     ("disturbance_picture", "NullText_DisturbanceSampler", "steps_below", 20),
 ])
 def test_the_timeline_follows_the_widgets_before_a_run(page, name, kind, widget, value):

@@ -10,7 +10,7 @@ from nulltext.nodes.bridge.noise import source_latent
 from nulltext.nodes.bridge.sampler import core_sampler
 from nulltext.nodes.bridge.sampling import sample_latent, time_to_sigma, to_model_space
 from nulltext.samplers.disturbance import disturbance_schedule
-from nulltext.samplers.lowpass import dct_low_pass
+from nulltext.samplers.lowpass import LOW_PASSES, dct_low_pass
 
 SCALE = 0.18215
 
@@ -242,6 +242,7 @@ def fill(model, make_condition, latent, mask, mode=repaint.RESAMPLING, noise=rep
         mask,
         7,
         3.0,
+        repaint.CUSTOM,
         5,
         1,
         3,
@@ -277,7 +278,7 @@ def test_repaint_empty_and_full_mask(tiny, make_condition, latent):
 
 def test_repaint_as_a_sampler_holds_the_noise_mask_and_counts_its_calls(tiny, engine, make_condition, latent):
     sigmas = engine.sigmas_of(tiny, "karras", 6)
-    made = repaint.RePaint().run(1, 3, 0.0, 5.0, repaint.RENEWED, repaint.RESAMPLING, 1, tiny, sigmas)
+    made = repaint.RePaint().run(repaint.CUSTOM, 1, 3, 0.0, 50.0, repaint.RENEWED, repaint.RESAMPLING, 1, tiny, sigmas)
     calls = int(text(made).split()[0])
     grid = torch.zeros(1, 1, 8, 8)
     grid[..., 2:6, 2:6] = 1
@@ -315,15 +316,17 @@ def test_pixel_composite():
 
 # -------------------------------------------------------------------------------------------------------------- ILVR
 
+BICUBIC, COSINES = LOW_PASSES  # the paper's first: what both nodes start at
+
 
 def test_ilvr_patch_holds_the_coarse_content(tiny, engine, make_condition, latent):
     phi = dct_low_pass(2)
     reference = latent.flip(0) + 1
-    model = ilvr.ILVR().run(tiny, {"samples": reference}, 2.0, 1.0, 0.0, 1.0)["result"][0]
+    model = ilvr.ILVR().run(tiny, {"samples": reference}, 2.0, COSINES, 1.0, 0.0, 1.0)["result"][0]
     out = euler(model, engine, make_condition, latent)
     torch.testing.assert_close(phi(out) * SCALE, phi(reference) * SCALE, rtol=0, atol=1e-4)
     assert (out - reference).abs().max() > 0.5
-    late = ilvr.ILVR().run(tiny, {"samples": reference}, 2.0, 1.0, 0.99999, 1.0)["result"][0]
+    late = ilvr.ILVR().run(tiny, {"samples": reference}, 2.0, COSINES, 1.0, 0.99999, 1.0)["result"][0]
     assert torch.equal(
         euler(late, engine, make_condition, latent, sigmas=engine.sigmas_of(tiny, "normal", 8)[:6]),
         euler(tiny, engine, make_condition, latent, sigmas=engine.sigmas_of(tiny, "normal", 8)[:6]),
@@ -333,11 +336,11 @@ def test_ilvr_patch_holds_the_coarse_content(tiny, engine, make_condition, laten
 def test_ilvr_off_and_refusals(tiny, engine, make_condition, latent):
     reference = {"samples": latent}
     for strength, start, end in ((0.0, 0.0, 1.0), (1.0, 0.5, 0.5)):
-        result = ilvr.ILVR().run(tiny, reference, 2.0, strength, start, end)
+        result = ilvr.ILVR().run(tiny, reference, 2.0, BICUBIC, strength, start, end)
         assert result["result"][0] is tiny and text(result).startswith("Notice")
     with pytest.raises(ValueError, match="latent is empty"):
-        ilvr.ILVR().run(tiny, {"samples": latent * 0}, 2.0, 1.0, 0.0, 1.0)
-    other = ilvr.ILVR().run(tiny, {"samples": latent[..., :4]}, 2.0, 1.0, 0.0, 1.0)["result"][0]
+        ilvr.ILVR().run(tiny, {"samples": latent * 0}, 2.0, BICUBIC, 1.0, 0.0, 1.0)
+    other = ilvr.ILVR().run(tiny, {"samples": latent[..., :4]}, 2.0, BICUBIC, 1.0, 0.0, 1.0)["result"][0]
     with pytest.raises(ValueError, match="resize the reference"):
         euler(other, engine, make_condition, latent)
     for bad in ("4", "a@1", "0.5@1", "4@2"):
@@ -357,6 +360,7 @@ def test_ilvr_sampler_and_its_strip(make_model, make_condition, latent, kind):
         6,
         "normal",
         2.0,
+        COSINES,
         1.0,
         "4@0.5, 2@0",
     )

@@ -1,5 +1,6 @@
 """Masked edits of a picture on tiny random models: how many masks there may be, soft masks, flow models, notices."""
 
+import dataclasses
 import logging
 
 import pytest
@@ -12,7 +13,8 @@ from nulltext.nodes.bridge.sampler import core_sampler, own_sampler
 from nulltext.nodes.bridge.sampling import sample_latent, to_model_space
 from nulltext.samplers.core import VE
 from nulltext.samplers.inversion import Inversion
-from nulltext.samplers.repaint import sample_repaint_ranged
+from nulltext.samplers.repaint import ranged_path, sample_repaint
+from nulltext.samplers.repaint_schedules import OURS, Schedule, data_scale
 
 INSIDE = torch.zeros(8, 8, dtype=torch.bool)
 INSIDE[2:6, 2:5] = True
@@ -61,9 +63,10 @@ def edits(make_condition, invert):
     """By name, edit(model, latent [B, C, h, w], mask, **more) of each node that edits inside a mask."""
     ends = lambda model: (model, make_condition(1), make_condition(2))
 
-    def fill(model, latent, mask, mode=repaint.RESAMPLING, grow=0, **more):
+    def fill(model, latent, mask, mode=repaint.RESAMPLING, grow=0, schedule=repaint.CUSTOM, **more):
         return repaint.RePaintSampler().run(
-            *ends(model), {"samples": latent, **more}, mask, 7, 3.0, 5, 1, 3, 0.0, 2.0, repaint.RENEWED, mode, 3, grow
+            *ends(model), {"samples": latent, **more}, mask, 7, 3.0, schedule, 5, 1, 3, 0.0, 2.0,
+            repaint.RENEWED, mode, 3, grow
         )
 
     def noised(model, latent, mask, t0=0.6, **more):
@@ -143,7 +146,7 @@ def test_exact_leaning_says_before_any_work_that_a_mask_is_too_soft(edits, idle,
 
 @pytest.mark.parametrize("mode", [repaint.RESAMPLING, repaint.EXACT])
 def test_the_repaint_sampler_warns_of_filling_all_or_nothing(tiny, engine, latent, mode, make_condition, caplog):
-    sampler = repaint.RePaint().run(1, 1, 0.0, 5.0, repaint.RENEWED, mode, 2)["result"][0]
+    sampler = repaint.RePaint().run(repaint.CUSTOM, 1, 1, 0.0, 5.0, repaint.RENEWED, mode, 2)["result"][0]
     ends, sigmas = (make_condition(1), make_condition(2)), engine.sigmas_of(tiny, "normal", 2)
 
     def warnings(grid):
@@ -216,22 +219,99 @@ def test_the_loss_pulls_the_background(edits, make_model, latent, mask, kind):
     assert 0 < drift(5.0) < drift(0.0)
 
 
-def test_posterior_noise_is_the_ancestral_step_and_renewed_noise_another(tiny, engine, make_condition, latent):
+@pytest.fixture
+def repainted(tiny, engine, make_condition, latent):
+    """run(SAMPLER) of five levels with a noise mask, and those levels."""
     sigmas = engine.sigmas_of(tiny, "karras", 5)
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
 
-    def run(sampler):
+    def run(sampler, latent=latent):
         guider = guider_class()(tiny)
         guider.set_conds(make_condition(1), make_condition(2))
         guider.set_cfg(1.0)
-        return guider.sample(noise, latent, sampler, sigmas, seed=1, disable_pbar=True)
+        return guider.sample(noise, latent, sampler, sigmas, seed=1, denoise_mask=INSIDE.float()[None, None],
+                             disable_pbar=True)
 
-    schedule = {"jump": 1, "resamples": 2, "low": 0.2, "high": 5.0}
-    paper = own_sampler(sample_repaint_ranged, holds_mask=True, eta=1.0, **schedule)
-    made = {n: run(repaint.make_sampler(**schedule, noise=n, mode=repaint.RESAMPLING, particles=1))
-            for n in (repaint.POSTERIOR, repaint.RENEWED)}
-    assert torch.equal(made[repaint.POSTERIOR], run(paper))
-    assert (made[repaint.RENEWED] - made[repaint.POSTERIOR]).abs().max() > 0.1
+    return run, sigmas
+
+
+def make(plan):
+    return repaint.make_sampler(plan, repaint.RESAMPLING, 1)
+
+
+def test_the_papers_schedules_take_its_posterior_steps_and_renewed_noise_others(repainted):
+    run, sigmas = repainted
+    paper = own_sampler(sample_repaint, holds_mask=True, eta=1.0, path=ranged_path(sigmas, 1, 2))
+    posterior, renewed = run(make(Schedule(5, 1, 2))), run(make(Schedule(5, 1, 2, renew=True)))
+    assert torch.equal(posterior, run(paper))
+    assert (renewed - posterior).abs().max() > 0.1
+    assert not any(plan.renew for name, plan in repaint.PRESETS.items() if name.startswith("paper"))
+    title, plan = next(iter(repaint.PRESETS.items()))  # what both nodes start at
+    assert title == "paper, 2410 calls (250/10/10)" and (plan.levels, plan.jump, plan.resamples) == (250, 10, 10)
+
+
+def test_our_range_is_in_units_of_the_known_parts_spread(repainted, tiny, latent):
+    run, sigmas = repainted
+    quiet = 0.2 * latent
+    scale = data_scale(to_model_space(tiny, {"samples": quiet}), INSIDE.float()[None, None])
+    assert 0.1 < scale < 0.3
+    middle = float(sigmas[3])
+    plan = Schedule(5, 1, 4, 0.9 * middle / scale, 1.1 * middle / scale, renew=True)
+    in_sigma = ranged_path(sigmas, 1, 4, 0.9 * middle, 1.1 * middle)
+    assert plan.path(sigmas, VE, scale) == in_sigma != plan.path(sigmas)
+    fixed = own_sampler(sample_repaint, holds_mask=True, path=in_sigma, eta=plan.eta(VE, scale))
+    assert torch.equal(run(make(plan), quiet), run(fixed, quiet))
+
+
+@pytest.mark.parametrize("grid", [None, INSIDE.float()[None, None]], ids=["no mask", "a mask"])
+def test_the_progress_of_our_schedule_counts_what_is_walked(tiny, engine, make_condition, latent, grid):
+    """Its calls follow the latent's spread, so the bar's total must too."""
+    sigmas, ticks = OURS.sigmas(0.0292, 14.61, scale=0.18).float(), []
+    guider = guider_class()(tiny)
+    guider.set_conds(make_condition(1), make_condition(2))
+    guider.set_cfg(1.0)
+    guider.sample(latent, 0.2 * latent, make(dataclasses.replace(OURS, resamples=2)), sigmas, seed=1, denoise_mask=grid,
+                  disable_pbar=True, callback=lambda step, x0, x, total: ticks.append((step, total)))
+    assert ticks == [(i, len(ticks)) for i in range(len(ticks))] and len(ticks) > 30
+
+
+def test_numbers_are_read_with_custom_only(edits, tiny, latent, mask, monkeypatch):
+    seen = []
+
+    def made(plan, *more, **options):
+        seen.append(plan)
+        raise Asked
+
+    monkeypatch.setattr(repaint, "make_sampler", made)
+    for name in (*repaint.PRESETS, repaint.CUSTOM):
+        with pytest.raises(Asked):
+            edits["repaint"](tiny, latent, mask, schedule=name)
+    *presets, custom = seen
+    assert presets == list(repaint.PRESETS.values())
+    assert custom == Schedule(5, 1, 3, 0.0, 2.0, renew=True)
+
+
+def test_the_sampler_says_when_other_levels_are_wired_than_its_preset_is_made_for(tiny, engine):
+    def said(levels, schedule):
+        sigmas = engine.sigmas_of(tiny, "normal", levels)
+        return text(repaint.RePaint().run(schedule, 5, 5, 0.0, 1000.0, repaint.POSTERIOR, repaint.RESAMPLING, 2, tiny,
+                                          sigmas))
+
+    small = "paper, 105 calls (25/5/5)"
+    assert said(25, small).startswith("105 network calls over 25 levels") and "Notice" not in said(25, small)
+    assert "Notice: this schedule is made for 25 levels, and 20 are wired" in said(20, small)
+    assert "Notice" not in said(20, repaint.CUSTOM)
+
+
+@pytest.mark.parametrize("name, calls", [("paper, 105 calls (25/5/5)", 105), ("paper, 230 calls (50/5/5)", 230),
+                                         ("paper, 2410 calls (250/10/10)", 2410)])
+def test_a_papers_preset_costs_what_it_says_on_levels_even_in_time(edits, tiny, latent, mask, monkeypatch, engine,
+                                                                   name, calls):
+    walked = []
+    monkeypatch.setattr(repaint, "sample_latent", lambda *args: walked.append(args[5]) or {"samples": latent})
+    result = edits["repaint"](tiny, latent, mask, schedule=name)
+    assert text(result).startswith(f"{calls} network calls over {repaint.PRESETS[name].levels} levels")
+    assert torch.equal(walked[0], engine.sigmas_of(tiny, "normal", repaint.PRESETS[name].levels))
 
 
 ANSWER, SOURCE, SCALE = 2.0, 0.5, 0.18215  # what the network always says, and the picture, in model space

@@ -1,10 +1,13 @@
 """What the page asks the server for: words without a model, schedules without a run, pictures of a result."""
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
-REPAINT = {"kind": "repaint", "levels": "11", "jump": "1", "resamples": "15", "low": "0", "high": "2"}
+REPAINT = {"kind": "repaint", "schedule": "custom", "levels": "11", "jump": "1", "resamples": "15", "low": "0",
+           "high": "2", "noise": "renewed (ours, for few levels)"}
 
 
 def test_words_are_the_tokenizers_own_and_can_be_named_in_a_field(engine):
@@ -25,6 +28,14 @@ def test_a_drawn_repaint_schedule_is_the_one_that_is_walked(engine):
     assert drawn["calls"] == sum(b > a for a, b in zip(drawn["path"], drawn["path"][1:])) > 11
     assert str(drawn["calls"]) in drawn["said"]
     assert schedules.drawing({**REPAINT, "resamples": "1"})["calls"] == 11
+    for name, calls in (("paper, 2410 calls (250/10/10)", 2410), ("paper, 105 calls (25/5/5)", 105),
+                        ("ours, about 350 calls", 349)):  # a preset does not read the numbers
+        drawn = schedules.drawing({**REPAINT, "schedule": name})
+        assert drawn["calls"] == calls and str(calls) in drawn["said"]
+        assert (drawn["window"][0] > 0) == name.startswith("ours")
+        json.dumps(drawn, allow_nan=False)
+    wired = schedules.drawing({"kind": "repaint", "schedule": "paper, 105 calls (25/5/5)", "steps": "30"})
+    assert len(wired["sigmas"]) == 31  # a SAMPLER takes the levels that are wired
     demo = schedules.drawing({**REPAINT, "ckpt": "nulltext_demo.safetensors"})
     assert demo["sigmas"][0] == pytest.approx(66, abs=.5) and demo["noise"] != drawn["noise"]
 

@@ -80,3 +80,31 @@ def test_rows_must_fit():
             noise=lambda: torch.zeros(5, 2),
             particles=3,
         )
+
+
+@pytest.mark.parametrize("sigmas", [(2.0, 0.0), (2.0, 1.0, 0.0)], ids=["one level", "two levels"])
+def test_the_weights_move_the_fill_as_far_as_the_closed_form_says(sigmas):
+    """A linear network whose fill follows the noisy known part: every law is Gaussian and known.
+
+    One level: D = (a k, b k) from k ~ N(k0, s^2). The weight N(a k; k0, s^2) / N(k; k0, s^2) makes that k ~ N(k0 / a,
+    (s / a)^2). Two levels: the first step's mean is c k, and its k ~ N(k0 / (a c), (s'^2 + a^2 e^2) / (a c)^2)."""
+    a, b, k0, pictures, particles = 0.8, 2.0, 1.5, 2000, 500
+    sigmas = torch.tensor(sigmas, dtype=torch.float64)
+
+    def denoise(x, sigma):
+        fill = b * x[:, 0] if float(sigma) == 2.0 else x[:, 1]  # the second level passes it on
+        return torch.stack([a * x[:, 0], fill], 1)
+
+    noise = gaussian(torch.empty(pictures * particles, 2, dtype=torch.float64), 4)
+    source = torch.tensor([[k0, 0.0]], dtype=torch.float64).expand(pictures, 2)
+    out = sample_conditional_particles(denoise, 2.0 * noise(), sigmas, source=source, mask=MASK, process=VE,
+                                       noise=noise, particles=particles)[:, 1]
+    if len(sigmas) == 2:
+        mean, variance = b * k0 / a, (b * 2.0 / a) ** 2
+    else:
+        rho, e2 = 0.25, 0.75
+        c = a + rho * (1 - a)
+        mean = b * (1 - rho) * k0 / (a * c)
+        variance = (b * (1 - rho)) ** 2 * (1 + a**2 * e2) / (a * c) ** 2 + (rho * 2.0) ** 2 + e2
+    assert abs(float(out.mean()) - mean) < 4 * (variance / pictures) ** 0.5
+    assert float(out.var()) == pytest.approx(variance, rel=4 * (2 / pictures) ** 0.5)

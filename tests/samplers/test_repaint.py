@@ -7,12 +7,6 @@ import torch
 from nulltext.samplers.core import FLOW, VE, gaussian
 from nulltext.samplers.mixture import GaussianMixture
 from nulltext.samplers.repaint import (
-    DENSITY,
-    HIGH,
-    JUMP,
-    LEVELS,
-    LOW,
-    RESAMPLES,
     blend,
     describe,
     hold_known,
@@ -20,9 +14,17 @@ from nulltext.samplers.repaint import (
     karras_sigmas,
     official_path,
     ranged_path,
-    renewed,
-    repaint_sigmas,
     sample_repaint,
+)
+from nulltext.samplers.repaint_schedules import (
+    DENSITY,
+    OURS,
+    PAPER,
+    PRESETS,
+    Schedule,
+    data_scale,
+    renewed,
+    sample_repaint_scheduled,
 )
 from nulltext.samplers.walk import Step, network_calls, sample_walk
 
@@ -50,7 +52,15 @@ def fill(sigmas, path, n=3000, process=VE, seed=0, eta=1.0):
 
 @pytest.mark.parametrize(
     "steps, jump, resamples, calls",
-    [(250, 10, 10, 2410), (20, 5, 2, 35), (250, 10, 5, 1210), (50, 5, 5, 230), (30, 5, 3, 80), (40, 1, 1, 40)],
+    [
+        (250, 10, 10, 2410),
+        (20, 5, 2, 35),
+        (25, 5, 5, 105),
+        (250, 10, 5, 1210),
+        (50, 5, 5, 230),
+        (30, 5, 3, 80),
+        (40, 1, 1, 40),
+    ],
 )
 def test_official_schedule_costs_what_the_authors_schedule_costs(steps, jump, resamples, calls):
     path = official_path(steps, jump, resamples)
@@ -146,28 +156,86 @@ def test_error_against_the_true_conditional_falls_with_resampling(process):
     assert errors[2] < 0.6 * errors[0]
 
 
-def test_default_levels_stand_closer_where_they_are_resampled_and_cost_at_most_100_calls():
-    sigmas = repaint_sigmas(LEVELS, 0.0292, 14.61)
-    assert len(sigmas) == LEVELS + 1 and sigmas[-1] == 0
+def test_our_levels_stand_closer_where_they_are_resampled():
+    sigmas = OURS.sigmas(0.0292, 14.61)
+    assert len(sigmas) == OURS.levels + 1 and sigmas[-1] == 0
     assert sigmas[0].item() == pytest.approx(14.61) and sigmas[-2].item() == pytest.approx(0.0292)
     gaps = -sigmas[:-1].log().diff()
-    within = (sigmas[1:-1] > LOW) & (sigmas[:-2] < HIGH)
-    outside = (sigmas[1:-1] > HIGH) | (sigmas[:-2] < LOW)
+    within = (sigmas[1:-1] > OURS.low) & (sigmas[:-2] < OURS.high)
+    outside = (sigmas[1:-1] > OURS.high) | (sigmas[:-2] < OURS.low)
     assert within.sum() >= 7 and outside.sum() >= 7
     torch.testing.assert_close(gaps[within], gaps[within][:1].expand(int(within.sum())))
     torch.testing.assert_close(gaps[outside], DENSITY * gaps[within][0].expand(int(outside.sum())))
-    path = ranged_path(sigmas, JUMP, RESAMPLES, LOW, HIGH)
-    assert 90 <= network_calls(path) <= 100
-    flow = repaint_sigmas(LEVELS, 0.03, 1.0, FLOW)
+    flow = OURS.sigmas(0.03, 1.0, FLOW)
     assert flow[0] == 1 and flow[-2].item() == pytest.approx(0.03) and bool((flow[1:] < flow[:-1]).all())
 
 
 @pytest.mark.parametrize("low, high", [(0.0, 1000.0), (30.0, 50.0), (0.001, 0.01), (2.0, 1.0)])
 def test_levels_are_even_where_the_range_lies_outside_covers_all_or_is_upside_down(low, high):
-    sigmas = repaint_sigmas(12, 0.0292, 14.61, low=low, high=high)
+    sigmas = Schedule(12, 1, 2, low, high, renew=True).sigmas(0.0292, 14.61)
     assert len(sigmas) == 13 and bool((sigmas[1:] < sigmas[:-1]).all())
     gaps = sigmas[:-1].log().diff()
     torch.testing.assert_close(gaps, gaps[:1].expand_as(gaps))
+
+
+def test_presets_cost_what_their_names_say_and_the_papers_comes_first():
+    assert next(iter(PRESETS.values())) is PAPER
+    for name, plan in PRESETS.items():
+        sigmas = plan.sigmas(0.0292, 14.61)
+        assert (sigmas is None) == name.startswith("paper")
+        sigmas = karras_sigmas(plan.levels, 0.0292, 14.61) if sigmas is None else sigmas
+        calls = int(name.split(" calls")[0].split()[-1])
+        assert network_calls(plan.path(sigmas)) == pytest.approx(calls, abs=0 if name.startswith("paper") else 10)
+        if not plan.renew:
+            numbers = map(int, name[:-1].split("(")[1].split("/"))
+            assert plan.eta() == 1.0 and plan.path(sigmas) == official_path(*numbers)
+
+
+@pytest.mark.parametrize("factor", [1 / 3, 3])
+def test_our_schedule_does_the_same_to_data_of_another_scale(factor):
+    """Levels, path and steps follow the scale: the fill of scaled data is the scaled fill."""
+    sigmas = OURS.sigmas(0.0292, 14.61, scale=1.0)
+    scaled = OURS.sigmas(0.0292 * factor, 14.61 * factor, scale=factor)
+    torch.testing.assert_close(scaled, factor * sigmas)
+    wide = GaussianMixture(BIMODAL.means * factor, 0.5 * factor)
+    source = torch.tensor([[0.5, 0.0]], dtype=torch.float64).expand(50, 2)
+
+    def fills(mixture, sigmas, scale):
+        noise = gaussian(source, 3)
+        plan = Schedule(30, 1, 3, 0.1, 0.4, renew=True)
+        return sample_repaint_scheduled(mixture.denoise, sigmas[0] * noise(), sigmas, source=scale * source, mask=MASK,
+                                        process=VE, noise=noise, schedule=plan, scale=scale)
+
+    torch.testing.assert_close(fills(wide, scaled, factor), factor * fills(BIMODAL, sigmas, 1.0), rtol=1e-6, atol=1e-8)
+
+
+def test_the_scale_is_the_known_parts():
+    source = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 4:] = 1
+    hidden = torch.where(mask == 1, 1e3, source)
+    assert data_scale(hidden, mask) == pytest.approx(float(source[..., :4].std()), rel=1e-6)
+    assert data_scale(source, torch.ones_like(mask)) == pytest.approx(float(source.std()), rel=1e-6)
+    assert data_scale(source, None) == data_scale(source, torch.ones_like(mask))
+    assert data_scale(torch.zeros_like(source), mask) == 1
+
+
+@pytest.mark.parametrize("process", [VE, FLOW], ids=lambda p: p.name)
+def test_inside_a_walk_every_level_has_its_full_noise_after_steps_and_jumps(process):
+    """Data that is one point: x at every call is that point with the noise of its level, also after a jump up."""
+    sigmas = karras_sigmas(8, 0.1, 10.0)
+    sigmas = sigmas if process is VE else sigmas / (1 + sigmas)
+    like, point, seen = torch.empty(30000, 2, dtype=torch.float64), 0.7, []
+    noise = gaussian(like, 1)
+    source = torch.full_like(like, point)
+    x = process.noised(source, sigmas[0], noise())
+    sample_repaint(lambda x, sigma: source, x, sigmas, source=source, mask=MASK, process=process, noise=noise,
+                   path=official_path(8, 3, 3), callback=lambda d: seen.append((float(d["sigma"]), d["x"])))
+    assert len(seen) == 20 and sum(a[0] < b[0] for a, b in pairwise(seen)) == 4  # jumps
+    for sigma, x in seen:
+        signal = float(process.signal(torch.tensor(sigma, dtype=torch.float64)))
+        assert x.std(0).tolist() == pytest.approx([sigma, sigma], rel=0.02)
+        assert (x.mean(0) - signal * point).abs().max() < 4 * sigma / 30000**0.5
 
 
 @pytest.mark.parametrize("process", (VE, FLOW))
@@ -188,10 +256,13 @@ def test_renewed_noise_is_all_new_above_the_range_none_below_and_falls_evenly_wi
     assert max(new_share(0.1, 0.05), new_share(0.05, 0.01)) < 1e-6
 
 
-def test_the_default_has_the_error_of_the_authors_schedule_for_100_calls():
+def test_more_of_the_papers_calls_come_nearer_and_renewed_noise_makes_few_levels_do():
     truth = BIMODAL.conditional(torch.tensor([0.5, 0.0]), MASK[0])
-    sigmas = repaint_sigmas(LEVELS, 0.0292, 14.61)
-    path = ranged_path(sigmas, JUMP, RESAMPLES, LOW, HIGH)
-    paper = wasserstein(fill(karras_sigmas(100, 0.0292, 14.61), official_path(100, 5, 10))[:, 1], truth)
-    assert wasserstein(fill(sigmas, path, eta=renewed())[:, 1], truth) < 1.1 * paper
-    assert wasserstein(fill(sigmas, path)[:, 1], truth) > 1.2 * paper  # the same levels with posterior noise
+    error = lambda sigmas, path, eta=1.0: wasserstein(fill(sigmas, path, eta=eta)[:, 1], truth)
+    large, small = (error(karras_sigmas(n, 0.0292, 14.61), official_path(n, *more)) for n, *more in
+                    ((100, 5, 10), (25, 5, 5)))
+    assert large < 0.9 * small
+    sigmas = OURS.sigmas(0.0292, 14.61, scale=1.37)
+    path = OURS.path(sigmas, scale=1.37)
+    assert error(sigmas, path, OURS.eta(scale=1.37)) < 0.5 * large
+    assert error(sigmas, path) > 1.5 * error(sigmas, path, OURS.eta(scale=1.37))  # the same levels, posterior noise

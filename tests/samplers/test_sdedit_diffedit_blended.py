@@ -64,6 +64,19 @@ def test_mask_finds_the_box_where_the_prompts_disagree():
     assert heat(h).max() == 1 and heat(h).min() == 0
 
 
+def test_every_map_has_a_noise_of_its_own():
+    """Prompts whose answers differ by the noise itself: the map is the mean of |noise| over the draws."""
+    x0, drawn = torch.full((2, 3, 4, 4), 0.7), []
+
+    def noise():
+        drawn.append(torch.randn(x0.shape, generator=torch.Generator().manual_seed(len(drawn))))
+        return drawn[-1]
+
+    h = difference_map(lambda x, s: (x0, x), x0, 0.8, process=VE, noise=noise, maps=4)
+    assert len(drawn) == 4
+    torch.testing.assert_close(h, torch.stack(drawn).abs().mean((0, 2)))
+
+
 def test_equal_prompts_give_an_empty_mask():
     h = torch.zeros(2, 8, 8)
     assert edit_mask(h).sum() == 0 and torch.isfinite(heat(h)).all()

@@ -61,12 +61,13 @@ REPAINT = {
     "mask": ["4", 1],
     "seed": 1,
     "cfg": 3.0,
+    "schedule": "custom",
     "levels": 4,
     "jump": 1,
     "resamples": 3,
     "low": 0.0,
-    "high": 5.0,
-    "noise": "renewed (for few calls)",
+    "high": 50.0,
+    "noise": "renewed (ours, for few levels)",
     "mode": "resampling (RePaint)",
     "particles": 2,
     "grow": 1,
@@ -116,6 +117,7 @@ ILVR = {
     "steps": 4,
     "scheduler": "normal",
     "factor": 4.0,
+    "filter": "bicubic (the paper's)",
     "stop": 1.0,
     "strip": "",
 }
@@ -236,7 +238,14 @@ def test_diffedit_refusals(comfy):
 def test_a_picture_of_another_size_is_refused(comfy):
     flow = graph(
         "NullText_ILVR",
-        {"reference": ["5", 0], "factor": 4.0, "strength": 1.0, "start_percent": 0.0, "end_percent": 1.0},
+        {
+            "reference": ["5", 0],
+            "factor": 4.0,
+            "filter": "cosines (exact)",
+            "strength": 1.0,
+            "start_percent": 0.0,
+            "end_percent": 1.0,
+        },
     )
     flow["6"]["inputs"]["width"] = 64
     flow["20"] = {

@@ -6,9 +6,9 @@ import { timelineSvg } from "./svg.js";
 /** @type {Record<string, {kind: string, widgets: string[], sigmas: string}>} sigmas: where a wired schedule comes from */
 export const TIMELINES = {
     NullText_RePaintSampler: { kind: "repaint", sigmas: "",
-        widgets: ["levels", "jump", "resamples", "low", "high", "mode", "particles"] },
-    NullText_RePaint: { kind: "repaint", widgets: ["jump", "resamples", "low", "high", "mode", "particles"],
-        sigmas: "sampler" },
+        widgets: ["schedule", "levels", "jump", "resamples", "low", "high", "noise", "mode", "particles"] },
+    NullText_RePaint: { kind: "repaint", sigmas: "sampler",
+        widgets: ["schedule", "jump", "resamples", "low", "high", "noise", "mode", "particles"] },
     NullText_DisturbanceSampler: { kind: "disturbance", sigmas: "",
         widgets: ["cfg", "start_percent", "denoise", "steps_above", "steps_below"] },
     NullText_DisturbanceSchedule: { kind: "disturbance", sigmas: "input",
