@@ -91,3 +91,9 @@ def test_closed_windows_are_noticed():
         assert len(controllers) == 1
         assert said == ["replace"]
     assert plan(CAT, [DOG], self_attention="mutual (MasaCtrl)", **closed)[2] == ["replace"]
+
+
+def test_the_blends_fields_reach_it():
+    blend = plan(CAT, [DOG], blend_words="cat, dog", blend_start=0.5, blend_threshold=0.4, blend_layers="up, down")[1]
+    assert (blend.start, blend.threshold, blend.without_threshold) == (0.5, 0.4, 0.4)
+    assert blend.layers.names == ["up", "down"]
