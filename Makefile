@@ -7,13 +7,14 @@ export HF_HUB_OFFLINE ?= 1
 # a value given on the command line, as one quoted option
 option = $(if $(value $(1)),--$(2) '$(subst ','\'',$(value $(1)))')
 
-.PHONY: help demo demo-all test serve workflows bench train env lock
+.PHONY: help demo demo-all test mutants serve workflows bench train env lock
 
 help:
 	@echo "make demo        a picture inverted and edited in a real ComfyUI; results under output/"
 	@echo '                 make demo IMAGE=photo.jpg PROMPT="a cat" EDIT="a dog" CKPT=model.safetensors'
 	@echo "make demo-all    every shipped workflow"
 	@echo "make test        lint, unit tests, server tests (also on COMFYUI_PATH when it names a ComfyUI)"
+	@echo "make mutants     breaks the algorithms one line at a time and says which breaks no test notices"
 	@echo "make serve       the same ComfyUI with its page, until Ctrl-C"
 	@echo "make workflows   the files for the page, from workflows/*.api.json    make bench NAME=...    make train"
 
@@ -27,6 +28,9 @@ demo-all: env
 test: env
 	@$(PYTHON) requirements/env.py --browser
 	@.venv/bin/python tests/run.py $(ARGS)
+
+mutants: env
+	@.venv/bin/python tests/mutants/run.py $(ARGS)
 
 serve: env
 	@$(RUN) serve $(call option,ENGINE,engine) $(call option,PORT,port) $(ARGS)

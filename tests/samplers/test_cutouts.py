@@ -54,3 +54,46 @@ def test_bad_settings():
     for bad in ({"count": 0}, {"size": 0}, {"smallest": 0.0}):
         with pytest.raises(ValueError):
             Cutouts(**bad)
+
+
+def whole(**augmentation):
+    """Crops that are the whole picture, all but the first augmented."""
+    return Cutouts(count=200, size=32, smallest=1.0, **augmentation)
+
+
+def blob(width):
+    axis = torch.arange(32.0) - 15.5
+    return torch.exp(-(axis[:, None] ** 2 + axis**2) / (2 * width**2)).expand(1, 3, 32, 32)
+
+
+def test_crops_lie_anywhere_in_the_picture():
+    boxes = [box for box in Cutouts(count=400, smallest=0.5).boxes(40, 60, seeded())[1:] if box[2] < 40]
+    for shares in ([t / (40 - h) for t, _, h, _ in boxes], [left / (60 - w) for _, left, _, w in boxes]):
+        assert 0.4 < sum(shares) / len(shares) < 0.6 and min(shares) < 0.1 and max(shares) > 0.9
+
+
+def test_flips_and_grey_crops_come_as_often_as_asked():
+    image = torch.rand(2, 3, 32, 32, generator=seeded(9))
+    flipped = [torch.equal(crop, image.flip(-1)) for crop in whole(flip=0.3)(image, seeded())[1:]]
+    assert 0.2 < sum(flipped) / len(flipped) < 0.4
+    grey = image.mean(1, keepdim=True).expand_as(image)
+    made = [torch.equal(crop, grey) for crop in whole(grey=0.3)(image, seeded())[1:]]
+    assert 0.2 < sum(made) / len(made) < 0.4
+
+
+def test_the_noise_has_the_std_that_was_asked():
+    image = torch.rand(2, 3, 32, 32, generator=seeded(9))
+    noise = whole(noise=0.1)(image, seeded())[1:] - image
+    assert noise.std().item() == pytest.approx(0.1, rel=0.02) and noise.mean().abs() < 1e-3
+
+
+def test_a_turn_keeps_what_is_round_and_a_shift_reaches_its_share_of_the_side():
+    turned = whole(degrees=60.0)(blob(4.0), seeded())[1:]
+    assert (turned - blob(4.0)).abs().max() < 0.03
+    corner = blob(2.0).roll((6, 6), (-2, -1))
+    moved = (whole(degrees=60.0)(corner, seeded())[1:] - corner).flatten(1).abs().amax(1)
+    assert moved.median() > 0.3  # what is not at the middle moves
+    shifted = whole(translate=0.25)(blob(2.0), seeded())[1:, 0, 0]
+    axis, mass = torch.arange(32.0) - 15.5, shifted.sum((1, 2))
+    for centre in ((shifted.sum(2) * axis).sum(1) / mass, (shifted.sum(1) * axis).sum(1) / mass):
+        assert 7.2 < centre.abs().max() < 8.1  # a quarter of 32 cells

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from nulltext.samplers.kid import kernel, kid, kid_gain
+from nulltext.samplers.kid import _draws, kernel, kid, kid_gain
 
 
 def draws(n, shift=0.0, seed=0, d=4):
@@ -52,3 +52,13 @@ def test_a_paired_gain_is_the_difference_with_the_error_of_paired_draws():
     assert kid_gain(x, x, y) == (0.0, 0.0)
     with pytest.raises(ValueError, match="alike"):
         kid_gain(x, x[:40], y)
+
+
+def test_the_bootstrap_draws_each_set_anew_with_replacement():
+    (a, b), (n, m) = _draws((50, 30), 4000, seed=0), (50, 30)
+    for counts, size in ((a, n), (b, m)):
+        assert counts.shape == (4001, size) and bool((counts.sum(1) == size).all())
+        assert bool((counts[0] == 1).all())  # first the set as it is
+        drawn = counts[1:]
+        torch.testing.assert_close(drawn.mean(0), torch.ones(size).double(), rtol=0, atol=0.1)
+        torch.testing.assert_close(drawn.var(0), torch.full((size,), 1 - 1 / size).double(), rtol=0, atol=0.15)

@@ -92,3 +92,49 @@ def test_the_encoder_takes_other_sizes_and_says_when_the_level_is_missing():
     x = torch.randn(2, 2, 8, 8, generator=G)
     torch.testing.assert_close(net(x, torch.tensor([0.1, 3.0]))[1:], net(x[1:], 3.0))
     assert [f.shape[-1] for f in net.features(x, 0.5)] == [8, 4]
+
+
+class Spy(torch.nn.Module):
+    """Stands for the network: keeps what it is shown and answers with two weights."""
+
+    labels, process = ("often", "rare"), VE
+
+    def __init__(self):
+        super().__init__()
+        self.answer, self.seen, self.weights = torch.nn.Parameter(torch.tensor([0.3, 0.0])), [], []
+
+    def forward(self, x, sigma):
+        self.seen.append((x.detach(), sigma))
+        self.weights.append(self.answer.detach().clone())
+        return self.answer.expand(len(x), 2)
+
+
+def shown(**options):
+    """(the spy, what it saw as x0's sign, noise over sigma) after training on 31 latents of -1 and one of +1, whose
+    right half is doubled."""
+    spy, latents = Spy(), torch.cat([-torch.ones(31, 1, 4, 8), torch.ones(1, 1, 4, 8)])
+    latents[..., 4:] *= 2
+    train_latent_classifier(spy, latents, (latents[:, 0, 0, 0] > 0).long(), torch.tensor([0.0, 0.01, 0.02]), steps=60,
+                            batch=16, lr=1e-2, **options)
+    return spy
+
+
+def test_training_draws_rare_classes_as_often_and_levels_above_0_only():
+    spy = shown()
+    x, sigma = torch.cat([x for x, _ in spy.seen]), torch.cat([s for _, s in spy.seen])
+    assert 0.44 < (x.mean((1, 2, 3)) > 0).float().mean() < 0.56
+    assert sigma.min() > 0 and 0.4 < (sigma > 0.015).float().mean() < 0.6
+    noise = (x.abs() - torch.tensor([1.0] * 4 + [2.0] * 4)) / sigma[:, None, None, None]
+    assert 0.97 < noise.std() < 1.03
+
+
+def test_the_rate_rises_and_falls_to_nothing():
+    moves = torch.stack(shown().weights).diff(dim=0).abs().amax(1)
+    assert moves[-1] < 0.03 * moves.max() and moves[0] < moves.max()
+
+
+def test_mirrored_copies_are_every_second_batch_and_only_on_request():
+    def mirrored(**options):
+        return sum(bool(x[..., :4].abs().mean() > x[..., 4:].abs().mean()) for x, _ in shown(**options).seen)
+
+    assert mirrored() == 0 and 18 <= mirrored(mirror=True) <= 42

@@ -88,3 +88,28 @@ def test_total_variation_and_range():
     torch.testing.assert_close(losses.total_variation(ramp), torch.tensor([4 / 5]))
     image = torch.tensor([-0.5, 0.2, 1.5, 1.0]).reshape(1, 1, 2, 2)
     torch.testing.assert_close(losses.out_of_range(image), torch.tensor([(0.25 + 0.25) / 4]))
+
+
+def test_total_variation_counts_rows_and_columns_alike():
+    image = rows(2, 3, 6, 6)
+    torch.testing.assert_close(losses.total_variation(image), losses.total_variation(image.transpose(-1, -2)))
+    step = torch.zeros(1, 1, 4, 4)
+    step[..., 2:, :] = 1.0  # four pairs of neighbours, sixteen places
+    torch.testing.assert_close(losses.total_variation(step), torch.tensor([4 / 16]))
+
+
+def test_gram_is_divided_by_channels_and_places():
+    torch.testing.assert_close(losses.gram(torch.ones(1, 3, 4, 5)), torch.full((1, 3, 3), 1 / 3))
+
+
+def test_style_and_content_are_relative_to_the_reference():
+    f, r = rows(2, 3, 4, 4), rows(1, 3, 4, 4)
+    for loss in (losses.style, losses.content):
+        torch.testing.assert_close(loss([10 * f], [10 * r]), loss([f], [r]))
+        torch.testing.assert_close(loss([0 * f], [r]), torch.ones(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("angle", [1e-6, 1e-3, 0.0199, 0.0201, 0.5])
+def test_spherical_is_exact_at_known_angles_on_both_sides_of_its_series(angle):
+    u, v = torch.tensor([[1.0, 0.0], [math.cos(angle), math.sin(angle)]], dtype=torch.float64)
+    assert float(losses.spherical(u, v)) == pytest.approx(angle**2 / 2, rel=1e-9)

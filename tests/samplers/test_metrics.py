@@ -66,3 +66,33 @@ def test_shapes_are_checked():
         metrics.psnr(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 9))
     with pytest.raises(ValueError, match="one shape"):
         metrics.structure_distance(torch.zeros(1, 3, 8), torch.zeros(1, 4, 8))
+
+
+def test_ssim_of_one_window_is_its_formula_written_out():
+    g = torch.Generator().manual_seed(1)
+    a, b = torch.rand(2, 1, 1, 11, 11, generator=g, dtype=torch.float64)
+    axis = torch.exp(-torch.arange(-5.0, 6.0, dtype=torch.float64) ** 2 / (2 * 1.5**2))
+    weight = axis[:, None] * axis / (axis[:, None] * axis).sum()
+    mean = lambda t: float((weight * t).sum())  # noqa: E731
+    va, vb = mean(a * a) - mean(a) ** 2, mean(b * b) - mean(b) ** 2
+    cov = mean(a * b) - mean(a) * mean(b)
+    want = ((2 * mean(a) * mean(b) + 1e-4) * (2 * cov + 9e-4)
+            / ((mean(a) ** 2 + mean(b) ** 2 + 1e-4) * (va + vb + 9e-4)))
+    assert float(metrics.ssim(a, b)) == pytest.approx(want)
+
+
+def test_patch_features_forget_the_mean_patch():
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(metrics.patch_features(image + 0.3), metrics.patch_features(image), rtol=0, atol=1e-6)
+
+
+def test_a_region_without_background_is_refused_and_others_are_brought_to_the_pictures_size():
+    image, half = torch.zeros(2, 3, 16, 16), torch.zeros(8, 8)
+    half[:4] = 1
+    made = metrics.region(half, image)
+    assert made.shape == (1, 1, 16, 16) and made[..., :8, :].min() == 1 and made[..., 8:, :].max() == 0
+    assert metrics.region(torch.zeros(8, 8), image).max() == 0
+    with pytest.raises(ValueError, match="whole picture"):
+        metrics.region(torch.ones(8, 8), image)
+    kept = metrics.preservation(image, image + 0.1, made)
+    assert list(kept) == ["psnr", "ssim", "mse"] and kept["mse"].tolist() == pytest.approx([0.005] * 2)

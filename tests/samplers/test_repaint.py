@@ -133,6 +133,37 @@ def test_soft_mask_keeps_the_variance_of_the_noise(process):
     assert plain.std().item() < 0.5  # what a linear mix would do
 
 
+def test_a_range_is_told_in_noise_to_signal_in_both_families():
+    ratios = karras_sigmas(16, 0.03, 14.6)
+    path = ranged_path(ratios, 1, 4, 0.2, 5.0)
+    assert ranged_path(ratios / (1 + ratios), 1, 4, 0.2, 5.0, FLOW) == path
+    assert ranged_path(ratios / (1 + ratios), 1, 4, 0.2, 5.0, VE) != path
+
+
+@pytest.mark.parametrize("process", [VE, FLOW])
+def test_the_walk_starts_with_the_known_part_at_the_first_level(process):
+    sigmas = torch.tensor([0.9, 0.5, 0.0], dtype=torch.float64)
+    source = torch.tensor([[0.5, 0.0]], dtype=torch.float64).expand(4, 2)
+    steps, draws = [], gaussian(source, 7)
+    sample_repaint(BIMODAL.denoiser(process), torch.full_like(source, 3.0), sigmas, source=source, mask=MASK,
+                   process=process, noise=gaussian(source, 7), callback=steps.append)
+    known = process.noised(source, sigmas[0], draws())
+    assert torch.equal(steps[0]["x"][:, 0], known[:, 0]) and bool((steps[0]["x"][:, 1] == 3.0).all())
+
+
+@pytest.mark.parametrize("process", [VE, FLOW])
+@pytest.mark.parametrize("share", [0.2, 0.7])
+def test_a_soft_mask_takes_its_share_of_either_side(process, share):
+    sigma, like = torch.tensor(0.6, dtype=torch.float64), torch.empty(1, 1, dtype=torch.float64)
+    m, silent = torch.full((1, 1), share, dtype=torch.float64), lambda: torch.zeros_like(like)
+    denoised, source = torch.full_like(like, -1.0), torch.full_like(like, 2.0)
+    out = hold_known(source, m, process, silent)(process.noised(denoised, sigma, silent()),
+                                                 Step(0, sigma * 1.5, sigma, denoised))
+    mean = float(process.signal(sigma)) * (share * -1.0 + (1 - share) * 2.0)
+    assert out.item() == pytest.approx(mean)
+    assert blend(m, denoised, source).item() == pytest.approx(share * -1.0 + (1 - share) * 2.0)
+
+
 def wasserstein(fill, conditional):
     """W1 between the drawn second coordinates and the true conditional, by its exact quantiles."""
     grid = torch.linspace(-6, 6, 20001, dtype=torch.float64)

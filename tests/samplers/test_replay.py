@@ -94,3 +94,20 @@ def test_null_embedding_of_a_sigma():
     asked = (9.0, 4.0, 3.0, 2.0, 2.00001, 1.5, 1.0, 0.1, 0.0)
     at = [float(null_embedding_at(inversion, s).flatten()[0]) for s in asked]
     assert at == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("process", [VE, FLOW])
+def test_the_way_back_walks_with_the_records_eta_and_gamma(process):
+    x0, sigmas = MIXTURE.sample(3, torch.Generator().manual_seed(0)).float(), SIGMAS[process.name]
+    half = pivots.invert_edit_friendly(
+        denoiser(process), x0, sigmas, process=process, noise=gaussian(x0, 1), eta=0.5)
+    bdia = pivots.invert_exact_pair(denoiser(process), x0, sigmas, process=process, gamma=1.0)
+    for record in (
+        Inversion(sigmas, half.trajectory, process=process.name, pivot="edit_friendly", residuals=half.residuals,
+                  metadata={"eta": 0.5}),
+        Inversion(sigmas, bdia.trajectory, process=process.name, pivot="exact_pair", pair=bdia.pair,
+                  metadata={"gamma": 1.0}),
+    ):
+        sample, x, levels, options = way_back(record)
+        out = sample(denoiser(process), x, levels, process=process, noise=None, **options)
+        assert (out - record.source).abs().max() < 1e-4

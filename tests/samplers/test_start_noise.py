@@ -77,3 +77,14 @@ def test_refusals():
         optimise_start_noise(MIXTURE.denoise, start(), SIGMAS, unlikely, steps=0)
     with pytest.raises(ValueError, match="fall strictly"):
         optimise_start_noise(MIXTURE.denoise, start(), SIGMAS.flip(0), unlikely)
+
+
+def test_the_first_step_moves_every_number_by_the_rate_and_a_losss_size_does_not_matter():
+    x, aim = start(), torch.tensor([1.0, -2.0], dtype=torch.float64)
+    plain = lambda x, sigma: 0.5 * x  # noqa: E731 - linear: the walk is a factor
+    out = optimise_start_noise(plain, x, SIGMAS, lambda x0: x0 @ aim, steps=1, lr=0.1, prior=0.0)
+    unit = x.square().mean(1, keepdim=True).sqrt()
+    torch.testing.assert_close(out.x, x - 0.1 * unit * aim.sign(), rtol=1e-6, atol=1e-6)
+    tiny = optimise_start_noise(MIXTURE.denoise, x, SIGMAS, lambda x0: 1e-9 * unlikely(x0), steps=4, lr=0.1, prior=0.0)
+    full = optimise_start_noise(MIXTURE.denoise, x, SIGMAS, unlikely, steps=4, lr=0.1, prior=0.0)
+    torch.testing.assert_close(tiny.x, full.x, rtol=1e-6, atol=1e-6)
