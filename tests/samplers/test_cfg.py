@@ -18,7 +18,7 @@ def test_the_span_holds_both_of_its_ends_and_w_is_0_outside(shape):
     made = schedule(shape)
     assert made(8.0) == 4.0
     assert made(0.125) == (4.0 if shape == "constant" else pytest.approx(1.0))
-    assert made(8.0 * (1 + 1e-9)) == made(0.125 * (1 - 1e-9)) == made(0.0) == 0.0
+    assert made(8.0 * (1 + 1e-5)) == made(0.125 * (1 - 1e-5)) == made(0.0) == 0.0
 
 
 def test_linear_and_cosine_are_of_the_logarithm_of_sigma():
@@ -35,8 +35,8 @@ def test_a_schedule_may_rise():
     assert [made(s) for s in (8.0, 1.0, 0.125)] == pytest.approx([0.0, 3.0, 6.0])
 
 
-def test_a_span_of_one_level_and_a_span_down_to_0_are_finite():
-    assert schedule("linear", high=2.0, low=2.0)(2.0) == 4.0
+def test_a_span_of_one_level_holds_nothing_and_a_span_down_to_0_is_finite():
+    assert schedule("linear", high=2.0, low=2.0)(2.0) == 0.0
     assert schedule("linear", low=0.0)(0.0) == pytest.approx(1.0)
 
 
