@@ -34,7 +34,7 @@ guider      guider_class() -> CFGGuider subclass to derive from:
 noise       InversionNoise(inversion): NOISE that yields x_T under the engine's own noise scaling
 fingerprint fingerprint(model) -> dict[str, str]; difference(saved, now) -> sentence naming what differs, or None
 report      text_result(text, *outputs) -> {"ui": {"text": [text]}, "result": outputs}
-record      check_belongs(inversion, model), source_conditioning(inversion), prompts(inversion, positive, negative)
+record      check_belongs(inversion, model), source_conditioning(inversion), prompts(inversion, positive, negative, cfg)
 invert      invert(...) -> (INVERSION, from the cache?), replay(...) -> Result;
             null_text: optimise(...); direct: edit(...)
 store       find_file(name), read(path), cache_key(model, *inputs), find(key), keep(key, inversion)

@@ -36,7 +36,7 @@ MORE_TESTS = {
     "cfg": ("test_clip_guidance",), "controllers": ("test_attention", "test_prompt_to_prompt"),
     "corrections": ("test_null_text",), "diffedit": ("test_sdedit_diffedit_blended",),
     "encoder": ("test_latent_classifier",), "heat": ("test_maps",), "ilvr": ("test_lowpass_ilvr",),
-    "lowpass": ("test_lowpass_ilvr",), "maps": ("test_prompt_to_prompt",),
+    "lowpass": ("test_lowpass_ilvr",), "maps": ("test_prompt_to_prompt",), "pivots": ("test_replay",),
     "sdedit": ("test_sdedit_diffedit_blended",), "semantic": ("test_clip_guidance",), "walk": ("test_ode",),
 }
 

@@ -9,7 +9,7 @@ from nulltext.samplers.clip_guidance import ImageLoss, fit_mask, rank
 from nulltext.samplers.core import FLOW, VE, guided
 from nulltext.samplers.cutouts import Cutouts
 from nulltext.samplers.guidance import Guidance, shift, with_guidance
-from nulltext.samplers.losses import contrastive, cosine, spherical
+from nulltext.samplers.losses import contrastive, cosine, out_of_range, spherical, total_variation
 from nulltext.samplers.semantic import Semantics
 
 G = torch.Generator().manual_seed(0)
@@ -105,6 +105,28 @@ def test_rank_puts_the_nearest_first():
     assert order[0] == 1 and score[1] == pytest.approx(1.0, abs=1e-5)
     order, _ = rank(embed, IMAGE, embed(IMAGE[1:2]), (-1.0,))
     assert order[-1] == 1
+
+
+def test_smoothness_and_range_are_added_with_their_weights():
+    wide = 3 * IMAGE - 1
+    extra = loss(tv=2.0, range=3.0)(wide, 1.0) - loss()(wide, 1.0)
+    torch.testing.assert_close(extra, 2 * total_variation(wide) + 3 * out_of_range(wide), rtol=1e-5, atol=1e-6)
+
+
+def test_a_rank_by_a_mask_judges_the_inside_on_mid_grey():
+    mask = torch.zeros(8, 8)
+    mask[2:6, 2:6] = 1
+    grey = IMAGE * mask + 0.5 * (1 - mask)
+    inside, shown = rank(embed, IMAGE, TARGETS, (1.0, 3.0), mask)[1], rank(embed, grey, TARGETS, (1.0, 3.0))[1]
+    torch.testing.assert_close(inside, shown)
+
+
+def test_the_loss_is_a_mean_over_cutouts_and_a_noisy_tower_gives_its_negative():
+    same = Cutouts(count=5, size=8, smallest=1.0)
+    many = ImageLoss(embed, TARGETS, (1.0, 3.0), cutouts=same)
+    torch.testing.assert_close(many(IMAGE, 1.0), loss()(IMAGE, 1.0))
+    noisy = many.noisy_log_likelihood(lambda x, sigma: embed(x))
+    torch.testing.assert_close(noisy(IMAGE, 0.7, None), -loss()(IMAGE, 1.0))
 
 
 # ------------------------------------------------------------------------------------------------- semantic

@@ -170,6 +170,18 @@ def test_above_the_first_sigma_the_latent_is_the_picture_with_the_runs_noise(pro
     torch.testing.assert_close(x, process.noised(z, 0.8, n))
 
 
+def test_a_rise_of_sigma_begins_a_new_run():
+    history, x = History(), torch.zeros(1, 1, 2, 2)
+    for sigma in (10.0, 5.0, 7.0):  # a new run that starts between two levels of the old one
+        history.record(sigma, x + sigma)
+    assert [s for s, _ in history.entries] == [7.0]
+    assert history.at(9.0, None, VE)[0] == 7.0
+
+
+def test_the_gain_counts_cfg_from_the_conditional_at_any_strength():
+    assert gains([2.0, 1.0], 5.0, 9.0, strength=0.5) == pytest.approx([(1 + 4 * 0.5) * 0.5])
+
+
 def test_correlated_signals_disturb_less():
     """The paper's ordering of what the null branch sees: unrelated noise, another draw of the same class (like
     structure), the run's own latent of b = 300 ago, the picture being made. Each is clearly nearer to the plain run."""

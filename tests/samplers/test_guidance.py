@@ -213,6 +213,17 @@ def test_a_bound_push_stays_within_the_estimates_uncertainty(process, sigma):
     assert push.pow(2).mean(1).sqrt().max() > 0.4 * unit
 
 
+def test_a_window_has_two_ends():
+    term = exact(0, scale=2.0, window=(1.0, 0.5))
+    assert [term.scale_at(s) for s in (1.1, 1.0, 0.7, 0.4)] == [0.0, 2.0, 2.0, 0.0]
+
+
+def test_each_seed_and_each_level_have_random_numbers_of_their_own():
+    draws = [torch.rand(4, generator=generator_at(seed, s)) for seed, s in ((0, 0.5), (0, 0.5), (0, 0.6), (1, 0.5))]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2]) and not torch.equal(draws[0], draws[3])
+
+
 def test_every_other_step_only():
     sigmas = karras(6)
     term = exact(1, every=2)

@@ -98,6 +98,14 @@ def test_refuses_what_does_not_belong_together(changes, words):
     one_sentence(error)
 
 
+def test_one_broken_number_is_enough_to_be_refused():
+    for broken in (float("nan"), float("inf")):
+        trajectory = torch.zeros(4, 2, 3, 4, 4)
+        trajectory[1, 0, 2, 3, 3] = broken
+        with pytest.raises(ValueError, match="trajectory holds NaN"):
+            record(trajectory=trajectory)
+
+
 def test_refuses_another_latent_or_process():
     inversion = record()
     inversion.check_latent(torch.Size((2, 3, 4, 4)))

@@ -33,6 +33,10 @@ def test_levels_start_at_t0_and_are_even_in_time():
     assert meaning(0.1) == "almost untouched" and "layout" in meaning(0.5) and meaning(1.0) == "hardly anything kept"
 
 
+def test_a_level_of_0_is_no_step_even_where_the_models_table_starts_above_0():
+    assert sdedit_sigmas(lambda t: 0.03 + t, 0.0, 5).tolist() == [0.0]
+
+
 @pytest.mark.parametrize("process", [VE, FLOW])
 def test_small_t0_is_faithful_and_large_t0_realistic(process):
     """A guide off the data: distance to it grows with t0, likelihood under the data too."""

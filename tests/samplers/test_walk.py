@@ -61,3 +61,20 @@ def test_path_is_followed_and_reported():
 def test_hooks_run_in_order():
     both = run_in_order(lambda x, step: x + 1, lambda x, step: x * 10)
     assert both(torch.ones(1), None).item() == 20
+
+
+@pytest.mark.parametrize("process", [VE, FLOW])
+def test_a_jump_inside_a_walk_is_the_forward_process_between_its_two_levels(process):
+    """Signal and noise at the level above are those of a sample that was never below, by one draw of full size."""
+    sigmas, one = torch.tensor([0.8, 0.5, 0.2, 0.0], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+
+    def seen(x0, start, draw):  # x before each network call, with a denoiser that knows x0
+        steps = []
+        sample_walk(lambda x, s: x0 * one, process.noised(x0 * one, sigmas[0], start * one), sigmas, process=process,
+                    noise=lambda: draw * one, eta=0.0, path=[0, 1, 2, 0, 1, 2, 3],
+                    callback=lambda d: steps.append(d["x"]))
+        return float(steps[2])  # after the jump from level 2 to level 0
+
+    signal, old, new = seen(1.0, 0.0, 0.0), seen(0.0, 1.0, 0.0), seen(0.0, 0.0, 1.0)
+    assert signal == pytest.approx(float(process.signal(sigmas[0])))
+    assert old**2 + new**2 == pytest.approx(0.8**2) and 0 < old < 0.3
