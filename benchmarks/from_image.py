@@ -185,7 +185,7 @@ def main(argv: list[str]) -> None:
     torch.set_num_threads(1)
     bench = Bench("from_image", __doc__, argv)
     print(
-        f"about {'1 minute' if bench.quick else '8 minutes'} on one CPU core; what is kept is not computed again",
+        f"about {'1 minute' if bench.quick else '20 minutes'} on one CPU core; what is kept is not computed again",
         flush=True,
     )
     figures = measure_conditional(bench)
