@@ -220,7 +220,9 @@ def measure_cartoon(bench: Bench, demo: Demo) -> dict[str, float]:
         runs.append(read_off(judge, made, shown["source"], truth, mask))
     lines = []
     for name in runs[0]:
-        cells = [value for what in ("flat", "edges") for value in middle(runs, name, what)]
+        once = name not in runs[-1]
+        cells = [v for what in ("flat", "edges") for v in (middle(runs, name, what)[0],
+                                                           "one seed" if once else middle(runs, name, what)[1])]
         rest = [middle(runs, name, what)[0] for what in ("whole", "read", "rms")]
         lines.append([name, *cells, *("no probe" if v is None else v for v in rest)])
     print(table(("cartoon", "flat lost", "spread", "edges", "spread", "whole lost", "object read", "rms"), lines))
