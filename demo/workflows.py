@@ -99,10 +99,10 @@ def note(name: str, workflow: Workflow) -> str:
     pictures, scales = of_class(workflow, "LoadImage"), of_class(workflow, "ImageScale")
     lines = [title(name), *said]
     if not runs_here(name):
-        lines += ["", f"Its thumbnail: {drawn_by(name)[0].lower()}{drawn_by(name)[1:]}", "",
-                  "It needs Stable Diffusion 1.5 (any checkpoint of that family): pick yours in ckpt_name "
+        lines += ["", "It needs Stable Diffusion 1.5 (any checkpoint of that family): pick yours in ckpt_name "
                   f"(node {', '.join(loaders)}). Then choose your photo in Load Image (node {', '.join(pictures)}; "
-                  f"node {', '.join(scales)} cuts it to 512 x 512) and write what it shows into the source prompt."]
+                  f"node {', '.join(scales)} cuts it to 512 x 512) and write what it shows into the source prompt.",
+                  "", f"Its thumbnail: {drawn_by(name)[0].lower()}{drawn_by(name)[1:]}"]
         return "\n".join(lines)
     if loaders:
         lines += ["", "It runs as it opens, on the small demo checkpoint (128 x 128 scenes of shapes). For a real one: "

@@ -40,14 +40,15 @@ def test_family_is_registered_once_and_last(core):
     from comfy import supported_models
     assert family.register() is False
     ours = [model for model in supported_models.models if getattr(model, "nulltext_family", None) == family.NAME]
-    assert ours == [family.family()] and supported_models.models[-1] is ours[0]
-    theirs = [model for model in supported_models.models if model is not ours[0]]
-    config = {**family.family().unet_config, "in_channels": 4, "out_channels": 4}
-    assert not any(model.matches(config) for model in theirs)
+    assert ours == [family.family(), family.bottleneck_family()] == supported_models.models[-2:]
+    for made in ours:
+        config = {**made.unet_config, "in_channels": 4, "out_channels": 4}
+        assert [model for model in supported_models.models if model.matches(config)] == [made]
 
 
 def test_models_folder_is_searched(core, engine):
     import nulltext.nodes.bridge.family as family
-    searched = engine.get("folder_paths").get_folder_paths("checkpoints")
-    assert searched.count(str(family.CHECKPOINTS)) == 1
+    searched = engine.get("folder_paths").get_folder_paths
+    assert searched("checkpoints").count(str(family.CHECKPOINTS)) == 1
+    assert searched("unet").count(str(family.NETWORKS)) == 1
     assert checkpoint.CHECKPOINT.parent == family.CHECKPOINTS
