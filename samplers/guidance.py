@@ -24,8 +24,8 @@ An option that is off unless asked for, and not in the paper: a bound on the pus
 Katherine Crowson's limit the size of the gradient; here the rms of the change of D is held below a number of times the
 estimate's own uncertainty sqrt(s^2 v / (a^2 v + s^2)), which is about s at low noise and the data's std at high noise
 (a bound by s alone would let the first steps throw D far outside the data). Where it acts, the law above is lost: with
-an exact classifier at k = 1 it takes a tenth to a third of the samples out of the class, and a larger k does not bring
-them back (`make bench NAME=guidance`). So each evaluation reports which samples it limited.
+an exact classifier at k = 1 it takes a tenth (bound 1) to a quarter (.5) of the samples out of the class, and a larger
+k does not bring them back (`make bench NAME=guidance`). So each evaluation reports which samples it limited.
 """
 from __future__ import annotations
 
