@@ -1,4 +1,5 @@
 """ComfyUI-NullText: inversion, editing and guidance of images as nodes."""
+
 import sys
 
 _LOADED = "nulltext (loaded)"  # key in sys.modules: the first copy of this pack in the process
@@ -13,6 +14,7 @@ def register() -> bool:
 
     Idempotent: True if this call did it, False if it was done before. Needs an importable ComfyUI, no server."""
     from .nodes.bridge import family, routes
+
     if not family.register():
         return False
     routes.register()
@@ -26,6 +28,7 @@ def _inside_engine() -> bool:
 _first = sys.modules.get(_LOADED)
 if _first is None or _first.__name__ == __name__:
     from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+
     if _inside_engine():
         register()
     sys.modules[_LOADED] = sys.modules[__name__]

@@ -1,4 +1,5 @@
 """One module per table: `make bench NAME=...`, `python demo NAME`, or `python -m benchmarks.NAME` from this folder."""
+
 import sys
 
 if __name__ == "benchmarks" and sys.argv[0] == "-m":

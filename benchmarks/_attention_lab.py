@@ -1,5 +1,6 @@
 """The runs that the attention benchmark compares: the demo checkpoint in the embedded engine, and per kind of edit the
 prompt-to-prompt settings."""
+
 from __future__ import annotations
 
 import hashlib

@@ -23,8 +23,14 @@ from ._guidance import Lab, Way, share
 N, STEPS, LABEL = 4000, 60, 1
 MIXTURE = GaussianMixture(torch.tensor([[-2.0, 0.5], [1.8, -1.2], [0.5, 2.4], [2.6, 1.6]]), 0.4, labels=[0, 1, 1, 2])
 #: the bounds that the demo's workflows set, by term; scales as there
-WORKFLOW_BOUND = {"classifier": 1.0, "spherical": 1.0, "contrastive": 1.0, "semantic_content": 0.5,
-                  "semantic_structure": 0.5, "semantic_style": 0.5}
+WORKFLOW_BOUND = {
+    "classifier": 1.0,
+    "spherical": 1.0,
+    "contrastive": 1.0,
+    "semantic_content": 0.5,
+    "semantic_structure": 0.5,
+    "semantic_style": 0.5,
+}
 SCALE = {"classifier": 40.0, "spherical": 100.0, "contrastive": 20.0}
 SEMANTIC = {"semantic_content": 300.0, "semantic_structure": 120.0, "semantic_style": 60.0}
 PICTURES = 16
@@ -37,10 +43,12 @@ def node_guidance(log_likelihood) -> Guidance:
     groups = ClassifierGuidance.INPUT_TYPES()
     given = {k: spec[1]["default"] for part in groups.values() for k, spec in part.items() if "default" in spec[1]}
     table = SimpleNamespace(percent_to_sigma=lambda p: math.nan)  # asked only for a default inside the run
-    window = guide.window(SimpleNamespace(get_model_object=lambda _: table), given["start_percent"],
-                          given["end_percent"])
-    return term(log_likelihood, "class", "latent", given["scale"], window, given["bound"], given["every"],
-                given["variance"]).guidance
+    window = guide.window(
+        SimpleNamespace(get_model_object=lambda _: table), given["start_percent"], given["end_percent"]
+    )
+    return term(
+        log_likelihood, "class", "latent", given["scale"], window, given["bound"], given["every"], given["variance"]
+    ).guidance
 
 
 def levels() -> torch.Tensor:
@@ -63,10 +71,14 @@ def exact_table() -> tuple[list[list], float]:
     """Rows [what, scale, class share, share at the bound], and the class share at the node's defaults."""
     default = node_guidance(lambda x, s, _: MIXTURE.log_prob_class(x, s)[:, LABEL])
     draws = MIXTURE.of(LABEL).sample(N, torch.Generator().manual_seed(1))
-    rows = [["the class itself", "", float((MIXTURE.log_prob_class(draws).argmax(1) == LABEL).double().mean()), 0.0],
-            ["unguided", 0.0, *exact_share(None)], ["the node's defaults", default.scale, *exact_share(default)]]
-    rows += [[f"bound {b:g}", k, *exact_share(replace(default, bound=b, scale=k))] for b in (1.0, 0.5)
-             for k in (1.0, 4.0)]
+    rows = [
+        ["the class itself", "", float((MIXTURE.log_prob_class(draws).argmax(1) == LABEL).double().mean()), 0.0],
+        ["unguided", 0.0, *exact_share(None)],
+        ["the node's defaults", default.scale, *exact_share(default)],
+    ]
+    rows += [
+        [f"bound {b:g}", k, *exact_share(replace(default, bound=b, scale=k))] for b in (1.0, 0.5) for k in (1.0, 4.0)
+    ]
     return rows, rows[2][2]
 
 

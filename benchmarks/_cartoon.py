@@ -156,8 +156,9 @@ def redrawn(
     for name, look in looks.items():
         if look.cfg == cfg:
             itself = look.looks == ITSELF
-            disturbance = Disturbance(VE, start, older=older if look.looks == ROLLBACK else None, reference=z,
-                                      itself=itself)
+            disturbance = Disturbance(
+                VE, start, older=older if look.looks == ROLLBACK else None, reference=z, itself=itself
+            )
             amount = (lambda s: 1.0) if itself else strength  # nothing fades where nothing is disturbed
             out[name] = run(disturbed(cond, uncond, cfg, disturbance, amount, look.bounds))
     return out
@@ -221,8 +222,11 @@ def measure_cartoon(bench: Bench, demo: Demo) -> dict[str, float]:
     lines = []
     for name in runs[0]:
         once = name not in runs[-1]
-        cells = [v for what in ("flat", "edges") for v in (middle(runs, name, what)[0],
-                                                           "one seed" if once else middle(runs, name, what)[1])]
+        cells = [
+            v
+            for what in ("flat", "edges")
+            for v in (middle(runs, name, what)[0], "one seed" if once else middle(runs, name, what)[1])
+        ]
         rest = [middle(runs, name, what)[0] for what in ("whole", "read", "rms")]
         lines.append([name, *cells, *("no probe" if v is None else v for v in rest)])
     print(table(("cartoon", "flat lost", "spread", "edges", "spread", "whole lost", "object read", "rms"), lines))

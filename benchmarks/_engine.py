@@ -1,4 +1,5 @@
 """The embedded ComfyUI in this process, without a server: the demo checkpoint as MODEL, CLIP and VAE."""
+
 from __future__ import annotations
 
 import functools

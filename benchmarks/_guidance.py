@@ -115,9 +115,7 @@ class Lab:
             rows = self.caption_rows(n)
         empty = denoiser(self.net.unet, self.net.text(empty_rows(n)), self.table)
         base = (
-            empty
-            if rows is None
-            else guided(denoiser(self.net.unet, self.net.text(rows), self.table), empty, way.cfg)
+            empty if rows is None else guided(denoiser(self.net.unet, self.net.text(rows), self.table), empty, way.cfg)
         )
         return with_guidance(base, way.terms, sigmas=self.sigmas, report=report)
 

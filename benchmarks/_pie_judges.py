@@ -6,6 +6,7 @@
   differences weighed per channel, mean over pixels, summed over places. One safetensors file with the state dict of the
   `lpips` package's or torchmetrics' squeeze network.
 """
+
 from __future__ import annotations
 
 import re
@@ -48,10 +49,21 @@ class Lpips(nn.Module):
     def __init__(self, path: str | Path):
         super().__init__()
         pool = lambda: nn.MaxPool2d(3, 2, ceil_mode=True)
-        sizes = [(64, 16, 64), (128, 16, 64), None, (128, 32, 128), (256, 32, 128), None,
-                 (256, 48, 192), (384, 48, 192), (384, 64, 256), (512, 64, 256)]
-        self.features = nn.Sequential(nn.Conv2d(3, 64, 3, 2), nn.ReLU(), pool(),
-                                      *(pool() if size is None else _Fire(*size) for size in sizes))
+        sizes = [
+            (64, 16, 64),
+            (128, 16, 64),
+            None,
+            (128, 32, 128),
+            (256, 32, 128),
+            None,
+            (256, 48, 192),
+            (384, 48, 192),
+            (384, 64, 256),
+            (512, 64, 256),
+        ]
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 64, 3, 2), nn.ReLU(), pool(), *(pool() if size is None else _Fire(*size) for size in sizes)
+        )
         state = {}
         for name, value in load_file(str(path)).items():
             if found := re.fullmatch(r"net\.slices?\.?\d+\.(\d+)\.(.+)", name):
@@ -82,8 +94,9 @@ class Lpips(nn.Module):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Distance [B] of images [B, 3, H, W] in 0..1."""
         pairs = zip(self._at_places(a), self._at_places(b), strict=True)
-        return sum(((x - y).square() * getattr(self, f"weight{k}")).sum(1).mean((1, 2))
-                   for k, (x, y) in enumerate(pairs))
+        return sum(
+            ((x - y).square() * getattr(self, f"weight{k}")).sum(1).mean((1, 2)) for k, (x, y) in enumerate(pairs)
+        )
 
 
 class Judges:
@@ -124,7 +137,9 @@ class Judges:
     def similarity(self, image: Tensor, text: str) -> float:
         """100 max(0, cos) of one image [1, 3, H, W] and a text in CLIP's space."""
         image = _normalised(
-            image, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711),
+            image,
+            (0.48145466, 0.4578275, 0.40821073),
+            (0.26862954, 0.26130258, 0.27577711),
             self.clip.config.vision_config.image_size,
         )
         tokens = self.tokenizer([text], padding=True, truncation=True, return_tensors="pt")

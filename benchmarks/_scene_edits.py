@@ -1,4 +1,5 @@
 """Edits of rendered scenes with their ground truth: prompts before and after, the redrawn scene, the background."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

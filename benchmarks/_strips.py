@@ -69,14 +69,7 @@ def ilvr_strip(bench: Bench, demo: Demo) -> None:
             count = round(stop * (len(sigmas) - 1))
             x = sigmas[0] * noise()
             x = sample_ilvr(
-                denoise,
-                x,
-                sigmas,
-                reference=z,
-                low_pass=bicubic_low_pass(factor),
-                stop=count,
-                process=VE,
-                noise=noise,
+                denoise, x, sigmas, reference=z, low_pass=bicubic_low_pass(factor), stop=count, process=VE, noise=noise
             )
             out.append(demo.decode(x))
         return {"image": torch.cat(out)}
@@ -88,8 +81,12 @@ def ilvr_strip(bench: Bench, demo: Demo) -> None:
         for j, stop in enumerate(STOPS):
             cells.append((f"stop {stop:g}", to_picture(made[k * len(STOPS) + j])))
         rows.append(Row(f"factor {factor} cells ({8 * factor} pixels)", "", cells))
-    save("ILVR: coarse content of a reference, everything else by the prompt", rows, len(STOPS) + 1,
-         folder(bench) / "ilvr_strip.jpg")
+    save(
+        "ILVR: coarse content of a reference, everything else by the prompt",
+        rows,
+        len(STOPS) + 1,
+        folder(bench) / "ilvr_strip.jpg",
+    )
 
 
 def sdedit_strip(bench: Bench, guide: Tensor, made: dict[float, Tensor], curve: list[list]) -> None:

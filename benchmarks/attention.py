@@ -8,6 +8,7 @@ of each kind. An edit succeeds when the probe reads the new attribute. Backgroun
 differs between the scene and the redrawn one, dilated by a latent cell; PSNR against the autoencoder's own decode.
 Results kept from other weights or settings are not used.
 """
+
 from __future__ import annotations
 
 import sys

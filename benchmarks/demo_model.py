@@ -1,4 +1,5 @@
 """How well the demo model does what its captions say, by the probe: `make bench NAME=demo_model`."""
+
 from __future__ import annotations
 
 import sys
@@ -46,7 +47,7 @@ def two_objects(reading: probe.Reading, truth: scenes.Scenes) -> dict[str, torch
     right = torch.ones(len(truth), dtype=torch.bool)
     for i in range(2):
         at = truth.place[:, i]
-        right &= reading.present.gather(1, at[:, None])[:, 0] > .5
+        right &= reading.present.gather(1, at[:, None])[:, 0] > 0.5
         right &= reading.at_place("colour", at) == truth.colour[:, i]
     return {"two_objects": right}
 
@@ -67,18 +68,18 @@ def attention(truth: scenes.Scenes, layers=nets.MAP_LAYERS) -> tuple[float, floa
         noise = torch.randn(latent.shape, generator=draw_seed(t))
         _, maps = net.unet(a * (latent + s * noise), torch.full((len(latent),), t), context, tuple(layers))
         for m in maps.values():
-            side = int(m.shape[1] ** .5)
+            side = int(m.shape[1] ** 0.5)
             m = m.transpose(1, 2).reshape(len(m), -1, side, side)
             total = total + F.interpolate(m, size=latent.shape[-2:], mode="bilinear")
     inside = F.avg_pool2d(mask[:, :1], 8)
-    inner, outer, peaks = 0., 0., []
+    inner, outer, peaks = 0.0, 0.0, []
     for k in range(2):
         m = total[torch.arange(len(total)), words[:, 0, k]][:, None]
         mean_in = (m * inside).sum((1, 2, 3)) / inside.sum((1, 2, 3))
         mean_out = (m * (1 - inside)).sum((1, 2, 3)) / (1 - inside).sum((1, 2, 3))
         inner, outer = inner + float(mean_in.sum()), outer + float(mean_out.sum())
         peak = m.flatten(1).argmax(1)
-        peaks.append(inside.flatten(1).gather(1, peak[:, None])[:, 0] > .25)
+        peaks.append(inside.flatten(1).gather(1, peak[:, None])[:, 0] > 0.25)
     return inner / outer, float(torch.cat(peaks).float().mean())
 
 
@@ -86,12 +87,13 @@ def attention(truth: scenes.Scenes, layers=nets.MAP_LAYERS) -> tuple[float, floa
 def judges(truth: scenes.Scenes) -> list[list]:
     """Table rows: what each probe reads right off drawn scenes that went through the autoencoder."""
     autoencoder = load()[1]
-    seen = torch.cat([autoencoder.decode(autoencoder.encode(part)).clamp(0, 1)
-                      for part in scenes.draw(truth)[0].split(16)])
+    seen = torch.cat(
+        [autoencoder.decode(autoencoder.encode(part)).clamp(0, 1) for part in scenes.draw(truth)[0].split(16)]
+    )
     rows = []
     for name in ("conv", "query"):
         right = probe.accuracy(probe.load(name), seen, truth)
-        rows += [[f"probe {name}: {k}", right[k], .97] for k in ("colour", "shape", "place", "texture", "background")]
+        rows += [[f"probe {name}: {k}", right[k], 0.97] for k in ("colour", "shape", "place", "texture", "background")]
     return rows
 
 
@@ -100,25 +102,41 @@ def main(argv: list[str]) -> None:
     bench = Bench("demo_model", __doc__, argv)
     n = 16 if bench.quick else 256
     net, autoencoder = load()
-    single = following(bench, "one_object", scenes.sample(n, draw_seed(21), "held_out", two=0.), one_object)
-    double = following(bench, "two_objects", scenes.sample(n // 2, draw_seed(22), "held_out", two=1.), two_objects)
-    unseen = following(bench, "unseen", scenes.sample(n // 2, draw_seed(23), "unseen", two=0.), one_object)
+    single = following(bench, "one_object", scenes.sample(n, draw_seed(21), "held_out", two=0.0), one_object)
+    double = following(bench, "two_objects", scenes.sample(n // 2, draw_seed(22), "held_out", two=1.0), two_objects)
+    unseen = following(bench, "unseen", scenes.sample(n // 2, draw_seed(23), "unseen", two=0.0), one_object)
     image = scenes.draw(scenes.sample(128, draw_seed(24), "held_out"))[0]
     quality = psnr(image, torch.cat([autoencoder.decode(autoencoder.encode(p)).clamp(0, 1) for p in image.split(16)]))
-    ratio, peak = attention(scenes.sample(16 if bench.quick else 128, draw_seed(25), "held_out", two=0.))
+    ratio, peak = attention(scenes.sample(16 if bench.quick else 128, draw_seed(25), "held_out", two=0.0))
     rows = empty_rows(1)
     step = guided(*(denoiser(net.unet, net.text(rows), nets.sigmas()) for _ in range(2)), 5.0)
     x = torch.randn(1, 4, 16, 16)
     with torch.no_grad():
-        step_ms = 1000 * seconds(lambda: step(x, torch.tensor(1.)), 15)
+        step_ms = 1000 * seconds(lambda: step(x, torch.tensor(1.0)), 15)
     figures = {k: single[k] for k in ("colour", "shape", "background", "texture", "place")}
-    figures |= {"two_objects": double["two_objects"], "unseen_pairs": unseen["pair"], "psnr_autoencoder": quality,
-                "attention_ratio": ratio, "attention_peak": peak, "step_ms": step_ms,
-                "file_mb": CHECKPOINT.stat().st_size / 1e6}
-    bars = {"colour": .95, "shape": .9, "background": .95, "texture": .9, "place": .85, "two_objects": .75,
-            "unseen_pairs": .8, "psnr_autoencoder": 30., "attention_ratio": 3., "attention_peak": .8}
+    figures |= {
+        "two_objects": double["two_objects"],
+        "unseen_pairs": unseen["pair"],
+        "psnr_autoencoder": quality,
+        "attention_ratio": ratio,
+        "attention_peak": peak,
+        "step_ms": step_ms,
+        "file_mb": CHECKPOINT.stat().st_size / 1e6,
+    }
+    bars = {
+        "colour": 0.95,
+        "shape": 0.9,
+        "background": 0.95,
+        "texture": 0.9,
+        "place": 0.85,
+        "two_objects": 0.75,
+        "unseen_pairs": 0.8,
+        "psnr_autoencoder": 30.0,
+        "attention_ratio": 3.0,
+        "attention_peak": 0.8,
+    }
     lines = [[k, float(v), bars.get(k, "")] for k, v in figures.items()]
-    lines += judges(scenes.sample(2 * n, draw_seed(26), "held_out", two=0.))
+    lines += judges(scenes.sample(2 * n, draw_seed(26), "held_out", two=0.0))
     bench.finish(table(("figure", "measured", "to reach"), lines), figures)
 
 

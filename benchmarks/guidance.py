@@ -69,17 +69,14 @@ def cfg_table(bench: Bench, lab: Lab, n: int) -> tuple[list, list]:
             part = torch.tensor(indices)
             images = lab.sample(Way(caption=True, cfg=1 + w), indices, token_rows[part])[0]
             return [
-                {"f": f, "a": a}
-                for f, a in zip(lab.features(images), agreement(lab, truth[part], images), strict=True)
+                {"f": f, "a": a} for f, a in zip(lab.features(images), agreement(lab, truth[part], images), strict=True)
             ]
 
         rows = bench.each(f"cfg w {w:g}", range(n), compute, BATCH)
         value, error = kid_of(rows, reference)
         agree = sum(row["a"] for row in rows) / n
         lines.append([w, 1 + w, value, error, agree])
-        kids.append(
-            {"w": w, "kid": round(value, 6), "error": round(error, 6), "agreement": round(agree, 4), "n": n}
-        )
+        kids.append({"w": w, "kid": round(value, 6), "error": round(error, 6), "agreement": round(agree, 4), "n": n})
     return lines, kids
 
 
@@ -154,9 +151,7 @@ def main(argv: list[str]) -> None:
     ways_of_clip = [Way((lab.clip(d, 10.0),)) for d in ("contrastive", "spherical")]
     times = bench.once(
         "interleaved",
-        lambda: ratio(
-            *(lambda way=way: lab.sample(way, few) for way in ways_of_clip), repeats=3 if bench.quick else 7
-        ),
+        lambda: ratio(*(lambda way=way: lab.sample(way, few) for way in ways_of_clip), repeats=3 if bench.quick else 7),
     )
     figures["gradient_modes_seconds"] = bench.once(
         "gradient modes",

@@ -1,9 +1,10 @@
 """What every benchmark shares: results kept per item so that a run resumes, the predicted time, a table, one JSON line.
 
-    bench = Bench("inversion", description, argv)      # --quick, --fresh
-    rows = bench.each("ddim", items, compute, batch=8)  # compute(list of items) -> list of JSON values
-    bench.finish(table, figures)                        # prints the table, then the figures as the last line
+bench = Bench("inversion", description, argv)      # --quick, --fresh
+rows = bench.each("ddim", items, compute, batch=8)  # compute(list of items) -> list of JSON values
+bench.finish(table, figures)                        # prints the table, then the figures as the last line
 """
+
 from __future__ import annotations
 
 import argparse
@@ -70,11 +71,11 @@ class Bench:
         done: list = self.kept.setdefault(key, [])
         start, first = time.perf_counter(), len(done)
         while len(done) < len(items):
-            done.extend(compute(list(items[len(done):len(done) + batch])))
+            done.extend(compute(list(items[len(done) : len(done) + batch])))
             self._save()
             each = (time.perf_counter() - start) / (len(done) - first)
             print(f"  {key}: {len(done)}/{len(items)}, {each * (len(items) - len(done)):.0f} s to go", flush=True)
-        return done[:len(items)]
+        return done[: len(items)]
 
     def finish(self, table: str, figures: dict[str, Any]) -> None:
         """Print the table, write the figures beside the kept results, print them as the last line."""

@@ -15,6 +15,7 @@ distance x 1e3 with --dino, CLIP similarity (whole, and image times mask) with -
 checkpoints facebook/dino-vitb8 and openai/clip-vit-large-patch14), LPIPS with --lpips (a safetensors file with the
 state dict of `lpips.LPIPS(net="squeeze")`).
 """
+
 from __future__ import annotations
 
 import argparse

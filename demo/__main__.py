@@ -1,6 +1,7 @@
 """python demo NAME [arguments]: run a script of demo/ or benchmarks/ inside the pack, loaded as `nulltext`.
 
 The pack's folder never stands on sys.path: its `nodes` would hide ComfyUI's own module of that name."""
+
 import contextlib
 import importlib
 import importlib.util
@@ -15,14 +16,19 @@ def load_pack() -> None:
     """Make `import nulltext` work, whatever the folder of the clone is called."""
     if "nulltext" not in sys.modules:
         spec = importlib.util.spec_from_file_location(
-            "nulltext", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+            "nulltext", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+        )
         sys.modules["nulltext"] = pack = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(pack)
 
 
 def main(arguments: list[str]) -> None:
-    known = {path.stem: folder for folder in ("demo", "benchmarks") for path in sorted((ROOT / folder).glob("*.py"))
-             if not path.stem.startswith("_")}
+    known = {
+        path.stem: folder
+        for folder in ("demo", "benchmarks")
+        for path in sorted((ROOT / folder).glob("*.py"))
+        if not path.stem.startswith("_")
+    }
     if not arguments or arguments[0] not in known:
         sys.exit(f"usage: python demo NAME [arguments]; NAME is one of: {', '.join(sorted(known))}")
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() not in (ROOT, ROOT / "demo")]

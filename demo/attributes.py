@@ -6,6 +6,7 @@ and place after a hundred (9,600 latents: colour 49 %, place 94 %, background 98
 
 `python demo attributes` trains the trunk that the latent classifier and both image towers start from.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -24,8 +25,14 @@ try:
 except ImportError:  # run as `python -m demo.attributes` from the repository's root
     from samplers.encoder import Encoder, ResBlock, level_embedding
 
-HEADS = {"colour": scenes.COLOURS, "shape": scenes.SHAPES, "size": scenes.SIZES, "place": scenes.PLACES,
-         "background": scenes.BACKGROUNDS, "texture": scenes.TEXTURES}
+HEADS = {
+    "colour": scenes.COLOURS,
+    "shape": scenes.SHAPES,
+    "size": scenes.SIZES,
+    "place": scenes.PLACES,
+    "background": scenes.BACKGROUNDS,
+    "texture": scenes.TEXTURES,
+}
 OUT = sum(map(len, HEADS.values()))
 #: a shape is the last to be read through noise and what limits guidance: at sigma 1 the rest is right where it is half
 WEIGHTS = {"shape": 3.0}
@@ -46,7 +53,7 @@ def truth(batch: scenes.Scenes, name: str) -> Tensor:
 
 def loss(out: Tensor, batch: scenes.Scenes) -> Tensor:
     """Sum of the cross-entropies by WEIGHTS, object attributes for one-object scenes only."""
-    one, total = (batch.count == 1).float(), 0.
+    one, total = (batch.count == 1).float(), 0.0
     for name, logits in split(out).items():
         value = WEIGHTS.get(name, 1.0) * F.cross_entropy(logits, truth(batch, name), reduction="none")
         of_object = getattr(batch, name).ndim == 2
@@ -58,7 +65,7 @@ def pair_head(trunk: Encoder) -> tuple[Tensor, Tensor]:
     """Weight [48, width] and bias [48] of the last layer whose logit of a pair is colour's plus shape's."""
     weight, bias = trunk.pool.out.weight.detach(), trunk.pool.out.bias.detach()
     n, m = len(scenes.COLOURS), len(scenes.SHAPES)
-    joined = [(t[:n, None] + t[None, n:n + m]).flatten(0, 1) for t in (weight, bias)]
+    joined = [(t[:n, None] + t[None, n : n + m]).flatten(0, 1) for t in (weight, bias)]
     return joined[0], joined[1]
 
 
@@ -80,12 +87,15 @@ def trained(folder: Path = STATE) -> Encoder:
 
 
 @torch.no_grad()
-def start_pictures(net: Encoder, trunk: Encoder, seen: pool.Pool, n: int = 600, sigma: float = .03) -> float:
+def start_pictures(net: Encoder, trunk: Encoder, seen: pool.Pool, n: int = 600, sigma: float = 0.03) -> float:
     """Give an encoder of 64 px pictures the trunk's weights: its stem, which reads the same 16 x 16 grid, by least
     squares from pictures to what the trunk's stem makes of their latents; the noise level's scales and shifts at a low
     level folded into the norms. Returns the share of the stem's variance that the fit explains."""
-    own = {k: v for k, v in trunk.state_dict().items()
-           if not k.startswith(("stem.", "pool.out.", "level.")) and ".film." not in k}
+    own = {
+        k: v
+        for k, v in trunk.state_dict().items()
+        if not k.startswith(("stem.", "pool.out.", "level.")) and ".film." not in k
+    }
     missing, unexpected = net.load_state_dict(own, strict=False)
     assert not unexpected and all(k.startswith(("stem.", "pool.out.")) for k in missing)
     level = F.silu(trunk.level(level_embedding(torch.full((1,), sigma, device=next(net.parameters()).device))))
@@ -95,8 +105,11 @@ def start_pictures(net: Encoder, trunk: Encoder, seen: pool.Pool, n: int = 600, 
         mine.norm2.weight.mul_(1 + a)
         mine.norm2.bias.mul_(1 + a).add_(b)
     stem, picked = net.stem, seen[torch.arange(min(n, len(seen)), device=seen.latents.device)]
-    patches = F.unfold(2 * picked.pictures.float() / 255 - 1, stem.kernel_size, padding=stem.padding,
-                       stride=stem.stride).transpose(1, 2).flatten(0, 1)
+    patches = (
+        F.unfold(2 * picked.pictures.float() / 255 - 1, stem.kernel_size, padding=stem.padding, stride=stem.stride)
+        .transpose(1, 2)
+        .flatten(0, 1)
+    )
     rows = torch.cat([patches, torch.ones_like(patches[:, :1])], 1).double()
     want = trunk.stem(picked.latents).flatten(2).transpose(1, 2).flatten(0, 1).double()
     gram = rows.T @ rows + 1e-3 * len(rows) * torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
@@ -108,9 +121,10 @@ def start_pictures(net: Encoder, trunk: Encoder, seen: pool.Pool, n: int = 600, 
 
 def train(minutes: float, batch: int, size: int, device: torch.device, folder: Path = STATE) -> Encoder:
     from .train import generator, load_autoencoder
+
     torch.manual_seed(0)
     net = Encoder(out=OUT, **TRUNK).to(device)
-    trainer = Trainer("attributes", net, minutes, lr=2e-3, ema=.995, folder=folder, warmup=50)
+    trainer = Trainer("attributes", net, minutes, lr=2e-3, ema=0.995, folder=folder, warmup=50)
     draws = generator(device, trainer.samples + 6)
     autoencoder = load_autoencoder(device, folder)
     seen = pool.make(size, autoencoder, generator(device, 31), folder)
@@ -122,13 +136,13 @@ def train(minutes: float, batch: int, size: int, device: torch.device, folder: P
     def look(x0, sigma, net):
         s = sigma[:, None, None, None]
         noise = torch.randn(x0.shape, generator=draws, device=device)
-        return net((x0 + s * noise) * (1 + s * s) ** -.5, sigma)
+        return net((x0 + s * noise) * (1 + s * s) ** -0.5, sigma)
 
     def step(_):
         index = torch.randint(len(seen), (batch,), generator=draws, device=device)
         # levels where something can be told, a third over the whole table
         u = torch.rand(batch, generator=draws, device=device)
-        sigma = .05 * (3. / .05) ** u
+        sigma = 0.05 * (3.0 / 0.05) ** u
         sigma[: batch // 3] = table[(u[: batch // 3] * len(table)).long()]
         with precision(device):
             out = look(seen.latents[index], sigma, trainer.net)
@@ -137,10 +151,12 @@ def train(minutes: float, batch: int, size: int, device: torch.device, folder: P
     @torch.no_grad()
     def report():
         said = []
-        for s in (.1, .5, 1., 2.):
+        for s in (0.1, 0.5, 1.0, 2.0):
             told = split(look(latents, torch.full((len(latents),), s, device=device), trainer.average))
-            said.append(f"sigma {s:g}: " + " ".join(f"{k} {float((v.argmax(1) == truth(test, k)).float().mean()):.2f}"
-                                                    for k, v in told.items()))
+            said.append(
+                f"sigma {s:g}: "
+                + " ".join(f"{k} {float((v.argmax(1) == truth(test, k)).float().mean()):.2f}" for k, v in told.items())
+            )
         return " | ".join(said)
 
     return trainer.run(step, batch, report)

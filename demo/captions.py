@@ -4,6 +4,7 @@ A caption is a row of phrase indices; each phrase is a string and its CLIP BPE t
 real tokenizer). Forms: "a photo of a small red circle on the left, striped blue background" and "a photo of a striped
 blue background with a small red circle on the left"; parts are dropped and synonyms used at random in training.
 """
+
 from __future__ import annotations
 
 import torch
@@ -15,31 +16,117 @@ BOS, EOS, LENGTH = 49406, 49407, 77
 ROWS = 192  # rows of the demo model's embedding table; row 0 is the unknown word
 
 TOKENS = {
-    "a": (320,), "of": (539,), "on": (525,), "the": (518,), "at": (536,), "in": (530,), "and": (537,), ",": (267,),
-    "with": (593,), "background": (5994,), "photo": (1125,), "photograph": (8853,), "picture": (1674,),
-    "drawing": (3610,), "sketch": (5269,), "illustration": (6052,), "cartoon": (7651,),
-    "small": (2442,), "little": (1274,), "tiny": (5591,), "medium": (8675,), "large": (3638,), "big": (1205,),
-    "huge": (2699,), "red": (736,), "crimson": (19437,), "scarlet": (20389,), "green": (1901,), "emerald": (16980,),
-    "blue": (1746,), "azure": (18514,), "yellow": (4481,), "golden": (3878,), "orange": (4287,), "tangerine": (42045,),
-    "purple": (5496,), "violet": (16118,), "white": (1579,), "snowy": (14191,), "black": (1449,), "dark": (3144,),
-    "pink": (3360,), "rosy": (46705,), "brown": (2866,), "chocolate": (3820,), "gray": (7048,), "grey": (5046,),
-    "teal": (22821,), "turquoise": (19899,), "circle": (7117,), "disc": (10712,), "ball": (1069,), "square": (3999,),
-    "box": (2063,), "triangle": (14615,), "pyramid": (18725,), "star": (1565,), "ring": (2540,), "donut": (18471,),
-    "hoop": (19573,), "cross": (3417,), "plus": (3097,), "left": (1823,), "right": (1155,), "top": (1253,),
-    "bottom": (5931,), "middle": (3694,), "center": (2119,), "plain": (10709,), "solid": (6148,), "striped": (22192,),
-    "checkered": (1113, 26690), "checked": (10387,), "mottled": (44570, 912), "cloudy": (13106,),
+    "a": (320,),
+    "of": (539,),
+    "on": (525,),
+    "the": (518,),
+    "at": (536,),
+    "in": (530,),
+    "and": (537,),
+    ",": (267,),
+    "with": (593,),
+    "background": (5994,),
+    "photo": (1125,),
+    "photograph": (8853,),
+    "picture": (1674,),
+    "drawing": (3610,),
+    "sketch": (5269,),
+    "illustration": (6052,),
+    "cartoon": (7651,),
+    "small": (2442,),
+    "little": (1274,),
+    "tiny": (5591,),
+    "medium": (8675,),
+    "large": (3638,),
+    "big": (1205,),
+    "huge": (2699,),
+    "red": (736,),
+    "crimson": (19437,),
+    "scarlet": (20389,),
+    "green": (1901,),
+    "emerald": (16980,),
+    "blue": (1746,),
+    "azure": (18514,),
+    "yellow": (4481,),
+    "golden": (3878,),
+    "orange": (4287,),
+    "tangerine": (42045,),
+    "purple": (5496,),
+    "violet": (16118,),
+    "white": (1579,),
+    "snowy": (14191,),
+    "black": (1449,),
+    "dark": (3144,),
+    "pink": (3360,),
+    "rosy": (46705,),
+    "brown": (2866,),
+    "chocolate": (3820,),
+    "gray": (7048,),
+    "grey": (5046,),
+    "teal": (22821,),
+    "turquoise": (19899,),
+    "circle": (7117,),
+    "disc": (10712,),
+    "ball": (1069,),
+    "square": (3999,),
+    "box": (2063,),
+    "triangle": (14615,),
+    "pyramid": (18725,),
+    "star": (1565,),
+    "ring": (2540,),
+    "donut": (18471,),
+    "hoop": (19573,),
+    "cross": (3417,),
+    "plus": (3097,),
+    "left": (1823,),
+    "right": (1155,),
+    "top": (1253,),
+    "bottom": (5931,),
+    "middle": (3694,),
+    "center": (2119,),
+    "plain": (10709,),
+    "solid": (6148,),
+    "striped": (22192,),
+    "checkered": (1113, 26690),
+    "checked": (10387,),
+    "mottled": (44570, 912),
+    "cloudy": (13106,),
 }
 SYNONYMS = {
-    "red": ("crimson", "scarlet"), "green": ("emerald",), "blue": ("azure",), "yellow": ("golden",),
-    "orange": ("tangerine",), "purple": ("violet",), "white": ("snowy",), "black": ("dark",), "pink": ("rosy",),
-    "brown": ("chocolate",), "gray": ("grey",), "teal": ("turquoise",), "circle": ("disc", "ball"), "square": ("box",),
-    "triangle": ("pyramid",), "ring": ("donut", "hoop"), "cross": ("plus",), "small": ("little", "tiny"),
-    "large": ("big", "huge"), "plain": ("solid",), "checkered": ("checked",), "mottled": ("cloudy",),
+    "red": ("crimson", "scarlet"),
+    "green": ("emerald",),
+    "blue": ("azure",),
+    "yellow": ("golden",),
+    "orange": ("tangerine",),
+    "purple": ("violet",),
+    "white": ("snowy",),
+    "black": ("dark",),
+    "pink": ("rosy",),
+    "brown": ("chocolate",),
+    "gray": ("grey",),
+    "teal": ("turquoise",),
+    "circle": ("disc", "ball"),
+    "square": ("box",),
+    "triangle": ("pyramid",),
+    "ring": ("donut", "hoop"),
+    "cross": ("plus",),
+    "small": ("little", "tiny"),
+    "large": ("big", "huge"),
+    "plain": ("solid",),
+    "checkered": ("checked",),
+    "mottled": ("cloudy",),
 }
-_PLACE = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom",
-          "middle": "in the middle"}
-_STYLE = {"photo": ("a photo of", "a photograph of", "a picture of"),
-          "drawing": ("a drawing of", "a sketch of", "a cartoon of")}
+_PLACE = {
+    "left": "on the left",
+    "right": "on the right",
+    "top": "at the top",
+    "bottom": "at the bottom",
+    "middle": "in the middle",
+}
+_STYLE = {
+    "photo": ("a photo of", "a photograph of", "a picture of"),
+    "drawing": ("a drawing of", "a sketch of", "a cartoon of"),
+}
 
 PHRASES: list[str] = []
 _KINDS: dict[str, Tensor] = {}  # kind -> [values, 3] phrase indices: the word itself and up to two synonyms
@@ -61,8 +148,13 @@ def _kind(name, values, spell):
 
 _words = lambda v: (v, *SYNONYMS.get(v, ()))  # noqa: E731
 _kind("style", STYLES, _STYLE.__getitem__)
-for _name, _values in (("size", SIZES), ("colour", COLOURS), ("shape", SHAPES), ("texture", TEXTURES),
-                       ("background", BACKGROUNDS)):
+for _name, _values in (
+    ("size", SIZES),
+    ("colour", COLOURS),
+    ("shape", SHAPES),
+    ("texture", TEXTURES),
+    ("background", BACKGROUNDS),
+):
     _kind(_name, _values, _words)
 _kind("place", PLACES, lambda v: (_PLACE[v],))
 _A, _AND, _COMMA, _ON, _WITH, _BACKGROUND = (_add(p) for p in ("a", "and", ",", "on a", "with", "background"))
@@ -81,10 +173,42 @@ _width = max(len(tokens_of(p)) for p in PHRASES)
 _PHRASE_ROWS = torch.tensor([[_row[t] for t in tokens_of(p)] + [-1] * (_width - len(tokens_of(p))) for p in PHRASES])
 
 #: where colour and shape of the two objects stand in `phrases`' columns, for either form
-_FORM = ("style", "a", "size0", "colour0", "shape0", "place0", "and", "a1", "size1", "colour1", "shape1", "place1",
-         "join", "texture", "background", "end")
-_FORM_B = ("style", "join", "texture", "background", "end", "a", "size0", "colour0", "shape0", "place0", "and", "a1",
-           "size1", "colour1", "shape1", "place1")
+_FORM = (
+    "style",
+    "a",
+    "size0",
+    "colour0",
+    "shape0",
+    "place0",
+    "and",
+    "a1",
+    "size1",
+    "colour1",
+    "shape1",
+    "place1",
+    "join",
+    "texture",
+    "background",
+    "end",
+)
+_FORM_B = (
+    "style",
+    "join",
+    "texture",
+    "background",
+    "end",
+    "a",
+    "size0",
+    "colour0",
+    "shape0",
+    "place0",
+    "and",
+    "a1",
+    "size1",
+    "colour1",
+    "shape1",
+    "place1",
+)
 
 
 def phrases(s: Scenes, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -99,17 +223,17 @@ def phrases(s: Scenes, generator: torch.Generator | None = None) -> tuple[Tensor
         return torch.rand(n, generator=generator, device=device) < p
 
     def said(kind, value):
-        word = torch.where(chance(.2), 1 + chance(.5).long(), torch.zeros_like(value))
+        word = torch.where(chance(0.2), 1 + chance(0.5).long(), torch.zeros_like(value))
         return _KINDS[kind].to(device)[value, word]
 
     def fixed(index):
         return torch.full((n,), index, device=device)
 
     none = fixed(-1)
-    both, form = s.count == 2, chance(.35).long()
-    bare = chance(.08)  # no background said at all
-    parts = {"style": torch.where(chance(.25), none, said("style", s.style)), "a": fixed(_A)}
-    drop_size, drop_place = chance(.4), chance(.12) & ~both
+    both, form = s.count == 2, chance(0.35).long()
+    bare = chance(0.08)  # no background said at all
+    parts = {"style": torch.where(chance(0.25), none, said("style", s.style)), "a": fixed(_A)}
+    drop_size, drop_place = chance(0.4), chance(0.12) & ~both
     for i in range(2):
         there = both if i else ~chance(0)
         parts[f"size{i}"] = torch.where(there & ~drop_size, said("size", s.size[:, i]), none)
@@ -117,8 +241,8 @@ def phrases(s: Scenes, generator: torch.Generator | None = None) -> tuple[Tensor
             parts[f"{kind}{i}"] = torch.where(there, said(kind, getattr(s, kind)[:, i]), none)
         parts[f"place{i}"] = torch.where(there & ~drop_place, said("place", s.place[:, i]), none)
     parts["and"], parts["a1"] = torch.where(both, _AND, none), torch.where(both, _A, none)
-    parts["join"] = torch.where(form == 1, _A, torch.where(chance(.3), _ON, _COMMA))
-    parts["texture"] = torch.where(chance(.1), none, said("texture", s.texture))
+    parts["join"] = torch.where(form == 1, _A, torch.where(chance(0.3), _ON, _COMMA))
+    parts["texture"] = torch.where(chance(0.1), none, said("texture", s.texture))
     parts["background"] = said("background", s.background)
     parts["end"] = fixed(_BACKGROUND)
     for name in ("join", "texture", "background", "end"):
@@ -160,6 +284,11 @@ def token_rows(indices: Tensor, form: Tensor) -> tuple[Tensor, Tensor]:
     where = there.nonzero(as_tuple=True)
     rows[where[0], place[where]] = flat[where]
     last = torch.where(there, place, 0).amax(2)  # [B, 16]
-    columns = torch.tensor([[[_FORM.index(f"{k}{i}") for k in ("colour", "shape")] for i in range(2)],
-                            [[_FORM_B.index(f"{k}{i}") for k in ("colour", "shape")] for i in range(2)]], device=device)
+    columns = torch.tensor(
+        [
+            [[_FORM.index(f"{k}{i}") for k in ("colour", "shape")] for i in range(2)],
+            [[_FORM_B.index(f"{k}{i}") for k in ("colour", "shape")] for i in range(2)],
+        ],
+        device=device,
+    )
     return rows, last.gather(1, columns[form].flatten(1)).reshape(n, 2, 2)

@@ -8,6 +8,7 @@
 Both on one-object scenes of the training split; unseen pairs are drawn from their own split, since a classifier must
 know its 48 classes (the diffusion never saw those 8 pairs, and the classifier doesn't show it any).
 """
+
 from __future__ import annotations
 
 import argparse
@@ -43,21 +44,23 @@ def write(path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
 def train_pictures(steps: int, batch: int, device: torch.device) -> None:
     """shufflenet_v2_x0_5 on 64 px pictures, some blurred or noisy, as decoded estimates are."""
     import torchvision.models
+
     torch.manual_seed(0)
     net = torchvision.models.get_model("shufflenet_v2_x0_5", weights=None, num_classes=len(scenes.COLOURS)).to(device)
     optimiser = torch.optim.AdamW(net.parameters(), 3e-3, weight_decay=1e-2)
     draws = torch.Generator(device).manual_seed(21)
-    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in ((.485, .456, .406), (.229, .224, .225)))
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     for i in range(steps):
         scene = scenes.sample(batch, draws, two=0)
         image = scenes.draw(scene, 64)[0]
         if i % 3 == 0:
             image = F.interpolate(F.avg_pool2d(image, 4), 64, mode="bilinear", align_corners=False)
-        image = image + .05 * torch.rand((), generator=draws, device=device) * torch.randn(
-            image.shape, generator=draws, device=device)
+        image = image + 0.05 * torch.rand((), generator=draws, device=device) * torch.randn(
+            image.shape, generator=draws, device=device
+        )
         for group in optimiser.param_groups:
-            group["lr"] = 3e-3 * min(1, (i + 1) / 30) * (.5 + .5 * math.cos(math.pi * i / steps))
-        loss = F.cross_entropy(net((image - mean) / std), scene.colour[:, 0], label_smoothing=.05)
+            group["lr"] = 3e-3 * min(1, (i + 1) / 30) * (0.5 + 0.5 * math.cos(math.pi * i / steps))
+        loss = F.cross_entropy(net((image - mean) / std), scene.colour[:, 0], label_smoothing=0.05)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -77,12 +80,14 @@ def train_latents(steps: int, batch: int, size: int, device: torch.device) -> No
     steps of the node's own training function. The steps are 0 by default: 350 of them on the trunk's own pool learned
     the pool by heart (held-out accuracy at sigma .1 fell from .75 to .27)."""
     from .train import load_autoencoder
+
     torch.manual_seed(0)
     autoencoder = load_autoencoder(device)
     net = LatentClassifier(PAIR_NAMES, {"out": len(PAIR_NAMES)} | attributes.TRUNK)
     with torch.no_grad():
-        for p, value in zip(attributes.started(net.net).pool.out.parameters(),
-                            attributes.pair_head(attributes.trained()), strict=True):
+        for p, value in zip(
+            attributes.started(net.net).pool.out.parameters(), attributes.pair_head(attributes.trained()), strict=True
+        ):
             p.copy_(value)
     net = net.to(device).eval()
 
@@ -94,14 +99,22 @@ def train_latents(steps: int, batch: int, size: int, device: torch.device) -> No
         seen = pool.make(size, autoencoder, torch.Generator(device).manual_seed(31))
         seen = seen[seen.scenes.count == 1]
         with precision(device):
-            train_latent_classifier(net, seen.latents, pair_index(seen.scenes), nets.sigmas(), steps=steps, batch=batch,
-                                    lr=5e-4, callback=say)
+            train_latent_classifier(
+                net,
+                seen.latents,
+                pair_index(seen.scenes),
+                nets.sigmas(),
+                steps=steps,
+                batch=batch,
+                lr=5e-4,
+                callback=say,
+            )
     test = scenes.sample(256, torch.Generator(device).manual_seed(32), "held_out", two=0)
     x0 = pool.encode(test, autoencoder)[0]
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(33)).to(device)
     figures = {}
     with torch.no_grad():
-        for s in (.1, .5, 1., 2., 4.):
+        for s in (0.1, 0.5, 1.0, 2.0, 4.0):
             right = (net(x0 + s * noise, s).argmax(1) == pair_index(test)).float().mean()
             figures[f"accuracy_sigma_{s:g}"] = f"{float(right):.4f}"
     write(PAIRS, net.state_dict(), net.metadata() | figures)
@@ -113,6 +126,7 @@ def write_folder(each: int = 8) -> None:
     from PIL import Image
 
     from .inputs import FOLDER
+
     draws = torch.Generator().manual_seed(41)
     for name, colour, shape in (("red circle", "red", "circle"), ("blue square", "blue", "square")):
         made = scenes.sample(each, draws, two=0).changed("style", 1).changed("texture", 0)

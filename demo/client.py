@@ -3,6 +3,7 @@
 It speaks the addresses that every ComfyUI answers (`/prompt`, `/history`, `/view`, `/ws`). `make demo` and the tests
 use it, so that both do what a user's own script would do.
 """
+
 from __future__ import annotations
 
 import io
@@ -25,6 +26,7 @@ OnProgress = Callable[[str, int, int], None]
 @dataclass
 class Result:
     """What one queued workflow left behind. `outputs` is the server's: {node id: {"images": [..], "text": [..]}}."""
+
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     pictures: dict[str, list[Image.Image]] = field(default_factory=dict)  # by node id, RGB
     error: str | None = None  # one sentence of the node, or of the server's validation
@@ -97,8 +99,9 @@ class Client:
             content = data.getvalue()
         else:
             content, name = Path(picture).read_bytes(), name or Path(picture).name
-        answer = self._http.post(self.address + "/upload/image", files={"image": (name, content)},
-                                 data={"overwrite": "true"}, timeout=60)
+        answer = self._http.post(
+            self.address + "/upload/image", files={"image": (name, content)}, data={"overwrite": "true"}, timeout=60
+        )
         answer.raise_for_status()
         return answer.json()["name"]
 
@@ -119,8 +122,9 @@ class Client:
     def run(self, workflow: dict[str, Any], on_progress: OnProgress | None = None, timeout: float = 600) -> Result:
         """Queue a workflow in API format, wait for its end, read everything back. A failed workflow does not raise."""
         start = time.monotonic()
-        socket = websocket.create_connection(f"{self.address.replace('http', 'ws', 1)}/ws?clientId={self.id}",
-                                             timeout=30, http_no_proxy=["*"])
+        socket = websocket.create_connection(
+            f"{self.address.replace('http', 'ws', 1)}/ws?clientId={self.id}", timeout=30, http_no_proxy=["*"]
+        )
         try:
             prompt_id, result = self.queue(workflow)
             if prompt_id is None:
@@ -133,8 +137,9 @@ class Client:
             self._read(entry, result)
         return result
 
-    def _follow(self, socket, prompt_id: str, result: Result, on_progress: OnProgress | None,
-                deadline: float) -> dict | None:
+    def _follow(
+        self, socket, prompt_id: str, result: Result, on_progress: OnProgress | None, deadline: float
+    ) -> dict | None:
         """The history entry of the prompt once it has ended; None if it never did (the Result says why)."""
         socket.settimeout(1)
         node = "?"
@@ -145,7 +150,7 @@ class Client:
                 kind, data = None, None
             except (websocket.WebSocketException, OSError):
                 kind, data = None, None
-                time.sleep(.2)  # the connection broke: the history alone tells
+                time.sleep(0.2)  # the connection broke: the history alone tells
             ended = kind is None
             if kind == websocket.ABNF.OPCODE_BINARY:
                 result.previews += 1
@@ -198,8 +203,9 @@ class Client:
 
     def picture(self, file: dict[str, str]) -> Image.Image:
         """The RGB picture that an output record {"filename", "subfolder", "type"} names."""
-        answer = self.get("/view", filename=file["filename"], subfolder=file.get("subfolder", ""),
-                          type=file.get("type", "output"))
+        answer = self.get(
+            "/view", filename=file["filename"], subfolder=file.get("subfolder", ""), type=file.get("type", "output")
+        )
         answer.raise_for_status()
         return Image.open(io.BytesIO(answer.content)).convert("RGB")
 

@@ -4,6 +4,7 @@ The tree holds `custom_nodes/ComfyUI-NullText` (a link to this pack, whatever th
 folders, `input/`, `output/` and `server.log`. Servers listen on the loopback only, on a free port, and end with their
 parent.
 """
+
 from __future__ import annotations
 
 import atexit
@@ -43,8 +44,10 @@ class Engine:
     folder: Path | None = None
 
     def arguments(self, tree: Path, port: int) -> list[str]:
-        own = {"embedded": ["--disable-known-models"],
-               "checkout": ["--disable-api-nodes", "--database-url", f"sqlite:///{tree}/user/comfyui.db"]}[self.name]
+        own = {
+            "embedded": ["--disable-known-models"],
+            "checkout": ["--disable-api-nodes", "--database-url", f"sqlite:///{tree}/user/comfyui.db"],
+        }[self.name]
         device = [] if gpu() else ["--cpu"]
         return [*self.command, self.tree_option, str(tree), "--port", str(port), "--disable-auto-launch", *own, *device]
 
@@ -69,14 +72,22 @@ def checkout(folder: str | Path | None = None) -> Engine:
     if not (folder / "main.py").is_file():
         raise EngineError(f"COMFYUI_PATH={folder} is not a ComfyUI checkout: it has no main.py.")
     named = os.environ.get("COMFYUI_PYTHON")
-    candidates = [Path(named)] if named else [folder / name / part for name in ("venv", ".venv")
-                                              for part in ("bin/python", "Scripts/python.exe")]
+    candidates = (
+        [Path(named)]
+        if named
+        else [folder / name / part for name in ("venv", ".venv") for part in ("bin/python", "Scripts/python.exe")]
+    )
     python = next((path for path in candidates if path.exists()), None)
     if python is None:
         missing = f"COMFYUI_PYTHON={named} is not there" if named else f"COMFYUI_PATH={folder} has no venv or .venv"
         raise EngineError(f"{missing}: name the interpreter of that ComfyUI in COMFYUI_PYTHON.")
-    return Engine("checkout", f"ComfyUI {_version(folder)} from COMFYUI_PATH", (str(python), str(folder / "main.py")),
-                  "--base-directory", folder)
+    return Engine(
+        "checkout",
+        f"ComfyUI {_version(folder)} from COMFYUI_PATH",
+        (str(python), str(folder / "main.py")),
+        "--base-directory",
+        folder,
+    )
 
 
 def _version(folder: Path) -> str:
@@ -87,8 +98,17 @@ def _version(folder: Path) -> str:
 
 def plant(tree: Path, checkpoint: Path | None = None, inputs: Iterable[Path] = (), link: bool = True) -> Path:
     """Lay the tree of a server: the pack's link, the model folders, the pictures for LoadImage, one more checkpoint."""
-    for name in ("custom_nodes", "models/checkpoints", "models/loras", "models/vae", "models/controlnet", "input",
-                 "output", "temp", "user"):
+    for name in (
+        "custom_nodes",
+        "models/checkpoints",
+        "models/loras",
+        "models/vae",
+        "models/controlnet",
+        "input",
+        "output",
+        "temp",
+        "user",
+    ):
         (tree / name).mkdir(parents=True, exist_ok=True)
     pack = tree / "custom_nodes" / PACK
     if link and not pack.exists():
@@ -126,19 +146,37 @@ def _end_with_parent() -> None:
 class Server:
     """A running engine; `client` talks to it. Use `running`, which stops it on every way out."""
 
-    def __init__(self, engine: Engine, tree: Path, port: int | None = None, extra: Iterable[str] = (),
-                 variables: dict[str, str] | None = None):
+    def __init__(
+        self,
+        engine: Engine,
+        tree: Path,
+        port: int | None = None,
+        extra: Iterable[str] = (),
+        variables: dict[str, str] | None = None,
+    ):
         self.engine, self.tree, self.port = engine, tree, port or free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         self.log = tree / "server.log"
         # An engine reads settings from COMFYUI_* variables; those of the caller are not meant for this server.
         env = {k: v for k, v in os.environ.items() if not k.startswith(("COMFYUI_", "PYTHONPATH", "PYTHONHOME"))}
-        env = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tree / "temp"), **env,
-               "PYTHONUNBUFFERED": "1", **(variables or {})}
+        env = {
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "HF_HUB_CACHE": str(tree / "temp"),
+            **env,
+            "PYTHONUNBUFFERED": "1",
+            **(variables or {}),
+        }
         with open(self.log, "wb") as log:
-            self.process = subprocess.Popen([*engine.arguments(tree, self.port), *extra], cwd=tree, env=env, stdout=log,
-                                            stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                                            preexec_fn=_end_with_parent if sys.platform == "linux" else None)
+            self.process = subprocess.Popen(
+                [*engine.arguments(tree, self.port), *extra],
+                cwd=tree,
+                env=env,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            )
         atexit.register(self.stop)
         self.client = Client(self.address, self.alive)
 
@@ -152,7 +190,7 @@ class Server:
             with contextlib.suppress(requests.RequestException):
                 if self.client.get("/system_stats").ok:
                     return self
-            time.sleep(.2)
+            time.sleep(0.2)
         why = f"did not answer within {seconds:.0f} s" if self.alive() else f"ended with code {self.process.returncode}"
         raise EngineError(f"The server ({self.engine.title}) {why}. The end of its log:\n{self.tail()}")
 
@@ -171,9 +209,17 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(engine: Engine, tree: Path | None = None, *, checkpoint: Path | None = None, inputs: Iterable[Path] = (),
-            port: int | None = None, extra: Iterable[str] = (), link: bool = True,
-            variables: dict[str, str] | None = None) -> Iterator[Server]:
+def running(
+    engine: Engine,
+    tree: Path | None = None,
+    *,
+    checkpoint: Path | None = None,
+    inputs: Iterable[Path] = (),
+    port: int | None = None,
+    extra: Iterable[str] = (),
+    link: bool = True,
+    variables: dict[str, str] | None = None,
+) -> Iterator[Server]:
     """A server that answers, on `tree` or on a temporary one, stopped at the end whatever happens.
 
     `extra` are more arguments, `variables` more environment; link=False leaves custom_nodes/ empty."""

@@ -10,6 +10,7 @@ uniform timesteps; there as here it begins as a trained network, here that of `p
 Both stages save into .training/ every minute and go on from there when called again; FILE is the fp16 model with its
 word list, configuration and figures, ready for the pack.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -31,8 +32,11 @@ except ImportError:  # run as `python -m demo.image_text` from the repository's 
 
 EMBEDDING, IMAGE_SIZE = 128, 64
 WORDS = {word: i + 2 for i, word in enumerate(sorted(captions.TOKENS))}  # 0 is the unknown word, 1 padding
-IMAGE = {"out": EMBEDDING} | attributes.TRUNK | {"in_channels": 3, "size": IMAGE_SIZE, "stem_stride": 4,
-                                                 "noise_aware": False}
+IMAGE = (
+    {"out": EMBEDDING}
+    | attributes.TRUNK
+    | {"in_channels": 3, "size": IMAGE_SIZE, "stem_stride": 4, "noise_aware": False}
+)
 NOISY = {"out": EMBEDDING} | attributes.TRUNK
 TEXT = {"rows": len(WORDS) + 2, "out": EMBEDDING}
 _CONTENT = [i for i, name in enumerate(captions._FORM) if name in ("a", "colour0", "shape0")]
@@ -63,15 +67,15 @@ def training_rows(batch: scenes.Scenes, draws: torch.Generator) -> Tensor:
     def chance(p):
         return torch.rand(n, generator=draws, device=device) < p
 
-    bare = (batch.count == 1) & chance(.35)
+    bare = (batch.count == 1) & chance(0.35)
     keep = torch.zeros(phrases.shape[1], dtype=torch.bool, device=device)
     keep[_CONTENT] = True
-    drop_colour, drop_shape = bare & chance(.12), bare & chance(.12)
+    drop_colour, drop_shape = bare & chance(0.12), bare & chance(0.12)
     plain, _ = captions.phrases(batch)  # form 0, so that the columns are known
     short = torch.where(keep, plain, -1)
     short[:, _CONTENT[1]] = torch.where(drop_colour & ~drop_shape, -1, short[:, _CONTENT[1]])
     short[:, _CONTENT[2]] = torch.where(drop_shape & ~drop_colour, -1, short[:, _CONTENT[2]])
-    behind = chance(.1) & ~bare
+    behind = chance(0.1) & ~bare
     only = torch.zeros_like(keep)
     only[_BEHIND] = True
     phrases = torch.where(behind[:, None], torch.where(only, plain, -1), phrases)
@@ -87,15 +91,15 @@ def disturbed(image: Tensor, draws: torch.Generator) -> Tensor:
     def u(*shape):
         return torch.rand(n, *shape, generator=draws, device=device)
 
-    zoom, move = .82 + .18 * u(1, 1), .1 * (2 * u(2, 1) - 1)
+    zoom, move = 0.82 + 0.18 * u(1, 1), 0.1 * (2 * u(2, 1) - 1)
     theta = torch.cat([torch.cat([zoom, 0 * zoom], 2), torch.cat([0 * zoom, zoom], 2)], 1)
     grid = F.affine_grid(torch.cat([theta, move], 2), list(image.shape), align_corners=False)
     out = F.adaptive_avg_pool2d(F.grid_sample(image, grid, padding_mode="border", align_corners=False), IMAGE_SIZE)
-    for factor, share in ((2, .25), (4, .2), (8, .08)):
+    for factor, share in ((2, 0.25), (4, 0.2), (8, 0.08)):
         coarse = F.interpolate(F.avg_pool2d(out, factor), IMAGE_SIZE, mode="bilinear", align_corners=False)
         out = torch.where(u()[:, None, None, None] < share, coarse, out)
-    noise = .12 * u(1, 1, 1) * (u(1, 1, 1) < .5) * torch.randn(out.shape, generator=draws, device=device)
-    return (out + noise).clamp(-.1, 1.1)
+    noise = 0.12 * u(1, 1, 1) * (u(1, 1, 1) < 0.5) * torch.randn(out.shape, generator=draws, device=device)
+    return (out + noise).clamp(-0.1, 1.1)
 
 
 def info_nce(u: Tensor, v: Tensor, scale: Tensor | float) -> Tensor:
@@ -113,8 +117,11 @@ def retrieval(embed: Tensor, model: ImageText, batch: scenes.Scenes) -> dict[str
     found = (F.normalize(embed, dim=-1) @ F.normalize(model.embed_text(names), dim=-1).T).argmax(1)
     colour = found // len(scenes.SHAPES) == batch.colour[:, 0]
     shape = found % len(scenes.SHAPES) == batch.shape[:, 0]
-    return {"colour": float(colour.float().mean()), "shape": float(shape.float().mean()),
-            "pair": float((colour & shape).float().mean())}
+    return {
+        "colour": float(colour.float().mean()),
+        "shape": float(shape.float().mean()),
+        "pair": float((colour & shape).float().mean()),
+    }
 
 
 def pair_accuracy(embed: Tensor, model: ImageText, batch: scenes.Scenes) -> float:
@@ -134,6 +141,7 @@ class ClassCaptions:
 
     def loss(self, model: ImageText, image: Tensor, batch: scenes.Scenes, scale: Tensor) -> Tensor:
         """Cross-entropy of the embeddings [B, D] over either list; the pairs count for one-object scenes."""
+
         def over(rows, target, shown=None):
             logits = scale * F.normalize(image.float(), dim=-1) @ F.normalize(model.text(rows).float(), dim=-1).T
             logits = logits if shown is None else logits.where(shown, -torch.inf)
@@ -142,13 +150,12 @@ class ClassCaptions:
         one = (batch.count == 1).float()
         pair = over(self.pairs, batch.colour[:, 0] * len(scenes.SHAPES) + batch.shape[:, 0], self.shown)
         ground = over(self.grounds, batch.texture * len(scenes.BACKGROUNDS) + batch.background)
-        return (pair * one).sum() / one.sum().clamp(min=1) + .5 * ground.mean()
+        return (pair * one).sum() / one.sum().clamp(min=1) + 0.5 * ground.mean()
 
 
 def train_towers(model: ImageText, minutes: float, batch: int, device: torch.device, folder: Path) -> ImageText:
     model.reader = torch.nn.Linear(EMBEDDING, attributes.OUT).to(device)  # for training alone
-    trainer = Trainer("image_text", model, minutes, lr=1e-3, ema=.995, folder=folder, weight_decay=1e-3,
-                      warmup=100)
+    trainer = Trainer("image_text", model, minutes, lr=1e-3, ema=0.995, folder=folder, weight_decay=1e-3, warmup=100)
     draws = generator(device, trainer.samples + 3)
     test = scenes.sample(256, generator(device, 13), "held_out", two=0)
     pictures = scenes.draw(test)[0]
@@ -163,7 +170,7 @@ def train_towers(model: ImageText, minutes: float, batch: int, device: torch.dev
         scale = model.log_scale.exp().clamp(max=100)
         pairs, classes = info_nce(image, text, scale), named.loss(model, image, scene, scale)
         read = attributes.loss(model.reader(image.float()), scene)
-        return {"loss": pairs + classes + .5 * read, "captions": pairs, "classes": classes, "read": read}
+        return {"loss": pairs + classes + 0.5 * read, "captions": pairs, "classes": classes, "read": read}
 
     def report():
         with torch.no_grad():
@@ -181,17 +188,17 @@ def clean_embeddings(model: ImageText, pictures: Tensor) -> Tensor:
     return torch.cat([model.embed_image(part.float() / 255).float() for part in pictures.split(256)])
 
 
-def train_noisy(model: ImageText, autoencoder: nn.Module, minutes: float, batch: int, size: int, device: torch.device,
-                folder: Path) -> nn.Module:
-    trainer = Trainer("image_text_noisy", model.noisy, minutes, lr=1e-3, ema=.995, folder=folder,
-                      warmup=100)
+def train_noisy(
+    model: ImageText, autoencoder: nn.Module, minutes: float, batch: int, size: int, device: torch.device, folder: Path
+) -> nn.Module:
+    trainer = Trainer("image_text_noisy", model.noisy, minutes, lr=1e-3, ema=0.995, folder=folder, warmup=100)
     draws = generator(device, trainer.samples + 4)
     sigma = nets.sigmas().to(device)
     test = scenes.sample(256, generator(device, 13), "held_out", two=0)
     latents = pool.encode(test, autoencoder)[0]
 
     def scaled(x0, s, noise):
-        return (x0 + s * noise) * (1 + s * s) ** -.5
+        return (x0 + s * noise) * (1 + s * s) ** -0.5
 
     seen = pool.make(size, autoencoder, generator(device, 31), folder)
     seen = seen[~scenes.unseen_pair(seen.scenes)]
@@ -210,8 +217,12 @@ def train_noisy(model: ImageText, autoencoder: nn.Module, minutes: float, batch:
     def report():
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(device)
         with torch.no_grad():
-            shares = [pair_accuracy(trainer.average(scaled(latents, s, noise), torch.full((256,), s, device=device)),
-                                    model, test) for s in (.1, .5, 1., 2., 4.)]
+            shares = [
+                pair_accuracy(
+                    trainer.average(scaled(latents, s, noise), torch.full((256,), s, device=device)), model, test
+                )
+                for s in (0.1, 0.5, 1.0, 2.0, 4.0)
+            ]
         return "colour and shape right at sigma .1 .5 1 2 4: " + " ".join(f"{s:.1%}" for s in shares)
 
     return trainer.run(step, batch, report)
@@ -253,7 +264,7 @@ def main() -> None:
         seen = pool.make(args.pool, autoencoder, generator(device, 31), args.state)
         share = attributes.start_pictures(towers.image, attributes.trained(args.state).to(device), seen)
         print(f"image tower: from the trunk, {share:.1%} of its stem from pictures", flush=True)
-    part = {"all": .6 if with_noisy else 1., "towers": 1., "noisy": 0.}[args.stage]
+    part = {"all": 0.6 if with_noisy else 1.0, "towers": 1.0, "noisy": 0.0}[args.stage]
     towers = train_towers(towers, minutes * part, batch, device, args.state).eval()
     model = ImageText(WORDS, IMAGE, TEXT, NOISY if with_noisy else None, image_size=IMAGE_SIZE).to(device)
     model.load_state_dict(towers.state_dict(), strict=not with_noisy)

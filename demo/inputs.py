@@ -1,7 +1,8 @@
 """The input pictures of the shipped workflows: scenes of known content, with their captions.
 
-    python demo inputs        writes workflows/inputs/*.png and captions.json
+python demo inputs        writes workflows/inputs/*.png and captions.json
 """
+
 from __future__ import annotations
 
 import json
@@ -17,8 +18,12 @@ FOLDER = Path(__file__).resolve().parent.parent / "workflows" / "inputs"
 #: name -> (colour, shape, size, place) of each object, background, texture, style
 PICTURES = {
     "demo_scene": ([("red", "circle", "large", "middle")], "blue", "striped", "photo"),
-    "demo_scene_two": ([("yellow", "star", "medium", "left"), ("purple", "ring", "medium", "right")],
-                       "gray", "plain", "photo"),
+    "demo_scene_two": (
+        [("yellow", "star", "medium", "left"), ("purple", "ring", "medium", "right")],
+        "gray",
+        "plain",
+        "photo",
+    ),
     "demo_scene_square": ([("green", "square", "large", "left")], "pink", "checkered", "photo"),
     "demo_drawing": ([("orange", "triangle", "large", "right")], "teal", "plain", "drawing"),
 }
@@ -33,8 +38,15 @@ def scene(name: str) -> scenes.Scenes:
     generator = torch.Generator().manual_seed(sum(name.encode()))
     nuisance = torch.rand(1, scenes.NUISANCES, generator=generator)
     kinds = ((scenes.BACKGROUNDS, background), (scenes.TEXTURES, texture), (scenes.STYLES, style))
-    return scenes.Scenes(shape, colour, size, place, torch.tensor([len(objects)]),
-                         *(torch.tensor([values.index(value)]) for values, value in kinds), nuisance)
+    return scenes.Scenes(
+        shape,
+        colour,
+        size,
+        place,
+        torch.tensor([len(objects)]),
+        *(torch.tensor([values.index(value)]) for values, value in kinds),
+        nuisance,
+    )
 
 
 def scribble(image: Image.Image) -> Image.Image:
@@ -60,7 +72,7 @@ def write(folder: Path = FOLDER) -> dict[str, str]:
         said[f"{name}.png"] = captions.captions(one)[0]
         if name == "demo_scene":
             hole = torch.nn.functional.max_pool2d(masks[:, :1], 9, 1, 4)[0, 0]  # half a latent cell of room around it
-            rgba = torch.cat([rgb, ((hole < .5) * 255).byte()[..., None]], 2)
+            rgba = torch.cat([rgb, ((hole < 0.5) * 255).byte()[..., None]], 2)
             Image.fromarray(rgba.numpy()).save(folder / f"{name}_masked.png", optimize=True)
             said[f"{name}_masked.png"] = said[f"{name}.png"]
     scribbled = Image.open(folder / "demo_scene_square.png").convert("RGB")

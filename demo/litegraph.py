@@ -5,6 +5,7 @@ page knows: a control behind every seed, a button behind a picture to upload. `w
 server's /object_info; `to_ui` and `to_api` are built on it. The 2024 page also keeps a place for a widget that is
 forced to be an input; the modern page drops that place by itself when it reads such a file.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -17,13 +18,27 @@ GAP = (70, 40)  # between columns and rows, in pixels of the page
 #: heights of what a node shows under its widgets. PANEL: the pack's own, before a run (chips, schedules, a line of
 #: cost); the rest comes with a run, and the layout leaves the room for it under the node
 COST, CHIPS, SCHEDULE, REPORT, PICTURE, PREVIEW = 26, 110, 170, 130, 360, 240
-PANEL = {"NullText_AttentionMap": CHIPS, "NullText_AttentionRecord": CHIPS, "NullText_AttentionReweight": CHIPS,
-         "NullText_BlendedDiffusion": COST, "NullText_DiffEditMask": COST, "NullText_DirectEdit": COST,
-         "NullText_Disturbance": SCHEDULE, "NullText_DisturbanceSampler": SCHEDULE,
-         "NullText_DisturbanceSchedule": SCHEDULE, "NullText_ILVRSampler": COST, "NullText_InvertImage": COST,
-         "NullText_Inverter": COST, "NullText_Optimise": COST, "NullText_OptimiseStartNoise": COST,
-         "NullText_PromptToPrompt": CHIPS + COST + 26, "NullText_PromptToPromptGuider": CHIPS + 26,
-         "NullText_RePaint": SCHEDULE, "NullText_RePaintSampler": SCHEDULE, "NullText_SDEdit": COST}
+PANEL = {
+    "NullText_AttentionMap": CHIPS,
+    "NullText_AttentionRecord": CHIPS,
+    "NullText_AttentionReweight": CHIPS,
+    "NullText_BlendedDiffusion": COST,
+    "NullText_DiffEditMask": COST,
+    "NullText_DirectEdit": COST,
+    "NullText_Disturbance": SCHEDULE,
+    "NullText_DisturbanceSampler": SCHEDULE,
+    "NullText_DisturbanceSchedule": SCHEDULE,
+    "NullText_ILVRSampler": COST,
+    "NullText_InvertImage": COST,
+    "NullText_Inverter": COST,
+    "NullText_Optimise": COST,
+    "NullText_OptimiseStartNoise": COST,
+    "NullText_PromptToPrompt": CHIPS + COST + 26,
+    "NullText_PromptToPromptGuider": CHIPS + 26,
+    "NullText_RePaint": SCHEDULE,
+    "NullText_RePaintSampler": SCHEDULE,
+    "NullText_SDEdit": COST,
+}
 PICTURES = ("NullText_AttentionMap", "NullText_InvertImage", "NullText_Inverter", "NullText_Optimise")
 NOTE_WIDTH = 380
 
@@ -83,8 +98,11 @@ def filled(workflow: Workflow, infos: dict[str, Info]) -> Workflow:
         unknown = set(node["inputs"]) - set(known)
         if unknown:
             raise ValueError(f"Node {key} ({node['class_type']}) has no input named {', '.join(sorted(unknown))}.")
-        values = {name: node["inputs"].get(name, default(kind, options)) for name, (kind, options) in known.items()
-                  if name in node["inputs"] or is_widget(kind) and not options.get("forceInput")}
+        values = {
+            name: node["inputs"].get(name, default(kind, options))
+            for name, (kind, options) in known.items()
+            if name in node["inputs"] or is_widget(kind) and not options.get("forceInput")
+        }
         whole[key] = {"class_type": node["class_type"], "inputs": values}
     return whole
 
@@ -97,8 +115,9 @@ def to_ui(workflow: Workflow, infos: dict[str, Info], note: str) -> dict[str, An
         if node["class_type"] not in infos:
             raise ValueError(f"Node {key}: the engine does not know {node['class_type']}.")
     whole = filled(workflow, infos)
-    nodes = {key: _node(key, node, infos[node["class_type"]], workflow[key].get("_meta", {}))
-             for key, node in whole.items()}
+    nodes = {
+        key: _node(key, node, infos[node["class_type"]], workflow[key].get("_meta", {})) for key, node in whole.items()
+    }
     links: list[list[Any]] = []
     for key, node in whole.items():
         for slot, entry in enumerate(nodes[key]["inputs"]):
@@ -115,8 +134,16 @@ def to_ui(workflow: Workflow, infos: dict[str, Info], note: str) -> dict[str, An
         nodes[key]["order"] = position
     listed = [nodes[key] for key in sorted(nodes, key=int)]
     listed.append(_note(max(map(int, nodes)) + 1, note, len(order)))
-    return {"last_node_id": listed[-1]["id"], "last_link_id": len(links), "nodes": listed, "links": links, "groups": [],
-            "config": {}, "extra": {}, "version": 0.4}
+    return {
+        "last_node_id": listed[-1]["id"],
+        "last_link_id": len(links),
+        "nodes": listed,
+        "links": links,
+        "groups": [],
+        "config": {},
+        "extra": {},
+        "version": 0.4,
+    }
 
 
 def to_api(graph: dict[str, Any], infos: dict[str, Info]) -> Workflow:
@@ -129,11 +156,15 @@ def to_api(graph: dict[str, Any], infos: dict[str, Info]) -> Workflow:
         places = widgets(infos[node["type"]])
         values = node.get("widgets_values") or []
         if len(values) != len(places):
-            raise ValueError(f"Node {node['id']} ({node['type']}) keeps {len(values)} widget values, the page reads "
-                             f"{len(places)}.")
+            raise ValueError(
+                f"Node {node['id']} ({node['type']}) keeps {len(values)} widget values, the page reads {len(places)}."
+            )
         known = inputs_of(infos[node["type"]])
-        inputs = {name: value for (_, name), value in zip(places, values, strict=True)
-                  if name is not None and not known[name][1].get("forceInput")}
+        inputs = {
+            name: value
+            for (_, name), value in zip(places, values, strict=True)
+            if name is not None and not known[name][1].get("forceInput")
+        }
         inputs.update({entry["name"]: ends[entry["link"]] for entry in node.get("inputs", ()) if entry.get("link")})
         workflow[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return workflow
@@ -156,12 +187,24 @@ def _node(key: str, node: dict, info: Info, meta: dict) -> dict[str, Any]:
         value = PAGE_ONLY[place] if name is None else node["inputs"].get(name, default(*known[name]))
         values.append(default(*known[name]) if name is not None and isinstance(value, list) else value)
     names = info.get("output_name") or info["output"]
-    outputs = [{"name": name, "type": "COMBO" if isinstance(kind, list) else kind, "links": [], "slot_index": slot}
-               for slot, (kind, name) in enumerate(zip(info["output"], names, strict=True))]
+    outputs = [
+        {"name": name, "type": "COMBO" if isinstance(kind, list) else kind, "links": [], "slot_index": slot}
+        for slot, (kind, name) in enumerate(zip(info["output"], names, strict=True))
+    ]
     pack = "nulltext" if node["class_type"].startswith("NullText_") else "comfy-core"
-    result = {"id": int(key), "type": node["class_type"], "pos": [0, 0], "size": _size(info, entries, outputs),
-              "flags": {}, "order": 0, "mode": 0, "inputs": entries, "outputs": outputs,
-              "properties": {"Node name for S&R": node["class_type"], "cnr_id": pack}, "widgets_values": values}
+    result = {
+        "id": int(key),
+        "type": node["class_type"],
+        "pos": [0, 0],
+        "size": _size(info, entries, outputs),
+        "flags": {},
+        "order": 0,
+        "mode": 0,
+        "inputs": entries,
+        "outputs": outputs,
+        "properties": {"Node name for S&R": node["class_type"], "cnr_id": pack},
+        "widgets_values": values,
+    }
     title = meta.get("title")
     if title and title not in (info.get("display_name"), node["class_type"]):
         result["title"] = title
@@ -193,8 +236,10 @@ def _room(info: Info) -> int:
 def _layout(workflow: Workflow, nodes: dict[str, dict], room: dict[str, int]) -> list[str]:
     """Set every node's `pos`: columns by distance from the sources, rows by what feeds them, `room` pixels free under
     each. Ids in run order."""
-    parents = {key: [str(value[0]) for value in node["inputs"].values() if is_link(value, workflow)]
-               for key, node in workflow.items()}
+    parents = {
+        key: [str(value[0]) for value in node["inputs"].values() if is_link(value, workflow)]
+        for key, node in workflow.items()
+    }
     depth: dict[str, int] = {}
 
     def column(key: str, path: tuple[str, ...] = ()) -> int:
@@ -219,6 +264,19 @@ def _layout(workflow: Workflow, nodes: dict[str, dict], room: dict[str, int]) ->
 
 def _note(number: int, text: str, order: int) -> dict[str, Any]:
     height = 80 + 17 * sum(1 + len(line) // 52 for line in text.splitlines())
-    return {"id": number, "type": "Note", "pos": [40, 60], "size": [NOTE_WIDTH, height], "flags": {}, "order": order,
-            "mode": 0, "inputs": [], "outputs": [], "title": "Read me", "properties": {"text": ""},
-            "widgets_values": [text], "color": "#432", "bgcolor": "#653"}
+    return {
+        "id": number,
+        "type": "Note",
+        "pos": [40, 60],
+        "size": [NOTE_WIDTH, height],
+        "flags": {},
+        "order": order,
+        "mode": 0,
+        "inputs": [],
+        "outputs": [],
+        "title": "Read me",
+        "properties": {"text": ""},
+        "widgets_values": [text],
+        "color": "#432",
+        "bgcolor": "#653",
+    }

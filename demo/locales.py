@@ -5,6 +5,7 @@
 The other languages are written by hand, in the same shape; what they leave out appears in English. Braces, bars and
 at-signs are quoted, because the page reads these texts as message formats.
 """
+
 from __future__ import annotations
 
 import json
@@ -21,11 +22,17 @@ def quoted(text: str) -> str:
 
 def definition(node) -> dict:
     """One node class: its display name, description, inputs by name and outputs by number."""
-    inputs = {name: {"name": name, "tooltip": quoted(spec[1]["tooltip"])}
-              for part, group in node.INPUT_TYPES().items() if part != "hidden" for name, spec in group.items()}
+    inputs = {
+        name: {"name": name, "tooltip": quoted(spec[1]["tooltip"])}
+        for part, group in node.INPUT_TYPES().items()
+        if part != "hidden"
+        for name, spec in group.items()
+    }
     names = getattr(node, "RETURN_NAMES", node.RETURN_TYPES)
-    outputs = {str(i): {"name": name, "tooltip": quoted(tip)}
-               for i, (name, tip) in enumerate(zip(names, getattr(node, "OUTPUT_TOOLTIPS", ()), strict=False))}
+    outputs = {
+        str(i): {"name": name, "tooltip": quoted(tip)}
+        for i, (name, tip) in enumerate(zip(names, getattr(node, "OUTPUT_TOOLTIPS", ()), strict=False))
+    }
     found = {"display_name": quoted(node.TITLE), "description": quoted(node.DESCRIPTION), "inputs": inputs}
     return {**found, "outputs": outputs} if outputs else found
 
@@ -33,6 +40,7 @@ def definition(node) -> dict:
 def english() -> dict:
     """{node id: definition} of every class."""
     import nulltext
+
     return {key: definition(node) for key, node in sorted(nulltext.NODE_CLASS_MAPPINGS.items())}
 
 
@@ -42,6 +50,7 @@ def text(definitions: dict) -> str:
 
 def main() -> None:
     from nulltext.nodes.bridge import engine
+
     engine.get("cli_args").args.cpu = True
     file = FOLDER / "en" / "nodeDefs.json"
     file.parent.mkdir(parents=True, exist_ok=True)

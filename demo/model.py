@@ -1,4 +1,5 @@
 """The demo model outside ComfyUI: its networks as denoisers. For training and benchmarks."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -39,19 +40,23 @@ def empty_rows(n: int, device=None) -> Tensor:
 
 def denoiser(unet: nn.Module, context: Tensor, table: Tensor) -> Denoise:
     """v-prediction as a denoiser; context [B, 77, 128], sigma is taken at the nearest of the 1000 trained levels."""
+
     def denoise(x, sigma):
         s = torch.as_tensor(sigma, device=x.device, dtype=x.dtype)
         t = (table.log() - s.clamp(min=1e-9).log()).abs().argmin().expand(len(x))
         a = (1 + s * s).rsqrt()
         return a * a * x - s * a * unet(a * x, t, context)
+
     return denoise
 
 
 def flow_denoiser(unet: nn.Module, context: Tensor) -> Denoise:
     """The rectified flow twin as a denoiser: D = x - s v(x, 1000 s), sigma in (0, 1]."""
+
     def denoise(x, sigma):
         s = torch.as_tensor(sigma, device=x.device, dtype=x.dtype)
         return x - s * unet(x, (1000 * s).expand(len(x)), context)
+
     return denoise
 
 
@@ -62,8 +67,9 @@ def schedule(steps: int, table: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def generate(net: TextToImage, autoencoder: nn.Module, scenes: Scenes, steps: int, cfg: float, seed: int,
-             flow: bool = False) -> Tensor:
+def generate(
+    net: TextToImage, autoencoder: nn.Module, scenes: Scenes, steps: int, cfg: float, seed: int, flow: bool = False
+) -> Tensor:
     """Images [B, 3, 128, 128] in 0..1 for the full captions of `scenes`, by Euler steps (DDIM; flow: from s = 1)."""
     device = scenes.count.device
     table = nets.sigmas().to(device)

@@ -4,6 +4,7 @@ The trainer needs neither ComfyUI nor its in-place operations; that these comput
 from the same file is held by tests/nodes/family/test_networks.py. Sizes: UNet 5.9M, text encoder 0.3M, autoencoder
 (TAESD's shape) 2.5M parameters.
 """
+
 from __future__ import annotations
 
 import math
@@ -27,12 +28,13 @@ MAP_LAYERS = ("output_4", "output_5")
 
 def sigmas() -> Tensor:
     """[1000] sigma of every timestep, as ComfyUI computes it from the two betas."""
-    betas = torch.linspace(LINEAR_START**.5, LINEAR_END**.5, 1000, dtype=torch.float64) ** 2
+    betas = torch.linspace(LINEAR_START**0.5, LINEAR_END**0.5, 1000, dtype=torch.float64) ** 2
     bar = torch.cumprod(1 - betas, 0)
     return ((1 - bar) / bar).sqrt().float()
 
 
 # --------------------------------------------------------------------------------------------------- autoencoder
+
 
 def conv(n_in, n_out, **kwargs):
     return nn.Conv2d(n_in, n_out, 3, padding=1, **kwargs)
@@ -122,7 +124,7 @@ class AutoEncoder(nn.Module):
                 nn.init.zeros_(module.conv[-1].weight)
         for last in (list(self.taesd_encoder.children())[-1], list(self.taesd_decoder.children())[-1]):
             nn.init.kaiming_normal_(last.weight, nonlinearity="linear")
-        nn.init.constant_(last.bias, .5)
+        nn.init.constant_(last.bias, 0.5)
 
     def encode(self, image: Tensor) -> Tensor:
         return self.taesd_encoder(image)
@@ -141,13 +143,15 @@ def widened(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def slimmed(state: dict[str, Tensor]) -> dict[str, Tensor] | None:
     """The slim state that `widened` made `state` from; None if it was trained at full size."""
-    slim = {k: state[k][tuple(slice(n) for n in v.shape)].clone()
-            for k, v in AutoEncoder(SLIM_SIZE).state_dict().items()}
+    slim = {
+        k: state[k][tuple(slice(n) for n in v.shape)].clone() for k, v in AutoEncoder(SLIM_SIZE).state_dict().items()
+    }
     full = widened(slim)
     return slim if all(torch.equal(full[k], v) for k, v in state.items()) else None
 
 
 # --------------------------------------------------------------------------------------------------- text
+
 
 class SelfAttention(nn.Module):
     def __init__(self, width, heads):
@@ -180,10 +184,11 @@ class TextEncoder(nn.Module):
 
     def __init__(self, width=CONTEXT, layers=2, heads=4, inner=256):
         super().__init__()
-        self.embeddings = nn.ModuleDict({"token_embedding": nn.Embedding(ROWS, width),
-                                         "position_embedding": nn.Embedding(77, width)})
+        self.embeddings = nn.ModuleDict(
+            {"token_embedding": nn.Embedding(ROWS, width), "position_embedding": nn.Embedding(77, width)}
+        )
         for table in self.embeddings.values():
-            nn.init.normal_(table.weight, std=.3)
+            nn.init.normal_(table.weight, std=0.3)
         self.encoder = nn.ModuleDict({"layers": nn.ModuleList([TextLayer(width, heads, inner) for _ in range(layers)])})
         self.final_layer_norm = nn.LayerNorm(width)
 
@@ -195,6 +200,7 @@ class TextEncoder(nn.Module):
 
 
 # --------------------------------------------------------------------------------------------------- UNet
+
 
 class ResBlock(nn.Module):
     def __init__(self, n_in, n_out, emb):
@@ -218,10 +224,12 @@ class Attention(nn.Module):
 
     def forward(self, x, context, want_map=False):
         b, n, c = x.shape
-        q, k, v = (t.view(b, t.shape[1], HEADS, -1).transpose(1, 2)
-                   for t in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        q, k, v = (
+            t.view(b, t.shape[1], HEADS, -1).transpose(1, 2)
+            for t in (self.to_q(x), self.to_k(context), self.to_v(context))
+        )
         if want_map or torch.is_autocast_enabled("cpu"):  # the CPU's fused kernel is slow in bf16, its products are not
-            weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -.5).float().softmax(-1)
+            weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).float().softmax(-1)
             out, maps = weights.to(v.dtype) @ v, weights.mean(1) if want_map else None
         else:
             out, maps = F.scaled_dot_product_attention(q, k, v), None
@@ -306,8 +314,9 @@ class UNet(nn.Module):
     channels: of the first level; mult: every level's multiple of it; attention: the levels (0 is the finest) that have
     self- and cross-attention, beside the middle."""
 
-    def __init__(self, channels: int = CHANNELS, mult: tuple[int, ...] = (1, 2, 2),
-                 attention: tuple[int, ...] = (0, 1)):
+    def __init__(
+        self, channels: int = CHANNELS, mult: tuple[int, ...] = (1, 2, 2), attention: tuple[int, ...] = (0, 1)
+    ):
         super().__init__()
         self.channels, emb = channels, channels * 4
         self.time_embed = nn.Sequential(nn.Linear(channels, emb), nn.SiLU(), nn.Linear(emb, emb))

@@ -2,6 +2,7 @@
 
 Kept in .training/ by size, autoencoder, seed and the code that draws, so that the noise-aware tower and the latent
 classifier share one pool."""
+
 from __future__ import annotations
 
 import hashlib
@@ -17,7 +18,7 @@ from . import scenes
 from .training import STATE, chunks, precision
 
 PICTURE = 64
-SPLITS = (("train", .56, 0.), ("train", .3, 1.), ("unseen", .14, 0.))  # (split, share of the pool, two objects)
+SPLITS = (("train", 0.56, 0.0), ("train", 0.3, 1.0), ("unseen", 0.14, 0.0))  # (split, share of the pool, two objects)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ models/probes.safetensors and models/features.safetensors. Two judges, because w
 judge. Trained on scenes half of which went through the autoencoder, some blurred or noisy, so that a sample's small
 flaws are not read as another attribute.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -38,14 +39,23 @@ class ConvProbe(nn.Module):
     def __init__(self, width: int = 24):
         super().__init__()
         w = width
-        self.body = nn.Sequential(conv_block(3, w, 2), conv_block(w, 2 * w, 2), conv_block(2 * w, 2 * w, 1),
-                                  conv_block(2 * w, 3 * w, 2), conv_block(3 * w, 3 * w, 1), conv_block(3 * w, 4 * w, 2),
-                                  conv_block(4 * w, 4 * w, 1), nn.Conv2d(4 * w, w, 1), nn.SiLU(), nn.Flatten())
+        self.body = nn.Sequential(
+            conv_block(3, w, 2),
+            conv_block(w, 2 * w, 2),
+            conv_block(2 * w, 2 * w, 1),
+            conv_block(2 * w, 3 * w, 2),
+            conv_block(3 * w, 3 * w, 1),
+            conv_block(3 * w, 4 * w, 2),
+            conv_block(4 * w, 4 * w, 1),
+            nn.Conv2d(4 * w, w, 1),
+            nn.SiLU(),
+            nn.Flatten(),
+        )
         self.hidden = nn.Linear(64 * w, 192)
         self.out = nn.Linear(192, _OUT)
 
     def features(self, image: Tensor) -> Tensor:
-        return self.hidden(self.body((image - .5) * 4))
+        return self.hidden(self.body((image - 0.5) * 4))
 
     def forward(self, image: Tensor) -> Tensor:
         return self.out(F.silu(self.features(image)))
@@ -70,19 +80,27 @@ class QueryProbe(nn.Module):
     def __init__(self, width: int = 40):
         super().__init__()
         w, self.heads = 2 * width, 4
-        self.body = nn.Sequential(nn.Conv2d(3, width, 4, 4), Mix(width), Mix(width), nn.Conv2d(width, w, 2, 2), Mix(w),
-                                  Mix(w), GroupNorm(1, w))
-        self.place = nn.Parameter(torch.randn(256, w) * .5)
-        self.query = nn.Parameter(torch.randn(len(PLACES) + 1, 2 * w) * .5)
+        self.body = nn.Sequential(
+            nn.Conv2d(3, width, 4, 4),
+            Mix(width),
+            Mix(width),
+            nn.Conv2d(width, w, 2, 2),
+            Mix(w),
+            Mix(w),
+            GroupNorm(1, w),
+        )
+        self.place = nn.Parameter(torch.randn(256, w) * 0.5)
+        self.query = nn.Parameter(torch.randn(len(PLACES) + 1, 2 * w) * 0.5)
         self.key, self.value = nn.Linear(w, 2 * w), nn.Linear(w, 2 * w)
         self.join = nn.Sequential(nn.Linear(2 * w, 2 * w), nn.GELU())
         self.slot, self.whole = nn.Linear(2 * w, sum(n for _, n in _SLOT)), nn.Linear(2 * w, sum(n for _, n in _WHOLE))
 
     def forward(self, image: Tensor) -> Tensor:
-        x = self.body((image - .5) * 4).flatten(2).transpose(1, 2)
-        query, key, value = (part.unflatten(-1, (self.heads, -1)) for part in (
-            self.query, self.key(x + self.place), self.value(x)))
-        seen = torch.einsum("qhc,bnhc->bhqn", query, key) * query.shape[-1] ** -.5
+        x = self.body((image - 0.5) * 4).flatten(2).transpose(1, 2)
+        query, key, value = (
+            part.unflatten(-1, (self.heads, -1)) for part in (self.query, self.key(x + self.place), self.value(x))
+        )
+        seen = torch.einsum("qhc,bnhc->bhqn", query, key) * query.shape[-1] ** -0.5
         read = self.join(torch.einsum("bhqn,bnhc->bqhc", seen.softmax(-1), value).flatten(2))
         slots = self.slot(read[:, :-1]).split([n for _, n in _SLOT], -1)
         return torch.cat([part.flatten(1) for part in slots] + [self.whole(read[:, -1])], 1)
@@ -107,6 +125,7 @@ class FeatureNet(nn.Module):
 @dataclass(frozen=True)
 class Reading:
     """What a probe saw. Object attributes are [B, 5], one column a place; the others [B]. `logits` keeps everything."""
+
     present: Tensor  # probability
     colour: Tensor
     shape: Tensor
@@ -131,10 +150,10 @@ def split_logits(out: Tensor) -> dict[str, Tensor]:
     """{"colour": [B, 5, 8], ..., "background": [B, 12], ...}"""
     logits, at = {}, 0
     for name, n in _SLOT:
-        logits[name] = out[:, at:at + 5 * n].reshape(len(out), 5, n)
+        logits[name] = out[:, at : at + 5 * n].reshape(len(out), 5, n)
         at += 5 * n
     for name, n in _WHOLE:
-        logits[name] = out[:, at:at + n]
+        logits[name] = out[:, at : at + n]
         at += n
     return logits
 
@@ -153,7 +172,9 @@ def loss(logits: dict[str, Tensor], s: Scenes) -> Tensor:
     slot_loss = 0
     for i in range(2):
         on = s.count > i
-        there.scatter_(1, s.place[:, i:i + 1], torch.where(on, 1, there.gather(1, s.place[:, i:i + 1])[:, 0])[:, None])
+        there.scatter_(
+            1, s.place[:, i : i + 1], torch.where(on, 1, there.gather(1, s.place[:, i : i + 1])[:, 0])[:, None]
+        )
         for name, _ in _SLOT[1:]:
             at = logits[name][torch.arange(len(s)), s.place[:, i]]
             slot_loss = slot_loss + (F.cross_entropy(at, getattr(s, name)[:, i], reduction="none") * on).mean()
@@ -173,6 +194,7 @@ def accuracy(net: nn.Module, image: Tensor, s: Scenes) -> dict[str, float]:
 
 # --------------------------------------------------------------------------------------------------- training
 
+
 class Pictures:
     """A ring of drawn scenes, every other one passed through the autoencoder, a few replaced at every step: drawing and
     encoding cost more than the small nets that learn from them."""
@@ -189,7 +211,7 @@ class Pictures:
         with precision(image.device):
             latent = self.autoencoder.encode(image[::2].contiguous(memory_format=torch.channels_last)).float()
             spread = torch.rand(len(latent), 1, 1, 1, generator=self.draws, device=latent.device)
-            latent = latent + .15 * spread * torch.randn(latent.shape, generator=self.draws, device=latent.device)
+            latent = latent + 0.15 * spread * torch.randn(latent.shape, generator=self.draws, device=latent.device)
             image[::2] = self.autoencoder.decode(latent).float().clamp(0, 1)
         return (image * 255).round().byte(), batch
 
@@ -206,9 +228,9 @@ class Pictures:
         index = torch.randint(len(self.image), (n,), generator=self.draws, device=self.image.device)
         image = self.image[index].float() / 255
         u = torch.rand(n, 2, 1, 1, 1, generator=self.draws, device=image.device)
-        blur, noise = ((u[:, i] - .7).clamp(min=0) / .3 for i in range(2))
-        image = image + .9 * blur * (F.avg_pool2d(F.pad(image, (2, 2, 2, 2), "reflect"), 5, 1) - image)
-        image = image + .1 * noise * torch.randn(image.shape, generator=self.draws, device=image.device)
+        blur, noise = ((u[:, i] - 0.7).clamp(min=0) / 0.3 for i in range(2))
+        image = image + 0.9 * blur * (F.avg_pool2d(F.pad(image, (2, 2, 2, 2), "reflect"), 5, 1) - image)
+        image = image + 0.1 * noise * torch.randn(image.shape, generator=self.draws, device=image.device)
         return image.clamp(0, 1), torch.cat([blur.flatten(1), noise.flatten(1)], 1), self.scenes[index]
 
 
@@ -219,16 +241,18 @@ def all_nets() -> nn.ModuleDict:
 def train(device: torch.device, minutes: float, batch: int, ring: int, renewed: int, folder: Path) -> nn.Module:
     """All three at once, from the same pictures, each with its own loss."""
     from .train import generator, load_autoencoder
+
     torch.manual_seed(1)
     nets = all_nets().to(device, memory_format=torch.channels_last)
     autoencoder = load_autoencoder(device, folder)
-    trainer = Trainer("probes", nets, minutes, lr=2e-3, ema=.998, folder=folder, weight_decay=1e-3)
+    trainer = Trainer("probes", nets, minutes, lr=2e-3, ema=0.998, folder=folder, weight_decay=1e-3)
     draws = generator(device, trainer.samples + 3)
     pictures = Pictures(ring, autoencoder, draws)
     truth = scenes.sample(256, generator(device, 9), "held_out")
     with torch.no_grad():
-        test = torch.cat([autoencoder.decode(autoencoder.encode(part)).clamp(0, 1)
-                          for part in scenes.draw(truth)[0].split(64)])
+        test = torch.cat(
+            [autoencoder.decode(autoencoder.encode(part)).clamp(0, 1) for part in scenes.draw(truth)[0].split(64)]
+        )
 
     def step(_):
         pictures.renew(renewed)
@@ -241,8 +265,10 @@ def train(device: torch.device, minutes: float, batch: int, ring: int, renewed: 
         return {"loss": sum(losses.values()) + 3 * damage, **losses, "damage": damage}
 
     def report():
-        return " | ".join(f"{name}: " + " ".join(f"{k} {v:.3f}" for k, v in accuracy(net, test, truth).items())
-                          for name, net in trainer.average.items())
+        return " | ".join(
+            f"{name}: " + " ".join(f"{k} {v:.3f}" for k, v in accuracy(net, test, truth).items())
+            for name, net in trainer.average.items()
+        )
 
     return trainer.run(step, batch, report, save_every=120)
 
@@ -250,15 +276,17 @@ def train(device: torch.device, minutes: float, batch: int, ring: int, renewed: 
 def load(which: str = "conv") -> nn.Module:
     """The committed probe ("conv" or "query") or the feature net ("features"), on the CPU, fp32."""
     from safetensors.torch import load_file
+
     net = all_nets()[which]
     state = load_file(FEATURES if which == "features" else PROBES)
-    net.load_state_dict({k[len(which) + 1:]: v.float() for k, v in state.items() if k.startswith(which + ".")})
+    net.load_state_dict({k[len(which) + 1 :]: v.float() for k, v in state.items() if k.startswith(which + ".")})
     return net.eval().requires_grad_(False)
 
 
 def pack() -> None:
     """Write models/probes.safetensors and models/features.safetensors, fp16, from what was trained."""
     from safetensors.torch import load_file, save_file
+
     state = {k: v.half() for k, v in load_file(STATE / "probes.safetensors").items()}
     for path, names in ((PROBES, ("conv", "query")), (FEATURES, ("features",))):
         save_file({k: v for k, v in state.items() if k.split(".")[0] in names}, path)

@@ -6,6 +6,7 @@ show.
 Everything lands under output/: each picture, one contact sheet (source | reconstruction | edits), figures.json. The
 exit code is 1, with the reason in one line each, if anything failed.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -22,9 +23,25 @@ from . import engines, sheet, turn, workflows
 from .client import Client, Result
 
 #: what `make demo` runs: the road, and one workflow of each further technique
-DEMO = ("null_text", "invert_image", "direct_edit", "prompt_to_prompt", "prompt_to_prompt_photo", "attention_map",
-        "attention_reweight", "disturbance_picture", "repaint", "ilvr", "sdedit", "diffedit", "blended_diffusion",
-        "classifier_guidance", "clip_guidance", "semantic_guidance", "image_classifier")
+DEMO = (
+    "null_text",
+    "invert_image",
+    "direct_edit",
+    "prompt_to_prompt",
+    "prompt_to_prompt_photo",
+    "attention_map",
+    "attention_reweight",
+    "disturbance_picture",
+    "repaint",
+    "ilvr",
+    "sdedit",
+    "diffedit",
+    "blended_diffusion",
+    "classifier_guidance",
+    "clip_guidance",
+    "semantic_guidance",
+    "image_classifier",
+)
 #: what runs on a picture of one's own: workflows with a "Source prompt" and an "Edited prompt"
 OWN = ("null_text", "invert_image", "direct_edit")
 SOURCE, EDITED, RECONSTRUCTION, AUTOENCODER = "Source prompt", "Edited prompt", "Reconstruction", "Autoencoder"
@@ -39,19 +56,26 @@ class Bar:
 
     def __call__(self, node: str, value: int, total: int) -> None:
         now = time.monotonic()
-        if self.live and (now - self.last > .1 or value >= total):
+        if self.live and (now - self.last > 0.1 or value >= total):
             self.last = now
             full = self.width * value // max(total, 1)
-            self._show(f"{self.name:<28} [{'#' * full}{'.' * (self.width - full)}] {value}/{total} "
-                       f"{now - self.start:5.1f} s  {self.titles.get(node, node)}", "\r")
+            self._show(
+                f"{self.name:<28} [{'#' * full}{'.' * (self.width - full)}] {value}/{total} "
+                f"{now - self.start:5.1f} s  {self.titles.get(node, node)}",
+                "\r",
+            )
 
     def end(self, result: Result) -> None:
         mark = "done" if result.ok else "FAILED"
         self._show(f"{self.name:<28} {mark}: {result.steps} steps in {time.monotonic() - self.start:.1f} s", "\n")
 
     def _show(self, line: str, end: str) -> None:
-        print(("\r" if self.live else "") + f"{line[:118]:<118}".rstrip(" " if end == "\n" else ""), end=end,
-              file=sys.stderr, flush=True)
+        print(
+            ("\r" if self.live else "") + f"{line[:118]:<118}".rstrip(" " if end == "\n" else ""),
+            end=end,
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def titles(workflow: workflows.Workflow) -> dict[str, str]:
@@ -59,8 +83,9 @@ def titles(workflow: workflows.Workflow) -> dict[str, str]:
     return {key: node.get("_meta", {}).get("title") or node["class_type"] for key, node in workflow.items()}
 
 
-def queue(client: Client, name: str, workflow: workflows.Workflow,
-          bar: Callable[[str, dict[str, str]], Bar] = Bar) -> Result:
+def queue(
+    client: Client, name: str, workflow: workflows.Workflow, bar: Callable[[str, dict[str, str]], Bar] = Bar
+) -> Result:
     """Run one workflow with a progress bar. RuntimeError with the readable reason if it failed."""
     progress = bar(name, titles(workflow))
     result = client.run(workflow, progress, timeout=3600)
@@ -70,8 +95,10 @@ def queue(client: Client, name: str, workflow: workflows.Workflow,
 
 def source_pictures(workflow: workflows.Workflow) -> list[Image.Image]:
     """The shipped pictures that the workflow loads."""
-    found = [workflows.FOLDER / "inputs" / workflow[key]["inputs"]["image"]
-             for key in workflows.of_class(workflow, "LoadImage")]
+    found = [
+        workflows.FOLDER / "inputs" / workflow[key]["inputs"]["image"]
+        for key in workflows.of_class(workflow, "LoadImage")
+    ]
     return [Image.open(path).convert("RGB") for path in found if path.is_file()]
 
 
@@ -86,8 +113,14 @@ def prepared(path: Path, side: int) -> Image.Image:
     return picture.resize((side, side), Image.Resampling.LANCZOS, (left, top, left + edge, top + edge))
 
 
-def own(workflow: workflows.Workflow, name: str, image: str | None, prompt: str | None, edit: str | None,
-        checkpoint: str | None) -> workflows.Workflow:
+def own(
+    workflow: workflows.Workflow,
+    name: str,
+    image: str | None,
+    prompt: str | None,
+    edit: str | None,
+    checkpoint: str | None,
+) -> workflows.Workflow:
     """The workflow on a user's own picture, words and checkpoint. ValueError if it has no place for one of them."""
     workflow = json.loads(json.dumps(workflow))
     named = titles(workflow)
@@ -147,8 +180,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--edit", help="what it should show instead")
     parser.add_argument("--checkpoint", type=Path, help="a checkpoint file of your own (a Stable Diffusion model)")
     parser.add_argument("--size", type=int, help="side of your picture in pixels (512; 128 with the demo checkpoint)")
-    parser.add_argument("--engine", choices=("embedded", "checkout"), default="embedded",
-                        help="checkout: the ComfyUI that COMFYUI_PATH names")
+    parser.add_argument(
+        "--engine",
+        choices=("embedded", "checkout"),
+        default="embedded",
+        help="checkout: the ComfyUI that COMFYUI_PATH names",
+    )
     parser.add_argument("--output", type=Path, default=engines.ROOT / "output")
     options = parser.parse_args(arguments)
     for path in (options.image, options.checkpoint):
@@ -187,8 +224,14 @@ def main(arguments: list[str]) -> int:
                 try:
                     flow = workflows.load(name)
                     if mine or options.prompt or options.edit:
-                        flow = own(flow, name, uploaded if image else None, options.prompt, options.edit,
-                                   options.checkpoint.name if options.checkpoint else None)
+                        flow = own(
+                            flow,
+                            name,
+                            uploaded if image else None,
+                            options.prompt,
+                            options.edit,
+                            options.checkpoint.name if options.checkpoint else None,
+                        )
                     result = queue(server.client, name, flow)
                     row = keep(options.output, name, flow, result, [image] if image else source_pictures(flow))
                     measured[name] = figures(flow, result, row)

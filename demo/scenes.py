@@ -4,6 +4,7 @@ A scene is a row of integer attributes plus a row of nuisance numbers in [0, 1) 
 Drawing is a pure function of the two, so "the same scene with one attribute changed" is exact, and everything is
 deterministic by seed. Runs on CPU and GPU; images are [B, 3, H, W] in 0..1.
 """
+
 from __future__ import annotations
 
 import math
@@ -21,16 +22,33 @@ TEXTURES = ("plain", "striped", "checkered", "mottled")
 STYLES = ("photo", "drawing")
 
 RGB = {
-    "red": (.85, .10, .12), "green": (.13, .58, .20), "blue": (.13, .27, .85), "yellow": (.96, .87, .12),
-    "orange": (.98, .52, .05), "purple": (.53, .16, .70), "white": (.95, .95, .95), "black": (.09, .09, .11),
-    "pink": (.98, .62, .75), "brown": (.45, .27, .14), "gray": (.54, .54, .56), "teal": (.08, .60, .62),
+    "red": (0.85, 0.10, 0.12),
+    "green": (0.13, 0.58, 0.20),
+    "blue": (0.13, 0.27, 0.85),
+    "yellow": (0.96, 0.87, 0.12),
+    "orange": (0.98, 0.52, 0.05),
+    "purple": (0.53, 0.16, 0.70),
+    "white": (0.95, 0.95, 0.95),
+    "black": (0.09, 0.09, 0.11),
+    "pink": (0.98, 0.62, 0.75),
+    "brown": (0.45, 0.27, 0.14),
+    "gray": (0.54, 0.54, 0.56),
+    "teal": (0.08, 0.60, 0.62),
 }
-CENTRES = {"left": (.25, .5), "right": (.75, .5), "top": (.5, .25), "bottom": (.5, .75), "middle": (.5, .5)}
-RADII = (.135, .19, .25)
+CENTRES = {"left": (0.25, 0.5), "right": (0.75, 0.5), "top": (0.5, 0.25), "bottom": (0.5, 0.75), "middle": (0.5, 0.5)}
+RADII = (0.135, 0.19, 0.25)
 
 #: colour-shape pairs that no training scene holds
-UNSEEN_PAIRS = (("red", "star"), ("green", "ring"), ("blue", "triangle"), ("yellow", "cross"), ("purple", "square"),
-                ("orange", "circle"), ("white", "star"), ("black", "ring"))
+UNSEEN_PAIRS = (
+    ("red", "star"),
+    ("green", "ring"),
+    ("blue", "triangle"),
+    ("yellow", "cross"),
+    ("purple", "square"),
+    ("orange", "circle"),
+    ("white", "star"),
+    ("black", "ring"),
+)
 NUISANCES = 40
 
 #: [colours, shapes] bool: UNSEEN_PAIRS as a table
@@ -42,6 +60,7 @@ for _c, _s in UNSEEN_PAIRS:
 @dataclass(frozen=True)
 class Scenes:
     """A batch of scenes. Object attributes are [B, 2] (the second object counts where `count` is 2), the others [B]."""
+
     shape: Tensor
     colour: Tensor
     size: Tensor
@@ -93,7 +112,7 @@ def unseen_pair(scenes: Scenes) -> Tensor:
     return pair[:, 0] | (pair[:, 1] & (scenes.count == 2))
 
 
-def sample(n: int, generator: torch.Generator, split: str = "train", two: float = .35) -> Scenes:
+def sample(n: int, generator: torch.Generator, split: str = "train", two: float = 0.35) -> Scenes:
     """n random scenes of `split` ("train", "held_out" = held-out combinations of trained pairs, "unseen" = one object
     of a never trained pair, "any"); `two` is the share of two-object scenes."""
     parts, have = [], 0
@@ -132,28 +151,38 @@ def _draw(n: int, g: torch.Generator, two: float) -> Scenes:
     second = torch.tensor([1, 0, 3, 2], device=device)[pair]
     place = torch.where(both[:, None], torch.stack([first, second], 1), place)
     size = torch.where(both[:, None], size.clamp(max=1), size)
-    return Scenes(shape, colour, size, place, count, background, pick(len(TEXTURES)), pick(len(STYLES)),
-                  torch.rand(n, NUISANCES, generator=g, device=device))
+    return Scenes(
+        shape,
+        colour,
+        size,
+        place,
+        count,
+        background,
+        pick(len(TEXTURES)),
+        pick(len(STYLES)),
+        torch.rand(n, NUISANCES, generator=g, device=device),
+    )
 
 
 # --------------------------------------------------------------------------------------------------- drawing
 
+
 def _box(x, y, a, b):
     dx, dy = x.abs() - a, y.abs() - b
-    return (dx.clamp(min=0)**2 + dy.clamp(min=0)**2).sqrt() + torch.maximum(dx, dy).clamp(max=0)
+    return (dx.clamp(min=0) ** 2 + dy.clamp(min=0) ** 2).sqrt() + torch.maximum(dx, dy).clamp(max=0)
 
 
 def _triangle(x, y):
     k = math.sqrt(3)
-    x, y = x.abs() - .95, .55 - y  # equilateral, point up
+    x, y = x.abs() - 0.95, 0.55 - y  # equilateral, point up
     fold = x + k * y > 0
     x, y = torch.where(fold, (x - k * y) / 2, x), torch.where(fold, (-k * x - y) / 2, y)
     x = x - x.clamp(-1.9, 0)
     return -(x**2 + y**2).sqrt() * torch.sign(y)
 
 
-def _star(x, y, rf=.45):
-    k1x, k1y = .809016994375, -.587785252292
+def _star(x, y, rf=0.45):
+    k1x, k1y = 0.809016994375, -0.587785252292
     x, y = x.abs(), -y
     for sx in (1, -1):
         d = 2 * (sx * k1x * x + k1y * y).clamp(min=0)
@@ -161,14 +190,20 @@ def _star(x, y, rf=.45):
     x, y = x.abs(), y - 1
     bx, by = rf * (-k1y), rf * k1x - 1
     h = ((x * bx + y * by) / (bx * bx + by * by)).clamp(0, 1)
-    return ((x - bx * h)**2 + (y - by * h)**2).sqrt() * torch.sign(y * bx - x * by)
+    return ((x - bx * h) ** 2 + (y - by * h) ** 2).sqrt() * torch.sign(y * bx - x * by)
 
 
 def _distance(shape: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Signed distance in units of the radius; shape [B, 1, 1]."""
     r = (x**2 + y**2).sqrt()
-    all_shapes = (r - .92, _box(x, y, .78, .78), _triangle(x, y), _star(x, y),
-                  (r - .68).abs() - .27, torch.minimum(_box(x, y, .95, .32), _box(x, y, .32, .95)))
+    all_shapes = (
+        r - 0.92,
+        _box(x, y, 0.78, 0.78),
+        _triangle(x, y),
+        _star(x, y),
+        (r - 0.68).abs() - 0.27,
+        torch.minimum(_box(x, y, 0.95, 0.32), _box(x, y, 0.32, 0.95)),
+    )
     out = all_shapes[0]
     for i, d in enumerate(all_shapes[1:], 1):
         out = torch.where(shape == i, d, out)
@@ -193,11 +228,11 @@ def _waves(nuisance: Tensor, x: Tensor, y: Tensor, lo: float, hi: float) -> Tens
 def _background(s: Scenes, x: Tensor, y: Tensor, pixel: float) -> Tensor:
     u = s.nuisance
     base = _rgb(BACKGROUNDS, s.background)
-    light, dark = base + .30 * (1 - base), base * .74
-    angle = (u[:, 8] * 4).floor() * math.pi / 4 + (u[:, 9] - .5) * .2
-    angle = torch.where(s.texture == 2, (u[:, 9] - .5) * .3, angle)[:, None, None]
+    light, dark = base + 0.30 * (1 - base), base * 0.74
+    angle = (u[:, 8] * 4).floor() * math.pi / 4 + (u[:, 9] - 0.5) * 0.2
+    angle = torch.where(s.texture == 2, (u[:, 9] - 0.5) * 0.3, angle)[:, None, None]
     xr, yr = x * torch.cos(angle) + y * torch.sin(angle), y * torch.cos(angle) - x * torch.sin(angle)
-    period = (.22 + .10 * u[:, 10])[:, None, None]
+    period = (0.22 + 0.10 * u[:, 10])[:, None, None]
     soft = 3.2 * pixel / period * 2 * math.pi  # edges about three pixels wide
     stripe = (torch.sin(2 * math.pi * (xr / period + u[:, 11, None, None])) / soft).clamp(-1, 1)
     other = (torch.sin(2 * math.pi * (yr / period + u[:, 12, None, None])) / soft).clamp(-1, 1)
@@ -213,7 +248,7 @@ def _background(s: Scenes, x: Tensor, y: Tensor, pixel: float) -> Tensor:
 def draw(scenes: Scenes, size: int = 128) -> tuple[Tensor, Tensor]:
     """Images [B, 3, size, size] in 0..1 and object masks [B, 2, size, size] in 0..1 (the second all 0 where absent)."""
     s, u, device = scenes, scenes.nuisance, scenes.nuisance.device
-    grid = (torch.arange(size, device=device) + .5) / size
+    grid = (torch.arange(size, device=device) + 0.5) / size
     y, x = torch.meshgrid(grid, grid, indexing="ij")
     x, y = x[None], y[None]
     pixel = 1 / size
@@ -222,7 +257,7 @@ def draw(scenes: Scenes, size: int = 128) -> tuple[Tensor, Tensor]:
     lx, ly = torch.cos(angle), torch.sin(angle)
 
     image = _background(s, x, y, pixel)
-    lit = 1 + .16 * ((x - .5) * lx + (y - .5) * ly)
+    lit = 1 + 0.16 * ((x - 0.5) * lx + (y - 0.5) * ly)
     image = torch.where(photo[:, None], image * lit[:, None], image)
 
     masks = torch.zeros(len(s), 2, size, size, device=device)
@@ -230,36 +265,36 @@ def draw(scenes: Scenes, size: int = 128) -> tuple[Tensor, Tensor]:
     radii = torch.tensor(RADII, device=device)[s.size]
     for i in range(2):
         there = (s.count > i)[:, None, None]
-        cx = centres[:, i, 0] + (u[:, 4 * i] - .5) * .07
-        cy = centres[:, i, 1] + (u[:, 4 * i + 1] - .5) * .07
-        r = (radii[:, i] * (.93 + .14 * u[:, 4 * i + 2]))[:, None, None]
-        turn = ((u[:, 4 * i + 3] - .5) * .5)[:, None, None]
+        cx = centres[:, i, 0] + (u[:, 4 * i] - 0.5) * 0.07
+        cy = centres[:, i, 1] + (u[:, 4 * i + 1] - 0.5) * 0.07
+        r = (radii[:, i] * (0.93 + 0.14 * u[:, 4 * i + 2]))[:, None, None]
+        turn = ((u[:, 4 * i + 3] - 0.5) * 0.5)[:, None, None]
         px, py = (x - cx[:, None, None]) / r, (y - cy[:, None, None]) / r
         qx, qy = px * torch.cos(turn) + py * torch.sin(turn), py * torch.cos(turn) - px * torch.sin(turn)
         shape = s.shape[:, i, None, None]
         inside = _distance(shape, qx, qy) * r
-        alpha = (.5 - inside / (1.6 * pixel)).clamp(0, 1) * there
+        alpha = (0.5 - inside / (1.6 * pixel)).clamp(0, 1) * there
 
         # soft shadow away from the light, photo only
-        ox, oy = lx * .3, ly * .3
+        ox, oy = lx * 0.3, ly * 0.3
         sx = (px + ox) * torch.cos(turn) + (py + oy) * torch.sin(turn)
         sy = (py + oy) * torch.cos(turn) - (px + ox) * torch.sin(turn)
-        shadow = (.5 - _distance(shape, sx, sy) * r / (9 * pixel)).clamp(0, 1) * there * photo * .38
+        shadow = (0.5 - _distance(shape, sx, sy) * r / (9 * pixel)).clamp(0, 1) * there * photo * 0.38
         image = image * (1 - shadow[:, None])
 
         colour = _rgb(COLOURS, s.colour[:, i])
-        shade = (1 + .24 * (px * lx + py * ly))[:, None]
-        glow = torch.exp(-((px - .38 * lx)**2 + (py - .38 * ly)**2) / .09)[:, None]
-        solid = (colour * shade.clamp(.6, 1.3) + .34 * glow * (1 - colour * .6)).clamp(0, 1)
-        solid = torch.where(colour.mean(1, keepdim=True) < .2, colour + .16 * glow + .05 * (shade - 1), solid)
+        shade = (1 + 0.24 * (px * lx + py * ly))[:, None]
+        glow = torch.exp(-((px - 0.38 * lx) ** 2 + (py - 0.38 * ly) ** 2) / 0.09)[:, None]
+        solid = (colour * shade.clamp(0.6, 1.3) + 0.34 * glow * (1 - colour * 0.6)).clamp(0, 1)
+        solid = torch.where(colour.mean(1, keepdim=True) < 0.2, colour + 0.16 * glow + 0.05 * (shade - 1), solid)
         outline = ((inside + 2.4 * pixel) / (1.4 * pixel)).clamp(0, 1)[:, None]
-        flat = colour * (1 - outline) + .45 * colour * outline
+        flat = colour * (1 - outline) + 0.45 * colour * outline
         body = torch.where(photo[:, None], solid, flat)
         image = image * (1 - alpha[:, None]) + body * alpha[:, None]
         masks[:, i] = alpha
     return image.clamp(0, 1), masks
 
 
-def difference(a: Scenes, b: Scenes, size: int = 128, threshold: float = .02) -> Tensor:
+def difference(a: Scenes, b: Scenes, size: int = 128, threshold: float = 0.02) -> Tensor:
     """[B, size, size] bool: where two drawings truly differ (the region an edit from one to the other may touch)."""
     return (draw(a, size)[0] - draw(b, size)[0]).abs().amax(1) > threshold

@@ -1,4 +1,5 @@
 """make serve: a ComfyUI with this pack, its demo checkpoint and its workflows, left running until Ctrl-C."""
+
 from __future__ import annotations
 
 import argparse
@@ -35,11 +36,14 @@ def main(arguments: list[str]) -> int:
             if (page := workflows.FOLDER / f"{name}.json").exists():
                 shutil.copy(page, shelf)
         with engines.running(engine, tree, inputs=engines.pictures(), port=port_or_free(options.port)) as server:
-            print(f"{engine.title} runs at {server.address}\n"
-                  f"Open a workflow: drop a file of {workflows.FOLDER} on the page.\n"
-                  f"Pictures go to {tree / 'output'}. Ctrl-C stops it.", flush=True)
+            print(
+                f"{engine.title} runs at {server.address}\n"
+                f"Open a workflow: drop a file of {workflows.FOLDER} on the page.\n"
+                f"Pictures go to {tree / 'output'}. Ctrl-C stops it.",
+                flush=True,
+            )
             while server.alive():
-                time.sleep(.5)
+                time.sleep(0.5)
             raise engines.EngineError(f"The server ended. The end of its log:\n{server.tail()}")
     except KeyboardInterrupt:
         return 0

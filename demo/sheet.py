@@ -1,4 +1,5 @@
 """Contact sheets and thumbnails: pictures in rows, each with its caption."""
+
 from __future__ import annotations
 
 import math
@@ -14,6 +15,7 @@ PAPER, INK, FAINT = (250, 250, 248), (25, 25, 25), (110, 110, 110)
 @dataclass
 class Row:
     """One technique: its title, a line under it, and (caption, picture) pairs."""
+
     title: str
     line: str = ""
     cells: list[tuple[str, Image.Image]] = field(default_factory=list)
@@ -48,8 +50,10 @@ def contact_sheet(title: str, rows: Sequence[Row], columns: int = 6) -> Image.Im
     height = MARGIN + 2 * LINE
     for row in rows:
         head = _wrap(row.line, width - 2 * MARGIN, font)
-        lines = [[(_wrap(caption, CELL, font), picture) for caption, picture in row.cells[i:i + wide]]
-                 for i in range(0, len(row.cells), wide)]
+        lines = [
+            [(_wrap(caption, CELL, font), picture) for caption, picture in row.cells[i : i + wide]]
+            for i in range(0, len(row.cells), wide)
+        ]
         blocks.append((row, head, lines))
         height += 2 * LINE + LINE * len(head)
         height += sum(CELL + MARGIN + LINE * max(len(text) for text, _ in line) for line in lines) + MARGIN
@@ -101,4 +105,4 @@ def psnr(a: Image.Image, b: Image.Image) -> float:
         raise ValueError(f"The pictures differ in size: {a.size} and {b.size}.")
     pairs = zip(a.convert("RGB").tobytes(), b.convert("RGB").tobytes(), strict=True)
     error = sum((p - q) ** 2 for p, q in pairs) / (3 * a.width * a.height)
-    return math.inf if error == 0 else 10 * math.log10(255 ** 2 / error)
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)

@@ -4,6 +4,7 @@ Each stage runs for --minutes, saves its EMA weights into .training/ and can be 
 from the committed weights. The autoencoder is frozen once the diffusion has begun: its latents are what everything
 above it has learnt.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -19,15 +20,7 @@ from torch import Tensor, nn
 
 from ..samplers.ode import sample_euler
 from . import captions, nets, scenes
-from .checkpoint import (
-    BOTTLENECK,
-    CHECKPOINT,
-    FLOW,
-    fit_rgb_factors,
-    read_part,
-    write_checkpoint,
-    write_network,
-)
+from .checkpoint import BOTTLENECK, CHECKPOINT, FLOW, fit_rgb_factors, read_part, write_checkpoint, write_network
 from .model import TextToImage, denoiser, empty_rows, generate, schedule
 from .training import DEVICE, STATE, Trainer, chunks, die, grid, precision, psnr
 
@@ -38,11 +31,12 @@ def generator(device: torch.device, seed: int) -> torch.Generator:
 
 # --------------------------------------------------------------------------------------------------- autoencoder
 
+
 def train_autoencoder(device: torch.device, minutes: float, batch: int, slim: bool, folder=STATE) -> nn.Module:
     """L1 + L2 + gradient loss on crops of fresh scenes; latents are drawn towards zero mean and unit variance."""
     torch.manual_seed(0)
     net = nets.AutoEncoder(nets.SLIM_SIZE if slim else nets.TAESD_SIZE).to(device).to(memory_format=torch.channels_last)
-    trainer = Trainer("autoencoder_slim" if slim else "autoencoder", net, minutes, lr=1.2e-3, ema=.998, folder=folder)
+    trainer = Trainer("autoencoder_slim" if slim else "autoencoder", net, minutes, lr=1.2e-3, ema=0.998, folder=folder)
     draws = generator(device, trainer.samples + 1)
     gpu = device.type == "cuda"
     encode = torch.compile(net.taesd_encoder) if gpu else net.encode
@@ -53,27 +47,36 @@ def train_autoencoder(device: torch.device, minutes: float, batch: int, slim: bo
         batch_scenes = scenes.sample(max(1, batch // crops), draws)
         image, mask = scenes.draw(batch_scenes)
         heavy = F.avg_pool2d(mask.sum(1, keepdim=True), 64, 4)  # object area of every crop, corners 4 px apart
-        odds = (heavy > 0).flatten(1).float() + .02
+        odds = (heavy > 0).flatten(1).float() + 0.02
         corner = torch.multinomial(odds, crops, replacement=True, generator=draws)
-        corner = torch.where(torch.rand(corner.shape, generator=draws, device=device) < .5, corner,
-                             torch.randint(odds.shape[1], corner.shape, generator=draws, device=device))
+        corner = torch.where(
+            torch.rand(corner.shape, generator=draws, device=device) < 0.5,
+            corner,
+            torch.randint(odds.shape[1], corner.shape, generator=draws, device=device),
+        )
         side = heavy.shape[-1]
-        cut = [image[i, :, y:y + 64, x:x + 64] for i in range(len(image))
-               for y, x in zip((corner[i] // side * 4).tolist(), (corner[i] % side * 4).tolist(), strict=True)]
+        cut = [
+            image[i, :, y : y + 64, x : x + 64]
+            for i in range(len(image))
+            for y, x in zip((corner[i] // side * 4).tolist(), (corner[i] % side * 4).tolist(), strict=True)
+        ]
         return torch.stack(cut).contiguous(memory_format=torch.channels_last)
 
     def step(_):
         image = images()
         with precision(device):
             z = encode(image).float()
-            out = decode(z + .03 * torch.randn_like(z)).float()
+            out = decode(z + 0.03 * torch.randn_like(z)).float()
         error = out - image
-        edges = (error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean())
+        edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
         flat = z.transpose(0, 1).flatten(1)
         shape = flat.mean(1).square().mean() + (flat.std(1) - 1).square().mean()
         shape = shape + (z.abs() - 2.6).clamp(min=0).square().mean()
-        return {"loss": error.abs().mean() + 6 * error.square().mean() + .5 * edges + .05 * shape,
-                "mse": error.square().mean(), "shape": shape}
+        return {
+            "loss": error.abs().mean() + 6 * error.square().mean() + 0.5 * edges + 0.05 * shape,
+            "mse": error.square().mean(),
+            "shape": shape,
+        }
 
     test = scenes.draw(scenes.sample(32, generator(device, 7), "held_out"))[0]
 
@@ -88,8 +91,10 @@ def train_autoencoder(device: torch.device, minutes: float, batch: int, slim: bo
 
 def load_autoencoder(device: torch.device, folder=STATE) -> nets.AutoEncoder:
     """The trained autoencoder, frozen: what `folder` holds, else the committed one."""
-    files = [(folder / "autoencoder.safetensors", nets.TAESD_SIZE),
-             (folder / "autoencoder_slim.safetensors", nets.SLIM_SIZE)]
+    files = [
+        (folder / "autoencoder.safetensors", nets.TAESD_SIZE),
+        (folder / "autoencoder_slim.safetensors", nets.SLIM_SIZE),
+    ]
     found = next(((load_file(path), size) for path, size in files if path.exists()), None)
     if found is None:
         if not CHECKPOINT.exists():
@@ -107,8 +112,8 @@ def load_autoencoder(device: torch.device, folder=STATE) -> nets.AutoEncoder:
 FIGURES = CHECKPOINT.parents[2] / "output" / "bench" / "demo_model.figures.json"
 #: weight of an object's latent pixels in the loss; timesteps where outlines are decided (sigma about 1 to 40)
 ON_OBJECT, OUTLINES = 4.0, (300, 950)
-RARE_STRENGTH = .5  # of a rare word's own direction, beside the norm of the unknown word's row
-FLOW_OUTLINES = (.45, .98)  # the same sigmas as flow levels s / (1 + s)
+RARE_STRENGTH = 0.5  # of a rare word's own direction, beside the norm of the unknown word's row
+FLOW_OUTLINES = (0.45, 0.98)  # the same sigmas as flow levels s / (1 + s)
 USES = 6  # times that a scene is seen on average before it is replaced
 
 
@@ -117,7 +122,7 @@ class Latents:
 
     two: share of scenes with two objects, as `scenes.sample` takes it."""
 
-    def __init__(self, size: int, autoencoder: nn.Module, draws: torch.Generator, two: float = .35):
+    def __init__(self, size: int, autoencoder: nn.Module, draws: torch.Generator, two: float = 0.35):
         self.autoencoder, self.draws, self.size, self.two = autoencoder, draws, size, two
         at_once = 1024 if draws.device.type == "cuda" else 64  # more would fall out of a CPU's cache
         parts = [self._make(part.stop - part.start) for part in chunks(size, at_once)]
@@ -135,9 +140,9 @@ class Latents:
     def refresh(self, n: int) -> None:
         latent, mask, batch = self._make(n)
         at = torch.randint(0, len(self.latent) - n + 1, (1,)).item()
-        self.latent[at:at + n], self.mask[at:at + n] = latent, mask
+        self.latent[at : at + n], self.mask[at : at + n] = latent, mask
         for field in scenes.Scenes.__dataclass_fields__:
-            getattr(self.scenes, field)[at:at + n] = getattr(batch, field)
+            getattr(self.scenes, field)[at : at + n] = getattr(batch, field)
 
     def take(self, n: int) -> tuple[Tensor, Tensor, scenes.Scenes]:
         index = torch.randint(len(self.latent), (n,), generator=self.draws, device=self.latent.device)
@@ -152,14 +157,14 @@ def caption_rows(batch: scenes.Scenes, draws: torch.Generator) -> tuple[Tensor, 
     def chance(p, *shape):
         return torch.rand(n, *shape, generator=draws, device=device) < p
 
-    rows = torch.where((rows > 2) & chance(.1, 1) & chance(.12, rows.shape[1]), 0, rows)
-    empty = chance(.1)
+    rows = torch.where((rows > 2) & chance(0.1, 1) & chance(0.12, rows.shape[1]), 0, rows)
+    empty = chance(0.1)
     return torch.where(empty[:, None], empty_rows(n, device), rows), torch.where(empty[:, None, None], 0, words)
 
 
 def weighed_loss(out: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Mean squared error of out and target [B, 4, h, w] with objects, mask [B, 2, h, w], and their rims weighed."""
-    weight = 1 + (ON_OBJECT - 1) * F.max_pool2d((mask.amax(1, keepdim=True) > .05).float(), 3, 1, 1)
+    weight = 1 + (ON_OBJECT - 1) * F.max_pool2d((mask.amax(1, keepdim=True) > 0.05).float(), 3, 1, 1)
     return ((out.float() - target).square() * (weight / weight.mean())).mean()
 
 
@@ -167,13 +172,13 @@ def map_loss(maps: dict[str, Tensor], words: Tensor, mask: Tensor, weight: Tenso
     """-log of the share of each word's attention that falls on its object; words [B, 2, 2], mask [B, 2, 16, 16]."""
     total = 0
     for m in maps.values():
-        side = int(m.shape[1] ** .5)
+        side = int(m.shape[1] ** 0.5)
         inside = F.adaptive_avg_pool2d(mask, side).flatten(2)[:, :, None]  # [B, 2, 1, hw]
         columns = m.transpose(1, 2).gather(1, words.flatten(1)[..., None].expand(-1, -1, m.shape[1]))
         columns = columns.reshape(*words.shape, m.shape[1])
         share = (columns * inside).sum(-1) / columns.sum(-1).clamp(min=1e-8)
         there = (words > 0) * weight[:, None, None]
-        total = total - ((share + .01).log() * there).sum() / there.sum().clamp(min=1)
+        total = total - ((share + 0.01).log() * there).sum() / there.sum().clamp(min=1)
     return total / len(maps)
 
 
@@ -216,11 +221,19 @@ def rectified_flow(x0: Tensor, draws: torch.Generator) -> Corrupted:
     s[::2] = low + (high - low) * torch.rand(len(s[::2]), generator=draws, device=x0.device)
     noise = torch.randn(x0.shape, generator=draws, device=x0.device)
     at = s[:, None, None, None]
-    return Corrupted((1 - at) * x0 + at * noise, 1000 * s, noise - x0, s < .85)
+    return Corrupted((1 - at) * x0 + at * noise, 1000 * s, noise - x0, s < 0.85)
 
 
-def train_diffusion(device: torch.device, minutes: float, batch: int, pool: int, lr: float, go_on: bool = True,
-                    folder=STATE, flow: bool = False) -> nn.Module:
+def train_diffusion(
+    device: torch.device,
+    minutes: float,
+    batch: int,
+    pool: int,
+    lr: float,
+    go_on: bool = True,
+    folder=STATE,
+    flow: bool = False,
+) -> nn.Module:
     """v-prediction, or with `flow` its twin: the UNet alone as a rectified flow, on the committed text encoder's words,
     begun from the committed v-prediction UNet. The cross-attention of two layers is taught to look at the named object.
 
@@ -233,8 +246,16 @@ def train_diffusion(device: torch.device, minutes: float, batch: int, pool: int,
         net.load_state_dict(committed_diffusion()[0])
         net.text.requires_grad_(False)
     committed = (net.state_dict(), 0) if flow else committed_diffusion() if go_on else None
-    trainer = Trainer("flow" if flow else "diffusion", net, minutes, lr=lr,
-                      ema=.9995 if device.type == "cuda" else .998, folder=folder, warmup=300, committed=committed)
+    trainer = Trainer(
+        "flow" if flow else "diffusion",
+        net,
+        minutes,
+        lr=lr,
+        ema=0.9995 if device.type == "cuda" else 0.998,
+        folder=folder,
+        warmup=300,
+        committed=committed,
+    )
     corrupt = rectified_flow if flow else v_prediction
     draws = generator(device, trainer.samples + 2)
     latents = Latents(pool, autoencoder, draws)
@@ -253,7 +274,7 @@ def train_diffusion(device: torch.device, minutes: float, batch: int, pool: int,
             v, maps = unet(seen.x, seen.timestep, text(rows), nets.MAP_LAYERS)
         loss = weighed_loss(v, seen.target, mask)
         attention = map_loss({k: m.float() for k, m in maps.items()}, words, mask, seen.attend.float())
-        return {"loss": loss + .01 * attention, "v": loss, "attention": attention}
+        return {"loss": loss + 0.01 * attention, "v": loss, "attention": attention}
 
     draw_test = generator(device, 11)
     test = scenes.sample(32, draw_test, "held_out")
@@ -275,9 +296,9 @@ def train_bottleneck(device: torch.device, minutes: float, batch: int, pool: int
     net = nets.UNet(**nets.BOTTLENECK)
     net.close_skips(but=nets.OPEN_SKIPS)
     net.to(device)
-    trainer = Trainer("bottleneck", net, minutes, lr=lr, ema=.998, folder=folder, warmup=300)
+    trainer = Trainer("bottleneck", net, minutes, lr=lr, ema=0.998, folder=folder, warmup=300)
     draws = generator(device, trainer.samples + 4)
-    latents = Latents(pool, autoencoder, draws, two=0.)
+    latents = Latents(pool, autoencoder, draws, two=0.0)
     text = nets.TextEncoder()
     text.load_state_dict(read_part(CHECKPOINT, "text"))
     with torch.no_grad():
@@ -309,7 +330,7 @@ def set_rare_rows(text: dict[str, Tensor], strength: float = RARE_STRENGTH) -> N
     table = text["embeddings.token_embedding.weight"]
     directions = torch.randn(len(captions.RARE), table.shape[1], generator=torch.Generator().manual_seed(0))
     directions = directions / directions.norm(dim=1, keepdim=True)
-    table[-len(captions.RARE):] = table[0] + strength * table[0].norm() * directions
+    table[-len(captions.RARE) :] = table[0] + strength * table[0].norm() * directions
 
 
 def pack_network(name: str, path: Path) -> None:
@@ -320,8 +341,13 @@ def pack_network(name: str, path: Path) -> None:
     unet = {k.removeprefix("unet."): v for k, v in state.items() if not k.startswith("text.")}
     with safe_open(CHECKPOINT, "pt") as f:
         factors = f.get_tensor("latent_rgb_factors")
-    write_network(path, unet, prediction=None if name == "flow" else "v", latent_rgb=factors,
-                  metadata={"samples_seen": samples, "figures": {}})
+    write_network(
+        path,
+        unet,
+        prediction=None if name == "flow" else "v",
+        latent_rgb=factors,
+        metadata={"samples_seen": samples, "figures": {}},
+    )
     print(f"{path.name}: {samples} samples seen, {path.stat().st_size / 1e6:.1f} MB")
 
 
@@ -334,16 +360,32 @@ def pack() -> None:
     state = load_file(STATE / "diffusion.safetensors")
     with safe_open(STATE / "diffusion.safetensors", "pt") as f:
         samples = int(f.metadata()["samples"])
-    part = {name: {k[len(name) + 1:]: v for k, v in state.items() if k.startswith(name + ".")}
-            for name in ("text", "unet")}
+    part = {
+        name: {k[len(name) + 1 :]: v for k, v in state.items() if k.startswith(name + ".")} for name in ("text", "unet")
+    }
     set_rare_rows(part["text"])
-    config = {"channels": nets.CHANNELS, "context": nets.CONTEXT, "heads": nets.HEADS,
-              "betas": [nets.LINEAR_START, nets.LINEAR_END]}
-    write_checkpoint(CHECKPOINT, part["unet"], part["text"], nets.widened(autoencoder.state_dict()),
-                     captions.VOCABULARY, prediction="v", latent_rgb=factors,
-                     metadata={"config": config, "samples_seen": samples, "map_layers": list(nets.MAP_LAYERS),
-                               "attention_loss": "0.01 x -log share of attention inside the named object's mask",
-                               "figures": {}})
+    config = {
+        "channels": nets.CHANNELS,
+        "context": nets.CONTEXT,
+        "heads": nets.HEADS,
+        "betas": [nets.LINEAR_START, nets.LINEAR_END],
+    }
+    write_checkpoint(
+        CHECKPOINT,
+        part["unet"],
+        part["text"],
+        nets.widened(autoencoder.state_dict()),
+        captions.VOCABULARY,
+        prediction="v",
+        latent_rgb=factors,
+        metadata={
+            "config": config,
+            "samples_seen": samples,
+            "map_layers": list(nets.MAP_LAYERS),
+            "attention_loss": "0.01 x -log share of attention inside the named object's mask",
+            "figures": {},
+        },
+    )
     print(f"{CHECKPOINT.name}: {samples} samples seen, {CHECKPOINT.stat().st_size / 1e6:.1f} MB")
 
 
@@ -359,9 +401,22 @@ def write_figures(path: Path = CHECKPOINT, measured: Path = FIGURES) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stage", nargs="?", default="all",
-                        choices=("autoencoder", "diffusion", "flow", "bottleneck", "pack", "pack_flow",
-                                 "pack_bottleneck", "figures", "all"))
+    parser.add_argument(
+        "stage",
+        nargs="?",
+        default="all",
+        choices=(
+            "autoencoder",
+            "diffusion",
+            "flow",
+            "bottleneck",
+            "pack",
+            "pack_flow",
+            "pack_bottleneck",
+            "figures",
+            "all",
+        ),
+    )
     parser.add_argument("--from-nothing", action="store_true", help="don't go on from the committed weights")
     parser.add_argument("--minutes", type=float, default=None, help="length of this piece (per stage)")
     parser.add_argument("--device", **DEVICE)
@@ -375,17 +430,35 @@ def main() -> None:
     go_on = CHECKPOINT.exists() and not args.from_nothing
     # the committed autoencoder stays: another one would invalidate everything that was trained on its latents
     if args.stage == "autoencoder" or args.stage == "all" and not go_on:
-        train_autoencoder(device, args.minutes or (6.5 if gpu else 600), args.batch or (512 if gpu else 16),
-                          slim=not gpu)
+        train_autoencoder(
+            device, args.minutes or (6.5 if gpu else 600), args.batch or (512 if gpu else 16), slim=not gpu
+        )
     if args.stage in ("diffusion", "all"):
-        train_diffusion(device, args.minutes or (15 if gpu else 1200), args.batch or (1024 if gpu else 32),
-                        args.pool or (200_000 if gpu else 4096), args.lr, go_on)
+        train_diffusion(
+            device,
+            args.minutes or (15 if gpu else 1200),
+            args.batch or (1024 if gpu else 32),
+            args.pool or (200_000 if gpu else 4096),
+            args.lr,
+            go_on,
+        )
     if args.stage == "flow":
-        train_diffusion(device, args.minutes or (10 if gpu else 120), args.batch or (1024 if gpu else 32),
-                        args.pool or (200_000 if gpu else 4096), args.lr, flow=True)
+        train_diffusion(
+            device,
+            args.minutes or (10 if gpu else 120),
+            args.batch or (1024 if gpu else 32),
+            args.pool or (200_000 if gpu else 4096),
+            args.lr,
+            flow=True,
+        )
     if args.stage == "bottleneck":
-        train_bottleneck(device, args.minutes or (10 if gpu else 90), args.batch or (1024 if gpu else 64),
-                         args.pool or (200_000 if gpu else 8192), args.lr)
+        train_bottleneck(
+            device,
+            args.minutes or (10 if gpu else 90),
+            args.batch or (1024 if gpu else 64),
+            args.pool or (200_000 if gpu else 8192),
+            args.lr,
+        )
     if args.stage in ("pack", "all"):
         pack()
     for name, path in (("flow", FLOW), ("bottleneck", BOTTLENECK)):

@@ -1,4 +1,5 @@
 """What every training of the demo shares: a timed, resumable loop with EMA, progress, a loss curve, a polite pause."""
+
 from __future__ import annotations
 
 import contextlib
@@ -58,9 +59,18 @@ class Trainer:
     decay follows elapsed time, so the budget of a run is its schedule. Going on starts from the saved weights, or from
     `committed` (state dict, samples seen) where there are none, with a fresh optimiser and a new warm-up."""
 
-    def __init__(self, name: str, net: nn.Module, minutes: float, lr: float, ema: float = .999, folder: Path = STATE,
-                 warmup: int = 200, weight_decay: float = 1e-4,
-                 committed: tuple[dict[str, Tensor], int] | None = None):
+    def __init__(
+        self,
+        name: str,
+        net: nn.Module,
+        minutes: float,
+        lr: float,
+        ema: float = 0.999,
+        folder: Path = STATE,
+        warmup: int = 200,
+        weight_decay: float = 1e-4,
+        committed: tuple[dict[str, Tensor], int] | None = None,
+    ):
         self.name, self.net, self.seconds, self.lr, self.warmup = name, net, minutes * 60, lr, warmup
         self.path = Path(folder) / f"{name}.safetensors"
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,8 +83,9 @@ class Trainer:
             print(f"{name}: going on from the committed weights, {self.samples} samples", flush=True)
         self.average = copy.deepcopy(net).requires_grad_(False)
         self.decay = ema
-        self.optimiser = torch.optim.AdamW(net.parameters(), lr=lr, betas=(.9, .99), weight_decay=weight_decay,
-                                           fused=next(net.parameters()).is_cuda)
+        self.optimiser = torch.optim.AdamW(
+            net.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=next(net.parameters()).is_cuda
+        )
 
     def _load(self) -> None:
         with safe_open(self.path, "pt") as f:
@@ -97,8 +108,13 @@ class Trainer:
         decay = min(self.decay, (1 + i) / (10 + i))
         torch._foreach_lerp_(list(self.average.parameters()), list(self.net.parameters()), 1 - decay)
 
-    def run(self, step: Callable[[int], dict[str, Tensor]], batch: int, report: Callable[[], str] | None = None,
-            save_every: float = 60.) -> nn.Module:
+    def run(
+        self,
+        step: Callable[[int], dict[str, Tensor]],
+        batch: int,
+        report: Callable[[], str] | None = None,
+        save_every: float = 60.0,
+    ) -> nn.Module:
         start = saved = time.time()
         i, log = 0, {}
         paused = 0.0
@@ -107,9 +123,9 @@ class Trainer:
             wait_for_turn()
             if time.time() - before > 1:
                 paused += time.time() - before
-            rate = min(1.0, (i + 1) / self.warmup) * (.5 + .5 * math.cos(math.pi * min(1, elapsed / self.seconds)))
+            rate = min(1.0, (i + 1) / self.warmup) * (0.5 + 0.5 * math.cos(math.pi * min(1, elapsed / self.seconds)))
             for group in self.optimiser.param_groups:
-                group["lr"] = self.lr * max(rate, .005)
+                group["lr"] = self.lr * max(rate, 0.005)
             losses = step(i)
             self.optimiser.zero_grad(set_to_none=True)
             losses["loss"].backward()
@@ -124,8 +140,11 @@ class Trainer:
                 log = {}
                 self.curve.append([self.samples, round(mean["loss"], 6)])
                 bar = "#" * int(20 * elapsed / self.seconds)
-                print(f"{self.name} [{bar:<20}] {elapsed:5.0f}/{self.seconds:.0f} s  step {i}  "
-                      f"{i * batch / elapsed:.0f}/s  " + "  ".join(f"{k} {v:.4f}" for k, v in mean.items()), flush=True)
+                print(
+                    f"{self.name} [{bar:<20}] {elapsed:5.0f}/{self.seconds:.0f} s  step {i}  "
+                    f"{i * batch / elapsed:.0f}/s  " + "  ".join(f"{k} {v:.4f}" for k, v in mean.items()),
+                    flush=True,
+                )
             if time.time() - saved > save_every:
                 saved = time.time()
                 self.save()
@@ -140,14 +159,17 @@ class Trainer:
 def plot_curve(curve: list[list[float]], path: Path, width: int = 640, height: int = 320) -> None:
     """The loss against samples seen, both logarithmic, as a PNG."""
     from PIL import Image, ImageDraw
+
     points = [(math.log(max(x, 1)), math.log(max(y, 1e-9))) for x, y in curve[1:]]
     if len(points) < 2:
         return
     image = Image.new("RGB", (width, height), "white")
     canvas = ImageDraw.Draw(image)
     (x0, x1), (y0, y1) = ((min(c), max(c)) for c in zip(*points, strict=True))
-    place = [(40 + (x - x0) / (x1 - x0 + 1e-9) * (width - 60), 20 + (y1 - y) / (y1 - y0 + 1e-9) * (height - 60))
-             for x, y in points]
+    place = [
+        (40 + (x - x0) / (x1 - x0 + 1e-9) * (width - 60), 20 + (y1 - y) / (y1 - y0 + 1e-9) * (height - 60))
+        for x, y in points
+    ]
     canvas.line(place, fill=(30, 80, 200), width=2)
     canvas.text((40, height - 30), f"samples {curve[1][0]:.0f} .. {curve[-1][0]:.0f} (log)", fill="black")
     canvas.text((40, 4), f"loss {math.exp(y1):.4f} .. {math.exp(y0):.4f} (log), last {curve[-1][1]:.4f}", fill="black")
@@ -162,7 +184,8 @@ def psnr(a: Tensor, b: Tensor) -> float:
 def grid(images: Tensor, path: Path, columns: int = 8) -> None:
     """Images [B, 3, H, W] in 0..1 as one PNG."""
     from PIL import Image
-    rows = [torch.cat(list(images[i:i + columns]), 2) for i in range(0, len(images) // columns * columns, columns)]
+
+    rows = [torch.cat(list(images[i : i + columns]), 2) for i in range(0, len(images) // columns * columns, columns)]
     array = (torch.cat(rows, 1).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     Image.fromarray(array).save(path)
 

@@ -1,4 +1,5 @@
 """One heavy job at a time on a small machine: `make test`, `demo` and `bench` take the lock that training waits for."""
+
 from __future__ import annotations
 
 import contextlib
@@ -18,6 +19,7 @@ def compute() -> Iterator[None]:
         yield
         return
     import fcntl
+
     LOCK.parent.mkdir(exist_ok=True)
     with open(LOCK, "a") as handle:
         try:

@@ -6,6 +6,7 @@ turns every workflows/<name>.api.json, the one file written by hand, into workfl
 widget order that a running engine tells, and makes workflows/<name>.jpg, the thumbnail, from a real run where there is
 none yet (on the demo checkpoint for those that open on a real one).
 """
+
 from __future__ import annotations
 
 import argparse
@@ -24,13 +25,22 @@ REAL = "_sd"  # ends the name of a workflow for a checkpoint that is not shipped
 Workflow = dict[str, dict[str, Any]]
 
 #: inputs that make a run long, and the most that `short` leaves of them
-LIMITS = {"inner_steps": 2, "iterations": 2, "train_steps": 4, "maps": 2, "steps_above": 2, "levels": 4, "resamples": 2,
-          "particles": 2, "batch_size": 2}
+LIMITS = {
+    "inner_steps": 2,
+    "iterations": 2,
+    "train_steps": 4,
+    "maps": 2,
+    "steps_above": 2,
+    "levels": 4,
+    "resamples": 2,
+    "particles": 2,
+    "batch_size": 2,
+}
 
 
 def names() -> list[str]:
     """Names of the shipped workflows, sorted."""
-    return sorted(path.name[:-len(SUFFIX)] for path in FOLDER.glob("*" + SUFFIX))
+    return sorted(path.name[: -len(SUFFIX)] for path in FOLDER.glob("*" + SUFFIX))
 
 
 def load(name: str) -> Workflow:
@@ -87,35 +97,50 @@ def drawn_by(name: str) -> str:
     """Which weights drew the workflow's thumbnail: a sentence to stand under it."""
     if runs_here(name):
         return "Drawn by the shipped demo model (128 x 128 scenes of shapes)."
-    return ("Drawn by the shipped demo model, not by Stable Diffusion 1.5: the workflow waits for a checkpoint of "
-            "yours, and none was at hand to draw with. The wires and settings are the same, at 128 x 128.")
+    return (
+        "Drawn by the shipped demo model, not by Stable Diffusion 1.5: the workflow waits for a checkpoint of "
+        "yours, and none was at hand to draw with. The wires and settings are the same, at 128 x 128."
+    )
 
 
 def note(name: str, workflow: Workflow) -> str:
     """The workflow's note: what the file says of itself, then which widgets to change for one's own picture."""
-    said = [node["_meta"]["note"] for _, node in sorted(workflow.items(), key=lambda item: int(item[0]))
-            if node.get("_meta", {}).get("note")]
+    said = [
+        node["_meta"]["note"]
+        for _, node in sorted(workflow.items(), key=lambda item: int(item[0]))
+        if node.get("_meta", {}).get("note")
+    ]
     loaders = sorted((key for key, node in workflow.items() if "ckpt_name" in node["inputs"]), key=int)
     pictures, scales = of_class(workflow, "LoadImage"), of_class(workflow, "ImageScale")
     lines = [title(name), *said]
     if not runs_here(name):
-        lines += ["", "It needs Stable Diffusion 1.5 (any checkpoint of that family): pick yours in ckpt_name "
-                  f"(node {', '.join(loaders)}). Then choose your photo in Load Image (node {', '.join(pictures)}; "
-                  f"node {', '.join(scales)} cuts it to 512 x 512) and write what it shows into the source prompt.",
-                  "", f"Its thumbnail: {drawn_by(name)[0].lower()}{drawn_by(name)[1:]}"]
+        lines += [
+            "",
+            "It needs Stable Diffusion 1.5 (any checkpoint of that family): pick yours in ckpt_name "
+            f"(node {', '.join(loaders)}). Then choose your photo in Load Image (node {', '.join(pictures)}; "
+            f"node {', '.join(scales)} cuts it to 512 x 512) and write what it shows into the source prompt.",
+            "",
+            f"Its thumbnail: {drawn_by(name)[0].lower()}{drawn_by(name)[1:]}",
+        ]
         return "\n".join(lines)
     if loaders:
-        lines += ["", "It runs as it opens, on the small demo checkpoint (128 x 128 scenes of shapes). For a real one: "
-                  f"pick a Stable Diffusion checkpoint in ckpt_name (node {', '.join(loaders)})."]
+        lines += [
+            "",
+            "It runs as it opens, on the small demo checkpoint (128 x 128 scenes of shapes). For a real one: "
+            f"pick a Stable Diffusion checkpoint in ckpt_name (node {', '.join(loaders)}).",
+        ]
     if pictures:
-        lines.append(f"Your own picture: choose it in Load Image (node {', '.join(pictures)}), at the size the "
-                     "checkpoint was trained for (512 x 512 for SD 1.x), and write what it shows into the prompt.")
+        lines.append(
+            f"Your own picture: choose it in Load Image (node {', '.join(pictures)}), at the size the "
+            "checkpoint was trained for (512 x 512 for SD 1.x), and write what it shows into the prompt."
+        )
     return "\n".join(lines)
 
 
 def write_ui(name: str, infos: dict[str, Any]) -> Path:
     """Write workflows/<name>.json from the API file; it must queue exactly what the API file says."""
     from . import litegraph
+
     workflow = load(name)
     graph = litegraph.to_ui(workflow, infos, note(name, workflow))
     if litegraph.to_api(graph, infos) != litegraph.filled(workflow, infos):
@@ -127,6 +152,7 @@ def write_ui(name: str, infos: dict[str, Any]) -> Path:
 
 def main(arguments: list[str]) -> int:
     from . import engines, inputs, run, sheet
+
     parser = argparse.ArgumentParser(prog="make workflows", description=__doc__.split("\n\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--pictures", choices=("missing", "all", "none"), default="missing", help="thumbnails to make")

@@ -1,4 +1,5 @@
 """Every technique is a module with a tuple NODES; ComfyUI's two mappings are made from them."""
+
 from importlib import import_module
 
 MODULES = (

@@ -1,4 +1,5 @@
 """Attention Re-weight, and attention maps: recorded in any run, then looked at."""
+
 from __future__ import annotations
 
 import torch
@@ -19,8 +20,8 @@ LAYERS = (
     {
         "default": "auto",
         "tooltip": "The cross-attention layers that maps are read from. auto: the up blocks on the coarsest grid that "
-                   "is at least a quarter of the latent's side and 16 tokens (16x16 for SD1 at 512, 32x32 for SDXL at "
-                   "1024). Or up, down, mid, all, or names such as output.3, input.4.1.",
+        "is at least a quarter of the latent's side and 16 tokens (16x16 for SD1 at 512, 32x32 for SDXL at "
+        "1024). Or up, down, mid, all, or names such as output.3, input.4.1.",
     },
 )
 _START = fields.share(0.0, "Where it begins, as a share of the noise schedule like ControlNet's (0: pure noise).")
@@ -57,8 +58,8 @@ class AttentionReweight:
                         "multiline": True,
                         "default": "",
                         "tooltip": "word: factor, separated by commas or new lines, for example  red: 3, small car: "
-                                   "0.5  . 1 leaves a word as it is, 0 takes it out, negative turns against it. "
-                                   "Typical: -2 to 5.",
+                        "0.5  . 1 leaves a word as it is, 0 takes it out, negative turns against it. "
+                        "Typical: -2 to 5.",
                     },
                 ),
                 "start_percent": _START,
@@ -188,10 +189,15 @@ class AttentionMap:
             strips.append(strip(picture, steps, opacity))
         count = len(recorded.sigmas(0))
         said = f"{', '.join(chosen)}: mean of {count} step{'s' if count > 1 else ''}"
-        heat_maps = {"words": chosen, "opacity": opacity, "base": temporary(image),
-                     "heat": temporary(torch.stack(shown))}
-        return text_result(said, torch.stack(pictures), torch.stack(masks), torch.cat(strips),
-                           nulltext_heat=[heat_maps])
+        heat_maps = {
+            "words": chosen,
+            "opacity": opacity,
+            "base": temporary(image),
+            "heat": temporary(torch.stack(shown)),
+        }
+        return text_result(
+            said, torch.stack(pictures), torch.stack(masks), torch.cat(strips), nulltext_heat=[heat_maps]
+        )
 
 
 NODES = (AttentionReweight, AttentionRecord, AttentionMap)

@@ -1,4 +1,5 @@
 """Classifier-free guidance as its paper writes it, beside ComfyUI's cfg, with a schedule over sigma."""
+
 from __future__ import annotations
 
 from ..samplers.cfg import SHAPES, ScheduleOfW, from_w
@@ -14,29 +15,47 @@ class CFGConvention:
     ID = "NullText_CFGConvention"
     TITLE = "CFG (paper's w, scheduled)"
     CATEGORY = "NullText/guidance"
-    SEARCH_ALIASES = ["classifier-free guidance", "guidance weight", "w", "cfg schedule", "guidance interval",
-                      "Ho Salimans"]
+    SEARCH_ALIASES = [
+        "classifier-free guidance",
+        "guidance weight",
+        "w",
+        "cfg schedule",
+        "guidance interval",
+        "Ho Salimans",
+    ]
     DESCRIPTION = fields.describe(
         "Classifier-free guidance in the convention of its paper (Ho & Salimans, arXiv 2207.12598): w = 0 is the "
         "prompt alone, ComfyUI's cfg is 1 + w. w may run over the steps or act in a span only. The sampler's own "
         "cfg is replaced.",
-        SEARCH_ALIASES)
+        SEARCH_ALIASES,
+    )
     FUNCTION = "run"
     RETURN_TYPES = ("MODEL", "FLOAT", "IMAGE")
     RETURN_NAMES = ("model", "cfg", "curve")
-    OUTPUT_TOOLTIPS = ("The clone that guides with this w, whatever cfg the sampler is given.",
-                       "ComfyUI's cfg at the start: 1 + w.", "cfg over sigma.")
+    OUTPUT_TOOLTIPS = (
+        "The clone that guides with this w, whatever cfg the sampler is given.",
+        "ComfyUI's cfg at the start: 1 + w.",
+        "cfg over sigma.",
+    )
 
     @classmethod
     def INPUT_TYPES(cls):
         return {
             "required": {
                 "model": fields.MODEL,
-                "w": fields.number(2.0, -1.0, 100.0, 0.1, "The paper's guidance weight. 0: the prompt alone (cfg "
-                                                          "1). The paper's best FID is near 0.3, its best IS near "
-                                                          "4."),
-                "shape": fields.choice(list(SHAPES), "How w runs from start to end: constant, or linear or cosine "
-                                                     "in log sigma towards w_end."),
+                "w": fields.number(
+                    2.0,
+                    -1.0,
+                    100.0,
+                    0.1,
+                    "The paper's guidance weight. 0: the prompt alone (cfg "
+                    "1). The paper's best FID is near 0.3, its best IS near "
+                    "4.",
+                ),
+                "shape": fields.choice(
+                    list(SHAPES),
+                    "How w runs from start to end: constant, or linear or cosine in log sigma towards w_end.",
+                ),
                 "w_end": fields.number(2.0, -1.0, 100.0, 0.1, "w at the end of the span; a constant w ignores it."),
                 "start_percent": fields.share(0.0, "Where w begins to act; before it the prompt alone (w = 0)."),
                 "end_percent": fields.share(1.0, "Where w ceases to act; after it the prompt alone (w = 0)."),

@@ -1,15 +1,10 @@
 """Classifier guidance, and the classifiers for it: trained here on latents, or loaded for decoded pictures."""
+
 from __future__ import annotations
 
 import torch
 
-from ..samplers.latent_classifier import (
-    FORMAT,
-    LatentClassifier,
-    class_index,
-    of_decoded,
-    train_latent_classifier,
-)
+from ..samplers.latent_classifier import FORMAT, LatentClassifier, class_index, of_decoded, train_latent_classifier
 from . import fields
 from .bridge import class_folder, guide, towers
 from .bridge.engine import Progress, process_of, sigma_range
@@ -48,7 +43,9 @@ class ClassifierGuidance:
     DESCRIPTION = fields.describe(
         "Pulls every sampling step towards a class by the gradient of a classifier (Dhariwal & Nichol, arXiv "
         "2105.05233). Patches a MODEL for any sampler; several guidance nodes add up. At scale 1 with a perfect "
-        "classifier it samples the class; higher scales sharpen.", SEARCH_ALIASES)
+        "classifier it samples the class; higher scales sharpen.",
+        SEARCH_ALIASES,
+    )
     FUNCTION = "run"
     RETURN_TYPES = ("MODEL",)
     OUTPUT_TOOLTIPS = ("The guided clone; the model itself at scale 0.",)
@@ -58,77 +55,133 @@ class ClassifierGuidance:
         return {
             "required": {
                 "model": fields.MODEL,
-                "classifier": ("CLASSIFIER", {"tooltip": "From Train Latent Classifier, Load Classifier or Load Image "
-                                                         "Classifier."}),
-                "class_name": ("STRING", {"default": "", "tooltip": "One of the classifier's own labels, by name. "
-                                                                    "Leave it empty to be told which there are."}),
+                "classifier": (
+                    "CLASSIFIER",
+                    {"tooltip": "From Train Latent Classifier, Load Classifier or Load Image Classifier."},
+                ),
+                "class_name": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "tooltip": "One of the classifier's own labels, by name. "
+                        "Leave it empty to be told which there are.",
+                    },
+                ),
                 "scale": fields.number(
-                    1.0, -1000.0, 1000.0, 0.1,
+                    1.0,
+                    -1000.0,
+                    1000.0,
+                    0.1,
                     SCALE_TIP + "1: the class as a perfect classifier would sample it; the paper took up to 10 without "
-                                "a class-conditional model. Negative: away from the class."),
+                    "a class-conditional model. Negative: away from the class.",
+                ),
                 "start_percent": START,
                 "end_percent": END,
                 "gradient_mode": fields.choice(
                     [AUTO, LATENT, DECODER, NETWORK],
                     "Automatic: on the latent for a latent classifier, through the decoder for a classifier of "
-                    "pictures. Through the network is exact for a classifier of pictures, and dearest."),
+                    "pictures. Through the network is exact for a classifier of pictures, and dearest.",
+                ),
                 "bound": BOUND,
                 "every": EVERY,
             },
             "optional": {
-                "vae": ("VAE", {"tooltip": "The VAE that belongs to the model; only a classifier of pictures needs "
-                                           "it."}),
+                "vae": (
+                    "VAE",
+                    {"tooltip": "The VAE that belongs to the model; only a classifier of pictures needs it."},
+                ),
                 "variance": VARIANCE,
             },
         }
 
-    def run(self, model, classifier, class_name, scale, start_percent, end_percent, gradient_mode, bound, every,
-            vae=None, variance=1.0):
+    def run(
+        self,
+        model,
+        classifier,
+        class_name,
+        scale,
+        start_percent,
+        end_percent,
+        gradient_mode,
+        bound,
+        every,
+        vae=None,
+        variance=1.0,
+    ):
         index = class_index(classifier.labels, class_name)
         name, window = classifier.labels[index], guide.window(model, start_percent, end_percent)
         if isinstance(classifier, LatentClassifier):
             made, said = self._latent(model, classifier, name, scale, window, gradient_mode, bound, every)
         else:
-            made, said = self._picture(model, classifier, name, scale, window, gradient_mode, bound, every, vae,
-                                       variance)
+            made, said = self._picture(
+                model, classifier, name, scale, window, gradient_mode, bound, every, vae, variance
+            )
         return attached(model, made, said)
 
     def _latent(self, model, classifier, name, scale, window, mode, bound, every):
         if mode not in (AUTO, LATENT):
-            raise ValueError("This classifier judges noisy latents: set gradient_mode to automatic, there is "
-                             "nothing to decode.")
+            raise ValueError(
+                "This classifier judges noisy latents: set gradient_mode to automatic, there is nothing to decode."
+            )
         process, channels = process_of(model), model.get_model_object("latent_format").latent_channels
         if classifier.process is not process or classifier.net.config["in_channels"] != channels:
-            raise ValueError(f"This classifier was trained on latents of {classifier.net.config['in_channels']} "
-                             f"channels of a {classifier.process.name} model, but this model has {channels} and is "
-                             f"{process.name}: train one for this model.")
+            raise ValueError(
+                f"This classifier was trained on latents of {classifier.net.config['in_channels']} "
+                f"channels of a {classifier.process.name} model, but this model has {channels} and is "
+                f"{process.name}: train one for this model."
+            )
         said = [f"Towards {name!r} at scale {scale:g}."]
         if classifier.fingerprint and classifier.fingerprint != fingerprint(model)["structure"]:
-            said.append("Notice: the classifier was trained for a model of another architecture; if their VAEs "
-                        "differ too, its gradients mean nothing.")
+            said.append(
+                "Notice: the classifier was trained for a model of another architecture; if their VAEs "
+                "differ too, its gradients mean nothing."
+            )
 
         def probabilities(x, sigma, _denoised):
             return classifier.labels, classifier(x, sigma).softmax(1)
 
-        return term(classifier.log_likelihood(name), f"class {name}", "latent", scale, window, bound, every,
-                    modules=(classifier,), probabilities=probabilities), said
+        return term(
+            classifier.log_likelihood(name),
+            f"class {name}",
+            "latent",
+            scale,
+            window,
+            bound,
+            every,
+            modules=(classifier,),
+            probabilities=probabilities,
+        ), said
 
     def _picture(self, model, classifier, name, scale, window, mode, bound, every, vae, variance):
         if mode == LATENT:
-            raise ValueError("This classifier judges clean pictures, not latents: set gradient_mode to automatic "
-                             "(through the decoder), or train a latent classifier for this model.")
+            raise ValueError(
+                "This classifier judges clean pictures, not latents: set gradient_mode to automatic "
+                "(through the decoder), or train a latent classifier for this model."
+            )
         if vae is None:
-            raise ValueError("This classifier judges pictures: wire the VAE that belongs to the model, so that the "
-                             "estimate can be decoded.")
+            raise ValueError(
+                "This classifier judges pictures: wire the VAE that belongs to the model, so that the "
+                "estimate can be decoded."
+            )
         decode, index = guide.decoder(model, vae), class_index(classifier.labels, name)
 
         def probabilities(_x, _sigma, denoised):
             return classifier.labels, classifier(decode(denoised)).softmax(1)
 
         likelihood, mode = of_decoded(classifier, index, decode), MODES.get(mode, "decoder")
-        return term(likelihood, f"class {name}", mode, scale, window, bound, every, variance,
-                    modules=(classifier, vae.first_stage_model), patchers=(vae.patcher,),
-                    probabilities=probabilities), [f"Towards {name!r} at scale {scale:g}."]
+        return term(
+            likelihood,
+            f"class {name}",
+            mode,
+            scale,
+            window,
+            bound,
+            every,
+            variance,
+            modules=(classifier, vae.first_stage_model),
+            patchers=(vae.patcher,),
+            probabilities=probabilities,
+        ), [f"Towards {name!r} at scale {scale:g}."]
 
 
 class TrainLatentClassifier:
@@ -140,7 +193,8 @@ class TrainLatentClassifier:
         "Trains a noise-aware classifier of latents from a folder of pictures with one sub-folder per class, for "
         "Classifier Guidance (arXiv 2105.05233, section 4), and saves it with its labels into ComfyUI's "
         "output/classifiers folder.",
-        SEARCH_ALIASES)
+        SEARCH_ALIASES,
+    )
     FUNCTION = "run"
     OUTPUT_NODE = True
     RETURN_TYPES = ("CLASSIFIER", "IMAGE", "STRING")
@@ -153,20 +207,36 @@ class TrainLatentClassifier:
             "required": {
                 "model": fields.MODEL,
                 "vae": ("VAE", {"tooltip": "The VAE that belongs to the model: it encodes the pictures."}),
-                "folder": ("STRING", {"default": "classes", "tooltip": "A folder inside ComfyUI's input folder, "
-                                                                       "with one sub-folder of pictures per class; "
-                                                                       "their names become the labels."}),
-                "size": fields.whole(128, 32, 2048, "Pictures are cropped to a square and scaled to this many "
-                                                    "pixels: the size that you will sample."),
+                "folder": (
+                    "STRING",
+                    {
+                        "default": "classes",
+                        "tooltip": "A folder inside ComfyUI's input folder, "
+                        "with one sub-folder of pictures per class; "
+                        "their names become the labels.",
+                    },
+                ),
+                "size": fields.whole(
+                    128,
+                    32,
+                    2048,
+                    "Pictures are cropped to a square and scaled to this many pixels: the size that you will sample.",
+                ),
                 "train_steps": fields.whole(600, 1, 100000, "Training steps. More help until the loss curve is flat."),
                 "batch": fields.whole(32, 2, 1024, "Latents per step."),
                 "learning_rate": fields.number(1e-3, 1e-6, 1e-1, 1e-4, "Peak learning rate; it warms up and decays."),
-                "mirror": ("BOOLEAN", {"default": False, "tooltip": "Also train on mirror images. Off where left "
-                                                                    "and right matter."}),
+                "mirror": (
+                    "BOOLEAN",
+                    {"default": False, "tooltip": "Also train on mirror images. Off where left and right matter."},
+                ),
                 "seed": fields.SEED,
-                "file_name": ("STRING", {"default": "my_classifier", "tooltip": "Name of the file in "
-                                                                                "output/classifiers. A "
-                                                                                "number is added if it exists."}),
+                "file_name": (
+                    "STRING",
+                    {
+                        "default": "my_classifier",
+                        "tooltip": "Name of the file in output/classifiers. A number is added if it exists.",
+                    },
+                ),
             }
         }
 
@@ -187,26 +257,45 @@ class TrainLatentClassifier:
 
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
             torch.manual_seed(seed)
-            made = LatentClassifier.new(labels, latents.shape[1], min(latents.shape[-2:]), process=process_of(model),
-                                        fingerprint=fingerprint(model)["structure"]).to(model.load_device)
+            made = LatentClassifier.new(
+                labels,
+                latents.shape[1],
+                min(latents.shape[-2:]),
+                process=process_of(model),
+                fingerprint=fingerprint(model)["structure"],
+            ).to(model.load_device)
             data = latents.clone().to(model.load_device), torch.tensor(targets).to(model.load_device)
-            train_latent_classifier(made, *data, sigmas, steps=train_steps, batch=batch, lr=learning_rate,
-                                    mirror=mirror, seed=seed, callback=step)
+            train_latent_classifier(
+                made,
+                *data,
+                sigmas,
+                steps=train_steps,
+                batch=batch,
+                lr=learning_rate,
+                mirror=mirror,
+                seed=seed,
+                callback=step,
+            )
         towers.write(path, made)
         tail = max(1, train_steps // 10)
         loss, accuracy = (sum(curves[k][-tail:]) / len(curves[k][-tail:]) for k in ("loss", "accuracy"))
-        said = (f"Saved as {path}: {len(labels)} classes "
-                f"({', '.join(labels[:8])}{', ...' if len(labels) > 8 else ''}), {len(pictures)} pictures, "
-                f"{train_steps} steps; at the end loss {loss:.3f} and {accuracy:.0%} right over all noise levels "
-                "(pure noise, where nothing can be told, included).")
-        chart = line_chart("training (all noise levels)", {"loss": _smooth(curves["loss"]),
-                                                           "accuracy": _smooth(curves["accuracy"])}, low=0.0)
+        said = (
+            f"Saved as {path}: {len(labels)} classes "
+            f"({', '.join(labels[:8])}{', ...' if len(labels) > 8 else ''}), {len(pictures)} pictures, "
+            f"{train_steps} steps; at the end loss {loss:.3f} and {accuracy:.0%} right over all noise levels "
+            "(pure noise, where nothing can be told, included)."
+        )
+        chart = line_chart(
+            "training (all noise levels)",
+            {"loss": _smooth(curves["loss"]), "accuracy": _smooth(curves["accuracy"])},
+            low=0.0,
+        )
         return text_result(said, made, chart, str(path))
 
 
 def _smooth(values: list[float]) -> list[float]:
     window = max(1, len(values) // 50)
-    return [sum(values[max(0, i - window + 1): i + 1]) / (i + 1 - max(0, i - window + 1)) for i in range(len(values))]
+    return [sum(values[max(0, i - window + 1) : i + 1]) / (i + 1 - max(0, i - window + 1)) for i in range(len(values))]
 
 
 class LoadClassifier:
@@ -214,8 +303,10 @@ class LoadClassifier:
     TITLE = "Load Latent Classifier"
     CATEGORY = CATEGORY
     SEARCH_ALIASES = ["load classifier", "noisy classifier"]
-    DESCRIPTION = fields.describe("Loads a latent classifier that Train Latent Classifier saved "
-                                  "(output/classifiers, or models/classifiers).", SEARCH_ALIASES)
+    DESCRIPTION = fields.describe(
+        "Loads a latent classifier that Train Latent Classifier saved (output/classifiers, or models/classifiers).",
+        SEARCH_ALIASES,
+    )
     FUNCTION = "run"
     RETURN_TYPES = ("CLASSIFIER",)
     OUTPUT_TOOLTIPS = ("The classifier, with its labels.",)
@@ -223,9 +314,13 @@ class LoadClassifier:
     @classmethod
     def INPUT_TYPES(cls):
         found = towers.files(KIND, lambda meta: meta.get("format") == FORMAT)
-        return {"required": {"file": fields.choice(found or _no_files(KIND), "A classifier of noisy latents, saved "
-                                                                             "by Train "
-                                                                            "Latent Classifier.")}}
+        return {
+            "required": {
+                "file": fields.choice(
+                    found or _no_files(KIND), "A classifier of noisy latents, saved by Train Latent Classifier."
+                )
+            }
+        }
 
     @classmethod
     def VALIDATE_INPUTS(cls, file):
@@ -247,7 +342,9 @@ class LoadImageClassifier:
     SEARCH_ALIASES = ["load classifier", "resnet", "imagenet", "torchvision", "image classification"]
     DESCRIPTION = fields.describe(
         "Loads a classifier of pictures in safetensors (models/classifiers) of an architecture that torchvision or "
-        "transformers can build; Classifier Guidance uses it on the decoded estimate.", SEARCH_ALIASES)
+        "transformers can build; Classifier Guidance uses it on the decoded estimate.",
+        SEARCH_ALIASES,
+    )
     FUNCTION = "run"
     RETURN_TYPES = ("CLASSIFIER",)
     OUTPUT_TOOLTIPS = ("The classifier, with its labels.",)
@@ -255,14 +352,25 @@ class LoadImageClassifier:
     @classmethod
     def INPUT_TYPES(cls):
         found = towers.files(KIND, lambda meta: not meta.get("format", "").startswith("nulltext"))
-        return {"required": {
-            "file": fields.choice(found or _no_files(KIND), "A safetensors file. Beside it may lie config.json "
-                                                            "(transformers) or a .txt of the same name with one "
-                                                            "label per line."),
-            "architecture": ("STRING", {"default": "auto", "tooltip": "auto: from config.json, the file's metadata "
-                                                                      "or its name (resnet50-... for one); else "
-                                                                      "torchvision's name of the architecture."}),
-        }}
+        return {
+            "required": {
+                "file": fields.choice(
+                    found or _no_files(KIND),
+                    "A safetensors file. Beside it may lie config.json "
+                    "(transformers) or a .txt of the same name with one "
+                    "label per line.",
+                ),
+                "architecture": (
+                    "STRING",
+                    {
+                        "default": "auto",
+                        "tooltip": "auto: from config.json, the file's metadata "
+                        "or its name (resnet50-... for one); else "
+                        "torchvision's name of the architecture.",
+                    },
+                ),
+            }
+        }
 
     @classmethod
     def VALIDATE_INPUTS(cls, file):
@@ -274,8 +382,9 @@ class LoadImageClassifier:
 
     def run(self, file, architecture):
         made = towers.load_image_classifier(towers.find_file(KIND, file), architecture.strip() or "auto")
-        return text_result(f"{len(made.labels)} classes, pictures of {made.size} px: "
-                           f"{', '.join(made.labels[:40])}", made)
+        return text_result(
+            f"{len(made.labels)} classes, pictures of {made.size} px: {', '.join(made.labels[:40])}", made
+        )
 
 
 NODES = (ClassifierGuidance, TrainLatentClassifier, LoadClassifier, LoadImageClassifier)

@@ -59,8 +59,11 @@ class DiffEditMask:
                     THRESHOLD, "Where the scaled heat counts as edit. 0.5 is the paper's: 1.5 times the mean."
                 ),
                 "clamp": fields.number(
-                    CLAMP, 1.0, 100.0, 0.1,
-                    "Heat above this many times its mean counts as this. 3 is diffusers'; the paper names none."
+                    CLAMP,
+                    1.0,
+                    100.0,
+                    0.1,
+                    "Heat above this many times its mean counts as this. 3 is diffusers'; the paper names none.",
                 ),
                 "smooth": fields.whole(
                     0, 0, 16, "Latent cells over which the heat is averaged before the threshold. 0 is the paper's."

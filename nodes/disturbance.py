@@ -60,9 +60,7 @@ _MATCHED = "match is on: our own smoothing beside the paper's formula."
 _END = fields.share(1.0, "Where the disturbance ends (1: at the finished picture).")
 
 
-def disturb(
-    model, look, strength, rollback, start_percent, end_percent, cfg, reference=None, match=False, sigmas=None
-):
+def disturb(model, look, strength, rollback, start_percent, end_percent, cfg, reference=None, match=False, sigmas=None):
     """(patched MODEL, None), or (the MODEL itself, why nothing changes). ValueError where no result is defined."""
     if look == PICTURE and reference is None:
         raise ValueError("Image-D looks at a picture: connect its LATENT to `picture`, or choose rollback (Back-D).")

@@ -1,4 +1,5 @@
 """One inversion, many edits: a list of prompts times a range of strengths, as a captioned grid."""
+
 from __future__ import annotations
 
 import torch
@@ -20,8 +21,9 @@ def _strengths(text: str) -> list[float]:
     except ValueError:
         values = []
     if not values or any(not 0 <= v <= 1 for v in values):
-        raise ValueError(f"The strengths are numbers from 0 to 1 with commas between them, like 0.6, 0.8, 1; got "
-                         f"{text!r}.")
+        raise ValueError(
+            f"The strengths are numbers from 0 to 1 with commas between them, like 0.6, 0.8, 1; got {text!r}."
+        )
     return values
 
 
@@ -51,23 +53,36 @@ class EditGrid:
                 "model": ("MODEL", {"tooltip": "The model that the inversion was made with; another is refused."}),
                 "clip": ("CLIP", {"tooltip": "Encodes the edited prompts."}),
                 "vae": ("VAE", {"tooltip": "Decodes the edits."}),
-                "inversion": ("INVERSION", {"tooltip": "From Null-Text Inverter, Optimise, Invert Image or Load "
-                                                       "Inversion."}),
-                "prompts": ("STRING", {
-                    "multiline": True, "default": "",
-                    "tooltip": "One edited prompt per line; empty lines are skipped.",
-                }),
-                "strengths": ("STRING", {
-                    "default": "0.6, 0.8, 1.0",
-                    "tooltip": "Shares of the steps that are walked anew, from 0 (the source) to 1, with commas "
-                               "between.",
-                }),
+                "inversion": (
+                    "INVERSION",
+                    {"tooltip": "From Null-Text Inverter, Optimise, Invert Image or Load Inversion."},
+                ),
+                "prompts": (
+                    "STRING",
+                    {
+                        "multiline": True,
+                        "default": "",
+                        "tooltip": "One edited prompt per line; empty lines are skipped.",
+                    },
+                ),
+                "strengths": (
+                    "STRING",
+                    {
+                        "default": "0.6, 0.8, 1.0",
+                        "tooltip": "Shares of the steps that are walked anew, from 0 (the source) to 1, with commas "
+                        "between.",
+                    },
+                ),
             },
             "optional": {
-                "negative": ("CONDITIONING", {
-                    "tooltip": "Only for an inversion without null embeddings and cfg above 1: the negative (empty) "
-                               "prompt.",
-                }),
+                "negative": (
+                    "CONDITIONING",
+                    {
+                        "tooltip": "Only for an inversion without null embeddings and cfg above 1: the "
+                        "negative (empty) "
+                        "prompt."
+                    },
+                ),
                 "mask": ("MASK", {"tooltip": "Change only here (1 = change); the rest stays on the stored path."}),
                 "target_cfg": fields.TARGET_CFG,
             },
@@ -104,8 +119,10 @@ class EditGrid:
                 cells += [shown[image], *(p[image] for p in pictures[own])]
                 texts += [name, *captions[own]]
             grids.append(captioned_grid(torch.stack(cells), texts, 1 + len(values)))
-        said = (f"{len(lines)} prompts x {len(values)} strengths x {inversion.shape[0]} image(s) at cfg {cfg:g}: "
-                f"{calls} network calls in {seconds:.1f} s")
+        said = (
+            f"{len(lines)} prompts x {len(values)} strengths x {inversion.shape[0]} image(s) at cfg {cfg:g}: "
+            f"{calls} network calls in {seconds:.1f} s"
+        )
         return text_result(said, torch.cat(grids), torch.cat(pictures), {"samples": torch.cat(edits)})
 
 

@@ -1,4 +1,5 @@
 """Edit Score: how well an edit kept what it should keep, and how well it says what it should say."""
+
 from __future__ import annotations
 
 from ..samplers import metrics
@@ -42,14 +43,14 @@ class EditScore:
                     "CLIP_VISION",
                     {
                         "tooltip": "A CLIP vision model: structure from its features, and the similarity to the "
-                                   "prompt. Without it the structure distance compares patches of pixels."
+                        "prompt. Without it the structure distance compares patches of pixels."
                     },
                 ),
                 "prompt": (
                     "CONDITIONING",
                     {
                         "tooltip": "The edited prompt, from a CLIP text encoder that shares its space with "
-                                   "clip_vision; for the similarity."
+                        "clip_vision; for the similarity."
                     },
                 ),
             },

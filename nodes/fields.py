@@ -39,7 +39,7 @@ TARGET_CFG = (
         "max": 100.0,
         "step": 0.1,
         "tooltip": "Guidance scale of the edit; 0: the inversion's own. Edit-friendly DDPM's authors invert at 3.5 and "
-                   "edit at 15. Null embeddings fit the cfg they were optimised for, and another is refused.",
+        "edit at 15. Null embeddings fit the cfg they were optimised for, and another is refused.",
     },
 )
 

@@ -1,5 +1,6 @@
 """What the guidance nodes share: the inputs by which a term is scaled, windowed and bounded, and how a term is
 attached."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -21,29 +22,57 @@ SCALE_TIP = "Multiplies the log-likelihood of the target. 0: the untouched model
 START = fields.share(0.0, "Where the guidance begins, as ComfyUI counts: 0 is noise, 1 the finished picture.")
 END = fields.share(1.0, "Where the guidance ends.")
 BOUND = fields.number(
-    0.0, 0.0, 100.0, 0.05,
+    0.0,
+    0.0,
+    100.0,
+    0.05,
     "0: no limit, as published. Above 0: the largest push per step and picture, in units of how uncertain the "
     "estimate still is at that noise level. A limit that acts at most steps makes the scale mean little; Guidance "
-    "Trace says how often it acted.")
+    "Trace says how often it acted.",
+)
 EVERY = fields.whole(
-    1, 1, 100, "Guide every n-th step only, for speed. Multistep samplers (dpmpp_2m, lms, uni_pc) extrapolate the "
-               "gaps: use euler or an ancestral sampler with more than 1.")
+    1,
+    1,
+    100,
+    "Guide every n-th step only, for speed. Multistep samplers (dpmpp_2m, lms, uni_pc) extrapolate the "
+    "gaps: use euler or an ancestral sampler with more than 1.",
+)
 VARIANCE = fields.number(
-    1.0, 0.001, 100.0, 0.05,
+    1.0,
+    0.001,
+    100.0,
+    0.05,
     "Only for the way through the decoder alone: the variance of clean latents in model space (about 1 for SD 1.x, "
-    "SDXL).")
+    "SDXL).",
+)
 
 
 def modes(*names: str):
     """The gradient-mode widget with these ways, the first the default."""
-    said = {NETWORK: "exact, dearest (network and decoder backward)", DECODER: "cheaper, the network taken as linear",
-            LATENT: "cheapest, needs a classifier or tower trained on noisy latents"}
-    return fields.choice(list(names), "Where the gradient comes from. " + "; ".join(f"{n}: "
-                                                                                    f"{said[n]}" for n in names) + ".")
+    said = {
+        NETWORK: "exact, dearest (network and decoder backward)",
+        DECODER: "cheaper, the network taken as linear",
+        LATENT: "cheapest, needs a classifier or tower trained on noisy latents",
+    }
+    return fields.choice(
+        list(names), "Where the gradient comes from. " + "; ".join(f"{n}: {said[n]}" for n in names) + "."
+    )
 
 
-def term(log_likelihood, name: str, mode: str, scale: float, window, bound: float, every: int, variance: float = 1.0, *,
-         modules=(), patchers=(), probabilities=None) -> guide.Term:
+def term(
+    log_likelihood,
+    name: str,
+    mode: str,
+    scale: float,
+    window,
+    bound: float,
+    every: int,
+    variance: float = 1.0,
+    *,
+    modules=(),
+    patchers=(),
+    probabilities=None,
+) -> guide.Term:
     """A Term from a node's widgets; bound 0 means none."""
     guidance = Guidance(log_likelihood, mode, scale, window, every, bound or None, variance, name)
     return guide.Term(guidance, tuple(modules), probabilities, tuple(patchers))

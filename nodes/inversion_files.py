@@ -1,4 +1,5 @@
 """Save Inversion and Load Inversion: safetensors inside ComfyUI's own folders."""
+
 from __future__ import annotations
 
 from .bridge import record, store
@@ -9,9 +10,11 @@ _NAME = "inversions/scene"
 
 def _describe(inversion) -> str:
     words = f", prompt {inversion.text!r}" if inversion.text else ""
-    return (f"{inversion.pivot.replace('_', ' ')} pivot, correction {inversion.correction.replace('_', ' ')}, "
-            f"{inversion.steps} steps, cfg {inversion.cfg:g}, {inversion.shape[0]} image(s) of latent shape "
-            f"{list(inversion.shape[1:])}{words}")
+    return (
+        f"{inversion.pivot.replace('_', ' ')} pivot, correction {inversion.correction.replace('_', ' ')}, "
+        f"{inversion.steps} steps, cfg {inversion.cfg:g}, {inversion.shape[0]} image(s) of latent shape "
+        f"{list(inversion.shape[1:])}{words}"
+    )
 
 
 class SaveInversion:
@@ -34,13 +37,17 @@ class SaveInversion:
         return {
             "required": {
                 "inversion": ("INVERSION", {"tooltip": "The inversion to keep."}),
-                "name": ("STRING", {
-                    "default": _NAME,
-                    "tooltip": "File name inside ComfyUI's output folder; sub-folders are made, '..' is refused.",
-                }),
-                "overwrite": ("BOOLEAN", {
-                    "default": True, "tooltip": "Replace a file of that name; off: a number is added to the name.",
-                }),
+                "name": (
+                    "STRING",
+                    {
+                        "default": _NAME,
+                        "tooltip": "File name inside ComfyUI's output folder; sub-folders are made, '..' is refused.",
+                    },
+                ),
+                "overwrite": (
+                    "BOOLEAN",
+                    {"default": True, "tooltip": "Replace a file of that name; off: a number is added to the name."},
+                ),
             }
         }
 
@@ -74,13 +81,16 @@ class LoadInversion:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "name": ("STRING", {
-                    "default": _NAME,
-                    "tooltip": "File name inside ComfyUI's output folder, else inside its input folder.",
-                }),
+                "name": (
+                    "STRING",
+                    {
+                        "default": _NAME,
+                        "tooltip": "File name inside ComfyUI's output folder, else inside its input folder.",
+                    },
+                )
             },
             "optional": {
-                "model": ("MODEL", {"tooltip": "Checked at once against the model the inversion was made with."}),
+                "model": ("MODEL", {"tooltip": "Checked at once against the model the inversion was made with."})
             },
         }
 

@@ -1,4 +1,5 @@
 """Sampling from an INVERSION: the guider, the parts for ComfyUI's own samplers, and the one-box sampler."""
+
 from __future__ import annotations
 
 import torch
@@ -14,17 +15,26 @@ from .reports import error_line
 
 _MODEL = ("MODEL", {"tooltip": "The model that the inversion was made with; another is refused."})
 _INVERSION = ("INVERSION", {"tooltip": "From Null-Text Inverter, Null-Text Optimise, Invert Image or Load Inversion."})
-_POSITIVE = ("CONDITIONING", {
-    "tooltip": "The edited prompt. Left open, the source prompt of the inversion: the picture comes back.",
-})
-_NEGATIVE = ("CONDITIONING", {
-    "tooltip": "Only for an inversion without null embeddings and cfg above 1: the negative (empty) prompt.",
-})
-_STRENGTH = ("FLOAT", {
-    "default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01,
-    "tooltip": "The share of the steps that are walked anew: 1 starts at the noise end, less starts further down the "
-               "stored path and keeps more of the source, 0 is the source. Cost: N x strength calls.",
-})
+_POSITIVE = (
+    "CONDITIONING",
+    {"tooltip": "The edited prompt. Left open, the source prompt of the inversion: the picture comes back."},
+)
+_NEGATIVE = (
+    "CONDITIONING",
+    {"tooltip": "Only for an inversion without null embeddings and cfg above 1: the negative (empty) prompt."},
+)
+_STRENGTH = (
+    "FLOAT",
+    {
+        "default": 1.0,
+        "min": 0.0,
+        "max": 1.0,
+        "step": 0.01,
+        "tooltip": "The share of the steps that are walked anew: 1 starts at the noise end, less starts "
+        "further down the "
+        "stored path and keeps more of the source, 0 is the source. Cost: N x strength calls.",
+    },
+)
 
 
 class Guider:
@@ -104,8 +114,10 @@ class Sampler:
     FUNCTION = "run"
     RETURN_TYPES = ("LATENT", "STRING")
     RETURN_NAMES = ("latent", "report")
-    OUTPUT_TOOLTIPS = ("The edited (or reconstructed) latent, for VAE Decode.", "What it cost and how far it lies "
-                                                                                "from the source.")
+    OUTPUT_TOOLTIPS = (
+        "The edited (or reconstructed) latent, for VAE Decode.",
+        "What it cost and how far it lies from the source.",
+    )
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -137,13 +149,17 @@ class Sampler:
             return text_result(said, {"samples": latent}, said)
         result = bridge.replay(model, inversion, positive, negative, cfg=cfg, first=first, mask=mask)
         done, steps = "Edited" if edited else "Reconstructed", calls_back(inversion, first)
-        said = (f"{done} in {steps} of {inversion.steps} steps, cfg {cfg:g}, correction "
-                f"{inversion.correction.replace('_', ' ')}: {result.calls} network calls in {result.seconds:.1f} s")
+        said = (
+            f"{done} in {steps} of {inversion.steps} steps, cfg {cfg:g}, correction "
+            f"{inversion.correction.replace('_', ' ')}: {result.calls} network calls in {result.seconds:.1f} s"
+        )
         distance = error_line(inversion, result)
         said += "\n" + (distance if not edited else distance.replace("error", "distance from the source"))
         if not edited and cfg != inversion.cfg and inversion.correction != "negative_prompt":
-            said += (f"\nNotice: the inversion was made for cfg {inversion.cfg:g}; at another cfg its source does not "
-                     "come back")
+            said += (
+                f"\nNotice: the inversion was made for cfg {inversion.cfg:g}; at another cfg its source does not "
+                "come back"
+            )
         return text_result(said, {"samples": result.samples}, said)
 
 

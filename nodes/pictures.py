@@ -1,4 +1,5 @@
 """Pictures with captions, laid out in a grid: what a node shows when it made many."""
+
 from __future__ import annotations
 
 import textwrap

@@ -1,4 +1,5 @@
 """Small line charts as IMAGE: loss curves, probabilities over the steps, a scale over sigma."""
+
 from __future__ import annotations
 
 import math
@@ -9,13 +10,32 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (255, 127, 14), (148, 103, 189), (140, 86, 75),
-           (227, 119, 194), (90, 90, 90), (188, 189, 34), (23, 190, 207))
+COLOURS = (
+    (31, 119, 180),
+    (214, 39, 40),
+    (44, 160, 44),
+    (255, 127, 14),
+    (148, 103, 189),
+    (140, 86, 75),
+    (227, 119, 194),
+    (90, 90, 90),
+    (188, 189, 34),
+    (23, 190, 207),
+)
 _LEFT, _TOP, _BOTTOM = 52, 22, 26
 
 
-def line_chart(title: str, lines: dict[str, Sequence[float]], x: Sequence[float] | None = None, *, width: int = 512,
-               height: int = 256, low: float | None = None, high: float | None = None, x_label: str = "step") -> Tensor:
+def line_chart(
+    title: str,
+    lines: dict[str, Sequence[float]],
+    x: Sequence[float] | None = None,
+    *,
+    width: int = 512,
+    height: int = 256,
+    low: float | None = None,
+    high: float | None = None,
+    x_label: str = "step",
+) -> Tensor:
     """IMAGE [1, height, width, 3] of named lines over x (default 0, 1, ...). Values that aren't finite leave gaps."""
     picture = Image.new("RGB", (width, height), "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default()
@@ -59,6 +79,7 @@ def line_chart(title: str, lines: dict[str, Sequence[float]], x: Sequence[float]
 def stacked(images: Sequence[Tensor]) -> Tensor:
     """IMAGEs [1, h, w, 3] under one another, the narrow ones padded white."""
     width = max(i.shape[2] for i in images)
-    wide = [torch.cat([i[..., :3].float().cpu(), torch.ones(1, i.shape[1], width - i.shape[2], 3)], dim=2)
-            for i in images]
+    wide = [
+        torch.cat([i[..., :3].float().cpu(), torch.ones(1, i.shape[1], width - i.shape[2], 3)], dim=2) for i in images
+    ]
     return torch.cat(wide, dim=1)

@@ -1,4 +1,5 @@
 """Prompt (with words): the conditioning that later nodes can ask for its words."""
+
 from __future__ import annotations
 
 from .bridge.engine import encode
@@ -23,13 +24,21 @@ class Prompt:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "clip": ("CLIP", {"tooltip": "The text encoder, from the checkpoint loader (LoRA loaders may stand "
-                                             "between)."}),
-                "text": ("STRING", {
-                    "multiline": True, "dynamicPrompts": True, "default": "",
-                    "tooltip": "What the picture shows, or shall show. Emphasis like (word:1.2) works as everywhere. "
-                               "An empty text gives the empty prompt that null-text optimisation starts from.",
-                }),
+                "clip": (
+                    "CLIP",
+                    {"tooltip": "The text encoder, from the checkpoint loader (LoRA loaders may stand between)."},
+                ),
+                "text": (
+                    "STRING",
+                    {
+                        "multiline": True,
+                        "dynamicPrompts": True,
+                        "default": "",
+                        "tooltip": "What the picture shows, or shall show. Emphasis like (word:1.2) works as "
+                        "everywhere. "
+                        "An empty text gives the empty prompt that null-text optimisation starts from.",
+                    },
+                ),
             }
         }
 

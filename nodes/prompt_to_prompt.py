@@ -1,4 +1,5 @@
 """Prompt-to-Prompt: the guider for SamplerCustomAdvanced, and the all-in-one node."""
+
 from __future__ import annotations
 
 import torch
@@ -20,7 +21,7 @@ _EDITED = (
     "CONDITIONING",
     {
         "tooltip": "The edited prompt, from Prompt (with words). Equal word counts: words are replaced one by one; "
-                   "otherwise words are added (refined), and the report says so."
+        "otherwise words are added (refined), and the report says so."
     },
 )
 _NEGATIVE = (
@@ -44,8 +45,8 @@ _OPTIONAL = {
         "INVERSION",
         {
             "tooltip": "Edit a real picture: the source branch is its stored path (Direct Inversion), N x 3 network "
-                       "rows. An exact pair or edit-friendly noise is walked back its own way. With null embeddings "
-                       "(Null-Text Optimise) they are the negative prompt. Open: edit a generated picture, N x 4 rows."
+            "rows. An exact pair or edit-friendly noise is walked back its own way. With null embeddings "
+            "(Null-Text Optimise) they are the negative prompt. Open: edit a generated picture, N x 4 rows."
         },
     ),
     "edited_2": ("CONDITIONING", {"tooltip": "A second edit of the same source, in the same run."}),
@@ -57,7 +58,7 @@ _EDIT = {
         {
             "default": "auto",
             "tooltip": "How the prompts are matched. replace: word by word, for as many words; refine: what both say "
-                       "is kept, new words are free. auto: replace where the word counts are equal, else refine.",
+            "is kept, new words are free. auto: replace where the word counts are equal, else refine.",
         },
     ),
     "cross_steps": fields.share(
@@ -73,8 +74,8 @@ _EDIT = {
         {
             "default": "replace",
             "tooltip": "replace: the source's self-attention until self_steps. mutual: from 8 % of the steps on, the "
-                       "later layers look at the source's contents instead, for changes of pose; self_steps is not "
-                       "read.",
+            "later layers look at the source's contents instead, for changes of pose; self_steps is not "
+            "read.",
         },
     ),
     "word_windows": (
@@ -82,7 +83,7 @@ _EDIT = {
         {
             "default": "",
             "tooltip": "Windows of single words of the edited prompt in place of cross_steps, as fractions of the "
-                       "steps: cat: 0.4, red: 0.2-0.8 .",
+            "steps: cat: 0.4, red: 0.2-0.8 .",
         },
     ),
     "weights": (

@@ -143,9 +143,7 @@ class RePaint:
             },
         }
 
-    def run(
-        self, schedule, jump, resamples, low, high, noise, mode, particles, model=None, sigmas=None
-    ):
+    def run(self, schedule, jump, resamples, low, high, noise, mode, particles, model=None, sigmas=None):
         plan = chosen(schedule, jump, resamples, low, high, noise)
         sampler = make_sampler(plan, mode, particles)
         if sigmas is None:

@@ -1,4 +1,5 @@
 """The lines that inversion nodes have in common in their reports."""
+
 from __future__ import annotations
 
 from ..samplers.inversion import Inversion

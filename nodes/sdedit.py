@@ -77,9 +77,7 @@ class SDEdit:
             "optional": {
                 "mask": (
                     "MASK",
-                    {
-                        "tooltip": fields.MASK[1]["tooltip"] + " Not wired: the latent's own noise mask, if it has one."
-                    },
+                    {"tooltip": fields.MASK[1]["tooltip"] + " Not wired: the latent's own noise mask, if it has one."},
                 )
             },
         }

@@ -1,4 +1,5 @@
 """Guidance Trace: what a guided run did, step by step, as one picture."""
+
 from __future__ import annotations
 
 import torch
@@ -19,7 +20,9 @@ class GuidanceTrace:
     DESCRIPTION = fields.describe(
         "Shows the last run of a guided MODEL: the estimate x0 at each step as a strip, the log-likelihood, the "
         "size of the push, and the class or caption probabilities. Wire the same MODEL that the sampler got, and "
-        "the sampler's result so that this comes after it. It costs nothing while sampling.", SEARCH_ALIASES)
+        "the sampler's result so that this comes after it. It costs nothing while sampling.",
+        SEARCH_ALIASES,
+    )
     FUNCTION = "run"
     OUTPUT_NODE = True
     RETURN_TYPES = ("IMAGE", "STRING")
@@ -45,21 +48,26 @@ class GuidanceTrace:
     def run(self, model, latent, vae, pictures, item):
         record = guide.record_of(model)
         if record is None:
-            raise ValueError("This model has no guidance of this pack: wire the model that comes out of CLIP, "
-                             "Classifier or Semantic Guidance.")
+            raise ValueError(
+                "This model has no guidance of this pack: wire the model that comes out of CLIP, "
+                "Classifier or Semantic Guidance."
+            )
         if not record.steps:
-            raise ValueError("This model has not been sampled yet: wire the sampler's result, made with this very "
-                             "model, into latent.")
+            raise ValueError(
+                "This model has not been sampled yet: wire the sampler's result, made with this very "
+                "model, into latent."
+            )
         steps, b = list(record.steps), item - 1
         if b >= len(steps[0]["denoised"]):
-            raise ValueError(f"The run had {len(steps[0]['denoised'])} picture(s): choose item 1 to "
-                             f"{len(steps[0]['denoised'])}.")
+            raise ValueError(
+                f"The run had {len(steps[0]['denoised'])} picture(s): choose item 1 to {len(steps[0]['denoised'])}."
+            )
         shown = min(pictures, len(steps))
         index = sorted({round(i * (len(steps) - 1) / max(shown - 1, 1)) for i in range(shown)})
-        images = [vae.decode(latent_out(model, steps[i]["denoised"][b: b + 1].float()))[:1] for i in index]
-        strip = captioned_grid(torch.cat([i.cpu() for i in images]), [f"{i + 1}: s "
-                                                                      f"{steps[i]['sigma']:.3g}" for i in index],
-                               len(index))
+        images = [vae.decode(latent_out(model, steps[i]["denoised"][b : b + 1].float()))[:1] for i in index]
+        strip = captioned_grid(
+            torch.cat([i.cpu() for i in images]), [f"{i + 1}: s {steps[i]['sigma']:.3g}" for i in index], len(index)
+        )
         charts, width = [strip], max(strip.shape[2], 512)
         names = list(dict.fromkeys(name for s in steps for name in s["terms"]))
         nan = float("nan")

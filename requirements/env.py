@@ -4,6 +4,7 @@
 Runs on a bare Python 3.11 with pip. uv does the work; where it is absent, pip puts it into .cache/uv of this folder,
 which needs no rights and touches no other environment.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -44,8 +45,10 @@ def environment() -> None:
     if STAMP.exists() and STAMP.read_text() == wanted and works(VENV / "bin" / "python", "-c", "import sys"):
         return
     if sys.version_info[:2] != (3, 11):
-        sys.exit(f"The environment is pinned for Python 3.11, this is {sys.version.split()[0]}: "
-                 "run `make PYTHON=/path/to/python3.11 ...`.")
+        sys.exit(
+            f"The environment is pinned for Python 3.11, this is {sys.version.split()[0]}: "
+            "run `make PYTHON=/path/to/python3.11 ...`."
+        )
     command = uv()
     env = {key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "PYTHONPATH", "CONDA_PREFIX")}
     print("making the environment in .venv (about 6 GB, once) ...", file=sys.stderr, flush=True)
@@ -66,8 +69,10 @@ def browser() -> None:
         install = ["apt-get", "install", "-y", "-q", "chromium"]
         if works("apt-get", "update") and not subprocess.run(install, env=env, stdout=subprocess.DEVNULL).returncode:
             return
-    print("No Chromium: the browser tests are skipped. Install it, for example with `sudo apt-get install chromium`.",
-          file=sys.stderr)
+    print(
+        "No Chromium: the browser tests are skipped. Install it, for example with `sudo apt-get install chromium`.",
+        file=sys.stderr,
+    )
 
 
 if __name__ == "__main__":

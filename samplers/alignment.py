@@ -17,6 +17,7 @@ Departure: the authors map everything behind the text by column number, so that 
 padding token may take the column of a word. Here begin, end and padding tokens take the source's token of the same
 role.
 """
+
 from __future__ import annotations
 
 import string

@@ -11,6 +11,7 @@ Only layers that a controller asks something of leave the engine's attention, an
 prompt repeated to meet another's length (77 to 154 tokens) is read at its own length: attention over equal copies is
 the same. Probabilities exist for some pixels at a time, so that memory does not grow with batch, heads and resolution.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence

@@ -4,6 +4,7 @@ The paper writes eps = (1 + w) eps_c - w eps_u: w = 0 is the conditional model a
 over sigma is plain data: constant, linear or cosine in log sigma between two values, or switched off (w = 0) outside an
 interval (Kynkaanniemi et al. 2404.07724).
 """
+
 from __future__ import annotations
 
 import math

@@ -11,6 +11,7 @@ With e the image tower, c_j the cutouts and t_i targets of weight w_i:
 Departures: the picture is that of the estimate D, not of a blend of D and x_s (the CLIP towers were never shown noise);
 every sample of a batch sees the same cutouts, so that a batch equals its single runs.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -55,8 +56,9 @@ class ImageLoss:
             raise ValueError("Guidance needs at least one target: a text or a picture.")
         weighted([torch.zeros(1)] * len(self.weights), self.weights)  # refuse weights that cancel before any work
         if self.distance == "contrastive" and (self.distractors is None or len(self.distractors) == 0):
-            raise ValueError("The contrastive loss needs at least one distractor caption: with the target alone its "
-                             "gradient is 0.")
+            raise ValueError(
+                "The contrastive loss needs at least one distractor caption: with the target alone its gradient is 0."
+            )
 
     def __call__(self, image: Tensor, sigma: Sigma) -> Tensor:
         seen = image if self.mask is None else inside(self.mask, image)
@@ -104,12 +106,15 @@ def inside(mask: Tensor, image: Tensor) -> Tensor:
     return image * mask + GREY * (1 - mask)
 
 
-def rank(embed: Callable[[Tensor], Tensor], images: Tensor, targets: Tensor, weights: tuple[float, ...],
-         mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def rank(
+    embed: Callable[[Tensor], Tensor],
+    images: Tensor,
+    targets: Tensor,
+    weights: tuple[float, ...],
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Order pictures [B, 3, H, W] by their mean weighted cosine similarity to targets [K, D]: indices best first, and
     the similarities [B] in the given order. Blended Diffusion ranks its 64 candidates so, by the masked picture."""
     u = embed(images if mask is None else inside(mask, images)).float()
     score = weighted([1 - cosine(u, target.to(u)) for target in targets], weights)
     return score.argsort(descending=True), score
-
-

@@ -14,6 +14,7 @@ Departures: the authors replace self-attention up to 32x32 query tokens at 512 p
 of that and a quarter of the latent's pixels. MasaCtrl's first layer, 10 of 16 at SD1, is the same fraction of any
 network's layers.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -75,8 +76,7 @@ def _weighted(probabilities: Tensor, factors: dict[int, float]) -> Tensor:
 
 
 class Reweight(Controller):
-    """Columns of the cross-attention times a factor, whosever map it is: `factors[p]` is {column: factor} for prompt p.
-    """
+    """Columns of the cross-attention times a factor, whosever map it is; `factors[p]` of prompt p: {column: factor}."""
 
     def __init__(self, factors: Sequence[dict[int, float]], window: Window = ALWAYS):
         self.factors = [{j: c for j, c in f.items() if c != 1} for f in factors]

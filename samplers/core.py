@@ -12,6 +12,7 @@ finite at s = 1).
 
 Shapes: x is [B, C, ...]; sigma is a float, a 0-d tensor or [B].
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -64,8 +65,9 @@ class NoiseProcess:
         """A draw of q(x_hi | x_lo), sigma_hi >= sigma_lo: the forward process between two levels."""
         raise NotImplementedError
 
-    def transition(self, x: Tensor, denoised: Tensor, sigma: Sigma, sigma_next: Sigma, eta: float = 1.0
-                   ) -> tuple[Tensor, Tensor]:
+    def transition(
+        self, x: Tensor, denoised: Tensor, sigma: Sigma, sigma_next: Sigma, eta: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
         """Mean [B, C, ...] and std (broadcastable) of the reverse step s -> s' < s.
 
         eta 1 is the posterior q(x_s' | x_s, x0 = D) (DDPM, ancestral); eta 0 is DDIM/Euler with std 0; above 1 more of
@@ -202,5 +204,6 @@ def check_descending(sigmas: Tensor) -> None:
     if sigmas.ndim != 1 or len(sigmas) < 2:
         raise ValueError(f"A schedule needs at least two sigmas in one row; got shape {tuple(sigmas.shape)}.")
     if not bool((sigmas[1:] < sigmas[:-1]).all()) or float(sigmas[-1]) < 0:
-        raise ValueError("The sigmas must fall strictly and end at 0 or above; got "
-                         f"{[round(float(s), 4) for s in sigmas]}.")
+        raise ValueError(
+            f"The sigmas must fall strictly and end at 0 or above; got {[round(float(s), 4) for s in sigmas]}."
+        )

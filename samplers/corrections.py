@@ -8,6 +8,7 @@
 A replay is  sample_euler(null_guided(net, conditional, sigmas, embeddings, cfg), x_T, sigmas). Steps are found by
 sigma's place in the schedule, never by counting calls, so Heun and the like work too.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable

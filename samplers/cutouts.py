@@ -6,6 +6,7 @@ All images of a batch get the same crops, so that a batch of N equals N single r
 generator given (guidance.generator_at), never from the global one. Departure: the first cutout is always the whole
 picture, not augmented, as in Blended Diffusion.
 """
+
 from __future__ import annotations
 
 import math
@@ -55,7 +56,7 @@ class Cutouts:
         """[B, C, H, W] in [0, 1] -> [count, B, C, size, size]."""
         crops = []
         for i, (top, left, h, w) in enumerate(self.boxes(*image.shape[-2:], generator)):
-            crop = resize(image[..., top:top + h, left:left + w], self.size)
+            crop = resize(image[..., top : top + h, left : left + w], self.size)
             crops.append(self._augment(crop, generator) if i else crop)
         return torch.stack(crops)
 
@@ -67,8 +68,12 @@ class Cutouts:
         if self.degrees or self.translate:
             a = math.radians(self.degrees) * (2 * angle - 1)
             # affine_grid speaks of the half side
-            theta = crop.new_tensor([[math.cos(a), -math.sin(a), 2 * self.translate * (2 * dx - 1)],
-                                     [math.sin(a), math.cos(a), 2 * self.translate * (2 * dy - 1)]])
+            theta = crop.new_tensor(
+                [
+                    [math.cos(a), -math.sin(a), 2 * self.translate * (2 * dx - 1)],
+                    [math.sin(a), math.cos(a), 2 * self.translate * (2 * dy - 1)],
+                ]
+            )
             grid = F.affine_grid(theta[None].expand(crop.shape[0], 2, 3), list(crop.shape), align_corners=False)
             crop = F.grid_sample(crop, grid, padding_mode="border", align_corners=False)
         if self.grey and grey < self.grey:

@@ -12,26 +12,27 @@ prompts give differences of exactly 0, so the source comes back to the bit.
 Departures. FlowEdit is stated for flow models; for VE the same line is the same ODE difference. InfEdit's paper
 corrects eps; with eps = (x - D)/s that is the D' above. Its attention control is a matter of the denoisers given.
 """
+
 from __future__ import annotations
 
 from torch import Tensor
 
-from .core import (
-    Callback,
-    Denoise,
-    NoiseProcess,
-    NoiseSource,
-    check_descending,
-    expand,
-    report,
-    to_d,
-)
+from .core import Callback, Denoise, NoiseProcess, NoiseSource, check_descending, expand, report, to_d
 from .ode import sample_euler
 
 
-def sample_flow_edit(denoise: Denoise, x: Tensor, sigmas: Tensor, *, process: NoiseProcess, noise: NoiseSource,
-                     source: Denoise, callback: Callback | None = None, average: int = 1, plain_steps: int = 0
-                     ) -> Tensor:
+def sample_flow_edit(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    process: NoiseProcess,
+    noise: NoiseSource,
+    source: Denoise,
+    callback: Callback | None = None,
+    average: int = 1,
+    plain_steps: int = 0,
+) -> Tensor:
     """x [B, C, ...] is the source latent (not noise); denoise: the target's guided prediction, source: the source's.
 
     sigmas: where to begin decides how much may change (the paper's n_max: the schedule's last n_max steps). average:
@@ -40,8 +41,9 @@ def sample_flow_edit(denoise: Denoise, x: Tensor, sigmas: Tensor, *, process: No
     check_descending(sigmas)
     steps = len(sigmas) - 1
     if average < 1 or not 0 <= plain_steps <= steps:
-        raise ValueError(f"FlowEdit needs at least 1 draw per step and 0 to {steps} plain steps; "
-                         f"got {average} and {plain_steps}.")
+        raise ValueError(
+            f"FlowEdit needs at least 1 draw per step and 0 to {steps} plain steps; got {average} and {plain_steps}."
+        )
     edit = x
     for i in range(steps - plain_steps):
         s, total = sigmas[i], 0.0
@@ -63,8 +65,16 @@ def sample_flow_edit(denoise: Denoise, x: Tensor, sigmas: Tensor, *, process: No
     return sample_euler(denoise, begin, sigmas[first:], callback=later)
 
 
-def sample_infedit(denoise: Denoise, x: Tensor, sigmas: Tensor, *, process: NoiseProcess, noise: NoiseSource,
-                   source: Denoise, callback: Callback | None = None) -> Tensor:
+def sample_infedit(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    process: NoiseProcess,
+    noise: NoiseSource,
+    source: Denoise,
+    callback: Callback | None = None,
+) -> Tensor:
     """x [B, C, ...] is the source latent; denoise: the target's prediction, source: the source's. 2 calls per step.
 
     Few steps (12 in the paper, with a consistency model) are enough; the first sigma decides how much may change."""

@@ -219,10 +219,7 @@ def gains(
     """G (1 - r) of every step [N]: 0 outside the window and for a last step to 0. Below 2 errors decay."""
     levels = [float(s) for s in sigmas]
     gain, window = 1 + (cfg - 1) * strength, SigmaWindow(start, end)
-    return [
-        gain * (1 - low / high) if high in window and low > 0 else 0.0
-        for high, low in zip(levels, levels[1:])
-    ]
+    return [gain * (1 - low / high) if high in window and low > 0 else 0.0 for high, low in zip(levels, levels[1:])]
 
 
 def stable_strength(

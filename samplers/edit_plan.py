@@ -5,6 +5,7 @@ Defaults are the authors' notebook (2208.01626): cross-attention 0.8, self-atten
 inside the word's cross-attention window, on the source's map. PIE-Bench's runs use 0.4 and 0.6, a local blend on the
 word that changes and a weight of 2 on it.
 """
+
 from __future__ import annotations
 
 from .alignment import factor_columns, in_some_prompt, parse_factors, parse_windows, token_map

@@ -9,6 +9,7 @@ ordinary image encoder.
 Departure: the level is told by log(sigma)/4 (EDM's c_noise) in sinusoids, not by an integer timestep, so that one
 network serves every schedule; the learned places are resampled when the grid has another size.
 """
+
 from __future__ import annotations
 
 import math
@@ -93,12 +94,29 @@ class Encoder(nn.Module):
     pictures; attention: levels (from 0) that attend to themselves; size: the H = W it is made for; noise_aware: takes
     a sigma."""
 
-    def __init__(self, in_channels: int, out: int, *, widths=(32, 64, 128), blocks: int = 1, attention=(2,),
-                 size: int = 16, stem_stride: int = 1, noise_aware: bool = False):
+    def __init__(
+        self,
+        in_channels: int,
+        out: int,
+        *,
+        widths=(32, 64, 128),
+        blocks: int = 1,
+        attention=(2,),
+        size: int = 16,
+        stem_stride: int = 1,
+        noise_aware: bool = False,
+    ):
         super().__init__()
-        self.config = {"in_channels": in_channels, "out": out, "widths": list(widths), "blocks": blocks,
-                       "attention": list(attention), "size": size, "stem_stride": stem_stride,
-                       "noise_aware": noise_aware}
+        self.config = {
+            "in_channels": in_channels,
+            "out": out,
+            "widths": list(widths),
+            "blocks": blocks,
+            "attention": list(attention),
+            "size": size,
+            "stem_stride": stem_stride,
+            "noise_aware": noise_aware,
+        }
         self.noise_aware = noise_aware
         level = 4 * widths[0] if noise_aware else 0
         if noise_aware:

@@ -27,6 +27,7 @@ estimate's own uncertainty sqrt(s^2 v / (a^2 v + s^2)), which is about s at low 
 an exact classifier at k = 1 it takes a tenth (bound 1) to a quarter (.5) of the samples out of the class, and a larger
 k does not bring them back (`make bench NAME=guidance`). So each evaluation reports which samples it limited.
 """
+
 from __future__ import annotations
 
 import math
@@ -101,9 +102,18 @@ def generator_at(seed: int, sigma: Sigma, device: str | torch.device = "cpu") ->
     return torch.Generator(device).manual_seed((seed * 1_000_003 + level * 7_919 + 12_345) % 2**63)
 
 
-def shift(guidances: Sequence[Guidance], x: Tensor, sigma: Sigma, denoised: Tensor, *, process: NoiseProcess = VE,
-          network: Denoise | None = None, graph: tuple[Tensor, Tensor] | None = None,
-          sigmas: Sequence[float] | Tensor | None = None, report: Report | None = None) -> Tensor | None:
+def shift(
+    guidances: Sequence[Guidance],
+    x: Tensor,
+    sigma: Sigma,
+    denoised: Tensor,
+    *,
+    process: NoiseProcess = VE,
+    network: Denoise | None = None,
+    graph: tuple[Tensor, Tensor] | None = None,
+    sigmas: Sequence[float] | Tensor | None = None,
+    report: Report | None = None,
+) -> Tensor | None:
     """sum_i f k_i g_i [B, C, ...], what to add to D; None when no term is active at sigma.
 
     network: the denoiser to differentiate in `network` mode, asked once; `graph` = (x leaf, D(x leaf)) when the
@@ -131,18 +141,30 @@ def shift(guidances: Sequence[Guidance], x: Tensor, sigma: Sigma, denoised: Tens
                 wrt = x.clone().requires_grad_()
                 value = g.log_likelihood(wrt, sigma, denoised)
             if value.shape != x.shape[:1]:
-                raise ValueError(f"A log-likelihood is one number per sample; got shape {tuple(value.shape)} for a "
-                                 f"batch of {x.shape[0]}.")
+                raise ValueError(
+                    f"A log-likelihood is one number per sample; got shape {tuple(value.shape)} for a "
+                    f"batch of {x.shape[0]}."
+                )
             keep = g.mode == "network" and g is not through[-1]
             gradient = torch.autograd.grad(value.sum(), wrt, retain_graph=keep)[0].to(denoised)
-            factor = (estimate_weight(process, sigma, denoised, g.variance) if g.mode == "decoder"
-                      else process.guidance_weight(expand(sigma, denoised)))
+            factor = (
+                estimate_weight(process, sigma, denoised, g.variance)
+                if g.mode == "decoder"
+                else process.guidance_weight(expand(sigma, denoised))
+            )
             unit = estimate_weight(process, sigma, denoised, g.variance).sqrt()
             change, rms, limited = bounded(k * factor * gradient, unit, g.bound)
             total = total + change.detach()
             if report:
-                report({"name": g.name, "sigma": sigma, "log_likelihood": value.detach(), "rms": rms.detach(),
-                        "limited": limited})
+                report(
+                    {
+                        "name": g.name,
+                        "sigma": sigma,
+                        "log_likelihood": value.detach(),
+                        "rms": rms.detach(),
+                        "limited": limited,
+                    }
+                )
     return total
 
 
@@ -157,8 +179,14 @@ def bounded(change: Tensor, unit: Tensor | float, bound: float | None) -> tuple[
     return change * expand(factor, change), rms * factor, limited
 
 
-def with_guidance(denoise: Denoise, guidances: Sequence[Guidance], *, process: NoiseProcess = VE,
-                  sigmas: Sequence[float] | Tensor | None = None, report: Report | None = None) -> Denoise:
+def with_guidance(
+    denoise: Denoise,
+    guidances: Sequence[Guidance],
+    *,
+    process: NoiseProcess = VE,
+    sigmas: Sequence[float] | Tensor | None = None,
+    report: Report | None = None,
+) -> Denoise:
     """A guided denoiser D' = D + sum f k g. Where no term is active it is `denoise` itself, to the bit.
 
     Put it after CFG: k is then independent of the CFG scale."""

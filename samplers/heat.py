@@ -1,5 +1,6 @@
 """Attention maps as pictures: heat maps over an image, masks cut from them, strips over the steps. [0, 1], H x W x
 3."""
+
 from __future__ import annotations
 
 import torch

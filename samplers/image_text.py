@@ -5,6 +5,7 @@ x_0.
 Embeddings are rows [B, D]; only their directions mean something. The image tower looks at pictures in [0, 1] at
 `image_size`; the noise-aware tower at latents in model space, scaled by the noise process's c_in here.
 """
+
 from __future__ import annotations
 
 import json
@@ -32,7 +33,7 @@ class TextLayer(nn.Module):
         b, t, c = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         # written out: rows are short, and the fused kernel with a mask takes twice as long on a CPU
-        weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -.5).float()
+        weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).float()
         h = weights.masked_fill(~there[:, None, None, :], -torch.inf).softmax(-1).to(v.dtype) @ v
         x = x + self.out(h.transpose(1, 2).reshape(b, t, c))
         return x + self.mlp(self.norm2(x))
@@ -64,8 +65,9 @@ class TextTower(nn.Module):
 class ImageText(nn.Module):
     """The towers with their word list. `noisy` is None until it has been trained for a latent space."""
 
-    def __init__(self, words: dict[str, int], image: dict, text: dict, noisy: dict | None = None, *,
-                 image_size: int = 64):
+    def __init__(
+        self, words: dict[str, int], image: dict, text: dict, noisy: dict | None = None, *, image_size: int = 64
+    ):
         super().__init__()
         self.words, self.image_size = dict(words), image_size
         self.image, self.text = Encoder(**image), TextTower(**text)
@@ -116,8 +118,13 @@ class ImageText(nn.Module):
 
     def metadata(self) -> dict[str, str]:
         """What a safetensors file needs beside the weights to build the model again."""
-        config = {"image": self.image.config, "text": self.text.config, "image_size": self.image_size,
-                  "noisy": self.noisy.config if self.noisy is not None else None, "words": self.words}
+        config = {
+            "image": self.image.config,
+            "text": self.text.config,
+            "image_size": self.image_size,
+            "noisy": self.noisy.config if self.noisy is not None else None,
+            "words": self.words,
+        }
         return {"format": FORMAT, "config": json.dumps(config)}
 
     @classmethod

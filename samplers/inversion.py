@@ -6,6 +6,7 @@ null_embeddings[i] and residuals[i] belong to the step sigmas[i] -> sigmas[i + 1
 
 On disk: one safetensors file, tensors by field name, everything else as JSON text in the header's metadata.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -64,16 +65,18 @@ class Inversion:
         if self.process == "flow" and float(self.sigmas[0]) > 1:
             raise ValueError(f"A flow schedule lies between 1 and 0; this one starts at {float(self.sigmas[0]):.4g}.")
         if self.trajectory.ndim < 3:
-            raise ValueError("A trajectory has shape [steps + 1, batch, channels, ...]; "
-                             f"got {_shape(self.trajectory)}.")
+            raise ValueError(
+                f"A trajectory has shape [steps + 1, batch, channels, ...]; got {_shape(self.trajectory)}."
+            )
         self._need("trajectory", (self.steps + 1, *self.trajectory.shape[1:]))
         self._need("pair", (2, *self.shape))
         self._need("residuals", (self.steps, *self.shape))
         if self.null_embeddings is not None:
             self._need("null_embeddings", (self.steps, self.shape[0], *self.null_embeddings.shape[2:]))
             if self.null_embeddings.ndim != 4:
-                raise ValueError(f"Null embeddings have shape [steps, batch, tokens, width]; "
-                                 f"got {_shape(self.null_embeddings)}.")
+                raise ValueError(
+                    f"Null embeddings have shape [steps, batch, tokens, width]; got {_shape(self.null_embeddings)}."
+                )
         if self.pivot == "exact_pair" and self.pair is None:
             raise ValueError("An exact inversion needs its end pair: make the inversion again.")
         if self.pivot == "edit_friendly" and self.residuals is None:
@@ -84,8 +87,10 @@ class Inversion:
     def _need(self, name, shape):
         value = getattr(self, name)
         if value is not None and tuple(value.shape) != tuple(shape):
-            raise ValueError(f"{name} should have shape {list(shape)} to go with {self.steps} steps and latents of "
-                             f"{list(self.shape)}; got {_shape(value)}.")
+            raise ValueError(
+                f"{name} should have shape {list(shape)} to go with {self.steps} steps and latents of "
+                f"{list(self.shape)}; got {_shape(value)}."
+            )
 
     @property
     def steps(self) -> int:
@@ -117,14 +122,18 @@ class Inversion:
     def check_latent(self, shape) -> None:
         """ValueError unless a latent [B, C, ...] in model space has this inversion's shape."""
         if tuple(shape) != self.shape:
-            raise ValueError(f"This inversion holds latents of shape {list(self.shape)}, and the latent given has "
-                             f"{list(shape)}: wire the latent it was made from, or invert again.")
+            raise ValueError(
+                f"This inversion holds latents of shape {list(self.shape)}, and the latent given has "
+                f"{list(shape)}: wire the latent it was made from, or invert again."
+            )
 
     def check_process(self, process: NoiseProcess) -> None:
         """ValueError unless the model's noise process is this inversion's."""
         if process.name != self.process:
-            raise ValueError(f"This inversion was made with a {self.process} model, and the model given is a "
-                             f"{process.name} model: use the one it was made with, or invert again.")
+            raise ValueError(
+                f"This inversion was made with a {self.process} model, and the model given is a "
+                f"{process.name} model: use the one it was made with, or invert again."
+            )
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """(tensors, metadata) as safetensors holds them; copies, for the format refuses tensors that share memory."""
@@ -137,8 +146,9 @@ class Inversion:
         """The reverse of `to_tensors`. ValueError in one sentence for a file of another kind, version or content."""
         metadata = dict(metadata or {})
         if metadata.pop("format", None) != FORMAT:
-            raise ValueError("This safetensors file is not an inversion of this pack: choose one that Save Inversion "
-                             "wrote.")
+            raise ValueError(
+                "This safetensors file is not an inversion of this pack: choose one that Save Inversion wrote."
+            )
         try:
             values = {name: json.loads(text) for name, text in metadata.items()}
         except (TypeError, ValueError):
@@ -148,9 +158,11 @@ class Inversion:
         missing = [name for name in ("sigmas", "trajectory") if name not in tensors]
         foreign = sorted((set(values) | set(tensors)) - known)
         if missing or foreign or set(values) & set(_TENSORS):
-            raise ValueError("The inversion's content is not what its version says "
-                             f"({'missing ' + ', '.join(missing) if missing else 'unknown ' + ', '.join(foreign)}): "
-                             "make the inversion again.")
+            raise ValueError(
+                "The inversion's content is not what its version says "
+                f"({'missing ' + ', '.join(missing) if missing else 'unknown ' + ', '.join(foreign)}): "
+                "make the inversion again."
+            )
         return cls(**tensors, **values)
 
     def save(self, path: str | os.PathLike) -> None:
@@ -171,11 +183,15 @@ class Inversion:
             raise FileNotFoundError(f"There is no inversion file named {os.path.basename(path)}.")
         try:
             with safe_open(os.fspath(path), framework="pt") as file:
-                return cls.from_tensors({name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118
-                                        file.metadata())
+                return cls.from_tensors(
+                    {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118
+                    file.metadata(),
+                )
         except (SafetensorError, OSError):
-            raise ValueError(f"{os.path.basename(path)} is cut short or not a safetensors file: copy it again or make "
-                             "the inversion again.") from None
+            raise ValueError(
+                f"{os.path.basename(path)} is cut short or not a safetensors file: copy it again or make "
+                "the inversion again."
+            ) from None
 
 
 def _plain(value: Tensor, name: str) -> Tensor:
@@ -195,8 +211,10 @@ def _plain(value: Tensor, name: str) -> Tensor:
 
 def _check_version(version):
     if version != VERSION:
-        raise ValueError(f"This inversion has format version {version}, and this pack reads version {VERSION}: "
-                         "make the inversion again.")
+        raise ValueError(
+            f"This inversion has format version {version}, and this pack reads version {VERSION}: "
+            "make the inversion again."
+        )
 
 
 def _shape(value: Tensor) -> list[int]:

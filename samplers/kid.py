@@ -5,6 +5,7 @@ left out, so the value may be negative. The paper averages over random subsets; 
 the standard error is a bootstrap over items. A resampled set holds items twice; pairs of equal items stay left out
 (they would add k(x, x), which no two independent draws have), so the bootstrap is centred on the estimate.
 """
+
 from __future__ import annotations
 
 import torch
@@ -40,8 +41,9 @@ def _draws(sizes: tuple[int, int], bootstrap: int, seed: int) -> list[Tensor]:
 
 def _check(features: Tensor, reference: Tensor) -> None:
     if features.ndim != 2 or reference.ndim != 2 or features.shape[1] != reference.shape[1]:
-        raise ValueError("KID compares rows of equal length; got "
-                         f"{tuple(features.shape)} and {tuple(reference.shape)}.")
+        raise ValueError(
+            f"KID compares rows of equal length; got {tuple(features.shape)} and {tuple(reference.shape)}."
+        )
     if min(len(features), len(reference)) < 2:
         raise ValueError("KID needs at least two items on either side.")
 
@@ -58,8 +60,9 @@ def kid(features: Tensor, reference: Tensor, *, bootstrap: int = 200, seed: int 
     return _told(_distances(features, reference, *_draws((len(features), len(reference)), bootstrap, seed)))
 
 
-def kid_gain(worse: Tensor, better: Tensor, reference: Tensor, *, bootstrap: int = 200, seed: int = 0
-             ) -> tuple[float, float]:
+def kid_gain(
+    worse: Tensor, better: Tensor, reference: Tensor, *, bootstrap: int = 200, seed: int = 0
+) -> tuple[float, float]:
     """KID of `worse` [N, d] less that of `better` [N, d], and its standard error, for paired rows (the same start
     noise, say): one bootstrap draws the same items of both and the same reference, so that what they share cancels."""
     _check(worse, reference)

@@ -7,6 +7,7 @@ sigmas. As a guidance it needs neither the network's nor the decoder's gradient:
 Departures: latents, not pixels; AdamW with a one-cycle rate over a few hundred or thousand steps, a size for folders of
 tens to thousands of pictures; mirrored copies on request.
 """
+
 from __future__ import annotations
 
 import json
@@ -36,13 +37,28 @@ class LatentClassifier(nn.Module):
         self.net = Encoder(**encoder)
 
     @classmethod
-    def new(cls, labels: list[str], channels: int, size: int, *, width: int = 48, process: NoiseProcess = VE,
-            fingerprint: str = "") -> LatentClassifier:
+    def new(
+        cls,
+        labels: list[str],
+        channels: int,
+        size: int,
+        *,
+        width: int = 48,
+        process: NoiseProcess = VE,
+        fingerprint: str = "",
+    ) -> LatentClassifier:
         """A classifier for latents [C, size, size], one level per halving down to about 4, three levels at most."""
         levels = max(1, min(3, int(math.log2(max(size, 4) / 4)) + 1))
         widths = [width * n for n in (1, 2, 3)[:levels]]
-        config = {"in_channels": channels, "out": len(labels), "widths": widths, "blocks": 2,
-                  "attention": list(range(1, levels)), "size": size, "noise_aware": True}
+        config = {
+            "in_channels": channels,
+            "out": len(labels),
+            "widths": widths,
+            "blocks": 2,
+            "attention": list(range(1, levels)),
+            "size": size,
+            "noise_aware": True,
+        }
         return cls(labels, config, process, fingerprint)
 
     def forward(self, x: Tensor, sigma: Sigma) -> Tensor:
@@ -58,17 +74,28 @@ class LatentClassifier(nn.Module):
         return lambda x, sigma, _denoised: class_log_prob(self(x.float(), sigma), index)
 
     def metadata(self) -> dict[str, str]:
-        return {"format": FORMAT, "labels": json.dumps(self.labels), "encoder": json.dumps(self.net.config),
-                "process": self.process.name, "fingerprint": self.fingerprint}
+        return {
+            "format": FORMAT,
+            "labels": json.dumps(self.labels),
+            "encoder": json.dumps(self.net.config),
+            "process": self.process.name,
+            "fingerprint": self.fingerprint,
+        }
 
     @classmethod
     def build(cls, state: dict[str, Tensor], metadata: dict[str, str]) -> LatentClassifier:
         """The classifier of a file's tensors and metadata, frozen. ValueError if the file is of another kind."""
         if (metadata or {}).get("format") != FORMAT:
-            raise ValueError("This file is not a latent classifier: train one with Train Latent Classifier, or use "
-                             "Load Image Classifier for a classifier of pictures.")
-        model = cls(json.loads(metadata["labels"]), json.loads(metadata["encoder"]), PROCESSES[metadata["process"]],
-                    metadata["fingerprint"])
+            raise ValueError(
+                "This file is not a latent classifier: train one with Train Latent Classifier, or use "
+                "Load Image Classifier for a classifier of pictures."
+            )
+        model = cls(
+            json.loads(metadata["labels"]),
+            json.loads(metadata["encoder"]),
+            PROCESSES[metadata["process"]],
+            metadata["fingerprint"],
+        )
         model.load_state_dict({k: v.float() for k, v in state.items()})
         return model.eval().requires_grad_(False)
 
@@ -89,9 +116,19 @@ def class_index(labels: list[str], label: str) -> int:
     raise ValueError(f"The classifier has no class {label!r}; its classes are: {shown}.")
 
 
-def train_latent_classifier(model: LatentClassifier, latents: Tensor, targets: Tensor, sigmas: Tensor, *,
-                            steps: int = 1000, batch: int = 64, lr: float = 1e-3, mirror: bool = False, seed: int = 0,
-                            callback: Callable[[int, float, float], None] | None = None) -> Tensor:
+def train_latent_classifier(
+    model: LatentClassifier,
+    latents: Tensor,
+    targets: Tensor,
+    sigmas: Tensor,
+    *,
+    steps: int = 1000,
+    batch: int = 64,
+    lr: float = 1e-3,
+    mirror: bool = False,
+    seed: int = 0,
+    callback: Callable[[int, float, float], None] | None = None,
+) -> Tensor:
     """Train in place; returns the loss of every step [steps].
 
     latents [N, C, H, W] clean, in model space; targets [N] class indices; sigmas: the levels to draw from, uniformly (a
@@ -99,8 +136,9 @@ def train_latent_classifier(model: LatentClassifier, latents: Tensor, targets: T
     to stop; random numbers come from a generator of their own. Classes are drawn equally often, however many pictures
     each has, so that log p(y | x_s) is that of a uniform prior."""
     if len(latents) != len(targets) or len(latents) == 0:
-        raise ValueError("Training needs one class for each latent; got "
-                         f"{len(latents)} latents and {len(targets)} classes.")
+        raise ValueError(
+            f"Training needs one class for each latent; got {len(latents)} latents and {len(targets)} classes."
+        )
     device = latents.device
     generator = torch.Generator().manual_seed(seed)
     counts = torch.bincount(targets.cpu(), minlength=len(model.labels)).float()

@@ -14,6 +14,7 @@ would divide the guidance by the batch size.
   into the channels; here a Gram matrix belongs to one sample.
 * content: squared distance of feature maps. total variation and range: on pixels, after the CLIP guidance notebooks.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -49,8 +50,9 @@ def contrastive(u: Tensor, target: Tensor, distractors: Tensor, temperature: flo
     """-log p(target | u) against distractors [K, D]; u [..., D], target [D] -> [...]. ValueError without a
     distractor."""
     if distractors.shape[0] == 0:
-        raise ValueError("The contrastive loss needs at least one distractor caption: with the target alone its "
-                         "gradient is 0.")
+        raise ValueError(
+            "The contrastive loss needs at least one distractor caption: with the target alone its gradient is 0."
+        )
     return -caption_log_probs(u, torch.cat([target[None], distractors]), temperature)[..., 0]
 
 
@@ -88,8 +90,10 @@ def style(features: Sequence[Tensor], references: Sequence[Tensor]) -> Tensor:
 
 def content(features: Sequence[Tensor], references: Sequence[Tensor]) -> Tensor:
     """Mean over layers of the relative squared distance of feature maps, position by position -> [B]."""
-    terms = [(f - r).pow(2).flatten(1).sum(1) / r.pow(2).flatten(1).sum(1).clamp(min=1e-12)
-             for f, r in zip(features, references, strict=True)]
+    terms = [
+        (f - r).pow(2).flatten(1).sum(1) / r.pow(2).flatten(1).sum(1).clamp(min=1e-12)
+        for f, r in zip(features, references, strict=True)
+    ]
     return torch.stack(terms).mean(0)
 
 

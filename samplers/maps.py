@@ -14,6 +14,7 @@ Departure: the authors fix the five 16x16 layers of SD1 at 512 pixels (a quarter
 grid is the network's coarsest with at least a quarter of the latent's side and at least 16 tokens, or else its finest,
 and of its layers the up blocks', whose maps are the sharper ones; "up, down" are the authors'.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence

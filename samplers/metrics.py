@@ -12,6 +12,7 @@ comparable.
 
 Images are [B, 3, H, W] in [0, 1]; masks [B or 1, 1, H, W], 1 where the edit may change; results are [B], float64.
 """
+
 from __future__ import annotations
 
 import torch

@@ -9,6 +9,7 @@ With p(x0) = sum_k w_k N(m_k, C_k) and x_s = a x0 + s n (a = 1 for VE, 1 - s for
 
 Everything is differentiable in x and in the parameters, and finite at s = 0 and at s = 1 of the flow.
 """
+
 from __future__ import annotations
 
 import math
@@ -40,8 +41,9 @@ class GaussianMixture:
     equal); labels: K integers, the class of each mode (default: every mode is a class of its own).
     Parameters are kept in float64; results come in x's dtype. For correlated coordinates see `correlated`."""
 
-    def __init__(self, means: Tensor, stds: Tensor | float, weights: Tensor | None = None,
-                 labels: Sequence[int] | None = None):
+    def __init__(
+        self, means: Tensor, stds: Tensor | float, weights: Tensor | None = None, labels: Sequence[int] | None = None
+    ):
         means = torch.as_tensor(means, dtype=torch.float64)
         stds = torch.as_tensor(stds, dtype=torch.float64)
         stds = stds.reshape(stds.shape + (1,) * (means.ndim - stds.ndim)) if stds.ndim else stds
@@ -50,8 +52,9 @@ class GaussianMixture:
         self._set(means, (stds.expand(means.shape) ** 2).flatten(1), None, weights, labels)
 
     @classmethod
-    def correlated(cls, means: Tensor, covariances: Tensor, weights: Tensor | None = None,
-                   labels: Sequence[int] | None = None) -> GaussianMixture:
+    def correlated(
+        cls, means: Tensor, covariances: Tensor, weights: Tensor | None = None, labels: Sequence[int] | None = None
+    ) -> GaussianMixture:
         """Modes with full covariance: covariances [K, P, P] over the P flattened coordinates of means [K, D...]."""
         eigenvalues, basis = torch.linalg.eigh(torch.as_tensor(covariances, dtype=torch.float64))
         if not bool((eigenvalues > 0).all()):
@@ -65,8 +68,9 @@ class GaussianMixture:
         weights = torch.ones(modes) if weights is None else torch.as_tensor(weights)
         self.labels = list(range(modes)) if labels is None else [int(label) for label in labels]
         if len(weights) != modes or len(self.labels) != modes:
-            raise ValueError(f"{modes} means need {modes} weights and labels; "
-                             f"got {len(weights)} and {len(self.labels)}.")
+            raise ValueError(
+                f"{modes} means need {modes} weights and labels; got {len(weights)} and {len(self.labels)}."
+            )
         self.shape = means.shape[1:]
         self.means, self.variances, self.basis = means.flatten(1), variances, basis  # [K, P], [K, P], [K, P, P] | None
         self.weights = weights.double() / weights.double().sum()
@@ -78,8 +82,13 @@ class GaussianMixture:
         if not chosen:
             raise ValueError(f"No mode has label {label}; the classes are {self.classes}.")
         part = type(self).__new__(type(self))
-        part._set(self.means[chosen].reshape(-1, *self.shape), self.variances[chosen],
-                  None if self.basis is None else self.basis[chosen], self.weights[chosen], [label] * len(chosen))
+        part._set(
+            self.means[chosen].reshape(-1, *self.shape),
+            self.variances[chosen],
+            None if self.basis is None else self.basis[chosen],
+            self.weights[chosen],
+            [label] * len(chosen),
+        )
         return part
 
     def posterior(self, x: Tensor, sigma: Sigma, process: NoiseProcess) -> tuple[Tensor, Tensor]:
@@ -143,8 +152,11 @@ class GaussianMixture:
         cov = self.covariances()
         gap = values[known] - self.means[:, known]  # [K, known]
         known_cov, cross = cov[:, known][:, :, known], cov[:, unknown][:, :, known]
-        log_p = torch.distributions.MultivariateNormal(torch.zeros_like(gap), known_cov).log_prob(gap) if known.any() \
+        log_p = (
+            torch.distributions.MultivariateNormal(torch.zeros_like(gap), known_cov).log_prob(gap)
+            if known.any()
             else torch.zeros(len(gap), dtype=torch.float64)
+        )
         shares = (self.weights.log() + log_p).softmax(0)
         gain = torch.linalg.solve(known_cov, cross.mT).mT  # [K, unknown, known]
         means = values.expand(len(shares), -1).clone()
@@ -154,5 +166,10 @@ class GaussianMixture:
         mean = torch.where(unknown, shares @ means, values)
         variance = shares @ (variances + (means - mean) ** 2)
         shape = self.shape
-        return Conditional(shares, mean.reshape(shape), variance.reshape(shape),
-                           means.reshape(-1, *shape), variances.reshape(-1, *shape))
+        return Conditional(
+            shares,
+            mean.reshape(shape),
+            variance.reshape(shape),
+            means.reshape(-1, *shape),
+            variances.reshape(-1, *shape),
+        )

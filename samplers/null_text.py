@@ -19,6 +19,7 @@ update once more); the embedding kept is the best one evaluated, not the last; t
 step itself. The rate 1e-2 (1 - i/100) and the threshold 1e-5 + 2e-5 i are stretched to other step numbers than 50.
 In a batch every image has its own loss, Adam state and early stop.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -93,8 +94,17 @@ class Adam:
 class _Problem:
     """One branch's embedding against a pivot, with the other branch held: D = weight net(phi) + (1 - weight) fixed."""
 
-    def __init__(self, net: Net, fixed: Denoise, trajectory: Tensor, sigmas: Tensor, start: Tensor, weight: float,
-                 process: NoiseProcess, tick: Callable[[], None] | None):
+    def __init__(
+        self,
+        net: Net,
+        fixed: Denoise,
+        trajectory: Tensor,
+        sigmas: Tensor,
+        start: Tensor,
+        weight: float,
+        process: NoiseProcess,
+        tick: Callable[[], None] | None,
+    ):
         check_descending(sigmas)
         if len(trajectory) != len(sigmas):
             raise ValueError(f"{len(sigmas)} sigmas need a trajectory of as many levels; got {len(trajectory)}.")
@@ -135,10 +145,21 @@ class _Problem:
         return torch.autograd.grad(loss.sum(), phi)[0].detach()
 
 
-def optimise_null_text(net: Net, fixed: Denoise, trajectory: Tensor, sigmas: Tensor, start: Tensor, *, cfg: float,
-                       process: NoiseProcess, schedule: Schedule | None = None, branch: str = "null",
-                       drop_finished: bool = True, callback: Callback | None = None,
-                       tick: Callable[[], None] | None = None) -> NullText:
+def optimise_null_text(
+    net: Net,
+    fixed: Denoise,
+    trajectory: Tensor,
+    sigmas: Tensor,
+    start: Tensor,
+    *,
+    cfg: float,
+    process: NoiseProcess,
+    schedule: Schedule | None = None,
+    branch: str = "null",
+    drop_finished: bool = True,
+    callback: Callback | None = None,
+    tick: Callable[[], None] | None = None,
+) -> NullText:
     """One embedding per step. Call it where gradients may be had (no inference mode).
 
     net, start [B or 1, T, D]: the branch that is optimised and its first embedding; fixed: the other branch's denoiser.
@@ -170,8 +191,9 @@ def optimise_null_text(net: Net, fixed: Denoise, trajectory: Tensor, sigmas: Ten
     return out
 
 
-def _descend(work: _Problem, phi: Tensor, x: Tensor, held: Tensor, i: int, schedule: Schedule, drop_finished: bool
-             ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
+def _descend(
+    work: _Problem, phi: Tensor, x: Tensor, held: Tensor, i: int, schedule: Schedule, drop_finished: bool
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """The inner loop of step i: the best (phi, rec, D, loss) of each image, and the loss [B] it began with."""
     target, rows = work.pivot[i + 1], torch.arange(len(x), device=x.device)
     going = torch.ones(len(x), dtype=torch.bool, device=x.device)
@@ -196,9 +218,19 @@ def _descend(work: _Problem, phi: Tensor, x: Tensor, held: Tensor, i: int, sched
     return tuple(best), first
 
 
-def optimise_global_null(net: Net, fixed: Denoise, trajectory: Tensor, sigmas: Tensor, start: Tensor, *, cfg: float,
-                         process: NoiseProcess, rounds: int = 10, rate: float = 1e-2,
-                         tick: Callable[[], None] | None = None) -> NullText:
+def optimise_global_null(
+    net: Net,
+    fixed: Denoise,
+    trajectory: Tensor,
+    sigmas: Tensor,
+    start: Tensor,
+    *,
+    cfg: float,
+    process: NoiseProcess,
+    rounds: int = 10,
+    rate: float = 1e-2,
+    tick: Callable[[], None] | None = None,
+) -> NullText:
     """The paper's ablation: one embedding for all steps, every step's loss taken at the pivot itself (x_i = x*_i).
 
     One Adam over `rounds` passes down the trajectory, rate falling linearly to half of itself: about the calls of the

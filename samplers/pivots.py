@@ -25,6 +25,7 @@ z, so that the last one, where std = 0, is kept too and the replay is exact (the
 step). The exact pair does its bookkeeping in float64 whatever the network's dtype: its inverse multiplies rounding by
 the square of h_first/h_last, and a guided network multiplies it further.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -33,17 +34,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .core import (
-    Callback,
-    Denoise,
-    NoiseProcess,
-    NoiseSource,
-    Sigma,
-    check_descending,
-    expand,
-    report,
-    to_d,
-)
+from .core import Callback, Denoise, NoiseProcess, NoiseSource, Sigma, check_descending, expand, report, to_d
 from .walk import After, Step
 
 Tick = Callable[[], None]
@@ -70,8 +61,9 @@ def _counted(denoise: Denoise, tick: Tick | None) -> Denoise:
     return ask
 
 
-def _euler_up(ask: Denoise, x: Tensor, lo: Sigma, hi: Sigma, process: NoiseProcess, iterations: int,
-              tolerance: float) -> tuple[Tensor, Tensor]:
+def _euler_up(
+    ask: Denoise, x: Tensor, lo: Sigma, hi: Sigma, process: NoiseProcess, iterations: int, tolerance: float
+) -> tuple[Tensor, Tensor]:
     """One step up from lo to hi: DDIM's estimate, then `iterations` of the fixed point. Returns x_hi and the last D."""
     h = expand(hi, x) - expand(lo, x)
     at = x * expand(process.input_scale(lo), x) / expand(process.input_scale(hi), x)
@@ -85,16 +77,30 @@ def _euler_up(ask: Denoise, x: Tensor, lo: Sigma, hi: Sigma, process: NoiseProce
     return x_hi, denoised
 
 
-def invert_ddim(denoise: Denoise, x0: Tensor, sigmas: Tensor, *, process: NoiseProcess,
-                callback: Callback | None = None, tick: Tick | None = None) -> Pivot:
+def invert_ddim(
+    denoise: Denoise,
+    x0: Tensor,
+    sigmas: Tensor,
+    *,
+    process: NoiseProcess,
+    callback: Callback | None = None,
+    tick: Tick | None = None,
+) -> Pivot:
     """DDIM inversion of x0 [B, C, ...]: N calls."""
-    return invert_fixed_point(denoise, x0, sigmas, process=process, iterations=0,
-                              callback=callback, tick=tick)
+    return invert_fixed_point(denoise, x0, sigmas, process=process, iterations=0, callback=callback, tick=tick)
 
 
-def invert_fixed_point(denoise: Denoise, x0: Tensor, sigmas: Tensor, *, process: NoiseProcess, iterations: int = 5,
-                       tolerance: float = 0.0, callback: Callback | None = None,
-                       tick: Tick | None = None) -> Pivot:
+def invert_fixed_point(
+    denoise: Denoise,
+    x0: Tensor,
+    sigmas: Tensor,
+    *,
+    process: NoiseProcess,
+    iterations: int = 5,
+    tolerance: float = 0.0,
+    callback: Callback | None = None,
+    tick: Tick | None = None,
+) -> Pivot:
     """Implicit Euler inversion: at most N (1 + iterations) calls.
 
     tolerance: stop a step's iteration when x moves by no more than this times sigma. The iteration contracts where
@@ -109,8 +115,15 @@ def invert_fixed_point(denoise: Denoise, x0: Tensor, sigmas: Tensor, *, process:
     return Pivot(torch.stack(levels[::-1]))
 
 
-def invert_ddim_lower(denoise: Denoise, x0: Tensor, sigmas: Tensor, *, process: NoiseProcess,
-                      callback: Callback | None = None, tick: Tick | None = None) -> Pivot:
+def invert_ddim_lower(
+    denoise: Denoise,
+    x0: Tensor,
+    sigmas: Tensor,
+    *,
+    process: NoiseProcess,
+    callback: Callback | None = None,
+    tick: Tick | None = None,
+) -> Pivot:
     """DDIM inversion of x0 [B, C, ...] with the prediction at each step's lower level: N calls."""
     check_descending(sigmas)
     ask = _counted(denoise, tick)
@@ -129,15 +142,23 @@ def invert_ddim_lower(denoise: Denoise, x0: Tensor, sigmas: Tensor, *, process: 
 
 def pair_weight(sigmas: Tensor, i: int, process: NoiseProcess, gamma: float | None) -> float:
     """g of the step sigmas[i] -> sigmas[i + 1], i >= 1: O-BELM's for gamma None, else BDIA's."""
-    above, here, below = (float(s) for s in sigmas[i - 1:i + 2])
+    above, here, below = (float(s) for s in sigmas[i - 1 : i + 2])
     if gamma is None:
         return ((here - below) / (above - here)) ** 2
     return gamma * process.input_scale(above) / process.input_scale(below)
 
 
-def invert_exact_pair(denoise: Denoise, x0: Tensor, sigmas: Tensor, *, process: NoiseProcess,
-                      gamma: float | None = None, iterations: int = 5,
-                      callback: Callback | None = None, tick: Tick | None = None) -> Pivot:
+def invert_exact_pair(
+    denoise: Denoise,
+    x0: Tensor,
+    sigmas: Tensor,
+    *,
+    process: NoiseProcess,
+    gamma: float | None = None,
+    iterations: int = 5,
+    callback: Callback | None = None,
+    tick: Tick | None = None,
+) -> Pivot:
     """The exactly invertible pair: N + iterations calls, the first step up by fixed point, N >= 2.
 
     gamma None: O-BELM; a number: BDIA (1 is the only one that inverts stably). Replay with `sample_exact_pair`, the
@@ -155,15 +176,25 @@ def invert_exact_pair(denoise: Denoise, x0: Tensor, sigmas: Tensor, *, process: 
         denoised = ask(x, s[i])
         report(callback, len(levels) - 1, x.to(x0), sigmas[i], denoised.to(x0))
         d = to_d(x, s[i], denoised)
-        levels.append(x + (s[i - 1] - s[i]) * d
-                      + (below - x - (s[i + 1] - s[i]) * d) / pair_weight(s, i, process, gamma))
+        levels.append(
+            x + (s[i - 1] - s[i]) * d + (below - x - (s[i + 1] - s[i]) * d) / pair_weight(s, i, process, gamma)
+        )
     trajectory = torch.stack(levels[::-1])
     return Pivot(trajectory.to(x0.dtype), pair=trajectory[:2].clone())
 
 
-def sample_exact_pair(denoise: Denoise, x: Tensor, sigmas: Tensor, *, process: NoiseProcess,
-                      noise: NoiseSource | None = None, callback: Callback | None = None, pair: Tensor | None = None,
-                      gamma: float | None = None, after: After | None = None) -> Tensor:
+def sample_exact_pair(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    process: NoiseProcess,
+    noise: NoiseSource | None = None,
+    callback: Callback | None = None,
+    pair: Tensor | None = None,
+    gamma: float | None = None,
+    after: After | None = None,
+) -> Tensor:
     """The way back. pair [2, B, C, ...]: where to start instead of x, N - 1 calls; None: x and an Euler step, N calls.
 
     From the pair of `invert_exact_pair`, with its denoiser and gamma, it returns x0 but for rounding. after: a
@@ -208,9 +239,17 @@ def _in_double(ask: Denoise, dtype: torch.dtype) -> Denoise:
     return lambda x, sigma: _wide(ask(x.to(dtype), sigma.to(dtype)))
 
 
-def invert_edit_friendly(denoise: Denoise, x0: Tensor, sigmas: Tensor, *, process: NoiseProcess, noise: NoiseSource,
-                         eta: float = 1.0, callback: Callback | None = None,
-                         tick: Tick | None = None) -> Pivot:
+def invert_edit_friendly(
+    denoise: Denoise,
+    x0: Tensor,
+    sigmas: Tensor,
+    *,
+    process: NoiseProcess,
+    noise: NoiseSource,
+    eta: float = 1.0,
+    callback: Callback | None = None,
+    tick: Tick | None = None,
+) -> Pivot:
     """Edit-friendly DDPM inversion of x0 [B, C, ...]: N calls, N draws of noise. eta as in `transition`."""
     check_descending(sigmas)
     ask = _counted(denoise, tick)
@@ -225,9 +264,18 @@ def invert_edit_friendly(denoise: Denoise, x0: Tensor, sigmas: Tensor, *, proces
     return Pivot(torch.stack(levels), torch.stack(residuals))
 
 
-def sample_edit_friendly(denoise: Denoise, x: Tensor, sigmas: Tensor, *, process: NoiseProcess, residuals: Tensor,
-                         noise: NoiseSource | None = None, callback: Callback | None = None, eta: float = 1.0,
-                         after: After | None = None) -> Tensor:
+def sample_edit_friendly(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    process: NoiseProcess,
+    residuals: Tensor,
+    noise: NoiseSource | None = None,
+    callback: Callback | None = None,
+    eta: float = 1.0,
+    after: After | None = None,
+) -> Tensor:
     """The posterior steps with recorded residuals [N, B, C, ...] for noise: the source again, or its edit. N calls.
 
     To skip the first k steps (the paper's T_skip, which keeps more of the source) give trajectory[k], sigmas[k:] and

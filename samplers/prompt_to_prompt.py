@@ -25,6 +25,7 @@ Departure: a sampler that isn't ours can't be told to change x after a step; for
 prediction (D_tgt <- D_src + mask (D_tgt - D_src)), which holds the background to the source as the steps shrink the
 rest.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -4,6 +4,7 @@ a sigma.
 Starting at step k of the trajectory instead of at the noise end keeps more of the source: the edit's strength is the
 share (N - k)/N of the steps that are walked anew (SDEdit's dial, on the inverted trajectory instead of on fresh noise).
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -38,15 +39,18 @@ def cfg_of(inversion: Inversion | None, target: float) -> float:
     for, and for 0 without an inversion."""
     if inversion is None:
         if target == 0:
-            raise ValueError("A cfg of 0 stands for the inversion's own, and there is no inversion: set a cfg (7.5 is "
-                             "usual).")
+            raise ValueError(
+                "A cfg of 0 stands for the inversion's own, and there is no inversion: set a cfg (7.5 is usual)."
+            )
         return target
     if target in (0, inversion.cfg):
         return inversion.cfg
     if inversion.correction in _TIED:
-        raise ValueError(f"This inversion's null embeddings were optimised for cfg {inversion.cfg:g} and fit no other: "
-                         f"set cfg {inversion.cfg:g} (or 0, the inversion's own), or optimise them again for cfg "
-                         f"{target:g}.")
+        raise ValueError(
+            f"This inversion's null embeddings were optimised for cfg {inversion.cfg:g} and fit no other: "
+            f"set cfg {inversion.cfg:g} (or 0, the inversion's own), or optimise them again for cfg "
+            f"{target:g}."
+        )
     return target
 
 
@@ -61,7 +65,7 @@ def way_back(inversion: Inversion, first: int = 0) -> tuple[Callable, Tensor, Te
         options = {"residuals": inversion.residuals[first:], "eta": float(inversion.metadata.get("eta", 1.0))}
         return sample_edit_friendly, x, sigmas, options
     if inversion.pivot == "exact_pair" and len(sigmas) > 2:
-        pair = inversion.trajectory[first:first + 2] if first else inversion.pair
+        pair = inversion.trajectory[first : first + 2] if first else inversion.pair
         options = {"pair": pair, "gamma": inversion.metadata.get("gamma")}
         return sample_exact_pair, x, sigmas, options
     return sample_euler, x, sigmas, {}

@@ -13,6 +13,7 @@ scaled by the w (the released code runs with 100 to 160). Two ways to look at x:
 Departures: feature distances are relative (losses.style); content and structure are the paper's "image content" and
 "image layout" terms told apart by name.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -49,8 +50,9 @@ class Semantics:
     def needs_reference(self) -> bool:
         return bool(self.content_weight or self.structure_weight or self.style_weight)
 
-    def value(self, embedding: Tensor, maps: list[Tensor], reference: Tensor | None,
-              reference_maps: list[Tensor]) -> Tensor:
+    def value(
+        self, embedding: Tensor, maps: list[Tensor], reference: Tensor | None, reference_maps: list[Tensor]
+    ) -> Tensor:
         """F [B] from the picture's embedding [B, D] and feature maps, and the reference's (batch 1 or B)."""
         total = embedding.new_zeros(embedding.shape[0])
         if self.text_weight:
@@ -79,8 +81,14 @@ class Semantics:
 
         return log_likelihood
 
-    def of_noisy(self, embed: Callable[[Tensor, Sigma], Tensor], features: Callable[[Tensor, Sigma], list[Tensor]],
-                 reference: Tensor | None, process: NoiseProcess, seed: int = 0) -> LogLikelihood:
+    def of_noisy(
+        self,
+        embed: Callable[[Tensor, Sigma], Tensor],
+        features: Callable[[Tensor, Sigma], list[Tensor]],
+        reference: Tensor | None,
+        process: NoiseProcess,
+        seed: int = 0,
+    ) -> LogLikelihood:
         """F of x_s by a noise-aware tower; reference: x_0 of the picture [1, C, H, W] in model space."""
         self._check(reference)
 

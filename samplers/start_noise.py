@@ -10,6 +10,7 @@ Departures: the gradient is scaled to unit rms per sample before Adam (losses of
 in units of the noise's std); the prior holds the radius, where a Gaussian's mass lies; the best x_T seen is returned,
 since Adam's loss doesn't fall at every step.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -45,18 +46,28 @@ def _walk(denoise: Denoise, x: Tensor, sigmas: Tensor, checkpointed: bool, tick:
     return sample_euler(call, x, sigmas)
 
 
-def optimise_start_noise(denoise: Denoise, x: Tensor, sigmas: Tensor, loss: Callable[[Tensor], Tensor], *,
-                         steps: int = 20, lr: float = 0.02, prior: float = 1.0, checkpointed: bool = True,
-                         callback: Callable[[dict], None] | None = None,
-                         tick: Callable[[], None] | None = None) -> StartNoise:
+def optimise_start_noise(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    loss: Callable[[Tensor], Tensor],
+    *,
+    steps: int = 20,
+    lr: float = 0.02,
+    prior: float = 1.0,
+    checkpointed: bool = True,
+    callback: Callable[[dict], None] | None = None,
+    tick: Callable[[], None] | None = None,
+) -> StartNoise:
     """x [B, C, ...] at sigmas[0], from noise or from an inversion; loss: x_0 -> [B]. lr in stds of x per step.
 
     Cost: steps * N forwards and backwards (twice the forwards when checkpointed) plus two walks of N. callback gets
     {"i", "loss" [B], "denoised"}. Samples of a batch are optimised independently."""
     check_descending(sigmas)
     if steps < 1 or lr <= 0:
-        raise ValueError("Optimising the start noise needs at least one step and a positive learning rate; got "
-                         f"{steps} and {lr}.")
+        raise ValueError(
+            f"Optimising the start noise needs at least one step and a positive learning rate; got {steps} and {lr}."
+        )
     x = x.detach()
     unit = x.flatten(1).pow(2).mean(1).sqrt().clamp(min=1e-12).reshape(-1, *[1] * (x.ndim - 1))
     leaf = (x / unit).clone()  # in units of its own rms, so that lr means the same at every sigma_max

@@ -1,6 +1,7 @@
 """make test: lint, then every test, one heavy job at a time.
 
 Arguments go to pytest: make test ARGS="tests/samplers -k ddim"."""
+
 from __future__ import annotations
 
 import os

@@ -1,4 +1,5 @@
 """The arrows of the house: nodes -> nodes/bridge -> samplers, demo and benchmarks on top; files that fit a head."""
+
 from __future__ import annotations
 
 import ast
@@ -7,8 +8,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ENGINE = {"comfy", "comfy_extras", "comfy_api", "comfy_execution", "nodes", "node_helpers", "folder_paths", "server",
-          "execution", "latent_preview"}
+ENGINE = {
+    "comfy",
+    "comfy_extras",
+    "comfy_api",
+    "comfy_execution",
+    "nodes",
+    "node_helpers",
+    "folder_paths",
+    "server",
+    "execution",
+    "latent_preview",
+}
 #: what a pack has no business with at run time: processes, networks, pickles
 UNSAFE = {"subprocess", "socket", "urllib", "http", "requests", "pickle", "shelve", "marshal", "ctypes", "websocket"}
 LARGEST = 24 * 1024
@@ -62,11 +73,35 @@ def test_nodes_know_comfyui_only_through_the_bridge(path):
 def test_nodes_hold_no_mathematics(path):
     """No torch functions beyond moving and joining tensors, no numerical libraries: samplers/ is where those belong."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    allowed = {"Tensor", "Generator", "from_numpy", "as_tensor", "tensor", "ones", "zeros", "zeros_like", "cat",
-               "stack", "where", "is_tensor", "equal", "device", "float32", "long", "bool", "no_grad", "inference_mode",
-               "enable_grad", "manual_seed", "random"}
-    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
-            and node.value.id == "torch"}
+    allowed = {
+        "Tensor",
+        "Generator",
+        "from_numpy",
+        "as_tensor",
+        "tensor",
+        "ones",
+        "zeros",
+        "zeros_like",
+        "cat",
+        "stack",
+        "where",
+        "is_tensor",
+        "equal",
+        "device",
+        "float32",
+        "long",
+        "bool",
+        "no_grad",
+        "inference_mode",
+        "enable_grad",
+        "manual_seed",
+        "random",
+    }
+    used = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch"
+    }
     assert used <= allowed, f"torch.{', torch.'.join(sorted(used - allowed))}"
     assert not [module for _, module, _ in imports(path) if module.startswith(("torch.", "scipy", "einops"))]
     assert not any(isinstance(node, ast.MatMult) for node in ast.walk(tree))

@@ -4,6 +4,7 @@ One `Hook` per MODEL stands in the attention-replacement slot of every layer and
 attached to that MODEL. A slot that another pack's patch holds is refused. Where no controller asks anything the layer
 runs the engine's own attention on the call as it came.
 """
+
 from __future__ import annotations
 
 import inspect

@@ -20,8 +20,9 @@ def read(folder: str) -> tuple[list[str], list[Path], list[int]]:
     ValueError unless there are at least two classes with two pictures each."""
     root = full_path("input", folder)
     if not root.is_dir():
-        raise ValueError(f"There is no folder {folder!r} in ComfyUI's input folder: put one sub-folder of pictures "
-                         "per class there.")
+        raise ValueError(
+            f"There is no folder {folder!r} in ComfyUI's input folder: put one sub-folder of pictures per class there."
+        )
     labels, pictures, targets = [], [], []
     for place in sorted(p for p in root.iterdir() if p.is_dir()):
         found = sorted(p for p in place.iterdir() if p.suffix.lower() in _SUFFIXES)
@@ -33,8 +34,10 @@ def read(folder: str) -> tuple[list[str], list[Path], list[int]]:
         targets += [len(labels)] * len(found)
         labels.append(place.name)
     if len(labels) < 2:
-        raise ValueError(f"The folder {folder!r} holds {len(labels)} sub-folder(s) with pictures: a classifier needs "
-                         "at least two classes, one sub-folder each.")
+        raise ValueError(
+            f"The folder {folder!r} holds {len(labels)} sub-folder(s) with pictures: a classifier needs "
+            "at least two classes, one sub-folder each."
+        )
     return labels, pictures, targets
 
 
@@ -47,9 +50,9 @@ def encode(model, vae, pictures: list[Path], size: int, progress) -> Tensor:
                 upright = ImageOps.exif_transpose(opened).convert("RGB")
                 square = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
         except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"The picture {path.parent.name}/{path.name} can't be read ({error}): replace or remove "
-                             "it.") \
-                from None
+            raise ValueError(
+                f"The picture {path.parent.name}/{path.name} can't be read ({error}): replace or remove it."
+            ) from None
         pixels = torch.from_numpy(np.asarray(square, np.float32) / 255)[None]
         out.append(latent_in(model, vae.encode(pixels)).float().cpu())
         progress.tick(1)

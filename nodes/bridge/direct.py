@@ -42,8 +42,21 @@ def equal(a: list, b: list) -> bool:
     return True
 
 
-def edit(model, conds: dict, latent: dict, sigmas: Tensor, method: str, *, source_cfg: float, target_cfg: float,
-         strength: float, average: int, plain_steps: int, seed: int, mask: Tensor | None) -> tuple[Result, str | None]:
+def edit(
+    model,
+    conds: dict,
+    latent: dict,
+    sigmas: Tensor,
+    method: str,
+    *,
+    source_cfg: float,
+    target_cfg: float,
+    strength: float,
+    average: int,
+    plain_steps: int,
+    seed: int,
+    mask: Tensor | None,
+) -> tuple[Result, str | None]:
     """(the edited LATENT, why nothing was done or None). conds: "source", "target", and "negative" where a cfg is not
     1.
 
@@ -53,20 +66,25 @@ def edit(model, conds: dict, latent: dict, sigmas: Tensor, method: str, *, sourc
     record.check_prompt(conds["source"])
     record.check_prompt(conds["target"], "target prompt")
     if (source_cfg != 1 or target_cfg != 1) and not conds.get("negative"):
-        raise ValueError("A cfg above 1 needs the null branch: wire the negative (empty) prompt, or set both scales "
-                         "to 1.")
+        raise ValueError(
+            "A cfg above 1 needs the null branch: wire the negative (empty) prompt, or set both scales to 1."
+        )
     first = first_step(strength, len(sigmas) - 1)
     steps = len(sigmas) - 1 - first
     if method == "FlowEdit" and plain_steps > steps:
-        raise ValueError(f"{plain_steps} plain steps don't fit into {steps} steps: lower them, or raise steps or "
-                         f"strength.")
+        raise ValueError(
+            f"{plain_steps} plain steps don't fit into {steps} steps: lower them, or raise steps or strength."
+        )
     reason = None
     if steps == 0:
         reason = f"strength {strength:g} walks no step"
     elif mask is not None and not bool((mask > 0).any()):
         reason = "the mask is empty"
-    elif equal(conds["source"], conds["target"]) and source_cfg == target_cfg and not (
-            method == "FlowEdit" and plain_steps):
+    elif (
+        equal(conds["source"], conds["target"])
+        and source_cfg == target_cfg
+        and not (method == "FlowEdit" and plain_steps)
+    ):
         reason = "source and target ask for the same"
     if reason:
         return Result(latent["samples"], 0, 0.0, torch.zeros(len(samples))), reason
@@ -78,12 +96,20 @@ def edit(model, conds: dict, latent: dict, sigmas: Tensor, method: str, *, sourc
             def denoise(x, sigma):
                 run.tick()
                 return guided(x, sigma)
+
             return denoise
 
         options = {"average": average, "plain_steps": plain_steps} if method == "FlowEdit" else {}
-        out = METHODS[method](branch("target", target_cfg), run.latent, run.sigmas, process=run.process,
-                              noise=gaussian(run.latent, seed), source=branch("source", source_cfg),
-                              callback=run.callback, **options)
+        out = METHODS[method](
+            branch("target", target_cfg),
+            run.latent,
+            run.sigmas,
+            process=run.process,
+            noise=gaussian(run.latent, seed),
+            source=branch("source", source_cfg),
+            callback=run.callback,
+            **options,
+        )
         if mask is not None:
             inside = get("sampler_helpers").prepare_mask(mask, run.latent.shape, run.device)
             out = run.latent + inside * (out - run.latent)
@@ -92,6 +118,7 @@ def edit(model, conds: dict, latent: dict, sigmas: Tensor, method: str, *, sourc
 
     began = time.perf_counter()
     used = {"positive": conds["target"], **{k: v for k, v in conds.items() if v is not None}}
-    out, error, made = sample_with(model, used, samples, sigmas[first:], body,
-                                   total=calls(method, steps, average, plain_steps), seed=seed)
+    out, error, made = sample_with(
+        model, used, samples, sigmas[first:], body, total=calls(method, steps, average, plain_steps), seed=seed
+    )
     return Result(out, made, time.perf_counter() - began, error), None

@@ -4,6 +4,7 @@ Stable Diffusion 1's file layout at another size: UNet 64 channels, context 128;
 vocabulary in the file. Two more entries of the file travel with the weights: `v_pred` (an empty tensor, the engines'
 own mark of v-prediction; without it the net predicts eps) and `latent_rgb_factors` [4, 3] for previews.
 """
+
 from __future__ import annotations
 
 import functools
@@ -31,8 +32,14 @@ def family():
 
     class Demo(engine.get("supported_models").SD15):
         nulltext_family = NAME
-        unet_config = {"model_channels": 64, "context_dim": 128, "channel_mult": [1, 2, 2],
-                       "use_linear_in_transformer": False, "adm_in_channels": None, "use_temporal_attention": False}
+        unet_config = {
+            "model_channels": 64,
+            "context_dim": 128,
+            "channel_mult": [1, 2, 2],
+            "use_linear_in_transformer": False,
+            "adm_in_channels": None,
+            "use_temporal_attention": False,
+        }
         unet_extra_config = {"num_heads": 4, "num_head_channels": -1}
         latent_format = DemoLatent
         # SD1's scaled-linear betas with a larger end (sigma_max 66, not 15): no colour is left to read in pure noise
@@ -52,8 +59,10 @@ def family():
 
         def clip_target(self, state_dict):
             if TOKEN_IDS not in state_dict:
-                raise ValueError("This checkpoint has the demo model's shape but no vocabulary (token_ids): "
-                                 "write it with demo/checkpoint.py.")
+                raise ValueError(
+                    "This checkpoint has the demo model's shape but no vocabulary (token_ids): "
+                    "write it with demo/checkpoint.py."
+                )
             return text_target(state_dict[TOKEN_IDS])
 
     return Demo

@@ -3,6 +3,7 @@
 The file's `token_ids` [rows] says which BPE token stands in each row of the embedding table. Row 0 is the unknown word:
 every token that no row names is read from it. Nothing is folded by a remainder: no two words share a row by accident.
 """
+
 from __future__ import annotations
 
 import functools
@@ -14,8 +15,15 @@ from torch import Tensor, nn
 from . import engine
 
 BOS, EOS = 49406, 49407
-CONFIG = {"hidden_act": "quick_gelu", "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4,
-          "num_hidden_layers": 2, "max_position_embeddings": 77, "eos_token_id": EOS}
+CONFIG = {
+    "hidden_act": "quick_gelu",
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 77,
+    "eos_token_id": EOS,
+}
 
 
 class VocabularyEmbedding(nn.Embedding):
@@ -68,8 +76,9 @@ class _TextualInversion:
                     vectors.append(token)
                     ids.append(-len(vectors))
                 else:
-                    logging.warning("An embedding of width %d is left out: this text encoder's is %d.",
-                                    token.shape[0], width)
+                    logging.warning(
+                        "An embedding of width %d is left out: this text encoder's is %d.", token.shape[0], width
+                    )
             out.append(ids + [self.special_tokens["pad"]] * (len(prompt) - len(ids)))
         if vectors:
             own = torch.stack(vectors).to(current_embeds.weight)
@@ -88,8 +97,10 @@ class _NamesUnknownWords:
         new = [word for word in self._unknown(chunks) if word not in self.reported]
         if new:
             self.reported.update(new)
-            logging.warning("The demo model reads these words as one unknown word, they are not in its vocabulary: %s.",
-                            ", ".join(new))
+            logging.warning(
+                "The demo model reads these words as one unknown word, they are not in its vocabulary: %s.",
+                ", ".join(new),
+            )
         return chunks
 
     def unknown_words(self, text: str) -> list[str]:
@@ -129,8 +140,14 @@ def _classes():
         def __init__(self, device="cpu", dtype=None, token_ids=None, **kwargs):
             kwargs.pop("textmodel_json_config", None)
             config = {**CONFIG, "vocab_size": len(token_ids), "token_ids": token_ids}
-            super().__init__(device=device, dtype=dtype, textmodel_json_config=config, model_class=TextModel,
-                             return_projected_pooled=False, **kwargs)
+            super().__init__(
+                device=device,
+                dtype=dtype,
+                textmodel_json_config=config,
+                model_class=TextModel,
+                return_projected_pooled=False,
+                **kwargs,
+            )
 
     class Clip(sd1.SD1ClipModel):
         def __init__(self, device="cpu", dtype=None, **kwargs):
@@ -153,8 +170,10 @@ def text_target(token_ids: Tensor):
     ids = token_ids.flatten().to(torch.int32)
     named = ids[ids >= 0].tolist()
     if len(set(named)) != len(named) or ids[0] != -1 or not {BOS, EOS} <= set(named):
-        raise ValueError("The checkpoint's token_ids must name every token once, the begin and end tokens among them, "
-                         "and leave row 0 to the unknown word: the file is damaged or made by another version.")
+        raise ValueError(
+            "The checkpoint's token_ids must name every token once, the begin and end tokens among them, "
+            "and leave row 0 to the unknown word: the file is damaged or made by another version."
+        )
     tokenizer, clip = _classes()
     target = engine.get("supported_models_base").ClipTarget(functools.partial(tokenizer, known=frozenset(named)), clip)
     target.params["token_ids"] = ids

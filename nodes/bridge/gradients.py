@@ -108,12 +108,7 @@ def grad_mode(*modules: nn.Module, checkpoint: bool = False) -> Iterator[None]:
     gradient must pass `normal`. checkpoint: recompute blocks in backward (less memory, about half more time).
     Raises ValueError for quantised weights."""
     check_differentiable(*modules)
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        _pytorch_attention(),
-        contextlib.ExitStack() as undo,
-    ):
+    with torch.inference_mode(False), torch.enable_grad(), _pytorch_attention(), contextlib.ExitStack() as undo:
         made: dict[int, Tensor] = {}
         seen: set[int] = set()
         for child in (c for m in modules for c in m.modules()):

@@ -60,8 +60,10 @@ def window(model, start_percent: float, end_percent: float) -> tuple[float, floa
     """(start, end) in sigma of a span of the model's schedule, 0 = pure noise, 1 = done, for a `SigmaWindow`: ComfyUI's
     percent_to_sigma, whatever lies above at 0 (inf) and below at 1 (0)."""
     if not 0 <= start_percent <= end_percent <= 1:
-        raise ValueError(f"The span from start {start_percent} to end {end_percent} is empty: start must be at or "
-                         "before end, both within 0 and 1.")
+        raise ValueError(
+            f"The span from start {start_percent} to end {end_percent} is empty: start must be at or "
+            "before end, both within 0 and 1."
+        )
     sampling = model.get_model_object("model_sampling")
     start = math.inf if start_percent == 0 else float(sampling.percent_to_sigma(start_percent))
     return start, 0.0 if end_percent == 1 else float(sampling.percent_to_sigma(end_percent))
@@ -74,8 +76,10 @@ def decoder(model, vae) -> Callable[[Tensor], Tensor]:
     channels = model.get_model_object("latent_format").latent_channels
     theirs = getattr(vae, "latent_channels", channels)
     if theirs != channels:
-        raise ValueError(f"The VAE makes latents of {theirs} channels, the model works on {channels}: wire the VAE "
-                         "that belongs to the model.")
+        raise ValueError(
+            f"The VAE makes latents of {theirs} channels, the model works on {channels}: wire the VAE "
+            "that belongs to the model."
+        )
 
     def decode(denoised: Tensor) -> Tensor:
         if denoised.ndim != 4:
@@ -133,8 +137,14 @@ def probabilities_of(model) -> dict[str, tuple[list[str], list[Tensor]]]:
             if not any(p.device == model.load_device for p in module.parameters()):
                 ready(module, model.load_device)
         with grad_mode(*t.modules), torch.no_grad():
-            told = [t.probabilities(s["x"].float().to(model.load_device), torch.tensor(s["sigma"]),
-                                    s["denoised"].float().to(model.load_device)) for s in record.steps]
+            told = [
+                t.probabilities(
+                    s["x"].float().to(model.load_device),
+                    torch.tensor(s["sigma"]),
+                    s["denoised"].float().to(model.load_device),
+                )
+                for s in record.steps
+            ]
         found[t.guidance.name] = told[0][0], [p.float().cpu() for _, p in told]
     return found
 
@@ -200,13 +210,21 @@ def _post_cfg(model, terms: list[Term]):
         try:
             with grad_mode(*modules.values()):
                 inputs = normal(x).float(), sigma.clone().float()[0], normal(denoised).float()
-                change = shift([t.guidance for t in live], *inputs, process=process, sigmas=schedule, report=report,
-                               network=_network(args) if through else None)
+                change = shift(
+                    [t.guidance for t in live],
+                    *inputs,
+                    process=process,
+                    sigmas=schedule,
+                    report=report,
+                    network=_network(args) if through else None,
+                )
         except torch.cuda.OutOfMemoryError:
             raise ValueError(_too_large([t.guidance.mode for t in live])) from None
         if not bool(torch.isfinite(change).all()):
-            raise ValueError("The guidance gradient is not finite: lower the scale, set a bound (1 for example), or "
-                             "load the model in fp32 or bf16.")
+            raise ValueError(
+                "The guidance gradient is not finite: lower the scale, set a bound (1 for example), or "
+                "load the model in fp32 or bf16."
+            )
         guided = denoised + change.to(denoised)
         record.step(level, x, guided)
         return guided
@@ -216,8 +234,7 @@ def _post_cfg(model, terms: list[Term]):
 
 
 def load_models_if_away(patchers: list, device) -> None:
-    away = [p for p in {id(p): p for p in patchers}.values()
-            if any(w.device != device for w in p.model.parameters())]
+    away = [p for p in {id(p): p for p in patchers}.values() if any(w.device != device for w in p.model.parameters())]
     if away:
         load_models(away)
 
@@ -227,8 +244,10 @@ def _too_large(modes: list[str]) -> str:
     if "network" in modes:
         return f"{said} through the network: set gradient_mode to decoder, which needs no network backward."
     if "decoder" in modes:
-        return (f"{said} through the decoder: use fewer cutouts, a smaller picture or a tiny VAE (TAESD), or "
-                "gradient_mode latent with a noise-aware classifier.")
+        return (
+            f"{said} through the decoder: use fewer cutouts, a smaller picture or a tiny VAE (TAESD), or "
+            "gradient_mode latent with a noise-aware classifier."
+        )
     return f"{said}: use a smaller batch."
 
 

@@ -100,12 +100,20 @@ def null_text_guider_class() -> type:
             negative = self.conds.get("negative")
             if embedding is not None and negative is not None:
                 if len(embedding) not in (1, len(x)):
-                    raise ValueError(f"The inversion holds {len(embedding)} images, and {len(x)} are sampled: use its "
-                                     f"own latent.")
+                    raise ValueError(
+                        f"The inversion holds {len(embedding)} images, and {len(x)} are sampled: use its own latent."
+                    )
                 negative = replace_embedding(negative, embedding.to(x))
             return samplers.sampling_function(
-                self.inner_model, x, timestep, negative, self.conds["positive"], self.cfg,
-                model_options=model_options, seed=seed)
+                self.inner_model,
+                x,
+                timestep,
+                negative,
+                self.conds["positive"],
+                self.cfg,
+                model_options=model_options,
+                seed=seed,
+            )
 
     return NullTextGuider
 

@@ -56,8 +56,9 @@ def check_invertible(model, conds: dict, latent: dict, sigmas: Tensor, pivot: st
     if pivot not in pivots_known():
         raise ValueError(f"The pivot is one of {', '.join(PIVOTS)}; got {pivot!r}.")
     if cfg != 1 and not conds.get("negative"):
-        raise ValueError(f"At cfg {cfg:g} the inversion has a null branch: wire the negative (empty) prompt, or set "
-                         f"cfg 1.")
+        raise ValueError(
+            f"At cfg {cfg:g} the inversion has a null branch: wire the negative (empty) prompt, or set cfg 1."
+        )
     if process.name == "flow" and float(sigmas[0]) > 1:
         raise ValueError("These sigmas are not a flow model's (they exceed 1): make them with this model.")
     return samples
@@ -67,8 +68,19 @@ def pivots_known() -> set[str]:
     return {*PIVOTS.values(), "random"}
 
 
-def invert(model, conds: dict, latent: dict, sigmas: Tensor, pivot: str, *, cfg: float = 1.0, iterations: int = 5,
-           gamma: float | None = None, seed: int = 0, cache: bool = True) -> tuple[Inversion, bool]:
+def invert(
+    model,
+    conds: dict,
+    latent: dict,
+    sigmas: Tensor,
+    pivot: str,
+    *,
+    cfg: float = 1.0,
+    iterations: int = 5,
+    gamma: float | None = None,
+    seed: int = 0,
+    cache: bool = True,
+) -> tuple[Inversion, bool]:
     """(INVERSION of a LATENT, whether it came from the cache). conds: "positive", and "negative" where cfg is not 1.
 
     Fixed point and exact pair solve with `iterations`; the exact pair is BDIA with `gamma`, O-BELM for None; only
@@ -100,8 +112,9 @@ def invert(model, conds: dict, latent: dict, sigmas: Tensor, pivot: str, *, cfg:
         elif pivot == "ddim_lower":
             made = pivots.invert_ddim_lower(denoise, run.latent, run.sigmas, **common)
         elif pivot == "exact_pair":
-            made = pivots.invert_exact_pair(denoise, run.latent, run.sigmas, gamma=gamma, iterations=iterations,
-                                            **common)
+            made = pivots.invert_exact_pair(
+                denoise, run.latent, run.sigmas, gamma=gamma, iterations=iterations, **common
+            )
         else:
             made = pivots.invert_fixed_point(denoise, run.latent, run.sigmas, iterations=iterations, **common)
         return made, run.calls
@@ -109,11 +122,27 @@ def invert(model, conds: dict, latent: dict, sigmas: Tensor, pivot: str, *, cfg:
     began = time.perf_counter()
     total = pivot_calls(pivot, len(sigmas) - 1, iterations)
     made, calls = sample_with(model, used, samples, sigmas, body, total=total, seed=seed)
-    notes = {**fields.pop("metadata"), **model_notes(model, float(sigmas[0])), "calls": calls, "iterations": iterations,
-             "gamma": gamma, "seconds": time.perf_counter() - began, "pivot_cfg": cfg, "seed": seeded}
+    notes = {
+        **fields.pop("metadata"),
+        **model_notes(model, float(sigmas[0])),
+        "calls": calls,
+        "iterations": iterations,
+        "gamma": gamma,
+        "seconds": time.perf_counter() - began,
+        "pivot_cfg": cfg,
+        "seed": seeded,
+    }
     inversion = Inversion(
-        sigmas=sigmas, trajectory=made.trajectory, process=process_of(model).name, pivot=pivot, cfg=cfg,
-        fingerprint=marks, pair=made.pair, residuals=made.residuals, metadata=notes, **fields
+        sigmas=sigmas,
+        trajectory=made.trajectory,
+        process=process_of(model).name,
+        pivot=pivot,
+        cfg=cfg,
+        fingerprint=marks,
+        pair=made.pair,
+        residuals=made.residuals,
+        metadata=notes,
+        **fields,
     )
     store.keep(key, inversion)
     return inversion, False
@@ -128,8 +157,16 @@ def own_way_back(inversion: Inversion, first: int = 0):
     return own_sampler(function, start=start, known=stored.at, **options), sigmas
 
 
-def replay(model, inversion: Inversion, positive: list | None, negative: list | None, *, cfg: float = 0.0,
-           first: int = 0, mask: Tensor | None = None) -> Result:
+def replay(
+    model,
+    inversion: Inversion,
+    positive: list | None,
+    negative: list | None,
+    *,
+    cfg: float = 0.0,
+    first: int = 0,
+    mask: Tensor | None = None,
+) -> Result:
     """Walk an INVERSION back with a prompt (None, the source's: reconstruction; another: an edit).
 
     cfg: the target's, 0 for the inversion's own (`cfg_of`). negative: needed where the cfg is not 1 and the inversion
@@ -146,8 +183,20 @@ def replay(model, inversion: Inversion, positive: list | None, negative: list | 
         progress.tick(1, x0=denoised)
 
     began = time.perf_counter()
-    out = guider.sample(torch.zeros_like(latent), latent, sampler, sigmas, denoise_mask=mask, callback=step,
-                        disable_pbar=True, seed=0).float().cpu()
+    out = (
+        guider.sample(
+            torch.zeros_like(latent),
+            latent,
+            sampler,
+            sigmas,
+            denoise_mask=mask,
+            callback=step,
+            disable_pbar=True,
+            seed=0,
+        )
+        .float()
+        .cpu()
+    )
     error = (latent_in(model, out) - inversion.source).flatten(1).square().mean(1).sqrt()
     return Result(out, calls, time.perf_counter() - began, error)
 

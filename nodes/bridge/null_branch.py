@@ -26,8 +26,15 @@ class NullBranch:
     State lives per run: sigma rises, or the conditions are other objects. cfg: the scale assumed until the first step
     has shown the true one. sigmas: the run's schedule, for an engine that doesn't tell it."""
 
-    def __init__(self, disturbance: Disturbance, strength: float, cfg: float, previous=None,
-                 match: tuple[float, float] | None = None, sigmas: Tensor | None = None):
+    def __init__(
+        self,
+        disturbance: Disturbance,
+        strength: float,
+        cfg: float,
+        previous=None,
+        match: tuple[float, float] | None = None,
+        sigmas: Tensor | None = None,
+    ):
         self.disturbance, self.strength, self.assumed, self.previous = disturbance, strength, cfg, previous
         self.match, self.sigmas = match, sigmas
         self.conditions = None
@@ -118,8 +125,14 @@ class NullBranch:
         return args["denoised"] + (1 - self.cfg) * share * change
 
 
-def patch_null_branch(model, disturbance: Disturbance, strength: float, cfg: float,
-                      match: tuple[float, float] | None = None, sigmas: Tensor | None = None):
+def patch_null_branch(
+    model,
+    disturbance: Disturbance,
+    strength: float,
+    cfg: float,
+    match: tuple[float, float] | None = None,
+    sigmas: Tensor | None = None,
+):
     """A clone of MODEL whose null branch looks where `disturbance` says, at `strength` in [0, 1]; match: bounds of its
     noise (`match_bound`), None for none. sigmas: the run's schedule, where it is known."""
     patched = model.clone()

@@ -27,8 +27,10 @@ def most_calls(steps: int, inner: int, one_for_all: bool = False) -> tuple[int, 
 
 
 def refuse_cfg_1() -> None:
-    raise ValueError("At cfg 1 there is no null branch to correct: set the cfg you will edit with (7.5 is usual), or "
-                     "use the inversion as it is.")
+    raise ValueError(
+        "At cfg 1 there is no null branch to correct: set the cfg you will edit with (7.5 is usual), or "
+        "use the inversion as it is."
+    )
 
 
 def check_optimisable(inversion: Inversion, model, negative: list, cfg: float) -> None:
@@ -37,9 +39,11 @@ def check_optimisable(inversion: Inversion, model, negative: list, cfg: float) -
     if cfg == 1:
         refuse_cfg_1()
     if inversion.pivot not in _EULER:
-        raise ValueError(f"An inversion by {inversion.pivot.replace('_', ' ')} comes back by itself and has nothing "
-                         f"to optimise: use "
-                         "DDIM or fixed point as the pivot.")
+        raise ValueError(
+            f"An inversion by {inversion.pivot.replace('_', ' ')} comes back by itself and has nothing "
+            f"to optimise: use "
+            "DDIM or fixed point as the pivot."
+        )
     if not negative:
         raise ValueError("The negative prompt is missing: wire the empty prompt, from which the null embedding starts.")
     if inversion.words is not None and not inversion.text.strip():
@@ -48,6 +52,7 @@ def check_optimisable(inversion: Inversion, model, negative: list, cfg: float) -
 
 def _rows_are_free(run: Run, negative: list) -> bool:
     """Whether images can leave a batch one by one: nothing but latent and embedding is tied to the rows."""
+
     def single(entry):
         cond, extra = entry
         tensors = [v for v in (cond, *extra.values()) if isinstance(v, torch.Tensor)]
@@ -58,9 +63,20 @@ def _rows_are_free(run: Run, negative: list) -> bool:
     return free and all(single(entry) for entry in negative) and not getattr(run.model, "concat_keys", ())
 
 
-def optimise(model, inversion: Inversion, positive: list | None, negative: list, cfg: float, *, inner: int = 10,
-             tolerance: float = 1e-5, rate: float = 0.0, one_for_all: bool = False, checkpoint: bool = False,
-             cache: bool = True) -> tuple[Inversion, Result | None]:
+def optimise(
+    model,
+    inversion: Inversion,
+    positive: list | None,
+    negative: list,
+    cfg: float,
+    *,
+    inner: int = 10,
+    tolerance: float = 1e-5,
+    rate: float = 0.0,
+    one_for_all: bool = False,
+    checkpoint: bool = False,
+    cache: bool = True,
+) -> tuple[Inversion, Result | None]:
     """(the INVERSION with null embeddings for `cfg`, its reconstruction; None for the latter if the cache knew it).
 
     positive None: the inversion's own prompt. rate 0: `default_rate`. one_for_all: the paper's ablation, one embedding
@@ -83,24 +99,44 @@ def optimise(model, inversion: Inversion, positive: list | None, negative: list,
         free = _rows_are_free(run, negative)
         net = run.embedding_net("negative")
         with run.gradients(checkpoint=checkpoint):
-            given = (net, lambda x, sigma: run.predictions(x, sigma, ["positive"])[0],
-                     inversion.trajectory.to(run.device), inversion.sigmas,
-                     negative[0][0].clone().float().to(run.device))
+            given = (
+                net,
+                lambda x, sigma: run.predictions(x, sigma, ["positive"])[0],
+                inversion.trajectory.to(run.device),
+                inversion.sigmas,
+                negative[0][0].clone().float().to(run.device),
+            )
             common = {"cfg": cfg, "process": run.process, "tick": run.tick}
             if one_for_all:
                 made = optimise_global_null(*given, rounds=inner, rate=rate, **common)
             else:
-                made = optimise_null_text(*given, schedule=paper_schedule(inversion.steps, inner, tolerance, rate),
-                                          drop_finished=free, callback=run.callback, **common)
+                made = optimise_null_text(
+                    *given,
+                    schedule=paper_schedule(inversion.steps, inner, tolerance, rate),
+                    drop_finished=free,
+                    callback=run.callback,
+                    **common,
+                )
             return made, latent_out(model, made.reconstruction.cpu())
 
-    made, samples = sample_with(model, conds, source_latent(inversion), inversion.sigmas, body,
-                                total=most_calls(inversion.steps, inner, one_for_all)[0])
+    made, samples = sample_with(
+        model,
+        conds,
+        source_latent(inversion),
+        inversion.sigmas,
+        body,
+        total=most_calls(inversion.steps, inner, one_for_all)[0],
+    )
     seconds = time.perf_counter() - began
     error = (made.reconstruction.cpu() - inversion.source).flatten(1).square().mean(1).sqrt()
     stats = made.stats
-    notes = {**inversion.metadata, **record.null_notes(negative), "null_forwards": stats.forwards,
-             "null_backwards": stats.backwards, "null_seconds": seconds}
+    notes = {
+        **inversion.metadata,
+        **record.null_notes(negative),
+        "null_forwards": stats.forwards,
+        "null_backwards": stats.backwards,
+        "null_seconds": seconds,
+    }
     out = inversion.replace(null_embeddings=made.embeddings, correction=kind, cfg=cfg, metadata=notes)
     store.keep(key, out)
     return out, Result(samples.float(), stats.forwards, seconds, error)
@@ -124,9 +160,19 @@ def uncorrected(inversion: Inversion, cfg: float, correction: str = "none") -> I
 
 def notices(model) -> list[str]:
     """What of the model's patches the optimisation can't take into account."""
-    patched = [k for k in ("sampler_cfg_function", "sampler_post_cfg_function", "sampler_pre_cfg_function",
-                           "sampler_calc_cond_batch_function") if model.model_options.get(k)]
+    patched = [
+        k
+        for k in (
+            "sampler_cfg_function",
+            "sampler_post_cfg_function",
+            "sampler_pre_cfg_function",
+            "sampler_calc_cond_batch_function",
+        )
+        if model.model_options.get(k)
+    ]
     if not patched:
         return []
-    return ["Note: the model carries guidance patches (" + ", ".join(patched) + "), which the optimisation leaves out: "
-            "the reconstruction is exact without them"]
+    return [
+        "Note: the model carries guidance patches (" + ", ".join(patched) + "), which the optimisation leaves out: "
+        "the reconstruction is exact without them"
+    ]

@@ -6,6 +6,7 @@ call: the engine is given one x for all, and a network wrapper puts each chunk's
 be (ControlNet, several negative prompts, prompts whose lengths don't meet) the source runs first and its attention
 is kept for the edits.
 """
+
 from __future__ import annotations
 
 import functools
@@ -325,9 +326,7 @@ def run_guider(guider, latent: dict | None, sigmas: Tensor, seed: int) -> Result
         samples, noise, mask = source_latent(inversion), torch.zeros(inversion.shape), None
     callback = get("latent_preview").prepare_callback(model, len(sigmas) - 1)
     started, batch = time.perf_counter(), len(samples)
-    out = guider.sample(
-        noise, samples, sampler, sigmas, mask, callback, disable_pbar=True, seed=seed
-    ).cpu()
+    out = guider.sample(noise, samples, sampler, sigmas, mask, callback, disable_pbar=True, seed=seed).cpu()
     source, edits = (out[:batch], out[batch:]) if guider.keep_source else (samples, out)
     pairs = [(e, b) for e in range(guider.edits) for b in range(batch)]
     return Result(edits, source, pairs, guider.network_rows, time.perf_counter() - started)

@@ -58,8 +58,9 @@ def source_conditioning(inversion: Inversion) -> list:
     needs = inversion.metadata.get("needs") or []
     if inversion.conditioning is None or needs:
         what = ", ".join(needs) or "no text embedding"
-        raise ValueError(f"The source prompt has {what}, which an inversion can't keep: wire that prompt again as "
-                         f"positive.")
+        raise ValueError(
+            f"The source prompt has {what}, which an inversion can't keep: wire that prompt again as positive."
+        )
     extra = dict(inversion.metadata.get("extras") or {})
     if inversion.pooled is not None:
         extra["pooled_output"] = inversion.pooled
@@ -79,9 +80,7 @@ def null_conditioning(inversion: Inversion) -> list | None:
     return [[inversion.null_embeddings[0], extra]]
 
 
-def prompts(
-    inversion: Inversion, positive: list | None, negative: list | None, cfg: float
-) -> tuple[list, list | None]:
+def prompts(inversion: Inversion, positive: list | None, negative: list | None, cfg: float) -> tuple[list, list | None]:
     """(positive, negative) to sample an inversion with at `cfg`: what is wired, else what it holds; negative None at
     cfg 1."""
     if positive is None:

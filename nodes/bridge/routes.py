@@ -1,7 +1,7 @@
 """Two addresses for the page: the words of a prompt, and a schedule before it runs. Neither needs a model.
 
-    GET /nulltext/words?text=...             {"words": ["a", "red", ...]}      as CLIP's tokenizer cuts them
-    GET /nulltext/schedule?kind=repaint&...  what schedules.drawing tells, or 400 {"error": one sentence}
+GET /nulltext/words?text=...             {"words": ["a", "red", ...]}      as CLIP's tokenizer cuts them
+GET /nulltext/schedule?kind=repaint&...  what schedules.drawing tells, or 400 {"error": one sentence}
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ LONGEST = 20_000  # characters of a prompt
 def _tokenizer():
     """CLIP-L's tokenizer as a CLIP object holds it; ComfyUI ships its vocabulary."""
     tokenizer = engine.get("sd1_clip").SD1Tokenizer()
-    return SimpleNamespace(tokenizer=tokenizer, tokenize=lambda text, return_word_ids=True:
-                           tokenizer.tokenize_with_weights(text, return_word_ids))
+    return SimpleNamespace(
+        tokenizer=tokenizer,
+        tokenize=lambda text, return_word_ids=True: tokenizer.tokenize_with_weights(text, return_word_ids),
+    )
 
 
 def words(text: str) -> list[str]:

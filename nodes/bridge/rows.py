@@ -5,6 +5,7 @@ calls. An edit on a MODEL finds its rows by their text embedding: a conditioning
 in the positive chunks, so that areas, combined prompts and batches of prompts need no special case. A guider that
 runs a source beside its edits says which condition is what by a `Call` under `CALL` in the transformer options.
 """
+
 from __future__ import annotations
 
 import weakref

@@ -34,8 +34,15 @@ def _sampling(demo: bool):
     return SimpleNamespace(get_model_object=lambda name: sampling, sampling=sampling), title
 
 
-def picture_sigmas(sigma_at: Callable[[float], float], low: float, denoise: float, cfg: float, start_percent: float,
-                   above: int | None, below: int | None) -> Tensor:
+def picture_sigmas(
+    sigma_at: Callable[[float], float],
+    low: float,
+    denoise: float,
+    cfg: float,
+    start_percent: float,
+    above: int | None,
+    below: int | None,
+) -> Tensor:
     """The Disturbance Sampler's own schedule: from the noise that `denoise` asks for to 0, enough steps below the
     window's start. low: the smallest sigma of the model."""
     base = sdedit_sigmas(sigma_at, denoise, 100)
@@ -47,8 +54,11 @@ def _scheduled(model, options: Mapping[str, str]) -> Tensor:
     steps = min(_whole(options, "steps", 20), MOST_LEVELS)
     scheduler = options.get("scheduler", "normal")
     known = engine.schedulers()
-    return engine.get("samplers").calculate_sigmas(model.sampling, scheduler if scheduler in known else "normal",
-                                                   steps).float()
+    return (
+        engine.get("samplers")
+        .calculate_sigmas(model.sampling, scheduler if scheduler in known else "normal", steps)
+        .float()
+    )
 
 
 def _whole(options: Mapping[str, str], name: str, default: int) -> int:
@@ -66,8 +76,13 @@ def _repaint(model, options):
     """A box (it has levels) makes its own levels, a sampler takes the wired ones; drawn for data of scale 1."""
     low, high = _number(options, "low", 0.0), _number(options, "high", 1000.0)
     plan = PRESETS.get(options.get("schedule", "")) or Schedule(
-        min(_whole(options, "levels", 50), MOST_LEVELS), _whole(options, "jump", 5), _whole(options, "resamples", 5),
-        low, high, options.get("noise", "").startswith("renewed"))
+        min(_whole(options, "levels", 50), MOST_LEVELS),
+        _whole(options, "jump", 5),
+        _whole(options, "resamples", 5),
+        low,
+        high,
+        options.get("noise", "").startswith("renewed"),
+    )
     sigmas = None
     if "levels" in options:
         sigmas = plan.sigmas(float(model.sampling.sigma_min), float(model.sampling.sigma_max))
@@ -117,5 +132,11 @@ def drawing(options: Mapping[str, str]) -> dict:
     model, noise = _sampling(options.get("ckpt", "").startswith(family.NAME))
     sigmas, path, window, said = KINDS[kind](model, options)
     calls = sum(b > a for a, b in zip(path, path[1:]))
-    return {"sigmas": [float(s) for s in sigmas], "path": path, "window": list(window), "calls": calls, "said": said,
-            "noise": noise}
+    return {
+        "sigmas": [float(s) for s in sigmas],
+        "path": path,
+        "window": list(window),
+        "calls": calls,
+        "said": said,
+        "noise": noise,
+    }

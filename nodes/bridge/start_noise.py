@@ -30,8 +30,10 @@ class StartNoise:
         """[B, C, ...] for a LATENT. ValueError if its shape is another."""
         samples = latent["samples"]
         if samples.shape != self.start.shape:
-            raise ValueError(f"The start noise was optimised for latents of shape {list(self.start.shape)}, this one "
-                             f"has {list(samples.shape)}: wire a latent of that size.")
+            raise ValueError(
+                f"The start noise was optimised for latents of shape {list(self.start.shape)}, this one "
+                f"has {list(samples.shape)}: wire a latent of that size."
+            )
         empty = not bool(torch.count_nonzero(samples))
         x0 = 0 if empty or self.x0 is None else self.x0
         return (self.start - self.share * x0) / self.gain
@@ -47,13 +49,27 @@ class Result:
     seconds: float
 
 
-def optimise(model, positive, negative, latent: dict, sigmas: Tensor, *, seed: int, cfg: float, iterations: int,
-             learning_rate: float, prior: float, inversion=None) -> Result:
+def optimise(
+    model,
+    positive,
+    negative,
+    latent: dict,
+    sigmas: Tensor,
+    *,
+    seed: int,
+    cfg: float,
+    iterations: int,
+    learning_rate: float,
+    prior: float,
+    inversion=None,
+) -> Result:
     """Optimise x_T against the guidance terms of the MODEL. ValueError if it has none."""
     terms = [t for t in guide.terms_of(model) if not callable(t.guidance.scale)]
     if not terms:
-        raise ValueError("There is no loss: put CLIP Guidance, Classifier Guidance or Semantic Guidance on the "
-                         "model; their targets are what the start noise is optimised for.")
+        raise ValueError(
+            "There is no loss: put CLIP Guidance, Classifier Guidance or Semantic Guidance on the "
+            "model; their targets are what the start noise is optimised for."
+        )
     plain = guide.without_terms(model)
     if inversion is not None:
         samples, sigmas = latent_out(plain, inversion.source), inversion.sigmas.float()
@@ -81,17 +97,28 @@ def optimise(model, positive, negative, latent: dict, sigmas: Tensor, *, seed: i
 
             try:
                 found = optimise_start_noise(
-                    denoise, normal(start).float(), normal(sigmas.to(run.device)).float(), loss, steps=iterations,
-                    lr=learning_rate, prior=prior, tick=run.tick, callback=run.callback)
+                    denoise,
+                    normal(start).float(),
+                    normal(sigmas.to(run.device)).float(),
+                    loss,
+                    steps=iterations,
+                    lr=learning_rate,
+                    prior=prior,
+                    tick=run.tick,
+                    callback=run.callback,
+                )
             except torch.cuda.OutOfMemoryError:
-                raise ValueError("Not enough GPU memory for one network backward: use a smaller latent or batch; "
-                                 "nothing cheaper than this exists for the start noise, guidance in decoder mode "
-                                 "would fit.") from None
+                raise ValueError(
+                    "Not enough GPU memory for one network backward: use a smaller latent or batch; "
+                    "nothing cheaper than this exists for the start noise, guidance in decoder mode "
+                    "would fit."
+                ) from None
         return found, run.calls
 
     total = calls_each * (iterations + 2)
-    found, calls = sample_with(plain, {"positive": positive, "negative": negative}, samples, sigmas, body, total=total,
-                               seed=seed)
+    found, calls = sample_with(
+        plain, {"positive": positive, "negative": negative}, samples, sigmas, body, total=total, seed=seed
+    )
     gain = model_notes(plain, float(sigmas[0]))["full_gain"]
     process = "flow" if inversion is not None and inversion.process == "flow" else None
     share = 1 - float(sigmas[0]) if process else 1.0

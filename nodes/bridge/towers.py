@@ -122,16 +122,22 @@ class ClipPair:
         projection = getattr(vision.model, "visual_projection", None)
         weight = getattr(projection, "weight", None)
         if weight is None:
-            raise ValueError("This CLIP vision model has no projection into the space it shares with texts: load a "
-                             "CLIP vision model (ViT-L or ViT-bigG), not an image encoder of another kind.")
+            raise ValueError(
+                "This CLIP vision model has no projection into the space it shares with texts: load a "
+                "CLIP vision model (ViT-L or ViT-bigG), not an image encoder of another kind."
+            )
         text = _text_projection(clip)
         if text is None:
-            raise ValueError("This text encoder has no projection into the space it shares with pictures (the text "
-                             "encoder of a Stable Diffusion checkpoint lacks it): load the full CLIP text model "
-                             "that belongs to the CLIP vision model, with its text_projection.")
+            raise ValueError(
+                "This text encoder has no projection into the space it shares with pictures (the text "
+                "encoder of a Stable Diffusion checkpoint lacks it): load the full CLIP text model "
+                "that belongs to the CLIP vision model, with its text_projection."
+            )
         if text.shape[0] != weight.shape[0]:
-            raise ValueError(f"The CLIP vision model speaks {weight.shape[0]} numbers, the text encoder "
-                             f"{text.shape[0]}: they are not of one CLIP model; load the pair that belongs together.")
+            raise ValueError(
+                f"The CLIP vision model speaks {weight.shape[0]} numbers, the text encoder "
+                f"{text.shape[0]}: they are not of one CLIP model; load the pair that belongs together."
+            )
 
         self.width = weight.shape[0]
 
@@ -146,8 +152,11 @@ class ClipPair:
     def embed_image(self, image: Tensor) -> Tensor:
         load_if_away(self.vision.patcher, image.device)
         size = self.image_size
-        x = F.interpolate(image, (size, size), mode="bicubic", antialias=True, align_corners=False) \
-            if image.shape[-2:] != (size, size) else image
+        x = (
+            F.interpolate(image, (size, size), mode="bicubic", antialias=True, align_corners=False)
+            if image.shape[-2:] != (size, size)
+            else image
+        )
         mean, std = (x.new_tensor(v).view(3, 1, 1) for v in (self._mean, self._std))
         out = self.vision.model(pixel_values=((x - mean) / std).float(), intermediate_output=-2)
         return out[2].float()
@@ -183,6 +192,7 @@ def patchers_of(tower) -> tuple:
 
 # ------------------------------------------------------------------------------------------- image classifiers
 
+
 class ImageClassifier(nn.Module):
     """A classifier of clean pictures: [B, 3, H, W] in 0..1 -> logits [B, K]."""
 
@@ -205,6 +215,7 @@ _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 @functools.cache
 def _architectures() -> tuple[str, ...]:
     import torchvision.models
+
     return tuple(torchvision.models.list_models(module=torchvision.models))
 
 
@@ -226,13 +237,16 @@ def load_image_classifier(path: Path, architecture: str = "auto") -> ImageClassi
 
 def _transformers(config: Path, state: dict[str, Tensor]):
     import transformers
+
     settings = transformers.AutoConfig.from_pretrained(config.parent, local_files_only=True)
     try:
         net = transformers.AutoModelForImageClassification.from_config(settings)
         net.load_state_dict(state)
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"The file doesn't hold the image classifier that its config.json describes: "
-                         f"{str(error).splitlines()[0][:160]}") from None
+        raise ValueError(
+            f"The file doesn't hold the image classifier that its config.json describes: "
+            f"{str(error).splitlines()[0][:160]}"
+        ) from None
     labels = [settings.id2label[i] for i in sorted(settings.id2label)]
     prepare = config.with_name("preprocessor_config.json")
     said = json.loads(prepare.read_text(encoding="utf-8")) if prepare.is_file() else {}
@@ -243,6 +257,7 @@ def _transformers(config: Path, state: dict[str, Tensor]):
 
 def _torchvision(path: Path, state: dict[str, Tensor], metadata: dict[str, str], architecture: str):
     import torchvision.models
+
     known = _architectures()
     name = metadata.get("architecture", "") if architecture == "auto" else architecture
     if architecture == "auto" and name not in known:
@@ -250,8 +265,10 @@ def _torchvision(path: Path, state: dict[str, Tensor], metadata: dict[str, str],
         fits = [k for k in known if stem == k or stem.startswith(k + "_")]
         name = max(fits, key=len) if fits else name
     if name not in known:
-        raise ValueError(f"The architecture of {path.name} can't be told: put a transformers config.json beside it, "
-                         "or write torchvision's name of it (resnet50, for one) into architecture.")
+        raise ValueError(
+            f"The architecture of {path.name} can't be told: put a transformers config.json beside it, "
+            "or write torchvision's name of it (resnet50, for one) into architecture."
+        )
     outputs = [v.shape[0] for k, v in state.items() if k.endswith(".bias") and v.ndim == 1]
     classes = outputs[-1] if outputs else 1000
     for guess in dict.fromkeys([classes, *reversed(outputs)]):
@@ -259,16 +276,23 @@ def _torchvision(path: Path, state: dict[str, Tensor], metadata: dict[str, str],
         if all(k in state and state[k].shape == v.shape for k, v in net.state_dict().items() if "num_batches" not in k):
             break
     else:
-        raise ValueError(f"The file {path.name} doesn't hold a torchvision {name}: name the architecture it was "
-                         "saved from.")
+        raise ValueError(
+            f"The file {path.name} doesn't hold a torchvision {name}: name the architecture it was saved from."
+        )
     net.load_state_dict(state, strict=False)
     labels = _labels(path, metadata, name, guess)
-    return net, labels, int(metadata.get("size", 224)), json.loads(metadata.get("mean", json.dumps(_MEAN))), \
-        json.loads(metadata.get("std", json.dumps(_STD)))
+    return (
+        net,
+        labels,
+        int(metadata.get("size", 224)),
+        json.loads(metadata.get("mean", json.dumps(_MEAN))),
+        json.loads(metadata.get("std", json.dumps(_STD))),
+    )
 
 
 def _labels(path: Path, metadata: dict[str, str], name: str, count: int) -> list[str]:
     import torchvision.models
+
     listed = path.with_suffix(".txt")
     if "labels" in metadata:
         labels = json.loads(metadata["labels"])
@@ -278,6 +302,8 @@ def _labels(path: Path, metadata: dict[str, str], name: str, count: int) -> list
         weights = torchvision.models.get_model_weights(name)
         labels = list(next(iter(weights)).meta.get("categories", [])) if len(weights) else []
     if len(labels) != count:
-        raise ValueError(f"The classifier has {count} classes but {len(labels)} labels: put {path.stem}.txt with one "
-                         "label per line beside it.")
+        raise ValueError(
+            f"The classifier has {count} classes but {len(labels)} labels: put {path.stem}.txt with one "
+            "label per line beside it."
+        )
     return labels

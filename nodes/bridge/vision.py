@@ -1,4 +1,5 @@
 """CLIP's two towers, as ComfyUI holds them, for scores."""
+
 from __future__ import annotations
 
 import torch

@@ -1,4 +1,5 @@
 """The attention benchmark's own arithmetic, without a model."""
+
 from nulltext.benchmarks import attention
 
 

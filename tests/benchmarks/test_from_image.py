@@ -69,8 +69,13 @@ def test_cartoon_figures_are_medians_with_the_spread_of_the_noise_seeds(monkeypa
     seeds, painted = [], []
 
     def left(name, seed):
-        return {"imaged_paper": 0.5, "backd_paper": 2.0, "bound_alone": 0.4, "imaged_match": 0.3,
-                "backd_match": 0.1 * (seed + 1)}.get(name, 0.7)
+        return {
+            "imaged_paper": 0.5,
+            "backd_paper": 2.0,
+            "bound_alone": 0.4,
+            "imaged_match": 0.3,
+            "backd_match": 0.1 * (seed + 1),
+        }.get(name, 0.7)
 
     def ways(bench, key, n, make, batch):
         seed = int(key[-1])
@@ -93,8 +98,12 @@ def test_cartoon_figures_are_medians_with_the_spread_of_the_noise_seeds(monkeypa
     monkeypatch.setattr(_strips, "save", lambda title, rows, columns, path: kept.append((rows, path)))
     figures = _cartoon.measure_cartoon(SimpleNamespace(quick=True), None)
     assert len(set(seeds)) == 3
-    assert {f"cartoon_{what}_{way}{end}" for what in ("flat_median", "edges") for end in ("", "_spread")
-            for way in ("imaged_paper", "backd_paper", "bound_alone", "imaged_match", "backd_match")} <= set(figures)
+    assert {
+        f"cartoon_{what}_{way}{end}"
+        for what in ("flat_median", "edges")
+        for end in ("", "_spread")
+        for way in ("imaged_paper", "backd_paper", "bound_alone", "imaged_match", "backd_match")
+    } <= set(figures)
     for way, share in (("imaged_paper", 0.5), ("backd_paper", 2.0), ("bound_alone", 0.4), ("imaged_match", 0.3)):
         assert figures[f"cartoon_flat_median_{way}"] == pytest.approx(1 - share**2, abs=1e-3)
         assert figures[f"cartoon_edges_{way}"] == pytest.approx(share - 1, abs=1e-3)
@@ -132,8 +141,13 @@ def test_every_disturbance_fades_alike_and_only_the_control_looks_at_x_itself(mo
         _cartoon.redrawn(Stub(), None, torch.zeros(1, 1, 2, 2), 0, cfg, _cartoon.LOOKS)
     ways = {(kind, cfg, match): faded for kind, cfg, match, faded in seen.values()}
     rollback, picture = _cartoon.MATCH_ROLLBACK, _cartoon.MATCH_PICTURE
-    assert set(ways) == {("image", 6.0, None), ("image", 6.0, picture), ("back", 10.0, None),
-                         ("back", 10.0, rollback), ("itself", 10.0, rollback)}
+    assert set(ways) == {
+        ("image", 6.0, None),
+        ("image", 6.0, picture),
+        ("back", 10.0, None),
+        ("back", 10.0, rollback),
+        ("itself", 10.0, rollback),
+    }
     assert ways["back", 10.0, None] == ways["back", 10.0, rollback] != [1.0, 1.0]
     assert ways["image", 6.0, None] == ways["image", 6.0, picture] != [1.0, 1.0]
     assert ways["itself", 10.0, rollback] == [1.0, 1.0]
@@ -184,8 +198,9 @@ def test_exact_quantiles_are_those_of_the_density_along_the_line_of_what_is_know
     density = case.mixture.log_prob(torch.stack([case.values[0].expand(len(line)), line], 1)).exp()
     cdf = density.cumsum(0) / density.sum()
     middle = (torch.arange(20, dtype=torch.float64) + 0.5) / 20
-    torch.testing.assert_close(conditional.exact_quantiles(case, 20)[:, 0], line[torch.searchsorted(cdf, middle)],
-                               rtol=0, atol=3e-3)
+    torch.testing.assert_close(
+        conditional.exact_quantiles(case, 20)[:, 0], line[torch.searchsorted(cdf, middle)], rtol=0, atol=3e-3
+    )
 
 
 def test_distance_counts_every_unknown_coordinate_and_its_own_noise_is_small():
@@ -211,8 +226,9 @@ def test_presets_are_measured_on_their_own_levels_at_the_datas_scale():
 
 
 def test_figures_are_ratios_to_the_authors_schedule_and_the_worst_is_of_the_unseen():
-    rows = {name: {"calls": conditional.calls_of(plan)} | dict.fromkeys(mixtures.ALL, 2.0)
-            for name, plan in PRESETS.items()}
+    rows = {
+        name: {"calls": conditional.calls_of(plan)} | dict.fromkeys(mixtures.ALL, 2.0) for name, plan in PRESETS.items()
+    }
     rows["ours, about 350 calls"] |= {"eight": 5.0, "bimodal": 9.0}
     found = conditional.figures(rows)
     assert found["repaint_calls_default"] == 2410 and found["repaint_worst_ratio_default"] == 1

@@ -1,4 +1,5 @@
 """The guidance benchmark on a few steps: its ways share their noises, its judges and scenes are what they say."""
+
 import pytest
 import torch
 from nulltext.benchmarks import _bound, guidance
@@ -33,9 +34,15 @@ def test_kid_tells_the_class_from_other_scenes(lab):
 
 
 def test_every_way_runs_from_the_same_noise_in_any_batch(lab):
-    ways = [Way(), Way(caption=True), Way((lab.classify(2.0),)), Way((lab.clip("spherical", 30.0),)),
-            Way((lab.clip("contrastive", 3.0),)), Way((lab.clip_decoded("decoder", 10.0),)),
-            Way((lab.clip_decoded("network", 10.0),))]
+    ways = [
+        Way(),
+        Way(caption=True),
+        Way((lab.classify(2.0),)),
+        Way((lab.clip("spherical", 30.0),)),
+        Way((lab.clip("contrastive", 3.0),)),
+        Way((lab.clip_decoded("decoder", 10.0),)),
+        Way((lab.clip_decoded("network", 10.0),)),
+    ]
     pictures = [lab.sample(way, [0, 1])[0] for way in ways]
     for i, a in enumerate(pictures):
         assert bool(torch.isfinite(a).all()) and all((a - b).abs().mean() > 1e-4 for b in pictures[:i])
@@ -54,12 +61,14 @@ def test_a_search_keeps_what_it_tried(lab, tmp_path, monkeypatch):
             def run(items):
                 made.append((way.terms[0].scale, list(items)))
                 return [{"f": [float(i % 3), way.terms[0].scale], "in": i % 2 == 0} for i in items]
+
             return run
 
     term = lambda k: lab.classify(k)  # noqa: E731
     reference = torch.tensor([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]] * 4)
-    rows = [guidance.search(Bench("guidance", "", []), "x", term, (1.0, 5.0), Counting(), reference, 12)
-            for _ in range(2)]
+    rows = [
+        guidance.search(Bench("guidance", "", []), "x", term, (1.0, 5.0), Counting(), reference, 12) for _ in range(2)
+    ]
     assert rows[0] == rows[1] and [row[:2] for row in rows[0]] == [["x", 1.0], ["x", 5.0]]
     assert [k for k, _ in made] == [1.0, 5.0] and min(made[0][1]) >= 5000  # the second run computed nothing
     assert rows[0][0][2] < rows[0][1][2] and rows[0][0][4] == 0.5

@@ -1,4 +1,5 @@
 """The inversion benchmark's parts, and the whole of it on toy networks: its keys, its counts, its regions."""
+
 import json
 import time
 from types import SimpleNamespace
@@ -15,12 +16,25 @@ from nulltext.samplers.null_text import Schedule, optimise_null_text
 
 #: issue 2, section 5, and the ratio it bounds
 KEYS = {
-    "psnr_ddim_cfg1", "psnr_ddim_cfg7.5", "psnr_null_text_cfg7.5", "psnr_negative_prompt_cfg7.5",
-    "latent_error_exact_cfg7.5", "psnr_ddim_inverted_with_cfg7.5", "psnr_global_null", "psnr_random_pivot",
-    "psnr_conditional_embedding_optimised", "network_calls_null_text", "seconds_null_text", "seconds_per_forward",
-    "seconds_per_backward", "null_text_overhead",
-    *(f"{figure}_{method}" for figure in ("edit_success", "background_psnr") for method in (
-        "ddim", "null_text", "negative_prompt", "exact", "edit_friendly", "flow_edit", "infedit")),
+    "psnr_ddim_cfg1",
+    "psnr_ddim_cfg7.5",
+    "psnr_null_text_cfg7.5",
+    "psnr_negative_prompt_cfg7.5",
+    "latent_error_exact_cfg7.5",
+    "psnr_ddim_inverted_with_cfg7.5",
+    "psnr_global_null",
+    "psnr_random_pivot",
+    "psnr_conditional_embedding_optimised",
+    "network_calls_null_text",
+    "seconds_null_text",
+    "seconds_per_forward",
+    "seconds_per_backward",
+    "null_text_overhead",
+    *(
+        f"{figure}_{method}"
+        for figure in ("edit_success", "background_psnr")
+        for method in ("ddim", "null_text", "negative_prompt", "exact", "edit_friendly", "flow_edit", "infedit")
+    ),
 }
 
 
@@ -32,7 +46,7 @@ class ToyUNet:
     def __call__(self, x, t, context):
         self.calls += 1
         shift = context.mean(1)[:, :4, None, None]
-        return .3 * x + .4 * torch.tanh(x + shift) + .2 * torch.sin(t / 300.)[:, None, None, None]
+        return 0.3 * x + 0.4 * torch.tanh(x + shift) + 0.2 * torch.sin(t / 300.0)[:, None, None, None]
 
 
 class ToyEncoder:
@@ -41,7 +55,7 @@ class ToyEncoder:
         return torch.cat([small, small.mean(1, keepdim=True)], 1) * 4 - 2
 
     def decode(self, latent):
-        return F.interpolate((latent[:, :3] + 2) / 4, scale_factor=8.)
+        return F.interpolate((latent[:, :3] + 2) / 4, scale_factor=8.0)
 
 
 @pytest.fixture
@@ -68,7 +82,7 @@ def test_prints_exactly_the_figures_and_resumes(toy, capsys, monkeypatch):
     figures = run(capsys)
     assert set(figures) == KEYS
     assert figures["latent_error_exact_cfg7.5"] < 1e-4
-    assert figures["psnr_negative_prompt_cfg7.5"] == pytest.approx(figures["psnr_ddim_cfg1"], abs=.01)
+    assert figures["psnr_negative_prompt_cfg7.5"] == pytest.approx(figures["psnr_ddim_cfg1"], abs=0.01)
     assert figures["psnr_null_text_cfg7.5"] > figures["psnr_ddim_cfg7.5"] + 1
     first = toy.calls
     assert run(capsys) == figures
@@ -76,22 +90,31 @@ def test_prints_exactly_the_figures_and_resumes(toy, capsys, monkeypatch):
     assert again < first / 10
     monkeypatch.setattr(harness, "weights", lambda: "others")
     run(capsys)
-    assert toy.calls - first - again > .9 * first, "results of other weights were taken for these weights'"
+    assert toy.calls - first - again > 0.9 * first, "results of other weights were taken for these weights'"
 
 
 def test_a_meter_counts_what_the_optimisation_counts():
     """Rows of forwards and backwards, through batches that shrink."""
+
     def net(x, sigma, e):
         return x / (1 + sigma**2) + e.mean(1)[:, :, None, None]
 
     g = torch.Generator().manual_seed(0)
-    sigmas, start = torch.tensor([3., 2., 1., 0.]), torch.zeros(3, 5, 2)
-    pivot = torch.randn(4, 3, 2, 4, 4, generator=g) * .1
+    sigmas, start = torch.tensor([3.0, 2.0, 1.0, 0.0]), torch.zeros(3, 5, 2)
+    pivot = torch.randn(4, 3, 2, 4, 4, generator=g) * 0.1
     pivot[:, 0] = 0  # one image is done at once
     meter = Meter(net)
     with meter.timed():
-        found = optimise_null_text(meter, lambda x, s: meter(x, s, start), pivot, sigmas, start, cfg=3., process=VE,
-                                   schedule=Schedule((.01,) * 3, (1e-9,) * 3, 4))
+        found = optimise_null_text(
+            meter,
+            lambda x, s: meter(x, s, start),
+            pivot,
+            sigmas,
+            start,
+            cfg=3.0,
+            process=VE,
+            schedule=Schedule((0.01,) * 3, (1e-9,) * 3, 4),
+        )
     assert sum(meter.forwards) == found.stats.forward_rows and len(meter.forwards) == found.stats.forwards
     assert sum(meter.backwards) == found.stats.backward_rows and len(meter.backwards) == found.stats.backwards > 0
     assert len(set(meter.backwards)) > 1 and meter.seconds > 0
@@ -99,8 +122,8 @@ def test_a_meter_counts_what_the_optimisation_counts():
 
 def test_costs_lie_on_the_line_between_one_row_and_the_batch():
     costs = Costs()
-    costs.forward, costs.backward = {1: [1., 9., 2.], 5: [6.]}, {1: [3.], 5: [7.]}
-    assert [costs.of("forward", rows) for rows in (1, 3, 5)] == [2., 4., 6.]
+    costs.forward, costs.backward = {1: [1.0, 9.0, 2.0], 5: [6.0]}, {1: [3.0], 5: [7.0]}
+    assert [costs.of("forward", rows) for rows in (1, 3, 5)] == [2.0, 4.0, 6.0]
     meter = SimpleNamespace(forwards=[5, 3, 1], backwards=[5, 2])
     assert costs.expected(meter) == pytest.approx(6 + 4 + 2 + 7 + 4)
 
@@ -109,18 +132,18 @@ def test_single_costs_are_measured():
     class Slow(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
-            time.sleep(.002 * len(x))
+            time.sleep(0.002 * len(x))
             return x.clone()
 
         @staticmethod
         def backward(ctx, gradient):
-            time.sleep(.006 * len(gradient))
+            time.sleep(0.006 * len(gradient))
             return gradient
 
     costs = Costs(repeats=1)
     costs.measure(lambda x, s, e: x + Slow.apply(e).sum(), torch.zeros(4, 2), torch.zeros(4, 3), torch.ones(3))
-    assert .008 <= costs.of("forward", 4) < .02 < .024 <= costs.of("backward", 4) < .06
-    assert .004 <= costs.of("forward", 2) < .012
+    assert 0.008 <= costs.of("forward", 4) < 0.02 < 0.024 <= costs.of("backward", 4) < 0.06
+    assert 0.004 <= costs.of("forward", 2) < 0.012
 
 
 def scene(**values):
@@ -163,8 +186,8 @@ def reading_net(target, colour, background):
     """A judge that reads these values, the colour at the object's place only."""
     logits = torch.zeros(len(target), probe._OUT)
     parts = probe.split_logits(logits)  # views
-    parts["colour"][:] = 5. * F.one_hot((colour + 1) % 8, 8)[:, None]
-    parts["colour"][torch.arange(len(target)), target.place[:, 0]] = 5. * F.one_hot(colour, 8).float()
+    parts["colour"][:] = 5.0 * F.one_hot((colour + 1) % 8, 8)[:, None]
+    parts["colour"][torch.arange(len(target)), target.place[:, 0]] = 5.0 * F.one_hot(colour, 8).float()
     parts["background"][:] = F.one_hot(background, 12).float()
     return lambda image: logits
 
@@ -174,8 +197,10 @@ def test_an_edit_is_judged_by_its_attribute_and_its_background(change):
     truth = scene(size=2, shape=1)
     value = changes.other_value(truth, change, 1)
     edit = changes.edits_of(lambda rows: rows.float()[..., None], truth, {change: value})[0]
-    assert edit.change == change and int((edit.context != changes.context_of(lambda rows: rows.float()[..., None],
-                                                                          truth)).sum()) == 1  # one word
+    assert (
+        edit.change == change
+        and int((edit.context != changes.context_of(lambda rows: rows.float()[..., None], truth)).sum()) == 1
+    )  # one word
     right = reading_net(truth, edit.target.colour[:, 0], edit.target.background)
     wrong = reading_net(truth, truth.colour[:, 0], truth.background)
     decoded = scenes.draw(truth)[0]
@@ -184,22 +209,25 @@ def test_an_edit_is_judged_by_its_attribute_and_its_background(change):
     done = changes.judged(right, edit, truth, inside, decoded)[0]
     assert done == {"success": 1, "background": changes.CEILING}
     assert changes.judged(wrong, edit, truth, inside, decoded)[0]["success"] == 0
-    off = decoded + .1 * (1 - region)
-    assert changes.judged(right, edit, truth, off, decoded)[0]["background"] == pytest.approx(20, abs=.01)
+    off = decoded + 0.1 * (1 - region)
+    assert changes.judged(right, edit, truth, off, decoded)[0]["background"] == pytest.approx(20, abs=0.01)
 
 
 def test_no_background_left_is_not_measured():
     truth = scene(size=0, shape=4)  # a small ring: thinner than two cells
-    edit = changes.edits_of(lambda rows: rows.float()[..., None], truth,
-                            {"background": changes.other_value(truth, "background", 1)})[0]
+    edit = changes.edits_of(
+        lambda rows: rows.float()[..., None], truth, {"background": changes.other_value(truth, "background", 1)}
+    )[0]
     picture = scenes.draw(truth)[0]
     judge = reading_net(truth, truth.colour[:, 0], truth.background)
     assert changes.judged(judge, edit, truth, picture, picture)[0] == {"success": 0, "background": None}
 
 
 def test_edit_figures_count_only_measured_backgrounds():
-    rows = [{"colour": {"success": 1, "background": 30.}, "background": {"success": 0, "background": None}},
-            {"colour": {"success": 1, "background": 20.}, "background": {"success": 1, "background": 10.}}]
-    assert inversion.edit_figures(rows) == (.75, 20., 3)
-    assert inversion.edit_figures(rows, ("colour",)) == (1., 25., 2)
+    rows = [
+        {"colour": {"success": 1, "background": 30.0}, "background": {"success": 0, "background": None}},
+        {"colour": {"success": 1, "background": 20.0}, "background": {"success": 1, "background": 10.0}},
+    ]
+    assert inversion.edit_figures(rows) == (0.75, 20.0, 3)
+    assert inversion.edit_figures(rows, ("colour",)) == (1.0, 25.0, 2)
     assert inversion.edit_figures(rows[:1], ("background",)) == (0, None, 0)

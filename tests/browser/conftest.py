@@ -7,6 +7,7 @@
 Chromium comes from the system's packages; without it these tests are skipped, loudly. Screenshots lie in
 output/browser/.
 """
+
 from __future__ import annotations
 
 import json
@@ -22,8 +23,15 @@ import requests
 from nulltext.demo import engines, litegraph, workflows
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 SHOTS = engines.ROOT / "output" / "browser"
 KINDS = ["embedded", *(["checkout", "checkout-vue"] if os.environ.get("COMFYUI_PATH") else [])]
 SECONDS = 120
@@ -43,14 +51,27 @@ class Page:
         self.prompts: list[dict] = []
         self.infos = server.client.object_info()
         tab.on("pageerror", self._script_error)
-        tab.on("console", lambda message: self.trouble.append(f"console: {message.text}")
-               if message.type == "error" and "NullText" in message.text else None)
-        tab.on("requestfailed", lambda request: self.trouble.append(f"failed: {request.url} {request.failure}")
-               if OURS.search(request.url) and "ERR_ABORTED" not in str(request.failure) else None)
+        tab.on(
+            "console",
+            lambda message: (
+                self.trouble.append(f"console: {message.text}")
+                if message.type == "error" and "NullText" in message.text
+                else None
+            ),
+        )
+        tab.on(
+            "requestfailed",
+            lambda request: (
+                self.trouble.append(f"failed: {request.url} {request.failure}")
+                if OURS.search(request.url) and "ERR_ABORTED" not in str(request.failure)
+                else None
+            ),
+        )
         tab.on("response", self._answered)
         # a click brings a node to the front and so to another place of the list: its number tells it for good
-        tab.add_init_script("window.ofKind = kind => app.graph._nodes.filter(n => n.type === kind)"
-                            ".sort((a, b) => a.id - b.id)[0]")
+        tab.add_init_script(
+            "window.ofKind = kind => app.graph._nodes.filter(n => n.type === kind).sort((a, b) => a.id - b.id)[0]"
+        )
         tab.route(lambda url: not url.startswith((server.address, "data:", "blob:")), lambda route: route.abort())
 
     def _script_error(self, error) -> None:
@@ -68,21 +89,25 @@ class Page:
 
     def open(self) -> Page:
         self.tab.goto(self.server.address)
-        self.tab.wait_for_function("!!window.app?.graph && !!window.LiteGraph?.registered_node_types?.NullText_Prompt",
-                                   timeout=SECONDS * 1000)
+        self.tab.wait_for_function(
+            "!!window.app?.graph && !!window.LiteGraph?.registered_node_types?.NullText_Prompt", timeout=SECONDS * 1000
+        )
         self.tab.wait_for_timeout(500)
         return self
 
     def drop(self, name: str, text: str) -> None:
         """Drop a file with this text on the page."""
-        self.tab.evaluate("""([name, text]) => {
+        self.tab.evaluate(
+            """([name, text]) => {
             const data = new DataTransfer();
             data.items.add(new File([text], name, {type: 'application/json'}));
             const canvas = document.querySelector('canvas#graph-canvas') ?? document.body;
             const at = canvas.getBoundingClientRect();
             for (const kind of ['dragenter', 'dragover', 'drop']) canvas.dispatchEvent(new DragEvent(kind,
                 {dataTransfer: data, bubbles: true, cancelable: true, clientX: at.x + 300, clientY: at.y + 300}));
-        }""", [name, text])
+        }""",
+            [name, text],
+        )
 
     def load(self, name: str, steps: int = 2, **inputs) -> dict:
         """Drop a shipped workflow, made short; the graph that was dropped."""
@@ -94,7 +119,9 @@ class Page:
         wanted = sorted(node["type"] for node in graph["nodes"])
         self.tab.wait_for_function(
             "wanted => JSON.stringify(app.graph._nodes.map(n => n.type).sort()) === wanted",
-            arg=json.dumps(wanted, separators=(",", ":")), timeout=30_000)
+            arg=json.dumps(wanted, separators=(",", ":")),
+            timeout=30_000,
+        )
         self.tab.wait_for_timeout(600)
         return flow
 
@@ -127,14 +154,17 @@ class Page:
 
     def look_at(self, kind: str, zoom: float = 1.0) -> None:
         """Bring the node of that class into the middle of the view."""
-        self.tab.evaluate("""([kind, zoom]) => {
+        self.tab.evaluate(
+            """([kind, zoom]) => {
             const node = ofKind(kind), view = app.canvas;
             const box = view.canvas.getBoundingClientRect();
             view.ds.scale = zoom;
             view.ds.offset[0] = -node.pos[0] + box.width / zoom / 2 - node.size[0] / 2;
             view.ds.offset[1] = -node.pos[1] + 160;
             view.setDirty(true, true);
-        }""", [kind, zoom])
+        }""",
+            [kind, zoom],
+        )
         self.tab.wait_for_timeout(500)
 
     def fit(self) -> None:
@@ -165,16 +195,21 @@ class Page:
 
     def value(self, kind: str, name: str):
         """The value of a widget of the node of that class."""
-        return self.tab.evaluate("([kind, name]) => ofKind(kind).widgets.find(w => w.name === name).value",
-                                 [kind, name])
+        return self.tab.evaluate(
+            "([kind, name]) => ofKind(kind).widgets.find(w => w.name === name).value", [kind, name]
+        )
 
     def panel(self, kind: str):
         """The panel of the node of that class, as a locator; it must be on the page."""
-        self.tab.wait_for_function("""kind => {
+        self.tab.wait_for_function(
+            """kind => {
             const {element} = ofKind(kind).widgets.find(w => w.name === 'nulltext_panel');
             element.dataset.test = kind;
             return element.isConnected && element.offsetWidth > 100;
-        }""", arg=kind, timeout=10_000)
+        }""",
+            arg=kind,
+            timeout=10_000,
+        )
         return self.tab.locator(f"[data-test='{kind}']")
 
     def reports(self) -> list[str]:
@@ -194,6 +229,7 @@ def chromium():
     if CHROMIUM is None:
         pytest.skip("there is no Chromium: the page was NOT tested (sudo apt-get install chromium)")
     from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
         yield browser
@@ -204,6 +240,7 @@ def chromium():
 def servers():
     """{engine name: running server}, started when first asked for."""
     import contextlib
+
     with contextlib.ExitStack() as stack:
         made: dict[str, engines.Server] = {}
 
@@ -211,9 +248,9 @@ def servers():
             if name not in made:
                 tree = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nulltext-")))
                 engine = engines.embedded() if name == "embedded" else engines.checkout()
-                made[name] = stack.enter_context(engines.running(
-                    engine, tree, inputs=engines.pictures(),
-                    extra=["--preview-method", "latent2rgb"]))
+                made[name] = stack.enter_context(
+                    engines.running(engine, tree, inputs=engines.pictures(), extra=["--preview-method", "latent2rgb"])
+                )
             return made[name]
 
         yield server
@@ -224,9 +261,13 @@ def opened(request, chromium, servers):
     kind = request.param
     server = servers(kind.split("-")[0])
     if kind != "embedded":
-        for key, value in (("Comfy.VueNodes.Enabled", kind.endswith("vue")), ("Comfy.TutorialCompleted", True),
-                           ("Comfy.Workflow.ShowMissingModelsWarning", False), ("Comfy.UseNewMenu", "Top"),
-                           ("Comfy.Workflow.ConfirmDelete", False)):
+        for key, value in (
+            ("Comfy.VueNodes.Enabled", kind.endswith("vue")),
+            ("Comfy.TutorialCompleted", True),
+            ("Comfy.Workflow.ShowMissingModelsWarning", False),
+            ("Comfy.UseNewMenu", "Top"),
+            ("Comfy.Workflow.ConfirmDelete", False),
+        ):
             requests.post(f"{server.address}/settings/{key}", json=value, timeout=30).raise_for_status()
     context = chromium.new_context(viewport={"width": 1500, "height": 1000})
     yield Page(context.new_page(), server, kind).open()

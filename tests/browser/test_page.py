@@ -1,4 +1,5 @@
 """What a person sees and does on the page, in both front ends."""
+
 import json
 import re
 
@@ -83,27 +84,35 @@ def test_before_and_after_with_a_divider(page):
     panel = page.panel("NullText_Inverter")
     compare = panel.locator(".nulltext-compare")
     compare.wait_for()
-    page.tab.wait_for_function("e => [...e.querySelectorAll('img')].every(i => i.complete && i.naturalWidth > 16)",
-                               arg=compare.element_handle())
+    page.tab.wait_for_function(
+        "e => [...e.querySelectorAll('img')].every(i => i.complete && i.naturalWidth > 16)",
+        arg=compare.element_handle(),
+    )
     assert "PSNR" in panel.inner_text() and "forwards" in panel.inner_text()
     compare.locator("input").fill("80")
     assert "20%" in compare.locator("img").nth(1).get_attribute("style")
     page.shot("compare")
 
 
-@pytest.mark.parametrize(("name", "kind", "widget", "value"), [
-    ("repaint", "NullText_RePaintSampler", "schedule", "ours, about 350 calls"),
-    ("disturbance_picture", "NullText_DisturbanceSampler", "steps_below", 20),
-])
+@pytest.mark.parametrize(
+    ("name", "kind", "widget", "value"),
+    [
+        ("repaint", "NullText_RePaintSampler", "schedule", "ours, about 350 calls"),
+        ("disturbance_picture", "NullText_DisturbanceSampler", "steps_below", 20),
+    ],
+)
 def test_the_timeline_follows_the_widgets_before_a_run(page, name, kind, widget, value):
     page.load(name)
     page.look_at(kind)
     section = page.panel(kind).locator(".nulltext-timeline-section")
     section.locator("svg .down").wait_for()
     before = section.inner_text()
-    page.tab.evaluate("""([kind, name, value]) => {
+    page.tab.evaluate(
+        """([kind, name, value]) => {
         ofKind(kind).widgets.find(w => w.name === name).value = value;
-    }""", [kind, widget, value])
+    }""",
+        [kind, widget, value],
+    )
     page.tab.wait_for_function("([e, before]) => e.innerText !== before", arg=[section.element_handle(), before])
     page.tab.wait_for_timeout(300)
     page.shot(f"timeline_{name}")

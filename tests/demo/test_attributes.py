@@ -1,4 +1,5 @@
 """Attributes read all at once: the loss counts what it should, and the trunk hands on what it learned."""
+
 import pytest
 import torch
 from nulltext.demo import attributes, pool, scenes
@@ -13,8 +14,13 @@ def batch(n=40, two=0.5):
 
 def sure(made):
     """Logits [B, OUT] that are sure of the truth."""
-    return torch.cat([30. * torch.nn.functional.one_hot(attributes.truth(made, name), len(values))
-                      for name, values in attributes.HEADS.items()], 1)
+    return torch.cat(
+        [
+            30.0 * torch.nn.functional.one_hot(attributes.truth(made, name), len(values))
+            for name, values in attributes.HEADS.items()
+        ],
+        1,
+    )
 
 
 def test_the_loss_counts_objects_of_one_object_scenes_only():
@@ -23,10 +29,11 @@ def test_the_loss_counts_objects_of_one_object_scenes_only():
     assert 0 < int((made.count == 2).sum()) < len(made) and attributes.loss(out, made) < 1e-3
     at = [i for i, name in enumerate(attributes.HEADS) if name == "shape"][0]
     wrong = attributes.split(out)["shape"].roll(1, 1)
-    for count, least in ((1, 20.), (2, 0.)):
+    for count, least in ((1, 20.0), (2, 0.0)):
         rows = made.count == count
-        parts = [torch.where(rows[:, None], wrong, v) if i == at else v
-                 for i, v in enumerate(attributes.split(out).values())]
+        parts = [
+            torch.where(rows[:, None], wrong, v) if i == at else v for i, v in enumerate(attributes.split(out).values())
+        ]
         loss = attributes.loss(torch.cat(parts, 1), made) / attributes.WEIGHTS["shape"]
         assert least <= loss <= least + 11
 

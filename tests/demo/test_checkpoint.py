@@ -1,12 +1,15 @@
 """The demo model's file: what is written is read back, what can't load is refused."""
+
 import pytest
 import torch
 from nulltext.demo import captions, checkpoint, nets
 
 
 def test_checkpoint_refuses_what_cannot_load(tmp_path):
-    net = {part: made().state_dict() for part, made in
-           (("unet", nets.UNet), ("text", nets.TextEncoder), ("autoencoder", nets.AutoEncoder))}
+    net = {
+        part: made().state_dict()
+        for part, made in (("unet", nets.UNet), ("text", nets.TextEncoder), ("autoencoder", nets.AutoEncoder))
+    }
     parts = net["unet"], net["text"], net["autoencoder"]
     with pytest.raises(ValueError, match="names 3 rows"):
         checkpoint.write_checkpoint(tmp_path / "x.safetensors", *parts, [-1, 49406, 49407], prediction="v")
@@ -17,9 +20,14 @@ def test_checkpoint_refuses_what_cannot_load(tmp_path):
 
 def test_read_part_returns_what_was_written(tmp_path):
     net = {"unet": nets.UNet(), "text": nets.TextEncoder(), "autoencoder": nets.AutoEncoder()}
-    path = checkpoint.write_checkpoint(tmp_path / "x.safetensors", *(n.state_dict() for n in net.values()),
-                                       captions.VOCABULARY, prediction="v", dtype=torch.float32,
-                                       metadata={"samples": 7})
+    path = checkpoint.write_checkpoint(
+        tmp_path / "x.safetensors",
+        *(n.state_dict() for n in net.values()),
+        captions.VOCABULARY,
+        prediction="v",
+        dtype=torch.float32,
+        metadata={"samples": 7},
+    )
     for part, module in net.items():
         back = checkpoint.read_part(path, part)
         assert back.keys() == module.state_dict().keys()

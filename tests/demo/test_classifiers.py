@@ -1,4 +1,5 @@
 """The committed classifiers and image-text model do what their metadata says, on held-out scenes."""
+
 import torch
 from nulltext.demo import classifiers, scenes
 from nulltext.demo import model as demo_model
@@ -43,23 +44,33 @@ def test_the_image_text_model_is_as_good_as_it_says():
 
 def test_the_noisy_nets_see_pairs_through_little_noise():
     """Both on latents of the committed autoencoder: right far above the 1 in 48 of chance, less so in more noise."""
-    made, tower = (load(towers.MODELS / name) for load, name in (
-        (towers.load_latent_classifier, classifiers.PAIRS.name),
-        (towers.load_image_text, "nulltext_image_text.safetensors")))
+    made, tower = (
+        load(towers.MODELS / name)
+        for load, name in (
+            (towers.load_latent_classifier, classifiers.PAIRS.name),
+            (towers.load_image_text, "nulltext_image_text.safetensors"),
+        )
+    )
     batch = some()
     with torch.no_grad():
         x0 = demo_model.load()[1].encode(scenes.draw(batch)[0])
         noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
-        shares = {s: [float((made(x0 + s * noise, s).argmax(1) == classifiers.pair_index(batch)).float().mean()),
-                      pair_accuracy(tower.embed_noisy(x0 + s * noise, s), tower, batch)] for s in (.1, 2.)}
+        shares = {
+            s: [
+                float((made(x0 + s * noise, s).argmax(1) == classifiers.pair_index(batch)).float().mean()),
+                pair_accuracy(tower.embed_noisy(x0 + s * noise, s), tower, batch),
+            ]
+            for s in (0.1, 2.0)
+        }
     with safe_open(classifiers.PAIRS, "pt") as f:
-        assert abs(float(f.metadata()["accuracy_sigma_0.1"]) - shares[.1][0]) < 0.15
-    for low, high in zip(shares[.1], shares[2.], strict=True):
+        assert abs(float(f.metadata()["accuracy_sigma_0.1"]) - shares[0.1][0]) < 0.15
+    for low, high in zip(shares[0.1], shares[2.0], strict=True):
         assert low > 0.4 and low > high + 0.1
 
 
 def test_the_folder_of_two_classes(tmp_path, monkeypatch):
     from nulltext.demo import inputs
+
     monkeypatch.setattr(inputs, "FOLDER", tmp_path)
     classifiers.write_folder(2)
     assert sorted(p.parent.name for p in tmp_path.rglob("*.png")) == ["blue square"] * 2 + ["red circle"] * 2

@@ -1,4 +1,5 @@
 """The image-text model: words by the trainer's path and from strings, files, and a few training steps."""
+
 import pytest
 import torch
 from nulltext.demo import captions, scenes
@@ -33,7 +34,7 @@ def test_captions_as_rows_and_as_text_agree(model):
     phrases, form = captions.phrases(batch, generator(1))
     rows, said = word_rows(phrases, form), model.rows(captions.text(phrases, form))
     assert set(form.tolist()) == {0, 1}
-    assert torch.equal(rows[:, : said.shape[1]], said) and bool((rows[:, said.shape[1]:] == 1).all())
+    assert torch.equal(rows[:, : said.shape[1]], said) and bool((rows[:, said.shape[1] :] == 1).all())
 
 
 def test_training_captions_name_the_right_colour_and_shape(model):
@@ -86,8 +87,10 @@ def test_a_file_gives_it_back_and_another_is_refused(model):
 
 def test_retrieval_counts_colour_and_shape_apart(model):
     batch = scenes.sample(40, generator(), two=0)
-    said = [f"a {scenes.COLOURS[c]} {scenes.SHAPES[(s + 1) % 6]}" for c, s in
-            zip(batch.colour[:, 0].tolist(), batch.shape[:, 0].tolist(), strict=True)]
+    said = [
+        f"a {scenes.COLOURS[c]} {scenes.SHAPES[(s + 1) % 6]}"
+        for c, s in zip(batch.colour[:, 0].tolist(), batch.shape[:, 0].tolist(), strict=True)
+    ]
     with torch.no_grad():
         assert retrieval(model.embed_text(said), model, batch) == {"colour": 1.0, "shape": 0.0, "pair": 0.0}
 
@@ -101,7 +104,7 @@ def test_the_caption_of_an_unseen_pair_is_no_negative(model):
         pictures = model.embed_text([f"a {colour} {shape}"]).expand(6, -1)
         loss = named.loss(model, pictures, batch, torch.tensor(20.0))
         named.shown = torch.ones_like(named.shown)
-        assert named.loss(model, pictures, batch, torch.tensor(20.0)) > loss + .1
+        assert named.loss(model, pictures, batch, torch.tensor(20.0)) > loss + 0.1
 
 
 def test_a_few_steps_learn():

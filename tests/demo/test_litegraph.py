@@ -1,4 +1,5 @@
 """The page's graph of a workflow: widget places, links, and the way back to what is queued."""
+
 import copy
 import fnmatch
 import json
@@ -7,20 +8,45 @@ import pytest
 from nulltext.demo import litegraph, workflows
 
 INFOS = {
-    "Load": {"name": "Load", "input": {"required": {"image": [["a.png", "b.png"], {"image_upload": True}]}},
-             "output": ["IMAGE", "MASK"], "output_name": ["IMAGE", "MASK"]},
-    "Work": {"name": "Work", "output": ["LATENT"], "output_name": ["LATENT"], "input": {
-        "required": {"image": ["IMAGE"], "seed": ["INT", {"default": 7}], "steps": ["INT", {"default": 20, "min": 1}],
-                     "mode": [["fast", "good"], {"control_after_generate": True}],
-                     "said": ["STRING", {"forceInput": True}]},
-        "optional": {"strength": ["FLOAT", {"default": .5, "control_after_generate": False}], "mask": ["MASK"],
-                     "on": ["BOOLEAN", {}]}, "hidden": {"prompt": "PROMPT"}}},
-    "Number": {"name": "Number", "input": {"required": {}}, "output": ["INT", "STRING"],
-               "output_name": ["INT", "STRING"]},
+    "Load": {
+        "name": "Load",
+        "input": {"required": {"image": [["a.png", "b.png"], {"image_upload": True}]}},
+        "output": ["IMAGE", "MASK"],
+        "output_name": ["IMAGE", "MASK"],
+    },
+    "Work": {
+        "name": "Work",
+        "output": ["LATENT"],
+        "output_name": ["LATENT"],
+        "input": {
+            "required": {
+                "image": ["IMAGE"],
+                "seed": ["INT", {"default": 7}],
+                "steps": ["INT", {"default": 20, "min": 1}],
+                "mode": [["fast", "good"], {"control_after_generate": True}],
+                "said": ["STRING", {"forceInput": True}],
+            },
+            "optional": {
+                "strength": ["FLOAT", {"default": 0.5, "control_after_generate": False}],
+                "mask": ["MASK"],
+                "on": ["BOOLEAN", {}],
+            },
+            "hidden": {"prompt": "PROMPT"},
+        },
+    },
+    "Number": {
+        "name": "Number",
+        "input": {"required": {}},
+        "output": ["INT", "STRING"],
+        "output_name": ["INT", "STRING"],
+    },
 }
 FLOW = {
-    "3": {"class_type": "Work", "_meta": {"title": "Mine"}, "inputs": {
-        "image": ["1", 0], "seed": 5, "steps": ["2", 0], "mode": "good", "said": ["2", 1], "mask": ["1", 1]}},
+    "3": {
+        "class_type": "Work",
+        "_meta": {"title": "Mine"},
+        "inputs": {"image": ["1", 0], "seed": 5, "steps": ["2", 0], "mode": "good", "said": ["2", 1], "mask": ["1", 1]},
+    },
     "1": {"class_type": "Load", "inputs": {"image": "b.png"}},
     "2": {"class_type": "Number", "inputs": {}},
 }
@@ -33,9 +59,17 @@ def node(graph, number):
 def test_widget_values_stand_where_the_page_reads_them():
     graph = litegraph.to_ui(FLOW, INFOS, "a note")
     assert [place for place, _ in litegraph.widgets(INFOS["Work"])] == [
-        "seed", "control_after_generate", "steps", "mode", "control_after_generate", "control_filter_list", "said",
-        "strength", "on"]
-    assert node(graph, 3)["widgets_values"] == [5, "fixed", 20, "good", "fixed", "", "", .5, False]
+        "seed",
+        "control_after_generate",
+        "steps",
+        "mode",
+        "control_after_generate",
+        "control_filter_list",
+        "said",
+        "strength",
+        "on",
+    ]
+    assert node(graph, 3)["widgets_values"] == [5, "fixed", 20, "good", "fixed", "", "", 0.5, False]
     assert node(graph, 1)["widgets_values"] == ["b.png", "image"]
 
 
@@ -68,17 +102,25 @@ def test_nodes_go_from_left_to_right_and_do_not_overlap():
         assert places[source][0][0] + places[source][1][0] < places[target][0][0]
     boxes = list(places.values())
     for i, ((x, y), (w, h)) in enumerate(boxes):
-        for (u, v), (a, b) in boxes[i + 1:]:
+        for (u, v), (a, b) in boxes[i + 1 :]:
             assert x + w <= u or u + a <= x or y + h <= v or v + b <= y
     assert node(graph, 4)["type"] == "Note" and "a note" in node(graph, 4)["widgets_values"][0]
 
 
 def test_room_is_left_for_what_a_run_adds():
-    infos = {"Make": {"name": "Make", "input": {"required": {}}, "output": ["MODEL"], "output_name": ["MODEL"]},
-             "NullText_Sampler": {"name": "NullText_Sampler", "input": {"required": {"model": ["MODEL"]}},
-                                  "output": ["LATENT"], "output_name": ["LATENT"]}}
-    flow = {"1": {"class_type": "Make", "inputs": {}},
-            **{key: {"class_type": "NullText_Sampler", "inputs": {"model": ["1", 0]}} for key in "23"}}
+    infos = {
+        "Make": {"name": "Make", "input": {"required": {}}, "output": ["MODEL"], "output_name": ["MODEL"]},
+        "NullText_Sampler": {
+            "name": "NullText_Sampler",
+            "input": {"required": {"model": ["MODEL"]}},
+            "output": ["LATENT"],
+            "output_name": ["LATENT"],
+        },
+    }
+    flow = {
+        "1": {"class_type": "Make", "inputs": {}},
+        **{key: {"class_type": "NullText_Sampler", "inputs": {"model": ["1", 0]}} for key in "23"},
+    }
     graph = litegraph.to_ui(flow, infos, "")
     above, below = node(graph, 2), node(graph, 3)
     assert above["pos"][0] == below["pos"][0]
@@ -89,17 +131,23 @@ def test_room_is_left_for_what_a_run_adds():
 def test_the_registrys_package_lists_only_workflows_that_open():
     """ComfyUI offers every workflows/*.json of a pack as a template; files for HTTP would be templates that fail."""
     ignored = (workflows.FOLDER.parent / ".comfyignore").read_text(encoding="utf-8").split()
-    listed = [path for path in workflows.FOLDER.glob("*.json")
-              if not any(fnmatch.fnmatch(f"workflows/{path.name}", pattern) for pattern in ignored)]
+    listed = [
+        path
+        for path in workflows.FOLDER.glob("*.json")
+        if not any(fnmatch.fnmatch(f"workflows/{path.name}", pattern) for pattern in ignored)
+    ]
     assert len(listed) == len(workflows.names())
     assert all("nodes" in json.loads(path.read_text(encoding="utf-8")) for path in listed)
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    (lambda f: f.update(x=f.pop("1")), "whole numbers"),
-    (lambda f: f["1"].update(class_type="Gone"), "does not know Gone"),
-    (lambda f: f["1"]["inputs"].update(colour=1), "no input named colour"),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda f: f.update(x=f.pop("1")), "whole numbers"),
+        (lambda f: f["1"].update(class_type="Gone"), "does not know Gone"),
+        (lambda f: f["1"]["inputs"].update(colour=1), "no input named colour"),
+    ],
+)
 def test_a_workflow_that_no_page_can_show_is_refused(change, words):
     flow = copy.deepcopy(FLOW)
     change(flow)

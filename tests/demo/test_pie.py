@@ -1,4 +1,5 @@
 """The PIE-Bench runner: its files, its networks (random stand-ins), a row of its table, the command."""
+
 import importlib.util
 import json
 import os
@@ -88,8 +89,9 @@ def test_lpips_is_the_published_one(lpips_file):
 def test_dino_compares_the_last_layers_keys(tmp_path):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    config = transformers.ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-                                    image_size=224, patch_size=56)
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=224, patch_size=56
+    )
     net = transformers.ViTModel(config, add_pooling_layer=False).eval()
     net.save_pretrained(tmp_path)
     judges = pie.Judges(dino=str(tmp_path))
@@ -116,9 +118,18 @@ def test_clip_reads_the_picture_and_the_part_under_the_mask(tmp_path):
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     transformers.CLIPTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt")).save_pretrained(tmp_path)
     tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    net = transformers.CLIPModel(transformers.CLIPConfig(
-        text_config={**tower, "vocab_size": len(words), "bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1},
-        vision_config={**tower, "image_size": 32, "patch_size": 16}, projection_dim=8)).eval()
+    net = transformers.CLIPModel(
+        transformers.CLIPConfig(
+            text_config={
+                **tower,
+                "vocab_size": len(words),
+                "bos_token_id": len(words) - 2,
+                "eos_token_id": len(words) - 1,
+            },
+            vision_config={**tower, "image_size": 32, "patch_size": 16},
+            projection_dim=8,
+        )
+    ).eval()
     net.save_pretrained(tmp_path)
     judges = pie.Judges(clip=str(tmp_path))
     assert judges.tokenizer("a cat")["input_ids"][1] == words.index("a</w>")
@@ -146,9 +157,13 @@ def pie_folder(path, shade=100):
     """Two items in PIE-Bench's layout: one with a mask of 100 pixels, one whose mask covers everything."""
     items = {}
     for i, run in enumerate(([512, 100], [0, 512 * 512])):
-        items[str(i)] = {"image_path": f"0/{i}.png", "original_prompt": "a red circle, plain blue background",
-                         "editing_prompt": "a [green] circle, plain blue background", "mask": run,
-                         "blended_word": "circle circle"}
+        items[str(i)] = {
+            "image_path": f"0/{i}.png",
+            "original_prompt": "a red circle, plain blue background",
+            "editing_prompt": "a [green] circle, plain blue background",
+            "mask": run,
+            "blended_word": "circle circle",
+        }
         picture = path / "annotation_images" / "0" / f"{i}.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (512, 512), (shade, shade, shade)).save(picture)
@@ -157,8 +172,14 @@ def pie_folder(path, shade=100):
 
 
 def command(*arguments, **environment):
-    return subprocess.run([sys.executable, "-m", "benchmarks.pie", *arguments], cwd=ROOT, capture_output=True,
-                          text=True, timeout=200, env=os.environ | {"NULLTEXT_COMPUTE_LOCK": "1"} | environment)
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.pie", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=os.environ | {"NULLTEXT_COMPUTE_LOCK": "1"} | environment,
+    )
 
 
 def test_the_command_runs_from_the_folder_of_the_pack(tmp_path):

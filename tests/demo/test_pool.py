@@ -1,4 +1,5 @@
 """The pool of encoded scenes: what is in it, and that it is made once per autoencoder."""
+
 import pytest
 import torch
 from nulltext.demo import nets, pool, scenes
@@ -36,6 +37,6 @@ def test_a_pool_holds_what_it_says(autoencoder, tmp_path):
     image = scenes.draw(picked.scenes[:4])[0]
     with pool.precision(image.device):
         latents = autoencoder.encode(image).float()
-    assert (picked.latents[:4] - latents).abs().max() < .05
+    assert (picked.latents[:4] - latents).abs().max() < 0.05
     small = torch.nn.functional.adaptive_avg_pool2d(image, 64)
-    assert (picked.pictures[:4] / 255 - small).abs().max() <= .5 / 255 + 1e-4
+    assert (picked.pictures[:4] / 255 - small).abs().max() <= 0.5 / 255 + 1e-4

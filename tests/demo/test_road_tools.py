@@ -1,4 +1,5 @@
 """The demo's own parts, without a server: engines found, refusals in words, the lock, pictures and captions."""
+
 import fcntl
 import json
 import os
@@ -10,6 +11,7 @@ from nulltext.demo import client, engines, run, sheet, turn, workflows
 from PIL import Image
 
 # ------------------------------------------------------------------------------------------------ engines
+
 
 @pytest.fixture
 def comfyui(tmp_path, monkeypatch):
@@ -73,10 +75,19 @@ def test_a_server_that_ends_at_once_is_reported_with_its_log(tmp_path):
 
 # ------------------------------------------------------------------------------------------------- client
 
+
 def test_a_refusal_becomes_one_sentence_that_names_the_node():
-    body = {"error": {"type": "failed", "message": "Prompt outputs failed validation", "details": ""},
-            "node_errors": {"4": {"class_type": "KSampler", "errors": [
-                {"type": "value_bigger_than_max", "message": "Value 9 bigger than max of 1", "details": "denoise"}]}}}
+    body = {
+        "error": {"type": "failed", "message": "Prompt outputs failed validation", "details": ""},
+        "node_errors": {
+            "4": {
+                "class_type": "KSampler",
+                "errors": [
+                    {"type": "value_bigger_than_max", "message": "Value 9 bigger than max of 1", "details": "denoise"}
+                ],
+            }
+        },
+    }
     assert client._refusal(body) == ("Value 9 bigger than max of 1: denoise", "KSampler")
     body["node_errors"] = []  # the pip engine sends a list when no node is to blame
     assert client._refusal(body) == ("Prompt outputs failed validation", None)
@@ -98,6 +109,7 @@ def test_a_failed_result_says_where():
 
 # ------------------------------------------------------------------------------------------------ the lock
 
+
 def test_the_lock_keeps_others_out_and_lets_children_in(tmp_path, monkeypatch):
     monkeypatch.setattr(turn, "LOCK", tmp_path / "sub" / "lock")
     monkeypatch.delenv(turn.HELD, raising=False)
@@ -114,17 +126,23 @@ def test_the_lock_keeps_others_out_and_lets_children_in(tmp_path, monkeypatch):
 
 # ------------------------------------------------------------------------------------------------ the demo
 
-FLOW = {"1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "nulltext_demo.safetensors"}},
-        "2": {"class_type": "NullText_Prompt", "inputs": {"text": "a cat"}, "_meta": {"title": "Source prompt"}},
-        "3": {"class_type": "NullText_Prompt", "inputs": {"text": "a dog"}, "_meta": {"title": "Edited prompt"}},
-        "4": {"class_type": "LoadImage", "inputs": {"image": "demo_scene.png"}},
-        "5": {"class_type": "PreviewImage", "inputs": {"images": ["4", 0]}, "_meta": {"title": "Reconstruction"}}}
+FLOW = {
+    "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "nulltext_demo.safetensors"}},
+    "2": {"class_type": "NullText_Prompt", "inputs": {"text": "a cat"}, "_meta": {"title": "Source prompt"}},
+    "3": {"class_type": "NullText_Prompt", "inputs": {"text": "a dog"}, "_meta": {"title": "Edited prompt"}},
+    "4": {"class_type": "LoadImage", "inputs": {"image": "demo_scene.png"}},
+    "5": {"class_type": "PreviewImage", "inputs": {"images": ["4", 0]}, "_meta": {"title": "Reconstruction"}},
+}
 
 
 def test_a_picture_of_ones_own_takes_every_place():
     mine = run.own(FLOW, "x", "own.png", "a boat", "a ship", "sd.safetensors")
     assert [mine[key]["inputs"] for key in "1234"] == [
-        {"ckpt_name": "sd.safetensors"}, {"text": "a boat"}, {"text": "a ship"}, {"image": "own.png"}]
+        {"ckpt_name": "sd.safetensors"},
+        {"text": "a boat"},
+        {"text": "a ship"},
+        {"image": "own.png"},
+    ]
     assert FLOW["2"]["inputs"]["text"] == "a cat"
     with pytest.raises(ValueError, match="Edited prompt"):
         run.own({"2": FLOW["2"]}, "x", None, None, "a ship", None)
@@ -163,8 +181,13 @@ def test_psnr_is_the_textbook_figure():
 
 
 def demo(*arguments, **variables):
-    return subprocess.run([sys.executable, str(engines.ROOT / "demo"), "run", *arguments], capture_output=True,
-                          text=True, env={**os.environ, **variables}, timeout=120)
+    return subprocess.run(
+        [sys.executable, str(engines.ROOT / "demo"), "run", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **variables},
+        timeout=120,
+    )
 
 
 def test_the_command_ends_with_a_readable_reason(tmp_path):

@@ -1,4 +1,5 @@
 """The attention benchmark's edits: the redrawn scene is the right answer, the picture before is not."""
+
 import pytest
 import torch
 from nulltext.benchmarks import _attention_lab, harness

@@ -33,7 +33,7 @@ def test_an_object_never_has_the_background_s_colour():
 
 
 def test_a_colour_change_touches_the_object_alone():
-    s = scenes.sample(8, seeded(7), two=0.)
+    s = scenes.sample(8, seeded(7), two=0.0)
     other = s.changed("colour", (s.colour[:, 0] + 1) % len(scenes.COLOURS))
     mask = scenes.draw(s)[1][:, 0]
     assert scenes.difference(s, other).any()
@@ -42,19 +42,20 @@ def test_a_colour_change_touches_the_object_alone():
 
 
 def test_mask_covers_the_place_it_names():
-    s = scenes.sample(64, seeded(8), two=0.)
+    s = scenes.sample(64, seeded(8), two=0.0)
     mask = scenes.draw(s, 64)[1][:, 0]
-    grid = (torch.arange(64) + .5) / 64
+    grid = (torch.arange(64) + 0.5) / 64
     x = (mask.sum(1) * grid).sum(1) / mask.sum((1, 2))
     left, right = (s.place[:, 0] == scenes.PLACES.index(p) for p in ("left", "right"))
-    assert (x[left] < .4).all()
-    assert (x[right] > .6).all()
+    assert (x[left] < 0.4).all()
+    assert (x[right] > 0.6).all()
 
 
 def test_captions_and_rows_agree_with_the_real_tokenizer():
     transformers = pytest.importorskip("transformers")
     from importlib.util import find_spec
     from pathlib import Path
+
     folder = Path(find_spec("comfy").origin).parent / "sd1_tokenizer"
     tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
     s = scenes.sample(200, seeded(9))
@@ -64,8 +65,8 @@ def test_captions_and_rows_agree_with_the_real_tokenizer():
         ids = torch.tensor(captions.VOCABULARY)[rows]
         for i, text in enumerate(captions.text(*phrases)):
             expected = tokenizer(text)["input_ids"]
-            assert ids[i, :len(expected)].tolist() == expected, text
-            assert (ids[i, len(expected):] == captions.EOS).all()
+            assert ids[i, : len(expected)].tolist() == expected, text
+            assert (ids[i, len(expected) :] == captions.EOS).all()
         for i in (0, 50):  # the named token is the colour's own
             colour = captions.tokens_of(scenes.COLOURS[s.colour[i, 0]])
             if generator is None:
@@ -76,7 +77,7 @@ def test_a_slim_autoencoder_written_wide_computes_the_same():
     torch.manual_seed(0)
     slim, wide = nets.AutoEncoder(nets.SLIM_SIZE), nets.AutoEncoder()
     for p in slim.parameters():
-        torch.nn.init.normal_(p, std=.08)
+        torch.nn.init.normal_(p, std=0.08)
     wide.load_state_dict(nets.widened(slim.state_dict()))
     image = torch.rand(1, 3, 32, 32)
     latent = slim.encode(image)
@@ -114,10 +115,10 @@ def test_map_loss_falls_when_the_word_looks_at_its_object():
     words = torch.zeros(1, 2, 2, dtype=torch.long)
     words[0, 0] = torch.tensor([3, 4])
     inside, outside = torch.full((1, 256, 77), 1e-3), torch.full((1, 256, 77), 1e-3)
-    inside[:, mask[0, 0].flatten() > 0, 3:5] = .5
-    outside[:, mask[0, 0].flatten() == 0, 3:5] = .5
+    inside[:, mask[0, 0].flatten() > 0, 3:5] = 0.5
+    outside[:, mask[0, 0].flatten() == 0, 3:5] = 0.5
     losses = [float(map_loss({"a": m}, words, mask, torch.ones(1))) for m in (inside, outside)]
-    assert losses[0] < .1 < losses[1]
+    assert losses[0] < 0.1 < losses[1]
 
 
 @pytest.mark.parametrize("name", ["conv", "query", "features"])
@@ -131,9 +132,9 @@ def test_probe_loss_is_least_at_the_truth(name):
         logits["present"][b, :, 0] = 9
         for i in range(int(s.count[b])):
             place = s.place[b, i]
-            logits["present"][b, place] = torch.tensor([0., 9.])
+            logits["present"][b, place] = torch.tensor([0.0, 9.0])
             for kind in ("colour", "shape", "size"):
                 logits[kind][b, place, getattr(s, kind)[b, i]] = 9
         for kind in ("background", "texture", "style"):
             logits[kind][b, getattr(s, kind)[b]] = 9
-    assert float(probe.loss(logits, s)) < .05 * wrong
+    assert float(probe.loss(logits, s)) < 0.05 * wrong

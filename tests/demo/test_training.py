@@ -9,10 +9,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 
-def fit(folder, minutes=.02):
+def fit(folder, minutes=0.02):
     torch.manual_seed(0)
     net = torch.nn.Linear(2, 1)
-    trainer = training.Trainer("line", net, minutes, lr=.05, folder=folder, warmup=1)
+    trainer = training.Trainer("line", net, minutes, lr=0.05, folder=folder, warmup=1)
 
     def step(_):
         x = torch.randn(8, 2)
@@ -25,7 +25,7 @@ def test_goes_on_from_what_was_saved(tmp_path):
     first, _ = fit(tmp_path)
     second, net = fit(tmp_path)
     assert second.samples > first.samples > 0
-    assert (net.weight - 1).abs().max() < .2
+    assert (net.weight - 1).abs().max() < 0.2
 
 
 def test_waits_while_the_lock_is_held(tmp_path, monkeypatch):
@@ -36,7 +36,7 @@ def test_waits_while_the_lock_is_held(tmp_path, monkeypatch):
         fcntl.flock(lock, fcntl.LOCK_EX)
         thread = threading.Thread(target=lambda: (training.wait_for_turn(), done.append(1)))
         thread.start()
-        time.sleep(.15)
+        time.sleep(0.15)
         assert not done
     thread.join(5)
     assert done
@@ -44,11 +44,11 @@ def test_waits_while_the_lock_is_held(tmp_path, monkeypatch):
 
 def test_measured_figures_go_into_the_metadata_and_nothing_else_changes(tmp_path):
     file, measured = tmp_path / "a.safetensors", tmp_path / "figures.json"
-    save_file({"w": torch.arange(6.).half()}, file, {"samples_seen": "7", "figures": "{}"})
+    save_file({"w": torch.arange(6.0).half()}, file, {"samples_seen": "7", "figures": "{}"})
     measured.write_text('{"shape": 0.5}\n')
     train.write_figures(file, measured)
     with safe_open(file, "pt") as f:
         assert f.metadata() == {"samples_seen": "7", "figures": '{"shape": 0.5}'}
-        assert torch.equal(f.get_tensor("w"), torch.arange(6.).half())
+        assert torch.equal(f.get_tensor("w"), torch.arange(6.0).half())
     with pytest.raises(SystemExit):
         train.write_figures(file, tmp_path / "missing.json")

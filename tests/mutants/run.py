@@ -7,6 +7,7 @@ the unbroken copy first. Status 0: at most MOST survive, each with a written rea
     make mutants ARGS="--quick 10 --seed 3"     a sample of ten, the same for the same seed
     make mutants ARGS="--only repaint"          those with that text in their file or name
 """
+
 from __future__ import annotations
 
 import argparse
@@ -27,17 +28,35 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("__init__.py", "samplers", "nodes", "tests")
 #: before the first fork, so that no mutation pays for it; the last ones are what torch's comparisons load
-IMPORTED_ONCE = ("pytest", "numpy", "torch", "torch.utils.checkpoint", "safetensors.torch", "PIL.ImageOps", "anyio",
-                 "torch.fx.experimental.symbolic_shapes", "torch.distributed.tensor")
+IMPORTED_ONCE = (
+    "pytest",
+    "numpy",
+    "torch",
+    "torch.utils.checkpoint",
+    "safetensors.torch",
+    "PIL.ImageOps",
+    "anyio",
+    "torch.fx.experimental.symbolic_shapes",
+    "torch.distributed.tensor",
+)
 MOST = 3
 #: tests in tests/samplers/ of a file beside test_<file>.py
 MORE_TESTS = {
-    "attention": ("test_maps", "test_prompt_to_prompt"), "blended": ("test_sdedit_diffedit_blended",),
-    "cfg": ("test_clip_guidance",), "controllers": ("test_attention", "test_prompt_to_prompt"),
-    "corrections": ("test_null_text",), "diffedit": ("test_sdedit_diffedit_blended",),
-    "encoder": ("test_latent_classifier",), "heat": ("test_maps",), "ilvr": ("test_lowpass_ilvr",),
-    "lowpass": ("test_lowpass_ilvr",), "maps": ("test_prompt_to_prompt",), "pivots": ("test_replay",),
-    "sdedit": ("test_sdedit_diffedit_blended",), "semantic": ("test_clip_guidance",), "walk": ("test_ode",),
+    "attention": ("test_maps", "test_prompt_to_prompt"),
+    "blended": ("test_sdedit_diffedit_blended",),
+    "cfg": ("test_clip_guidance",),
+    "controllers": ("test_attention", "test_prompt_to_prompt"),
+    "corrections": ("test_null_text",),
+    "diffedit": ("test_sdedit_diffedit_blended",),
+    "encoder": ("test_latent_classifier",),
+    "heat": ("test_maps",),
+    "ilvr": ("test_lowpass_ilvr",),
+    "lowpass": ("test_lowpass_ilvr",),
+    "maps": ("test_prompt_to_prompt",),
+    "pivots": ("test_replay",),
+    "sdedit": ("test_sdedit_diffedit_blended",),
+    "semantic": ("test_clip_guidance",),
+    "walk": ("test_ode",),
 }
 
 
@@ -93,6 +112,7 @@ def child(copy: Path, tests: list[str], log: Path, limit: float) -> None:
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1), os.dup2(out, 2)
         import pytest
+
         status = int(pytest.main(["-c", "tests/pytest.ini", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", *tests]))
         sys.stdout.flush()
     finally:
@@ -156,8 +176,13 @@ def run(entries: list[Mutation], root: Path, limit: float) -> dict:
         wrong.append(f"more than {MOST} survive")
     for line in wrong:
         print(f"FAILED: {line}", file=sys.stderr)
-    return {"mutations": len(entries), "survivors": len(survivors), "survivors_explained": explained,
-            "seconds": round(time.monotonic() - began), "passed": not wrong}
+    return {
+        "mutations": len(entries),
+        "survivors": len(survivors),
+        "survivors_explained": explained,
+        "seconds": round(time.monotonic() - began),
+        "passed": not wrong,
+    }
 
 
 def main(arguments: list[str]) -> int:
@@ -180,7 +205,7 @@ def main(arguments: list[str]) -> int:
     for name in IMPORTED_ONCE:
         importlib.import_module(name)
     with runpy.run_path(str(ROOT / "demo" / "turn.py"))["compute"]():
-        figures = run(entries[:options.quick], options.root, options.limit)
+        figures = run(entries[: options.quick], options.root, options.limit)
     print(json.dumps(figures))
     return 0 if figures["passed"] else 1
 

@@ -1,4 +1,5 @@
 """The list of mutations fits the code as it is, and the runner tells a break from a change that breaks nothing."""
+
 import importlib.util
 import json
 import os
@@ -45,10 +46,13 @@ def test_every_mutation_fits_the_code_and_every_file_has_one(runner):
 
 
 def pack(folder: Path, **changes: str) -> Path:
-    for name, text in {"samplers/add.py": "def add(a, b):\n    return a + b  # the sum\n",
-                       "tests/pytest.ini": "[pytest]\naddopts = --import-mode=importlib\n",
-                       "tests/samplers/test_add.py": "import runpy\n\n\ndef test_add():\n"
-                       "    assert runpy.run_path('samplers/add.py')['add'](2, 3) == 5\n", **changes}.items():
+    for name, text in {
+        "samplers/add.py": "def add(a, b):\n    return a + b  # the sum\n",
+        "tests/pytest.ini": "[pytest]\naddopts = --import-mode=importlib\n",
+        "tests/samplers/test_add.py": "import runpy\n\n\ndef test_add():\n"
+        "    assert runpy.run_path('samplers/add.py')['add'](2, 3) == 5\n",
+        **changes,
+    }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     return folder
@@ -59,7 +63,11 @@ def mutants(folder: Path, text: str = LIST, *options: str) -> subprocess.Complet
     start = "import run, sys; run.IMPORTED_ONCE = ('pytest',); sys.exit(run.main(sys.argv[1:]))"  # no torch: fast
     return subprocess.run(
         [sys.executable, "-c", start, "--root", folder, "--list", folder / "list.txt", "--limit", "2", *options],
-        capture_output=True, text=True, cwd=HERE, env={**os.environ, "NULLTEXT_COMPUTE_LOCK": "1"})
+        capture_output=True,
+        text=True,
+        cwd=HERE,
+        env={**os.environ, "NULLTEXT_COMPUTE_LOCK": "1"},
+    )
 
 
 def test_the_runner_tells_what_is_killed_what_survives_and_what_never_ends(tmp_path):

@@ -117,10 +117,15 @@ def latent():
 @pytest.fixture
 def short_of_memory(engine, monkeypatch):
     """short_of_memory(model, rows): from now on the engine believes that larger calls than `rows` rows don't fit."""
+
     def limit(model, rows=2):
         management = engine.get("model_management")
         ask = management.get_free_memory
         monkeypatch.setattr(type(model.model), "memory_required", lambda self, input_shape, **_: float(input_shape[0]))
-        monkeypatch.setattr(management, "get_free_memory", lambda dev=None, torch_free_too=False: (
-            ask(dev, True) if torch_free_too else 1.75 * rows))
+        monkeypatch.setattr(
+            management,
+            "get_free_memory",
+            lambda dev=None, torch_free_too=False: ask(dev, True) if torch_free_too else 1.75 * rows,
+        )
+
     return limit

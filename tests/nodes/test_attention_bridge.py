@@ -1,5 +1,6 @@
 """Whose rows are whose: controllers on a real UNet of the engine, in every order and grouping that the engine
 batches."""
+
 import copy
 
 import pytest
@@ -32,12 +33,7 @@ def near(a, b):
 
 def test_places(tiny):
     places = unet_places(tiny)
-    assert list(places) == [
-        ("input", 1, 0),
-        ("input", 3, 0),
-        ("middle", 0, 0),
-        *[("output", i, 0) for i in range(4)],
-    ]
+    assert list(places) == [("input", 1, 0), ("input", 3, 0), ("middle", 0, 0), *[("output", i, 0) for i in range(4)]]
     assert [p.scale for p in places.values()] == [1, 2, 2, 2, 2, 1, 1]
     assert [p.index for p in places.values()] == list(range(7))
 

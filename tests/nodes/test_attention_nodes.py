@@ -1,4 +1,5 @@
 """The attention nodes on a tiny UNet of the engine: what a user wires, sees and is refused."""
+
 import json
 
 import pytest
@@ -272,9 +273,18 @@ def test_edit_score_with_clip_vision():
 
 def test_edit_score_with_the_engines_own_clip_vision(engine, tmp_path):
     """A random tower in the engine's class: what its `encode_image` returns is what is read."""
-    tower = {"hidden_act": "quick_gelu", "hidden_size": 16, "image_size": 224, "intermediate_size": 16,
-             "model_type": "clip_vision_model", "num_attention_heads": 2, "num_hidden_layers": 2, "num_channels": 3,
-             "patch_size": 56, "projection_dim": 12}
+    tower = {
+        "hidden_act": "quick_gelu",
+        "hidden_size": 16,
+        "image_size": 224,
+        "intermediate_size": 16,
+        "model_type": "clip_vision_model",
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "num_channels": 3,
+        "patch_size": 56,
+        "projection_dim": 12,
+    }
     (tmp_path / "vision.json").write_text(json.dumps(tower))
     image = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
     edit = image.clone()

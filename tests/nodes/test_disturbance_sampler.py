@@ -22,8 +22,20 @@ def inference():
 
 def cartoon(model, positive, negative, latent, cfg=10.0, strength=1.0, denoise=1.0, below=0, **options):
     result = disturbance.DisturbanceSampler().run(
-        model, positive, negative, {"samples": latent}, 5, cfg, options.pop("look", disturbance.ROLLBACK), strength,
-        0.3, 0.7, denoise, 4, below, **options,
+        model,
+        positive,
+        negative,
+        {"samples": latent},
+        5,
+        cfg,
+        options.pop("look", disturbance.ROLLBACK),
+        strength,
+        0.3,
+        0.7,
+        denoise,
+        4,
+        below,
+        **options,
     )
     return result["result"][0]["samples"], result["ui"]["text"][0]
 
@@ -105,7 +117,8 @@ def test_each_look_sees_its_own_latent_and_has_its_own_bounds(tiny, look, bounds
     """Asked of the patch itself: a picture is wired both times, and only Image-D may look at it."""
     picture = {"samples": torch.ones_like(latent[:1]) / 0.18215}
     of = lambda match: disturbance.disturb(tiny, look, 1.0, 0.3, 0.7, 1.0, 1.5, picture, match)[0].model_options[
-        "model_function_wrapper"]
+        "model_function_wrapper"
+    ]
     branch = of(True)
     sigma_at, seen = time_to_sigma(tiny), []
     x = {sigma_at(0.5): torch.full((1, 4, 8, 8), 5.0), sigma_at(0.2): torch.full((1, 4, 8, 8), 2.0)}

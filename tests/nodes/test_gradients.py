@@ -4,11 +4,7 @@ import pytest
 import torch
 from nulltext.nodes.bridge import gradients
 from nulltext.nodes.bridge.denoiser import sample_with
-from nulltext.nodes.bridge.gradients import (
-    check_differentiable,
-    grad_mode,
-    normal,
-)
+from nulltext.nodes.bridge.gradients import check_differentiable, grad_mode, normal
 
 SIGMAS = torch.tensor([5.0, 1.0, 0.0])
 

@@ -2,6 +2,7 @@
 
 The network is a Gaussian mixture, whose denoiser and whose class probabilities are known at every noise level; the
 inputs that the node does not need are its schema's defaults, so that a changed default shows here."""
+
 import re
 
 import pytest
@@ -44,7 +45,8 @@ def exact():
 def mixture_model(tiny):
     model = tiny.clone()
     model.set_model_unet_function_wrapper(
-        lambda _apply, args: MIXTURE.denoise(args["input"].double(), args["timestep"].double()).to(args["input"]))
+        lambda _apply, args: MIXTURE.denoise(args["input"].double(), args["timestep"].double()).to(args["input"])
+    )
     return model
 
 
@@ -55,22 +57,36 @@ def share_of_class(model, engine, make_condition, label, n=1500) -> float:
     guider.set_cfg(1.0)
     noise = torch.randn(n, 4, 1, 1, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        out = guider.sample(noise, torch.zeros_like(noise), core_sampler("euler"),
-                            engine.sigmas_of(model, "karras", 40), disable_pbar=True, seed=3)
+        out = guider.sample(
+            noise,
+            torch.zeros_like(noise),
+            core_sampler("euler"),
+            engine.sigmas_of(model, "karras", 40),
+            disable_pbar=True,
+            seed=3,
+        )
         x0 = model.get_model_object("latent_format").process_in(out)
     return float((MIXTURE.log_prob_class(x0.double()).argmax(1) == label).double().mean())
 
 
 def guided(model, exact, **changes):
     with torch.inference_mode():
-        return NODE().run(**(defaults(NODE) | {"model": model, "classifier": exact, "class_name": "dog"} | changes)
-                          )["result"][0]
+        return NODE().run(**(defaults(NODE) | {"model": model, "classifier": exact, "class_name": "dog"} | changes))[
+            "result"
+        ][0]
 
 
 def test_the_nodes_defaults_are_the_published_technique():
     assert defaults(NODE) | {"class_name": ""} == {
-        "class_name": "", "scale": 1.0, "start_percent": 0.0, "end_percent": 1.0, "gradient_mode": "automatic",
-        "bound": 0.0, "every": 1, "variance": 1.0}
+        "class_name": "",
+        "scale": 1.0,
+        "start_percent": 0.0,
+        "end_percent": 1.0,
+        "gradient_mode": "automatic",
+        "bound": 0.0,
+        "every": 1,
+        "variance": 1.0,
+    }
     for name in ("CLIPGuidance", "SemanticGuidance"):
         found = defaults(NODES[f"NullText_{name}"])
         assert found["bound"] == 0.0 and found["start_percent"] == 0.0 and found["end_percent"] == 1.0

@@ -13,11 +13,7 @@ from nulltext.samplers.guidance import Guidance
 from nulltext.samplers.image_text import ImageText
 from nulltext.samplers.latent_classifier import LatentClassifier
 
-EXACT, DECODER, LATENT = (
-    "through network and decoder (exact)",
-    "through decoder only",
-    "on the latent (no decoder)",
-)
+EXACT, DECODER, LATENT = ("through network and decoder (exact)", "through decoder only", "on the latent (no decoder)")
 
 
 def run(node, **inputs):
@@ -184,9 +180,7 @@ def test_the_push_is_the_gradient_by_finite_differences(engine, make_model, make
 
 
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
-def test_the_unguided_branches_are_untouched_to_the_bit(
-    engine, tiny, make_condition, vae, image_text, classifier, cfg
-):
+def test_the_unguided_branches_are_untouched_to_the_bit(engine, tiny, make_condition, vae, image_text, classifier, cfg):
     want = sample(tiny, engine, make_condition, cfg)
     for out, said in (
         clip(tiny, vae, image_text, scale=0.0),
@@ -272,9 +266,7 @@ def test_all_kinds_of_losses_run(engine, tiny, make_condition, vae, image_text):
         {"style_weight": 50.0},
         {"style_weight": 50.0, "gradient_mode": DECODER},
     ):
-        out = sample(
-            semantic(tiny, image_text, reference=picture, vae=vae, **changes)[0][0], engine, make_condition
-        )
+        out = sample(semantic(tiny, image_text, reference=picture, vae=vae, **changes)[0][0], engine, make_condition)
         assert bool(torch.isfinite(out).all()) and all((out - s).abs().max() > 1e-4 for s in seen)
         seen.append(out)
 
@@ -394,9 +386,7 @@ def test_cfg_convention_is_1_plus_w(engine, tiny, make_condition):
 # ------------------------------------------------------------------------------------------------------- refusals
 
 
-def test_refusals_come_before_sampling(
-    engine, tiny, make_model, make_condition, vae, image_text, classifier, tmp_path
-):
+def test_refusals_come_before_sampling(engine, tiny, make_model, make_condition, vae, image_text, classifier, tmp_path):
     class Pixels(torch.nn.Module):
         labels = ["cat", "dog"]
 
@@ -419,10 +409,7 @@ def test_refusals_come_before_sampling(
             lambda: semantic(make_model("FLOW"), image_text, text="a red circle", text_weight=5.0),
             "no noise-aware tower",
         ),
-        (
-            lambda: semantic(tiny, image_text, text="a red circle", text_weight=5.0, layers="x"),
-            "Layers are numbers",
-        ),
+        (lambda: semantic(tiny, image_text, text="a red circle", text_weight=5.0, layers="x"), "Layers are numbers"),
     ]
     for call, words in cases:
         with pytest.raises(ValueError, match=words):

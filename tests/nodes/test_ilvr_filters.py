@@ -21,8 +21,9 @@ def test_held_to_the_end_cosines_are_exact_and_bicubic_is_not(tiny, engine, make
     reference, phi, ends = latent.flip(0) + 1, dct_low_pass(2), (make_condition(1), make_condition(2))
     for name in LOW_PASSES:
         model = ilvr.ILVR().run(tiny, {"samples": reference}, 2.0, name, 1.0, 0.0, 1.0)["result"][0]
-        patched = sample_latent(model, *ends, 5.0, core_sampler("euler"), engine.sigmas_of(tiny, "normal", 4),
-                                {"samples": latent}, 3)
+        patched = sample_latent(
+            model, *ends, 5.0, core_sampler("euler"), engine.sigmas_of(tiny, "normal", 4), {"samples": latent}, 3
+        )
         box = ilvr.ILVRSampler().run(tiny, *ends, {"samples": latent}, 3, 2.0, 4, "normal", 2.0, name, 1.0, "")
         for made, held in ((patched["samples"], reference), (box["result"][0]["samples"], latent)):
             gap = float((phi(made) - phi(held)).abs().max())

@@ -27,14 +27,17 @@ def runs(model, engine, positive, negative, latent):
     mask[:, 16:48, 16:40] = 1
     return {
         "disturbance": lambda: disturbance.DisturbanceSampler().run(
-            *ends, picture, 5, 4.0, disturbance.ROLLBACK, 1.0, 0.3, 0.7, 1.0, 4, 6),
-        "ilvr": lambda: ilvr.ILVRSampler().run(*ends, picture, 3, 2.0, 10, "normal", 2.0,
-                                                 "bicubic (the paper's)", 1.0, "4@0.5"),
+            *ends, picture, 5, 4.0, disturbance.ROLLBACK, 1.0, 0.3, 0.7, 1.0, 4, 6
+        ),
+        "ilvr": lambda: ilvr.ILVRSampler().run(
+            *ends, picture, 3, 2.0, 10, "normal", 2.0, "bicubic (the paper's)", 1.0, "4@0.5"
+        ),
         "sdedit": lambda: sdedit.SDEdit().run(*ends, picture, 1, 3.0, 0.8, 10, sdedit.STOCHASTIC, "", None),
         "diffedit mask": lambda: diffedit.DiffEditMask().run(*ends, picture, 0, 10, 0.5, 0.5, 3.0, 0, 0),
         "diffedit": lambda: diffedit.DiffEdit().run(*ends, inversion(model, engine, latent), mask, 3.0, 0.9),
         "repaint exact": lambda: repaint.RePaintSampler().run(
-            *ends, picture, mask, 7, 3.0, repaint.CUSTOM, 10, 1, 1, 0.0, 2.0, repaint.RENEWED, repaint.EXACT, 3, 1),
+            *ends, picture, mask, 7, 3.0, repaint.CUSTOM, 10, 1, 1, 0.0, 2.0, repaint.RENEWED, repaint.EXACT, 3, 1
+        ),
     }
 
 

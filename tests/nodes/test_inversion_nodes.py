@@ -1,4 +1,5 @@
 """The inversion nodes' own part: files, parts, notices, pictures; no network is asked."""
+
 import pytest
 import torch
 from nulltext.nodes import edit_grid, inversion_files, null_text
@@ -12,8 +13,9 @@ SIGMAS = torch.tensor([4.0, 2.0, 1.0, 0.0])
 @pytest.fixture
 def inversion(tiny):
     trajectory = torch.randn(4, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    return Inversion(SIGMAS, trajectory, text="a red ring", conditioning=torch.zeros(1, 77, 64),
-                     metadata=model_notes(tiny, 4.0))
+    return Inversion(
+        SIGMAS, trajectory, text="a red ring", conditioning=torch.zeros(1, 77, 64), metadata=model_notes(tiny, 4.0)
+    )
 
 
 def text(result):
@@ -36,8 +38,10 @@ def test_files_round_trip_and_are_numbered(engine, inversion):
 
 @pytest.mark.parametrize("name", ["../b", "", "/etc/b", "a/../../b"])
 def test_names_outside_are_refused_by_both(inversion, name):
-    for run in (lambda: inversion_files.SaveInversion().run(inversion, name, True),
-                lambda: inversion_files.LoadInversion().run(name)):
+    for run in (
+        lambda: inversion_files.SaveInversion().run(inversion, name, True),
+        lambda: inversion_files.LoadInversion().run(name),
+    ):
         with pytest.raises(ValueError, match="file name"):
             run()
 

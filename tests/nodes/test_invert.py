@@ -1,4 +1,5 @@
 """Inversion and its way back on tiny random models of both noise processes, on the engine at hand."""
+
 import pytest
 import torch
 from nulltext.nodes.bridge import invert as bridge
@@ -136,12 +137,15 @@ def test_noise_refuses_another_latent(make_model, engine, latent, make_condition
         InversionNoise(inversion).generate_noise({"samples": latent[..., :4]})
 
 
-@pytest.mark.parametrize(("name", "pivot", "cut", "words"), [
-    ("euler_ancestral", "ddim", 0, "euler_ancestral does not walk"),
-    ("dpmpp_2m", "ddim", 0, "dpmpp_2m"),
-    ("euler", "exact_pair", 0, "own way back"),
-    ("euler", "ddim", -1, "sigmas are not the inversion's"),
-])
+@pytest.mark.parametrize(
+    ("name", "pivot", "cut", "words"),
+    [
+        ("euler_ancestral", "ddim", 0, "euler_ancestral does not walk"),
+        ("dpmpp_2m", "ddim", 0, "dpmpp_2m"),
+        ("euler", "exact_pair", 0, "own way back"),
+        ("euler", "ddim", -1, "sigmas are not the inversion's"),
+    ],
+)
 def test_other_samplers_are_refused(make_model, engine, latent, make_condition, name, pivot, cut, words):
     model = make_model()
     sigmas = engine.sigmas_of(model, "normal", STEPS)
@@ -160,25 +164,42 @@ def test_mask_keeps_the_source_outside(model, sigmas, latent, make_condition):
     assert (result.samples[..., 4:] - latent[..., 4:]).abs().max() > 0.05
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    ({"latent": torch.full((1, 4, 8, 8), float("nan"))}, "NaN"),
-    ({"latent": torch.zeros(1, 4, 8, 8)}, "empty"),
-    ({"latent": torch.randn(1, 16, 8, 8)}, "4 channels"),
-    ({"sigmas": torch.tensor([1.0, 0.0])}, "at least 2 steps"),
-    ({"sigmas": torch.tensor([0.0, 1.0, 5.0])}, "not flipped"),
-    ({"sigmas": torch.tensor([5.0, 2.0, 1.0])}, "end at 0"),
-    ({"pivot": "euler"}, "pivot is one of"),
-    ({"cfg": 3.0, "negative": None}, "negative"),
-    ({"positive": []}, "missing"),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"latent": torch.full((1, 4, 8, 8), float("nan"))}, "NaN"),
+        ({"latent": torch.zeros(1, 4, 8, 8)}, "empty"),
+        ({"latent": torch.randn(1, 16, 8, 8)}, "4 channels"),
+        ({"sigmas": torch.tensor([1.0, 0.0])}, "at least 2 steps"),
+        ({"sigmas": torch.tensor([0.0, 1.0, 5.0])}, "not flipped"),
+        ({"sigmas": torch.tensor([5.0, 2.0, 1.0])}, "end at 0"),
+        ({"pivot": "euler"}, "pivot is one of"),
+        ({"cfg": 3.0, "negative": None}, "negative"),
+        ({"positive": []}, "missing"),
+    ],
+)
 def test_bad_input_is_refused_before_any_call(make_model, make_condition, change, words):
     model = make_model()
     model.model.apply_model = None  # any call would fail otherwise
-    given = {"latent": torch.randn(1, 4, 8, 8), "sigmas": torch.tensor([5.0, 1.0, 0.0]), "pivot": "ddim", "cfg": 1.0,
-             "positive": make_condition(), "negative": make_condition(2), **change}
+    given = {
+        "latent": torch.randn(1, 4, 8, 8),
+        "sigmas": torch.tensor([5.0, 1.0, 0.0]),
+        "pivot": "ddim",
+        "cfg": 1.0,
+        "positive": make_condition(),
+        "negative": make_condition(2),
+        **change,
+    }
     with pytest.raises(ValueError, match=words) as caught:
-        bridge.invert(model, {k: given[k] for k in ("positive", "negative")}, {"samples": given["latent"]},
-                      given["sigmas"], given["pivot"], cfg=given["cfg"], cache=False)
+        bridge.invert(
+            model,
+            {k: given[k] for k in ("positive", "negative")},
+            {"samples": given["latent"]},
+            given["sigmas"],
+            given["pivot"],
+            cfg=given["cfg"],
+            cache=False,
+        )
     assert "\n" not in str(caught.value)
 
 

@@ -1,4 +1,5 @@
 """locales/en says what the classes say; every other language names only what there is."""
+
 from __future__ import annotations
 
 import json
@@ -31,8 +32,11 @@ def test_another_language_says_every_tooltip_in_its_own_words(language):
     english, other = (json.loads(FILES[name].read_text(encoding="utf-8")) for name in ("en", language))
     for key, node in english.items():
         for part in ("inputs", "outputs"):
-            missing = [name for name, entry in node.get(part, {}).items()
-                       if other[key].get(part, {}).get(name, {}).get("tooltip", "") in ("", entry["tooltip"])]
+            missing = [
+                name
+                for name, entry in node.get(part, {}).items()
+                if other[key].get(part, {}).get(name, {}).get("tooltip", "") in ("", entry["tooltip"])
+            ]
             assert not missing, f"{key}, {part}: no {language} tooltip of {', '.join(missing)}"
             assert set(other[key].get(part, {})) == set(node.get(part, {})), key
 

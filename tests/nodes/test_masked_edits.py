@@ -65,8 +65,21 @@ def edits(make_condition, invert):
 
     def fill(model, latent, mask, mode=repaint.RESAMPLING, grow=0, schedule=repaint.CUSTOM, **more):
         return repaint.RePaintSampler().run(
-            *ends(model), {"samples": latent, **more}, mask, 7, 3.0, schedule, 5, 1, 3, 0.0, 2.0,
-            repaint.RENEWED, mode, 3, grow
+            *ends(model),
+            {"samples": latent, **more},
+            mask,
+            7,
+            3.0,
+            schedule,
+            5,
+            1,
+            3,
+            0.0,
+            2.0,
+            repaint.RENEWED,
+            mode,
+            3,
+            grow,
         )
 
     def noised(model, latent, mask, t0=0.6, **more):
@@ -229,8 +242,9 @@ def repainted(tiny, engine, make_condition, latent):
         guider = guider_class()(tiny)
         guider.set_conds(make_condition(1), make_condition(2))
         guider.set_cfg(1.0)
-        return guider.sample(noise, latent, sampler, sigmas, seed=1, denoise_mask=INSIDE.float()[None, None],
-                             disable_pbar=True)
+        return guider.sample(
+            noise, latent, sampler, sigmas, seed=1, denoise_mask=INSIDE.float()[None, None], disable_pbar=True
+        )
 
     return run, sigmas
 
@@ -270,8 +284,16 @@ def test_the_progress_of_our_schedule_counts_what_is_walked(tiny, engine, make_c
     guider = guider_class()(tiny)
     guider.set_conds(make_condition(1), make_condition(2))
     guider.set_cfg(1.0)
-    guider.sample(latent, 0.2 * latent, make(dataclasses.replace(OURS, resamples=2)), sigmas, seed=1, denoise_mask=grid,
-                  disable_pbar=True, callback=lambda step, x0, x, total: ticks.append((step, total)))
+    guider.sample(
+        latent,
+        0.2 * latent,
+        make(dataclasses.replace(OURS, resamples=2)),
+        sigmas,
+        seed=1,
+        denoise_mask=grid,
+        disable_pbar=True,
+        callback=lambda step, x0, x, total: ticks.append((step, total)),
+    )
     assert ticks == [(i, len(ticks)) for i in range(len(ticks))] and len(ticks) > 30
 
 
@@ -294,8 +316,9 @@ def test_numbers_are_read_with_custom_only(edits, tiny, latent, mask, monkeypatc
 def test_the_sampler_says_when_other_levels_are_wired_than_its_preset_is_made_for(tiny, engine):
     def said(levels, schedule):
         sigmas = engine.sigmas_of(tiny, "normal", levels)
-        return text(repaint.RePaint().run(schedule, 5, 5, 0.0, 1000.0, repaint.POSTERIOR, repaint.RESAMPLING, 2, tiny,
-                                          sigmas))
+        return text(
+            repaint.RePaint().run(schedule, 5, 5, 0.0, 1000.0, repaint.POSTERIOR, repaint.RESAMPLING, 2, tiny, sigmas)
+        )
 
     small = "paper, 105 calls (25/5/5)"
     assert said(25, small).startswith("105 network calls over 25 levels") and "Notice" not in said(25, small)
@@ -303,10 +326,13 @@ def test_the_sampler_says_when_other_levels_are_wired_than_its_preset_is_made_fo
     assert "Notice" not in said(20, repaint.CUSTOM)
 
 
-@pytest.mark.parametrize("name, calls", [("paper, 105 calls (25/5/5)", 105), ("paper, 230 calls (50/5/5)", 230),
-                                         ("paper, 2410 calls (250/10/10)", 2410)])
-def test_a_papers_preset_costs_what_it_says_on_levels_even_in_time(edits, tiny, latent, mask, monkeypatch, engine,
-                                                                   name, calls):
+@pytest.mark.parametrize(
+    "name, calls",
+    [("paper, 105 calls (25/5/5)", 105), ("paper, 230 calls (50/5/5)", 230), ("paper, 2410 calls (250/10/10)", 2410)],
+)
+def test_a_papers_preset_costs_what_it_says_on_levels_even_in_time(
+    edits, tiny, latent, mask, monkeypatch, engine, name, calls
+):
     walked = []
     monkeypatch.setattr(repaint, "sample_latent", lambda *args: walked.append(args[5]) or {"samples": latent})
     result = edits["repaint"](tiny, latent, mask, schedule=name)
@@ -352,17 +378,34 @@ def masked(edits, make_condition, invert):
     }
 
 
-@pytest.mark.parametrize("name", ["repaint", "repaint, exact-leaning", "sdedit", "blended", "diffedit",
-                                  "Null-Text Sampler", "Null-Text Sampler, edit-friendly"])
-def test_a_soft_mask_mixes_once_as_in_the_engines_euler(
-    masked, constant, engine, make_condition, latent, soft, name
-):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "repaint",
+        "repaint, exact-leaning",
+        "sdedit",
+        "blended",
+        "diffedit",
+        "Null-Text Sampler",
+        "Null-Text Sampler, edit-friendly",
+    ],
+)
+def test_a_soft_mask_mixes_once_as_in_the_engines_euler(masked, constant, engine, make_condition, latent, soft, name):
     """m D + (1 - m) source: D = 2, source .5, mask .5 make 1.25; mixing twice would make .875."""
     source = torch.full_like(latent, SOURCE / SCALE)
     source[..., 5] = latent[..., 5]  # somewhere outside, a picture
     out = samples(masked[name](constant, source, soft))
-    core = sample_latent(constant, make_condition(1), make_condition(2), 3.0, core_sampler("euler"),
-                         engine.sigmas_of(constant, "normal", 5), {"samples": source}, 7, soft[:, None])["samples"]
+    core = sample_latent(
+        constant,
+        make_condition(1),
+        make_condition(2),
+        3.0,
+        core_sampler("euler"),
+        engine.sigmas_of(constant, "normal", 5),
+        {"samples": source},
+        7,
+        soft[:, None],
+    )["samples"]
     assert (SCALE * out)[..., INSIDE].sub(1.25).abs().max() < 1e-5
     torch.testing.assert_close(out, core, rtol=1e-4, atol=1e-4)
     outside = out[..., soft[0] == 0]
@@ -382,8 +425,17 @@ def test_only_a_loop_that_says_so_is_given_the_mask(tiny, engine, make_condition
         return x * 0 + 3
 
     grid = INSIDE.float()[None, None].expand(2, 1, -1, -1)
-    out = sample_latent(tiny, make_condition(1), make_condition(2), 1.0, own_sampler(loop, holds_mask=holds),
-                        engine.sigmas_of(tiny, "normal", 3), {"samples": latent}, 0, grid)["samples"]
+    out = sample_latent(
+        tiny,
+        make_condition(1),
+        make_condition(2),
+        1.0,
+        own_sampler(loop, holds_mask=holds),
+        engine.sigmas_of(tiny, "normal", 3),
+        {"samples": latent},
+        0,
+        grid,
+    )["samples"]
     ((mask, source),) = seen
     assert (mask is not None) == (source is not None) == holds
     torch.testing.assert_close(out[..., INSIDE], torch.full_like(out[..., INSIDE], 3 / SCALE))

@@ -1,4 +1,5 @@
 """Null-text optimisation and direct edits on tiny random models, on the engine at hand."""
+
 import pytest
 import torch
 from nulltext.nodes.bridge import direct, null_text, record
@@ -9,8 +10,14 @@ STEPS = 4
 
 def inverted(model, engine, latent, make_condition, pivot="ddim", seed=1):
     with torch.inference_mode():
-        return bridge.invert(model, {"positive": make_condition(seed)}, {"samples": latent},
-                             engine.sigmas_of(model, "normal", STEPS), pivot, cache=False)[0]
+        return bridge.invert(
+            model,
+            {"positive": make_condition(seed)},
+            {"samples": latent},
+            engine.sigmas_of(model, "normal", STEPS),
+            pivot,
+            cache=False,
+        )[0]
 
 
 def optimised(model, inversion, make_condition, cfg=7.5, inner=10, **options):
@@ -41,7 +48,8 @@ def test_a_batch_is_its_images(engine, tiny, latent, make_condition):
     """But for Adam's first steps, which take the sign even of a gradient that is all rounding."""
     (both, result), (one, alone) = (
         optimised(tiny, inverted(tiny, engine, x, make_condition), make_condition, inner=3)
-        for x in (latent, latent[1:]))
+        for x in (latent, latent[1:])
+    )
     assert torch.allclose(result.error[1:], alone.error, rtol=1e-2)
     start = make_condition(2)[0][0]
     moved = [(n - start).flatten() for n in (both.null_embeddings[:, 1:], one.null_embeddings)]
@@ -104,11 +112,17 @@ def test_refusals_before_any_call(engine, tiny, latent, make_condition):
     exact = inverted(tiny, engine, latent, make_condition, "exact_pair")
     tiny.model.apply_model = None
     for wrong, cfg, negative, words in (
-            (inversion, 1.0, make_condition(2), "no null branch"), (exact, 7.5, make_condition(2), "exact pair"),
-            (inversion, 7.5, [], "negative prompt is missing"),
-            (inversion.replace(words=[{"text": " ", "words": [], "ids": [], "chunks": 1}], text=" "), 7.5,
-             make_condition(2), "source prompt is empty"),
-            (inversion, 7.5, make_condition(2) + make_condition(3), "one plain prompt")):
+        (inversion, 1.0, make_condition(2), "no null branch"),
+        (exact, 7.5, make_condition(2), "exact pair"),
+        (inversion, 7.5, [], "negative prompt is missing"),
+        (
+            inversion.replace(words=[{"text": " ", "words": [], "ids": [], "chunks": 1}], text=" "),
+            7.5,
+            make_condition(2),
+            "source prompt is empty",
+        ),
+        (inversion, 7.5, make_condition(2) + make_condition(3), "one plain prompt"),
+    ):
         with pytest.raises(ValueError, match=words):
             null_text.optimise(tiny, wrong, None, negative, cfg, cache=False)
 
@@ -147,8 +161,16 @@ def test_prompts_that_cannot_be_kept_are_asked_for(engine, tiny, latent, make_co
 
 
 def edited(model, source, target, negative, latent, sigmas, method="FlowEdit", **options):
-    given = {"source_cfg": 1.5, "target_cfg": 1.5, "strength": 0.5, "average": 1, "plain_steps": 0, "seed": 3,
-             "mask": None, **options}
+    given = {
+        "source_cfg": 1.5,
+        "target_cfg": 1.5,
+        "strength": 0.5,
+        "average": 1,
+        "plain_steps": 0,
+        "seed": 3,
+        "mask": None,
+        **options,
+    }
     conds = {"source": source, "target": target, "negative": negative}
     with torch.inference_mode():
         return direct.edit(model, conds, {"samples": latent}, sigmas, method, **given)

@@ -1,5 +1,6 @@
 """The prompt-to-prompt guider on a real UNet of the engine: identities to the bit, groupings that must not matter,
 refusals."""
+
 import pytest
 import torch
 from nulltext.nodes.bridge import invert as bridge
@@ -205,8 +206,9 @@ def walked(model, inversion, edits, negative, controllers, cfg, first=0, source=
     guider = prompt_to_prompt_guider(model, source, edits, negative, cfg, controllers, inversion=inversion)
     sampler, sigmas = bridge.own_way_back(inversion, first)
     with torch.inference_mode():
-        return guider.sample(torch.zeros(inversion.shape), bridge.source_latent(inversion), sampler, sigmas,
-                             disable_pbar=True, seed=0), guider
+        return guider.sample(
+            torch.zeros(inversion.shape), bridge.source_latent(inversion), sampler, sigmas, disable_pbar=True, seed=0
+        ), guider
 
 
 @pytest.mark.parametrize("pivot", ["edit_friendly", "exact_pair"])

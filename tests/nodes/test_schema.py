@@ -1,4 +1,5 @@
 """What every node owes the person who wires it: names, words, tooltips, a help page, a workflow."""
+
 from __future__ import annotations
 
 import json
@@ -9,8 +10,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 NODES = nulltext.NODE_CLASS_MAPPINGS
-USED = {node["class_type"] for path in (ROOT / "workflows").glob("*.api.json")
-        for node in json.loads(path.read_text()).values()}
+USED = {
+    node["class_type"]
+    for path in (ROOT / "workflows").glob("*.api.json")
+    for node in json.loads(path.read_text()).values()
+}
 
 each = pytest.mark.parametrize("key", sorted(NODES))
 
@@ -74,8 +78,13 @@ def test_help_page(key, engine):
     assert page.is_file(), f"web/docs/{key}.md is missing"
     text = page.read_text(encoding="utf-8")
     assert len(text.split()) >= 40, "a help page says what the node does, when to use it and what each input means"
-    unnamed = [name for part, inputs in NODES[key].INPUT_TYPES().items() if part != "hidden"
-               for name in inputs if name not in text]
+    unnamed = [
+        name
+        for part, inputs in NODES[key].INPUT_TYPES().items()
+        if part != "hidden"
+        for name in inputs
+        if name not in text
+    ]
     assert not unnamed, f"the help page does not speak of: {', '.join(unnamed)}"
 
 

@@ -1,4 +1,5 @@
 """One law for the cfg of a run over an inversion, in every node that samples one."""
+
 import pytest
 import torch
 from nulltext.nodes import edit_grid, null_text, prompt_to_prompt
@@ -12,6 +13,7 @@ STEPS, RECORD = 3, 3.5
 @pytest.fixture
 def prompts(make_condition):
     """A CONDITIONING that knows its words, as Prompt (with words) makes it, by seed."""
+
     def make(seed):
         said = [{"text": w, "tokens": [i + 1]} for i, w in enumerate(["a", "red", "cat"])]
         known = {"text": "a red cat", "words": said, "ids": [900, 1, 2, 3] + [901] * 73, "chunks": 1}
@@ -25,8 +27,15 @@ def inversion(tiny, engine, latent, prompts):
     """Edit-friendly noise at cfg 3.5, as its authors invert."""
     conds = {"positive": prompts(1), "negative": prompts(2)}
     with torch.inference_mode():
-        return bridge.invert(tiny, conds, {"samples": latent}, engine.sigmas_of(tiny, "normal", STEPS),
-                             "edit_friendly", cfg=RECORD, cache=False)[0]
+        return bridge.invert(
+            tiny,
+            conds,
+            {"samples": latent},
+            engine.sigmas_of(tiny, "normal", STEPS),
+            "edit_friendly",
+            cfg=RECORD,
+            cache=False,
+        )[0]
 
 
 @pytest.fixture
@@ -44,9 +53,20 @@ def used(monkeypatch):
     return seen
 
 
-EDIT = {"edit": "auto", "cross_steps": 0.8, "self_steps": 0.4, "self_attention": "replace", "word_windows": "",
-        "weights": "", "weights_act": "in the cross window", "blend_words": "", "keep_words": "",
-        "blend_threshold": 0.3, "blend_start": 0.2, "blend_layers": "auto"}
+EDIT = {
+    "edit": "auto",
+    "cross_steps": 0.8,
+    "self_steps": 0.4,
+    "self_attention": "replace",
+    "word_windows": "",
+    "weights": "",
+    "weights_act": "in the cross window",
+    "blend_words": "",
+    "keep_words": "",
+    "blend_threshold": 0.3,
+    "blend_start": 0.2,
+    "blend_layers": "auto",
+}
 
 
 def sampler(model, inversion, prompts, cfg):
@@ -64,13 +84,15 @@ def grid(model, inversion, prompts, cfg):
 
 def p2p_guider(model, inversion, prompts, cfg):
     made = prompt_to_prompt.PromptToPromptGuider().run(
-        model, prompts(4), prompts(2), cfg, False, source=prompts(1), inversion=inversion, **EDIT)["result"][0]
+        model, prompts(4), prompts(2), cfg, False, source=prompts(1), inversion=inversion, **EDIT
+    )["result"][0]
     walk(made, inversion)
 
 
 def p2p(model, inversion, prompts, cfg):
     said = prompt_to_prompt.PromptToPrompt().run(
-        model, prompts(4), prompts(2), cfg, 0, 20, "normal", source=prompts(1), inversion=inversion, **EDIT)
+        model, prompts(4), prompts(2), cfg, 0, 20, "normal", source=prompts(1), inversion=inversion, **EDIT
+    )
     assert f"{STEPS} steps at cfg {cfg or inversion.cfg:g}" in said["result"][3]
 
 

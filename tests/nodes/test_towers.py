@@ -30,9 +30,7 @@ def test_a_torchvision_file_with_metadata(tmp_path):
     image = torch.rand(2, 3, 64, 64)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     torch.testing.assert_close(made(image), net((image - mean) / std))
-    assert made.labels == ["a", "b", "c"] and not any(
-        p.requires_grad or p.is_inference() for p in made.parameters()
-    )
+    assert made.labels == ["a", "b", "c"] and not any(p.requires_grad or p.is_inference() for p in made.parameters())
     assert made(torch.rand(1, 3, 100, 90)).shape == (1, 3)
 
 
@@ -43,11 +41,7 @@ def test_a_torchvision_file_by_its_name_and_a_list_of_labels(tmp_path):
     path.with_suffix(".txt").write_text("ja\nnein\n", encoding="utf-8")
     assert towers.load_image_classifier(path).labels == ["ja", "nein"]
     assert (
-        len(
-            towers.load_image_classifier(
-                write(tmp_path / "shufflenet_v2_x0_5.safetensors", shufflenet(1000))
-            ).labels
-        )
+        len(towers.load_image_classifier(write(tmp_path / "shufflenet_v2_x0_5.safetensors", shufflenet(1000))).labels)
         == 1000
     )
 

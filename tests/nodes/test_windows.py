@@ -99,13 +99,29 @@ def patched(tiny, worded, vae, image_text, classifier):
         "CFGConvention, linear": of("CFGConvention", w=3.0, shape="linear", w_end=2.0),
         "ClassifierGuidance": of("ClassifierGuidance", classifier=classifier, class_name="dog", scale=3.0),
         "CLIPGuidance": of("CLIPGuidance", vae=vae, image_text=image_text, text="a red circle", scale=50.0),
-        "SemanticGuidance": of("SemanticGuidance", vae=vae, image_text=image_text, text="a red circle",
-                               text_weight=50.0, content_weight=0.0, structure_weight=0.0, style_weight=0.0),
+        "SemanticGuidance": of(
+            "SemanticGuidance",
+            vae=vae,
+            image_text=image_text,
+            text="a red circle",
+            text_weight=50.0,
+            content_weight=0.0,
+            structure_weight=0.0,
+            style_weight=0.0,
+        ),
     }
 
 
-NAMES = ("AttentionReweight", "ILVR", "Disturbance", "CFGConvention", "CFGConvention, linear", "ClassifierGuidance",
-         "CLIPGuidance", "SemanticGuidance")
+NAMES = (
+    "AttentionReweight",
+    "ILVR",
+    "Disturbance",
+    "CFGConvention",
+    "CFGConvention, linear",
+    "ClassifierGuidance",
+    "CLIPGuidance",
+    "SemanticGuidance",
+)
 
 
 @pytest.mark.parametrize("name", NAMES)

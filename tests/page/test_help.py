@@ -1,5 +1,6 @@
 """Every help page follows one outline (three sentences, a picture, when to use it, each input, the paper); pictures and
 gallery are there and name nothing that is missing."""
+
 from __future__ import annotations
 
 import json
@@ -54,8 +55,9 @@ def test_pictures_of_a_help_page(page):
 def test_the_gallery_shows_every_workflow_that_has_a_picture():
     page = gallery.PAGE.read_text(encoding="utf-8")
     sections = re.findall(r'<section id="(\w+)">', page)
-    assert sections == [name for name in workflows.names() if (workflows.FOLDER / f"{name}.jpg").exists()], \
+    assert sections == [name for name in workflows.names() if (workflows.FOLDER / f"{name}.jpg").exists()], (
         "run `python demo gallery`"
+    )
     for source in re.findall(r'<img src="([^"]+)"', page):
         assert (gallery.PAGE.parent / source).resolve().is_file()
     assert "<script" not in page and "http" not in page
@@ -67,7 +69,7 @@ def test_the_weights_that_drew_a_picture_stand_under_it(name):
     said = gallery.section(name, "x.jpg")
     under = re.search(r'<p class="weights">([^<]+)</p>', said).group(1)
     assert under.startswith("Drawn by the shipped demo model")
-    assert f". {under}\">" in said  # the picture's alt text says it too
+    assert f'. {under}">' in said  # the picture's alt text says it too
     if not workflows.runs_here(name):
         assert "not by Stable Diffusion 1.5" in under and "(for Stable Diffusion 1.5)" in said
         assert "not by Stable Diffusion 1.5" in workflows.note(name, workflows.load(name))
@@ -76,6 +78,8 @@ def test_the_weights_that_drew_a_picture_stand_under_it(name):
 
 
 def test_settings_are_the_workflows_own():
-    flow = {"1": {"class_type": "NullText_X", "inputs": {"a": 3, "b": ["2", 0]}},
-            "2": {"class_type": "KSampler", "inputs": {"seed": 1}}}
+    flow = {
+        "1": {"class_type": "NullText_X", "inputs": {"a": 3, "b": ["2", 0]}},
+        "2": {"class_type": "KSampler", "inputs": {"seed": 1}},
+    }
     assert gallery.settings(flow) == [("X", [("a", "3")])]

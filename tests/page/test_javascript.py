@@ -1,4 +1,5 @@
 """The page's pure helpers, under node; and what holds for every script of the page."""
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,5 @@
 """The token aligner alone: columns are places in 77-token (here 12-token) chunks."""
+
 import pytest
 import torch
 from nulltext.samplers import alignment

@@ -1,4 +1,5 @@
 """Controllers on bare attention layers: what each edit computes, and that nothing else changes."""
+
 import pytest
 import torch
 from nulltext.samplers import attention

@@ -18,9 +18,17 @@ MASK[..., 3, 3] = 1
 def walk(process, mask=MASK, noise=None, **options):
     """(result, x at each step) from the source noised to the first level."""
     steps = []
-    out = sample_blended(MIXTURE.denoiser(process), process.noised(SOURCE, SIGMAS[0], NOISE), SIGMAS, source=SOURCE,
-                         mask=mask, process=process, noise=noise or gaussian(SOURCE, 3), callback=steps.append,
-                         **options)
+    out = sample_blended(
+        MIXTURE.denoiser(process),
+        process.noised(SOURCE, SIGMAS[0], NOISE),
+        SIGMAS,
+        source=SOURCE,
+        mask=mask,
+        process=process,
+        noise=noise or gaussian(SOURCE, 3),
+        callback=steps.append,
+        **options,
+    )
     return out, [step["x"] for step in steps]
 
 
@@ -52,7 +60,9 @@ def test_a_mask_that_shrinks_frees_its_neighbours_at_first_and_gives_them_back(p
     around = (slice(None), slice(None), 3, 1)  # two cells beside the mask
     assert torch.equal(grown[0][around], SOURCE[around])
     silent = lambda: torch.zeros_like(SOURCE)  # noqa: E731 - a held cell is then the scaled source
-    held = [torch.equal(x[around], (process.signal(s) * SOURCE)[around])
-            for x, s in zip(walk(process, noise=silent, shrink=2)[1][1:], SIGMAS[1:])]
+    held = [
+        torch.equal(x[around], (process.signal(s) * SOURCE)[around])
+        for x, s in zip(walk(process, noise=silent, shrink=2)[1][1:], SIGMAS[1:])
+    ]
     assert held == [False, False, True]
     assert (grown[0] - plain[0]).abs().max() > 1e-6

@@ -1,4 +1,5 @@
 """The paper's w and its schedules over sigma, by hand."""
+
 import math
 
 import pytest
@@ -40,9 +41,16 @@ def test_a_span_of_one_level_holds_nothing_and_a_span_down_to_0_is_finite():
     assert schedule("linear", low=0.0)(0.0) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("wrong, words", [
-    ({"shape": "step"}, "one of constant, linear, cosine"), ({"high": 0.1}, "above its end"),
-    ({"low": -0.1}, "above its end"), ({"start": -1.01}, "at least -1"), ({"end": -1.01}, "at least -1")])
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"shape": "step"}, "one of constant, linear, cosine"),
+        ({"high": 0.1}, "above its end"),
+        ({"low": -0.1}, "above its end"),
+        ({"start": -1.01}, "at least -1"),
+        ({"end": -1.01}, "at least -1"),
+    ],
+)
 def test_what_has_no_meaning_is_refused(wrong, words):
     with pytest.raises(ValueError, match=words):
         schedule(**wrong)

@@ -1,4 +1,5 @@
 """The coordinate system: every transition is linear in independent draws, so its law is read off exactly."""
+
 import pytest
 import torch
 from nulltext.samplers.core import (
@@ -27,7 +28,8 @@ def marginal(process, sigma):
 @pytest.mark.parametrize("process,hi,lo", PAIRS)
 def test_noised_and_renoise_have_the_marginals_of_the_process(process, hi, lo):
     assert (float(process.noised(ONE, lo, ZERO)), float(process.noised(ZERO, lo, ONE))) == pytest.approx(
-        marginal(process, lo))
+        marginal(process, lo)
+    )
     through = process.renoise(process.noised(ONE, lo, ZERO), lo, hi, ZERO)
     old, new = process.renoise(process.noised(ZERO, lo, ONE), lo, hi, ZERO), process.renoise(ZERO, lo, hi, ONE)
     signal, std = marginal(process, hi)
@@ -99,7 +101,7 @@ def test_sigma_may_be_a_number_a_scalar_or_one_per_image(process):
 def test_guidance_weight_turns_a_likelihood_gradient_into_the_class_denoiser(process, sigma):
     m = GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5], [0.0, 2.0]]), 0.4, labels=[0, 1, 0])
     x = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
-    gradient, = torch.autograd.grad(m.log_prob_class(x, sigma, process)[:, 0].sum(), x)
+    (gradient,) = torch.autograd.grad(m.log_prob_class(x, sigma, process)[:, 0].sum(), x)
     steered = m.denoise(x, sigma, process) + process.guidance_weight(sigma) * gradient
     torch.testing.assert_close(steered, m.of(0).denoise(x, sigma, process))
 

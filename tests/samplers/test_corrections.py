@@ -1,4 +1,5 @@
 """What a pivot's correction puts in the null branch's place, by hand."""
+
 import pytest
 import torch
 from nulltext.samplers.core import VE

@@ -28,8 +28,9 @@ def test_decoding_is_ddim_where_everything_may_change_and_draws_nothing():
         raise AssertionError("DiffEdit's decoding is deterministic")
 
     def decode(edit):
-        return sample_diffedit(mixture.denoise, trajectory[0], sigmas, trajectory=trajectory, edit=edit, process=VE,
-                               noise=never)
+        return sample_diffedit(
+            mixture.denoise, trajectory[0], sigmas, trajectory=trajectory, edit=edit, process=VE, noise=never
+        )
 
     torch.testing.assert_close(decode(torch.ones(1, 2)), sample_euler(mixture.denoise, trajectory[0], sigmas))
     assert torch.equal(decode(torch.zeros(1, 2)), clean)

@@ -1,4 +1,5 @@
 """Edits without inversion: identity to the bit, and the closed-form answer between two Gaussians."""
+
 import pytest
 import torch
 from nulltext.samplers.core import FLOW, VE, gaussian, guided
@@ -47,8 +48,9 @@ def test_equal_prompts_return_the_source_to_the_bit(process, sampler, dtype, cfg
 @samplers
 def test_edits_the_class_and_leaves_the_rest(process, sampler):
     x = source()
-    out = sampler(prompt(1, process), x, grid(process), process=process, noise=gaussian(x, 3),
-                  source=prompt(0, process))
+    out = sampler(
+        prompt(1, process), x, grid(process), process=process, noise=gaussian(x, 3), source=prompt(0, process)
+    )
     assert float(MIX.log_prob_class(out)[:, 1].exp().min()) > 0.95
     background = (out - x)[:, ~CHANGES].abs().max()
     assert background < 0.05 < (out - x)[:, CHANGES].abs().mean()
@@ -58,8 +60,9 @@ def test_flow_edit_between_gaussians_is_the_shift_of_their_means():
     """From s = 1 the flow's x_edit - x_src is (1 - s) (m1 - m0) at every level, for any grid and any noise."""
     x = ONE.sample(4, G)
     for n in (1, 3, 17):
-        out = sample_flow_edit(OTHER.denoiser(FLOW), x, grid(FLOW, n), process=FLOW, noise=gaussian(x, n),
-                               source=ONE.denoiser(FLOW))
+        out = sample_flow_edit(
+            OTHER.denoiser(FLOW), x, grid(FLOW, n), process=FLOW, noise=gaussian(x, n), source=ONE.denoiser(FLOW)
+        )
         torch.testing.assert_close(out, x + DELTA)
 
 
@@ -68,8 +71,9 @@ def test_flow_edit_on_ve_follows_its_ode():
     x, top = ONE.sample(4, G), 2.0
     errors = []
     for n in (100, 200):
-        out = sample_flow_edit(OTHER.denoiser(VE), x, grid(VE, n, top), process=VE, noise=gaussian(x, n),
-                               source=ONE.denoiser(VE))
+        out = sample_flow_edit(
+            OTHER.denoiser(VE), x, grid(VE, n, top), process=VE, noise=gaussian(x, n), source=ONE.denoiser(VE)
+        )
         errors.append(float((out - x - DELTA * (1 - STD / (STD**2 + top**2) ** 0.5)).abs().max()))
     assert errors[1] < 0.01 and 1.7 < errors[0] / errors[1] < 2.4
 
@@ -77,8 +81,9 @@ def test_flow_edit_on_ve_follows_its_ode():
 @processes
 def test_infedit_between_gaussians_follows_its_recursion(process):
     x, s = ONE.sample(4, G), grid(process, 6)
-    out = sample_infedit(OTHER.denoiser(process), x, s, process=process, noise=gaussian(x, 0),
-                         source=ONE.denoiser(process))
+    out = sample_infedit(
+        OTHER.denoiser(process), x, s, process=process, noise=gaussian(x, 0), source=ONE.denoiser(process)
+    )
     u = torch.zeros(2, dtype=torch.float64)  # z_tar - z_src
     for i in range(6):
         a, a_next = float(process.signal(s[i])), float(process.signal(s[i + 1]))
@@ -93,8 +98,9 @@ def test_a_lower_start_changes_less(process):
     moved = []
     for share in (0.1, 0.4, 1.0):
         s = grid(process, top=share * (1 if process is FLOW else 12))
-        out = sample_flow_edit(prompt(1, process), x, s, process=process, noise=gaussian(x, 3),
-                               source=prompt(0, process))
+        out = sample_flow_edit(
+            prompt(1, process), x, s, process=process, noise=gaussian(x, 3), source=prompt(0, process)
+        )
         moved.append(float((out - x).abs().mean()))
     assert moved[0] < moved[1] < moved[2]
 
@@ -107,11 +113,21 @@ def test_average_plain_steps_calls_and_callback(process):
         def ask(z, s):
             calls.append(float(s))
             return denoise(z, s)
+
         return ask
 
     target, origin = count(prompt(1, process)), count(prompt(0, process))
-    out = sample_flow_edit(target, x, grid(process, 10), process=process, noise=gaussian(x, 3), source=origin,
-                           average=3, plain_steps=4, callback=seen.append)
+    out = sample_flow_edit(
+        target,
+        x,
+        grid(process, 10),
+        process=process,
+        noise=gaussian(x, 3),
+        source=origin,
+        average=3,
+        plain_steps=4,
+        callback=seen.append,
+    )
     assert len(calls) == 2 * 3 * 6 + 4 and 0.0 not in calls
     assert [c["i"] for c in seen] == list(range(10)) and torch.equal(out, seen[-1]["denoised"])
     calls.clear()
@@ -149,8 +165,18 @@ def test_averaging_lowers_the_noise_of_the_edit(process):
     x = source(1)
 
     def spread(average):
-        runs = [sample_flow_edit(prompt(1, process), x, grid(process, 10), process=process, noise=gaussian(x, seed),
-                                 source=prompt(0, process), average=average) for seed in range(24)]
+        runs = [
+            sample_flow_edit(
+                prompt(1, process),
+                x,
+                grid(process, 10),
+                process=process,
+                noise=gaussian(x, seed),
+                source=prompt(0, process),
+                average=average,
+            )
+            for seed in range(24)
+        ]
         return float(torch.cat(runs)[:, CHANGES].std(0).mean())
 
     assert spread(8) < spread(1)

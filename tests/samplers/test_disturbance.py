@@ -330,10 +330,15 @@ def test_the_bound_falls_along_the_window():
 def test_strength_0_is_ordinary_guidance_to_the_bit_wherever_it_is_0(looks, match):
     """Also where it has faded to 0 in some levels of a run only."""
     sigmas = [2.0, 1.5, 1.0, 0.5]
-    options = {"rollback": {"older": lambda s: s * 2}, "itself": {"itself": True},
-               "latent": {"reference": torch.full((2, 2), 3.0, dtype=torch.float64)}}[looks]
-    off, on = (answers(Disturbance(VE, 9.0, **options), sigmas, match=match, strength=strength)
-               for strength in (lambda s: 0.0, lambda s: float(s == 1.0)))
+    options = {
+        "rollback": {"older": lambda s: s * 2},
+        "itself": {"itself": True},
+        "latent": {"reference": torch.full((2, 2), 3.0, dtype=torch.float64)},
+    }[looks]
+    off, on = (
+        answers(Disturbance(VE, 9.0, **options), sigmas, match=match, strength=strength)
+        for strength in (lambda s: 0.0, lambda s: float(s == 1.0))
+    )
     for (s, zero), (_, some) in zip(off, on):
         plain = plain_and_bounded(s, 1.0)[0]
         assert torch.equal(zero, plain)
@@ -356,8 +361,10 @@ def test_each_look_sees_its_own_latent():
         return UNCOND.denoise(x, s)
 
     x = {2.0: torch.full((1, 2), 4.0, dtype=torch.float64), 1.0: torch.full((1, 2), 1.0, dtype=torch.float64)}
-    for options, expected in (({"older": lambda s: 2 * s, "reference": picture}, x[2.0] * VE.input_scale(2.0)),
-                              ({"reference": picture}, picture)):
+    for options, expected in (
+        ({"older": lambda s: 2 * s, "reference": picture}, x[2.0] * VE.input_scale(2.0)),
+        ({"reference": picture}, picture),
+    ):
         seen.clear()
         denoise = disturbed(COND.denoise, null, 4.0, Disturbance(VE, 1.0, **options))
         for s, here in x.items():

@@ -1,4 +1,5 @@
 """From fields of a node to controllers."""
+
 import pytest
 from nulltext.samplers.attention import StepWindow
 from nulltext.samplers.controllers import MutualSelf, ReplaceCross, ReplaceSelf, Reweight

@@ -1,4 +1,5 @@
 """The encoder's parts by hand: how the noise level enters, what the attention pool adds up, which maps it gives."""
+
 import math
 
 import pytest
@@ -22,8 +23,7 @@ def fill(module, seed=1):
 
 def test_the_level_is_told_in_sinusoids_of_a_quarter_of_its_logarithm():
     rows = level_embedding(torch.tensor([math.exp(4.0), 1.0, 0.0]), width=6)
-    want = [[math.sin(f) for f in (1, 10, 100)] + [math.cos(f) for f in (1, 10, 100)],
-            [0.0] * 3 + [1.0] * 3]
+    want = [[math.sin(f) for f in (1, 10, 100)] + [math.cos(f) for f in (1, 10, 100)], [0.0] * 3 + [1.0] * 3]
     torch.testing.assert_close(rows[:2], torch.tensor(want), rtol=1e-4, atol=1e-4)
     assert bool(torch.isfinite(rows).all())
 
@@ -91,7 +91,7 @@ def test_each_sample_has_its_own_level():
     with torch.no_grad():
         both = net(x, sigma)
         for i in range(2):
-            torch.testing.assert_close(net(x[i:i + 1], float(sigma[i])), both[i:i + 1], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(net(x[i : i + 1], float(sigma[i])), both[i : i + 1], rtol=1e-4, atol=1e-5)
         assert (net(x[:1], 5.0) - both[:1]).abs().max() > 1e-4
     with pytest.raises(ValueError, match="needs the noise level"):
         net(x)

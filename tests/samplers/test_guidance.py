@@ -1,6 +1,7 @@
 """Guidance on the Gaussian mixture, where Bayes' rule has a closed form, and by finite differences on a toy network.
 
 With exact class posteriors grad log p(y | x_s) = score_y - score, so that the guided denoiser is D + k (D_y - D)."""
+
 import math
 
 import pytest
@@ -11,8 +12,12 @@ from nulltext.samplers.losses import caption_log_probs
 from nulltext.samplers.mixture import GaussianMixture
 from nulltext.samplers.ode import sample_euler
 
-MIXTURE = GaussianMixture(torch.tensor([[-1.0, 0.3], [0.9, -0.6], [0.5, 1.2], [1.4, 0.8]]),
-                          torch.tensor([0.5, 0.7, 0.4, 0.6]), torch.tensor([0.4, 0.3, 0.2, 0.1]), labels=[0, 1, 1, 2])
+MIXTURE = GaussianMixture(
+    torch.tensor([[-1.0, 0.3], [0.9, -0.6], [0.5, 1.2], [1.4, 0.8]]),
+    torch.tensor([0.5, 0.7, 0.4, 0.6]),
+    torch.tensor([0.4, 0.3, 0.2, 0.1]),
+    labels=[0, 1, 1, 2],
+)
 LEVELS = [(VE, 0.05), (VE, 0.7), (VE, 12.0), (FLOW, 0.05), (FLOW, 0.5), (FLOW, 0.97)]
 
 
@@ -117,8 +122,10 @@ def test_gradients_of_all_classes_cancel_under_their_probabilities():
     # and of all captions of a contrastive guidance
     u, captions = normal(3, 8).requires_grad_(), normal(5, 8, seed=1)
     logs = caption_log_probs(u, captions, 20.0)
-    summed = sum((logs[:, k].exp().detach()[:, None] * torch.autograd.grad(logs[:, k].sum(), u, retain_graph=True)[0])
-                 for k in range(5))
+    summed = sum(
+        (logs[:, k].exp().detach()[:, None] * torch.autograd.grad(logs[:, k].sum(), u, retain_graph=True)[0])
+        for k in range(5)
+    )
     assert summed.abs().max() < 1e-10
 
 
@@ -168,8 +175,12 @@ def test_the_decoder_mode_is_exact_for_a_gaussian_prior(process, sigma):
     prior = GaussianMixture(torch.tensor([[0.4, -0.2]]), 1.3)
     likelihood = lambda x, s, d: -(d - 1).pow(2).sum(1)  # noqa: E731
     x = normal(5, 2)
-    results = [with_guidance(prior.denoiser(process), [Guidance(likelihood, mode=mode, variance=1.3**2)],
-                             process=process)(x, sigma) for mode in ("network", "decoder")]
+    results = [
+        with_guidance(prior.denoiser(process), [Guidance(likelihood, mode=mode, variance=1.3**2)], process=process)(
+            x, sigma
+        )
+        for mode in ("network", "decoder")
+    ]
     torch.testing.assert_close(*results)
 
 
@@ -181,6 +192,7 @@ def test_a_flow_at_s_1_stays_finite(mode):
 
 
 # ------------------------------------------------------------------------------------------------- the odd ends
+
 
 def test_the_network_is_run_once_per_call_whatever_the_number_of_terms():
     calls = []
@@ -262,5 +274,3 @@ def test_bad_terms_are_refused():
             Guidance(decoded, **bad)
     with pytest.raises(ValueError, match="per sample"):
         with_guidance(toy, [Guidance(lambda x, s, d: d.sum())])(normal(2, 6), 0.5)
-
-

@@ -1,4 +1,5 @@
 """Maps as pictures, by hand."""
+
 import torch
 from nulltext.samplers.heat import colours, enlarged, heat, overlay, soft_mask, spread, strip
 
@@ -17,8 +18,9 @@ def test_each_word_runs_from_0_to_1_by_itself():
 def test_colours_meet_their_stops_and_are_straight_between():
     seen = colours(torch.tensor([0.0, 1 / 3, 2 / 3, 1.0, 1 / 6, -5.0, 9.0]))
     violet = torch.tensor([0.35, 0.05, 0.5])
-    torch.testing.assert_close(seen[:4], torch.tensor([[0, 0, 0.05], violet.tolist(), [0.95, 0.45, 0.15],
-                                                       [1, 0.98, 0.7]]))
+    torch.testing.assert_close(
+        seen[:4], torch.tensor([[0, 0, 0.05], violet.tolist(), [0.95, 0.45, 0.15], [1, 0.98, 0.7]])
+    )
     torch.testing.assert_close(seen[4], (seen[0] + violet) / 2)
     assert torch.equal(seen[5], seen[0]) and torch.equal(seen[6], seen[3])
     light = colours(torch.linspace(0, 1, 50)) @ torch.tensor([0.2126, 0.7152, 0.0722])

@@ -1,4 +1,5 @@
 """The small image-text model: what its towers are given, and that padding is no word."""
+
 import pytest
 import torch
 from nulltext.samplers.core import FLOW, VE
@@ -11,8 +12,13 @@ ENCODER = {"out": 8, "widths": (8, 16), "attention": (1,), "size": 8}
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    made = ImageText(WORDS, {**ENCODER, "in_channels": 3}, {"rows": 8, "out": 8, "width": 16, "length": 12},
-                     {**ENCODER, "in_channels": 4, "noise_aware": True}, image_size=8)
+    made = ImageText(
+        WORDS,
+        {**ENCODER, "in_channels": 3},
+        {"rows": 8, "out": 8, "width": 16, "length": 12},
+        {**ENCODER, "in_channels": 4, "noise_aware": True},
+        image_size=8,
+    )
     return made.eval().requires_grad_(False)
 
 

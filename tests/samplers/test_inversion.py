@@ -1,4 +1,5 @@
 """The INVERSION record: what goes in comes out, what doesn't belong is refused in one sentence."""
+
 import dataclasses
 import pickle
 
@@ -13,11 +14,18 @@ def record(**changes):
     g = torch.Generator().manual_seed(0)
     trajectory = torch.randn(4, 2, 3, 4, 4, generator=g)
     fields = {
-        "sigmas": torch.tensor([5.0, 2.0, 0.5, 0.0]), "trajectory": trajectory, "pair": trajectory[:2],
-        "pivot": "exact_pair", "correction": "null_text", "cfg": 7.5,
-        "null_embeddings": torch.randn(3, 2, 5, 6, generator=g), "pooled": torch.randn(2, 6, generator=g),
-        "conditioning": torch.randn(1, 5, 6, generator=g), "text": "a „red“ circle",
-        "words": [{"text": "a", "tokens": [1]}], "fingerprint": {"structure": "abc"},
+        "sigmas": torch.tensor([5.0, 2.0, 0.5, 0.0]),
+        "trajectory": trajectory,
+        "pair": trajectory[:2],
+        "pivot": "exact_pair",
+        "correction": "null_text",
+        "cfg": 7.5,
+        "null_embeddings": torch.randn(3, 2, 5, 6, generator=g),
+        "pooled": torch.randn(2, 6, generator=g),
+        "conditioning": torch.randn(1, 5, 6, generator=g),
+        "text": "a „red“ circle",
+        "words": [{"text": "a", "tokens": [1]}],
+        "fingerprint": {"structure": "abc"},
         "metadata": {"seconds": 1.5, "calls": [1, 2]},
     }
     return Inversion(**{**fields, **changes})
@@ -73,25 +81,28 @@ def test_tensors_become_plain_fp32_on_the_cpu():
     assert torch.equal(record(pair=wide).pair, wide)
 
 
-@pytest.mark.parametrize("changes,words", [
-    ({"sigmas": torch.tensor([5.0, 2.0, 2.0, 0.0])}, "fall strictly"),
-    ({"sigmas": torch.tensor([5.0, 0.0])}, "trajectory should have shape"),
-    ({"trajectory": torch.zeros(4, 2)}, "A trajectory has shape"),
-    ({"trajectory": torch.full((4, 2, 3, 4, 4), float("nan"))}, "trajectory holds NaN"),
-    ({"trajectory": torch.zeros(4, 2, 3, 4, 4, dtype=torch.int64)}, "floating point"),
-    ({"pair": None}, "end pair"),
-    ({"pair": torch.zeros(2, 1, 3, 4, 4)}, "pair should have shape"),
-    ({"pivot": "edit_friendly"}, "residuals"),
-    ({"residuals": torch.zeros(4, 2, 3, 4, 4)}, "residuals should have shape"),
-    ({"null_embeddings": None}, "needs null embeddings"),
-    ({"null_embeddings": torch.zeros(2, 2, 5, 6)}, "null_embeddings should have shape"),
-    ({"null_embeddings": torch.zeros(3, 2, 5)}, "Null embeddings have shape"),
-    ({"pivot": "magic"}, "pivot of an inversion is one of"),
-    ({"correction": "magic"}, "correction of an inversion is one of"),
-    ({"process": "vp"}, "process of an inversion is one of"),
-    ({"process": "flow"}, "between 1 and 0"),
-    ({"version": 2}, "format version 2"),
-])
+@pytest.mark.parametrize(
+    "changes,words",
+    [
+        ({"sigmas": torch.tensor([5.0, 2.0, 2.0, 0.0])}, "fall strictly"),
+        ({"sigmas": torch.tensor([5.0, 0.0])}, "trajectory should have shape"),
+        ({"trajectory": torch.zeros(4, 2)}, "A trajectory has shape"),
+        ({"trajectory": torch.full((4, 2, 3, 4, 4), float("nan"))}, "trajectory holds NaN"),
+        ({"trajectory": torch.zeros(4, 2, 3, 4, 4, dtype=torch.int64)}, "floating point"),
+        ({"pair": None}, "end pair"),
+        ({"pair": torch.zeros(2, 1, 3, 4, 4)}, "pair should have shape"),
+        ({"pivot": "edit_friendly"}, "residuals"),
+        ({"residuals": torch.zeros(4, 2, 3, 4, 4)}, "residuals should have shape"),
+        ({"null_embeddings": None}, "needs null embeddings"),
+        ({"null_embeddings": torch.zeros(2, 2, 5, 6)}, "null_embeddings should have shape"),
+        ({"null_embeddings": torch.zeros(3, 2, 5)}, "Null embeddings have shape"),
+        ({"pivot": "magic"}, "pivot of an inversion is one of"),
+        ({"correction": "magic"}, "correction of an inversion is one of"),
+        ({"process": "vp"}, "process of an inversion is one of"),
+        ({"process": "flow"}, "between 1 and 0"),
+        ({"version": 2}, "format version 2"),
+    ],
+)
 def test_refuses_what_does_not_belong_together(changes, words):
     with pytest.raises(ValueError, match=words) as error:
         record(**changes)
@@ -121,9 +132,7 @@ def test_refuses_foreign_and_damaged_files(tmp_path):
     record().save(good)
     whole = good.read_bytes()
     tensors, metadata = record().to_tensors()
-    files = {
-        "cut": whole[:-100], "head": whole[:40], "empty": b"", "pickle": pickle.dumps({"sigmas": [1, 2]}),
-    }
+    files = {"cut": whole[:-100], "head": whole[:40], "empty": b"", "pickle": pickle.dumps({"sigmas": [1, 2]})}
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match="cut short or not a safetensors file") as error:

@@ -1,4 +1,5 @@
 """A latent classifier trained on a mixture whose class posterior is known at every level."""
+
 import pytest
 import torch
 from nulltext.samplers.core import FLOW, VE
@@ -44,8 +45,10 @@ def test_guidance_raises_the_class_share(trained):
     term = Guidance(model.log_likelihood("owl"), mode="latent", scale=10.0)
     sigmas = torch.cat([torch.logspace(1.2, -1, 16), torch.zeros(1)])
     x = 16 * torch.randn(48, *SHAPE, generator=G)
-    share = [float((MIXTURE.log_prob_class(sample_euler(d, x, sigmas)).argmax(1) == 2).float().mean())
-             for d in (MIXTURE.denoise, with_guidance(MIXTURE.denoise, [term]))]
+    share = [
+        float((MIXTURE.log_prob_class(sample_euler(d, x, sigmas)).argmax(1) == 2).float().mean())
+        for d in (MIXTURE.denoise, with_guidance(MIXTURE.denoise, [term]))
+    ]
     assert share[0] < 0.5 < 0.8 < share[1]
 
 
@@ -77,8 +80,15 @@ def test_training_may_be_stopped_and_leaves_the_global_generator_alone():
 
     state = torch.get_rng_state()
     with pytest.raises(KeyboardInterrupt):
-        train_latent_classifier(model, torch.randn(4, *SHAPE, generator=G), torch.tensor([0, 1, 0, 1]),
-                                torch.linspace(0, 1, 9), steps=10, batch=4, callback=stop)
+        train_latent_classifier(
+            model,
+            torch.randn(4, *SHAPE, generator=G),
+            torch.tensor([0, 1, 0, 1]),
+            torch.linspace(0, 1, 9),
+            steps=10,
+            batch=4,
+            callback=stop,
+        )
     assert len(seen) == 3 and torch.equal(state, torch.get_rng_state())
     with pytest.raises(ValueError, match="one class for each"):
         train_latent_classifier(model, torch.zeros(3, *SHAPE), torch.zeros(2, dtype=torch.long), SIGMAS)
@@ -114,8 +124,16 @@ def shown(**options):
     right half is doubled."""
     spy, latents = Spy(), torch.cat([-torch.ones(31, 1, 4, 8), torch.ones(1, 1, 4, 8)])
     latents[..., 4:] *= 2
-    train_latent_classifier(spy, latents, (latents[:, 0, 0, 0] > 0).long(), torch.tensor([0.0, 0.01, 0.02]), steps=60,
-                            batch=16, lr=1e-2, **options)
+    train_latent_classifier(
+        spy,
+        latents,
+        (latents[:, 0, 0, 0] > 0).long(),
+        torch.tensor([0.0, 0.01, 0.02]),
+        steps=60,
+        batch=16,
+        lr=1e-2,
+        **options,
+    )
     return spy
 
 

@@ -1,4 +1,5 @@
 """Losses against what they must be at known places, one number per sample."""
+
 import math
 
 import pytest
@@ -17,8 +18,9 @@ def test_spherical_is_half_the_squared_angle():
     angle = torch.acos(torch.cosine_similarity(u, v, dim=-1))
     torch.testing.assert_close(losses.spherical(u, v), angle**2 / 2, rtol=1e-9, atol=1e-12)
     near = u + 1e-3 * v
-    torch.testing.assert_close(losses.spherical(u, near), torch.acos(torch.cosine_similarity(u, near, dim=-1))**2 / 2,
-                               rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(
+        losses.spherical(u, near), torch.acos(torch.cosine_similarity(u, near, dim=-1)) ** 2 / 2, rtol=1e-6, atol=1e-12
+    )
 
 
 def test_spherical_ends():
@@ -26,7 +28,7 @@ def test_spherical_ends():
     same, opposite = losses.spherical(u, u.detach()), losses.spherical(u, -u.detach())
     assert same.abs().max() < 1e-12
     torch.testing.assert_close(opposite, torch.full_like(opposite, math.pi**2 / 2), rtol=1e-6, atol=0)
-    gradient, = torch.autograd.grad(same.sum() + opposite.sum(), u)
+    (gradient,) = torch.autograd.grad(same.sum() + opposite.sum(), u)
     assert bool(torch.isfinite(gradient).all())
 
 
@@ -43,7 +45,7 @@ def test_contrastive_needs_a_distractor_and_lets_go_when_sure():
         losses.contrastive(rows(2, 6), target, others[:0])
     u = torch.stack([target, target + others[0]]).requires_grad_()
     loss = losses.contrastive(u, target, others)
-    gradient, = torch.autograd.grad(loss.sum(), u)
+    (gradient,) = torch.autograd.grad(loss.sum(), u)
     assert loss[0] < 1e-3 and gradient[0].norm() < 1e-2 * gradient[1].norm()
     logits = 100 * torch.cosine_similarity(u[:, None], torch.cat([target[None], others]), dim=-1)
     torch.testing.assert_close(loss, -torch.log_softmax(logits, 1)[:, 0])

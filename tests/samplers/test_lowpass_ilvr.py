@@ -102,8 +102,17 @@ def test_what_the_authors_filter_leaves_of_the_constraint(process):
     sigmas = SIGMAS if process is VE else SIGMAS / (1 + SIGMAS)
     noise = gaussian(REFERENCE, 7)
     x = process.noised(REFERENCE * 0, sigmas[0], noise())
-    out = sample_ilvr(MIXTURE.denoiser(process), x, sigmas, reference=REFERENCE, low_pass=phi, stop=12,
-                      process=process, noise=noise, callback=lambda d: seen.update(proposal=d["denoised"]))
+    out = sample_ilvr(
+        MIXTURE.denoiser(process),
+        x,
+        sigmas,
+        reference=REFERENCE,
+        low_pass=phi,
+        stop=12,
+        process=process,
+        noise=noise,
+        callback=lambda d: seen.update(proposal=d["denoised"]),
+    )
     gap = seen["proposal"] - REFERENCE  # the last step's proposal is the network's answer
     torch.testing.assert_close(phi(out) - phi(REFERENCE), phi(gap) - phi(phi(gap)), rtol=0, atol=1e-10)
     assert 1e-3 < (phi(out) - phi(REFERENCE)).abs().max() < 0.6 * phi(gap).abs().max()
@@ -167,8 +176,16 @@ def test_steps_after_the_stop_are_free(stop):
     """The run is the conditioned one down to its stop and a plain ancestral walk from there on."""
     noise = gaussian(REFERENCE, 7)
     x = SIGMAS[0] * noise()
-    held = sample_ilvr(MIXTURE.denoise, x, SIGMAS[: stop + 1], reference=REFERENCE, low_pass=dct_low_pass(4),
-                       stop=stop, process=VE, noise=noise)
+    held = sample_ilvr(
+        MIXTURE.denoise,
+        x,
+        SIGMAS[: stop + 1],
+        reference=REFERENCE,
+        low_pass=dct_low_pass(4),
+        stop=stop,
+        process=VE,
+        noise=noise,
+    )
     free = sample_walk(MIXTURE.denoise, held, SIGMAS[stop:], process=VE, noise=noise)
     assert torch.equal(run(stop), free)
     assert (free - run(12)).abs().max() > 0.01

@@ -1,4 +1,5 @@
 """Heat maps, the layers they come from, masks and local blend."""
+
 import pytest
 import torch
 from nulltext.samplers.attention import Layer, Moment, Rows

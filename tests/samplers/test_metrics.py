@@ -1,4 +1,5 @@
 """Image metrics against values worked out by hand."""
+
 import math
 
 import pytest
@@ -71,13 +72,12 @@ def test_shapes_are_checked():
 def test_ssim_of_one_window_is_its_formula_written_out():
     g = torch.Generator().manual_seed(1)
     a, b = torch.rand(2, 1, 1, 11, 11, generator=g, dtype=torch.float64)
-    axis = torch.exp(-torch.arange(-5.0, 6.0, dtype=torch.float64) ** 2 / (2 * 1.5**2))
+    axis = torch.exp(-(torch.arange(-5.0, 6.0, dtype=torch.float64) ** 2) / (2 * 1.5**2))
     weight = axis[:, None] * axis / (axis[:, None] * axis).sum()
     mean = lambda t: float((weight * t).sum())  # noqa: E731
     va, vb = mean(a * a) - mean(a) ** 2, mean(b * b) - mean(b) ** 2
     cov = mean(a * b) - mean(a) * mean(b)
-    want = ((2 * mean(a) * mean(b) + 1e-4) * (2 * cov + 9e-4)
-            / ((mean(a) ** 2 + mean(b) ** 2 + 1e-4) * (va + vb + 9e-4)))
+    want = (2 * mean(a) * mean(b) + 1e-4) * (2 * cov + 9e-4) / ((mean(a) ** 2 + mean(b) ** 2 + 1e-4) * (va + vb + 9e-4))
     assert float(metrics.ssim(a, b)) == pytest.approx(want)
 
 

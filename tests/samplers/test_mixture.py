@@ -1,4 +1,5 @@
 """The mixture is what every other test is held against, so it is held here against brute force and against itself."""
+
 import math
 
 import pytest
@@ -47,7 +48,7 @@ def test_denoise_is_the_posterior_mean_found_by_integration(make, process, sigma
 def test_tweedie(make, process, sigma):
     m = make()
     x = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    score, = torch.autograd.grad(m.log_prob(x, sigma, process).sum(), x)
+    (score,) = torch.autograd.grad(m.log_prob(x, sigma, process).sum(), x)
     expected = (process.signal(sigma) * m.denoise(x, sigma, process) - x) / sigma**2
     torch.testing.assert_close(score, expected.detach(), atol=1e-9, rtol=1e-9)
 

@@ -1,4 +1,5 @@
 """Null-text optimisation on a mixture that an embedding moves: exact for every embedding, and differentiable in it."""
+
 import pytest
 import torch
 from nulltext.samplers.core import FLOW, VE, gaussian, guided, step_index
@@ -48,7 +49,7 @@ class TextMixture:
         return ((share[..., None] * expected).sum(1).reshape(x.shape) + shift).to(out)
 
     def prompt(self, i):
-        return lambda x, sigma: self(x, sigma, self.embeddings[i:i + 1])
+        return lambda x, sigma: self(x, sigma, self.embeddings[i : i + 1])
 
     def source(self, n=2):
         """x0 that prompt 0 describes."""
@@ -237,8 +238,9 @@ def test_a_half_precision_net_keeps_state_in_fp32():
         return net(x.bfloat16().float(), sigma, embedding.bfloat16().float()).bfloat16()
 
     plain = sample_euler(guided(net.prompt(0), lambda x, t: net(x, t, net.null), CFG), pivot[0], s)
-    found = optimise_null_text(half, lambda x, t: half(x, t, net.embeddings[:1]), pivot, s, net.null, cfg=CFG,
-                               process=VE)
+    found = optimise_null_text(
+        half, lambda x, t: half(x, t, net.embeddings[:1]), pivot, s, net.null, cfg=CFG, process=VE
+    )
     assert torch.float32 in seen and torch.bfloat16 not in seen
     assert found.reconstruction.dtype == torch.float32 and found.embeddings.dtype == torch.float32
     assert rms(found.reconstruction, x0) < rms(plain, x0) / 3
@@ -247,8 +249,9 @@ def test_a_half_precision_net_keeps_state_in_fp32():
 def test_a_broken_network_is_named():
     net, _, s, pivot = setting(VE)
     with pytest.raises(ValueError, match="not a number at step 1"):
-        optimise_null_text(lambda x, t, e: net(x, t, e) * float("nan"), net.prompt(0), pivot, s, net.null, cfg=CFG,
-                           process=VE)
+        optimise_null_text(
+            lambda x, t, e: net(x, t, e) * float("nan"), net.prompt(0), pivot, s, net.null, cfg=CFG, process=VE
+        )
     with pytest.raises(ValueError, match="as many levels"):
         null_text(net, s, pivot[1:], VE)
 
@@ -270,8 +273,16 @@ def test_ablations(process):
     assert shared.stats.backwards == 10 * STEPS and shared.stats.forwards == 12 * STEPS + STEPS
     replay = sample_euler(null_guided(net, net.prompt(0), s, shared.embeddings, CFG), pivot[0], s)
     torch.testing.assert_close(replay, shared.reconstruction, atol=2e-5, rtol=1e-4)
-    other = optimise_null_text(net, lambda x, t: net(x, t, net.null), pivot, s, net.embeddings[:1], cfg=CFG,
-                               process=process, branch="conditional")
+    other = optimise_null_text(
+        net,
+        lambda x, t: net(x, t, net.null),
+        pivot,
+        s,
+        net.embeddings[:1],
+        cfg=CFG,
+        process=process,
+        branch="conditional",
+    )
     assert rms(other.reconstruction, x0) < rms(plain, x0) / 2
     assert not torch.equal(other.embeddings[-1, 0], net.embeddings[0].float())
     with pytest.raises(KeyError):

@@ -1,4 +1,5 @@
 """The plain samplers against the mixture: the ODE's order, the SDE's law, the callback, the counted calls."""
+
 import pytest
 import torch
 from nulltext.samplers.core import FLOW, VE, gaussian

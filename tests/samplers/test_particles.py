@@ -97,8 +97,9 @@ def test_the_weights_move_the_fill_as_far_as_the_closed_form_says(sigmas):
 
     noise = gaussian(torch.empty(pictures * particles, 2, dtype=torch.float64), 4)
     source = torch.tensor([[k0, 0.0]], dtype=torch.float64).expand(pictures, 2)
-    out = sample_conditional_particles(denoise, 2.0 * noise(), sigmas, source=source, mask=MASK, process=VE,
-                                       noise=noise, particles=particles)[:, 1]
+    out = sample_conditional_particles(
+        denoise, 2.0 * noise(), sigmas, source=source, mask=MASK, process=VE, noise=noise, particles=particles
+    )[:, 1]
     if len(sigmas) == 2:
         mean, variance = b * k0 / a, (b * 2.0 / a) ** 2
     else:

@@ -1,4 +1,5 @@
 """Inversion round trips on the mixture: each pivot against its own way back, in both processes and both precisions."""
+
 import pytest
 import torch
 from nulltext.samplers.core import FLOW, VE, euler_step, gaussian, guided
@@ -17,8 +18,11 @@ from nulltext.samplers.pivots import (
     whiteness,
 )
 
-MIX = GaussianMixture(torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(0)),
-                      torch.tensor([0.3, 0.4, 0.5, 0.3, 0.4, 0.5]), labels=[0, 0, 0, 1, 1, 1])
+MIX = GaussianMixture(
+    torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(0)),
+    torch.tensor([0.3, 0.4, 0.5, 0.3, 0.4, 0.5]),
+    labels=[0, 0, 0, 1, 1, 1],
+)
 STEPS = 50
 processes = pytest.mark.parametrize("process", [VE, FLOW])
 dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -105,8 +109,11 @@ def test_bdia_in_its_authors_coordinates():
     s = torch.tensor([3.0, 2.0, 1.2], dtype=torch.float64)
     a, b = (1 + s**2) ** -0.5, s * (1 + s**2) ** -0.5
     gamma, above, x, d = 0.6, 0.7, -0.4, 0.9  # x_+, x_t in VE form, eps
-    vp = gamma * a[0] * above + (a[2] / a[1] - gamma * a[0] / a[1]) * (a[1] * x) + (
-        (b[2] - b[1] * a[2] / a[1]) - gamma * (b[0] - b[1] * a[0] / a[1])) * d
+    vp = (
+        gamma * a[0] * above
+        + (a[2] / a[1] - gamma * a[0] / a[1]) * (a[1] * x)
+        + ((b[2] - b[1] * a[2] / a[1]) - gamma * (b[0] - b[1] * a[0] / a[1])) * d
+    )
     g = pair_weight(s, 1, VE, gamma)
     ours = x + (s[2] - s[1]) * d + g * (above - x - (s[0] - s[1]) * d)
     assert float(ours) == pytest.approx(float(vp / a[2]))
@@ -175,8 +182,9 @@ def test_ddim_beats_its_variants(process):
 
 
 @processes
-@pytest.mark.parametrize("invert", [invert_ddim, invert_ddim_lower, invert_fixed_point, invert_exact_pair,
-                                    invert_edit_friendly])
+@pytest.mark.parametrize(
+    "invert", [invert_ddim, invert_ddim_lower, invert_fixed_point, invert_exact_pair, invert_edit_friendly]
+)
 def test_walks_the_forwards_sigmas_and_no_other(process, invert):
     ask, asked = logged(denoiser(process))
     s, x0, seen, ticks = grid(process), source(), [], []
@@ -185,8 +193,13 @@ def test_walks_the_forwards_sigmas_and_no_other(process, invert):
     pivot = invert(ask, x0, s, process=process, callback=seen.append, tick=lambda: ticks.append(1), **more)
     allowed = set(s[:-1].tolist())
     assert set(asked) <= allowed and 0.0 not in asked
-    calls = {invert_ddim: STEPS, invert_ddim_lower: STEPS, invert_fixed_point: 6 * STEPS, invert_exact_pair: STEPS + 5,
-             invert_edit_friendly: STEPS}[invert]
+    calls = {
+        invert_ddim: STEPS,
+        invert_ddim_lower: STEPS,
+        invert_fixed_point: 6 * STEPS,
+        invert_exact_pair: STEPS + 5,
+        invert_edit_friendly: STEPS,
+    }[invert]
     assert len(asked) == len(ticks) == calls
     assert [c["i"] for c in seen] == list(range(STEPS))
     # the pair knows its end without asking there
@@ -219,8 +232,9 @@ def test_edit_friendly_returns_the_source_to_the_bit(process, dtype, cfg):
     pivot = invert_edit_friendly(denoise, x0, s, process=process, noise=gaussian(x0, 5))
     assert worst(pivot.trajectory[-1], x0) < 1e-6
     for skip in (0, 20):
-        back = sample_edit_friendly(denoise, pivot.trajectory[skip], s[skip:], process=process,
-                                    residuals=pivot.residuals[skip:])
+        back = sample_edit_friendly(
+            denoise, pivot.trajectory[skip], s[skip:], process=process, residuals=pivot.residuals[skip:]
+        )
         assert torch.equal(back, pivot.trajectory[-1])
     cut = pivot.residuals.clone()
     cut[-1] = 0  # the authors' way
@@ -244,11 +258,13 @@ def test_edit_friendly_edits(process):
     """Replayed under the other class the result leaves the source's class for the other."""
     x0, s = source(), grid(process)
     pivot = invert_edit_friendly(denoiser(process), x0, s, process=process, noise=gaussian(x0, 5))
-    edit = sample_edit_friendly(denoiser(process, label=1), pivot.trajectory[0], s, process=process,
-                                residuals=pivot.residuals)
+    edit = sample_edit_friendly(
+        denoiser(process, label=1), pivot.trajectory[0], s, process=process, residuals=pivot.residuals
+    )
     assert float(MIX.log_prob_class(edit)[:, 1].exp().min()) > 0.99
-    near = sample_edit_friendly(denoiser(process, label=1), pivot.trajectory[40], s[40:], process=process,
-                                residuals=pivot.residuals[40:])
+    near = sample_edit_friendly(
+        denoiser(process, label=1), pivot.trajectory[40], s[40:], process=process, residuals=pivot.residuals[40:]
+    )
     assert worst(near, x0) < worst(edit, x0)
     with pytest.raises(ValueError, match="as many residuals"):
         sample_edit_friendly(denoiser(process), x0, s, process=process, residuals=pivot.residuals[1:])
@@ -273,9 +289,12 @@ def test_eps_v_and_flow_networks_give_their_trajectory():
     for form, process in ((eps_form, VE), (v_form, VE), (flow_form, FLOW)):
         s = grid(process)
         for invert in (invert_ddim, invert_exact_pair):
-            torch.testing.assert_close(invert(form, x0, s, process=process).trajectory,
-                                       invert(MIX.denoiser(process), x0, s, process=process).trajectory,
-                                       atol=1e-6, rtol=1e-6)
+            torch.testing.assert_close(
+                invert(form, x0, s, process=process).trajectory,
+                invert(MIX.denoiser(process), x0, s, process=process).trajectory,
+                atol=1e-6,
+                rtol=1e-6,
+            )
 
 
 @processes

@@ -1,5 +1,6 @@
 """Two branches on a toy network with one self- and two cross-attention layers: the identities, and who is
 overwritten by what."""
+
 import pytest
 import torch
 from nulltext.samplers.alignment import TokenMap
@@ -210,18 +211,31 @@ def test_edit_friendly_noise_is_replayed_in_both_rows(cfg_target):
     source, target = two_rows(Net(), x0, pivot.trajectory, prompt(3), controllers, 3.5, cfg_target)
     torch.testing.assert_close(source, x0, atol=1e-4, rtol=1e-4)  # so the stored levels are the source's own walk
     net = Net()
-    out = run(net, [prompt(3)], controllers, stored=StoredSource(pivot.trajectory, SIGMAS), cfg=cfg_target,
-              residuals=pivot.residuals)
+    out = run(
+        net,
+        [prompt(3)],
+        controllers,
+        stored=StoredSource(pivot.trajectory, SIGMAS),
+        cfg=cfg_target,
+        residuals=pivot.residuals,
+    )
     torch.testing.assert_close(out, target, atol=1e-3, rtol=1e-3)
     assert net.rows == STEPS * 3 * 2
     without = run(Net(), [prompt(3)], controllers, stored=StoredSource(pivot.trajectory, SIGMAS), cfg=cfg_target)
     assert not torch.allclose(without, target, atol=0.1)
-    same = run(Net(), [SOURCE], controllers, stored=StoredSource(pivot.trajectory, SIGMAS), cfg=3.5,
-               residuals=pivot.residuals)
+    same = run(
+        Net(), [SOURCE], controllers, stored=StoredSource(pivot.trajectory, SIGMAS), cfg=3.5, residuals=pivot.residuals
+    )
     torch.testing.assert_close(same, x0, atol=1e-4, rtol=1e-4)
     blend = LocalBlend([[1]], [[1]], threshold=1.0, start=0.0)
-    kept = run(Net(), [prompt(3)], [*controllers, blend], stored=StoredSource(pivot.trajectory, SIGMAS),
-               cfg=cfg_target, residuals=pivot.residuals)
+    kept = run(
+        Net(),
+        [prompt(3)],
+        [*controllers, blend],
+        stored=StoredSource(pivot.trajectory, SIGMAS),
+        cfg=cfg_target,
+        residuals=pivot.residuals,
+    )
     assert torch.equal(kept, pivot.trajectory[-1])
 
 

@@ -38,15 +38,7 @@ def fill(sigmas, path, n=3000, process=VE, seed=0, eta=1.0):
     noise = gaussian(torch.empty(n, 2, dtype=torch.float64), seed)
     x = process.noised(torch.zeros(n, 2, dtype=torch.float64), sigmas[0], noise())
     return sample_repaint(
-        BIMODAL.denoiser(process),
-        x,
-        sigmas,
-        source=source,
-        mask=MASK,
-        process=process,
-        noise=noise,
-        path=path,
-        eta=eta,
+        BIMODAL.denoiser(process), x, sigmas, source=source, mask=MASK, process=process, noise=noise, path=path, eta=eta
     )
 
 
@@ -145,8 +137,16 @@ def test_the_walk_starts_with_the_known_part_at_the_first_level(process):
     sigmas = torch.tensor([0.9, 0.5, 0.0], dtype=torch.float64)
     source = torch.tensor([[0.5, 0.0]], dtype=torch.float64).expand(4, 2)
     steps, draws = [], gaussian(source, 7)
-    sample_repaint(BIMODAL.denoiser(process), torch.full_like(source, 3.0), sigmas, source=source, mask=MASK,
-                   process=process, noise=gaussian(source, 7), callback=steps.append)
+    sample_repaint(
+        BIMODAL.denoiser(process),
+        torch.full_like(source, 3.0),
+        sigmas,
+        source=source,
+        mask=MASK,
+        process=process,
+        noise=gaussian(source, 7),
+        callback=steps.append,
+    )
     known = process.noised(source, sigmas[0], draws())
     assert torch.equal(steps[0]["x"][:, 0], known[:, 0]) and bool((steps[0]["x"][:, 1] == 3.0).all())
 
@@ -157,8 +157,9 @@ def test_a_soft_mask_takes_its_share_of_either_side(process, share):
     sigma, like = torch.tensor(0.6, dtype=torch.float64), torch.empty(1, 1, dtype=torch.float64)
     m, silent = torch.full((1, 1), share, dtype=torch.float64), lambda: torch.zeros_like(like)
     denoised, source = torch.full_like(like, -1.0), torch.full_like(like, 2.0)
-    out = hold_known(source, m, process, silent)(process.noised(denoised, sigma, silent()),
-                                                 Step(0, sigma * 1.5, sigma, denoised))
+    out = hold_known(source, m, process, silent)(
+        process.noised(denoised, sigma, silent()), Step(0, sigma * 1.5, sigma, denoised)
+    )
     mean = float(process.signal(sigma)) * (share * -1.0 + (1 - share) * 2.0)
     assert out.item() == pytest.approx(mean)
     assert blend(m, denoised, source).item() == pytest.approx(share * -1.0 + (1 - share) * 2.0)
@@ -234,8 +235,17 @@ def test_our_schedule_does_the_same_to_data_of_another_scale(factor):
     def fills(mixture, sigmas, scale):
         noise = gaussian(source, 3)
         plan = Schedule(30, 1, 3, 0.1, 0.4, renew=True)
-        return sample_repaint_scheduled(mixture.denoise, sigmas[0] * noise(), sigmas, source=scale * source, mask=MASK,
-                                        process=VE, noise=noise, schedule=plan, scale=scale)
+        return sample_repaint_scheduled(
+            mixture.denoise,
+            sigmas[0] * noise(),
+            sigmas,
+            source=scale * source,
+            mask=MASK,
+            process=VE,
+            noise=noise,
+            schedule=plan,
+            scale=scale,
+        )
 
     torch.testing.assert_close(fills(wide, scaled, factor), factor * fills(BIMODAL, sigmas, 1.0), rtol=1e-6, atol=1e-8)
 
@@ -260,8 +270,17 @@ def test_inside_a_walk_every_level_has_its_full_noise_after_steps_and_jumps(proc
     noise = gaussian(like, 1)
     source = torch.full_like(like, point)
     x = process.noised(source, sigmas[0], noise())
-    sample_repaint(lambda x, sigma: source, x, sigmas, source=source, mask=MASK, process=process, noise=noise,
-                   path=official_path(8, 3, 3), callback=lambda d: seen.append((float(d["sigma"]), d["x"])))
+    sample_repaint(
+        lambda x, sigma: source,
+        x,
+        sigmas,
+        source=source,
+        mask=MASK,
+        process=process,
+        noise=noise,
+        path=official_path(8, 3, 3),
+        callback=lambda d: seen.append((float(d["sigma"]), d["x"])),
+    )
     assert len(seen) == 20 and sum(a[0] < b[0] for a, b in pairwise(seen)) == 4  # jumps
     for sigma, x in seen:
         signal = float(process.signal(torch.tensor(sigma, dtype=torch.float64)))
@@ -290,8 +309,9 @@ def test_renewed_noise_is_all_new_above_the_range_none_below_and_falls_evenly_wi
 def test_more_of_the_papers_calls_come_nearer_and_renewed_noise_makes_few_levels_do():
     truth = BIMODAL.conditional(torch.tensor([0.5, 0.0]), MASK[0])
     error = lambda sigmas, path, eta=1.0: wasserstein(fill(sigmas, path, eta=eta)[:, 1], truth)
-    large, small = (error(karras_sigmas(n, 0.0292, 14.61), official_path(n, *more)) for n, *more in
-                    ((100, 5, 10), (25, 5, 5)))
+    large, small = (
+        error(karras_sigmas(n, 0.0292, 14.61), official_path(n, *more)) for n, *more in ((100, 5, 10), (25, 5, 5))
+    )
     assert large < 0.9 * small
     sigmas = OURS.sigmas(0.0292, 14.61, scale=1.37)
     path = OURS.path(sigmas, scale=1.37)

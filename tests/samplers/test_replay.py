@@ -1,4 +1,5 @@
 """The way back from an INVERSION on the closed-form denoiser."""
+
 import pytest
 import torch
 from nulltext.samplers import pivots
@@ -17,6 +18,7 @@ def denoiser(process, counter=None):
         if counter is not None:
             counter.append(float(sigma))
         return MIXTURE.denoise(x.double(), sigma, process).to(x)
+
     return denoise
 
 
@@ -64,8 +66,12 @@ def test_every_way_back_takes_a_line_after_each_step(pivot, process):
 def test_one_law_for_the_cfg_of_a_run():
     plain = made("ddim", VE).replace(cfg=3.5)
     null = torch.zeros(10, 3, 5, 2)
-    free = [plain, plain.replace(correction="overwrite"), made("edit_friendly", VE).replace(cfg=3.5),
-            plain.replace(correction="negative_prompt", null_embeddings=null)]
+    free = [
+        plain,
+        plain.replace(correction="overwrite"),
+        made("edit_friendly", VE).replace(cfg=3.5),
+        plain.replace(correction="negative_prompt", null_embeddings=null),
+    ]
     for inversion in free:
         assert [cfg_of(inversion, c) for c in (0.0, 3.5, 15.0, 1.0)] == [3.5, 3.5, 15.0, 1.0]
     for correction in ("null_text", "global_null"):
@@ -99,14 +105,20 @@ def test_null_embedding_of_a_sigma():
 @pytest.mark.parametrize("process", [VE, FLOW])
 def test_the_way_back_walks_with_the_records_eta_and_gamma(process):
     x0, sigmas = MIXTURE.sample(3, torch.Generator().manual_seed(0)).float(), SIGMAS[process.name]
-    half = pivots.invert_edit_friendly(
-        denoiser(process), x0, sigmas, process=process, noise=gaussian(x0, 1), eta=0.5)
+    half = pivots.invert_edit_friendly(denoiser(process), x0, sigmas, process=process, noise=gaussian(x0, 1), eta=0.5)
     bdia = pivots.invert_exact_pair(denoiser(process), x0, sigmas, process=process, gamma=1.0)
     for record in (
-        Inversion(sigmas, half.trajectory, process=process.name, pivot="edit_friendly", residuals=half.residuals,
-                  metadata={"eta": 0.5}),
-        Inversion(sigmas, bdia.trajectory, process=process.name, pivot="exact_pair", pair=bdia.pair,
-                  metadata={"gamma": 1.0}),
+        Inversion(
+            sigmas,
+            half.trajectory,
+            process=process.name,
+            pivot="edit_friendly",
+            residuals=half.residuals,
+            metadata={"eta": 0.5},
+        ),
+        Inversion(
+            sigmas, bdia.trajectory, process=process.name, pivot="exact_pair", pair=bdia.pair, metadata={"gamma": 1.0}
+        ),
     ):
         sample, x, levels, options = way_back(record)
         out = sample(denoiser(process), x, levels, process=process, noise=None, **options)

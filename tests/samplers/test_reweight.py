@@ -1,4 +1,5 @@
 """Re-weighting in prompt-to-prompt against the equations, written out once more for every step of a walk."""
+
 import pytest
 import torch
 from nulltext.samplers.attention import QKV, Layer, Moment, Rows, attend

@@ -1,4 +1,5 @@
 """SDG's objective F by hand, on embeddings and feature maps small enough to work out on paper."""
+
 import pytest
 import torch
 from nulltext.samplers.core import FLOW, VE

@@ -33,8 +33,9 @@ def test_checkpointing_changes_memory_and_not_the_result():
     def peak(checkpointed):
         hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t)
         with hooks:
-            out = optimise_start_noise(MIXTURE.denoise, start(), SIGMAS, unlikely, steps=1, lr=0.1,
-                                       checkpointed=checkpointed)
+            out = optimise_start_noise(
+                MIXTURE.denoise, start(), SIGMAS, unlikely, steps=1, lr=0.1, checkpointed=checkpointed
+            )
         counted.append(sum(kept))
         kept.clear()
         return out
@@ -59,16 +60,26 @@ def test_samples_are_independent():
 def test_the_radius_is_held():
     x = start(64)
     far = lambda x0: -x0.abs().sum(1)  # noqa: E731
-    free, held = (optimise_start_noise(MIXTURE.denoise, x, SIGMAS, far, steps=30, lr=0.1, prior=prior).x.norm(dim=1)
-                  / x.norm(dim=1) for prior in (0.0, 30.0))
+    free, held = (
+        optimise_start_noise(MIXTURE.denoise, x, SIGMAS, far, steps=30, lr=0.1, prior=prior).x.norm(dim=1)
+        / x.norm(dim=1)
+        for prior in (0.0, 30.0)
+    )
     assert (held - 1).abs().mean() < 0.5 * (free - 1).abs().mean()
 
 
 def test_a_flow_from_s_1_and_the_ticks():
     ticks = []
     sigmas = torch.tensor([1.0, 0.6, 0.2, 0.0], dtype=torch.float64)
-    out = optimise_start_noise(MIXTURE.denoiser(FLOW), start() / 10, sigmas, unlikely, steps=2, checkpointed=False,
-                               tick=lambda: ticks.append(1))
+    out = optimise_start_noise(
+        MIXTURE.denoiser(FLOW),
+        start() / 10,
+        sigmas,
+        unlikely,
+        steps=2,
+        checkpointed=False,
+        tick=lambda: ticks.append(1),
+    )
     assert bool(torch.isfinite(out.x).all()) and len(ticks) == (2 + 2) * 3
 
 
@@ -85,6 +96,10 @@ def test_the_first_step_moves_every_number_by_the_rate_and_a_losss_size_does_not
     out = optimise_start_noise(plain, x, SIGMAS, lambda x0: x0 @ aim, steps=1, lr=0.1, prior=0.0)
     unit = x.square().mean(1, keepdim=True).sqrt()
     torch.testing.assert_close(out.x, x - 0.1 * unit * aim.sign(), rtol=1e-6, atol=1e-6)
-    sizes = [optimise_start_noise(plain, x, SIGMAS, lambda x0: size * (x0 - aim).square().sum(1), steps=4, lr=0.1,  # noqa: B023
-                                  prior=0.0).x for size in (1.0, 1e-6)]
+
+    def of_size(size):
+        loss = lambda x0: size * (x0 - aim).square().sum(1)  # noqa: E731
+        return optimise_start_noise(plain, x, SIGMAS, loss, steps=4, lr=0.1, prior=0.0).x
+
+    sizes = [of_size(size) for size in (1.0, 1e-6)]
     torch.testing.assert_close(*sizes, rtol=1e-6, atol=1e-6)

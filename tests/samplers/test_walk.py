@@ -70,9 +70,16 @@ def test_a_jump_inside_a_walk_is_the_forward_process_between_its_two_levels(proc
 
     def seen(x0, start, draw):  # x before each network call, with a denoiser that knows x0
         steps = []
-        sample_walk(lambda x, s: x0 * one, process.noised(x0 * one, sigmas[0], start * one), sigmas, process=process,
-                    noise=lambda: draw * one, eta=0.0, path=[0, 1, 2, 0, 1, 2, 3],
-                    callback=lambda d: steps.append(d["x"]))
+        sample_walk(
+            lambda x, s: x0 * one,
+            process.noised(x0 * one, sigmas[0], start * one),
+            sigmas,
+            process=process,
+            noise=lambda: draw * one,
+            eta=0.0,
+            path=[0, 1, 2, 0, 1, 2, 3],
+            callback=lambda d: steps.append(d["x"]),
+        )
         return float(steps[2])  # after the jump from level 2 to level 0
 
     signal, old, new = seen(1.0, 0.0, 0.0), seen(0.0, 1.0, 0.0), seen(0.0, 0.0, 1.0)

@@ -22,8 +22,16 @@ def test_both_edges_are_inside_and_rounding_does_not_decide():
     assert {s: s in window for s in AT_EDGES} == AT_EDGES
     for edge in (START, END):
         exact = torch.tensor(edge, dtype=torch.float64)
-        assert all(s in window for s in (exact.float(), exact.float() * (1 + 1e-7), torch.tensor([edge, 0.1]),
-                                         Moment(edge), (exact * 1000).float() / 1000))
+        assert all(
+            s in window
+            for s in (
+                exact.float(),
+                exact.float() * (1 + 1e-7),
+                torch.tensor([edge, 0.1]),
+                Moment(edge),
+                (exact * 1000).float() / 1000,
+            )
+        )
     assert 1e9 in ALWAYS and 1e-9 in ALWAYS and math.inf in ALWAYS
     assert not any(s in SigmaWindow(1.0, 1.0) for s in (1.0, 2.0, 0.5))  # an empty span is empty
     assert not any(s in SigmaWindow(0.5, 1.0) for s in (0.5, 0.7, 1.0))

@@ -6,6 +6,7 @@ Every test that asks for `comfy` runs once per engine: on the embedded one, and 
     comfy.refuses(workflow, "words that the sentence must hold")      # one clear sentence, the server lives on
     comfy.workflow("null_text", steps=4)                               # a shipped workflow, made short
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -17,8 +18,10 @@ import pytest
 from nulltext.demo import engines, workflows
 from nulltext.demo.client import Client, Result
 
-PROBE = {"1": {"class_type": "EmptyImage", "inputs": {"width": 16, "height": 16, "batch_size": 1, "color": 255}},
-         "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}}
+PROBE = {
+    "1": {"class_type": "EmptyImage", "inputs": {"width": 16, "height": 16, "batch_size": 1, "color": 255}},
+    "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+}
 
 
 def _engines() -> dict[str, engines.Engine | str]:
@@ -59,9 +62,16 @@ class Comfy:
         """Queue a workflow in API format and wait. The node ids that the server sees carry the class: the embedded
         engine keys its cache by id and inputs alone, so another test's node under the same id would answer."""
         alias = {key: f"{key}-{node['class_type']}" for key, node in workflow.items()}
-        renamed = {alias[key]: {**node, "inputs": {
-            name: [alias[str(value[0])], value[1]] if workflows.is_link(value, workflow) else value
-            for name, value in node["inputs"].items()}} for key, node in workflow.items()}
+        renamed = {
+            alias[key]: {
+                **node,
+                "inputs": {
+                    name: [alias[str(value[0])], value[1]] if workflows.is_link(value, workflow) else value
+                    for name, value in node["inputs"].items()
+                },
+            }
+            for key, node in workflow.items()
+        }
         back = {new: key for key, new in alias.items()}
         progress = None if on_progress is None else lambda node, i, n: on_progress(back.get(node, node), i, n)
         result = self.client.run(renamed, progress, timeout)
@@ -102,8 +112,9 @@ def comfy(request):
         pytest.skip(engine)  # said again, in red, in the summary
     with tempfile.TemporaryDirectory(prefix="nulltext-") as folder:
         tree = Path(folder)
-        with engines.running(engine, tree, inputs=engines.pictures(),
-                             extra=["--preview-method", "latent2rgb"]) as server:
+        with engines.running(
+            engine, tree, inputs=engines.pictures(), extra=["--preview-method", "latent2rgb"]
+        ) as server:
             yield Comfy(server)
 
 

@@ -1,5 +1,6 @@
 """Attention edits through a real server: identities in the pictures, maps that feed other nodes, refusals,
 interrupts."""
+
 import threading
 import time
 
@@ -221,8 +222,9 @@ def test_prompts_without_words_are_refused(comfy):
 def test_edit_friendly_noise_inverted_at_one_cfg_and_edited_at_another(comfy):
     noise = inverted(pivot="edit-friendly DDPM", cfg=3.5, negative=["4", 0])
     own, edited = p2p(inversion=["8", 0], edited=["2", 0], cfg=0.0), p2p(inversion=["8", 0], cfg=9.0)
-    flow = graph(**noise, **{"10": own, "11": edited}, **shown(["10", 0], 20), **shown(["10", 1], 22),
-                 **shown(["11", 0], 24))
+    flow = graph(
+        **noise, **{"10": own, "11": edited}, **shown(["10", 0], 20), **shown(["10", 1], 22), **shown(["11", 0], 24)
+    )
     result = comfy.run(flow).check()
     assert int((pixels(result, 21) - pixels(result, 23)).abs().max()) <= 2  # its own words at its own cfg
     assert not torch.equal(pixels(result, 25), pixels(result, 23))

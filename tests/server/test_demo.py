@@ -1,4 +1,5 @@
 """`make demo` as a person runs it: its own server, pictures, contact sheet, figures, a plain word when one fails."""
+
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from PIL import Image
 @pytest.fixture
 def demo(tmp_path):
     """Runs the command; a checkpoint with random weights stands in where the trained one is not there."""
+
     def run(*arguments):
         more = []
         if not checkpoint.CHECKPOINT.exists():
@@ -21,13 +23,22 @@ def demo(tmp_path):
         command = [sys.executable, str(engines.ROOT / "demo"), "run", *arguments, *more, "--output", str(out)]
         environment = {**os.environ, "NULLTEXT_DEVICE": "cpu"}
         return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment), out
+
     return run
 
 
 def test_a_photo_of_ones_own_is_edited_and_a_failure_is_told(demo, tmp_path):
     Image.new("RGB", (90, 60), "green").save(tmp_path / "photo.jpg")
-    ended, out = demo("direct_edit", "no_such_workflow", "--image", str(tmp_path / "photo.jpg"),
-                      "--prompt", "a photo of a green square", "--edit", "a photo of a red square")
+    ended, out = demo(
+        "direct_edit",
+        "no_such_workflow",
+        "--image",
+        str(tmp_path / "photo.jpg"),
+        "--prompt",
+        "a photo of a green square",
+        "--edit",
+        "a photo of a red square",
+    )
     assert ended.returncode == 1
     assert "FAILED: no_such_workflow" in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -160,9 +160,7 @@ def test_training_writes_a_file_that_guides(comfy):
     }
     guide = by_class(label="red circle")
     guide["5"]["inputs"]["classifier"] = ["6", 0]
-    flow = graph(
-        **{"6": train, "7": {"class_type": "PreviewImage", "inputs": {"images": ["6", 1]}}, "5": guide["5"]}
-    )
+    flow = graph(**{"6": train, "7": {"class_type": "PreviewImage", "inputs": {"images": ["6", 1]}}, "5": guide["5"]})
     result = comfy.run(flow).check()
     said = next(text for text in result.texts if "Saved as" in text)
     path = Path(said.split("Saved as ")[1].split(": 2 classes")[0])

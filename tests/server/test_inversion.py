@@ -1,4 +1,5 @@
 """Inversion, correction and editing through a real server: results, refusals, and what an interrupt leaves."""
+
 import threading
 import time
 
@@ -26,26 +27,59 @@ def graph(comfy, text=SOURCE, edit=EDIT, **extra):
 
 
 def invert(pivot="exact pair", steps=4, cfg=1.0, **inputs):
-    return {"class_type": "NullText_InvertImage", "inputs": {
-        "model": ["1", 0], "positive": ["4", 0], "latent": ["3", 0], "pivot": pivot, "steps": steps,
-        "scheduler": "normal", "cfg": cfg, "iterations": 5, "seed": 0, "use_cache": False, **inputs}}
+    return {
+        "class_type": "NullText_InvertImage",
+        "inputs": {
+            "model": ["1", 0],
+            "positive": ["4", 0],
+            "latent": ["3", 0],
+            "pivot": pivot,
+            "steps": steps,
+            "scheduler": "normal",
+            "cfg": cfg,
+            "iterations": 5,
+            "seed": 0,
+            "use_cache": False,
+            **inputs,
+        },
+    }
 
 
 def inverter(correction="null-text", steps=4, **inputs):
-    return {"class_type": "NullText_Inverter", "inputs": {
-        "model": ["1", 0], "positive": ["4", 0], "negative": ["6", 0], "latent": ["3", 0], "correction": correction,
-        "steps": steps, "scheduler": "normal", "cfg": 7.5, "inner_steps": 3, "tolerance": 1e-5, "pivot": "DDIM",
-        "iterations": 5, "checkpointing": False, "use_cache": False, **inputs}}
+    return {
+        "class_type": "NullText_Inverter",
+        "inputs": {
+            "model": ["1", 0],
+            "positive": ["4", 0],
+            "negative": ["6", 0],
+            "latent": ["3", 0],
+            "correction": correction,
+            "steps": steps,
+            "scheduler": "normal",
+            "cfg": 7.5,
+            "inner_steps": 3,
+            "tolerance": 1e-5,
+            "pivot": "DDIM",
+            "iterations": 5,
+            "checkpointing": False,
+            "use_cache": False,
+            **inputs,
+        },
+    }
 
 
 def sampler(inversion="7", **inputs):
-    return {"class_type": "NullText_Sampler",
-            "inputs": {"model": ["1", 0], "inversion": [inversion, 0], "strength": 1.0, **inputs}}
+    return {
+        "class_type": "NullText_Sampler",
+        "inputs": {"model": ["1", 0], "inversion": [inversion, 0], "strength": 1.0, **inputs},
+    }
 
 
 def shown(latent, key=20):
-    return {str(key): {"class_type": "VAEDecode", "inputs": {"samples": latent, "vae": ["1", 2]}},
-            str(key + 1): {"class_type": "PreviewImage", "inputs": {"images": [str(key), 0]}}}
+    return {
+        str(key): {"class_type": "VAEDecode", "inputs": {"samples": latent, "vae": ["1", 2]}},
+        str(key + 1): {"class_type": "PreviewImage", "inputs": {"images": [str(key), 0]}},
+    }
 
 
 def pixels(result, key="21", index=0):
@@ -69,18 +103,42 @@ def test_exact_pivots_give_the_picture_back(comfy, pivot, cfg):
 
 def test_null_text_road(comfy):
     """Optimise, reconstruct from the inversion, edit; core's SamplerCustomAdvanced with Parts and Guider agrees."""
-    flow = graph(comfy, **{
-        "7": inverter(inner_steps=4), "8": sampler(), "9": sampler(positive=["5", 0], strength=0.75),
-        "10": {"class_type": "NullText_Guider", "inputs": {"model": ["1", 0], "inversion": ["7", 0]}},
-        "11": {"class_type": "NullText_InversionParts", "inputs": {"inversion": ["7", 0], "strength": 1.0}},
-        "12": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler"}},
-        "13": {"class_type": "SamplerCustomAdvanced", "inputs": {
-            "noise": ["11", 0], "guider": ["10", 0], "sampler": ["12", 0], "sigmas": ["11", 1],
-            "latent_image": ["11", 2]}},
-        "14": {"class_type": "SamplerCustomAdvanced", "inputs": {
-            "noise": ["11", 0], "guider": ["10", 0], "sampler": ["11", 3], "sigmas": ["11", 1],
-            "latent_image": ["11", 2]}},
-    }, **shown(["7", 1]), **shown(["8", 0], 30), **shown(["9", 0], 40), **shown(["13", 0], 50), **shown(["14", 0], 60))
+    flow = graph(
+        comfy,
+        **{
+            "7": inverter(inner_steps=4),
+            "8": sampler(),
+            "9": sampler(positive=["5", 0], strength=0.75),
+            "10": {"class_type": "NullText_Guider", "inputs": {"model": ["1", 0], "inversion": ["7", 0]}},
+            "11": {"class_type": "NullText_InversionParts", "inputs": {"inversion": ["7", 0], "strength": 1.0}},
+            "12": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler"}},
+            "13": {
+                "class_type": "SamplerCustomAdvanced",
+                "inputs": {
+                    "noise": ["11", 0],
+                    "guider": ["10", 0],
+                    "sampler": ["12", 0],
+                    "sigmas": ["11", 1],
+                    "latent_image": ["11", 2],
+                },
+            },
+            "14": {
+                "class_type": "SamplerCustomAdvanced",
+                "inputs": {
+                    "noise": ["11", 0],
+                    "guider": ["10", 0],
+                    "sampler": ["11", 3],
+                    "sigmas": ["11", 1],
+                    "latent_image": ["11", 2],
+                },
+            },
+        },
+        **shown(["7", 1]),
+        **shown(["8", 0], 30),
+        **shown(["9", 0], 40),
+        **shown(["13", 0], 50),
+        **shown(["14", 0], 60),
+    )
     result = comfy.run(flow).check()
     own = pixels(result, "31")
     assert far(own, pixels(result, "21")) <= 2
@@ -100,8 +158,13 @@ def test_a_batch_of_images(comfy):
 
 def test_negative_prompt_and_overwrite(comfy):
     for correction in ("negative prompt", "direct overwrite"):
-        flow = graph(comfy, **{"7": inverter(correction), "8": sampler(negative=["6", 0])}, **shown(["7", 1]),
-                     **shown(["8", 0], 30), **shown(["3", 0], 40))
+        flow = graph(
+            comfy,
+            **{"7": inverter(correction), "8": sampler(negative=["6", 0])},
+            **shown(["7", 1]),
+            **shown(["8", 0], 30),
+            **shown(["3", 0], 40),
+        )
         result = comfy.run(flow).check()
         assert far(pixels(result), pixels(result, "31")) <= 2
         if correction == "direct overwrite":
@@ -112,10 +175,26 @@ def test_negative_prompt_and_overwrite(comfy):
 @pytest.mark.parametrize("method", ["FlowEdit", "InfEdit"])
 def test_direct_edit(comfy, method):
     def edit(**inputs):
-        node = {"class_type": "NullText_DirectEdit", "inputs": {
-            "model": ["1", 0], "source": ["4", 0], "target": ["5", 0], "latent": ["3", 0], "method": method, "steps": 4,
-            "scheduler": "normal", "strength": 0.75, "source_cfg": 1.5, "target_cfg": 5.0, "average": 1,
-            "plain_steps": 0, "seed": 1, "negative": ["6", 0], **inputs}}
+        node = {
+            "class_type": "NullText_DirectEdit",
+            "inputs": {
+                "model": ["1", 0],
+                "source": ["4", 0],
+                "target": ["5", 0],
+                "latent": ["3", 0],
+                "method": method,
+                "steps": 4,
+                "scheduler": "normal",
+                "strength": 0.75,
+                "source_cfg": 1.5,
+                "target_cfg": 5.0,
+                "average": 1,
+                "plain_steps": 0,
+                "seed": 1,
+                "negative": ["6", 0],
+                **inputs,
+            },
+        }
         return comfy.run(graph(comfy, **{"7": node}, **shown(["7", 0]), **shown(["3", 0], 30))).check()
 
     same = edit(target=["4", 0], target_cfg=1.5)
@@ -127,11 +206,22 @@ def test_direct_edit(comfy, method):
 
 
 def test_one_inversion_many_edits(comfy):
-    node = {"class_type": "NullText_EditGrid", "inputs": {
-        "model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "inversion": ["7", 0], "strengths": "0, 0.5, 1",
-        "prompts": f"{EDIT}\n\n{SOURCE.replace('circle', 'star')}", "negative": ["6", 0]}}
-    show = {"9": {"class_type": "PreviewImage", "inputs": {"images": ["8", 0]}},
-            "10": {"class_type": "PreviewImage", "inputs": {"images": ["8", 1]}}}
+    node = {
+        "class_type": "NullText_EditGrid",
+        "inputs": {
+            "model": ["1", 0],
+            "clip": ["1", 1],
+            "vae": ["1", 2],
+            "inversion": ["7", 0],
+            "strengths": "0, 0.5, 1",
+            "prompts": f"{EDIT}\n\n{SOURCE.replace('circle', 'star')}",
+            "negative": ["6", 0],
+        },
+    }
+    show = {
+        "9": {"class_type": "PreviewImage", "inputs": {"images": ["8", 0]}},
+        "10": {"class_type": "PreviewImage", "inputs": {"images": ["8", 1]}},
+    }
     result = comfy.run(graph(comfy, **{"7": invert(cfg=2.0, negative=["6", 0]), "8": node}, **show)).check()
     (grid,), edits = result.pictures["9"], result.pictures["10"]
     assert len(edits) == 6 and grid.width == 4 * 128 and grid.height > 2 * 128
@@ -139,8 +229,10 @@ def test_one_inversion_many_edits(comfy):
 
 
 def test_save_load_and_use(comfy):
-    save = {"class_type": "NullText_SaveInversion", "inputs": {
-        "inversion": ["7", 0], "name": "inversions/t", "overwrite": True}}
+    save = {
+        "class_type": "NullText_SaveInversion",
+        "inputs": {"inversion": ["7", 0], "name": "inversions/t", "overwrite": True},
+    }
     first = comfy.run(graph(comfy, **{"7": invert(), "8": save}, **shown(["7", 1]))).check()
     path = comfy.tree / "output" / "inversions" / "t.safetensors"
     assert path.is_file() and "trajectory" in load_file(path)
@@ -165,28 +257,79 @@ def test_inversions_are_found_again(comfy):
 
 BAD = {
     "one step": ({"7": invert(steps=1)}, ("at least 2 steps",)),
-    "empty prompt": ({"4": {"class_type": "NullText_Prompt", "inputs": {"clip": ["1", 1], "text": "  "}},
-                      "7": invert()}, ("source prompt is empty",)),
+    "empty prompt": (
+        {"4": {"class_type": "NullText_Prompt", "inputs": {"clip": ["1", 1], "text": "  "}}, "7": invert()},
+        ("source prompt is empty",),
+    ),
     "cfg without a null branch": ({"7": invert(cfg=3.0)}, ("negative",)),
     "cfg 1 for null-text": ({"7": inverter(cfg=1.0)}, ("cfg 1", "no null branch")),
-    "an exact pair has nothing to optimise": ({"30": invert(), "7": {"class_type": "NullText_Optimise", "inputs": {
-        "model": ["1", 0], "inversion": ["30", 0], "negative": ["6", 0], "cfg": 7.5, "inner_steps": 2,
-        "tolerance": 1e-5, "checkpointing": False, "use_cache": False}}}, ("exact pair",)),
-    "empty latent": ({"3": {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 1}},
-                      "7": invert()}, ("latent is empty",)),
-    "a core sampler": ({"7": invert("DDIM"), "30": {"class_type": "NullText_Guider", "inputs": {
-        "model": ["1", 0], "inversion": ["7", 0]}}, "31": {"class_type": "NullText_InversionParts", "inputs": {
-            "inversion": ["7", 0], "strength": 1.0}}, "32": {"class_type": "KSamplerSelect", "inputs": {
-                "sampler_name": "euler_ancestral"}}, "33": {"class_type": "SamplerCustomAdvanced", "inputs": {
-                    "noise": ["31", 0], "guider": ["30", 0], "sampler": ["32", 0], "sigmas": ["31", 1],
-                    "latent_image": ["31", 2]}}}, ("euler_ancestral",)),
+    "an exact pair has nothing to optimise": (
+        {
+            "30": invert(),
+            "7": {
+                "class_type": "NullText_Optimise",
+                "inputs": {
+                    "model": ["1", 0],
+                    "inversion": ["30", 0],
+                    "negative": ["6", 0],
+                    "cfg": 7.5,
+                    "inner_steps": 2,
+                    "tolerance": 1e-5,
+                    "checkpointing": False,
+                    "use_cache": False,
+                },
+            },
+        },
+        ("exact pair",),
+    ),
+    "empty latent": (
+        {
+            "3": {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 1}},
+            "7": invert(),
+        },
+        ("latent is empty",),
+    ),
+    "a core sampler": (
+        {
+            "7": invert("DDIM"),
+            "30": {"class_type": "NullText_Guider", "inputs": {"model": ["1", 0], "inversion": ["7", 0]}},
+            "31": {"class_type": "NullText_InversionParts", "inputs": {"inversion": ["7", 0], "strength": 1.0}},
+            "32": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler_ancestral"}},
+            "33": {
+                "class_type": "SamplerCustomAdvanced",
+                "inputs": {
+                    "noise": ["31", 0],
+                    "guider": ["30", 0],
+                    "sampler": ["32", 0],
+                    "sigmas": ["31", 1],
+                    "latent_image": ["31", 2],
+                },
+            },
+        },
+        ("euler_ancestral",),
+    ),
     "a path with ..": ({"7": {"class_type": "NullText_LoadInversion", "inputs": {"name": "../../secrets"}}}, ("..",)),
-    "no such file": ({"7": {"class_type": "NullText_LoadInversion", "inputs": {"name": "inversions/none"}}},
-                     ("no inversion file",)),
-    "nonsense strengths": ({"30": invert(), "7": {"class_type": "NullText_EditGrid", "inputs": {
-        "model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "inversion": ["30", 0], "prompts": "x",
-        "strengths": "much"}}},
-        ("numbers from 0 to 1",)),
+    "no such file": (
+        {"7": {"class_type": "NullText_LoadInversion", "inputs": {"name": "inversions/none"}}},
+        ("no inversion file",),
+    ),
+    "nonsense strengths": (
+        {
+            "30": invert(),
+            "7": {
+                "class_type": "NullText_EditGrid",
+                "inputs": {
+                    "model": ["1", 0],
+                    "clip": ["1", 1],
+                    "vae": ["1", 2],
+                    "inversion": ["30", 0],
+                    "prompts": "x",
+                    "strengths": "much",
+                },
+            },
+        },
+        ("numbers from 0 to 1",),
+    ),
 }
 
 
@@ -207,8 +350,18 @@ def test_refusals(comfy, case):
 
 
 def test_foreign_and_truncated_files(comfy, temporary_file):
-    whole = comfy.run(graph(comfy, **{"7": invert(), "8": {"class_type": "NullText_SaveInversion", "inputs": {
-        "inversion": ["7", 0], "name": "whole", "overwrite": True}}})).check()
+    whole = comfy.run(
+        graph(
+            comfy,
+            **{
+                "7": invert(),
+                "8": {
+                    "class_type": "NullText_SaveInversion",
+                    "inputs": {"inversion": ["7", 0], "name": "whole", "overwrite": True},
+                },
+            },
+        )
+    ).check()
     assert whole.texts
     content = (comfy.tree / "output" / "whole.safetensors").read_bytes()
     temporary_file("output/cut.safetensors", content[: len(content) // 2])
@@ -225,8 +378,16 @@ def test_another_latent_shape_is_refused(comfy):
         "8": {"class_type": "NullText_InversionParts", "inputs": {"inversion": ["7", 0], "strength": 1.0}},
         "9": {"class_type": "NullText_Guider", "inputs": {"model": ["1", 0], "inversion": ["7", 0]}},
         "10": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 128, "batch_size": 1}},
-        "11": {"class_type": "SamplerCustomAdvanced", "inputs": {
-            "noise": ["8", 0], "guider": ["9", 0], "sampler": ["8", 3], "sigmas": ["8", 1], "latent_image": ["10", 0]}},
+        "11": {
+            "class_type": "SamplerCustomAdvanced",
+            "inputs": {
+                "noise": ["8", 0],
+                "guider": ["9", 0],
+                "sampler": ["8", 3],
+                "sigmas": ["8", 1],
+                "latent_image": ["10", 0],
+            },
+        },
     }
     comfy.refuses(graph(comfy, **parts, **shown(["11", 0])), "shape")
 
@@ -234,8 +395,13 @@ def test_another_latent_shape_is_refused(comfy):
 def test_strength_zero_and_empty_mask_return_the_source(comfy):
     mask = {"12": {"class_type": "SolidMask", "inputs": {"value": 0.0, "width": 128, "height": 128}}}
     for inputs, words in (({"strength": 0.0}, "walks no step"), ({"mask": ["12", 0]}, "mask is empty")):
-        flow = graph(comfy, **mask, **{"7": invert(), "8": sampler(positive=["5", 0], **inputs)}, **shown(["8", 0]),
-                     **shown(["3", 0], 30))
+        flow = graph(
+            comfy,
+            **mask,
+            **{"7": invert(), "8": sampler(positive=["5", 0], **inputs)},
+            **shown(["8", 0]),
+            **shown(["3", 0], 30),
+        )
         result = comfy.run(flow).check()
         assert far(pixels(result), pixels(result, "31")) <= 1
         assert any("Nothing to change" in text and words in text for text in result.texts)
@@ -250,9 +416,21 @@ def test_interrupt_in_an_inner_loop_leaves_the_model_as_it_was(comfy):
     }
 
     def draw(key):
-        node = {"class_type": "KSampler", "inputs": {
-            "model": ["1", 0], "positive": ["5", 0], "negative": ["6", 0], "latent_image": ["40", 0], "seed": 7,
-            "steps": 3, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}}
+        node = {
+            "class_type": "KSampler",
+            "inputs": {
+                "model": ["1", 0],
+                "positive": ["5", 0],
+                "negative": ["6", 0],
+                "latent_image": ["40", 0],
+                "seed": 7,
+                "steps": 3,
+                "cfg": 4.0,
+                "sampler_name": "euler",
+                "scheduler": "normal",
+                "denoise": 1.0,
+            },
+        }
         return pixels(comfy.run({**graph(comfy), **drawn, key: node, **shown([key, 0])}).check())
 
     before = draw("41")
@@ -289,23 +467,39 @@ def test_lora_and_controlnet_compose_with_null_text(comfy, temporary_file):
     """Gradients pass through both; what an inversion can't keep is asked for; another LoRA strength is refused."""
     control_net(comfy, temporary_file("models/controlnet/null_text.safetensors"))
     lora, generator = "lora_unet_middle_block_1_transformer_blocks_0_attn2_to_v", torch.Generator().manual_seed(1)
-    save_file({f"{lora}.lora_down.weight": torch.randn(2, 128, generator=generator),
-               f"{lora}.lora_up.weight": torch.randn(128, 2, generator=generator)},
-              temporary_file("models/loras/null_text.safetensors"))
-    loaded = {"class_type": "LoraLoaderModelOnly", "inputs": {
-        "model": ["1", 0], "lora_name": "null_text.safetensors", "strength_model": 0.5}}
-    flow = graph(comfy, **{
-        "50": loaded, "53": {**loaded, "inputs": {**loaded["inputs"], "strength_model": 0.9}},
-        "51": {"class_type": "ControlNetLoader", "inputs": {"control_net_name": "null_text.safetensors"}},
-        "52": {"class_type": "ControlNetApply", "inputs": {
-            "conditioning": ["4", 0], "control_net": ["51", 0], "image": ["2", 0], "strength": 1.0}},
-        "7": inverter(model=["50", 0], positive=["52", 0], inner_steps=4),
-        "8": sampler(model=["50", 0], positive=["52", 0]),
-    }, **shown(["7", 1]), **shown(["8", 0], 30))
+    save_file(
+        {
+            f"{lora}.lora_down.weight": torch.randn(2, 128, generator=generator),
+            f"{lora}.lora_up.weight": torch.randn(128, 2, generator=generator),
+        },
+        temporary_file("models/loras/null_text.safetensors"),
+    )
+    loaded = {
+        "class_type": "LoraLoaderModelOnly",
+        "inputs": {"model": ["1", 0], "lora_name": "null_text.safetensors", "strength_model": 0.5},
+    }
+    flow = graph(
+        comfy,
+        **{
+            "50": loaded,
+            "53": {**loaded, "inputs": {**loaded["inputs"], "strength_model": 0.9}},
+            "51": {"class_type": "ControlNetLoader", "inputs": {"control_net_name": "null_text.safetensors"}},
+            "52": {
+                "class_type": "ControlNetApply",
+                "inputs": {"conditioning": ["4", 0], "control_net": ["51", 0], "image": ["2", 0], "strength": 1.0},
+            },
+            "7": inverter(model=["50", 0], positive=["52", 0], inner_steps=4),
+            "8": sampler(model=["50", 0], positive=["52", 0]),
+        },
+        **shown(["7", 1]),
+        **shown(["8", 0], 30),
+    )
     result = comfy.run(flow).check()
     assert far(pixels(result), pixels(result, "31")) <= 2
-    for change, words in (({"model": ["53", 0], "positive": ["52", 0]}, ("LoRA",)),
-                          ({"model": ["50", 0]}, ("control",))):
+    for change, words in (
+        ({"model": ["53", 0], "positive": ["52", 0]}, ("LoRA",)),
+        ({"model": ["50", 0]}, ("control",)),
+    ):
         wrong = {key: node for key, node in flow.items() if key not in ("20", "21")} | {"8": sampler(**change)}
         comfy.refuses(wrong, *words)
 
@@ -315,19 +509,55 @@ def test_flow_models_from_sigma_one(comfy, temporary_file, pivot):
     """A tiny SD3 with random weights: sigma 1 is where the engine's own scaling loses the latent."""
     checkpoint.random_flow_checkpoint(temporary_file("models/checkpoints/flow.safetensors"))
     model = {"model": ["60", 0]}
-    flow = graph(comfy, **{
-        "60": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "flow.safetensors"}},
-        "61": {"class_type": "EmptySD3LatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 2}},
-        "62": {"class_type": "KSampler", "inputs": {
-            **model, "positive": ["4", 0], "negative": ["6", 0], "latent_image": ["61", 0], "seed": 3, "steps": 2,
-            "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}},
-        "7": invert(pivot, steps=5, latent=["62", 0], **model), "8": sampler(**model),
-        "63": {"class_type": "NullText_DirectEdit", "inputs": {
-            **model, "source": ["4", 0], "target": ["5", 0], "latent": ["62", 0], "method": "FlowEdit", "steps": 4,
-            "scheduler": "normal", "strength": 1.0, "source_cfg": 1.0, "target_cfg": 1.0, "average": 1,
-            "plain_steps": 0, "seed": 1}},
-        **{str(70 + i): {"class_type": "SaveLatent", "inputs": {"samples": [key, slot], "filename_prefix": f"flow_{i}"}}
-           for i, (key, slot) in enumerate((("62", 0), ("7", 1), ("8", 0), ("63", 0)))}})
+    flow = graph(
+        comfy,
+        **{
+            "60": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "flow.safetensors"}},
+            "61": {"class_type": "EmptySD3LatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 2}},
+            "62": {
+                "class_type": "KSampler",
+                "inputs": {
+                    **model,
+                    "positive": ["4", 0],
+                    "negative": ["6", 0],
+                    "latent_image": ["61", 0],
+                    "seed": 3,
+                    "steps": 2,
+                    "cfg": 1.0,
+                    "sampler_name": "euler",
+                    "scheduler": "normal",
+                    "denoise": 1.0,
+                },
+            },
+            "7": invert(pivot, steps=5, latent=["62", 0], **model),
+            "8": sampler(**model),
+            "63": {
+                "class_type": "NullText_DirectEdit",
+                "inputs": {
+                    **model,
+                    "source": ["4", 0],
+                    "target": ["5", 0],
+                    "latent": ["62", 0],
+                    "method": "FlowEdit",
+                    "steps": 4,
+                    "scheduler": "normal",
+                    "strength": 1.0,
+                    "source_cfg": 1.0,
+                    "target_cfg": 1.0,
+                    "average": 1,
+                    "plain_steps": 0,
+                    "seed": 1,
+                },
+            },
+            **{
+                str(70 + i): {
+                    "class_type": "SaveLatent",
+                    "inputs": {"samples": [key, slot], "filename_prefix": f"flow_{i}"},
+                }
+                for i, (key, slot) in enumerate((("62", 0), ("7", 1), ("8", 0), ("63", 0)))
+            },
+        },
+    )
     comfy.run(flow).check()
     saved = [sorted((comfy.tree / "output").glob(f"flow_{i}_*.latent"))[-1] for i in range(4)]
     source, there, back, changed = (load_file(path)["latent_tensor"].float() for path in saved)

@@ -1,4 +1,5 @@
 """The pack as an installed package: the pip engine finds its entry point; with the folder beside it, it loads once."""
+
 import pytest
 import tomllib
 from nulltext import NODE_CLASS_MAPPINGS
@@ -11,15 +12,18 @@ def installed(tmp_path_factory):
     settings = tomllib.loads((engines.ROOT / "pyproject.toml").read_text())
     project = settings["project"]
     site = tmp_path_factory.mktemp("site")
-    (package, folder), = settings["tool"]["setuptools"]["package-dir"].items()
+    ((package, folder),) = settings["tool"]["setuptools"]["package-dir"].items()
     (site / package).symlink_to((engines.ROOT / folder).resolve(), target_is_directory=True)
     metadata = site / f"{package}-{project['version']}.dist-info"
     metadata.mkdir()
     said = f"Metadata-Version: 2.1\nName: {package}\nVersion: {project['version']}\n"
     (metadata / "METADATA").write_text(said)
-    (metadata / "entry_points.txt").write_text("".join(
-        f"[{group}]\n" + "".join(f"{key} = {value}\n" for key, value in entries.items())
-        for group, entries in project["entry-points"].items()))
+    (metadata / "entry_points.txt").write_text(
+        "".join(
+            f"[{group}]\n" + "".join(f"{key} = {value}\n" for key, value in entries.items())
+            for group, entries in project["entry-points"].items()
+        )
+    )
     return site
 
 

@@ -1,4 +1,5 @@
 """Every shipped workflow, queued once with few steps; its page file queues the same; its files are all there."""
+
 import json
 
 import pytest
@@ -27,8 +28,11 @@ def test_of_a_workflow_for_a_real_checkpoint_only_the_checkpoint_is_missing(comf
     flow = workflows.load(name)
     assert {node["class_type"] for node in flow.values()} <= set(comfy.object_info)
     answer = comfy.client.post("/prompt", {"prompt": flow}).json()
-    errors = [(node["class_type"], error["type"], error["extra_info"]["input_name"])
-              for node in answer["node_errors"].values() for error in node["errors"]]
+    errors = [
+        (node["class_type"], error["type"], error["extra_info"]["input_name"])
+        for node in answer["node_errors"].values()
+        for error in node["errors"]
+    ]
     assert errors == [("CheckpointLoaderSimple", "value_not_in_list", "ckpt_name")], answer
 
 

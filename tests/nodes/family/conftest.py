@@ -1,4 +1,5 @@
 """The family registered in a real engine, without a server; random checkpoints; the core nodes that the tests call."""
+
 from types import SimpleNamespace
 
 import pytest
@@ -52,6 +53,7 @@ class Core:
 def core(engine, folder):
     """The family is registered, and the folder searched for every kind of file."""
     import nulltext.nodes.bridge.family as family
+
     family.register()
     paths = engine.get("folder_paths")
     for kind in ("checkpoints", "loras", "controlnet", "embeddings"):
@@ -77,11 +79,14 @@ def trainer_nets(folder):
 def _controlnet(unet, zero):
     """A ControlNet file: the encoder's weights, a hint stem, and zero convolutions (or, zero=False, open ones)."""
     generator = torch.Generator().manual_seed(9)
-    state = {key: value.clone() for key, value in unet.state_dict().items()
-             if key.startswith(("time_embed.", "input_blocks.", "middle_block."))}
+    state = {
+        key: value.clone()
+        for key, value in unet.state_dict().items()
+        if key.startswith(("time_embed.", "input_blocks.", "middle_block."))
+    }
 
     def conv(key, n_out, n_in, k):
-        state[key + ".weight"] = torch.randn(n_out, n_in, k, k, generator=generator) * (n_in * k * k) ** -.5
+        state[key + ".weight"] = torch.randn(n_out, n_in, k, k, generator=generator) * (n_in * k * k) ** -0.5
         state[key + ".bias"] = torch.zeros(n_out)
 
     widths = [3, 16, 16, 32, 32, 96, 96, 256, 64]

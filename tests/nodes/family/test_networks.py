@@ -1,4 +1,5 @@
 """What ComfyUI's modules compute from the file is what the trainer's own (demo/nets.py) compute."""
+
 import torch
 from nulltext.demo import captions, checkpoint, nets
 from safetensors.torch import load_file, save_file
@@ -21,7 +22,7 @@ def test_denoised_is_the_trainers_v_prediction(core, demo, trainer_nets):
     generator = torch.Generator().manual_seed(1)
     x, context = torch.randn(1, 4, 16, 16, generator=generator) * 9, torch.randn(1, 77, 128, generator=generator)
     sigma = nets.sigmas()[[640]]
-    a = (1 + sigma ** 2).rsqrt()
+    a = (1 + sigma**2).rsqrt()
     with torch.inference_mode():
         theirs = demo.model.model.apply_model(x, sigma, c_crossattn=context)
         ours = a * a * x - sigma * a * trainer_nets.unet(a * x, torch.tensor([640.0]), context)

@@ -1,4 +1,5 @@
 """Attention Re-weight on the demo family beside a LoRA, a ControlNet and masks, through the core nodes."""
+
 import pytest
 import torch
 from nulltext.nodes.attention import AttentionReweight
@@ -34,8 +35,10 @@ def lora(folder):
     generator = torch.Generator().manual_seed(5)
     down, up = torch.randn(4, 128, generator=generator), torch.randn(64, 4, generator=generator) * 0.2
     name = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn2_to_k"
-    save_file({f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(4.0)},
-              folder / "keys.safetensors")
+    save_file(
+        {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(4.0)},
+        folder / "keys.safetensors",
+    )
     return 0.7 * up @ down
 
 

@@ -1,4 +1,5 @@
 """LoRA, ControlNet, KSampler and flow models, through the core nodes."""
+
 import importlib
 import logging
 
@@ -15,14 +16,21 @@ def test_lora(core, demo, folder, trainer_nets):
     generator = torch.Generator().manual_seed(5)
     lora, deltas = {}, {}
     for name, part, key in (
-            ("lora_unet_input_blocks_1_1_transformer_blocks_0_attn2_to_k", "unet",
-             "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"),
-            ("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_v", "unet",
-             "middle_block.1.transformer_blocks.0.attn1.to_v.weight"),
-            ("lora_te_text_model_encoder_layers_1_mlp_fc1", "text", "encoder.layers.1.mlp.fc1.weight")):
+        (
+            "lora_unet_input_blocks_1_1_transformer_blocks_0_attn2_to_k",
+            "unet",
+            "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
+        ),
+        (
+            "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_v",
+            "unet",
+            "middle_block.1.transformer_blocks.0.attn1.to_v.weight",
+        ),
+        ("lora_te_text_model_encoder_layers_1_mlp_fc1", "text", "encoder.layers.1.mlp.fc1.weight"),
+    ):
         weight = getattr(trainer_nets, part).state_dict()[key]
         down = torch.randn(4, weight.shape[1], generator=generator)
-        up = torch.randn(weight.shape[0], 4, generator=generator) * .05
+        up = torch.randn(weight.shape[0], 4, generator=generator) * 0.05
         lora |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(2.0)}
         deltas[part, key] = up @ down * (2.0 / 4)
     save_file(lora, folder / "lora.safetensors")
@@ -33,8 +41,12 @@ def test_lora(core, demo, folder, trainer_nets):
     patched = {"unet": nets.UNet(), "text": nets.TextEncoder()}
     for part, net in patched.items():
         strength = 0.7 if part == "unet" else 0.4
-        net.load_state_dict({k: v + strength * deltas[part, k] if (part, k) in deltas else v
-                             for k, v in getattr(trainer_nets, part).state_dict().items()})
+        net.load_state_dict(
+            {
+                k: v + strength * deltas[part, k] if (part, k) in deltas else v
+                for k, v in getattr(trainer_nets, part).state_dict().items()
+            }
+        )
         net.requires_grad_(False)
     cond = core.encode(clip, TEXT)[0][0]
     # fp16 storage of the patched text weights (both engines keep the text encoder so) rounds them again
@@ -45,6 +57,7 @@ def test_lora(core, demo, folder, trainer_nets):
     x, t = torch.randn(1, 4, 16, 16, generator=generator), torch.tensor([500.0])
     with torch.inference_mode():
         import comfy.model_management
+
         comfy.model_management.load_models_gpu([model])
         out = model.model.diffusion_model(x, t, context=cond)
         model.unpatch_model()

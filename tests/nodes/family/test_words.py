@@ -1,4 +1,5 @@
 """The text side: unknown words, emphasis, long prompts, textual inversion, and what is saved."""
+
 import logging
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ TEXT = "a photo of a small red circle on the left , striped blue background"
 
 def test_unknown_words_share_row_zero_and_are_reported_once(core, trainer_nets, caplog):
     from nulltext.nodes.bridge.family import unknown_words
+
     clip = core.load("demo.safetensors").clip
     with caplog.at_level(logging.WARNING):
         first = core.encode(clip, "a red zeppelin")[0][0]
@@ -20,7 +22,7 @@ def test_unknown_words_share_row_zero_and_are_reported_once(core, trainer_nets, 
     said = [r.getMessage() for r in caplog.records if "vocabulary" in r.getMessage()]
     assert len(said) == 2 and said[0].endswith(": zeppelin.") and said[1].endswith(": locomotive.")
     ids = [entry[0] for entry in clip.tokenize("a red zeppelin")["l"][0]][1:-1]
-    ids = ids[:ids.index(captions.EOS)]
+    ids = ids[: ids.index(captions.EOS)]
     assert not set(ids[2:]) & set(captions.VOCABULARY)
     core.close(first, trainer_nets.text(core.rows_of(320, 736, *[-5] * len(ids[2:]))))  # -5: no row has it
     assert unknown_words(clip, "an aubergine circle") == ["an", "aubergine"]
@@ -33,7 +35,7 @@ def test_every_token_has_its_own_row(demo):
     rows = table.rows(named)
     assert rows.tolist() == [captions.VOCABULARY.index(t) for t in named.tolist()]
     # by a remainder these would meet a known row; by the table they are unknown
-    others = (named + len(captions.VOCABULARY))
+    others = named + len(captions.VOCABULARY)
     others = others[~torch.isin(others, named)]
     assert (table.rows(others) == 0).all() and (table.rows(torch.tensor([0, 191, 49405])) == 0).all()
 
@@ -90,6 +92,7 @@ def test_what_the_engine_saves_loads_again(core, demo, folder, engine):
 
 def test_vocabulary_is_checked(core, folder):
     from nulltext.nodes.bridge.family_text import text_target
+
     state = load_file(folder / "demo.safetensors")
     del state[checkpoint.TOKEN_IDS]
     save_file(state, folder / "wordless.safetensors")
