@@ -33,6 +33,12 @@ def test_the_papers_edit_is_the_default():
     assert said == ["replace"]
 
 
+def test_the_blends_fields_reach_it():
+    blend = plan(CAT, [DOG], blend_words="cat, dog", blend_start=0.5, blend_threshold=0.4, blend_layers="up, down")[1]
+    assert (blend.start, blend.threshold, blend.without_threshold) == (0.5, 0.4, 0.4)
+    assert blend.layers.names == ["up", "down"]
+
+
 def test_nothing_asked_gives_no_controllers():
     assert plan(CAT, [DOG], cross_steps=0.0, self_steps=0.0, weights="dog: 1")[0] == []
 
@@ -91,9 +97,3 @@ def test_closed_windows_are_noticed():
         assert len(controllers) == 1
         assert said == ["replace"]
     assert plan(CAT, [DOG], self_attention="mutual (MasaCtrl)", **closed)[2] == ["replace"]
-
-
-def test_the_blends_fields_reach_it():
-    blend = plan(CAT, [DOG], blend_words="cat, dog", blend_start=0.5, blend_threshold=0.4, blend_layers="up, down")[1]
-    assert (blend.start, blend.threshold, blend.without_threshold) == (0.5, 0.4, 0.4)
-    assert blend.layers.names == ["up", "down"]
