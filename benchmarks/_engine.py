@@ -8,7 +8,7 @@ import tempfile
 
 import torch
 
-from ..demo.checkpoint import CHECKPOINT
+from ..demo.weights import CHECKPOINT
 
 
 @functools.cache
@@ -26,7 +26,7 @@ def load():
     import comfy.sd
     import comfy.utils
 
-    from ..nodes.bridge import family
+    from ..engine import demo_family as family
 
     family.register()
     comfy.utils.PROGRESS_BAR_ENABLED = False

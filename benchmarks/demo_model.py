@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from ..demo import captions, nets, probe, scenes
-from ..demo.checkpoint import CHECKPOINT
 from ..demo.model import denoiser, empty_rows, generate, load
 from ..demo.training import psnr
+from ..demo.weights import CHECKPOINT
 from ..samplers.core import guided
 from .harness import Bench, seconds, table
 

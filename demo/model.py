@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from ..samplers.core import Denoise, guided
 from ..samplers.ode import sample_euler
 from . import captions, nets
-from .checkpoint import CHECKPOINT, read_part
 from .scenes import Scenes
+from .weights import CHECKPOINT, read_part
 
 
 class TextToImage(nn.Module):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from ..samplers.alignment import factor_columns, in_some_prompt, parse_factors, words_in
-from ..samplers.attention import SigmaWindow
-from ..samplers.controllers import Reweight
-from ..samplers.heat import colours, heat, overlay, soft_mask, spread, strip
-from ..samplers.maps import LayerChoice, Record
-from . import fields
-from .bridge.attention import attach, prompts_of
-from .bridge.guide import window
-from .bridge.report import temporary, text_result
-from .bridge.rows import Capture, WordEdit
+from ..engine.attention import attach, prompts_of
+from ..engine.guide import window
+from ..engine.rows import Capture, WordEdit
+from ..samplers.attention.alignment import factor_columns, in_some_prompt, parse_factors, words_in
+from ..samplers.attention.controllers import Reweight
+from ..samplers.attention.heat import colours, heat, overlay, soft_mask, spread, strip
+from ..samplers.attention.layers import SigmaWindow
+from ..samplers.attention.maps import LayerChoice, Record
+from . import base as fields
+from .text_result import temporary, text_result
 
 LAYERS = (
     "STRING",

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from ..samplers.blended import background_guided, sample_blended
+from ..engine.comfy import check_latent, latent_out
+from ..engine.run import sample_with
+from ..engine.sampler import own_sampler
+from ..engine.sampling import is_empty, sample_latent, time_to_sigma
 from ..samplers.core import expand, gaussian
 from ..samplers.masks import to_grid
-from ..samplers.sdedit import sdedit_sigmas
+from ..samplers.picture.blended import background_guided, sample_blended
+from ..samplers.picture.sdedit import sdedit_sigmas
 from ..samplers.walk import sample_walk
-from . import fields
-from .bridge.denoiser import sample_with
-from .bridge.engine import check_latent, latent_out
-from .bridge.report import text_result
-from .bridge.sampler import own_sampler
-from .bridge.sampling import is_empty, sample_latent, time_to_sigma
+from . import base as fields
+from .text_result import text_result
 
 BLEND, LOSS = "blend (Algorithm 2)", "loss (first variant, drifts)"
 

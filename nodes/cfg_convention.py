@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ..samplers.cfg import SHAPES, ScheduleOfW, from_w
-from . import fields
-from .bridge import guide
-from .bridge.cfg_scale import set_cfg_scale
-from .bridge.engine import sigma_range, sigmas_of
-from .bridge.report import text_result
+from ..engine import guide
+from ..engine.cfg_scale import set_cfg_scale
+from ..engine.comfy import sigma_range, sigmas_of
+from ..samplers.guidance.cfg import SHAPES, ScheduleOfW, from_w
+from . import base as fields
 from .plots import line_chart
+from .text_result import text_result
 
 
 class CFGConvention:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from ..samplers.latent_classifier import FORMAT, LatentClassifier, class_index, of_decoded, train_latent_classifier
-from . import fields
-from .bridge import class_folder, guide, towers
-from .bridge.engine import Progress, process_of, sigma_range
-from .bridge.fingerprint import fingerprint
-from .bridge.report import text_result
+from ..engine import class_folder, guide, towers
+from ..engine.comfy import Progress, process_of, sigma_range
+from ..engine.fingerprint import fingerprint
+from ..samplers.networks.latent_classifier import (
+    FORMAT,
+    LatentClassifier,
+    class_index,
+    of_decoded,
+    train_latent_classifier,
+)
+from . import base as fields
 from .guidance_inputs import (
     BOUND,
     DECODER,
@@ -25,6 +30,7 @@ from .guidance_inputs import (
     term,
 )
 from .plots import line_chart
+from .text_result import text_result
 
 AUTO = "automatic"
 KIND = "classifiers"

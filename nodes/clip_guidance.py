@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from ..samplers.clip_guidance import LOSSES, ImageLoss
-from ..samplers.cutouts import Cutouts
-from ..samplers.image_text import FORMAT
-from ..samplers.losses import caption_log_probs
-from . import fields
-from .bridge import guide, towers
-from .bridge.engine import process_of
-from .bridge.report import text_result
+from ..engine import guide, towers
+from ..engine.comfy import process_of
+from ..samplers.guidance.clip import LOSSES, ImageLoss
+from ..samplers.guidance.cutouts import Cutouts
+from ..samplers.guidance.losses import caption_log_probs
+from ..samplers.networks.image_text import FORMAT
+from . import base as fields
 from .guidance_inputs import (
     BOUND,
     DECODER,
@@ -27,6 +26,7 @@ from .guidance_inputs import (
     modes,
     term,
 )
+from .text_result import text_result
 
 KIND = "image_text"
 CATEGORY = "NullText/guidance"

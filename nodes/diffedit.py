@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import torch
 
+from ..engine.comfy import check_latent
+from ..engine.noise import source_latent
+from ..engine.record import check_belongs, check_stored
+from ..engine.run import sample_with
+from ..engine.sampler import own_sampler
+from ..engine.sampling import is_empty, sample_latent, time_to_sigma
 from ..samplers.core import gaussian
-from ..samplers.diffedit import CLAMP, THRESHOLD, difference_map, edit_mask, heat, sample_diffedit, smoothed
 from ..samplers.masks import dilate, to_grid, to_pixels
-from . import fields
-from .bridge.denoiser import sample_with
-from .bridge.engine import check_latent
-from .bridge.noise import source_latent
-from .bridge.record import check_belongs, check_stored
-from .bridge.report import text_result
-from .bridge.sampler import own_sampler
-from .bridge.sampling import is_empty, sample_latent, time_to_sigma
+from ..samplers.picture.diffedit import CLAMP, THRESHOLD, difference_map, edit_mask, heat, sample_diffedit, smoothed
+from . import base as fields
+from .text_result import text_result
 
 _CELL = 8  # pixels of a latent cell; what ComfyUI's own latent nodes assume
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from ..samplers.disturbance import MATCH_PICTURE, MATCH_ROLLBACK, disturbance_schedule, gains, stable_strength
-from ..samplers.disturbance import Disturbance as Looks
+from ..engine.comfy import process_of, sigma_range
+from ..engine.guide import window
+from ..engine.null_branch import patch_null_branch
+from ..engine.sampler import core_sampler
+from ..engine.sampling import is_empty, sample_latent, sigma_to_time, time_to_sigma, to_model_space
+from ..samplers.picture.disturbance import MATCH_PICTURE, MATCH_ROLLBACK, disturbance_schedule, gains, stable_strength
+from ..samplers.picture.disturbance import Disturbance as Looks
 from ..samplers.window import SigmaWindow
-from . import fields
-from .bridge.engine import process_of, sigma_range
-from .bridge.guide import window
-from .bridge.null_branch import patch_null_branch
-from .bridge.report import text_result
-from .bridge.sampler import core_sampler
-from .bridge.sampling import is_empty, sample_latent, sigma_to_time, time_to_sigma, to_model_space
-from .bridge.schedules import picture_sigmas
+from . import base as fields
+from .schedules import picture_sigmas
+from .text_result import text_result
 
 ROLLBACK, PICTURE, ITSELF = "rollback (Back-D)", "picture (Image-D)", "itself, bounded (no disturbance)"
 ALIASES = [

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from ..samplers.replay import calls_back, cfg_of, first_step
-from . import fields
-from .bridge import invert as bridge
-from .bridge import record
-from .bridge.engine import decode, encode
-from .bridge.noise import source_latent
-from .bridge.report import text_result
-from .bridge.words import with_words
+from ..engine import record
+from ..engine.comfy import decode, encode
+from ..engine.noise import source_latent
+from ..engine.words import with_words
+from ..samplers.inversion.replay import calls_back, cfg_of, first_step
+from . import base as fields
+from . import inverting as bridge
 from .pictures import captioned_grid
+from .text_result import text_result
 
 
 def _strengths(text: str) -> list[float]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..samplers import metrics
-from . import fields
-from .bridge.report import text_result
-from .bridge.vision import text_embedding, vision_features
+from ..engine.vision import text_embedding, vision_features
+from ..samplers.measure import metrics
+from . import base as fields
+from .text_result import text_result
 
 
 class EditScore:

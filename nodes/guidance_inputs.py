@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..samplers.guidance import Guidance
-from . import fields
-from .bridge import guide
-from .bridge.report import text_result
+from ..engine import guide
+from ..samplers.guidance.terms import Guidance
+from . import base as fields
+from .text_result import text_result
 
 NETWORK, DECODER, LATENT = "through network and decoder (exact)", "through decoder only", "on the latent (no decoder)"
 MODES = {NETWORK: "network", DECODER: "decoder", LATENT: "latent"}

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from ..samplers.ilvr import coarse_of, sample_ilvr
-from ..samplers.lowpass import LOW_PASSES, kept
+from ..engine.comfy import sigmas_of
+from ..engine.guide import window
+from ..engine.post_cfg import patch_denoised
+from ..engine.sampler import own_sampler
+from ..engine.sampling import is_empty, sample_latent, to_model_space
+from ..samplers.picture.ilvr import coarse_of, sample_ilvr
+from ..samplers.picture.lowpass import LOW_PASSES, kept
 from ..samplers.window import SigmaWindow
-from . import fields
-from .bridge.engine import sigmas_of
-from .bridge.guide import window
-from .bridge.post_cfg import patch_denoised
-from .bridge.report import text_result
-from .bridge.sampler import own_sampler
-from .bridge.sampling import is_empty, sample_latent, to_model_space
+from . import base as fields
+from .text_result import text_result
 
 ALIASES = [
     "ilvr",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from .bridge import invert as bridge
-from .bridge import null_text, record
-from .bridge.engine import schedulers, sigmas_of
-from .bridge.noise import source_latent
-from .bridge.report import before_after, text_result
+from ..engine import record
+from ..engine.comfy import schedulers, sigmas_of
+from ..engine.noise import source_latent
+from . import inverting as bridge
+from . import optimising as null_text
 from .reports import cost_line, error_line, noise_line
+from .text_result import before_after, text_result
 
 _CACHE = (
     "BOOLEAN",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from .bridge import record, store
-from .bridge.report import text_result
+from ..engine import files as store
+from ..engine import record
+from .text_result import text_result
 
 _NAME = "inversions/scene"
 

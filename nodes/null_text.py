@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from ..samplers.replay import calls_back, cfg_of, first_step
-from . import fields
-from .bridge import invert as bridge
-from .bridge import record
-from .bridge.guider import null_text_guider
-from .bridge.noise import InversionNoise, source_latent
-from .bridge.report import text_result
+from ..engine import record
+from ..engine.guider import null_text_guider
+from ..engine.noise import InversionNoise, source_latent
+from ..samplers.inversion.replay import calls_back, cfg_of, first_step
+from . import base as fields
+from . import inverting as bridge
 from .reports import error_line
+from .text_result import text_result
 
 _MODEL = ("MODEL", {"tooltip": "The model that the inversion was made with; another is refused."})
 _INVERSION = ("INVERSION", {"tooltip": "From Null-Text Inverter, Null-Text Optimise, Invert Image or Load Inversion."})

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from ..samplers.edit_plan import WEIGHTS_ACT, plan
-from ..samplers.heat import enlarged
-from ..samplers.replay import cfg_of
-from . import fields
+from ..engine import record
+from ..engine.attention import prompts_of
+from ..engine.comfy import schedulers, sigmas_of
+from ..engine.pair_guider import prompt_to_prompt_guider, run_guider, source_of
+from ..samplers.attention.heat import enlarged
+from ..samplers.attention.plan import WEIGHTS_ACT, plan
+from ..samplers.inversion.replay import cfg_of
+from . import base as fields
 from .attention import LAYERS
-from .bridge import record
-from .bridge.attention import prompts_of
-from .bridge.engine import schedulers, sigmas_of
-from .bridge.prompt_to_prompt import prompt_to_prompt_guider, run_guider, source_of
-from .bridge.report import text_result
+from .text_result import text_result
 
 _WORDS = "with commas; several words in a row count as one"
 _ALIASES = ["prompt2prompt", "p2p", "attention edit", "attention control", "word swap", "masactrl", "edit real image"]

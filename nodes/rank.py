@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from ..samplers.clip_guidance import rank
-from . import fields
-from .bridge import towers
-from .bridge.gradients import grad_mode
-from .bridge.report import text_result
+from ..engine import towers
+from ..engine.gradients import grad_mode
+from ..samplers.guidance.clip import rank
+from . import base as fields
 from .clip_guidance import IMAGE_TEXT, check_words, embed_targets, plain_mask, text_lines
+from .text_result import text_result
 
 
 class CLIPRank:

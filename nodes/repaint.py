@@ -7,18 +7,18 @@ import logging
 
 import torch
 
+from ..engine.comfy import process_of, sigma_range, sigmas_of
+from ..engine.sampler import own_sampler
+from ..engine.sampling import is_empty, sample_latent, to_model_space
 from ..samplers.core import VE
 from ..samplers.masks import composite, to_grid
 from ..samplers.masks import feather as feathered
-from ..samplers.particles import sample_particles
-from ..samplers.repaint import describe
-from ..samplers.repaint_schedules import CUSTOM, PRESETS, Schedule, data_scale, sample_repaint_scheduled
+from ..samplers.picture.particles import sample_particles
+from ..samplers.picture.repaint import describe
+from ..samplers.picture.repaint_schedules import CUSTOM, PRESETS, Schedule, data_scale, sample_repaint_scheduled
 from ..samplers.walk import network_calls
-from . import fields
-from .bridge.engine import process_of, sigma_range, sigmas_of
-from .bridge.report import shown, text_result
-from .bridge.sampler import own_sampler
-from .bridge.sampling import is_empty, sample_latent, to_model_space
+from . import base as fields
+from .text_result import shown, text_result
 
 RESAMPLING, EXACT = "resampling (RePaint)", "exact-leaning (particles)"
 RENEWED, POSTERIOR = "renewed (ours, for few levels)", "posterior (the paper's)"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from ..engine.sampler import own_sampler
+from ..engine.sampling import is_empty, sample_latent, time_to_sigma
 from ..samplers.masks import to_grid
 from ..samplers.ode import sample_ancestral
-from ..samplers.repaint import sample_repaint
-from ..samplers.sdedit import meaning, sdedit_sigmas
-from . import fields
-from .bridge.report import text_result
-from .bridge.sampler import own_sampler
-from .bridge.sampling import is_empty, sample_latent, time_to_sigma
+from ..samplers.picture.repaint import sample_repaint
+from ..samplers.picture.sdedit import meaning, sdedit_sigmas
+from . import base as fields
+from .text_result import text_result
 
 STOCHASTIC, DETERMINISTIC = "stochastic (the paper's)", "deterministic (DDIM)"
 

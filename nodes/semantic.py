@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from ..samplers.semantic import Semantics
-from . import fields
-from .bridge import guide, towers
-from .bridge.engine import process_of
-from .bridge.sampling import is_empty, to_model_space
+from ..engine import guide, towers
+from ..engine.comfy import process_of
+from ..engine.sampling import is_empty, to_model_space
+from ..samplers.guidance.semantic import Semantics
+from . import base as fields
 from .clip_guidance import CATEGORY, IMAGE_TEXT, check_words, noisy_tower, text_lines
 from .guidance_inputs import BOUND, DECODER, END, EVERY, LATENT, MODES, NETWORK, START, VARIANCE, attached, modes, term
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from . import fields
-from .bridge.engine import schedulers, sigmas_of
-from .bridge.report import text_result
-from .bridge.start_noise import optimise
+from ..engine.comfy import schedulers, sigmas_of
+from ..engine.start_noise import optimise
+from . import base as fields
 from .plots import line_chart
+from .text_result import text_result
 
 
 class OptimiseStartNoise:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from . import fields
-from .bridge import guide
-from .bridge.engine import latent_out
-from .bridge.report import text_result
+from ..engine import guide
+from ..engine.comfy import latent_out
+from . import base as fields
 from .pictures import captioned_grid
 from .plots import line_chart, stacked
+from .text_result import text_result
 
 
 class GuidanceTrace:

@@ -12,7 +12,7 @@ from nulltext.benchmarks import _inversion, harness, inversion
 from nulltext.benchmarks._cost import Costs, Meter
 from nulltext.demo import probe, scenes
 from nulltext.samplers.core import VE
-from nulltext.samplers.null_text import Schedule, optimise_null_text
+from nulltext.samplers.inversion.null_text import Schedule, optimise_null_text
 
 #: issue 2, section 5, and the ratio it bounds
 KEYS = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 from nulltext.demo import attributes, pool, scenes
 from nulltext.demo.classifiers import PAIR_NAMES
-from nulltext.samplers.encoder import Encoder
+from nulltext.samplers.networks.encoder import Encoder
 from safetensors.torch import save_file
 
 

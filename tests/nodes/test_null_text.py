@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-from nulltext.nodes.bridge import direct, null_text, record
-from nulltext.nodes.bridge import invert as bridge
+from nulltext.engine import record
+from nulltext.nodes import direct
+from nulltext.nodes import inverting as bridge
+from nulltext.nodes import optimising as null_text
 
 STEPS = 4
 

@@ -3,18 +3,18 @@ refusals."""
 
 import pytest
 import torch
-from nulltext.nodes.bridge import invert as bridge
-from nulltext.nodes.bridge.denoiser import sample_with
-from nulltext.nodes.bridge.engine import sigmas_of
-from nulltext.nodes.bridge.noise import model_notes
-from nulltext.nodes.bridge.prompt_to_prompt import prompt_to_prompt_guider, run_guider, source_of
-from nulltext.nodes.bridge.sampler import core_sampler
-from nulltext.samplers.alignment import TokenMap
-from nulltext.samplers.attention import StepWindow
-from nulltext.samplers.controllers import MutualSelf, ReplaceCross, ReplaceSelf
+from nulltext.engine.comfy import sigmas_of
+from nulltext.engine.noise import model_notes
+from nulltext.engine.pair_guider import prompt_to_prompt_guider, run_guider, source_of
+from nulltext.engine.run import sample_with
+from nulltext.engine.sampler import core_sampler
+from nulltext.nodes import inverting as bridge
+from nulltext.samplers.attention.alignment import TokenMap
+from nulltext.samplers.attention.controllers import MutualSelf, ReplaceCross, ReplaceSelf
+from nulltext.samplers.attention.layers import StepWindow
+from nulltext.samplers.attention.maps import LayerChoice, LocalBlend
 from nulltext.samplers.core import euler_step
-from nulltext.samplers.inversion import Inversion
-from nulltext.samplers.maps import LayerChoice, LocalBlend
+from nulltext.samplers.inversion.record import Inversion
 
 ALL, NEVER, STEPS = StepWindow(0, 1), StepWindow(0, 0), 4
 NOISE = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -325,7 +325,7 @@ class Control:
 
 
 def test_control_nets_see_their_own_latent(tiny, prompts):
-    from nulltext.nodes.bridge.guider import guider_class
+    from nulltext.engine.guider import guider_class
 
     source, edit, negative = prompts
     control = Control()

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from nulltext.engine import pair_guider as p2p_bridge
+from nulltext.engine import words
 from nulltext.nodes import edit_grid, null_text, prompt_to_prompt
-from nulltext.nodes.bridge import invert as bridge
-from nulltext.nodes.bridge import prompt_to_prompt as p2p_bridge
-from nulltext.nodes.bridge import words
+from nulltext.nodes import inverting as bridge
 
 STEPS, RECORD = 3, 3.5
 
@@ -41,7 +41,7 @@ def inversion(tiny, engine, latent, prompts):
 @pytest.fixture
 def used(monkeypatch):
     """Every cfg that a guider of ours has run with."""
-    from nulltext.nodes.bridge import guider
+    from nulltext.engine import guider
 
     seen, ask = [], guider.guider_class().sample
 

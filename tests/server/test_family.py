@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from nulltext.demo import checkpoint
+from nulltext.demo import weights as checkpoint
 from safetensors.torch import load_file, save_file
 
 

@@ -1,7 +1,7 @@
 """The road itself: the pack loads in a real ComfyUI, a graph of core nodes runs, pictures and errors come back."""
 
 import pytest
-from nulltext.demo import checkpoint
+from nulltext.demo import weights as checkpoint
 
 GRAPH = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 32, "height": 16, "batch_size": 2, "color": 0xFF8000}},
