@@ -17,7 +17,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..nodes.inverting import own_way_back
 from ..samplers.attention.branches import Branches, StoredSource
 from ..samplers.attention.controllers import MutualSelf, ReplaceSelf
 from ..samplers.attention.layers import Controller
@@ -31,7 +30,7 @@ from .guider import guider_class, refuse_if_exact, replace_embedding
 from .noise import InversionNoise, source_latent
 from .record import check_stored, source_conditioning
 from .rows import CALL, Call, PairEdit
-from .sampler import core_sampler, is_euler, is_walk, own_sampler
+from .sampler import core_sampler, is_euler, is_walk, own_sampler, own_way_back
 
 _SPLITS = (
     "control",

@@ -9,7 +9,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..samplers.attention.branches import StoredSource
 from ..samplers.core import NoiseProcess, Sigma, gaussian
+from ..samplers.inversion.record import Inversion
+from ..samplers.inversion.replay import way_back
 from .comfy import check_interrupt, get, process_of
 
 
@@ -118,6 +121,15 @@ def own_sampler(
     The result is model space at sigmas[-1]; nothing is scaled. A mask's value m (1 = change here) mixes exactly once,
     m D + (1 - m) source for a constant D; where it is 0 the result is the known part to the bit."""
     return own_sampler_class()(function, start, known, calls, holds_mask, options)
+
+
+def own_way_back(inversion: Inversion, first: int = 0):
+    """SAMPLER that walks the inversion back from step `first`, and the sigmas it walks.
+
+    Outside a noise mask the stored trajectory stands."""
+    function, start, sigmas, options = way_back(inversion, first)
+    stored = StoredSource(inversion.trajectory, inversion.sigmas)
+    return own_sampler(function, start=start, known=stored.at, **options), sigmas
 
 
 def is_own(sampler) -> bool:

@@ -15,12 +15,12 @@ from ..engine.fingerprint import fingerprint
 from ..engine.guider import null_text_guider
 from ..engine.noise import model_notes, source_latent
 from ..engine.run import Run, sample_with
-from ..engine.sampler import own_sampler
-from ..samplers.attention.branches import StoredSource
+from ..engine.sampler import own_way_back
+from ..engine.sampling import is_empty
 from ..samplers.core import gaussian
 from ..samplers.inversion import pivots
 from ..samplers.inversion.record import Inversion
-from ..samplers.inversion.replay import calls_back, cfg_of, way_back
+from ..samplers.inversion.replay import calls_back, cfg_of
 
 #: what the nodes offer, by the name that users see
 PIVOTS = {
@@ -52,7 +52,7 @@ def check_invertible(model, conds: dict, latent: dict, sigmas: Tensor, pivot: st
     """Every refusal that can be spoken before any work; returns the latent's samples [B, C, ...]."""
     process = process_of(model)
     samples = check_latent(model, latent)
-    if not bool(torch.count_nonzero(samples)):
+    if is_empty({"samples": samples}):
         raise ValueError("The latent is empty: encode the picture to invert with VAE Encode.")
     if pivot not in pivots_known():
         raise ValueError(f"The pivot is one of {', '.join(PIVOTS)}; got {pivot!r}.")
@@ -147,15 +147,6 @@ def invert(
     )
     store.keep(key, inversion)
     return inversion, False
-
-
-def own_way_back(inversion: Inversion, first: int = 0):
-    """SAMPLER that walks the inversion back from step `first`, and the sigmas it walks.
-
-    Outside a noise mask the stored trajectory stands."""
-    function, start, sigmas, options = way_back(inversion, first)
-    stored = StoredSource(inversion.trajectory, inversion.sigmas)
-    return own_sampler(function, start=start, known=stored.at, **options), sigmas
 
 
 def replay(

@@ -7,6 +7,7 @@ import torch
 from ..engine import record
 from ..engine.guider import null_text_guider
 from ..engine.noise import InversionNoise, source_latent
+from ..engine.sampler import own_way_back
 from ..samplers.inversion.replay import calls_back, cfg_of, first_step
 from . import base as fields
 from . import inverting as bridge
@@ -95,9 +96,9 @@ class InversionParts:
         first = first_step(strength, inversion.steps)
         noise, latent = InversionNoise(inversion, first), {"samples": source_latent(inversion)}
         if first == inversion.steps:  # an empty schedule is the engine's word for: nothing to do
-            sampler, _ = bridge.own_way_back(inversion, first - 1)
+            sampler, _ = own_way_back(inversion, first - 1)
             return noise, torch.zeros(0), latent, sampler
-        sampler, sigmas = bridge.own_way_back(inversion, first)
+        sampler, sigmas = own_way_back(inversion, first)
         return noise, sigmas, latent, sampler
 
 
