@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from . import comfy as engine
+from . import comfy
 from .demo_text import text_target, unknown_words
 
 __all__ = ["NAME", "CHECKPOINTS", "family", "register", "unknown_words"]
@@ -25,12 +25,12 @@ TOKEN_IDS = "cond_stage_model.transformer.text_model.embeddings.token_ids"
 @functools.cache
 def family():
     """The supported_models class, on the engine's own SD15 (its renaming of text keys and its saving)."""
-    formats, kinds = engine.get("latent_formats"), engine.get("model_base").ModelType
+    formats, kinds = comfy.get("latent_formats"), comfy.get("model_base").ModelType
 
     class DemoLatent(formats.LatentFormat):
         scale_factor = 0.18215
 
-    class Demo(engine.get("supported_models").SD15):
+    class Demo(comfy.get("supported_models").SD15):
         nulltext_family = NAME
         unet_config = {
             "model_channels": 64,
@@ -83,10 +83,10 @@ def register() -> bool:
     before.
 
     They come last in the engine's list, where the first match wins: no other model is ever taken for one."""
-    known = engine.get("supported_models").models
+    known = comfy.get("supported_models").models
     if any(getattr(model, "nulltext_family", None) == NAME for model in known):  # by this copy of the pack or another
         return False
     known += [family(), bottleneck_family()]
     for kind, folder in (("checkpoints", CHECKPOINTS), ("unet", NETWORKS)):
-        engine.get("folder_paths").add_model_folder_path(kind, str(folder))
+        comfy.get("folder_paths").add_model_folder_path(kind, str(folder))
     return True

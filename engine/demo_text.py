@@ -12,7 +12,7 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from . import comfy as engine
+from . import comfy
 
 BOS, EOS = 49406, 49407
 CONFIG = {
@@ -124,7 +124,7 @@ class _NamesUnknownWords:
 @functools.cache
 def _classes():
     """(tokenizer, clip model) on this engine's own classes; built once, ComfyUI being imported lazily."""
-    sd1, clip_model = engine.get("sd1_clip"), engine.get("clip_model")
+    sd1, clip_model = comfy.get("sd1_clip"), comfy.get("clip_model")
 
     class TextModel(clip_model.CLIPTextModel):
         def __init__(self, config, dtype, device, operations):
@@ -175,7 +175,7 @@ def text_target(token_ids: Tensor):
             "and leave row 0 to the unknown word: the file is damaged or made by another version."
         )
     tokenizer, clip = _classes()
-    target = engine.get("supported_models_base").ClipTarget(functools.partial(tokenizer, known=frozenset(named)), clip)
+    target = comfy.get("supported_models_base").ClipTarget(functools.partial(tokenizer, known=frozenset(named)), clip)
     target.params["token_ids"] = ids
     return target
 

@@ -9,8 +9,7 @@ from ..engine.comfy import decode, encode
 from ..engine.noise import source_latent
 from ..engine.words import with_words
 from ..samplers.inversion.replay import calls_back, cfg_of, first_step
-from . import base as fields
-from . import inverting as bridge
+from . import base, inverting
 from .pictures import captioned_grid
 from .text_result import text_result
 
@@ -84,7 +83,7 @@ class EditGrid:
                     },
                 ),
                 "mask": ("MASK", {"tooltip": "Change only here (1 = change); the rest stays on the stored path."}),
-                "target_cfg": fields.TARGET_CFG,
+                "target_cfg": base.TARGET_CFG,
             },
         }
 
@@ -105,7 +104,7 @@ class EditGrid:
                 if first == inversion.steps:
                     edits.append(source)
                 else:
-                    result = bridge.replay(model, inversion, positive, negative, cfg=cfg, first=first, mask=mask)
+                    result = inverting.replay(model, inversion, positive, negative, cfg=cfg, first=first, mask=mask)
                     edits.append(result.samples)
                     calls, seconds = calls + calls_back(inversion, first), seconds + result.seconds
                 captions.append(f"{strength:g}: {text}")

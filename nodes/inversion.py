@@ -5,8 +5,7 @@ from __future__ import annotations
 from ..engine import record
 from ..engine.comfy import schedulers, sigmas_of
 from ..engine.noise import source_latent
-from . import inverting as bridge
-from . import optimising as null_text
+from . import inverting, optimising
 from .reports import cost_line, error_line, noise_line
 from .text_result import before_after, text_result
 
@@ -20,7 +19,7 @@ _CACHE = (
     },
 )
 _PIVOT = (
-    list(bridge.PIVOTS),
+    list(inverting.PIVOTS),
     {
         "default": "DDIM",
         "tooltip": "How the path to noise is found. DDIM: as the code of null-text inversion does, N calls; "
@@ -196,19 +195,19 @@ class InvertImage:
     ):
         sigmas = sigmas_of(model, scheduler, steps) if sigmas is None else sigmas
         conds = {"positive": positive, "negative": negative}
-        inversion, found = bridge.invert(
+        inversion, found = inverting.invert(
             model,
             conds,
             latent,
             sigmas,
-            bridge.PIVOTS[pivot],
+            inverting.PIVOTS[pivot],
             cfg=cfg,
             iterations=iterations,
             gamma=gamma or None,
             seed=seed,
             cache=use_cache,
         )
-        result = bridge.replay(model, inversion, positive, negative)
+        result = inverting.replay(model, inversion, positive, negative)
         how = f" (BDIA, gamma {gamma:g})" if pivot == "exact pair" and gamma else ""
         lines = [
             f"Inverted with {pivot}{how}, {inversion.steps} steps, {inversion.shape[0]} image(s), cfg {cfg:g}",
@@ -288,7 +287,7 @@ class NullTextOptimise:
         embeddings=_EMBEDDINGS[0],
     ):
         one_for_all = embeddings == _EMBEDDINGS[1]
-        corrected, result = null_text.optimise(
+        corrected, result = optimising.optimise(
             model,
             inversion,
             positive,
@@ -304,7 +303,7 @@ class NullTextOptimise:
         found = result is None
         if found:
             prompt = record.source_conditioning(corrected) if positive is None else positive
-            result = bridge.replay(model, corrected, prompt, negative)
+            result = inverting.replay(model, corrected, prompt, negative)
         meta = corrected.metadata
         name = "Global null-text" if one_for_all else "Null-text"
         lines = [
@@ -312,7 +311,7 @@ class NullTextOptimise:
             error_line(corrected, result),
             ("found in the cache; made with " if found else "") + f"{meta['null_forwards']} forwards and "
             f"{meta['null_backwards']} backwards in {meta['null_seconds']:.1f} s",
-            *null_text.notices(model),
+            *optimising.notices(model),
         ]
         return _shown(lines, corrected, result, vae)
 
@@ -398,10 +397,10 @@ class NullTextInverter:
     ):
         sigmas = sigmas_of(model, scheduler, steps) if sigmas is None else sigmas
         if cfg == 1 and correction in ("null-text", "global null-text", "negative prompt"):
-            null_text.refuse_cfg_1()
+            optimising.refuse_cfg_1()
         conds = {"positive": positive}
-        inversion, found = bridge.invert(
-            model, conds, latent, sigmas, bridge.PIVOTS[pivot], iterations=iterations, cache=use_cache
+        inversion, found = inverting.invert(
+            model, conds, latent, sigmas, inverting.PIVOTS[pivot], iterations=iterations, cache=use_cache
         )
         if correction in ("null-text", "global null-text"):
             return NullTextOptimise().run(
@@ -419,11 +418,13 @@ class NullTextInverter:
                 _EMBEDDINGS[correction != "null-text"],
             )
         if correction == "negative prompt":
-            inversion = null_text.as_negative_prompt(inversion, cfg)
+            inversion = optimising.as_negative_prompt(inversion, cfg)
         else:
-            inversion = null_text.uncorrected(inversion, cfg, "none" if correction == "none" else "overwrite")
+            inversion = optimising.uncorrected(inversion, cfg, "none" if correction == "none" else "overwrite")
         overwritten = correction == "direct overwrite"  # its source branch is the stored path
-        result = bridge.untouched(inversion) if overwritten else bridge.replay(model, inversion, positive, negative)
+        result = (
+            inverting.untouched(inversion) if overwritten else inverting.replay(model, inversion, positive, negative)
+        )
         lines = [
             f"Inverted with {pivot}, correction {correction}, {inversion.steps} steps, "
             f"{inversion.shape[0]} image(s), cfg {cfg:g}",

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..engine import files as store
-from ..engine import record
+from ..engine import files, record
 from ..engine.comfy import Progress, check_latent, latent_in, process_of
 from ..engine.fingerprint import fingerprint
 from ..engine.guider import null_text_guider
@@ -95,8 +94,8 @@ def invert(
     seeded = seed if pivot in ("edit_friendly", "random") else 0
     gamma = gamma if pivot == "exact_pair" else None
     options = [pivot, iterations if pivot in ("fixed_point", "exact_pair") else 0, gamma or 0.0, cfg, seeded]
-    key = store.cache_key(model, marks, options, sigmas, samples, used) if cache else None
-    found = store.find(key)
+    key = files.cache_key(model, marks, options, sigmas, samples, used) if cache else None
+    found = files.find(key)
     if found is not None:
         return found, True
 
@@ -145,7 +144,7 @@ def invert(
         metadata=notes,
         **fields,
     )
-    store.keep(key, inversion)
+    files.keep(key, inversion)
     return inversion, False
 
 

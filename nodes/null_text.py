@@ -9,8 +9,7 @@ from ..engine.guider import null_text_guider
 from ..engine.noise import InversionNoise, source_latent
 from ..engine.sampler import own_way_back
 from ..samplers.inversion.replay import calls_back, cfg_of, first_step
-from . import base as fields
-from . import inverting as bridge
+from . import base, inverting
 from .reports import error_line
 from .text_result import text_result
 
@@ -57,7 +56,7 @@ class Guider:
     def INPUT_TYPES(cls):
         return {
             "required": {"model": _MODEL, "inversion": _INVERSION},
-            "optional": {"positive": _POSITIVE, "negative": _NEGATIVE, "target_cfg": fields.TARGET_CFG},
+            "optional": {"positive": _POSITIVE, "negative": _NEGATIVE, "target_cfg": base.TARGET_CFG},
         }
 
     def run(self, model, inversion, positive=None, negative=None, target_cfg=0.0):
@@ -128,7 +127,7 @@ class Sampler:
                 "positive": _POSITIVE,
                 "negative": _NEGATIVE,
                 "mask": ("MASK", {"tooltip": "Change only here (1 = change); the rest stays on the stored path."}),
-                "target_cfg": fields.TARGET_CFG,
+                "target_cfg": base.TARGET_CFG,
             },
         }
 
@@ -148,7 +147,7 @@ class Sampler:
         if reason:
             said = f"Nothing to change: {reason}; the source comes back as it is"
             return text_result(said, {"samples": latent}, said)
-        result = bridge.replay(model, inversion, positive, negative, cfg=cfg, first=first, mask=mask)
+        result = inverting.replay(model, inversion, positive, negative, cfg=cfg, first=first, mask=mask)
         done, steps = "Edited" if edited else "Reconstructed", calls_back(inversion, first)
         said = (
             f"{done} in {steps} of {inversion.steps} steps, cfg {cfg:g}, correction "

@@ -6,8 +6,7 @@ import time
 
 import torch
 
-from ..engine import files as store
-from ..engine import record
+from ..engine import files, record
 from ..engine.comfy import latent_out
 from ..engine.fingerprint import fingerprint
 from ..engine.noise import source_latent
@@ -90,8 +89,8 @@ def optimise(
     conds = {"positive": positive, "negative": negative}
     kind = "global_null" if one_for_all else "null_text"
     inputs = ([kind, cfg, inner, tolerance, rate], inversion.sigmas, inversion.trajectory, conds)
-    key = store.cache_key(model, fingerprint(model), *inputs) if cache else None
-    found = store.find(key)
+    key = files.cache_key(model, fingerprint(model), *inputs) if cache else None
+    found = files.find(key)
     if found is not None:
         return found, None
     began = time.perf_counter()
@@ -139,7 +138,7 @@ def optimise(
         "null_seconds": seconds,
     }
     out = inversion.replace(null_embeddings=made.embeddings, correction=kind, cfg=cfg, metadata=notes)
-    store.keep(key, out)
+    files.keep(key, out)
     return out, Result(samples.float(), stats.forwards, seconds, error)
 
 

@@ -11,7 +11,7 @@ import functools
 import sys
 from types import SimpleNamespace
 
-from ..engine import comfy as engine
+from ..engine import comfy
 from ..engine.words import describe
 from ..samplers.attention.alignment import normal_word
 from . import schedules
@@ -22,7 +22,7 @@ LONGEST = 20_000  # characters of a prompt
 @functools.cache
 def _tokenizer():
     """CLIP-L's tokenizer as a CLIP object holds it; ComfyUI ships its vocabulary."""
-    tokenizer = engine.get("sd1_clip").SD1Tokenizer()
+    tokenizer = comfy.get("sd1_clip").SD1Tokenizer()
     return SimpleNamespace(
         tokenizer=tokenizer,
         tokenize=lambda text, return_word_ids=True: tokenizer.tokenize_with_weights(text, return_word_ids),

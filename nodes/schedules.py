@@ -14,8 +14,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from ..engine import comfy as engine
-from ..engine import demo_family as family
+from ..engine import comfy, demo_family
 from ..engine.sampling import time_to_sigma
 from ..samplers.picture.disturbance import disturbance_schedule, gains
 from ..samplers.picture.repaint import describe
@@ -29,8 +28,8 @@ MOST_LEVELS = 2000
 @functools.cache
 def _sampling(demo: bool):
     """(an object with the one method of a MODEL that schedules need, what its levels are called)."""
-    config = SimpleNamespace(sampling_settings=family.family().sampling_settings if demo else {})
-    sampling = engine.get("model_sampling").ModelSamplingDiscrete(config)
+    config = SimpleNamespace(sampling_settings=demo_family.family().sampling_settings if demo else {})
+    sampling = comfy.get("model_sampling").ModelSamplingDiscrete(config)
     title = "the demo model" if demo else "Stable Diffusion 1"
     return SimpleNamespace(get_model_object=lambda name: sampling, sampling=sampling), title
 
@@ -54,9 +53,9 @@ def picture_sigmas(
 def _scheduled(model, options: Mapping[str, str]) -> Tensor:
     steps = min(_whole(options, "steps", 20), MOST_LEVELS)
     scheduler = options.get("scheduler", "normal")
-    known = engine.schedulers()
+    known = comfy.schedulers()
     return (
-        engine.get("samplers")
+        comfy.get("samplers")
         .calculate_sigmas(model.sampling, scheduler if scheduler in known else "normal", steps)
         .float()
     )
@@ -130,7 +129,7 @@ def drawing(options: Mapping[str, str]) -> dict:
     kind = options.get("kind", "")
     if kind not in KINDS:
         raise ValueError(f"kind is one of {', '.join(KINDS)}; got {kind!r}.")
-    model, noise = _sampling(options.get("ckpt", "").startswith(family.NAME))
+    model, noise = _sampling(options.get("ckpt", "").startswith(demo_family.NAME))
     sigmas, path, window, said = KINDS[kind](model, options)
     calls = sum(b > a for a, b in zip(path, path[1:]))
     return {

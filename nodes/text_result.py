@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..engine import comfy as engine
+from ..engine import comfy
 from ..samplers.measure.metrics import psnr
 
 
@@ -28,7 +28,7 @@ def shown(text: str, *outputs, **ui) -> dict:
 
 def temporary(images: Tensor) -> list[dict[str, str]]:
     """IMAGE [B, H, W, 3] as files in ComfyUI's temporary folder, in the record that its address /view understands."""
-    folder = engine.folder("temp")
+    folder = comfy.folder("temp")
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for image in images[..., :3].float().cpu().clamp(0, 1):
@@ -44,7 +44,7 @@ def before_after(vae, before: Tensor, after: Tensor) -> tuple[str, dict[str, lis
     The lists have the names that ComfyUI's own compare widget reads. Without a VAE: no line, no pictures."""
     if vae is None:
         return "", {}
-    a, b = engine.decode(vae, before), engine.decode(vae, after)
+    a, b = comfy.decode(vae, before), comfy.decode(vae, after)
     values = [f"{float(v):.1f}" for v in psnr(a, b)]
     files = {"a_images": temporary(a), "b_images": temporary(b), "nulltext_psnr": values}
     return f"PSNR {', '.join(values)} dB between the decoded source and reconstruction", files

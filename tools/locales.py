@@ -49,9 +49,9 @@ def text(definitions: dict) -> str:
 
 
 def main() -> None:
-    from nulltext.engine import comfy as engine
+    from nulltext.engine import comfy
 
-    engine.get("cli_args").args.cpu = True
+    comfy.get("cli_args").args.cpu = True
     file = FOLDER / "en" / "nodeDefs.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text(english()), encoding="utf-8")

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from nulltext.engine import files as store
-from nulltext.engine import record
+from nulltext.engine import files, record
 from nulltext.engine.guider import null_text_guider
 from nulltext.engine.noise import InversionNoise, source_latent
 from nulltext.engine.sampler import core_sampler
-from nulltext.nodes import inverting as bridge
+from nulltext.nodes import inverting
 
 STEPS = 6
 
@@ -25,12 +24,12 @@ def sigmas(model, engine):
 def made(model, latent, sigmas, make_condition, pivot, cfg=1.0, **options):
     conds = {"positive": make_condition(1), "negative": make_condition(2)}
     with torch.inference_mode():
-        return bridge.invert(model, conds, {"samples": latent}, sigmas, pivot, cfg=cfg, cache=False, **options)[0]
+        return inverting.invert(model, conds, {"samples": latent}, sigmas, pivot, cfg=cfg, cache=False, **options)[0]
 
 
 def back(model, inversion, make_condition, seed=1, **options):
     with torch.inference_mode():
-        return bridge.replay(model, inversion, make_condition(seed), make_condition(2), **options)
+        return inverting.replay(model, inversion, make_condition(seed), make_condition(2), **options)
 
 
 @pytest.mark.parametrize("cfg", [1.0, 5.0])
@@ -57,7 +56,7 @@ def test_another_cfg_on_the_way_back(make_model, engine, latent, make_condition,
     assert not torch.allclose(stronger.samples, same.samples, rtol=1e-2, atol=1e-2)
     alone = back(model, inversion, make_condition, seed=9, cfg=1.0)  # no null branch: nothing to wire
     with torch.inference_mode():
-        bare = bridge.replay(model, inversion, make_condition(9), None, cfg=1.0)
+        bare = inverting.replay(model, inversion, make_condition(9), None, cfg=1.0)
     assert torch.equal(alone.samples, bare.samples)
 
 
@@ -192,7 +191,7 @@ def test_bad_input_is_refused_before_any_call(make_model, make_condition, change
         **change,
     }
     with pytest.raises(ValueError, match=words) as caught:
-        bridge.invert(
+        inverting.invert(
             model,
             {k: given[k] for k in ("positive", "negative")},
             {"samples": given["latent"]},
@@ -205,14 +204,14 @@ def test_bad_input_is_refused_before_any_call(make_model, make_condition, change
 
 
 def test_cache_finds_it_again_and_stays_small(make_model, engine, latent, make_condition, monkeypatch, tmp_path):
-    monkeypatch.setattr(store, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(files, "cache_folder", lambda: tmp_path)
     model = make_model()
     sigmas = engine.sigmas_of(model, "normal", 3)
     conds = {"positive": make_condition(1)}
 
     def run(latent=latent, model=model, pivot="ddim"):
         with torch.inference_mode():
-            return bridge.invert(model, conds, {"samples": latent}, sigmas, pivot)
+            return inverting.invert(model, conds, {"samples": latent}, sigmas, pivot)
 
     first, found = run()
     again, found_again = run()
@@ -222,10 +221,10 @@ def test_cache_finds_it_again_and_stays_small(make_model, engine, latent, make_c
     patched = model.clone()
     patched.set_model_attn1_patch(lambda n, context, value, extra: (n, context, value))
     assert not run(model=patched)[1] and not run(model=patched)[1]
-    file = tmp_path / f"{store.cache_key(model, 1)}.safetensors"
+    file = tmp_path / f"{files.cache_key(model, 1)}.safetensors"
     file.write_bytes(b"broken")
-    assert store.find(file.stem) is None and not file.exists()
+    assert files.find(file.stem) is None and not file.exists()
     sizes = [p.stat().st_size for p in tmp_path.glob("*.safetensors")]
     assert len(sizes) == 3
-    store.keep("new", first, limit=2 * max(sizes))
+    files.keep("new", first, limit=2 * max(sizes))
     assert sorted(p.name for p in tmp_path.glob("*"))[-1] == "new.safetensors" and len(list(tmp_path.glob("*"))) == 2

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from nulltext.demo import weights as checkpoint
+from nulltext.demo import weights
 from nulltext.tools import engines
 from PIL import Image
 
@@ -17,8 +17,8 @@ def demo(tmp_path):
 
     def run(*arguments):
         more = []
-        if not checkpoint.CHECKPOINT.exists():
-            made = checkpoint.random_checkpoint(tmp_path / checkpoint.CHECKPOINT.name)
+        if not weights.CHECKPOINT.exists():
+            made = weights.random_checkpoint(tmp_path / weights.CHECKPOINT.name)
             more = ["--checkpoint", str(made), "--size", "128"]
         out = tmp_path / "out"
         command = [sys.executable, str(engines.ROOT / "tools"), "run", *arguments, *more, "--output", str(out)]

@@ -4,16 +4,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from nulltext.demo import captions, nets
-from nulltext.demo import weights as checkpoint
+from nulltext.demo import captions, nets, weights
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """A random checkpoint of the family, and a flow model, in a folder that the engine searches."""
     path = tmp_path_factory.mktemp("checkpoints")
-    checkpoint.random_checkpoint(path / "demo.safetensors", seed=1)
-    checkpoint.random_flow_checkpoint(path / "flow.safetensors", seed=2)
+    weights.random_checkpoint(path / "demo.safetensors", seed=1)
+    weights.random_flow_checkpoint(path / "flow.safetensors", seed=2)
     return path
 
 
@@ -72,7 +71,7 @@ def trainer_nets(folder):
     """nets.py with the weights of the file (rounded to fp16, as the file holds them)."""
     made = {"unet": nets.UNet(), "text": nets.TextEncoder(), "autoencoder": nets.AutoEncoder()}
     for part, net in made.items():
-        net.load_state_dict(checkpoint.read_part(folder / "demo.safetensors", part))
+        net.load_state_dict(weights.read_part(folder / "demo.safetensors", part))
         net.eval().requires_grad_(False)
     return SimpleNamespace(**made)
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from nulltext.demo import weights as checkpoint
+from nulltext.demo import weights
 
 
 def unet_like(**config):
@@ -101,4 +101,4 @@ def test_models_folder_is_searched(core, engine):
     searched = engine.get("folder_paths").get_folder_paths
     assert searched("checkpoints").count(str(family.CHECKPOINTS)) == 1
     assert searched("unet").count(str(family.NETWORKS)) == 1
-    assert checkpoint.CHECKPOINT.parent == family.CHECKPOINTS
+    assert weights.CHECKPOINT.parent == family.CHECKPOINTS

@@ -1,8 +1,7 @@
 """What ComfyUI's modules compute from the file is what the trainer's own (demo/nets.py) compute."""
 
 import torch
-from nulltext.demo import captions, nets
-from nulltext.demo import weights as checkpoint
+from nulltext.demo import captions, nets, weights
 from safetensors.torch import load_file, save_file
 
 TEXT = "a photo of a small red circle on the left , striped blue background"
@@ -58,7 +57,7 @@ def test_autoencoder_computes_what_the_trainer_computes(core, demo, trainer_nets
 
 
 def test_eps_files_are_eps(core, folder, engine):
-    checkpoint.random_checkpoint(folder / "eps.safetensors", prediction="eps")
+    weights.random_checkpoint(folder / "eps.safetensors", prediction="eps")
     kinds = engine.get("model_base").ModelType
     assert core.load("eps.safetensors").model.model.model_type == kinds.EPS
     assert core.load("demo.safetensors").model.model.model_type == kinds.V_PREDICTION
@@ -66,7 +65,7 @@ def test_eps_files_are_eps(core, folder, engine):
 
 def test_preview_factors_travel_with_the_file(core, folder, demo):
     fmt = demo.model.get_model_object("latent_format")
-    assert fmt.scale_factor == checkpoint.SCALE and fmt.taesd_decoder_name is None and fmt.latent_rgb_factors is None
+    assert fmt.scale_factor == weights.SCALE and fmt.taesd_decoder_name is None and fmt.latent_rgb_factors is None
     state = load_file(folder / "demo.safetensors")
     state["latent_rgb_factors"] = torch.arange(12.0).reshape(4, 3)
     save_file(state, folder / "preview.safetensors")

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from nulltext.demo import captions
-from nulltext.demo import weights as checkpoint
+from nulltext.demo import captions, weights
 from safetensors.torch import load_file, save_file
 
 TEXT = "a photo of a small red circle on the left , striped blue background"
@@ -85,7 +84,7 @@ def test_what_the_engine_saves_loads_again(core, demo, folder, engine):
     with torch.inference_mode():
         state = demo.model.model.state_dict_for_saving(demo.clip.get_sd(), demo.vae.get_sd())
     engine.get("utils").save_torch_file(state, str(folder / "saved.safetensors"))
-    assert load_file(folder / "saved.safetensors")[checkpoint.TOKEN_IDS].tolist() == captions.VOCABULARY
+    assert load_file(folder / "saved.safetensors")[weights.TOKEN_IDS].tolist() == captions.VOCABULARY
     again = core.load("saved.safetensors")
     assert again.model.model.model_type == demo.model.model.model_type
     core.close(core.encode(again.clip, TEXT)[0][0], core.encode(demo.clip, TEXT)[0][0])
@@ -95,7 +94,7 @@ def test_vocabulary_is_checked(core, folder):
     from nulltext.engine.demo_text import text_target
 
     state = load_file(folder / "demo.safetensors")
-    del state[checkpoint.TOKEN_IDS]
+    del state[weights.TOKEN_IDS]
     save_file(state, folder / "wordless.safetensors")
     with pytest.raises(ValueError, match="no vocabulary"):
         core.load("wordless.safetensors")
