@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..samplers.guidance.terms import Guidance, shift
+from ..samplers.window import ROUNDING
+from .clock import Clock
 from .comfy import check_interrupt, get, latent_out, load_models, process_of
 from .gradients import grad_mode, normal
 
@@ -41,10 +43,9 @@ class Record:
     steps: list[dict] = field(default_factory=list)
 
     def step(self, sigma: float, x: Tensor, denoised: Tensor) -> dict:
-        """The entry of this level; a level above the last one starts a new run."""
-        if self.steps and sigma > self.steps[-1]["sigma"] * (1 + 1e-6):
-            self.steps.clear()
-        if not self.steps or sigma < self.steps[-1]["sigma"] * (1 - 1e-6):
+        """The entry of this level. Where the run has climbed back, what it had reached below is forgotten."""
+        self.steps[:] = [s for s in self.steps if s["sigma"] > sigma * (1 - ROUNDING)]
+        if not self.steps or sigma < self.steps[-1]["sigma"] * (1 - ROUNDING):
             self.steps.append({"sigma": sigma, "terms": {}})
         for name, value in (("x", x), ("denoised", denoised)):
             self.steps[-1][name] = value[:_KEPT].detach().to("cpu", torch.float16, copy=True)
@@ -183,13 +184,15 @@ def attach(model, terms: list[Term]) -> object:
 
 def _post_cfg(model, terms: list[Term]):
     """The hook: a plain function, since cloning a MODEL copies everything else deeply."""
-    record, levels = Record(), []
+    record, clock = Record(), Clock()
     process = process_of(model)
 
     def hook(args: dict) -> Tensor:
         x, sigma, denoised = args["input"], args["sigma"].flatten()[:1], args["denoised"]
         level = float(sigma[0])
-        schedule = _schedule(args, level, levels)
+        if clock.tick(level, args["model_options"].get("transformer_options", {}).get("sample_sigmas")):
+            record.steps.clear()
+        schedule = clock.seen
         step = record.step(level, x, denoised)
         live = [t for t in terms if t.guidance.scale_at(level, schedule)]
         if not live:
@@ -249,18 +252,6 @@ def _too_large(modes: list[str]) -> str:
             "gradient_mode latent with a noise-aware classifier."
         )
     return f"{said}: use a smaller batch."
-
-
-def _schedule(args: dict, level: float, levels: list[float]):
-    """The run's sigmas where the engine tells them; else the levels seen so far in this run, the last one current."""
-    told = args["model_options"].get("transformer_options", {}).get("sample_sigmas")
-    if told is not None and len(told) > 1:
-        return told
-    if levels and level > levels[-1] * (1 + 1e-6):
-        levels.clear()
-    if not levels or level < levels[-1] * (1 - 1e-6):
-        levels.append(level)
-    return [*levels, 0.0]
 
 
 def _network(args: dict):

@@ -7,7 +7,7 @@ import logging
 import torch
 from torch import Tensor
 
-from ..samplers.core import step_of
+from ..samplers.core import step_index
 from ..samplers.picture.disturbance import (
     Disturbance,
     disturbed_input,
@@ -16,6 +16,7 @@ from ..samplers.picture.disturbance import (
     matched_uncond,
     stable_strength,
 )
+from .clock import Clock
 
 _NEGATIVE = 1  # cond_or_uncond's word for the null branch
 
@@ -23,8 +24,8 @@ _NEGATIVE = 1  # cond_or_uncond's word for the null branch
 class NullBranch:
     """What the null branch of one patched MODEL sees, and how strongly.
 
-    State lives per run: sigma rises, or the conditions are other objects. cfg: the scale assumed until the first step
-    has shown the true one. sigmas: the run's schedule, for an engine that doesn't tell it."""
+    State lives per run (`Clock`; where conditions are other objects a run is new too). cfg: the scale assumed until
+    the first step has shown the true one. sigmas: the run's schedule, for an engine that doesn't tell it."""
 
     def __init__(
         self,
@@ -36,7 +37,7 @@ class NullBranch:
         sigmas: Tensor | None = None,
     ):
         self.disturbance, self.strength, self.assumed, self.previous = disturbance, strength, cfg, previous
-        self.match, self.sigmas = match, sigmas
+        self.match, self.clock = match, Clock(sigmas)
         self.conditions = None
         self._restart()
 
@@ -54,7 +55,7 @@ class NullBranch:
     def _amount(self, sigma: float, sigmas: Tensor | None) -> float:
         """The strength at sigma, faded where the schedule's next step would let noise grow."""
         if sigmas is not None:
-            here = min(int(step_of(sigma, sigmas) + 1e-4), len(sigmas) - 2)
+            here = step_index(sigma, sigmas)
             amount = stable_strength(sigmas, self.cfg, self.strength)[here]
         elif self.ratio is not None:  # nobody tells the schedule: the last step's ratio stands in
             amount = stable_strength([1.0, self.ratio], self.cfg, self.strength)[0]
@@ -75,10 +76,9 @@ class NullBranch:
         if _NEGATIVE not in kinds:
             return call(apply_model, args)
         sigma = float(args["timestep"].max())
-        sigmas = args["c"].get("transformer_options", {}).get("sample_sigmas", self.sigmas)
-        first = sigmas is not None and self.last != sigma and sigma >= float(sigmas[0]) * (1 - 1e-6)
-        if first or (self.last is not None and sigma > self.last * (1 + 1e-6)):
+        if self.clock.tick(sigma, args["c"].get("transformer_options", {}).get("sample_sigmas")):
             self._restart()
+        sigmas = self.clock.schedule
         if self.last is not None and sigma < self.last:
             self.ratio = sigma / self.last
         self.last = sigma

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..samplers.attention.layers import QKV, Controller, Layer, Moment, Rows
+from .clock import Clock
 
 CALL = "nulltext_call"
 
@@ -97,19 +98,11 @@ class Capture(WordEdit):
 
     def __init__(self, controller, conditioning):
         super().__init__(controller, conditioning)
-        self._run, self._sigma, self._top = None, 0.0, 0.0
+        self._clock = Clock()
 
     def begin(self, extra):
-        sigma, run = float(extra["sigmas"].max()), extra.get("sample_sigmas")
-        rises = sigma > self._sigma * (1 + 1e-6)
-        if run is None:  # the older engine does not say which run this is
-            new = rises
-        else:  # a sampler may climb inside a run; back at the top is another run over the same schedule
-            new = run is not self._run or (rises and sigma >= self._top)
-        if new:
+        if self._clock.tick(float(extra["sigmas"].max()), extra.get("sample_sigmas")):
             self.controller.maps.clear()
-            self._top = sigma
-        self._run, self._sigma = run, sigma
 
 
 def pair_jobs(controllers: Sequence[Controller], qkv: QKV, layer: Layer, call: Call, order: Sequence[int]):

@@ -18,7 +18,7 @@ off by X' - X. No extra network calls.
 
 Departures. The authors' code appends the latent before it looks b/10 entries back, so that it rolls back one step
 less than asked, and for b = 0 takes the initial noise; here s_old = sigma(t + b) is looked up by sigma (interpolated
-between two stored latents) and b = 0 is off. Their history lives on the sampler; ours is emptied when sigma rises.
+between two stored latents) and b = 0 is off. Their history lives on the sampler; ours is one run's.
 Strength mixes the null branch's input, X + strength (X' - X): 0 is ordinary guidance, 1 the paper's, and both cost
 the same. Above the first sigma of a run that starts from a picture, X_old = z + s_old n with the run's own noise n,
 as theirs. Flow models are untested anywhere: experimental.
@@ -97,8 +97,8 @@ def matched_uncond(x: Tensor, uncond: Tensor, cond: Tensor, bound: float = 1.0) 
 
 
 class History:
-    """The latents of a run by sigma. A rise of sigma means a new run and empties it; a repeated sigma overwrites
-    (Heun)."""
+    """The latents of a run by sigma. A repeated sigma overwrites (Heun); where the run climbs back (RePaint), what it
+    had reached below is forgotten, and what lies above stays. `restart` says that a new run begins."""
 
     def __init__(self):
         self.entries: list[tuple[float, Tensor]] = []  # sigma falling
@@ -106,7 +106,7 @@ class History:
     def record(self, sigma: Sigma, x: Tensor) -> None:
         """Keep x [B, C, ...] as the latent at sigma."""
         s = float(torch.as_tensor(sigma).max())
-        if self.entries and (s > self.entries[-1][0] * (1 + 1e-6) or x.shape != self.entries[-1][1].shape):
+        if self.entries and x.shape != self.entries[-1][1].shape:
             self.entries.clear()
         self.entries = [e for e in self.entries if e[0] > s * (1 + 1e-6)]
         self.entries.append((s, x.detach().clone()))

@@ -170,11 +170,14 @@ def test_above_the_first_sigma_the_latent_is_the_picture_with_the_runs_noise(pro
     torch.testing.assert_close(x, process.noised(z, 0.8, n))
 
 
-def test_a_rise_of_sigma_begins_a_new_run():
+def test_a_climb_keeps_what_lies_above_and_a_restart_keeps_nothing():
     history, x = History(), torch.zeros(1, 1, 2, 2)
-    for sigma in (10.0, 5.0, 7.0):  # a new run that starts between two levels of the old one
+    for sigma in (10.0, 5.0, 3.0, 7.0):  # RePaint jumps back up from 3 to 7
         history.record(sigma, x + sigma)
-    assert [s for s, _ in history.entries] == [7.0]
+    assert [s for s, _ in history.entries] == [10.0, 7.0]
+    assert history.at(8.5, None, VE)[1].unique().item() == pytest.approx(8.5)
+    history.restart()
+    history.record(7.0, x)  # another run, which begins lower
     assert history.at(9.0, None, VE)[0] == 7.0
 
 
