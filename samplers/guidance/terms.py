@@ -37,7 +37,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core import VE, Denoise, NoiseProcess, Sigma, expand, step_of
+from ..core import VE, Denoise, NoiseProcess, Sigma, expand, step_index
 from ..window import SigmaWindow
 
 MODES = ("network", "decoder", "latent")
@@ -84,7 +84,7 @@ class Guidance:
         if self.every > 1:
             if sigmas is None:
                 raise ValueError("Guidance on every n-th step needs the whole schedule of sigmas.")
-            if int(step_of(value, sigmas)) % self.every:
+            if step_index(value, sigmas) % self.every:
                 return 0.0
         return float(self.scale(value) if callable(self.scale) else self.scale)
 
