@@ -128,7 +128,7 @@ def null_text_guider(model, inversion: Inversion, positive: list, negative: list
 
 def refuse_if_exact(inversion: Inversion, sampler) -> None:
     """ValueError for pivots that come back by a sampler of their own, for `sampler` is another."""
-    if inversion.pivot in ("exact_pair", "edit_friendly"):
+    if inversion.kind.needs:
         raise ValueError(
             f"An inversion by {inversion.pivot.replace('_', ' ')} has its own way back, and the sampler "
             f"{sampler_name(sampler)} is another: wire the sampler of Inversion Parts."

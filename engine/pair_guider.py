@@ -292,7 +292,7 @@ def prompt_to_prompt_guider(
     _plain(source, "source")
     for edit in edits:
         _plain(edit, "edited")
-    if inversion is not None and inversion.pivot != "edit_friendly":  # whose levels are the source's own walk too
+    if inversion is not None and inversion.kind.needs != "residuals":  # whose levels are the source's own walk too
         check_stored(inversion, "Prompt-to-prompt")
     own = any(isinstance(c, (ReplaceSelf, MutualSelf)) for c in controllers)
     guider = _class()(attach(model, [PairEdit(c) for c in controllers], ("attn1", "attn2") if own else ("attn2",)))

@@ -116,7 +116,7 @@ def check_belongs(inversion: Inversion, model, latent: dict | None = None) -> No
 
 def check_stored(inversion: Inversion, name: str) -> None:
     """ValueError unless the technique `name` can follow this inversion's trajectory from level to level."""
-    if inversion.pivot in ("edit_friendly", "random"):
+    if not inversion.kind.followable:
         raise ValueError(
             f"{name} follows one path from noise to image, and the pivot {inversion.pivot.replace('_', ' ')} draws "
             "every level's noise anew: invert with DDIM, fixed point or exact pair."

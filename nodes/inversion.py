@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..engine import record
 from ..engine.comfy import schedulers, sigmas_of
 from ..engine.noise import source_latent
+from ..samplers.inversion.table import BY_TITLE, PIVOTS
 from . import inverting, optimising
 from .reports import cost_line, error_line, noise_line
 from .text_result import before_after, text_result
@@ -19,7 +20,7 @@ _CACHE = (
     },
 )
 _PIVOT = (
-    list(inverting.PIVOTS),
+    list(BY_TITLE),
     {
         "default": "DDIM",
         "tooltip": "How the path to noise is found. DDIM: as the code of null-text inversion does, N calls; "
@@ -30,8 +31,8 @@ _PIVOT = (
         "independent noises and recorded residuals, comes back exactly, N calls.",
     },
 )
-#: pivots that guidance drives off their path
-_DRIFTING = ("DDIM", "DDIM, lower level", "fixed point")
+#: pivots that come back by plain Euler steps, which guidance drives off and a correction brings back
+_CORRECTABLE = [title for title, name in BY_TITLE.items() if not PIVOTS[name].needs]
 _MODEL = ("MODEL", {"tooltip": "The diffusion model; LoRA loaders may stand before it."})
 _LATENT = ("LATENT", {"tooltip": "The picture, from VAE Encode; a batch is inverted at once."})
 _STEPS = ("INT", {"default": 50, "min": 1, "max": 1000, "tooltip": "Steps N of the walk to noise and back."})
@@ -200,7 +201,7 @@ class InvertImage:
             conds,
             latent,
             sigmas,
-            inverting.PIVOTS[pivot],
+            BY_TITLE[pivot],
             cfg=cfg,
             iterations=iterations,
             gamma=gamma or None,
@@ -215,7 +216,7 @@ class InvertImage:
             cost_line(inversion, result, found),
             noise_line(inversion),
         ]
-        if cfg != 1 and pivot in _DRIFTING:
+        if cfg != 1 and not inversion.kind.needs:
             lines.append("Note: a guided DDIM inversion drifts; cfg 1 and null-text optimisation are the remedy")
         return _shown(lines, inversion, result, vae)
 
@@ -367,7 +368,7 @@ class NullTextInverter:
                 "cfg": _CFG,
                 "inner_steps": _INNER,
                 "tolerance": _TOLERANCE,
-                "pivot": (list(_DRIFTING), {"default": "DDIM", "tooltip": _PIVOT[1]["tooltip"]}),
+                "pivot": (_CORRECTABLE, {"default": "DDIM", "tooltip": _PIVOT[1]["tooltip"]}),
                 "iterations": _ITERATIONS,
                 "checkpointing": _CHECKPOINT,
                 "use_cache": _CACHE,
@@ -400,7 +401,7 @@ class NullTextInverter:
             optimising.refuse_cfg_1()
         conds = {"positive": positive}
         inversion, found = inverting.invert(
-            model, conds, latent, sigmas, inverting.PIVOTS[pivot], iterations=iterations, cache=use_cache
+            model, conds, latent, sigmas, BY_TITLE[pivot], iterations=iterations, cache=use_cache
         )
         if correction in ("null-text", "global null-text"):
             return NullTextOptimise().run(

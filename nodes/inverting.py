@@ -17,18 +17,9 @@ from ..engine.run import Run, sample_with
 from ..engine.sampler import own_way_back
 from ..engine.sampling import is_empty
 from ..samplers.core import gaussian
-from ..samplers.inversion import pivots
 from ..samplers.inversion.record import Inversion
 from ..samplers.inversion.replay import calls_back, cfg_of
-
-#: what the nodes offer, by the name that users see
-PIVOTS = {
-    "DDIM": "ddim",
-    "DDIM, lower level": "ddim_lower",
-    "fixed point": "fixed_point",
-    "exact pair": "exact_pair",
-    "edit-friendly DDPM": "edit_friendly",
-}
+from ..samplers.inversion.table import BY_TITLE, PIVOTS
 
 
 @dataclass
@@ -41,20 +32,14 @@ class Result:
     error: Tensor  #: [B] rms of the latent error in model space
 
 
-def pivot_calls(pivot: str, steps: int, iterations: int) -> int:
-    """The most network calls that a pivot takes."""
-    extra = {"fixed_point": steps * iterations, "exact_pair": iterations}
-    return 0 if pivot == "random" else steps + extra.get(pivot, 0)
-
-
 def check_invertible(model, conds: dict, latent: dict, sigmas: Tensor, pivot: str, cfg: float) -> Tensor:
     """Every refusal that can be spoken before any work; returns the latent's samples [B, C, ...]."""
     process = process_of(model)
     samples = check_latent(model, latent)
     if is_empty({"samples": samples}):
         raise ValueError("The latent is empty: encode the picture to invert with VAE Encode.")
-    if pivot not in pivots_known():
-        raise ValueError(f"The pivot is one of {', '.join(PIVOTS)}; got {pivot!r}.")
+    if pivot not in PIVOTS:
+        raise ValueError(f"The pivot is one of {', '.join(BY_TITLE)}; got {pivot!r}.")
     if cfg != 1 and not conds.get("negative"):
         raise ValueError(
             f"At cfg {cfg:g} the inversion has a null branch: wire the negative (empty) prompt, or set cfg 1."
@@ -62,10 +47,6 @@ def check_invertible(model, conds: dict, latent: dict, sigmas: Tensor, pivot: st
     if process.name == "flow" and float(sigmas[0]) > 1:
         raise ValueError("These sigmas are not a flow model's (they exceed 1): make them with this model.")
     return samples
-
-
-def pivots_known() -> set[str]:
-    return {*PIVOTS.values(), "random"}
 
 
 def invert(
@@ -91,9 +72,10 @@ def invert(
     used = {"positive": conds["positive"], **({"negative": conds["negative"]} if cfg != 1 else {})}
     fields = record.conditioning_fields(used["positive"])
     marks = fingerprint(model)
-    seeded = seed if pivot in ("edit_friendly", "random") else 0
-    gamma = gamma if pivot == "exact_pair" else None
-    options = [pivot, iterations if pivot in ("fixed_point", "exact_pair") else 0, gamma or 0.0, cfg, seeded]
+    kind = PIVOTS[pivot]
+    seeded = seed if kind.seeded else 0
+    gamma = gamma if "gamma" in kind.takes else None
+    options = [pivot, iterations if "iterations" in kind.takes else 0, gamma or 0.0, cfg, seeded]
     key = files.cache_key(model, marks, options, sigmas, samples, used) if cache else None
     found = files.find(key)
     if found is not None:
@@ -101,26 +83,15 @@ def invert(
 
     def body(run: Run):
         denoise = run.guided("positive", "negative", cfg)
-        common = {"process": run.process, "callback": run.callback, "tick": run.tick}
-        noise = gaussian(run.latent, seed)
-        if pivot == "random":
-            made = pivots.random_pivot(run.latent, run.sigmas, process=run.process, noise=noise)
-        elif pivot == "edit_friendly":
-            made = pivots.invert_edit_friendly(denoise, run.latent, run.sigmas, noise=noise, **common)
-        elif pivot == "ddim":
-            made = pivots.invert_ddim(denoise, run.latent, run.sigmas, **common)
-        elif pivot == "ddim_lower":
-            made = pivots.invert_ddim_lower(denoise, run.latent, run.sigmas, **common)
-        elif pivot == "exact_pair":
-            made = pivots.invert_exact_pair(
-                denoise, run.latent, run.sigmas, gamma=gamma, iterations=iterations, **common
-            )
-        else:
-            made = pivots.invert_fixed_point(denoise, run.latent, run.sigmas, iterations=iterations, **common)
+        given = {"iterations": iterations, "gamma": gamma, "noise": gaussian(run.latent, seed)}
+        options = {name: given[name] for name in kind.takes}
+        made = kind.invert(
+            denoise, run.latent, run.sigmas, process=run.process, callback=run.callback, tick=run.tick, **options
+        )
         return made, run.calls
 
     began = time.perf_counter()
-    total = pivot_calls(pivot, len(sigmas) - 1, iterations)
+    total = kind.calls(len(sigmas) - 1, iterations)
     made, calls = sample_with(model, used, samples, sigmas, body, total=total, seed=seed)
     notes = {
         **fields.pop("metadata"),

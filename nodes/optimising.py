@@ -16,9 +16,6 @@ from ..samplers.inversion.null_text import default_rate, optimise_global_null, o
 from ..samplers.inversion.record import Inversion
 from .inverting import Result
 
-#: pivots that guided Euler steps can be bent onto
-_EULER = ("ddim", "ddim_lower", "fixed_point", "random")
-
 
 def most_calls(steps: int, inner: int, one_for_all: bool = False) -> tuple[int, int]:
     """(forwards, backwards) at most: per step the prompt once, `inner` looks with gradient and one without; with one
@@ -38,7 +35,7 @@ def check_optimisable(inversion: Inversion, model, negative: list, cfg: float) -
     record.check_belongs(inversion, model)
     if cfg == 1:
         refuse_cfg_1()
-    if inversion.pivot not in _EULER:
+    if inversion.kind.needs:
         raise ValueError(
             f"An inversion by {inversion.pivot.replace('_', ' ')} comes back by itself and has nothing "
             f"to optimise: use "

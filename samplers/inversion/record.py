@@ -21,10 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..core import PROCESSES, NoiseProcess, check_descending
+from .table import PIVOTS, PivotKind
 
 VERSION = 1
 FORMAT = "nulltext-inversion"
-PIVOTS = ("ddim", "ddim_lower", "fixed_point", "exact_pair", "edit_friendly", "random")
 CORRECTIONS = ("none", "null_text", "global_null", "negative_prompt", "overwrite")
 _TENSORS = ("sigmas", "trajectory", "pair", "residuals", "null_embeddings", "pooled", "conditioning")
 
@@ -77,10 +77,8 @@ class Inversion:
                 raise ValueError(
                     f"Null embeddings have shape [steps, batch, tokens, width]; got {_shape(self.null_embeddings)}."
                 )
-        if self.pivot == "exact_pair" and self.pair is None:
-            raise ValueError("An exact inversion needs its end pair: make the inversion again.")
-        if self.pivot == "edit_friendly" and self.residuals is None:
-            raise ValueError("An edit-friendly inversion needs its residuals: make the inversion again.")
+        if self.kind.needs and getattr(self, self.kind.needs) is None:
+            raise ValueError(f"An inversion by {self.kind.title} needs its {self.kind.needs}: make it again.")
         if self.correction in ("null_text", "global_null", "negative_prompt") and self.null_embeddings is None:
             raise ValueError(f"The correction {self.correction} needs null embeddings: make the inversion again.")
 
@@ -91,6 +89,11 @@ class Inversion:
                 f"{name} should have shape {list(shape)} to go with {self.steps} steps and latents of "
                 f"{list(self.shape)}; got {_shape(value)}."
             )
+
+    @property
+    def kind(self) -> PivotKind:
+        """What its pivot can do."""
+        return PIVOTS[self.pivot]
 
     @property
     def steps(self) -> int:

@@ -61,10 +61,10 @@ def way_back(inversion: Inversion, first: int = 0) -> tuple[Callable, Tensor, Te
     With the denoiser of the inversion and no edit the exact pair and the recorded residuals return it but for
     rounding, a converged fixed point nearly, DDIM as closely as its steps are small."""
     x, sigmas = inversion.trajectory[first], inversion.sigmas[first:]
-    if inversion.pivot == "edit_friendly":
+    if inversion.kind.needs == "residuals":
         options = {"residuals": inversion.residuals[first:], "eta": float(inversion.metadata.get("eta", 1.0))}
         return sample_edit_friendly, x, sigmas, options
-    if inversion.pivot == "exact_pair" and len(sigmas) > 2:
+    if inversion.kind.needs == "pair" and len(sigmas) > 2:
         pair = inversion.trajectory[first : first + 2] if first else inversion.pair
         options = {"pair": pair, "gamma": inversion.metadata.get("gamma")}
         return sample_exact_pair, x, sigmas, options
@@ -74,7 +74,7 @@ def way_back(inversion: Inversion, first: int = 0) -> tuple[Callable, Tensor, Te
 def calls_back(inversion: Inversion, first: int = 0) -> int:
     """Network calls of `way_back`: one per step, one less for a pair."""
     left = inversion.steps - first
-    return max(left - (inversion.pivot == "exact_pair" and left > 1), 0)
+    return max(left - (inversion.kind.needs == "pair" and left > 1), 0)
 
 
 def null_embedding_at(inversion: Inversion, sigma: Sigma) -> Tensor | None:

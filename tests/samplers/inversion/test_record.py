@@ -89,7 +89,7 @@ def test_tensors_become_plain_fp32_on_the_cpu():
         ({"trajectory": torch.zeros(4, 2)}, "A trajectory has shape"),
         ({"trajectory": torch.full((4, 2, 3, 4, 4), float("nan"))}, "trajectory holds NaN"),
         ({"trajectory": torch.zeros(4, 2, 3, 4, 4, dtype=torch.int64)}, "floating point"),
-        ({"pair": None}, "end pair"),
+        ({"pair": None}, "by exact pair needs its pair"),
         ({"pair": torch.zeros(2, 1, 3, 4, 4)}, "pair should have shape"),
         ({"pivot": "edit_friendly"}, "residuals"),
         ({"residuals": torch.zeros(4, 2, 3, 4, 4)}, "residuals should have shape"),
