@@ -125,6 +125,11 @@ def test_prompts_beyond_one_chunk():
     assert refine_map(long, short).columns[:3] == (0, 1, 2)
 
 
+def test_content_lies_between_the_ends_of_every_chunk():
+    words = prompt(" ".join(["word"] * 15))
+    assert alignment.content_columns(words) == [*range(1, 11), *range(LENGTH + 1, LENGTH + 6)]
+
+
 def test_the_edit_is_chosen_by_the_word_count():
     assert token_map(prompt("a cat"), prompt("a dog"))[1] == "replace"
     assert token_map(prompt("a cat"), prompt("a big dog"))[1] == "refine (2 and 3 words)"

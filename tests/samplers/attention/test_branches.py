@@ -110,6 +110,11 @@ def test_closed_windows_give_the_unhooked_run_to_the_bit():
     assert not torch.equal(hooked, run(Net(), [prompt(3)], p2p([IDENTITY])))
 
 
+def test_rows_are_edit_by_edit_and_image_by_image():
+    branches = Branches(2, 3, [], SIGMAS)
+    assert branches.prompt == (0, 0, 0, 1, 1, 1) and branches.image == (0, 1, 2, 0, 1, 2)
+
+
 def test_the_source_does_not_feel_the_edit():
     free = run(Net(), [prompt(3)], [])
     edited = run(Net(), [prompt(3)], p2p([IDENTITY]))

@@ -138,6 +138,20 @@ def test_windows_cut_where_the_authors_cut():
         assert Moment(1.0) in StepWindow(0, 1)
 
 
+def test_cross_attention_counts_a_point_more_than_self_attention():
+    inside = lambda window: [k for k in range(5) if Moment(1.0, float(k), 5) in window]  # noqa: E731
+    assert inside(StepWindow(0, 0.5)) == [0, 1, 2]  # int(.5 * 6)
+    assert inside(StepWindow(0, 0.5, points=0)) == [0, 1]  # int(.5 * 5)
+
+
+def test_a_reweight_asks_for_nothing_outside_its_window_or_without_a_factor():
+    at = lambda sigma: layer(moment=Moment(sigma))  # noqa: E731
+    window = SigmaWindow(3.0, 1.0)
+    asked = [Reweight([{1: 2.0}], window).asks(at(sigma)) for sigma in (4.0, 2.0, 0.5)]
+    assert asked == [Ask.NOTHING, Ask.PROBABILITIES, Ask.NOTHING]
+    assert Reweight([{1: 1.0}], window).asks(at(2.0)) is Ask.NOTHING
+
+
 def test_reweight_scales_columns_without_normalising():
     call, rows = qkv(), Rows(target=(1,), prompt=(0,), image=(0,))
     out = attend(call, layer(), [(Reweight([{2: -3.0, 4: 0.5}]), rows)], plain)

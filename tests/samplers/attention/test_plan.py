@@ -34,6 +34,12 @@ def test_the_papers_edit_is_the_default():
     assert said == ["replace"]
 
 
+def test_the_blends_fields_reach_it():
+    blend = plan(CAT, [DOG], blend_words="cat, dog", blend_start=0.5, blend_threshold=0.4, blend_layers="up, down")[1]
+    assert (blend.start, blend.threshold, blend.without_threshold) == (0.5, 0.4, 0.4)
+    assert blend.layers.names == ["up", "down"]
+
+
 def test_nothing_asked_gives_no_controllers():
     assert plan(CAT, [DOG], cross_steps=0.0, self_steps=0.0, weights="dog: 1")[0] == []
 
@@ -112,9 +118,3 @@ def test_a_weight_without_a_window_is_noticed():
     assert not noticed(cross_steps=0.0, word_windows="dog: 0.3")
     assert not noticed(cross_steps=0.0, weights_act="at every step")
     assert not [text for text in plan(CAT, [DOG], weights="dog: 1", cross_steps=0.0)[2] if "weight" in text]
-
-
-def test_the_blends_fields_reach_it():
-    blend = plan(CAT, [DOG], blend_words="cat, dog", blend_start=0.5, blend_threshold=0.4, blend_layers="up, down")[1]
-    assert (blend.start, blend.threshold, blend.without_threshold) == (0.5, 0.4, 0.4)
-    assert blend.layers.names == ["up", "down"]
