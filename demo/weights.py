@@ -118,6 +118,11 @@ def read_part(path: str | Path, part: str) -> State:
     }
 
 
+def read_network(path: str | Path) -> State:
+    """The fp32 state dict of a UNet's own file, with the keys of nets.py."""
+    return {key: value.float() for key, value in load_file(path).items() if key not in ("v_pred", "latent_rgb_factors")}
+
+
 def fit_rgb_factors(latents: Tensor, images: Tensor) -> Tensor:
     """[4, 3]: the least-squares map from latents [B, 4, h, w] (model space) to images [B, 3, 8h, 8w] in 0..1, shrunk
     and taken as -1..1. Without a constant term, because the pip engine's previewer has none."""
