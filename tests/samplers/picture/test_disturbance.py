@@ -8,10 +8,10 @@ from nulltext.samplers.core import FLOW, VE, guided
 from nulltext.samplers.measure.mixture import GaussianMixture
 from nulltext.samplers.ode import sample_euler
 from nulltext.samplers.picture.disturbance import (
-    MATCHED_FROM,
-    MATCHED_TO,
     MATCH_PICTURE,
     MATCH_ROLLBACK,
+    MATCHED_FROM,
+    MATCHED_TO,
     Disturbance,
     History,
     at_other_level,
