@@ -4,7 +4,7 @@ import pytest
 import torch
 from nulltext.samplers.core import FLOW, VE, gaussian
 from nulltext.samplers.measure.mixture import GaussianMixture
-from nulltext.samplers.picture.particles import effective, sample_conditional_particles, systematic
+from nulltext.samplers.picture.particles import effective, sample_conditional_particles, sample_particles, systematic
 from nulltext.samplers.picture.repaint import karras_sigmas
 
 BIMODAL = GaussianMixture([[-1.0, -1.5], [1.0, 1.5]], 0.5)
@@ -125,3 +125,16 @@ def test_a_soft_mask_mixes_the_draw_by_its_value_and_below_a_half_nothing_is_dra
         particles=3,
     )
     torch.testing.assert_close(out, torch.tensor([[-1.0, -1.0, 0.5, 1.25, 2.0]], dtype=torch.float64))
+
+
+def test_a_run_starts_from_the_noise_it_was_given_and_the_other_particles_from_noises_of_their_own():
+    x, seen = torch.tensor([[5.0, 6.0], [7.0, 8.0]], dtype=torch.float64), []
+
+    def denoise(x, sigma):
+        seen.append(x)
+        return torch.full_like(x, 2.0)
+
+    source, sigmas = torch.zeros_like(x), torch.tensor([1.0, 0.0], dtype=torch.float64)
+    out = sample_particles(denoise, x, sigmas, source=source, mask=None, process=VE, noise=gaussian(x, 0), particles=3)
+    assert torch.equal(seen[0][::3], x) and len(seen[0].unique(dim=0)) == 6
+    assert torch.equal(out, torch.full_like(x, 2.0))  # nothing is known: all of it is drawn
