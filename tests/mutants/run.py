@@ -44,9 +44,10 @@ MOST = 3
 MORE_TESTS = {
     "layers": ("test_maps", "test_branches"),
     "blended": ("test_sdedit_and_others",),
-    "cfg": ("test_clip",),
-    "controllers": ("test_layers", "test_branches"),
+    "cfg": ("test_clip", "test_window"),
+    "controllers": ("test_layers", "test_branches", "test_reweight"),
     "corrections": ("test_null_text",),
+    "disturbance": ("test_window",),
     "diffedit": ("test_sdedit_and_others",),
     "encoder": ("test_latent_classifier",),
     "heat": ("test_maps",),
@@ -54,9 +55,14 @@ MORE_TESTS = {
     "lowpass": ("test_lowpass_ilvr",),
     "maps": ("test_branches",),
     "pivots": ("test_replay",),
+    "plan": ("test_reweight",),
+    "repaint_schedules": ("test_repaint",),
     "sdedit": ("test_sdedit_and_others",),
     "semantic": ("test_clip",),
+    "table": ("test_replay", "test_record"),
+    "terms": ("test_window",),
     "walk": ("test_ode",),
+    "window": ("test_layers", "test_maps", "test_reweight"),
 }
 
 

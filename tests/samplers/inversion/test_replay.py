@@ -59,8 +59,8 @@ def test_every_way_back_takes_a_line_after_each_step(pivot, process):
     assert torch.equal(walk(watch), walk(None))
     first = 1 if pivot == "exact_pair" else 0  # the pair's first step is not walked
     assert steps == [(i, float(sigmas[i]), float(sigmas[i + 1])) for i in range(first, 10)]
-    held = walk(lambda x, step: inversion.trajectory[step.index + 1])
-    assert torch.equal(held, inversion.source)
+    moved = walk(lambda x, step: inversion.trajectory[step.index + 1] + 1)
+    assert torch.equal(moved, inversion.source + 1)
 
 
 def test_one_law_for_the_cfg_of_a_run():

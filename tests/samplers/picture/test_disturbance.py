@@ -8,6 +8,8 @@ from nulltext.samplers.core import FLOW, VE, guided
 from nulltext.samplers.measure.mixture import GaussianMixture
 from nulltext.samplers.ode import sample_euler
 from nulltext.samplers.picture.disturbance import (
+    MATCH_PICTURE,
+    MATCH_ROLLBACK,
     MATCHED_FROM,
     MATCHED_TO,
     Disturbance,
@@ -287,6 +289,13 @@ def test_the_bound_falls_evenly_in_the_log_from_the_windows_start():
     assert match_bound(MATCHED_TO, start, bounds) == match_bound(0.001, start, bounds) == 0.7
     assert match_bound((start * MATCHED_TO) ** 0.5, start, bounds) == pytest.approx(0.9)
     assert match_bound(0.02, 0.02, bounds) == 0.7  # a window below the range
+
+
+def test_each_looks_own_bounds():
+    """A rollback's noise is larger than the conditional's, and some of that surplus may stay where the window begins;
+    a clean picture has none to keep. At the end both come below half."""
+    assert MATCH_ROLLBACK[0] > 1 > MATCH_PICTURE[0]
+    assert max(MATCH_ROLLBACK[1], MATCH_PICTURE[1]) < 0.5
 
 
 def answers(disturbance, sigmas, cfg=4.0, x=None, **options):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from nulltext.samplers.core import FLOW, VE, gaussian
 from nulltext.samplers.measure.mixture import GaussianMixture
-from nulltext.samplers.picture.particles import effective, sample_conditional_particles, systematic
+from nulltext.samplers.picture.particles import effective, sample_conditional_particles, sample_particles, systematic
 from nulltext.samplers.picture.repaint import karras_sigmas
 
 BIMODAL = GaussianMixture([[-1.0, -1.5], [1.0, 1.5]], 0.5)
@@ -109,3 +109,32 @@ def test_the_weights_move_the_fill_as_far_as_the_closed_form_says(sigmas):
         variance = (b * (1 - rho)) ** 2 * (1 + a**2 * e2) / (a * c) ** 2 + (rho * 2.0) ** 2 + e2
     assert abs(float(out.mean()) - mean) < 4 * (variance / pictures) ** 0.5
     assert float(out.var()) == pytest.approx(variance, rel=4 * (2 / pictures) ** 0.5)
+
+
+def test_a_soft_mask_mixes_the_draw_by_its_value_and_below_a_half_nothing_is_drawn():
+    """A network that always answers 2, a source of -1: the fill is 2 m - (1 - m) where m >= 1/2."""
+    mask = torch.tensor([[0.0, 0.25, 0.5, 0.75, 1.0]], dtype=torch.float64)
+    out = sample_conditional_particles(
+        lambda x, sigma: torch.full_like(x, 2.0),
+        torch.zeros(3, 5, dtype=torch.float64),
+        torch.tensor([1.0, 0.0], dtype=torch.float64),
+        source=torch.full((1, 5), -1.0, dtype=torch.float64),
+        mask=mask,
+        process=VE,
+        noise=lambda: torch.zeros(3, 5, dtype=torch.float64),
+        particles=3,
+    )
+    torch.testing.assert_close(out, torch.tensor([[-1.0, -1.0, 0.5, 1.25, 2.0]], dtype=torch.float64))
+
+
+def test_a_run_starts_from_the_noise_it_was_given_and_the_other_particles_from_noises_of_their_own():
+    x, seen = torch.tensor([[5.0, 6.0], [7.0, 8.0]], dtype=torch.float64), []
+
+    def denoise(x, sigma):
+        seen.append(x)
+        return torch.full_like(x, 2.0)
+
+    source, sigmas = torch.zeros_like(x), torch.tensor([1.0, 0.0], dtype=torch.float64)
+    out = sample_particles(denoise, x, sigmas, source=source, mask=None, process=VE, noise=gaussian(x, 0), particles=3)
+    assert torch.equal(seen[0][::3], x) and len(seen[0].unique(dim=0)) == 6
+    assert torch.equal(out, torch.full_like(x, 2.0))  # nothing is known: all of it is drawn
