@@ -1,6 +1,6 @@
 # Two commands do everything: make demo, make test. Both make the environment in .venv by themselves.
 PYTHON ?= python3.11
-RUN := .venv/bin/python demo
+RUN := .venv/bin/python tools
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 

@@ -13,9 +13,10 @@ def register() -> bool:
     """Make the demo model's family, its folder and the pack's routes known to the engine that runs here.
 
     Idempotent: True if this call did it, False if it was done before. Needs an importable ComfyUI, no server."""
-    from .nodes.bridge import family, routes
+    from .engine import demo_family
+    from .nodes import routes
 
-    if not family.register():
+    if not demo_family.register():
         return False
     routes.register()
     return True

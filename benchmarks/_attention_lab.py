@@ -28,7 +28,7 @@ class Lab:
     """Model, prompts and the runs that are compared."""
 
     def __init__(self, steps: int, inner: int):
-        from ..nodes.bridge.engine import sigmas_of
+        from ..engine.comfy import sigmas_of
 
         self.model, self.clip, self.vae = engine.load()
         self.steps, self.inner = steps, inner
@@ -40,19 +40,19 @@ class Lab:
         return engine.prompt(self.clip, text)
 
     def invert(self, edit: Edit):
-        from ..nodes.bridge.invert import invert
+        from ..nodes.inverting import invert
 
         latent = {"samples": engine.encode(self.vae, edit.image)}
         return invert(self.model, {"positive": self.prompt(edit.source)}, latent, self.sigmas, "ddim", cache=False)[0]
 
     def optimise(self, inversion):
-        from ..nodes.bridge.null_text import optimise
+        from ..nodes.optimising import optimise
 
         return optimise(self.model, inversion, None, self.empty, CFG, inner=self.inner, cache=False)[0]
 
     def plain(self, edit: Edit, inversion):
         """The edited prompt from the inverted noise."""
-        from ..nodes.bridge.denoiser import sample_with
+        from ..engine.run import sample_with
 
         def body(run):
             denoise, x = run.guided("positive", "negative", CFG), inversion.x_T.clone()
@@ -79,7 +79,7 @@ class Lab:
 
     def p2p(self, edit: Edit, inversion, **changes):
         """(image, calls per step)"""
-        from ..nodes.bridge.prompt_to_prompt import run_guider
+        from ..engine.pair_guider import run_guider
 
         result = run_guider(self.guider(edit, inversion, **changes), None, inversion.sigmas, 0)
         return engine.decode(self.vae, result.edits), result.rows / self.steps

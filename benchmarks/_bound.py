@@ -12,11 +12,11 @@ from types import SimpleNamespace
 
 import torch
 
-from ..nodes.bridge import guide
+from ..engine import guide
 from ..nodes.classifier import ClassifierGuidance
 from ..nodes.guidance_inputs import term
-from ..samplers.guidance import Guidance, with_guidance
-from ..samplers.mixture import GaussianMixture
+from ..samplers.guidance.terms import Guidance, with_guidance
+from ..samplers.measure.mixture import GaussianMixture
 from ..samplers.ode import sample_euler
 from ._guidance import Lab, Way, share
 

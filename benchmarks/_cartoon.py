@@ -31,7 +31,8 @@ from torch import Tensor
 
 from ..demo import probe, scenes
 from ..samplers.core import VE, gaussian, guided
-from ..samplers.disturbance import (
+from ..samplers.ode import sample_euler
+from ..samplers.picture.disturbance import (
     MATCH_PICTURE,
     MATCH_ROLLBACK,
     Disturbance,
@@ -39,8 +40,7 @@ from ..samplers.disturbance import (
     disturbed,
     stable_strength,
 )
-from ..samplers.ode import sample_euler
-from ..samplers.sdedit import sdedit_sigmas
+from ..samplers.picture.sdedit import sdedit_sigmas
 from ._demo import Demo, kept_pictures, some
 from ._strips import cartoon_strip
 from .harness import Bench, table

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..demo import captions, probe, scenes
 from ..demo.scenes import BACKGROUNDS, COLOURS, Scenes
-from ..samplers.metrics import masked_mse, psnr, to_psnr
+from ..samplers.measure.metrics import masked_mse, psnr, to_psnr
 
 CHANGES = ("colour", "background")
 CELL = 8  # pixels of a latent cell

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ..samplers.core import VE, gaussian
-from ..samplers.particles import sample_conditional_particles
-from ..samplers.repaint import karras_sigmas, sample_repaint
-from ..samplers.repaint_schedules import DEFAULT, PRESETS, Schedule
+from ..samplers.picture.particles import sample_conditional_particles
+from ..samplers.picture.repaint import karras_sigmas, sample_repaint
+from ..samplers.picture.repaint_schedules import DEFAULT, PRESETS, Schedule
 from ..samplers.walk import Eta, network_calls
 from ._mixtures import ALL, UNSEEN, Case
 from .harness import Bench

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..demo import captions, nets, scenes
-from ..demo.checkpoint import CHECKPOINT
 from ..demo.model import denoiser, empty_rows, load
+from ..demo.weights import CHECKPOINT
 from .harness import OUTPUT, Bench
 
 

@@ -8,7 +8,7 @@ import tempfile
 
 import torch
 
-from ..demo.checkpoint import CHECKPOINT
+from ..demo.weights import CHECKPOINT
 
 
 @functools.cache
@@ -26,9 +26,9 @@ def load():
     import comfy.sd
     import comfy.utils
 
-    from ..nodes.bridge import family
+    from ..engine import demo_family
 
-    family.register()
+    demo_family.register()
     comfy.utils.PROGRESS_BAR_ENABLED = False
     with torch.inference_mode():
         model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT), output_vae=True, output_clip=True)

@@ -13,8 +13,8 @@ from torch import Tensor
 from ..demo import scenes
 from ..samplers.core import VE, gaussian, guided
 from ..samplers.ode import sample_ancestral, sample_euler
-from ..samplers.repaint_schedules import DEFAULT, OURS, PRESETS, data_scale, sample_repaint_scheduled
-from ..samplers.sdedit import sdedit_sigmas
+from ..samplers.picture.repaint_schedules import DEFAULT, OURS, PRESETS, data_scale, sample_repaint_scheduled
+from ..samplers.picture.sdedit import sdedit_sigmas
 from ._conditional import calls_of, key_of
 from ._demo import Demo, some
 from .harness import Bench, table

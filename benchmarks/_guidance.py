@@ -17,14 +17,14 @@ from ..demo import captions, nets, probe, scenes
 from ..demo.classifiers import PAIR_NAMES, PAIRS
 from ..demo.image_text import word_rows
 from ..demo.model import denoiser, empty_rows, load, schedule
-from ..samplers.clip_guidance import ImageLoss
 from ..samplers.core import VE, Denoise, guided
-from ..samplers.guidance import Guidance, Report, with_guidance
-from ..samplers.image_text import ImageText
-from ..samplers.kid import kid, kid_gain
-from ..samplers.latent_classifier import LatentClassifier
+from ..samplers.guidance.clip import ImageLoss
+from ..samplers.guidance.semantic import Semantics
+from ..samplers.guidance.terms import Guidance, Report, with_guidance
+from ..samplers.measure.kid import kid, kid_gain
+from ..samplers.networks.image_text import ImageText
+from ..samplers.networks.latent_classifier import LatentClassifier
 from ..samplers.ode import sample_euler
-from ..samplers.semantic import Semantics
 
 COLOUR, SHAPE = "red", "circle"
 IMAGE_TEXT = Path(__file__).resolve().parents[1] / "models" / "nulltext_image_text.safetensors"

@@ -13,11 +13,16 @@ from torch import Tensor
 from ..demo import nets, probe, scenes
 from ..demo.model import denoiser, empty_rows, load, schedule
 from ..samplers.core import VE, Denoise, NoiseSource, gaussian, guided
-from ..samplers.corrections import negative_prompt, null_guided
-from ..samplers.direct_edit import sample_flow_edit, sample_infedit
-from ..samplers.null_text import Schedule, default_rate, optimise_global_null, optimise_null_text, paper_schedule
-from ..samplers.ode import sample_euler
-from ..samplers.pivots import (
+from ..samplers.inversion.corrections import negative_prompt, null_guided
+from ..samplers.inversion.direct_edit import sample_flow_edit, sample_infedit
+from ..samplers.inversion.null_text import (
+    Schedule,
+    default_rate,
+    optimise_global_null,
+    optimise_null_text,
+    paper_schedule,
+)
+from ..samplers.inversion.pivots import (
     invert_ddim,
     invert_edit_friendly,
     invert_exact_pair,
@@ -25,7 +30,8 @@ from ..samplers.pivots import (
     sample_edit_friendly,
     sample_exact_pair,
 )
-from ..samplers.replay import first_step
+from ..samplers.inversion.replay import first_step
+from ..samplers.ode import sample_euler
 from . import _changes as changes
 from ._cost import Costs, Meter
 

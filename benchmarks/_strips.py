@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..demo import scenes
-from ..demo.sheet import Row, contact_sheet
 from ..samplers.core import VE, gaussian, guided
-from ..samplers.ilvr import sample_ilvr
-from ..samplers.lowpass import bicubic_low_pass
-from ..samplers.sdedit import sdedit_sigmas
+from ..samplers.picture.ilvr import sample_ilvr
+from ..samplers.picture.lowpass import bicubic_low_pass
+from ..samplers.picture.sdedit import sdedit_sigmas
+from ..tools.sheet import Row, contact_sheet
 from ._demo import Demo, kept_pictures, some
 from .harness import OUTPUT, ROOT, Bench
 

@@ -18,7 +18,7 @@ import torch
 
 from ..demo import captions, scenes
 from ..samplers.core import euler_step
-from ..samplers.metrics import masked_mse, to_psnr
+from ..samplers.measure.metrics import masked_mse, to_psnr
 from . import _engine as engine
 from ._attention_lab import CFG, Lab
 from ._scene_edits import KINDS, Edit, ProbeJudge, colour_amount, edits
@@ -90,9 +90,9 @@ def times(rows: list[dict]) -> dict[str, float]:
 def measure_reweight(bench: Bench, lab: Lab, n: int, judge: ProbeJudge) -> tuple[float, float]:
     """Share of prompts where a colour word's attribute grows with its factor (rank correlation >= 0.8): the amount of
     colour at the object's place; and, beside it, the probe's log-odds of the colour, which saturate."""
+    from ..engine.sampler import core_sampler
+    from ..engine.sampling import sample_latent
     from ..nodes.attention import AttentionReweight
-    from ..nodes.bridge.sampler import core_sampler
-    from ..nodes.bridge.sampling import sample_latent
 
     truth = scenes.sample(n, torch.Generator().manual_seed(41), "held_out", two=0.0)
     texts = captions.captions(truth)
@@ -124,8 +124,8 @@ def rank_correlation(values: list[float]) -> float:
 def measure_pointing(bench: Bench, lab: Lab, n: int) -> float:
     """Share of colour and shape words whose map has its peak inside the object's mask: held-out one-object scenes,
     noised to five levels between t = 100 and 500."""
+    from ..engine.run import sample_with
     from ..nodes.attention import AttentionRecord
-    from ..nodes.bridge.denoiser import sample_with
 
     truth = scenes.sample(n, torch.Generator().manual_seed(42), "held_out", two=0.0)
     texts, (images, masks) = captions.captions(truth), scenes.draw(truth)
@@ -159,9 +159,9 @@ def measure_pointing(bench: Bench, lab: Lab, n: int) -> float:
 
 def measure_overheads(bench: Bench, lab: Lab, edit: Edit) -> dict[str, float]:
     """Wall time of an edit, and of a re-weighted run, over the same number of plain network rows: interleaved."""
+    from ..engine.pair_guider import run_guider
+    from ..engine.run import sample_with
     from ..nodes.attention import AttentionReweight
-    from ..nodes.bridge.denoiser import sample_with
-    from ..nodes.bridge.prompt_to_prompt import run_guider
 
     def compute():
         inversion = lab.invert(edit)

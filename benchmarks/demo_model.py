@@ -8,25 +8,27 @@ import torch
 import torch.nn.functional as F
 
 from ..demo import captions, nets, probe, scenes
-from ..demo.checkpoint import CHECKPOINT
 from ..demo.model import denoiser, empty_rows, generate, load
 from ..demo.training import psnr
+from ..demo.weights import BOTTLENECK, CHECKPOINT, FLOW
 from ..samplers.core import guided
-from .harness import Bench, seconds, table
+from ._bottleneck import TARGETS, measure_bottleneck
+from .harness import READ, Bench, seconds, table
 
 
 def draw_seed(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def following(bench: Bench, key: str, truth: scenes.Scenes, score) -> dict[str, float]:
-    """Mean of `score(reading, scenes)`'s 0/1 columns over images generated from the full captions of `truth`."""
-    net, autoencoder = load()
+def following(bench: Bench, key: str, truth: scenes.Scenes, score, flow: bool = False) -> dict[str, float]:
+    """Mean of `score(reading, scenes)`'s 0/1 columns over images generated from the full captions of `truth`, with
+    `flow` by the flow twin."""
+    net, autoencoder = load(flow=flow)
     judge = probe.load("conv")
 
     def compute(indices):
         part = truth[torch.tensor(indices)]
-        images = generate(net, autoencoder, part, 5 if bench.quick else 30, 5.0, seed=1000 + indices[0])
+        images = generate(net, autoencoder, part, 5 if bench.quick else 30, 5.0, 1000 + indices[0], flow)
         columns = score(probe.read(judge, images), part)
         return [{k: int(v[i]) for k, v in columns.items()} for i in range(len(indices))]
 
@@ -99,12 +101,15 @@ def judges(truth: scenes.Scenes) -> list[list]:
 
 def main(argv: list[str]) -> None:
     torch.set_num_threads(1)
-    bench = Bench("demo_model", __doc__, argv)
+    bench = Bench("demo_model", __doc__, argv, read=(*READ, "diffusion_models/*.safetensors"))
     n = 16 if bench.quick else 256
     net, autoencoder = load()
     single = following(bench, "one_object", scenes.sample(n, draw_seed(21), "held_out", two=0.0), one_object)
     double = following(bench, "two_objects", scenes.sample(n // 2, draw_seed(22), "held_out", two=1.0), two_objects)
     unseen = following(bench, "unseen", scenes.sample(n // 2, draw_seed(23), "unseen", two=0.0), one_object)
+    twin = following(bench, "flow", scenes.sample(n, draw_seed(21), "held_out", two=0.0), one_object, flow=True)
+    pairs = scenes.sample(n // 2, draw_seed(22), "held_out", two=1.0)
+    twin |= following(bench, "flow two", pairs, two_objects, flow=True)
     image = scenes.draw(scenes.sample(128, draw_seed(24), "held_out"))[0]
     quality = psnr(image, torch.cat([autoencoder.decode(autoencoder.encode(p)).clamp(0, 1) for p in image.split(16)]))
     ratio, peak = attention(scenes.sample(16 if bench.quick else 128, draw_seed(25), "held_out", two=0.0))
@@ -123,6 +128,9 @@ def main(argv: list[str]) -> None:
         "step_ms": step_ms,
         "file_mb": CHECKPOINT.stat().st_size / 1e6,
     }
+    steered, more = measure_bottleneck(bench, 8 if bench.quick else 64)
+    figures |= {f"flow_{k}": v for k, v in twin.items()} | steered
+    figures |= {"flow_file_mb": FLOW.stat().st_size / 1e6, "bottleneck_file_mb": BOTTLENECK.stat().st_size / 1e6}
     bars = {
         "colour": 0.95,
         "shape": 0.9,
@@ -134,9 +142,12 @@ def main(argv: list[str]) -> None:
         "psnr_autoencoder": 30.0,
         "attention_ratio": 3.0,
         "attention_peak": 0.8,
+        **dict.fromkeys(("h_zero_change_sigma1", "h_zero_change_sigma5"), 0.15),
+        **dict.fromkeys((f"h_steer_{name}" for name in TARGETS), 0.6),
+        **dict.fromkeys((f"h_kept_{name}" for name in TARGETS), 0.7),
     }
     lines = [[k, float(v), bars.get(k, "")] for k, v in figures.items()]
-    lines += judges(scenes.sample(2 * n, draw_seed(26), "held_out", two=0.0))
+    lines += more + judges(scenes.sample(2 * n, draw_seed(26), "held_out", two=0.0))
     bench.finish(table(("figure", "measured", "to reach"), lines), figures)
 
 

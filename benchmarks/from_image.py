@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ..demo import probe, scenes
 from ..samplers.core import VE, gaussian, guided
-from ..samplers.diffedit import difference_map, edit_mask, heat
-from ..samplers.ilvr import sample_ilvr
-from ..samplers.lowpass import bicubic_low_pass, dct_low_pass
 from ..samplers.ode import sample_ancestral
-from ..samplers.sdedit import sdedit_sigmas
+from ..samplers.picture.diffedit import difference_map, edit_mask, heat
+from ..samplers.picture.ilvr import sample_ilvr
+from ..samplers.picture.lowpass import bicubic_low_pass, dct_low_pass
+from ..samplers.picture.sdedit import sdedit_sigmas
 from . import _conditional as conditional
 from ._cartoon import EDIT_CFG, measure_cartoon
 from ._demo import Demo, kept_pictures, some

@@ -21,10 +21,14 @@ OUTPUT = ROOT / "output" / "bench"
 WEIGHTS = "weights"  # under this key a run keeps the hash of what it measured
 
 
-def weights(folder: Path = ROOT / "models") -> str:
-    """A hash of the tensors (not the metadata) of every file of weights that the pack ships."""
+#: what most tables are measured on; the further UNets only where a bench says so
+READ = ("*.safetensors", "checkpoints/*.safetensors")
+
+
+def weights(folder: Path = ROOT / "models", read: Sequence[str] = READ) -> str:
+    """A hash of the tensors (not the metadata) of the pack's files of weights that fit these patterns."""
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.safetensors")):
+    for path in sorted({path for pattern in read for path in folder.glob(pattern)}):
         with open(path, "rb") as file:
             file.seek(8 + int.from_bytes(file.read(8), "little"))
             digest.update(path.name.encode() + file.read())
@@ -34,7 +38,7 @@ def weights(folder: Path = ROOT / "models") -> str:
 class Bench:
     """One run of one benchmark. `make bench` holds the compute lock meanwhile: a training in the background waits."""
 
-    def __init__(self, name: str, description: str, argv: Sequence[str] | None = None):
+    def __init__(self, name: str, description: str, argv: Sequence[str] | None = None, read: Sequence[str] = READ):
         parser = argparse.ArgumentParser(prog=f"make bench NAME={name}", description=description)
         parser.add_argument("--quick", action="store_true", help="a few items and steps: does it run at all")
         parser.add_argument("--fresh", action="store_true", help="forget what an earlier run kept")
@@ -45,7 +49,7 @@ class Bench:
         if self.args.fresh:
             self.path.unlink(missing_ok=True)
         self.kept: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
-        now = weights()
+        now = weights(read=read)
         if self.kept and self.kept.get(WEIGHTS) != now:
             print("  the weights have changed since the kept results: beginning anew", flush=True)
             self.kept = {}

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..samplers import metrics
+from ..samplers.measure import metrics
 from ._pie_judges import Judges
 from .harness import OUTPUT, table
 
@@ -106,9 +106,9 @@ def make_edits(folder: Path, items: dict[str, dict], to: Path, size: int, steps:
     """Edits by the checkpoint in the embedded engine, saved under the source's relative path."""
     from PIL import Image
 
-    from ..nodes.bridge.engine import sigmas_of
-    from ..nodes.bridge.invert import invert
-    from ..nodes.bridge.prompt_to_prompt import run_guider
+    from ..engine.comfy import sigmas_of
+    from ..engine.pair_guider import run_guider
+    from ..nodes.inverting import invert
     from ..nodes.prompt_to_prompt import prepare
     from . import _engine as engine
 

@@ -4,7 +4,7 @@ Told only which of 48 colour-shape pairs it sees, an encoder stays at chance for
 the object before anything helps; told colour, shape, size, place, background and texture apart, it reads background
 and place after a hundred (9,600 latents: colour 49 %, place 94 %, background 98 %; by pairs alone 8 % of the pairs).
 
-`python demo attributes` trains the trunk that the latent classifier and both image towers start from.
+`python tools attributes` trains the trunk that the latent classifier and both image towers start from.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from . import nets, pool, scenes
 from .training import DEVICE, STATE, Trainer, precision
 
 try:
-    from ..samplers.encoder import Encoder, ResBlock, level_embedding
+    from ..samplers.networks.encoder import Encoder, ResBlock, level_embedding
 except ImportError:  # run as `python -m demo.attributes` from the repository's root
     from samplers.encoder import Encoder, ResBlock, level_embedding
 
@@ -81,7 +81,7 @@ def trained(folder: Path = STATE) -> Encoder:
     """The trunk with its attribute outputs."""
     path, net = Path(folder) / "attributes.safetensors", Encoder(out=OUT, **TRUNK)
     if not path.exists():
-        raise SystemExit("There is no trained trunk: run `python demo attributes` first.")
+        raise SystemExit("There is no trained trunk: run `python tools attributes` first.")
     net.load_state_dict(load_file(path))
     return net
 

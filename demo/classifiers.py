@@ -1,9 +1,9 @@
 """Trains the two classifiers of the demo scenes that the guidance workflows use.
 
-    python demo classifiers pictures    models/nulltext_colours.safetensors: a torchvision network, picture -> 8 colours
-    python demo classifiers folder      workflows/inputs/classes: two classes of pictures for Train Latent Classifier
-    python demo classifiers latents     models/nulltext_pairs.safetensors: noise-aware, latent -> colour and shape, 48
-    classes (after `python demo attributes`, which trains what it starts from)
+    python tools classifiers pictures    models/nulltext_colours.safetensors: a torchvision net, picture -> 8 colours
+    python tools classifiers folder      workflows/inputs/classes: two classes of pictures for Train Latent Classifier
+    python tools classifiers latents     models/nulltext_pairs.safetensors: noise-aware, latent -> colour and shape, 48
+    classes (after `python tools attributes`, which trains what it starts from)
 
 Both on one-object scenes of the training split; unseen pairs are drawn from their own split, since a classifier must
 know its 48 classes (the diffusion never saw those 8 pairs, and the classifier doesn't show it any).
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..samplers.latent_classifier import LatentClassifier, train_latent_classifier
+from ..samplers.networks.latent_classifier import LatentClassifier, train_latent_classifier
 from . import attributes, nets, pool, scenes
 from .probe import MODELS
 from .training import DEVICE, precision
@@ -125,7 +125,7 @@ def write_folder(each: int = 8) -> None:
     """Red circles and blue squares, `each` of either, as small drawings."""
     from PIL import Image
 
-    from .inputs import FOLDER
+    from ..tools.inputs import FOLDER
 
     draws = torch.Generator().manual_seed(41)
     for name, colour, shape in (("red circle", "red", "circle"), ("blue square", "blue", "square")):

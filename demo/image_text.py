@@ -1,11 +1,11 @@
-"""Trains the image-text model of the demo scenes: `python demo image_text --minutes 8 --out FILE`.
+"""Trains the image-text model of the demo scenes: `python tools image_text --minutes 8 --out FILE`.
 
 Stage 1 (60 % of the time): image tower and text tower, symmetric InfoNCE over scenes and captions, beside it the
 cross-entropy over all short captions of a kind, and of every attribute by a layer that is thrown away. Captions lose
 parts at random, down to "a red circle"; pictures are shifted, blurred and made noisy, because guidance will show the
 tower half-finished estimates. Stage 2, when the demo's autoencoder is there: the noise-aware tower on noisy latents
 learns to say what the frozen image tower says of the clean picture (SDG, 2112.05744, section 3.3: no captions,
-uniform timesteps; there as here it begins as a trained network, here that of `python demo attributes`).
+uniform timesteps; there as here it begins as a trained network, here that of `python tools attributes`).
 
 Both stages save into .training/ every minute and go on from there when called again; FILE is the fp16 model with its
 word list, configuration and figures, ready for the pack.
@@ -26,7 +26,7 @@ from .train import generator, load_autoencoder
 from .training import DEVICE, STATE, Trainer, precision
 
 try:
-    from ..samplers.image_text import ImageText, TextTower
+    from ..samplers.networks.image_text import ImageText, TextTower
 except ImportError:  # run as `python -m demo.image_text` from the repository's root
     from samplers.image_text import ImageText, TextTower
 
@@ -255,7 +255,7 @@ def main() -> None:
     trained = any((args.state / f"{name}.safetensors").exists() for name in ("autoencoder", "autoencoder_slim"))
     with_noisy = args.stage != "towers" and trained
     if not with_noisy and args.stage == "noisy":
-        raise SystemExit("There is no trained autoencoder: run `python demo train autoencoder` first.")
+        raise SystemExit("There is no trained autoencoder: run `python tools train autoencoder` first.")
     if with_noisy:
         attributes.trained(args.state)  # refused now, not after the first stage
     towers = ImageText(WORDS, IMAGE, TEXT, image_size=IMAGE_SIZE).to(device)

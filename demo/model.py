@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from ..samplers.core import Denoise, guided
 from ..samplers.ode import sample_euler
 from . import captions, nets
-from .checkpoint import CHECKPOINT, read_part
 from .scenes import Scenes
+from .weights import CHECKPOINT, FLOW, read_network, read_part
 
 
 class TextToImage(nn.Module):
@@ -22,11 +22,12 @@ class TextToImage(nn.Module):
         self.text, self.unet = nets.TextEncoder(), nets.UNet()
 
 
-def load(path: Path = CHECKPOINT) -> tuple[TextToImage, nets.AutoEncoder]:
-    """The committed networks on the CPU, fp32, frozen. FileNotFoundError without the file."""
+def load(path: Path = CHECKPOINT, flow: bool = False) -> tuple[TextToImage, nets.AutoEncoder]:
+    """The committed networks on the CPU, fp32, frozen; with `flow` the UNet's twin, a rectified flow.
+    FileNotFoundError without the file."""
     net, autoencoder = TextToImage(), nets.AutoEncoder()
     net.text.load_state_dict(read_part(path, "text"))
-    net.unet.load_state_dict(read_part(path, "unet"))
+    net.unet.load_state_dict(read_network(FLOW) if flow else read_part(path, "unet"))
     autoencoder.load_state_dict(read_part(path, "autoencoder"))
     return net.eval().requires_grad_(False), autoencoder.eval().requires_grad_(False)
 

@@ -1,6 +1,6 @@
 """Reads the attributes off an image: a convolutional probe, a second judge of another build, and a feature net for KID.
 
-`python demo probe train` makes all three in one loop (minutes on a GPU, an hour or so on a CPU); they are committed as
+`python tools probe train` makes all three in one loop (minutes on a GPU, an hour or so on a CPU); they are committed as
 models/probes.safetensors and models/features.safetensors. Two judges, because what one net has guided another must
 judge. Trained on scenes half of which went through the autoencoder, some blurred or noisy, so that a sample's small
 flaws are not read as another attribute.

@@ -1,4 +1,4 @@
-"""Trains the demo model from nothing: `make train`, or `python demo train STAGE`.
+"""Trains the demo model from nothing: `make train`, or `python tools train STAGE`.
 
 Each stage runs for --minutes, saves its EMA weights into .training/ and can be called again to go on, from there or
 from the committed weights. The autoencoder is frozen once the diffusion has begun: its latents are what everything
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from ..samplers.ode import sample_euler
 from . import captions, nets, scenes
-from .checkpoint import BOTTLENECK, CHECKPOINT, FLOW, fit_rgb_factors, read_part, write_checkpoint, write_network
 from .model import TextToImage, denoiser, empty_rows, generate, schedule
 from .training import DEVICE, STATE, Trainer, chunks, die, grid, precision, psnr
+from .weights import BOTTLENECK, CHECKPOINT, FLOW, fit_rgb_factors, read_part, write_checkpoint, write_network
 
 
 def generator(device: torch.device, seed: int) -> torch.Generator:
@@ -98,7 +98,7 @@ def load_autoencoder(device: torch.device, folder=STATE) -> nets.AutoEncoder:
     found = next(((load_file(path), size) for path, size in files if path.exists()), None)
     if found is None:
         if not CHECKPOINT.exists():
-            die("There is no trained autoencoder yet: run `python demo train autoencoder` first.")
+            die("There is no trained autoencoder yet: run `python tools train autoencoder` first.")
         wide = read_part(CHECKPOINT, "autoencoder")
         slim = nets.slimmed(wide)
         found = (wide, nets.TAESD_SIZE) if slim is None else (slim, nets.SLIM_SIZE)

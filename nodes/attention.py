@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from ..samplers.alignment import factor_columns, in_some_prompt, parse_factors, words_in
-from ..samplers.attention import SigmaWindow
-from ..samplers.controllers import Reweight
-from ..samplers.heat import colours, heat, overlay, soft_mask, spread, strip
-from ..samplers.maps import LayerChoice, Record
-from . import fields
-from .bridge.attention import attach, prompts_of
-from .bridge.guide import window
-from .bridge.report import temporary, text_result
-from .bridge.rows import Capture, WordEdit
+from ..engine.attention import attach, prompts_of
+from ..engine.guide import window
+from ..engine.rows import Capture, WordEdit
+from ..samplers.attention.alignment import factor_columns, in_some_prompt, parse_factors, words_in
+from ..samplers.attention.controllers import Reweight
+from ..samplers.attention.heat import colours, heat, overlay, soft_mask, spread, strip
+from ..samplers.attention.layers import SigmaWindow
+from ..samplers.attention.maps import LayerChoice, Record
+from . import base
+from .text_result import temporary, text_result
 
 LAYERS = (
     "STRING",
@@ -24,8 +24,8 @@ LAYERS = (
         "1024). Or up, down, mid, all, or names such as output.3, input.4.1.",
     },
 )
-_START = fields.share(0.0, "Where it begins, as a share of the noise schedule like ControlNet's (0: pure noise).")
-_END = fields.share(1.0, "Where it ends, as a share of the noise schedule like ControlNet's (1: the finished picture).")
+_START = base.share(0.0, "Where it begins, as a share of the noise schedule like ControlNet's (0: pure noise).")
+_END = base.share(1.0, "Where it ends, as a share of the noise schedule like ControlNet's (1: the finished picture).")
 
 
 class AttentionReweight:
@@ -33,7 +33,7 @@ class AttentionReweight:
     TITLE = "Attention Re-weight"
     CATEGORY = "NullText/attention"
     SEARCH_ALIASES = ["prompt weight", "prompt2prompt", "attention weight", "token weight", "equalizer"]
-    DESCRIPTION = fields.describe(
+    DESCRIPTION = base.describe(
         "Makes words count more or less by scaling their cross-attention (prompt-to-prompt's re-weighting; a prompt's "
         "(word:1.2) scales the embedding instead). Works with any sampler, LoRA, ControlNet, masks and batches. "
         "Cost: no network calls; the cross-attention layers run with explicit probabilities.",
@@ -47,7 +47,7 @@ class AttentionReweight:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": fields.MODEL,
+                "model": base.MODEL,
                 "positive": (
                     "CONDITIONING",
                     {"tooltip": "The prompt, from Prompt (with words); wire the same one to the sampler."},
@@ -83,7 +83,7 @@ class AttentionRecord:
     TITLE = "Record Attention Maps"
     CATEGORY = "NullText/attention"
     SEARCH_ALIASES = ["attention map", "daam", "cross attention", "heat map"]
-    DESCRIPTION = fields.describe(
+    DESCRIPTION = base.describe(
         "Keeps what chosen words look at while a picture is sampled with the model, by any sampler and beside the "
         "other attention nodes; Attention Map shows it. The maps start anew with every run. Cost: no network calls; "
         "the chosen layers run with explicit probabilities.",
@@ -101,7 +101,7 @@ class AttentionRecord:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": fields.MODEL,
+                "model": base.MODEL,
                 "positive": (
                     "CONDITIONING",
                     {"tooltip": "The prompt, from Prompt (with words); wire the same one to the sampler."},
@@ -140,7 +140,7 @@ class AttentionMap:
     TITLE = "Attention Map"
     CATEGORY = "NullText/attention"
     SEARCH_ALIASES = ["attention map", "daam", "heat map", "cross attention", "mask from word"]
-    DESCRIPTION = fields.describe(
+    DESCRIPTION = base.describe(
         "Shows where words look, as a heat map over the picture, as a mask for any other node, and as a strip over the "
         "steps. Wire the finished picture, so that the run that fills the maps comes first. No network calls.",
         SEARCH_ALIASES,
@@ -164,10 +164,10 @@ class AttentionMap:
                     "STRING",
                     {"default": "", "tooltip": "Which of the recorded words to show, with commas. Empty: all of them."},
                 ),
-                "threshold": fields.share(0.4, "The mask is 1 where the heat, from 0 to 1, is above this."),
-                "blur": fields.number(2.0, 0.0, 256.0, 0.5, "How soft the mask's edge is, in pixels."),
-                "opacity": fields.share(0.6, "How much the heat map covers the picture."),
-                "strip_steps": fields.whole(8, 1, 50, "The most steps that the strip shows."),
+                "threshold": base.share(0.4, "The mask is 1 where the heat, from 0 to 1, is above this."),
+                "blur": base.number(2.0, 0.0, 256.0, 0.5, "How soft the mask's edge is, in pixels."),
+                "opacity": base.share(0.6, "How much the heat map covers the picture."),
+                "strip_steps": base.whole(8, 1, 50, "The most steps that the strip shows."),
             }
         }
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from ..samplers.blended import background_guided, sample_blended
+from ..engine.comfy import check_latent, latent_out
+from ..engine.run import sample_with
+from ..engine.sampler import own_sampler
+from ..engine.sampling import is_empty, sample_latent, time_to_sigma
 from ..samplers.core import expand, gaussian
 from ..samplers.masks import to_grid
-from ..samplers.sdedit import sdedit_sigmas
+from ..samplers.picture.blended import background_guided, sample_blended
+from ..samplers.picture.sdedit import sdedit_sigmas
 from ..samplers.walk import sample_walk
-from . import fields
-from .bridge.denoiser import sample_with
-from .bridge.engine import check_latent, latent_out
-from .bridge.report import text_result
-from .bridge.sampler import own_sampler
-from .bridge.sampling import is_empty, sample_latent, time_to_sigma
+from . import base
+from .text_result import text_result
 
 BLEND, LOSS = "blend (Algorithm 2)", "loss (first variant, drifts)"
 
@@ -24,7 +24,7 @@ class BlendedDiffusion:
     TITLE = "Blended Diffusion"
     CATEGORY = "NullText/inpaint"
     SEARCH_ALIASES = ["blended diffusion", "blended latent diffusion", "local edit", "inpaint", "insert object"]
-    DESCRIPTION = fields.describe(
+    DESCRIPTION = base.describe(
         "Draws the prompt inside a mask and blends the noised picture in everywhere else after each step (arXiv "
         "2111.14818, 2206.02779); thin masks start grown and shrink. Ends best in a Pixel Composite.",
         SEARCH_ALIASES,
@@ -37,42 +37,42 @@ class BlendedDiffusion:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": fields.MODEL,
-                "positive": fields.POSITIVE,
-                "negative": fields.NEGATIVE,
-                "latent": fields.latent("The picture to edit, encoded."),
-                "mask": fields.MASK,
-                "seed": fields.SEED,
-                "cfg": fields.cfg(5.0),
-                "steps": fields.steps(40),
-                "t0": fields.share(
+                "model": base.MODEL,
+                "positive": base.POSITIVE,
+                "negative": base.NEGATIVE,
+                "latent": base.latent("The picture to edit, encoded."),
+                "mask": base.MASK,
+                "seed": base.SEED,
+                "cfg": base.cfg(5.0),
+                "steps": base.steps(40),
+                "t0": base.share(
                     0.9,
                     "Where the run begins, as a share of the diffusion's time: less keeps more of what is under the "
                     "mask.",
                 ),
-                "start": fields.choice(
+                "start": base.choice(
                     ["noise", "picture"],
                     "What stands under the mask at first: pure noise of that level (an object is drawn "
                     "anew), or the noised picture (it is redrawn).",
                 ),
-                "shrink": fields.whole(
+                "shrink": base.whole(
                     2,
                     0,
                     64,
                     "Latent cells by which the mask is grown at first; it shrinks to itself in equal intervals. "
                     "Helps thin masks.",
                 ),
-                "noise": fields.choice(
+                "noise": base.choice(
                     ["fresh", "fixed"],
                     "Noise of the background: drawn anew at each step (the paper), or once (as "
                     "ComfyUI's own noise mask does).",
                 ),
-                "hold": fields.choice(
+                "hold": base.choice(
                     [BLEND, LOSS],
                     "How the background is held. The loss (squared error and its detail) is the paper's first "
                     "variant: it costs a backward pass per step, and the background drifts.",
                 ),
-                "weight": fields.number(1.0, 0.0, 1000.0, 0.1, "Weight of that loss; 0 holds nothing."),
+                "weight": base.number(1.0, 0.0, 1000.0, 0.1, "Weight of that loss; 0 holds nothing."),
             }
         }
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ..samplers.cfg import SHAPES, ScheduleOfW, from_w
-from . import fields
-from .bridge import guide
-from .bridge.cfg_scale import set_cfg_scale
-from .bridge.engine import sigma_range, sigmas_of
-from .bridge.report import text_result
+from ..engine import guide
+from ..engine.cfg_scale import set_cfg_scale
+from ..engine.comfy import sigma_range, sigmas_of
+from ..samplers.guidance.cfg import SHAPES, ScheduleOfW, from_w
+from . import base
 from .plots import line_chart
+from .text_result import text_result
 
 
 class CFGConvention:
@@ -23,7 +23,7 @@ class CFGConvention:
         "guidance interval",
         "Ho Salimans",
     ]
-    DESCRIPTION = fields.describe(
+    DESCRIPTION = base.describe(
         "Classifier-free guidance in the convention of its paper (Ho & Salimans, arXiv 2207.12598): w = 0 is the "
         "prompt alone, ComfyUI's cfg is 1 + w. w may run over the steps or act in a span only. The sampler's own "
         "cfg is replaced.",
@@ -42,8 +42,8 @@ class CFGConvention:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": fields.MODEL,
-                "w": fields.number(
+                "model": base.MODEL,
+                "w": base.number(
                     2.0,
                     -1.0,
                     100.0,
@@ -52,13 +52,13 @@ class CFGConvention:
                     "1). The paper's best FID is near 0.3, its best IS near "
                     "4.",
                 ),
-                "shape": fields.choice(
+                "shape": base.choice(
                     list(SHAPES),
                     "How w runs from start to end: constant, or linear or cosine in log sigma towards w_end.",
                 ),
-                "w_end": fields.number(2.0, -1.0, 100.0, 0.1, "w at the end of the span; a constant w ignores it."),
-                "start_percent": fields.share(0.0, "Where w begins to act; before it the prompt alone (w = 0)."),
-                "end_percent": fields.share(1.0, "Where w ceases to act; after it the prompt alone (w = 0)."),
+                "w_end": base.number(2.0, -1.0, 100.0, 0.1, "w at the end of the span; a constant w ignores it."),
+                "start_percent": base.share(0.0, "Where w begins to act; before it the prompt alone (w = 0)."),
+                "end_percent": base.share(1.0, "Where w ceases to act; after it the prompt alone (w = 0)."),
             }
         }
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from ..samplers.latent_classifier import FORMAT, LatentClassifier, class_index, of_decoded, train_latent_classifier
-from . import fields
-from .bridge import class_folder, guide, towers
-from .bridge.engine import Progress, process_of, sigma_range
-from .bridge.fingerprint import fingerprint
-from .bridge.report import text_result
+from ..engine import class_folder, guide, towers
+from ..engine.comfy import Progress, process_of, sigma_range
+from ..engine.fingerprint import fingerprint
+from ..samplers.networks.latent_classifier import (
+    FORMAT,
+    LatentClassifier,
+    class_index,
+    of_decoded,
+    train_latent_classifier,
+)
+from . import base
 from .guidance_inputs import (
     BOUND,
     DECODER,
@@ -25,6 +30,7 @@ from .guidance_inputs import (
     term,
 )
 from .plots import line_chart
+from .text_result import text_result
 
 AUTO = "automatic"
 KIND = "classifiers"
@@ -40,7 +46,7 @@ class ClassifierGuidance:
     TITLE = "Classifier Guidance"
     CATEGORY = CATEGORY
     SEARCH_ALIASES = ["classifier guidance", "class conditional", "Dhariwal Nichol", "guided diffusion"]
-    DESCRIPTION = fields.describe(
+    DESCRIPTION = base.describe(
         "Pulls every sampling step towards a class by the gradient of a classifier (Dhariwal & Nichol, arXiv "
         "2105.05233). Patches a MODEL for any sampler; several guidance nodes add up. At scale 1 with a perfect "
         "classifier it samples the class; higher scales sharpen.",
@@ -54,7 +60,7 @@ class ClassifierGuidance:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": fields.MODEL,
+                "model": base.MODEL,
                 "classifier": (
                     "CLASSIFIER",
                     {"tooltip": "From Train Latent Classifier, Load Classifier or Load Image Classifier."},
@@ -67,7 +73,7 @@ class ClassifierGuidance:
                         "Leave it empty to be told which there are.",
                     },
                 ),
-                "scale": fields.number(
+                "scale": base.number(
                     1.0,
                     -1000.0,
                     1000.0,
@@ -77,7 +83,7 @@ class ClassifierGuidance:
                 ),
                 "start_percent": START,
                 "end_percent": END,
-                "gradient_mode": fields.choice(
+                "gradient_mode": base.choice(
                     [AUTO, LATENT, DECODER, NETWORK],
                     "Automatic: on the latent for a latent classifier, through the decoder for a classifier of "
                     "pictures. Through the network is exact for a classifier of pictures, and dearest.",
@@ -189,7 +195,7 @@ class TrainLatentClassifier:
     TITLE = "Train Latent Classifier"
     CATEGORY = CATEGORY
     SEARCH_ALIASES = ["train classifier", "noisy classifier", "time-dependent classifier", "noise-aware classifier"]
-    DESCRIPTION = fields.describe(
+    DESCRIPTION = base.describe(
         "Trains a noise-aware classifier of latents from a folder of pictures with one sub-folder per class, for "
         "Classifier Guidance (arXiv 2105.05233, section 4), and saves it with its labels into ComfyUI's "
         "output/classifiers folder.",
@@ -205,7 +211,7 @@ class TrainLatentClassifier:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": fields.MODEL,
+                "model": base.MODEL,
                 "vae": ("VAE", {"tooltip": "The VAE that belongs to the model: it encodes the pictures."}),
                 "folder": (
                     "STRING",
@@ -216,20 +222,20 @@ class TrainLatentClassifier:
                         "their names become the labels.",
                     },
                 ),
-                "size": fields.whole(
+                "size": base.whole(
                     128,
                     32,
                     2048,
                     "Pictures are cropped to a square and scaled to this many pixels: the size that you will sample.",
                 ),
-                "train_steps": fields.whole(600, 1, 100000, "Training steps. More help until the loss curve is flat."),
-                "batch": fields.whole(32, 2, 1024, "Latents per step."),
-                "learning_rate": fields.number(1e-3, 1e-6, 1e-1, 1e-4, "Peak learning rate; it warms up and decays."),
+                "train_steps": base.whole(600, 1, 100000, "Training steps. More help until the loss curve is flat."),
+                "batch": base.whole(32, 2, 1024, "Latents per step."),
+                "learning_rate": base.number(1e-3, 1e-6, 1e-1, 1e-4, "Peak learning rate; it warms up and decays."),
                 "mirror": (
                     "BOOLEAN",
                     {"default": False, "tooltip": "Also train on mirror images. Off where left and right matter."},
                 ),
-                "seed": fields.SEED,
+                "seed": base.SEED,
                 "file_name": (
                     "STRING",
                     {
@@ -303,7 +309,7 @@ class LoadClassifier:
     TITLE = "Load Latent Classifier"
     CATEGORY = CATEGORY
     SEARCH_ALIASES = ["load classifier", "noisy classifier"]
-    DESCRIPTION = fields.describe(
+    DESCRIPTION = base.describe(
         "Loads a latent classifier that Train Latent Classifier saved (output/classifiers, or models/classifiers).",
         SEARCH_ALIASES,
     )
@@ -316,7 +322,7 @@ class LoadClassifier:
         found = towers.files(KIND, lambda meta: meta.get("format") == FORMAT)
         return {
             "required": {
-                "file": fields.choice(
+                "file": base.choice(
                     found or _no_files(KIND), "A classifier of noisy latents, saved by Train Latent Classifier."
                 )
             }
@@ -340,7 +346,7 @@ class LoadImageClassifier:
     TITLE = "Load Image Classifier"
     CATEGORY = CATEGORY
     SEARCH_ALIASES = ["load classifier", "resnet", "imagenet", "torchvision", "image classification"]
-    DESCRIPTION = fields.describe(
+    DESCRIPTION = base.describe(
         "Loads a classifier of pictures in safetensors (models/classifiers) of an architecture that torchvision or "
         "transformers can build; Classifier Guidance uses it on the decoded estimate.",
         SEARCH_ALIASES,
@@ -354,7 +360,7 @@ class LoadImageClassifier:
         found = towers.files(KIND, lambda meta: not meta.get("format", "").startswith("nulltext"))
         return {
             "required": {
-                "file": fields.choice(
+                "file": base.choice(
                     found or _no_files(KIND),
                     "A safetensors file. Beside it may lie config.json "
                     "(transformers) or a .txt of the same name with one "

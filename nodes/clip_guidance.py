@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from ..samplers.clip_guidance import LOSSES, ImageLoss
-from ..samplers.cutouts import Cutouts
-from ..samplers.image_text import FORMAT
-from ..samplers.losses import caption_log_probs
-from . import fields
-from .bridge import guide, towers
-from .bridge.engine import process_of
-from .bridge.report import text_result
+from ..engine import guide, towers
+from ..engine.comfy import process_of
+from ..samplers.guidance.clip import LOSSES, ImageLoss
+from ..samplers.guidance.cutouts import Cutouts
+from ..samplers.guidance.losses import caption_log_probs
+from ..samplers.networks.image_text import FORMAT
+from . import base
 from .guidance_inputs import (
     BOUND,
     DECODER,
@@ -27,6 +26,7 @@ from .guidance_inputs import (
     modes,
     term,
 )
+from .text_result import text_result
 
 KIND = "image_text"
 CATEGORY = "NullText/guidance"
@@ -44,7 +44,7 @@ class LoadImageText:
     TITLE = "Image-Text Model (CLIP)"
     CATEGORY = CATEGORY
     SEARCH_ALIASES = ["load clip", "clip vision", "tiny clip", "image text model", "clip pair"]
-    DESCRIPTION = fields.describe(
+    DESCRIPTION = base.describe(
         "The model that CLIP Guidance, Semantic Guidance and CLIP Rank judge with. From a file of this pack (the "
         "one of the demo scenes comes with it), or a real CLIP: ComfyUI's CLIP vision model joined with the text "
         "encoder of the same CLIP.",
@@ -59,7 +59,7 @@ class LoadImageText:
         found = towers.files(KIND, lambda meta: meta.get("format") == FORMAT)
         return {
             "required": {
-                "file": fields.choice(
+                "file": base.choice(
                     found or [f"(no file in models/{KIND})"],
                     "A model of this pack's own format; not read where a CLIP is wired.",
                 )
@@ -157,7 +157,7 @@ class CLIPGuidance:
         "cutouts",
         "text guidance",
     ]
-    DESCRIPTION = fields.describe(
+    DESCRIPTION = base.describe(
         "Pulls every sampling step towards texts or pictures by the gradient of an image-text model on the decoded "
         "estimate. Losses: contrastive (the target against distractors), spherical, cosine. With a mask it judges that "
         "part only: the guided half of Blended Diffusion (arXiv 2111.14818). Patches a MODEL for any sampler.",
@@ -171,7 +171,7 @@ class CLIPGuidance:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": fields.MODEL,
+                "model": base.MODEL,
                 "vae": (
                     "VAE",
                     {"tooltip": "The VAE that belongs to the model: the estimate is decoded at every step."},
@@ -187,7 +187,7 @@ class CLIPGuidance:
                         "image.",
                     },
                 ),
-                "loss": fields.choice(
+                "loss": base.choice(
                     list(LOSSES),
                     "Contrastive: probability of the target among the distractors; "
                     "it lets go once the target is sure. Spherical: half the "
@@ -202,7 +202,7 @@ class CLIPGuidance:
                         "be, one per line, one at least.",
                     },
                 ),
-                "scale": fields.number(
+                "scale": base.number(
                     5.0,
                     -100000.0,
                     100000.0,
@@ -212,14 +212,14 @@ class CLIPGuidance:
                 "start_percent": START,
                 "end_percent": END,
                 "gradient_mode": modes(DECODER, NETWORK, LATENT),
-                "cutouts": fields.whole(
+                "cutouts": base.whole(
                     4,
                     1,
                     64,
                     "Random crops per step; the first is always the whole picture. More are steadier and dearer.",
                 ),
-                "cut_power": fields.number(1.0, 0.1, 10.0, 0.1, "Above 1: more small crops."),
-                "smallest_cut": fields.number(
+                "cut_power": base.number(1.0, 0.1, 10.0, 0.1, "Above 1: more small crops."),
+                "smallest_cut": base.number(
                     0.7,
                     0.05,
                     1.0,
@@ -236,11 +236,11 @@ class CLIPGuidance:
                 ),
                 "bound": BOUND,
                 "every": EVERY,
-                "seed": fields.SEED,
+                "seed": base.SEED,
             },
             "optional": {
                 "image": ("IMAGE", {"tooltip": "Target pictures, beside the text or instead of it."}),
-                "image_weight": fields.number(1.0, -100.0, 100.0, 0.1, "Weight of the target pictures together."),
+                "image_weight": base.number(1.0, -100.0, 100.0, 0.1, "Weight of the target pictures together."),
                 "mask": (
                     "MASK",
                     {
@@ -248,11 +248,11 @@ class CLIPGuidance:
                         "Diffusion, which keep the rest."
                     },
                 ),
-                "temperature": fields.number(
+                "temperature": base.number(
                     100.0, 1.0, 1000.0, 1.0, "Only for the contrastive loss: CLIP's own is 100."
                 ),
-                "smoothness": fields.number(0.0, 0.0, 10000.0, 1.0, "Weight of the total variation, against speckle."),
-                "range_weight": fields.number(0.0, 0.0, 10000.0, 1.0, "Weight of staying within black and white."),
+                "smoothness": base.number(0.0, 0.0, 10000.0, 1.0, "Weight of the total variation, against speckle."),
+                "range_weight": base.number(0.0, 0.0, 10000.0, 1.0, "Weight of staying within black and white."),
                 "variance": VARIANCE,
             },
         }

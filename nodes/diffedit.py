@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import torch
 
+from ..engine.comfy import check_latent
+from ..engine.noise import source_latent
+from ..engine.record import check_belongs, check_stored
+from ..engine.run import sample_with
+from ..engine.sampler import own_sampler
+from ..engine.sampling import is_empty, sample_latent, time_to_sigma
 from ..samplers.core import gaussian
-from ..samplers.diffedit import CLAMP, THRESHOLD, difference_map, edit_mask, heat, sample_diffedit, smoothed
 from ..samplers.masks import dilate, to_grid, to_pixels
-from . import fields
-from .bridge.denoiser import sample_with
-from .bridge.engine import check_latent
-from .bridge.noise import source_latent
-from .bridge.record import check_belongs, check_stored
-from .bridge.report import text_result
-from .bridge.sampler import own_sampler
-from .bridge.sampling import is_empty, sample_latent, time_to_sigma
+from ..samplers.picture.diffedit import CLAMP, THRESHOLD, difference_map, edit_mask, heat, sample_diffedit, smoothed
+from . import base
+from .text_result import text_result
 
 _CELL = 8  # pixels of a latent cell; what ComfyUI's own latent nodes assume
 
@@ -24,7 +24,7 @@ class DiffEditMask:
     TITLE = "DiffEdit Mask"
     CATEGORY = "NullText/from picture"
     SEARCH_ALIASES = ["diffedit", "automatic mask", "mask from text", "prompt difference"]
-    DESCRIPTION = fields.describe(
+    DESCRIPTION = base.describe(
         "Finds the region that an edit concerns: where the source and the target prompt predict different noise "
         "(DiffEdit, arXiv 2210.11427). Gives a MASK and the heat map.",
         SEARCH_ALIASES,
@@ -41,34 +41,34 @@ class DiffEditMask:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": fields.MODEL,
+                "model": base.MODEL,
                 "source": ("CONDITIONING", {"tooltip": "What the picture shows now."}),
                 "target": ("CONDITIONING", {"tooltip": "What it shall show."}),
-                "latent": fields.latent("The picture that the edit is about, encoded."),
-                "seed": fields.SEED,
-                "maps": fields.whole(
+                "latent": base.latent("The picture that the edit is about, encoded."),
+                "seed": base.SEED,
+                "maps": base.whole(
                     10,
                     1,
                     256,
                     "Noisings that are averaged (the paper's n = 10). Cost: one call with both prompts each.",
                 ),
-                "strength": fields.share(
+                "strength": base.share(
                     0.5, "How far the picture is noised, as a share of the diffusion's time (the paper's 0.5)."
                 ),
-                "threshold": fields.share(
+                "threshold": base.share(
                     THRESHOLD, "Where the scaled heat counts as edit. 0.5 is the paper's: 1.5 times the mean."
                 ),
-                "clamp": fields.number(
+                "clamp": base.number(
                     CLAMP,
                     1.0,
                     100.0,
                     0.1,
                     "Heat above this many times its mean counts as this. 3 is diffusers'; the paper names none.",
                 ),
-                "smooth": fields.whole(
+                "smooth": base.whole(
                     0, 0, 16, "Latent cells over which the heat is averaged before the threshold. 0 is the paper's."
                 ),
-                "grow": fields.whole(0, 0, 64, "Latent cells by which the mask grows."),
+                "grow": base.whole(0, 0, 64, "Latent cells by which the mask grows."),
             }
         }
 
@@ -117,7 +117,7 @@ class DiffEdit:
     TITLE = "DiffEdit"
     CATEGORY = "NullText/from picture"
     SEARCH_ALIASES = ["diffedit", "masked edit", "inversion edit", "local edit"]
-    DESCRIPTION = fields.describe(
+    DESCRIPTION = base.describe(
         "Edits inside a mask, starting from an inversion at the chosen depth and holding its stored trajectory "
         "elsewhere (DiffEdit, arXiv 2210.11427). Outside the mask the latent comes back as it was.",
         SEARCH_ALIASES,
@@ -130,16 +130,16 @@ class DiffEdit:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": fields.MODEL,
+                "model": base.MODEL,
                 "positive": ("CONDITIONING", {"tooltip": "The target prompt."}),
-                "negative": fields.NEGATIVE,
+                "negative": base.NEGATIVE,
                 "inversion": (
                     "INVERSION",
                     {"tooltip": "From Invert Image with the source prompt, of this model and picture."},
                 ),
-                "mask": fields.MASK,
-                "cfg": fields.cfg(5.0),
-                "depth": fields.share(
+                "mask": base.MASK,
+                "cfg": base.cfg(5.0),
+                "depth": base.share(
                     0.8,
                     "How much of the inversion is undone (the paper's encoding ratio 0.8). More changes more; the "
                     "cost is depth times the inversion's steps.",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .bridge import direct
-from .bridge.engine import schedulers, sigmas_of
-from .bridge.report import text_result
+from ..engine.comfy import schedulers, sigmas_of
+from . import direct
+from .text_result import text_result
 
 
 class DirectEdit:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from ..samplers.disturbance import MATCH_PICTURE, MATCH_ROLLBACK, disturbance_schedule, gains, stable_strength
-from ..samplers.disturbance import Disturbance as Looks
+from ..engine.comfy import process_of, sigma_range
+from ..engine.guide import window
+from ..engine.null_branch import patch_null_branch
+from ..engine.sampler import core_sampler
+from ..engine.sampling import is_empty, sample_latent, sigma_to_time, time_to_sigma, to_model_space
+from ..samplers.picture.disturbance import MATCH_PICTURE, MATCH_ROLLBACK, disturbance_schedule, gains, stable_strength
+from ..samplers.picture.disturbance import Disturbance as Looks
 from ..samplers.window import SigmaWindow
-from . import fields
-from .bridge.engine import process_of, sigma_range
-from .bridge.guide import window
-from .bridge.null_branch import patch_null_branch
-from .bridge.report import text_result
-from .bridge.sampler import core_sampler
-from .bridge.sampling import is_empty, sample_latent, sigma_to_time, time_to_sigma, to_model_space
-from .bridge.schedules import picture_sigmas
+from . import base
+from .schedules import picture_sigmas
+from .text_result import text_result
 
 ROLLBACK, PICTURE, ITSELF = "rollback (Back-D)", "picture (Image-D)", "itself, bounded (no disturbance)"
 ALIASES = [
@@ -24,24 +24,24 @@ ALIASES = [
     "stylise",
     "flat colours",
 ]
-_LOOK = fields.choice(
+_LOOK = base.choice(
     [ROLLBACK, PICTURE, ITSELF],
     "Where the null branch looks. Rollback: at the run's own latent from earlier, for free generation and pictures. "
     "Picture: at a clean latent, nearer to that picture. Itself, bounded: no disturbance, only the bound of `match`, a "
     "smoothing filter of our own.",
 )
-_STRENGTH = fields.share(
+_STRENGTH = base.share(
     1.0,
     "0: ordinary guidance, the model comes back unpatched. 1: the null branch looks at the other latent alone; with "
     "`match` off that is the paper's formula, in every step that is short enough for cfg (in others it fades, and the "
     "report or the log says so). Costs nothing extra.",
 )
-_ROLLBACK = fields.share(
+_ROLLBACK = base.share(
     0.3,
     "How far back the null branch looks, as a share of the diffusion's time (0.3 is the paper's b = 300 of "
     "1000). 0 is off.",
 )
-_START = fields.share(
+_START = base.share(
     0.7,
     "Where the disturbance begins, as ComfyUI counts: 0 is noise, 1 the finished picture. 0.7 is the paper's "
     "s = 300; earlier changes more.",
@@ -57,7 +57,7 @@ _MATCH = (
     },
 )
 _MATCHED = "match is on: our own smoothing beside the paper's formula."
-_END = fields.share(1.0, "Where the disturbance ends (1: at the finished picture).")
+_END = base.share(1.0, "Where the disturbance ends (1: at the finished picture).")
 
 
 def disturb(model, look, strength, rollback, start_percent, end_percent, cfg, reference=None, match=False, sigmas=None):
@@ -100,7 +100,7 @@ class DisturbanceSchedule:
     TITLE = "Disturbance Schedule"
     CATEGORY = "NullText/cartoon"
     SEARCH_ALIASES = ["cartoon sigmas", "null-text disturbance", "stable schedule"]
-    DESCRIPTION = fields.describe(
+    DESCRIPTION = base.describe(
         "Gives the window of a null-text disturbance enough steps: few above it, evenly spaced (in log sigma) ones "
         "below, so that the disturbed guidance makes a cartoon and not noise.",
         SEARCH_ALIASES,
@@ -113,16 +113,16 @@ class DisturbanceSchedule:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": fields.MODEL,
+                "model": base.MODEL,
                 "sigmas": ("SIGMAS", {"tooltip": "Any scheduler's schedule; its first and last sigma are kept."}),
-                "cfg": fields.cfg(
+                "cfg": base.cfg(
                     10.0,
                     "The cfg that the sampler uses. More cfg needs more steps: the error of a step is multiplied by "
                     "1 - cfg (1 - r), r being the ratio of neighbouring sigmas.",
                 ),
                 "start_percent": _START,
-                "steps_above": fields.whole(12, 0, 1000, "Steps before the window. 0 keeps the given ones."),
-                "steps_below": fields.whole(
+                "steps_above": base.whole(12, 0, 1000, "Steps before the window. 0 keeps the given ones."),
+                "steps_below": base.whole(
                     0, 0, 1000, "Steps inside the window. 0: as many as cfg needs, 32 for cfg 10 on Stable Diffusion 1."
                 ),
             }
@@ -146,7 +146,7 @@ class Disturbance:
     TITLE = "Null-Text Disturbance"
     CATEGORY = "NullText/cartoon"
     SEARCH_ALIASES = ALIASES
-    DESCRIPTION = fields.describe(
+    DESCRIPTION = base.describe(
         "Makes cartoons without training: late in sampling, the null branch of classifier-free guidance looks at "
         "another latent (arXiv 2305.06710). Patches a MODEL for any sampler with cfg above 1; no extra network calls. "
         "Use a Disturbance Schedule with it.",
@@ -160,19 +160,19 @@ class Disturbance:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": fields.MODEL,
+                "model": base.MODEL,
                 "look": _LOOK,
                 "strength": _STRENGTH,
                 "rollback": _ROLLBACK,
                 "start_percent": _START,
                 "end_percent": _END,
-                "cfg": fields.cfg(
+                "cfg": base.cfg(
                     10.0,
                     "The cfg that the sampler uses, for the report and until the first step has shown the true one.",
                 ),
             },
             "optional": {
-                "picture": fields.latent(
+                "picture": base.latent(
                     "Image-D: the latent to look at; any latent of the sampled size. Rollback of a run that starts "
                     "from a picture: that picture, so that there is something to roll back to."
                 ),
@@ -215,7 +215,7 @@ class DisturbanceSampler:
     TITLE = "Null-Text Disturbance Sampler"
     CATEGORY = "NullText/cartoon"
     SEARCH_ALIASES = ALIASES
-    DESCRIPTION = fields.describe(
+    DESCRIPTION = base.describe(
         "A cartoon in one box: patch, stable schedule and Euler sampler. Free generation from an empty latent, or a "
         "picture's cartoon with denoise below 1 (arXiv 2305.06710).",
         ALIASES,
@@ -228,28 +228,28 @@ class DisturbanceSampler:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": fields.MODEL,
-                "positive": fields.POSITIVE,
-                "negative": fields.NEGATIVE,
-                "latent": fields.latent("The picture to redraw, or an empty latent for free generation."),
-                "seed": fields.SEED,
-                "cfg": fields.cfg(10.0, "The paper takes 10 and finds 8 to 12 good. More cfg makes more steps."),
+                "model": base.MODEL,
+                "positive": base.POSITIVE,
+                "negative": base.NEGATIVE,
+                "latent": base.latent("The picture to redraw, or an empty latent for free generation."),
+                "seed": base.SEED,
+                "cfg": base.cfg(10.0, "The paper takes 10 and finds 8 to 12 good. More cfg makes more steps."),
                 "look": _LOOK,
                 "strength": _STRENGTH,
                 "rollback": _ROLLBACK,
                 "start_percent": _START,
-                "denoise": fields.share(
+                "denoise": base.share(
                     1.0,
                     "1: from noise. Below: from the picture, noised to this share of the time; 0.3 with the start "
                     "at 0.7 is the paper's way with real pictures. 0: the picture as it is.",
                 ),
-                "steps_above": fields.whole(12, 1, 1000, "Steps before the window."),
-                "steps_below": fields.whole(
+                "steps_above": base.whole(12, 1, 1000, "Steps before the window."),
+                "steps_below": base.whole(
                     0, 0, 1000, "Steps inside the window; 0: as many as cfg needs. Cost: one network call each."
                 ),
             },
             "optional": {
-                "picture": fields.latent("Image-D: what the null branch looks at, if not the latent itself."),
+                "picture": base.latent("Image-D: what the null branch looks at, if not the latent itself."),
                 "match": _MATCH,
             },
         }

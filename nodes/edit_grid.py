@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from ..samplers.replay import calls_back, cfg_of, first_step
-from . import fields
-from .bridge import invert as bridge
-from .bridge import record
-from .bridge.engine import decode, encode
-from .bridge.noise import source_latent
-from .bridge.report import text_result
-from .bridge.words import with_words
+from ..engine import record
+from ..engine.comfy import decode, encode
+from ..engine.noise import source_latent
+from ..engine.words import with_words
+from ..samplers.inversion.replay import calls_back, cfg_of, first_step
+from . import base, inverting
 from .pictures import captioned_grid
+from .text_result import text_result
 
 
 def _strengths(text: str) -> list[float]:
@@ -84,7 +83,7 @@ class EditGrid:
                     },
                 ),
                 "mask": ("MASK", {"tooltip": "Change only here (1 = change); the rest stays on the stored path."}),
-                "target_cfg": fields.TARGET_CFG,
+                "target_cfg": base.TARGET_CFG,
             },
         }
 
@@ -105,7 +104,7 @@ class EditGrid:
                 if first == inversion.steps:
                     edits.append(source)
                 else:
-                    result = bridge.replay(model, inversion, positive, negative, cfg=cfg, first=first, mask=mask)
+                    result = inverting.replay(model, inversion, positive, negative, cfg=cfg, first=first, mask=mask)
                     edits.append(result.samples)
                     calls, seconds = calls + calls_back(inversion, first), seconds + result.seconds
                 captions.append(f"{strength:g}: {text}")

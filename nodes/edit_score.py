@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..samplers import metrics
-from . import fields
-from .bridge.report import text_result
-from .bridge.vision import text_embedding, vision_features
+from ..engine.vision import text_embedding, vision_features
+from ..samplers.measure import metrics
+from . import base
+from .text_result import text_result
 
 
 class EditScore:
@@ -13,7 +13,7 @@ class EditScore:
     TITLE = "Edit Score"
     CATEGORY = "NullText/attention"
     SEARCH_ALIASES = ["psnr", "ssim", "compare images", "clip score", "metrics", "pie-bench"]
-    DESCRIPTION = fields.describe(
+    DESCRIPTION = base.describe(
         "Measures an edit against its source: PSNR, SSIM and MSE of the whole and outside a mask, structure distance, "
         "and with CLIP vision the similarity to the prompt. The masked figures are PIE-Bench's: images times the "
         "mask's complement, so that a small background raises PSNR. No network calls of the diffusion model.",

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..samplers.guidance import Guidance
-from . import fields
-from .bridge import guide
-from .bridge.report import text_result
+from ..engine import guide
+from ..samplers.guidance.terms import Guidance
+from . import base
+from .text_result import text_result
 
 NETWORK, DECODER, LATENT = "through network and decoder (exact)", "through decoder only", "on the latent (no decoder)"
 MODES = {NETWORK: "network", DECODER: "decoder", LATENT: "latent"}
@@ -19,9 +19,9 @@ COST = {
 }
 
 SCALE_TIP = "Multiplies the log-likelihood of the target. 0: the untouched model. Acts after CFG, apart from cfg. "
-START = fields.share(0.0, "Where the guidance begins, as ComfyUI counts: 0 is noise, 1 the finished picture.")
-END = fields.share(1.0, "Where the guidance ends.")
-BOUND = fields.number(
+START = base.share(0.0, "Where the guidance begins, as ComfyUI counts: 0 is noise, 1 the finished picture.")
+END = base.share(1.0, "Where the guidance ends.")
+BOUND = base.number(
     0.0,
     0.0,
     100.0,
@@ -30,14 +30,14 @@ BOUND = fields.number(
     "estimate still is at that noise level. A limit that acts at most steps makes the scale mean little; Guidance "
     "Trace says how often it acted.",
 )
-EVERY = fields.whole(
+EVERY = base.whole(
     1,
     1,
     100,
     "Guide every n-th step only, for speed. Multistep samplers (dpmpp_2m, lms, uni_pc) extrapolate the "
     "gaps: use euler or an ancestral sampler with more than 1.",
 )
-VARIANCE = fields.number(
+VARIANCE = base.number(
     1.0,
     0.001,
     100.0,
@@ -54,7 +54,7 @@ def modes(*names: str):
         DECODER: "cheaper, the network taken as linear",
         LATENT: "cheapest, needs a classifier or tower trained on noisy latents",
     }
-    return fields.choice(
+    return base.choice(
         list(names), "Where the gradient comes from. " + "; ".join(f"{n}: {said[n]}" for n in names) + "."
     )
 

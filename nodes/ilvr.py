@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from ..samplers.ilvr import coarse_of, sample_ilvr
-from ..samplers.lowpass import LOW_PASSES, kept
+from ..engine.comfy import sigmas_of
+from ..engine.guide import window
+from ..engine.post_cfg import patch_denoised
+from ..engine.sampler import own_sampler
+from ..engine.sampling import is_empty, sample_latent, to_model_space
+from ..samplers.picture.ilvr import coarse_of, sample_ilvr
+from ..samplers.picture.lowpass import LOW_PASSES, kept
 from ..samplers.window import SigmaWindow
-from . import fields
-from .bridge.engine import sigmas_of
-from .bridge.guide import window
-from .bridge.post_cfg import patch_denoised
-from .bridge.report import text_result
-from .bridge.sampler import own_sampler
-from .bridge.sampling import is_empty, sample_latent, to_model_space
+from . import base
+from .text_result import text_result
 
 ALIASES = [
     "ilvr",
@@ -23,8 +23,8 @@ ALIASES = [
     "layout from picture",
 ]
 _CELL = 8  # pixels of a latent cell; what ComfyUI's own latent nodes assume
-_REFERENCE = fields.latent("The picture whose coarse content is kept, of the size that is sampled.")
-_FACTOR = fields.number(
+_REFERENCE = base.latent("The picture whose coarse content is kept, of the size that is sampled.")
+_FACTOR = base.number(
     4.0,
     1.0,
     128.0,
@@ -34,7 +34,7 @@ _FACTOR = fields.number(
 )
 
 
-_FILTER = fields.choice(
+_FILTER = base.choice(
     [*LOW_PASSES],
     "What counts as coarse. Bicubic: down and up again, the filter of the paper's authors; it rings little at sharp "
     "borders and holds the coarse part closely. Cosines: keeps the longest waves and nothing else; it holds that part "
@@ -61,7 +61,7 @@ class ILVR:
     TITLE = "ILVR (reference patch)"
     CATEGORY = "NullText/reference"
     SEARCH_ALIASES = ALIASES
-    DESCRIPTION = fields.describe(
+    DESCRIPTION = base.describe(
         "Keeps a reference's coarse content in whatever sampler runs the MODEL: D + phi(reference - D), ILVR's "
         "condition on the denoised picture (arXiv 2108.02938). No extra network calls.",
         ALIASES,
@@ -74,13 +74,13 @@ class ILVR:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": fields.MODEL,
+                "model": base.MODEL,
                 "reference": _REFERENCE,
                 "factor": _FACTOR,
                 "filter": _FILTER,
-                "strength": fields.share(1.0, "1: the coarse content is the reference's. 0: off. Between: a mix."),
-                "start_percent": fields.share(0.0, "Where the condition begins: 0 is noise, 1 the finished picture."),
-                "end_percent": fields.share(
+                "strength": base.share(1.0, "1: the coarse content is the reference's. 0: off. Between: a mix."),
+                "start_percent": base.share(0.0, "Where the condition begins: 0 is noise, 1 the finished picture."),
+                "end_percent": base.share(
                     0.8,
                     "Where the condition ends. Earlier: more freedom. The paper's example stops after 80 of 100 "
                     "steps; 1 makes the result's coarse content the reference's (to rounding with cosines).",
@@ -118,7 +118,7 @@ class ILVRSampler:
     TITLE = "ILVR Sampler"
     CATEGORY = "NullText/reference"
     SEARCH_ALIASES = ALIASES
-    DESCRIPTION = fields.describe(
+    DESCRIPTION = base.describe(
         "Pictures with a reference's coarse content, everything else new (ILVR, arXiv 2108.02938, in the paper's "
         "noisy form). A strip over factor and stop shows the trade in one run.",
         ALIASES,
@@ -131,20 +131,20 @@ class ILVRSampler:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": fields.MODEL,
-                "positive": fields.POSITIVE,
-                "negative": fields.NEGATIVE,
+                "model": base.MODEL,
+                "positive": base.POSITIVE,
+                "negative": base.NEGATIVE,
                 "reference": _REFERENCE,
-                "seed": fields.SEED,
-                "cfg": fields.cfg(3.0),
-                "steps": fields.steps(50),
-                "scheduler": fields.choice(
+                "seed": base.SEED,
+                "cfg": base.cfg(3.0),
+                "steps": base.steps(50),
+                "scheduler": base.choice(
                     ["normal", "karras", "exponential", "sgm_uniform", "simple", "ddim_uniform"],
                     "Spacing of the steps.",
                 ),
                 "factor": _FACTOR,
                 "filter": _FILTER,
-                "stop": fields.share(
+                "stop": base.share(
                     0.8,
                     "Share of the steps that are conditioned. 0.8 is the paper's range_t 20 of 100; 1 holds the coarse "
                     "content to the end, 0 switches the condition off.",

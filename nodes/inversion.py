@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from .bridge import invert as bridge
-from .bridge import null_text, record
-from .bridge.engine import schedulers, sigmas_of
-from .bridge.noise import source_latent
-from .bridge.report import before_after, text_result
+from ..engine import record
+from ..engine.comfy import schedulers, sigmas_of
+from ..engine.noise import source_latent
+from ..samplers.inversion.table import BY_TITLE, PIVOTS
+from . import inverting, optimising
 from .reports import cost_line, error_line, noise_line
+from .text_result import before_after, text_result
 
 _CACHE = (
     "BOOLEAN",
@@ -19,7 +20,7 @@ _CACHE = (
     },
 )
 _PIVOT = (
-    list(bridge.PIVOTS),
+    list(BY_TITLE),
     {
         "default": "DDIM",
         "tooltip": "How the path to noise is found. DDIM: as the code of null-text inversion does, N calls; "
@@ -30,8 +31,8 @@ _PIVOT = (
         "independent noises and recorded residuals, comes back exactly, N calls.",
     },
 )
-#: pivots that guidance drives off their path
-_DRIFTING = ("DDIM", "DDIM, lower level", "fixed point")
+#: pivots that come back by plain Euler steps, which guidance drives off and a correction brings back
+_CORRECTABLE = [title for title, name in BY_TITLE.items() if not PIVOTS[name].needs]
 _MODEL = ("MODEL", {"tooltip": "The diffusion model; LoRA loaders may stand before it."})
 _LATENT = ("LATENT", {"tooltip": "The picture, from VAE Encode; a batch is inverted at once."})
 _STEPS = ("INT", {"default": 50, "min": 1, "max": 1000, "tooltip": "Steps N of the walk to noise and back."})
@@ -195,19 +196,19 @@ class InvertImage:
     ):
         sigmas = sigmas_of(model, scheduler, steps) if sigmas is None else sigmas
         conds = {"positive": positive, "negative": negative}
-        inversion, found = bridge.invert(
+        inversion, found = inverting.invert(
             model,
             conds,
             latent,
             sigmas,
-            bridge.PIVOTS[pivot],
+            BY_TITLE[pivot],
             cfg=cfg,
             iterations=iterations,
             gamma=gamma or None,
             seed=seed,
             cache=use_cache,
         )
-        result = bridge.replay(model, inversion, positive, negative)
+        result = inverting.replay(model, inversion, positive, negative)
         how = f" (BDIA, gamma {gamma:g})" if pivot == "exact pair" and gamma else ""
         lines = [
             f"Inverted with {pivot}{how}, {inversion.steps} steps, {inversion.shape[0]} image(s), cfg {cfg:g}",
@@ -215,7 +216,7 @@ class InvertImage:
             cost_line(inversion, result, found),
             noise_line(inversion),
         ]
-        if cfg != 1 and pivot in _DRIFTING:
+        if cfg != 1 and not inversion.kind.needs:
             lines.append("Note: a guided DDIM inversion drifts; cfg 1 and null-text optimisation are the remedy")
         return _shown(lines, inversion, result, vae)
 
@@ -287,7 +288,7 @@ class NullTextOptimise:
         embeddings=_EMBEDDINGS[0],
     ):
         one_for_all = embeddings == _EMBEDDINGS[1]
-        corrected, result = null_text.optimise(
+        corrected, result = optimising.optimise(
             model,
             inversion,
             positive,
@@ -303,7 +304,7 @@ class NullTextOptimise:
         found = result is None
         if found:
             prompt = record.source_conditioning(corrected) if positive is None else positive
-            result = bridge.replay(model, corrected, prompt, negative)
+            result = inverting.replay(model, corrected, prompt, negative)
         meta = corrected.metadata
         name = "Global null-text" if one_for_all else "Null-text"
         lines = [
@@ -311,7 +312,7 @@ class NullTextOptimise:
             error_line(corrected, result),
             ("found in the cache; made with " if found else "") + f"{meta['null_forwards']} forwards and "
             f"{meta['null_backwards']} backwards in {meta['null_seconds']:.1f} s",
-            *null_text.notices(model),
+            *optimising.notices(model),
         ]
         return _shown(lines, corrected, result, vae)
 
@@ -367,7 +368,7 @@ class NullTextInverter:
                 "cfg": _CFG,
                 "inner_steps": _INNER,
                 "tolerance": _TOLERANCE,
-                "pivot": (list(_DRIFTING), {"default": "DDIM", "tooltip": _PIVOT[1]["tooltip"]}),
+                "pivot": (_CORRECTABLE, {"default": "DDIM", "tooltip": _PIVOT[1]["tooltip"]}),
                 "iterations": _ITERATIONS,
                 "checkpointing": _CHECKPOINT,
                 "use_cache": _CACHE,
@@ -397,10 +398,10 @@ class NullTextInverter:
     ):
         sigmas = sigmas_of(model, scheduler, steps) if sigmas is None else sigmas
         if cfg == 1 and correction in ("null-text", "global null-text", "negative prompt"):
-            null_text.refuse_cfg_1()
+            optimising.refuse_cfg_1()
         conds = {"positive": positive}
-        inversion, found = bridge.invert(
-            model, conds, latent, sigmas, bridge.PIVOTS[pivot], iterations=iterations, cache=use_cache
+        inversion, found = inverting.invert(
+            model, conds, latent, sigmas, BY_TITLE[pivot], iterations=iterations, cache=use_cache
         )
         if correction in ("null-text", "global null-text"):
             return NullTextOptimise().run(
@@ -418,11 +419,13 @@ class NullTextInverter:
                 _EMBEDDINGS[correction != "null-text"],
             )
         if correction == "negative prompt":
-            inversion = null_text.as_negative_prompt(inversion, cfg)
+            inversion = optimising.as_negative_prompt(inversion, cfg)
         else:
-            inversion = null_text.uncorrected(inversion, cfg, "none" if correction == "none" else "overwrite")
+            inversion = optimising.uncorrected(inversion, cfg, "none" if correction == "none" else "overwrite")
         overwritten = correction == "direct overwrite"  # its source branch is the stored path
-        result = bridge.untouched(inversion) if overwritten else bridge.replay(model, inversion, positive, negative)
+        result = (
+            inverting.untouched(inversion) if overwritten else inverting.replay(model, inversion, positive, negative)
+        )
         lines = [
             f"Inverted with {pivot}, correction {correction}, {inversion.steps} steps, "
             f"{inversion.shape[0]} image(s), cfg {cfg:g}",

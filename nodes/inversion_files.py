@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .bridge import record, store
-from .bridge.report import text_result
+from ..engine import files, record
+from .text_result import text_result
 
 _NAME = "inversions/scene"
 
@@ -52,14 +52,14 @@ class SaveInversion:
         }
 
     def run(self, inversion, name, overwrite):
-        path = store.named("output", name)
+        path = files.named("output", name)
         number, stem = 1, path.stem
         while path.exists() and not overwrite:
-            path = path.with_name(f"{stem}_{number:03}{store.SUFFIX}")
+            path = path.with_name(f"{stem}_{number:03}{files.SUFFIX}")
             number += 1
         path.parent.mkdir(parents=True, exist_ok=True)
         inversion.save(path)
-        name = store.relative("output", path)
+        name = files.relative("output", path)
         return text_result(f"Saved {name} ({path.stat().st_size / 2**20:.1f} MB): {_describe(inversion)}", name)
 
 
@@ -99,13 +99,13 @@ class LoadInversion:
         if name is None:  # wired: the node before it decides
             return ""
         try:
-            state = store.find_file(name).stat()
+            state = files.find_file(name).stat()
         except ValueError as error:
             return str(error)
         return f"{state.st_mtime_ns} {state.st_size}"
 
     def run(self, name, model=None):
-        inversion = store.read(store.find_file(name))
+        inversion = files.read(files.find_file(name))
         if model is not None:
             record.check_belongs(inversion, model)
         return text_result(f"Loaded {name}: {_describe(inversion)}", inversion, inversion.text)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from ..samplers.replay import calls_back, cfg_of, first_step
-from . import fields
-from .bridge import invert as bridge
-from .bridge import record
-from .bridge.guider import null_text_guider
-from .bridge.noise import InversionNoise, source_latent
-from .bridge.report import text_result
+from ..engine import record
+from ..engine.guider import null_text_guider
+from ..engine.noise import InversionNoise, source_latent
+from ..engine.sampler import own_way_back
+from ..samplers.inversion.replay import calls_back, cfg_of, first_step
+from . import base, inverting
 from .reports import error_line
+from .text_result import text_result
 
 _MODEL = ("MODEL", {"tooltip": "The model that the inversion was made with; another is refused."})
 _INVERSION = ("INVERSION", {"tooltip": "From Null-Text Inverter, Null-Text Optimise, Invert Image or Load Inversion."})
@@ -56,7 +56,7 @@ class Guider:
     def INPUT_TYPES(cls):
         return {
             "required": {"model": _MODEL, "inversion": _INVERSION},
-            "optional": {"positive": _POSITIVE, "negative": _NEGATIVE, "target_cfg": fields.TARGET_CFG},
+            "optional": {"positive": _POSITIVE, "negative": _NEGATIVE, "target_cfg": base.TARGET_CFG},
         }
 
     def run(self, model, inversion, positive=None, negative=None, target_cfg=0.0):
@@ -95,9 +95,9 @@ class InversionParts:
         first = first_step(strength, inversion.steps)
         noise, latent = InversionNoise(inversion, first), {"samples": source_latent(inversion)}
         if first == inversion.steps:  # an empty schedule is the engine's word for: nothing to do
-            sampler, _ = bridge.own_way_back(inversion, first - 1)
+            sampler, _ = own_way_back(inversion, first - 1)
             return noise, torch.zeros(0), latent, sampler
-        sampler, sigmas = bridge.own_way_back(inversion, first)
+        sampler, sigmas = own_way_back(inversion, first)
         return noise, sigmas, latent, sampler
 
 
@@ -127,7 +127,7 @@ class Sampler:
                 "positive": _POSITIVE,
                 "negative": _NEGATIVE,
                 "mask": ("MASK", {"tooltip": "Change only here (1 = change); the rest stays on the stored path."}),
-                "target_cfg": fields.TARGET_CFG,
+                "target_cfg": base.TARGET_CFG,
             },
         }
 
@@ -147,7 +147,7 @@ class Sampler:
         if reason:
             said = f"Nothing to change: {reason}; the source comes back as it is"
             return text_result(said, {"samples": latent}, said)
-        result = bridge.replay(model, inversion, positive, negative, cfg=cfg, first=first, mask=mask)
+        result = inverting.replay(model, inversion, positive, negative, cfg=cfg, first=first, mask=mask)
         done, steps = "Edited" if edited else "Reconstructed", calls_back(inversion, first)
         said = (
             f"{done} in {steps} of {inversion.steps} steps, cfg {cfg:g}, correction "

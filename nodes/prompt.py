@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .bridge.engine import encode
-from .bridge.report import text_result
-from .bridge.words import with_words, words_of
+from ..engine.comfy import encode
+from ..engine.words import with_words, words_of
+from .text_result import text_result
 
 
 class Prompt:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from ..samplers.edit_plan import WEIGHTS_ACT, plan
-from ..samplers.heat import enlarged
-from ..samplers.replay import cfg_of
-from . import fields
+from ..engine import record
+from ..engine.attention import prompts_of
+from ..engine.comfy import schedulers, sigmas_of
+from ..engine.pair_guider import prompt_to_prompt_guider, run_guider, source_of
+from ..samplers.attention.heat import enlarged
+from ..samplers.attention.plan import WEIGHTS_ACT, plan
+from ..samplers.inversion.replay import cfg_of
+from . import base
 from .attention import LAYERS
-from .bridge import record
-from .bridge.attention import prompts_of
-from .bridge.engine import schedulers, sigmas_of
-from .bridge.prompt_to_prompt import prompt_to_prompt_guider, run_guider, source_of
-from .bridge.report import text_result
+from .text_result import text_result
 
 _WORDS = "with commas; several words in a row count as one"
 _ALIASES = ["prompt2prompt", "p2p", "attention edit", "attention control", "word swap", "masactrl", "edit real image"]
@@ -28,7 +28,7 @@ _NEGATIVE = (
     "CONDITIONING",
     {"tooltip": "The negative or empty prompt. An inversion's null embeddings stand in for it."},
 )
-_CFG = fields.cfg(
+_CFG = base.cfg(
     7.5,
     "Guidance scale of the edit, whatever the inversion was made at; 0: the inversion's own. Null embeddings fit the "
     "cfg they were optimised for, and another is refused.",
@@ -61,11 +61,11 @@ _EDIT = {
             "is kept, new words are free. auto: replace where the word counts are equal, else refine.",
         },
     ),
-    "cross_steps": fields.share(
+    "cross_steps": base.share(
         0.8,
         "Cross-attention follows the source for this fraction of the steps (the paper's count: of N + 1). Less: freer.",
     ),
-    "self_steps": fields.share(
+    "self_steps": base.share(
         0.4,
         "Self-attention follows the source for this fraction of the steps: layout and shapes. 0 for changes of shape.",
     ),
@@ -93,7 +93,7 @@ _EDIT = {
             "tooltip": "Words of the edited prompt that count more or less: red: 2, car: 0.5 (negative allowed).",
         },
     ),
-    "weights_act": fields.choice(
+    "weights_act": base.choice(
         list(WEIGHTS_ACT),
         "in the cross window: as in the authors' code, a weight multiplies the source's attention while the word's "
         "cross-attention follows it. at every step: it multiplies the attention that the word has, to the end.",
@@ -115,8 +115,8 @@ _EDIT = {
             "everything else may change.",
         },
     ),
-    "blend_threshold": fields.share(0.3, "How much of a word's largest heat counts as its region."),
-    "blend_start": fields.share(0.2, "The blend begins at this fraction of the steps."),
+    "blend_threshold": base.share(0.3, "How much of a word's largest heat counts as its region."),
+    "blend_start": base.share(0.2, "The blend begins at this fraction of the steps."),
     "blend_layers": LAYERS,
 }
 
@@ -144,7 +144,7 @@ class PromptToPromptGuider:
     TITLE = "Prompt-to-Prompt Guider"
     CATEGORY = "NullText/attention"
     SEARCH_ALIASES = _ALIASES
-    DESCRIPTION = fields.describe(
+    DESCRIPTION = base.describe(
         "A guider for SamplerCustomAdvanced that edits a picture by its prompt and keeps the rest through attention "
         "(arXiv 2208.01626). From noise, source and edit share it; from an inversion wire SIGMAS, LATENT and SAMPLER "
         "of Inversion Parts (any noise: the stored path is followed). Cost per step: 4 network rows from noise, 3 from "
@@ -159,7 +159,7 @@ class PromptToPromptGuider:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": fields.MODEL,
+                "model": base.MODEL,
                 "edited": _EDITED,
                 "negative": _NEGATIVE,
                 "cfg": _CFG,
@@ -198,7 +198,7 @@ class PromptToPrompt:
     TITLE = "Prompt-to-Prompt"
     CATEGORY = "NullText/attention"
     SEARCH_ALIASES = _ALIASES
-    DESCRIPTION = fields.describe(
+    DESCRIPTION = base.describe(
         "Edits a picture by changing words of its prompt; everything the words do not speak of stays through "
         "attention (arXiv 2208.01626). With an inversion it edits a real picture in N x 3 network rows (the fast way; "
         "an inversion with null embeddings is the thorough one); without, it makes source and edit from one seed in N "
@@ -219,12 +219,12 @@ class PromptToPrompt:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": fields.MODEL,
+                "model": base.MODEL,
                 "edited": _EDITED,
                 "negative": _NEGATIVE,
                 "cfg": _CFG,
-                "seed": fields.SEED,
-                "steps": fields.steps(
+                "seed": base.SEED,
+                "steps": base.steps(
                     50,
                     "Steps N from noise; an inversion brings its own. Cost: N x 4 network rows, from an inversion N x "
                     "3.",
@@ -236,7 +236,7 @@ class PromptToPrompt:
                 **_EDIT,
             },
             "optional": {
-                "latent": fields.latent("An empty latent that says size and count. Not needed with an inversion."),
+                "latent": base.latent("An empty latent that says size and count. Not needed with an inversion."),
                 **_OPTIONAL,
             },
         }

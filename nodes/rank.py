@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from ..samplers.clip_guidance import rank
-from . import fields
-from .bridge import towers
-from .bridge.gradients import grad_mode
-from .bridge.report import text_result
+from ..engine import towers
+from ..engine.gradients import grad_mode
+from ..samplers.guidance.clip import rank
+from . import base
 from .clip_guidance import IMAGE_TEXT, check_words, embed_targets, plain_mask, text_lines
+from .text_result import text_result
 
 
 class CLIPRank:
@@ -17,7 +17,7 @@ class CLIPRank:
     TITLE = "CLIP Rank"
     CATEGORY = "NullText/guidance"
     SEARCH_ALIASES = ["clip score", "rank", "best of", "select images", "similarity"]
-    DESCRIPTION = fields.describe(
+    DESCRIPTION = base.describe(
         "Orders a batch of pictures by their cosine similarity to a text or a picture and returns the best ones with a "
         "table. Blended Diffusion makes 64 and keeps the best.",
         SEARCH_ALIASES,
@@ -45,12 +45,12 @@ class CLIPRank:
                         "tooltip": "What to look for. One per line, 'text : weight' for a weight.",
                     },
                 ),
-                "keep": fields.whole(1, 1, 4096, "How many of the best to return."),
+                "keep": base.whole(1, 1, 4096, "How many of the best to return."),
             },
             "optional": {
                 "target_image": ("IMAGE", {"tooltip": "Pictures to look for, beside the text or instead of it."}),
                 "mask": ("MASK", {"tooltip": "1 (white) means: judge here."}),
-                "latent": fields.latent("The batch as latents, put into the same order."),
+                "latent": base.latent("The batch as latents, put into the same order."),
             },
         }
 

@@ -7,22 +7,22 @@ import logging
 
 import torch
 
+from ..engine.comfy import process_of, sigma_range, sigmas_of
+from ..engine.sampler import own_sampler
+from ..engine.sampling import is_empty, sample_latent, to_model_space
 from ..samplers.core import VE
 from ..samplers.masks import composite, to_grid
 from ..samplers.masks import feather as feathered
-from ..samplers.particles import sample_particles
-from ..samplers.repaint import describe
-from ..samplers.repaint_schedules import CUSTOM, PRESETS, Schedule, data_scale, sample_repaint_scheduled
+from ..samplers.picture.particles import sample_particles
+from ..samplers.picture.repaint import describe
+from ..samplers.picture.repaint_schedules import CUSTOM, PRESETS, Schedule, data_scale, sample_repaint_scheduled
 from ..samplers.walk import network_calls
-from . import fields
-from .bridge.engine import process_of, sigma_range, sigmas_of
-from .bridge.report import shown, text_result
-from .bridge.sampler import own_sampler
-from .bridge.sampling import is_empty, sample_latent, to_model_space
+from . import base
+from .text_result import shown, text_result
 
 RESAMPLING, EXACT = "resampling (RePaint)", "exact-leaning (particles)"
 RENEWED, POSTERIOR = "renewed (ours, for few levels)", "posterior (the paper's)"
-_MODE = fields.choice(
+_MODE = base.choice(
     [RESAMPLING, EXACT],
     "Resampling: the paper's, jumps back up in noise so that the fill agrees with what is known. Exact-leaning: "
     "several fills per picture compete by how well they agree; nearer to the true conditional, and the levels are "
@@ -30,18 +30,16 @@ _MODE = fields.choice(
 )
 SOFT = "the mask nowhere reaches 0.5, from where on exact-leaning counts it, so the latent comes back as it is."
 _READ = "Read only with schedule custom. "
-_PRESET = fields.choice(
+_PRESET = base.choice(
     [*PRESETS, CUSTOM],
     "What a run costs and how near it comes. On fourteen test mixtures that nothing was tuned by, the worst error over "
     "that of the paper's 2410 calls: 2.2 times with 230 calls, 3.4 with 105, 1.7 with ours, which is not the paper's "
     "way. Custom reads the numbers below.",
 )
 _CUSTOM = {
-    "jump": fields.whole(5, 1, 100, _READ + "Levels that one jump goes back up."),
-    "resamples": fields.whole(
-        5, 1, 1000, _READ + "How often each stretch is walked; 1 makes no jumps (the naive fill)."
-    ),
-    "low": fields.number(
+    "jump": base.whole(5, 1, 100, _READ + "Levels that one jump goes back up."),
+    "resamples": base.whole(5, 1, 1000, _READ + "How often each stretch is walked; 1 makes no jumps (the naive fill)."),
+    "low": base.number(
         0.0,
         0.0,
         1000.0,
@@ -49,10 +47,10 @@ _CUSTOM = {
         _READ + "Resample only at levels of at least this noise: noise over signal, in units of the spread of the "
         "known part's latent, which is about 1 for most models.",
     ),
-    "high": fields.number(
+    "high": base.number(
         1000.0, 0.0, 1000.0, 0.01, _READ + "Resample only at levels of at most this noise, in the same units."
     ),
-    "noise": fields.choice(
+    "noise": base.choice(
         [POSTERIOR, RENEWED],
         _READ + "Posterior: the paper's ancestral steps. Renewed: above the range each step draws all of its noise "
         "anew, below it none; for few levels.",
@@ -60,7 +58,7 @@ _CUSTOM = {
 }
 _WAY = {
     "mode": _MODE,
-    "particles": fields.whole(
+    "particles": base.whole(
         8, 1, 256, "Exact-leaning only: fills per picture, each a row of the batch. More agree better and cost more."
     ),
 }
@@ -118,7 +116,7 @@ class RePaint:
     TITLE = "RePaint (sampler)"
     CATEGORY = "NullText/inpaint"
     SEARCH_ALIASES = ["repaint", "inpaint", "resampling", "time travel", "harmonize fill"]
-    DESCRIPTION = fields.describe(
+    DESCRIPTION = base.describe(
         "RePaint (arXiv 2201.09865) as a SAMPLER for SamplerCustom and SamplerCustomAdvanced: fills the latent's "
         "noise mask by travelling up and down in noise; outside it the source stays exact.",
         SEARCH_ALIASES,
@@ -162,7 +160,7 @@ class RePaintSampler:
     TITLE = "RePaint Sampler"
     CATEGORY = "NullText/inpaint"
     SEARCH_ALIASES = ["repaint", "inpaint", "outpaint", "fill", "remove object"]
-    DESCRIPTION = fields.describe(
+    DESCRIPTION = base.describe(
         "Fills a mask so that it agrees with the rest, with any model (RePaint, arXiv 2201.09865): the paper's "
         "schedule or a cheaper one. The latent outside the mask comes back as it was.",
         SEARCH_ALIASES,
@@ -175,15 +173,15 @@ class RePaintSampler:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": fields.MODEL,
-                "positive": fields.POSITIVE,
-                "negative": fields.NEGATIVE,
-                "latent": fields.latent("The picture. What lies under the mask has no influence at full noise."),
-                "mask": fields.MASK,
-                "seed": fields.SEED,
-                "cfg": fields.cfg(3.0),
+                "model": base.MODEL,
+                "positive": base.POSITIVE,
+                "negative": base.NEGATIVE,
+                "latent": base.latent("The picture. What lies under the mask has no influence at full noise."),
+                "mask": base.MASK,
+                "seed": base.SEED,
+                "cfg": base.cfg(3.0),
                 "schedule": _PRESET,
-                "levels": fields.whole(
+                "levels": base.whole(
                     50,
                     2,
                     1000,
@@ -192,7 +190,7 @@ class RePaintSampler:
                 ),
                 **_CUSTOM,
                 **_WAY,
-                "grow": fields.whole(
+                "grow": base.whole(
                     1, 0, 64, "Latent cells by which the mask grows, so that no mixed cell is taken for known."
                 ),
             }
@@ -246,7 +244,7 @@ class PixelComposite:
     TITLE = "Pixel Composite (feathered)"
     CATEGORY = "NullText/inpaint"
     SEARCH_ALIASES = ["paste back", "feather", "blend edit", "keep original pixels"]
-    DESCRIPTION = fields.describe(
+    DESCRIPTION = base.describe(
         "Puts the original's pixels back outside a feathered mask, so that a local edit changes nothing elsewhere, "
         "not even by the autoencoder.",
         SEARCH_ALIASES,
@@ -262,8 +260,8 @@ class PixelComposite:
             "required": {
                 "original": ("IMAGE", {"tooltip": "The picture before the edit."}),
                 "edited": ("IMAGE", {"tooltip": "The picture after the edit, of the same size."}),
-                "mask": fields.MASK,
-                "feather": fields.whole(4, 0, 256, "Pixels over which the edit fades out, outside of the mask."),
+                "mask": base.MASK,
+                "feather": base.whole(4, 0, 256, "Pixels over which the edit fades out, outside of the mask."),
             }
         }
 

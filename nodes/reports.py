@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..samplers.inversion import Inversion
-from ..samplers.pivots import whiteness
-from .bridge.invert import Result
+from ..samplers.inversion.pivots import whiteness
+from ..samplers.inversion.record import Inversion
+from .inverting import Result
 
 
 def error_line(inversion: Inversion, result: Result) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from ..engine.sampler import own_sampler
+from ..engine.sampling import is_empty, sample_latent, time_to_sigma
 from ..samplers.masks import to_grid
 from ..samplers.ode import sample_ancestral
-from ..samplers.repaint import sample_repaint
-from ..samplers.sdedit import meaning, sdedit_sigmas
-from . import fields
-from .bridge.report import text_result
-from .bridge.sampler import own_sampler
-from .bridge.sampling import is_empty, sample_latent, time_to_sigma
+from ..samplers.picture.repaint import sample_repaint
+from ..samplers.picture.sdedit import meaning, sdedit_sigmas
+from . import base
+from .text_result import text_result
 
 STOCHASTIC, DETERMINISTIC = "stochastic (the paper's)", "deterministic (DDIM)"
 
@@ -37,7 +37,7 @@ class SDEdit:
     TITLE = "SDEdit"
     CATEGORY = "NullText/from picture"
     SEARCH_ALIASES = ["sdedit", "img2img", "image to image", "scribble to image", "stroke painting"]
-    DESCRIPTION = fields.describe(
+    DESCRIPTION = base.describe(
         "Noises a picture or a scribble to level t0 and denoises it again (arXiv 2108.01073): small t0 is faithful, "
         "large t0 realistic. With a mask only the masked part is redrawn.",
         SEARCH_ALIASES,
@@ -50,19 +50,19 @@ class SDEdit:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": fields.MODEL,
-                "positive": fields.POSITIVE,
-                "negative": fields.NEGATIVE,
-                "latent": fields.latent("The guide: a picture, or strokes over a background, encoded."),
-                "seed": fields.SEED,
-                "cfg": fields.cfg(5.0),
-                "t0": fields.share(
+                "model": base.MODEL,
+                "positive": base.POSITIVE,
+                "negative": base.NEGATIVE,
+                "latent": base.latent("The guide: a picture, or strokes over a background, encoded."),
+                "seed": base.SEED,
+                "cfg": base.cfg(5.0),
+                "t0": base.share(
                     0.5,
                     "Noise level as a share of the diffusion's time. Up to 0.2: almost untouched; 0.4: details "
                     "redrawn; 0.6: layout and main colours kept (scribbles); 0.8: rough layout; 1: hardly anything.",
                 ),
-                "steps": fields.steps(30, "Steps between t0 and 0, one network call each, whatever t0 is."),
-                "noise": fields.choice(
+                "steps": base.steps(30, "Steps between t0 and 0, one network call each, whatever t0 is."),
+                "noise": base.choice(
                     [STOCHASTIC, DETERMINISTIC], "Stochastic adds fresh noise at every step, as the paper does."
                 ),
                 "more_levels": (
@@ -77,7 +77,7 @@ class SDEdit:
             "optional": {
                 "mask": (
                     "MASK",
-                    {"tooltip": fields.MASK[1]["tooltip"] + " Not wired: the latent's own noise mask, if it has one."},
+                    {"tooltip": base.MASK[1]["tooltip"] + " Not wired: the latent's own noise mask, if it has one."},
                 )
             },
         }

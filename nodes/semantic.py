@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from ..samplers.semantic import Semantics
-from . import fields
-from .bridge import guide, towers
-from .bridge.engine import process_of
-from .bridge.sampling import is_empty, to_model_space
+from ..engine import guide, towers
+from ..engine.comfy import process_of
+from ..engine.sampling import is_empty, to_model_space
+from ..samplers.guidance.semantic import Semantics
+from . import base
 from .clip_guidance import CATEGORY, IMAGE_TEXT, check_words, noisy_tower, text_lines
 from .guidance_inputs import BOUND, DECODER, END, EVERY, LATENT, MODES, NETWORK, START, VARIANCE, attached, modes, term
 
 
 def _weight(default: float, what: str):
-    return fields.number(default, -100000.0, 100000.0, 1.0, what + " 0 switches it off.")
+    return base.number(default, -100000.0, 100000.0, 1.0, what + " 0 switches it off.")
 
 
 class SemanticGuidance:
@@ -22,7 +22,7 @@ class SemanticGuidance:
     TITLE = "Semantic Guidance (text, content, structure, style)"
     CATEGORY = CATEGORY
     SEARCH_ALIASES = ["SDG", "more control for free", "style guidance", "image guidance", "gram", "reference"]
-    DESCRIPTION = fields.describe(
+    DESCRIPTION = base.describe(
         "Semantic diffusion guidance (arXiv 2112.05744): pulls the picture towards a text, the content of a "
         "reference picture, its structure (feature maps) or its style (Gram matrices). On noisy latents by a "
         "noise-aware tower where the image-text model has one for this model, else on the decoded estimate. Patches "
@@ -37,7 +37,7 @@ class SemanticGuidance:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": fields.MODEL,
+                "model": base.MODEL,
                 "image_text": IMAGE_TEXT,
                 "gradient_mode": modes(LATENT, DECODER, NETWORK),
                 "text": ("STRING", {"default": "", "tooltip": "What the picture shall be; needs the text weight."}),
@@ -49,7 +49,7 @@ class SemanticGuidance:
                 "style_weight": _weight(
                     0.0, "Weight of the reference's style: textures and colours, wherever they are."
                 ),
-                "scale": fields.number(1.0, -1000.0, 1000.0, 0.1, "Multiplies all weights. 0: the untouched model."),
+                "scale": base.number(1.0, -1000.0, 1000.0, 0.1, "Multiplies all weights. 0: the untouched model."),
                 "start_percent": START,
                 "end_percent": END,
                 "bound": BOUND,
@@ -61,7 +61,7 @@ class SemanticGuidance:
                         "tooltip": "Which feature maps structure and style read, finest first: 0,1 are the fine ones.",
                     },
                 ),
-                "seed": fields.SEED,
+                "seed": base.SEED,
             },
             "optional": {
                 "reference": ("IMAGE", {"tooltip": "The reference picture; the first of a batch is used."}),

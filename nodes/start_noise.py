@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from . import fields
-from .bridge.engine import schedulers, sigmas_of
-from .bridge.report import text_result
-from .bridge.start_noise import optimise
+from ..engine.comfy import schedulers, sigmas_of
+from ..engine.start_noise import optimise
+from . import base
 from .plots import line_chart
+from .text_result import text_result
 
 
 class OptimiseStartNoise:
@@ -14,7 +14,7 @@ class OptimiseStartNoise:
     TITLE = "Optimise Start Noise"
     CATEGORY = "NullText/guidance"
     SEARCH_ALIASES = ["optimise x_T", "noise optimisation", "DOODL", "ReNO", "initial noise", "latent optimisation"]
-    DESCRIPTION = fields.describe(
+    DESCRIPTION = base.describe(
         "Changes the start noise, not the steps: x_T is optimised through a short deterministic sampler "
         "(Euler/DDIM) until the result agrees with the guidance nodes on the MODEL (CLIP, classifier, semantic; "
         "their scales weigh them). From noise, or from an inverted picture. Memory is bounded: each step is "
@@ -43,25 +43,25 @@ class OptimiseStartNoise:
                         "guided."
                     },
                 ),
-                "positive": fields.POSITIVE,
-                "negative": fields.NEGATIVE,
-                "latent": fields.latent("Size and batch of the result; an empty latent. With an inversion: ignored."),
-                "seed": fields.SEED,
-                "steps": fields.steps(
+                "positive": base.POSITIVE,
+                "negative": base.NEGATIVE,
+                "latent": base.latent("Size and batch of the result; an empty latent. With an inversion: ignored."),
+                "seed": base.SEED,
+                "steps": base.steps(
                     8,
                     "Steps of the short sampler. Cost of one iteration: this many network "
                     "forwards, twice, and as many backwards; with cfg other than 1 double "
                     "that.",
                 ),
-                "scheduler": fields.choice(schedulers(), "Which sigmas the short sampler takes.", "karras"),
-                "cfg": fields.cfg(
+                "scheduler": base.choice(schedulers(), "Which sigmas the short sampler takes.", "karras"),
+                "cfg": base.cfg(
                     1.0, "Classifier-free guidance inside the sampler. 1 is the cheapest and the most stable."
                 ),
-                "iterations": fields.whole(15, 1, 1000, "Steps of Adam on the start noise."),
-                "learning_rate": fields.number(
+                "iterations": base.whole(15, 1, 1000, "Steps of Adam on the start noise."),
+                "learning_rate": base.number(
                     0.03, 0.0001, 1.0, 0.005, "Of Adam, in standard deviations of the noise per iteration."
                 ),
-                "prior": fields.number(
+                "prior": base.number(
                     1.0,
                     0.0,
                     1000.0,

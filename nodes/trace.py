@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from . import fields
-from .bridge import guide
-from .bridge.engine import latent_out
-from .bridge.report import text_result
+from ..engine import guide
+from ..engine.comfy import latent_out
+from . import base
 from .pictures import captioned_grid
 from .plots import line_chart, stacked
+from .text_result import text_result
 
 
 class GuidanceTrace:
@@ -17,7 +17,7 @@ class GuidanceTrace:
     TITLE = "Guidance Trace"
     CATEGORY = "NullText/guidance"
     SEARCH_ALIASES = ["trace", "loss plot", "class probability", "x0 prediction", "guidance debug"]
-    DESCRIPTION = fields.describe(
+    DESCRIPTION = base.describe(
         "Shows the last run of a guided MODEL: the estimate x0 at each step as a strip, the log-likelihood, the "
         "size of the push, and the class or caption probabilities. Wire the same MODEL that the sampler got, and "
         "the sampler's result so that this comes after it. It costs nothing while sampling.",
@@ -34,10 +34,10 @@ class GuidanceTrace:
         return {
             "required": {
                 "model": ("MODEL", {"tooltip": "The guided MODEL, the very one that the sampler used."}),
-                "latent": fields.latent("The sampler's result: it makes this node wait for the run."),
+                "latent": base.latent("The sampler's result: it makes this node wait for the run."),
                 "vae": ("VAE", {"tooltip": "Decodes the estimates for the strip."}),
-                "pictures": fields.whole(8, 2, 32, "How many of the steps the strip shows, evenly spread."),
-                "item": fields.whole(1, 1, 4, "Which picture of the batch is shown; the first four are kept."),
+                "pictures": base.whole(8, 2, 32, "How many of the steps the strip shows, evenly spread."),
+                "item": base.whole(1, 1, 4, "Which picture of the batch is shown; the first four are kept."),
             }
         }
 

@@ -1,8 +1,19 @@
-"""Loads the pack from its folder, whatever that is called, as module `nulltext`."""
+"""Loads the pack from its folder, whatever that is called, as module `nulltext`.
+
+Then a ComfyUI engine without a server, and tiny random models on it; skipped only where no engine can be imported.
+
+The interpreter decides which engine it is: the pip package where that is installed, else the checkout of
+COMFYUI_PATH.
+"""
 
 import importlib.util
+import os
 import sys
+import tempfile
 from pathlib import Path
+
+import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -13,3 +24,122 @@ if "nulltext" not in sys.modules:
     pack = importlib.util.module_from_spec(spec)
     sys.modules["nulltext"] = pack
     spec.loader.exec_module(pack)
+
+
+def _import_engine():
+    if importlib.util.find_spec("comfy") is None:
+        path = os.environ.get("COMFYUI_PATH")
+        if not path:
+            pytest.skip("no ComfyUI engine can be imported here", allow_module_level=True)
+        sys.path.insert(0, path)
+    if not hasattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS"):
+        sys.modules.pop("nodes", None)  # pytest's stand-in for this folder; upstream has a module of that name
+    from comfy.cli_args import args
+
+    args.cpu = True
+    if "comfy.cmd.folder_paths" not in sys.modules and "folder_paths" not in sys.modules:
+        args.cwd = args.base_directory = tempfile.mkdtemp(
+            prefix="nulltext-tests-"
+        )  # the engine makes folders where it stands
+
+
+UNET = {
+    "image_size": 32,
+    "in_channels": 4,
+    "model_channels": 32,
+    "out_channels": 4,
+    "num_res_blocks": [1, 1],
+    "channel_mult": [1, 2],
+    "num_heads": 4,
+    "num_head_channels": -1,
+    "use_spatial_transformer": True,
+    "transformer_depth": [1, 1],
+    "transformer_depth_output": [1, 1, 1, 1],
+    "transformer_depth_middle": 1,
+    "context_dim": 64,
+    "legacy": False,
+    "use_linear_in_transformer": False,
+    "adm_in_channels": None,
+    "use_temporal_attention": False,
+}
+
+
+def build(kind="EPS", dtype=torch.float32, adm=None):
+    """MODEL with random weights, made in inference mode as a checkpoint loader makes them."""
+    _import_engine()
+    import comfy.model_base
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    config = {**UNET, "dtype": dtype}
+    if adm:
+        config.update(adm_in_channels=adm, num_classes="sequential")
+    with torch.inference_mode():
+        made = comfy.supported_models.SD15(dict(config))
+        made.unet_config = config
+        if dtype != torch.float32:
+            made.manual_cast_dtype = torch.float32
+        if kind == "FLOW":
+            made.sampling_settings = {"shift": 1.0}
+        base = comfy.model_base.BaseModel(made, comfy.model_base.ModelType[kind], device="cpu")
+        generator = torch.Generator().manual_seed(0)
+        for name, p in base.named_parameters():
+            fan = max(p[0].numel(), 1) if p.ndim > 1 else 1
+            value = torch.randn(p.shape, generator=generator) * (fan**-0.5 if p.ndim > 1 else 0.02)
+            p.data.copy_(value + (1.0 if p.ndim == 1 and name.endswith("weight") else 0.0))
+        return comfy.model_patcher.ModelPatcher(base, torch.device("cpu"), torch.device("cpu"))
+
+
+def condition(seed=1, tokens=77, batch=1, **extra):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.inference_mode():
+        return [
+            [torch.randn(batch, tokens, 64, generator=generator), {"pooled_output": torch.zeros(batch, 64), **extra}]
+        ]
+
+
+@pytest.fixture(scope="session")
+def engine():
+    _import_engine()
+    import nulltext.engine.comfy as module
+
+    return module
+
+
+@pytest.fixture
+def tiny(engine):
+    """An SD1-like eps model of 1M random weights."""
+    return build()
+
+
+@pytest.fixture
+def make_model(engine):
+    return build
+
+
+@pytest.fixture
+def make_condition():
+    return condition
+
+
+@pytest.fixture
+def latent():
+    with torch.inference_mode():
+        return torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3)) / 0.18215
+
+
+@pytest.fixture
+def short_of_memory(engine, monkeypatch):
+    """short_of_memory(model, rows): from now on the engine believes that larger calls than `rows` rows don't fit."""
+
+    def limit(model, rows=2):
+        management = engine.get("model_management")
+        ask = management.get_free_memory
+        monkeypatch.setattr(type(model.model), "memory_required", lambda self, input_shape, **_: float(input_shape[0]))
+        monkeypatch.setattr(
+            management,
+            "get_free_memory",
+            lambda dev=None, torch_free_too=False: ask(dev, True) if torch_free_too else 1.75 * rows,
+        )
+
+    return limit

@@ -19,13 +19,14 @@ def main(arguments: list[str]) -> int:
     os.environ.setdefault("NULLTEXT_DEVICE", "cpu")
     python = Path(sys.executable)
     lint = subprocess.run([python, "-m", "ruff", "check", "--quiet", str(ROOT)]).returncode
-    print(f"ruff: {'clean' if lint == 0 else 'see above'}", flush=True)
+    lint |= subprocess.run([python, "-m", "ruff", "format", "--check", "--quiet", str(ROOT)]).returncode
+    print(f"ruff: {'clean' if lint == 0 else 'see above (make it right: ruff check --fix, ruff format)'}", flush=True)
     named = any((ROOT / argument.split("::")[0]).exists() for argument in arguments)
     command = [python, "-m", "pytest", "-c", "tests/pytest.ini", *arguments, *([] if named else ["tests"])]
     with compute():
         tests = subprocess.run(command, cwd=ROOT).returncode
     if lint:
-        print("FAILED: ruff has findings", file=sys.stderr)
+        print("FAILED: ruff has findings, or a file is not formatted", file=sys.stderr)
     return tests or lint
 
 

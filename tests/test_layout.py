@@ -1,4 +1,4 @@
-"""The arrows of the house: nodes -> nodes/bridge -> samplers, demo and benchmarks on top; files that fit a head."""
+"""The arrows: tools, benchmarks -> nodes -> engine -> samplers, and demo -> samplers; files that fit a head."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ def sources(*folders: str) -> list[Path]:
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 
-SAMPLERS, BRIDGE = sources("samplers"), sources("nodes/bridge")
-NODES = [path for path in sources("nodes") if path not in BRIDGE]
+SAMPLERS, BRIDGE, NODES = sources("samplers"), sources("engine"), sources("nodes")
 
 
 def name(path: Path) -> str:
@@ -63,10 +62,10 @@ def test_samplers_know_neither_comfyui_nor_nodes(path):
 
 
 @pytest.mark.parametrize("path", NODES, ids=name)
-def test_nodes_know_comfyui_only_through_the_bridge(path):
+def test_nodes_know_comfyui_only_through_the_engine(path):
     assert not absolute(path) & (ENGINE | UNSAFE | {"nulltext"})
     for level, module, _ in imports(path):
-        assert level < 2 or (level == 2 and module.split(".")[0] == "samplers"), f"{'.' * level}{module}"
+        assert level < 2 or (level == 2 and module.split(".")[0] in ("engine", "samplers")), f"{'.' * level}{module}"
 
 
 @pytest.mark.parametrize("path", NODES, ids=name)
@@ -108,22 +107,25 @@ def test_nodes_hold_no_mathematics(path):
 
 
 @pytest.mark.parametrize("path", BRIDGE, ids=name)
-def test_the_bridge_imports_comfyui_lazily_and_nothing_above_it(path):
+def test_the_engine_imports_comfyui_lazily_and_nothing_above_it(path):
     assert not absolute(path) & (UNSAFE | {"nulltext"})
     at_top = {module.split(".")[0] for level, module, top in imports(path) if level == 0 and top}
     assert not at_top & ENGINE, "importing the pack must need no server"
     for level, module, _ in imports(path):
-        outside = level == 2 and len(path.relative_to(ROOT / "nodes" / "bridge").parts) == 1
-        assert not outside, f"the bridge stands below the nodes: ..{module}"
+        assert level < 2 or level == 2 and module.split(".")[0] == "samplers", (
+            f"above the engine: {'.' * level}{module}"
+        )
 
 
-@pytest.mark.parametrize("path", sources("samplers", "nodes") + [ROOT / "__init__.py"], ids=name)
+@pytest.mark.parametrize("path", sources("samplers", "engine", "nodes") + [ROOT / "__init__.py"], ids=name)
 def test_the_pack_never_needs_what_stands_on_top(path):
     for _, module, _ in imports(path):
-        assert not {"demo", "benchmarks", "tests"} & set(module.split("."))
+        assert not {"demo", "tools", "benchmarks", "tests"} & set(module.split("."))
 
 
-@pytest.mark.parametrize("path", sources("samplers", "nodes", "demo", "benchmarks", "tests"), ids=name)
+@pytest.mark.parametrize(
+    "path", sources("samplers", "engine", "nodes", "demo", "tools", "benchmarks", "tests"), ids=name
+)
 def test_files_fit_a_head(path):
     assert path.stat().st_size <= LARGEST
 

@@ -12,7 +12,7 @@ from nulltext.benchmarks._cartoon import blur_of_equal_drop, blurred, drops, edg
 from nulltext.benchmarks._fill import core_noise_mask, seam_and_fill
 from nulltext.benchmarks.from_image import average_precision, intersection_over_union
 from nulltext.demo import scenes
-from nulltext.samplers.repaint_schedules import OURS, PRESETS
+from nulltext.samplers.picture.repaint_schedules import OURS, PRESETS
 from PIL import Image
 
 

@@ -12,7 +12,7 @@ from nulltext.benchmarks import _inversion, harness, inversion
 from nulltext.benchmarks._cost import Costs, Meter
 from nulltext.demo import probe, scenes
 from nulltext.samplers.core import VE
-from nulltext.samplers.null_text import Schedule, optimise_null_text
+from nulltext.samplers.inversion.null_text import Schedule, optimise_null_text
 
 #: issue 2, section 5, and the ratio it bounds
 KEYS = {
@@ -68,7 +68,7 @@ def toy(monkeypatch, tmp_path):
     judge = probe.ConvProbe(8)
     monkeypatch.setattr(probe, "load", lambda which: judge.eval().requires_grad_(False))
     monkeypatch.setattr(harness, "OUTPUT", tmp_path)
-    monkeypatch.setattr(harness, "weights", lambda: "these")
+    monkeypatch.setattr(harness, "weights", lambda read: "these")
     monkeypatch.setattr(inversion.os, "cpu_count", torch.get_num_threads)
     return unet
 
@@ -88,7 +88,7 @@ def test_prints_exactly_the_figures_and_resumes(toy, capsys, monkeypatch):
     assert run(capsys) == figures
     again = toy.calls - first  # a few calls to predict the time, none of the ways
     assert again < first / 10
-    monkeypatch.setattr(harness, "weights", lambda: "others")
+    monkeypatch.setattr(harness, "weights", lambda read: "others")
     run(capsys)
     assert toy.calls - first - again > 0.9 * first, "results of other weights were taken for these weights'"
 

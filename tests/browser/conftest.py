@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from nulltext.demo import engines, litegraph, workflows
+from nulltext.tools import engines, litegraph, workflows
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [

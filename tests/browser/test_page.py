@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from nulltext.demo import workflows
+from nulltext.tools import workflows
 
 REWEIGHT = "NullText_AttentionReweight"
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from nulltext.demo import attributes, pool, scenes
 from nulltext.demo.classifiers import PAIR_NAMES
-from nulltext.samplers.encoder import Encoder
+from nulltext.samplers.networks.encoder import Encoder
 from safetensors.torch import save_file
 
 
@@ -54,7 +54,7 @@ def test_a_pair_begins_as_colour_plus_shape():
 def test_a_network_starts_from_the_trunk(tmp_path):
     torch.manual_seed(0)
     trunk, net = Encoder(out=attributes.OUT, **attributes.TRUNK), Encoder(out=7, **attributes.TRUNK)
-    with pytest.raises(SystemExit, match="demo attributes"):
+    with pytest.raises(SystemExit, match="tools attributes"):
         attributes.started(net, tmp_path)
     save_file(trunk.state_dict(), tmp_path / "attributes.safetensors")
     last = net.pool.out.weight.clone()

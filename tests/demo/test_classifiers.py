@@ -4,7 +4,7 @@ import torch
 from nulltext.demo import classifiers, scenes
 from nulltext.demo import model as demo_model
 from nulltext.demo.image_text import pair_accuracy
-from nulltext.nodes.bridge import towers
+from nulltext.engine import towers
 from safetensors import safe_open
 
 
@@ -69,7 +69,7 @@ def test_the_noisy_nets_see_pairs_through_little_noise():
 
 
 def test_the_folder_of_two_classes(tmp_path, monkeypatch):
-    from nulltext.demo import inputs
+    from nulltext.tools import inputs
 
     monkeypatch.setattr(inputs, "FOLDER", tmp_path)
     classifiers.write_folder(2)

@@ -16,7 +16,7 @@ from nulltext.demo.image_text import (
     word_rows,
 )
 from nulltext.samplers.core import FLOW, VE
-from nulltext.samplers.image_text import ImageText
+from nulltext.samplers.networks.image_text import ImageText
 
 
 def generator(seed=0):

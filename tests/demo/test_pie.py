@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from nulltext.benchmarks import _pie_judges, pie
-from nulltext.samplers import metrics
+from nulltext.samplers.measure import metrics
 from PIL import Image
 from safetensors.torch import save_file
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("__init__.py", "samplers", "nodes", "tests")
+COPIED = ("__init__.py", "samplers", "engine", "nodes", "tests")
 #: before the first fork, so that no mutation pays for it; the last ones are what torch's comparisons load
 IMPORTED_ONCE = (
     "pytest",
@@ -42,27 +42,33 @@ IMPORTED_ONCE = (
 MOST = 3
 #: tests in tests/samplers/ of a file beside test_<file>.py
 MORE_TESTS = {
-    "attention": ("test_maps", "test_prompt_to_prompt"),
-    "blended": ("test_sdedit_diffedit_blended",),
-    "cfg": ("test_clip_guidance",),
-    "controllers": ("test_attention", "test_prompt_to_prompt"),
+    "layers": ("test_maps", "test_branches"),
+    "blended": ("test_sdedit_and_others",),
+    "cfg": ("test_clip", "test_window"),
+    "controllers": ("test_layers", "test_branches", "test_reweight"),
     "corrections": ("test_null_text",),
-    "diffedit": ("test_sdedit_diffedit_blended",),
+    "disturbance": ("test_window",),
+    "diffedit": ("test_sdedit_and_others",),
     "encoder": ("test_latent_classifier",),
     "heat": ("test_maps",),
     "ilvr": ("test_lowpass_ilvr",),
     "lowpass": ("test_lowpass_ilvr",),
-    "maps": ("test_prompt_to_prompt",),
+    "maps": ("test_branches",),
     "pivots": ("test_replay",),
-    "sdedit": ("test_sdedit_diffedit_blended",),
-    "semantic": ("test_clip_guidance",),
+    "plan": ("test_reweight",),
+    "repaint_schedules": ("test_repaint",),
+    "sdedit": ("test_sdedit_and_others",),
+    "semantic": ("test_clip",),
+    "table": ("test_replay", "test_record"),
+    "terms": ("test_window",),
     "walk": ("test_ode",),
+    "window": ("test_layers", "test_maps", "test_reweight"),
 }
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """`old` in samplers/<file>.py becomes `new`; the named tests should fail. survives: why none of them can."""
+    """`old` in <file>.py of samplers/ becomes `new`; the named tests should fail. survives: why none of them can."""
 
     file: str
     name: str
@@ -76,7 +82,12 @@ class Mutation:
 
     def paths(self, root: Path) -> list[str]:
         names = self.tests or (f"test_{self.file}", *MORE_TESTS.get(self.file, ()))
-        return [path for path in (f"tests/samplers/{name}.py" for name in names) if (root / path).exists()]
+        found = [path for name in names for path in (root / "tests" / "samplers").rglob(f"{name}.py")]
+        return [str(path.relative_to(root)) for path in found]
+
+    def source(self, root: Path) -> Path:
+        """The file of samplers/ that is mutated, whatever its family."""
+        return next((root / "samplers").rglob(f"{self.file}.py"))
 
 
 def read(text: str) -> list[Mutation]:
@@ -94,7 +105,7 @@ def faults(entries: list[Mutation], root: Path) -> list[str]:
     """One sentence for each entry that can't be used: its old text must stand in its file exactly once."""
     found = []
     for entry in entries:
-        count = (root / f"samplers/{entry.file}.py").read_text(encoding="utf-8").count(entry.old)
+        count = entry.source(root).read_text(encoding="utf-8").count(entry.old)
         if count != 1:
             found.append(f"'{entry}' is stale: its old text stands {count} times in the file; bring it up to date.")
         if entry.old == entry.new or not entry.paths(root) or sum(str(entry) == str(e) for e in entries) > 1:
@@ -156,7 +167,7 @@ def run(entries: list[Mutation], root: Path, limit: float) -> dict:
             raise SystemExit(f"The tests must pass before anything is broken, and they do not: {why}.")
         print(f"unbroken: {len(everything)} test files pass, {time.monotonic() - began:.0f} s", flush=True)
         for i, entry in enumerate(entries, 1):
-            start, path = time.monotonic(), copy / f"samplers/{entry.file}.py"
+            start, path = time.monotonic(), entry.source(copy)
             before = path.read_text(encoding="utf-8")
             path.write_text(before.replace(entry.old, entry.new), encoding="utf-8")
             verdict, why = judge(copy, entry.paths(root), limit)

@@ -41,7 +41,7 @@ def test_every_mutation_fits_the_code_and_every_file_has_one(runner):
     entries = runner.read((HERE / "mutations.txt").read_text(encoding="utf-8"))
     assert runner.faults(entries, runner.ROOT) == []
     assert len(entries) >= 60 and sum(bool(entry.survives) for entry in entries) <= runner.MOST
-    files = {path.stem for path in (runner.ROOT / "samplers").glob("*.py")} - {"__init__"}
+    files = {path.stem for path in (runner.ROOT / "samplers").rglob("*.py")} - {"__init__"}
     assert {entry.file for entry in entries} == files
 
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
+from nulltext.engine.comfy import sigmas_of
+from nulltext.engine.words import KEY
 from nulltext.nodes.attention import AttentionMap, AttentionRecord, AttentionReweight
-from nulltext.nodes.bridge.engine import sigmas_of
-from nulltext.nodes.bridge.words import KEY
 from nulltext.nodes.edit_score import EditScore
 from nulltext.nodes.prompt_to_prompt import PromptToPrompt, PromptToPromptGuider
 
@@ -36,8 +36,8 @@ def prompt(make_condition):
 
 
 def sample(model, positive, negative, cfg=3.0, steps=3, latent=None):
-    from nulltext.nodes.bridge.sampler import core_sampler
-    from nulltext.nodes.bridge.sampling import sample_latent
+    from nulltext.engine.sampler import core_sampler
+    from nulltext.engine.sampling import sample_latent
 
     latent = {"samples": torch.zeros_like(NOISE) if latent is None else latent}
     with torch.inference_mode():

@@ -4,13 +4,13 @@ import logging
 
 import pytest
 import torch
+from nulltext.engine.guider import guider_class
+from nulltext.engine.noise import source_latent
+from nulltext.engine.sampler import core_sampler
+from nulltext.engine.sampling import sample_latent, time_to_sigma, to_model_space
 from nulltext.nodes import blended, diffedit, disturbance, ilvr, repaint, sdedit
-from nulltext.nodes.bridge.guider import guider_class
-from nulltext.nodes.bridge.noise import source_latent
-from nulltext.nodes.bridge.sampler import core_sampler
-from nulltext.nodes.bridge.sampling import sample_latent, time_to_sigma, to_model_space
-from nulltext.samplers.disturbance import disturbance_schedule
-from nulltext.samplers.lowpass import LOW_PASSES, dct_low_pass
+from nulltext.samplers.picture.disturbance import disturbance_schedule
+from nulltext.samplers.picture.lowpass import LOW_PASSES, dct_low_pass
 
 SCALE = 0.18215
 
@@ -397,7 +397,7 @@ def test_sdedit_levels_and_identities(tiny, make_condition, latent, mask):
 
 
 def test_deterministic_sdedit_is_the_engines_img2img(tiny, engine, make_condition, latent):
-    from nulltext.samplers.sdedit import sdedit_sigmas
+    from nulltext.samplers.picture.sdedit import sdedit_sigmas
 
     ours = edit(tiny, make_condition, latent, 0.5, noise=sdedit.DETERMINISTIC)["result"][0]["samples"]
     sigmas = sdedit_sigmas(time_to_sigma(tiny), 0.5, 5).float()
@@ -426,8 +426,8 @@ def test_diffedit_mask(tiny, make_condition, latent):
 
 @pytest.fixture
 def inversion(tiny, engine, latent):
-    from nulltext.nodes.bridge.noise import model_notes
-    from nulltext.samplers.inversion import Inversion
+    from nulltext.engine.noise import model_notes
+    from nulltext.samplers.inversion.record import Inversion
 
     sigmas = engine.sigmas_of(tiny, "normal", 10)
     clean = to_model_space(tiny, {"samples": latent})

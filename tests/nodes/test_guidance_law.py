@@ -7,13 +7,13 @@ import re
 
 import pytest
 import torch
-from nulltext.demo import workflows
+from nulltext.engine import guide
+from nulltext.engine.guider import guider_class
+from nulltext.engine.sampler import core_sampler
 from nulltext.nodes import NODE_CLASS_MAPPINGS as NODES
-from nulltext.nodes.bridge import guide
-from nulltext.nodes.bridge.guider import guider_class
-from nulltext.nodes.bridge.sampler import core_sampler
-from nulltext.samplers.latent_classifier import LatentClassifier
-from nulltext.samplers.mixture import GaussianMixture
+from nulltext.samplers.measure.mixture import GaussianMixture
+from nulltext.samplers.networks.latent_classifier import LatentClassifier
+from nulltext.tools import workflows
 
 NODE = NODES["NullText_ClassifierGuidance"]
 NAMES = ["cat", "dog", "owl"]

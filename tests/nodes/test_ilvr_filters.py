@@ -1,10 +1,10 @@
 """ILVR's nodes use the filter that is asked for, and start at the authors' own."""
 
 import torch
+from nulltext.engine.sampler import core_sampler
+from nulltext.engine.sampling import sample_latent
 from nulltext.nodes import ilvr
-from nulltext.nodes.bridge.sampler import core_sampler
-from nulltext.nodes.bridge.sampling import sample_latent
-from nulltext.samplers.lowpass import LOW_PASSES, bicubic_low_pass, dct_low_pass
+from nulltext.samplers.picture.lowpass import LOW_PASSES, bicubic_low_pass, dct_low_pass
 
 BICUBIC, COSINES = LOW_PASSES
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from nulltext.engine.noise import model_notes
+from nulltext.engine.sampling import to_model_space
 from nulltext.nodes import diffedit, disturbance, ilvr, repaint, sdedit
-from nulltext.nodes.bridge.noise import model_notes
-from nulltext.nodes.bridge.sampling import to_model_space
-from nulltext.samplers.inversion import Inversion
+from nulltext.samplers.inversion.record import Inversion
 
 
 @pytest.fixture(autouse=True)

@@ -5,16 +5,16 @@ import logging
 
 import pytest
 import torch
+from nulltext.engine.comfy import process_of
+from nulltext.engine.guider import guider_class
+from nulltext.engine.noise import model_notes, source_latent
+from nulltext.engine.sampler import core_sampler, own_sampler
+from nulltext.engine.sampling import sample_latent, to_model_space
 from nulltext.nodes import blended, diffedit, null_text, repaint, sdedit
-from nulltext.nodes.bridge.engine import process_of
-from nulltext.nodes.bridge.guider import guider_class
-from nulltext.nodes.bridge.noise import model_notes, source_latent
-from nulltext.nodes.bridge.sampler import core_sampler, own_sampler
-from nulltext.nodes.bridge.sampling import sample_latent, to_model_space
 from nulltext.samplers.core import VE
-from nulltext.samplers.inversion import Inversion
-from nulltext.samplers.repaint import ranged_path, sample_repaint
-from nulltext.samplers.repaint_schedules import OURS, Schedule, data_scale
+from nulltext.samplers.inversion.record import Inversion
+from nulltext.samplers.picture.repaint import ranged_path, sample_repaint
+from nulltext.samplers.picture.repaint_schedules import OURS, Schedule, data_scale
 
 INSIDE = torch.zeros(8, 8, dtype=torch.bool)
 INSIDE[2:6, 2:5] = True

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from nulltext.nodes.bridge import direct, null_text, record
-from nulltext.nodes.bridge import invert as bridge
+from nulltext.engine import record
+from nulltext.nodes import direct, inverting, optimising
 
 STEPS = 4
 
 
 def inverted(model, engine, latent, make_condition, pivot="ddim", seed=1):
     with torch.inference_mode():
-        return bridge.invert(
+        return inverting.invert(
             model,
             {"positive": make_condition(seed)},
             {"samples": latent},
@@ -22,26 +22,26 @@ def inverted(model, engine, latent, make_condition, pivot="ddim", seed=1):
 
 def optimised(model, inversion, make_condition, cfg=7.5, inner=10, **options):
     with torch.inference_mode():
-        return null_text.optimise(model, inversion, None, make_condition(2), cfg, inner=inner, cache=False, **options)
+        return optimising.optimise(model, inversion, None, make_condition(2), cfg, inner=inner, cache=False, **options)
 
 
 def replayed(model, inversion, make_condition):
     with torch.inference_mode():
-        return bridge.replay(model, inversion, None, make_condition(2))
+        return inverting.replay(model, inversion, None, make_condition(2))
 
 
 @pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "FLOW"])
 def test_optimisation_mends_guided_reconstruction(engine, make_model, latent, make_condition, kind):
     model = make_model(kind)
     inversion = inverted(model, engine, latent, make_condition)
-    plain = replayed(model, null_text.uncorrected(inversion, 7.5), make_condition)
+    plain = replayed(model, optimising.uncorrected(inversion, 7.5), make_condition)
     corrected, result = optimised(model, inversion, make_condition)
     assert corrected.null_embeddings.shape == (STEPS, 2, 77, 64) and corrected.correction == "null_text"
     assert (result.error < 0.7 * plain.error).all()
     again = replayed(model, corrected, make_condition)
     assert torch.allclose(again.samples, result.samples, rtol=1e-3, atol=1e-3 * float(result.samples.abs().max()))
-    assert result.calls == corrected.metadata["null_forwards"] <= null_text.most_calls(STEPS, 10)[0]
-    assert corrected.metadata["null_backwards"] <= null_text.most_calls(STEPS, 10)[1]
+    assert result.calls == corrected.metadata["null_forwards"] <= optimising.most_calls(STEPS, 10)[0]
+    assert corrected.metadata["null_backwards"] <= optimising.most_calls(STEPS, 10)[1]
 
 
 def test_a_batch_is_its_images(engine, tiny, latent, make_condition):
@@ -67,7 +67,7 @@ def test_checkpointing_gives_the_same(engine, tiny, latent, make_condition):
 def test_half_precision_models(engine, make_model, latent, make_condition, dtype):
     model = make_model(dtype=dtype)
     inversion = inverted(model, engine, latent, make_condition)
-    plain = replayed(model, null_text.uncorrected(inversion, 7.5), make_condition)
+    plain = replayed(model, optimising.uncorrected(inversion, 7.5), make_condition)
     corrected, result = optimised(model, inversion, make_condition)
     assert corrected.null_embeddings.dtype == torch.float32 and (result.error < 0.7 * plain.error).all()
 
@@ -77,7 +77,7 @@ def test_patched_models(engine, tiny, latent, make_condition):
     patched, base = tiny.clone(), dict(tiny.model.named_parameters())[name].clone()
     patched.add_patches({name: (torch.randn(base.shape),)}, 1.0)
     inversion = inverted(patched, engine, latent, make_condition)
-    plain = replayed(patched, null_text.uncorrected(inversion, 7.5), make_condition)
+    plain = replayed(patched, optimising.uncorrected(inversion, 7.5), make_condition)
     assert (optimised(patched, inversion, make_condition)[1].error < 0.7 * plain.error).all()
     with pytest.raises(ValueError, match="LoRA"):
         optimised(tiny, inversion, make_condition)
@@ -124,21 +124,21 @@ def test_refusals_before_any_call(engine, tiny, latent, make_condition):
         (inversion, 7.5, make_condition(2) + make_condition(3), "one plain prompt"),
     ):
         with pytest.raises(ValueError, match=words):
-            null_text.optimise(tiny, wrong, None, negative, cfg, cache=False)
+            optimising.optimise(tiny, wrong, None, negative, cfg, cache=False)
 
 
 def test_negative_prompt_correction(engine, tiny, latent, make_condition):
     """Both branches are the source prompt: guidance vanishes, whatever its scale."""
     inversion = inverted(tiny, engine, latent, make_condition)
     at_1 = replayed(tiny, inversion, make_condition)
-    corrected = null_text.as_negative_prompt(inversion, 7.5)
+    corrected = optimising.as_negative_prompt(inversion, 7.5)
     assert torch.allclose(replayed(tiny, corrected, make_condition).samples, at_1.samples, rtol=1e-3, atol=1e-2)
 
 
 def test_one_embedding_for_all_steps(engine, tiny, latent, make_condition):
     """The paper's ablation: better than none, worse than one per step at as many backwards."""
     inversion = inverted(tiny, engine, latent, make_condition)
-    plain = replayed(tiny, null_text.uncorrected(inversion, 7.5), make_condition)
+    plain = replayed(tiny, optimising.uncorrected(inversion, 7.5), make_condition)
     best, per_step = optimised(tiny, inversion, make_condition, tolerance=0.0)
     shared, result = optimised(tiny, inversion, make_condition, one_for_all=True)
     assert shared.correction == "global_null" and shared.null_embeddings.shape == (STEPS, 2, 77, 64)
@@ -146,7 +146,7 @@ def test_one_embedding_for_all_steps(engine, tiny, latent, make_condition):
     assert not torch.equal(best.null_embeddings[0], best.null_embeddings[-1])
     assert (per_step.error < result.error).all() and (result.error < plain.error).all()
     forwards, backwards = shared.metadata["null_forwards"], shared.metadata["null_backwards"]
-    assert (forwards, backwards) == null_text.most_calls(STEPS, 10, True) == (STEPS * 13, STEPS * 10)
+    assert (forwards, backwards) == optimising.most_calls(STEPS, 10, True) == (STEPS * 13, STEPS * 10)
     again = replayed(tiny, shared, make_condition)
     assert torch.allclose(again.samples, result.samples, rtol=1e-3, atol=1e-3 * float(result.samples.abs().max()))
 

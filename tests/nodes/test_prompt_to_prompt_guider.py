@@ -3,18 +3,18 @@ refusals."""
 
 import pytest
 import torch
-from nulltext.nodes.bridge import invert as bridge
-from nulltext.nodes.bridge.denoiser import sample_with
-from nulltext.nodes.bridge.engine import sigmas_of
-from nulltext.nodes.bridge.noise import model_notes
-from nulltext.nodes.bridge.prompt_to_prompt import prompt_to_prompt_guider, run_guider, source_of
-from nulltext.nodes.bridge.sampler import core_sampler
-from nulltext.samplers.alignment import TokenMap
-from nulltext.samplers.attention import StepWindow
-from nulltext.samplers.controllers import MutualSelf, ReplaceCross, ReplaceSelf
+from nulltext.engine.comfy import sigmas_of
+from nulltext.engine.noise import model_notes
+from nulltext.engine.pair_guider import prompt_to_prompt_guider, run_guider, source_of
+from nulltext.engine.run import sample_with
+from nulltext.engine.sampler import core_sampler
+from nulltext.nodes import inverting
+from nulltext.samplers.attention.alignment import TokenMap
+from nulltext.samplers.attention.controllers import MutualSelf, ReplaceCross, ReplaceSelf
+from nulltext.samplers.attention.layers import StepWindow
+from nulltext.samplers.attention.maps import LayerChoice, LocalBlend
 from nulltext.samplers.core import euler_step
-from nulltext.samplers.inversion import Inversion
-from nulltext.samplers.maps import LayerChoice, LocalBlend
+from nulltext.samplers.inversion.record import Inversion
 
 ALL, NEVER, STEPS = StepWindow(0, 1), StepWindow(0, 0), 4
 NOISE = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -198,16 +198,16 @@ def exact(model, source, negative, pivot, cfg=3.5):
     latent = {"samples": torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(9)) / 0.18215}
     conds = {"positive": source, "negative": negative}
     with torch.inference_mode():
-        return bridge.invert(model, conds, latent, sigmas_of(model, "normal", STEPS), pivot, cfg=cfg, cache=False)[0]
+        return inverting.invert(model, conds, latent, sigmas_of(model, "normal", STEPS), pivot, cfg=cfg, cache=False)[0]
 
 
 def walked(model, inversion, edits, negative, controllers, cfg, first=0, source=None):
     """Edits by the sampler of Inversion Parts."""
     guider = prompt_to_prompt_guider(model, source, edits, negative, cfg, controllers, inversion=inversion)
-    sampler, sigmas = bridge.own_way_back(inversion, first)
+    sampler, sigmas = inverting.own_way_back(inversion, first)
     with torch.inference_mode():
         return guider.sample(
-            torch.zeros(inversion.shape), bridge.source_latent(inversion), sampler, sigmas, disable_pbar=True, seed=0
+            torch.zeros(inversion.shape), inverting.source_latent(inversion), sampler, sigmas, disable_pbar=True, seed=0
         ), guider
 
 
@@ -216,14 +216,14 @@ def test_pivots_with_their_own_way_back(tiny, prompts, make_condition, pivot):
     """Inverted at cfg 3.5, edited at 9: recorded residuals (or the pair) are walked in every edit's rows."""
     source, edit, negative = prompts
     inversion = exact(tiny, source, negative, pivot)
-    latent = bridge.source_latent(inversion)
+    latent = inverting.source_latent(inversion)
     same, guider = walked(tiny, inversion, [source], negative, p2p(), 3.5, source=source)
     assert close(same, latent)  # its own words at its own cfg: the picture, whatever is looked at
     assert guider.network_rows == 3 * 2 * (STEPS - (pivot == "exact_pair"))
     for first in (0, 1):
         plain, _ = walked(tiny, inversion, [edit], negative, [], 9.0, first, source=source)
         with torch.inference_mode():
-            alone = bridge.replay(tiny, inversion, edit, negative, cfg=9.0, first=first).samples
+            alone = inverting.replay(tiny, inversion, edit, negative, cfg=9.0, first=first).samples
         assert close(plain, alone)
     edited, _ = walked(tiny, inversion, [edit], negative, p2p(), 9.0, source=source)
     assert not close(edited, plain)
@@ -325,7 +325,7 @@ class Control:
 
 
 def test_control_nets_see_their_own_latent(tiny, prompts):
-    from nulltext.nodes.bridge.guider import guider_class
+    from nulltext.engine.guider import guider_class
 
     source, edit, negative = prompts
     control = Control()

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from nulltext.nodes import edit_grid, null_text, prompt_to_prompt
-from nulltext.nodes.bridge import invert as bridge
-from nulltext.nodes.bridge import prompt_to_prompt as p2p_bridge
-from nulltext.nodes.bridge import words
+from nulltext.engine import pair_guider as p2p_bridge
+from nulltext.engine import words
+from nulltext.nodes import edit_grid, inverting, null_text, prompt_to_prompt
 
 STEPS, RECORD = 3, 3.5
 
@@ -27,7 +26,7 @@ def inversion(tiny, engine, latent, prompts):
     """Edit-friendly noise at cfg 3.5, as its authors invert."""
     conds = {"positive": prompts(1), "negative": prompts(2)}
     with torch.inference_mode():
-        return bridge.invert(
+        return inverting.invert(
             tiny,
             conds,
             {"samples": latent},
@@ -41,7 +40,7 @@ def inversion(tiny, engine, latent, prompts):
 @pytest.fixture
 def used(monkeypatch):
     """Every cfg that a guider of ours has run with."""
-    from nulltext.nodes.bridge import guider
+    from nulltext.engine import guider
 
     seen, ask = [], guider.guider_class().sample
 
@@ -97,8 +96,8 @@ def p2p(model, inversion, prompts, cfg):
 
 
 def walk(made, inversion):
-    walker, sigmas = bridge.own_way_back(inversion)
-    latent = bridge.source_latent(inversion)
+    walker, sigmas = inverting.own_way_back(inversion)
+    latent = inverting.source_latent(inversion)
     made.sample(torch.zeros_like(latent), latent, walker, sigmas, disable_pbar=True, seed=0)
 
 
@@ -164,6 +163,6 @@ def test_the_sampler_says_that_another_cfg_gives_another_picture(tiny, inversion
 def test_the_edit_of_the_authors_needs_one_run(tiny, inversion, prompts, engine):
     """Source cfg 3.5, target cfg 15, 36 of 100 steps skipped: here 1 of 3."""
     out = null_text.Sampler().run(tiny, inversion, 0.64, prompts(4), prompts(2), target_cfg=15.0)["result"][0]
-    by_hand = bridge.replay(tiny, inversion, prompts(4), prompts(2), cfg=15.0, first=1).samples
+    by_hand = inverting.replay(tiny, inversion, prompts(4), prompts(2), cfg=15.0, first=1).samples
     assert torch.equal(out["samples"], by_hand)
     assert p2p_bridge.way_back(inversion, 1)[3]["residuals"].shape[0] == STEPS - 1

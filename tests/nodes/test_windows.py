@@ -4,12 +4,12 @@ import pytest
 import torch
 from nulltext.demo import nets
 from nulltext.demo.image_text import IMAGE, NOISY, TEXT, WORDS
+from nulltext.engine.sampler import core_sampler
+from nulltext.engine.sampling import sample_latent
+from nulltext.engine.words import KEY
 from nulltext.nodes import NODE_CLASS_MAPPINGS
-from nulltext.nodes.bridge.sampler import core_sampler
-from nulltext.nodes.bridge.sampling import sample_latent
-from nulltext.nodes.bridge.words import KEY
-from nulltext.samplers.image_text import ImageText
-from nulltext.samplers.latent_classifier import LatentClassifier
+from nulltext.samplers.networks.image_text import ImageText
+from nulltext.samplers.networks.latent_classifier import LatentClassifier
 
 START, END = 0.3, 0.6
 CFG = 1.5

@@ -7,7 +7,7 @@ import json
 import re
 
 import pytest
-from nulltext.demo import gallery, locales, workflows
+from nulltext.tools import gallery, locales, workflows
 
 PAGES = sorted((gallery.ROOT / "web" / "docs").glob("*.md"))
 NODES = json.loads((locales.FOLDER / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
@@ -49,14 +49,14 @@ def test_the_outline_of_a_help_page(page):
 def test_pictures_of_a_help_page(page):
     """A picture is the thumbnail of a real run."""
     for name in PICTURE.findall(page.read_text(encoding="utf-8")):
-        assert (page.parent / "pictures" / f"{name}.jpg").is_file(), "run `make workflows` and `python demo gallery`"
+        assert (page.parent / "pictures" / f"{name}.jpg").is_file(), "run `make workflows` and `python tools gallery`"
 
 
 def test_the_gallery_shows_every_workflow_that_has_a_picture():
     page = gallery.PAGE.read_text(encoding="utf-8")
     sections = re.findall(r'<section id="(\w+)">', page)
     assert sections == [name for name in workflows.names() if (workflows.FOLDER / f"{name}.jpg").exists()], (
-        "run `python demo gallery`"
+        "run `python tools gallery`"
     )
     for source in re.findall(r'<img src="([^"]+)"', page):
         assert (gallery.PAGE.parent / source).resolve().is_file()

@@ -15,7 +15,7 @@ from nulltext.samplers.core import (
     step_of,
     to_d,
 )
-from nulltext.samplers.mixture import GaussianMixture
+from nulltext.samplers.measure.mixture import GaussianMixture
 
 ONE, ZERO = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
 PAIRS = [(VE, 14.6, 9.0), (VE, 0.5, 0.03), (VE, 0.03, 0.0), (FLOW, 1.0, 0.9), (FLOW, 0.9, 0.3), (FLOW, 0.3, 0.0)]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from nulltext.samplers.core import FLOW, VE, gaussian
-from nulltext.samplers.mixture import GaussianMixture
+from nulltext.samplers.measure.mixture import GaussianMixture
 from nulltext.samplers.ode import sample_ancestral, sample_euler, sample_heun
 
 MIX = GaussianMixture(torch.tensor([[-1.2], [0.9]]), torch.tensor([0.3, 0.2]), torch.tensor([0.35, 0.65]))

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from nulltext.samplers.core import FLOW, VE, euler_step, gaussian
-from nulltext.samplers.mixture import GaussianMixture
-from nulltext.samplers.repaint import karras_sigmas
+from nulltext.samplers.measure.mixture import GaussianMixture
+from nulltext.samplers.picture.repaint import karras_sigmas
 from nulltext.samplers.walk import network_calls, run_in_order, sample_walk
 
 MIXTURE = GaussianMixture([[-2.0], [1.0]], 0.4, weights=[0.3, 0.7])

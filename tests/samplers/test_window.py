@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from nulltext.samplers.cfg import ScheduleOfW
-from nulltext.samplers.controllers import Reweight
+from nulltext.samplers.attention.controllers import Reweight
+from nulltext.samplers.attention.maps import Record
 from nulltext.samplers.core import FLOW, VE
-from nulltext.samplers.disturbance import Disturbance, gains
-from nulltext.samplers.guidance import Guidance
-from nulltext.samplers.maps import Record
-from nulltext.samplers.repaint import ranged_path
+from nulltext.samplers.guidance.cfg import ScheduleOfW
+from nulltext.samplers.guidance.terms import Guidance
+from nulltext.samplers.picture.disturbance import Disturbance, gains
+from nulltext.samplers.picture.repaint import ranged_path
 from nulltext.samplers.window import ALWAYS, Moment, SigmaWindow
 
 START, END = 3.0, 0.7

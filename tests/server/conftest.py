@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from nulltext.demo import engines, workflows
-from nulltext.demo.client import Client, Result
+from nulltext.tools import engines, workflows
+from nulltext.tools.client import Client, Result
 
 PROBE = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 16, "height": 16, "batch_size": 1, "color": 255}},

@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from nulltext.demo import checkpoint
+from nulltext.demo import weights as checkpoint
 from safetensors.torch import load_file
 
 SOURCE = "a photo of a large red circle in the middle, striped blue background"

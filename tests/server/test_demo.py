@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from nulltext.demo import checkpoint, engines
+from nulltext.demo import weights
+from nulltext.tools import engines
 from PIL import Image
 
 
@@ -16,11 +17,11 @@ def demo(tmp_path):
 
     def run(*arguments):
         more = []
-        if not checkpoint.CHECKPOINT.exists():
-            made = checkpoint.random_checkpoint(tmp_path / checkpoint.CHECKPOINT.name)
+        if not weights.CHECKPOINT.exists():
+            made = weights.random_checkpoint(tmp_path / weights.CHECKPOINT.name)
             more = ["--checkpoint", str(made), "--size", "128"]
         out = tmp_path / "out"
-        command = [sys.executable, str(engines.ROOT / "demo"), "run", *arguments, *more, "--output", str(out)]
+        command = [sys.executable, str(engines.ROOT / "tools"), "run", *arguments, *more, "--output", str(out)]
         environment = {**os.environ, "NULLTEXT_DEVICE": "cpu"}
         return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment), out
 

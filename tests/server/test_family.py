@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from nulltext.demo import checkpoint
+from nulltext.demo import weights
 from safetensors.torch import load_file, save_file
 
 
@@ -59,9 +59,9 @@ def test_lora_and_controlnet_apply(comfy, draw, temporary_file):
         },
         path,
     )
-    trained = checkpoint.CHECKPOINT
+    trained = weights.CHECKPOINT
     used = trained if trained.exists() else comfy.tree / "models/checkpoints" / trained.name
-    unet = checkpoint.read_part(used, "unet")
+    unet = weights.read_part(used, "unet")
     control = {
         key: value for key, value in unet.items() if key.startswith(("time_embed.", "input_blocks.", "middle_block."))
     }
@@ -109,7 +109,7 @@ def test_unknown_words_are_named_in_the_log(comfy, draw):
 
 def test_flow_models_run_from_sigma_one(comfy, draw, temporary_file):
     """The tiny SD3 file (text from the demo checkpoint), and the demo family under the core node ModelSamplingSD3."""
-    checkpoint.random_flow_checkpoint(temporary_file("models/checkpoints/flow.safetensors"))
+    weights.random_flow_checkpoint(temporary_file("models/checkpoints/flow.safetensors"))
     own = {"7": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "flow.safetensors"}}}
     out = draw(graph(model=("7", 0), latent="EmptySD3LatentImage") | own)
     assert out.shape == (1, 16, 16, 16) and out.std() > 0.1

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from nulltext.demo.image_text import IMAGE, NOISY, TEXT, WORDS
-from nulltext.samplers.image_text import ImageText
-from nulltext.samplers.latent_classifier import LatentClassifier
+from nulltext.samplers.networks.image_text import ImageText
+from nulltext.samplers.networks.latent_classifier import LatentClassifier
 from safetensors import safe_open
 from safetensors.torch import save_file
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from nulltext.demo import checkpoint
+from nulltext.demo import weights
 from safetensors.torch import load_file, save_file
 
 SOURCE = "a photo of a large red circle in the middle, striped blue background"
@@ -448,11 +448,11 @@ def test_interrupt_in_an_inner_loop_leaves_the_model_as_it_was(comfy):
 
 def control_net(comfy, path):
     """A control net of the demo family with random weights that do have an effect."""
-    trained = checkpoint.CHECKPOINT
+    trained = weights.CHECKPOINT
     used = trained if trained.exists() else comfy.tree / "models/checkpoints" / trained.name
     generator = torch.Generator().manual_seed(0)
     parts = ("time_embed.", "input_blocks.", "middle_block.")
-    control = {key: value for key, value in checkpoint.read_part(used, "unet").items() if key.startswith(parts)}
+    control = {key: value for key, value in weights.read_part(used, "unet").items() if key.startswith(parts)}
     widths = [3, 16, 16, 32, 32, 96, 96, 256, 64]
     for i, (n_in, n_out) in enumerate(zip(widths, widths[1:])):
         weight = torch.randn(n_out, n_in, 3, 3, generator=generator) * n_in**-0.5
@@ -507,7 +507,7 @@ def test_lora_and_controlnet_compose_with_null_text(comfy, temporary_file):
 @pytest.mark.parametrize("pivot", ["exact pair", "edit-friendly DDPM"])
 def test_flow_models_from_sigma_one(comfy, temporary_file, pivot):
     """A tiny SD3 with random weights: sigma 1 is where the engine's own scaling loses the latent."""
-    checkpoint.random_flow_checkpoint(temporary_file("models/checkpoints/flow.safetensors"))
+    weights.random_flow_checkpoint(temporary_file("models/checkpoints/flow.safetensors"))
     model = {"model": ["60", 0]}
     flow = graph(
         comfy,

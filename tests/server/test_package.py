@@ -3,7 +3,7 @@
 import pytest
 import tomllib
 from nulltext import NODE_CLASS_MAPPINGS
-from nulltext.demo import engines
+from nulltext.tools import engines
 
 
 @pytest.fixture(scope="module")

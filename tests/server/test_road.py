@@ -1,7 +1,7 @@
 """The road itself: the pack loads in a real ComfyUI, a graph of core nodes runs, pictures and errors come back."""
 
 import pytest
-from nulltext.demo import checkpoint
+from nulltext.demo import weights
 
 GRAPH = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 32, "height": 16, "batch_size": 2, "color": 0xFF8000}},
@@ -76,7 +76,7 @@ def test_the_demo_checkpoint_is_offered_and_draws(comfy):
     result = comfy.run(flow, lambda node, value, total: seen.append((node, value, total))).check()
     assert result.images[0].size == (128, 128)
     assert [entry for entry in seen if entry[0] == "5"][-1] == ("5", 4, 4)
-    if checkpoint.CHECKPOINT.exists():  # the random stand-in has no factors to preview with
+    if weights.CHECKPOINT.exists():  # the random stand-in has no factors to preview with
         assert result.previews >= 1
 
 

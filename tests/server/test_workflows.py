@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from nulltext.demo import engines, litegraph, workflows
+from nulltext.tools import engines, litegraph, workflows
 from PIL import Image
 
 each = pytest.mark.parametrize("name", workflows.names())

@@ -1,4 +1,4 @@
-// Word fields as text and as chips. Pure functions: no page, no server. samplers/alignment.py reads the same text.
+// Word fields as text and as chips. Pure functions: no page, no server. samplers/attention/alignment.py reads the same text.
 
 /** @typedef {{word: string, value: number|null, raw: string}} Entry  value null: not a number */
 /** @typedef {{label: string, word: string, factor: number|null, picked: boolean, stale: boolean}} Chip */

@@ -1,0 +1,160 @@
+"""Does the middle block of the second demo UNet matter, and can it be steered? Part of `make bench NAME=demo_model`.
+
+    zero     |D with h = 0  -  D| / |D| on noised held-out scenes; h is the middle block's output
+    steer    pictures are inverted (DDIM, no words) and come back by the asymmetric step of Asyrp (2210.10960),
+             x' = D~ + (s'/s)(x - D), D~ from h + k dh, where dh is, per level, the mean of h over scenes with one
+             attribute changed less its mean over the scenes themselves (Haas et al. 2303.11073). h is 4 x 4 places, so
+             an object's colour has a direction for each of the five places, and a picture gets that of its own
+
+The strength k is chosen on training scenes; the held-out ones judge, read by a probe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..demo import nets, probe, scenes
+from ..demo.model import empty_rows, load, schedule
+from ..demo.weights import BOTTLENECK, read_network
+from ..samplers.core import VE, euler_step
+from ..samplers.inversion.pivots import invert_ddim
+
+STEPS, PAIRS, STRENGTHS = 20, 64, (0.5, 1.0, 1.5, 2.0)
+#: attribute -> the value that pictures are steered to
+TARGETS = {
+    "background": scenes.BACKGROUNDS.index("blue"),
+    "place": scenes.PLACES.index("left"),
+    "colour": scenes.COLOURS.index("red"),
+}
+
+
+class Bottleneck:
+    """The second UNet as a denoiser whose middle block can be read, shifted and silenced."""
+
+    def __init__(self, path=BOTTLENECK):
+        text, self.autoencoder = load()
+        self.net = nets.UNet(**nets.BOTTLENECK)
+        self.net.load_state_dict(read_network(path))
+        self.net.eval().requires_grad_(False)
+        self.context, self.table = text.text(empty_rows(1)), nets.sigmas()
+        self.sigmas = schedule(STEPS, self.table)
+        self._shift, self._factor, self.h = None, 1.0, None
+        self.net.middle_block[-1].register_forward_hook(self._middle)
+
+    def _middle(self, _module, _inputs, h: Tensor) -> Tensor:
+        self.h = h
+        h = h * self._factor
+        return h if self._shift is None else h + self._shift
+
+    def denoise(self, x: Tensor, sigma, shift: Tensor | None = None, factor: float = 1.0) -> Tensor:
+        """D [B, 4, 16, 16] at sigma with h -> factor h + shift."""
+        self._shift, self._factor = shift, factor
+        s = torch.as_tensor(sigma, dtype=x.dtype)
+        t = (self.table.log() - s.clamp(min=1e-9).log()).abs().argmin().expand(len(x))
+        a = (1 + s * s).rsqrt()
+        return a * a * x - s * a * self.net(a * x, t, self.context.expand(len(x), -1, -1))
+
+    def zero_change(self, x0: Tensor, sigma: float) -> float:
+        """Relative change of D when h is 0."""
+        x = x0 + sigma * torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
+        plain, silent = self.denoise(x, sigma), self.denoise(x, sigma, factor=0.0)
+        return float((silent - plain).norm() / plain.norm())
+
+    def encode(self, some: scenes.Scenes) -> Tensor:
+        return self.autoencoder.encode(scenes.draw(some)[0])
+
+    def mean_shift(self, sources: scenes.Scenes, targets: scenes.Scenes, groups: Tensor) -> list[Tensor]:
+        """dh [G, C, 4, 4] of every step: the mean over each group's pairs, both noised alike. groups [B] in 0..G-1."""
+        generator, pairs = torch.Generator().manual_seed(2), [self.encode(s) for s in (sources, targets)]
+        found = []
+        for sigma in self.sigmas[:-1]:
+            noise = torch.randn(pairs[0].shape, generator=generator)
+            read = []
+            for x0 in pairs:
+                self.denoise(x0 + sigma * noise, sigma)
+                read.append(self.h)
+            change = read[1] - read[0]
+            found.append(torch.stack([change[groups == g].mean(0) for g in range(int(groups.max()) + 1)]))
+        return found
+
+    def edit(self, x: Tensor, shifts: Sequence[Tensor], groups: Tensor, strength: float) -> Tensor:
+        """Pictures [B, 3, 128, 128] from x at the noise end, by the asymmetric step. groups [B]: whose shift."""
+        for i, (sigma, lower) in enumerate(zip(self.sigmas, self.sigmas[1:])):
+            plain = self.denoise(x, sigma)
+            steered = self.denoise(x, sigma, strength * shifts[i][groups]) if strength else plain
+            x = euler_step(x, plain, sigma, lower) + steered - plain
+        return self.autoencoder.decode(x).clamp(0, 1)
+
+
+def _value(s: scenes.Scenes, attribute: str) -> Tensor:
+    value = getattr(s, attribute)
+    return value if value.ndim == 1 else value[:, 0]
+
+
+def groups_of(s: scenes.Scenes, attribute: str) -> Tensor:
+    """[B]: which direction a picture gets: its place's for an object's colour, the one there is otherwise."""
+    return s.place[:, 0] if attribute == "colour" else torch.zeros_like(s.place[:, 0])
+
+
+def one_object(n: int, split: str, seed: int, attribute: str, target: int) -> scenes.Scenes:
+    """n scenes of the split whose attribute is not the target yet."""
+    found = scenes.sample(4 * n, torch.Generator().manual_seed(seed), split, two=0.0)
+    return found[_value(found, attribute) != target][:n]
+
+
+def read_off(judge, images: Tensor, truth: scenes.Scenes, attribute: str, target: int) -> tuple[float, float]:
+    """(share that reads as the target, mean share of the other four attributes that still read as they were)."""
+    reading = probe.read(judge, images)
+    rest = []
+    for name in ("background", "texture", "place", "colour", "shape"):
+        seen = reading.at_place(name) if name in ("colour", "shape") else getattr(reading, name)
+        if name == attribute:
+            reached = float((seen == target).float().mean())
+        else:
+            rest.append(float((seen == _value(truth, name)).float().mean()))
+    return reached, sum(rest) / len(rest)
+
+
+@torch.no_grad()
+def measure_bottleneck(bench, n: int) -> tuple[dict[str, float], list[list]]:
+    """The figures, and lines for the table."""
+    model, judge = Bottleneck(), probe.load("conv")
+    held = model.encode(scenes.sample(n, torch.Generator().manual_seed(31), "held_out", two=0.0))
+    figures = {f"h_zero_change_sigma{s}": model.zero_change(held, float(s)) for s in (1, 5)}
+    lines = []
+
+    def walked(attribute, split, seed):
+        target = TARGETS[attribute]
+        some = one_object(n, split, seed, attribute, target)
+        return some, invert_ddim(model.denoise, model.encode(some), model.sigmas, process=VE).trajectory[0]
+
+    for attribute, target in TARGETS.items():
+
+        def compute(attribute=attribute, target=target):
+            sources = one_object(PAIRS * (5 if attribute == "colour" else 1), "train", 32, attribute, target)
+            shifts = model.mean_shift(sources, sources.changed(attribute, target), groups_of(sources, attribute))
+            generator = torch.Generator().manual_seed(35)
+            noise = [torch.randn(s.shape, generator=generator) for s in shifts]
+            control = [r * s.norm() / r.norm() for r, s in zip(noise, shifts)]
+
+            def judged(some, x, way, k):
+                images = model.edit(x, way, groups_of(some, attribute), k)
+                return read_off(judge, images, some, attribute, target)
+
+            some, x = walked(attribute, "train", 33)
+            tried = [(*judged(some, x, shifts, k), k) for k in STRENGTHS]
+            strength = max(tried, key=lambda t: min(t[0] / 0.6, t[1] / 0.7))[2]
+            some, x = walked(attribute, "held_out", 34)
+            ways = {"steered": (shifts, strength), "random shift": (control, strength), "reconstruction": (shifts, 0.0)}
+            return strength, {name: judged(some, x, *way) for name, way in ways.items()}
+
+        strength, found = bench.once(f"bottleneck {attribute} {n}", compute)
+        figures[f"h_steer_{attribute}"], figures[f"h_kept_{attribute}"] = found["steered"]
+        lines += [
+            [f"h: {attribute}, {name} (k {strength:g}): reached", reached, f"kept {kept:.2f}"]
+            for name, (reached, kept) in found.items()
+        ]
+    return figures, lines

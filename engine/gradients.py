@@ -1,0 +1,160 @@
+"""Gradients through ComfyUI's networks, whose weights are made in inference mode and can't be saved for backward.
+
+Inside `grad_mode` every parameter and buffer is an ordinary tensor on the same storage (no copy, no extra memory),
+frozen, so that gradients flow to what the caller asks for and never to the weights. Afterwards, on errors and
+interrupts too, the very same parameter objects are back: nothing about the model has changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as run_checkpointed
+
+from .comfy import get
+
+# Blocks whose activations are recomputed instead of kept when `checkpoint` is asked for.
+_BLOCKS = ("ResBlock", "BasicTransformerBlock", "JointBlock", "DoubleStreamBlock", "SingleStreamBlock")
+
+
+def normal(value):
+    """An ordinary copy of tensors made in inference mode, through lists, dicts and ComfyUI's condition objects.
+
+    Other objects (control nets, hooks) are passed on as they are."""
+    if isinstance(value, Tensor):
+        return value.clone() if value.is_inference() else value
+    if isinstance(value, dict):
+        return {k: normal(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(normal(v) for v in value) if type(value) in (list, tuple) else value
+    if isinstance(getattr(value, "cond", None), Tensor | list):
+        out = copy.copy(value)
+        out.cond = normal(value.cond)
+        return out
+    return value
+
+
+def check_differentiable(*modules: nn.Module) -> None:
+    """ValueError if weights are stored in a form that has no backward (GGUF, int8, 4-bit)."""
+    for module in modules:
+        for name, p in module.named_parameters():
+            if not p.is_floating_point() or type(p.data) is not Tensor and not isinstance(p, nn.Parameter):
+                raise ValueError(
+                    f"The weights are quantised ({name} is {str(p.dtype).removeprefix('torch.')}), and gradients can't "
+                    "pass through them: load the model in fp16, bf16 or fp32."
+                )
+
+
+def _alias(t: Tensor) -> Tensor:
+    if not t.is_inference():
+        return t.detach()
+    out = torch.empty(0, dtype=t.dtype, device=t.device)
+    return out.set_(t.untyped_storage(), t.storage_offset(), t.size(), t.stride())
+
+
+def _swap(module: nn.Module, undo: contextlib.ExitStack, made: dict[int, Tensor]) -> None:
+    """Replace the module's own parameters and inference buffers by aliases; tied weights stay tied."""
+
+    def put_back(table, name, ours, original):
+        if table.get(name) is ours:  # whoever replaced it meanwhile (a weight hook) keeps the word
+            table[name] = original
+
+    for name, p in module._parameters.items():
+        if p is not None:
+            if id(p) not in made:
+                made[id(p)] = nn.Parameter(_alias(p), requires_grad=False)
+            module._parameters[name] = made[id(p)]
+            undo.callback(put_back, module._parameters, name, made[id(p)], p)
+    for name, b in module._buffers.items():
+        if b is not None and b.is_inference():
+            module._buffers[name] = _alias(b)
+            undo.callback(put_back, module._buffers, name, module._buffers[name], b)
+
+
+def _checkpointed(forward):
+    def call(*args, **kwargs):
+        def inner(x, *rest):  # the clone lies inside: the pip engine's blocks write into their input
+            return forward(x.clone(), *rest, **kwargs)
+
+        return run_checkpointed(inner, *args, use_reentrant=False)
+
+    return call
+
+
+@contextlib.contextmanager
+def _pytorch_attention() -> Iterator[None]:
+    """PyTorch's own attention for the duration, in ComfyUI's place for it: some backends have no backward (sage,
+    flash), and the split ones that CPUs get are slower both ways."""
+    module = get("ldm.modules.attention")
+    before = {n: getattr(module, n) for n in ("optimized_attention", "optimized_attention_masked")}
+    try:
+        for name in before:
+            setattr(module, name, module.attention_pytorch)
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(module, name, function)
+
+
+@contextlib.contextmanager
+def grad_mode(*modules: nn.Module, checkpoint: bool = False) -> Iterator[None]:
+    """Leave inference mode with these modules (UNet, control net, decoder, text encoder) ready for backward.
+
+    Enter it after the models are loaded: loading makes inference tensors again. Tensors from outside that meet a
+    gradient must pass `normal`. checkpoint: recompute blocks in backward (less memory, about half more time).
+    Raises ValueError for quantised weights."""
+    check_differentiable(*modules)
+    with torch.inference_mode(False), torch.enable_grad(), _pytorch_attention(), contextlib.ExitStack() as undo:
+        made: dict[int, Tensor] = {}
+        seen: set[int] = set()
+        for child in (c for m in modules for c in m.modules()):
+            if id(child) in seen:
+                continue
+            seen.add(id(child))
+            _swap(child, undo, made)
+            if isinstance(child, nn.LayerNorm):  # its input is saved for backward and then written to by `x += n`
+                undo.callback(child.register_forward_pre_hook(lambda _, args: (args[0].clone(), *args[1:])).remove)
+            if checkpoint and type(child).__name__ in _BLOCKS and "forward" not in child.__dict__:
+                undo.callback(child.__dict__.pop, "forward", None)
+                child.forward = _checkpointed(child.forward)
+        yield
+
+
+class _Scaled(torch.autograd.Function):
+    """Identity forward; backward multiplies by what `factor(gradient)` says."""
+
+    @staticmethod
+    def forward(ctx, value, factor):
+        ctx.factor = factor
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.factor(gradient), None
+
+
+def keep_from_underflow(net):
+    """The same net(*tensors) -> D, whose gradients pass its fp16 inside at a size that fp16 can hold.
+
+    A loss's gradient at D is often below 1e-7, where fp16 ends: it is brought to 1 on the way in and back on the way
+    out, for every input that asks for a gradient. One backward at a time."""
+
+    def call(*inputs):
+        scale = torch.ones(())
+
+        def enlarge(gradient):
+            nonlocal scale
+            largest = gradient.abs().max()
+            scale = torch.where(largest > 0, 1 / largest, torch.ones_like(largest))
+            return scale
+
+        wrapped = [
+            _Scaled.apply(t, lambda _: 1 / scale) if isinstance(t, Tensor) and t.requires_grad else t for t in inputs
+        ]
+        return _Scaled.apply(net(*wrapped), enlarge)
+
+    return call

@@ -1,0 +1,150 @@
+"""GUIDER objects: the base class that every technique's guider derives from, alike on both engines."""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+import torch
+from torch import Tensor
+
+from ..samplers.inversion.record import Inversion
+from ..samplers.inversion.replay import null_embedding_at
+from .comfy import get
+from .sampler import is_euler, is_own, sampler_name
+
+
+@functools.cache
+def guider_class() -> type:
+    """A CFGGuider to derive from. Made on first use, since ComfyUI is imported lazily.
+
+    Override `predict_noise(x, timestep, model_options={}, seed=None) -> D`; x [B, C, ...] in model space, timestep:
+    sigma [B]. Any condition lists may be set by name with `inner_set_conds({"positive": ..., "negative": ..., "source":
+    ...})`; inside a run they are `self.conds[name]`, ready for the network. `wrap(sampler)` and `sample` may be
+    overridden too."""
+    samplers = get("samplers")
+
+    class Guider(samplers.CFGGuider):
+        def predict(self, x: Tensor, timestep: Tensor, conds: list, model_options: dict) -> list[Tensor]:
+            """One prediction D per condition list (a name or a list of the run), batched by the engine as it likes; no
+            CFG."""
+            lists = [self.conds[c] if isinstance(c, str) else c for c in conds]
+            return samplers.calc_cond_batch(self.inner_model, lists, x, timestep, model_options)
+
+        def combine(
+            self, cond: Tensor, uncond: Tensor | None, cfg: float, x: Tensor, timestep: Tensor, model_options: dict
+        ) -> Tensor:
+            """CFG of two predictions by the engine's own function, with the model's cfg and post-cfg patches."""
+            return samplers.cfg_function(
+                self.inner_model,
+                cond,
+                cond if uncond is None else uncond,
+                cfg,
+                x,
+                timestep,
+                model_options=model_options,
+                cond=self.conds.get("positive"),
+                uncond=self.conds.get("negative"),
+            )
+
+        def sample(self, *args, **kwargs):
+            try:
+                return super().sample(*args, **kwargs)
+            except BaseException:
+                # neither engine cleans control nets up after an error
+                models, conds = getattr(self, "loaded_models", None), getattr(self, "conds", None)
+                if models is not None and conds is not None:
+                    get("sampler_helpers").cleanup_models(conds, models)
+                raise
+            finally:
+                for name in ("inner_model", "conds", "loaded_models"):
+                    self.__dict__.pop(name, None)
+
+    return Guider
+
+
+def replace_embedding(conds: list[dict], embedding: Tensor) -> list[dict]:
+    """Processed conditions with their text embedding [B or 1, T, D] replaced; everything else is kept.
+
+    ValueError if several conditions stand there: one embedding can't stand for them all."""
+    if len(conds) != 1:
+        raise ValueError(
+            "Where a null embedding replaces the negative prompt, that must be one plain prompt: not combined, not "
+            "regional."
+        )
+    out = dict(conds[0])
+    text = copy.copy(out["model_conds"]["c_crossattn"])
+    text.cond = embedding
+    out["model_conds"] = {**out["model_conds"], "c_crossattn": text}
+    out["cross_attn"] = embedding
+    return [out]
+
+
+@functools.cache
+def null_text_guider_class() -> type:
+    """The guider behind `null_text_guider`."""
+    samplers = get("samplers")
+
+    class NullTextGuider(guider_class()):
+        def __init__(self, model, inversion: Inversion, cfg: float):
+            super().__init__(model)
+            self.inversion = inversion
+            self.set_cfg(cfg)
+
+        def sample(self, noise, latent_image, sampler, sigmas, *args, **kwargs):
+            check_way_back(self.inversion, sampler, sigmas)
+            return super().sample(noise, latent_image, sampler, sigmas, *args, **kwargs)
+
+        def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006 (the engine's signature)
+            embedding = null_embedding_at(self.inversion, timestep.max())
+            negative = self.conds.get("negative")
+            if embedding is not None and negative is not None:
+                if len(embedding) not in (1, len(x)):
+                    raise ValueError(
+                        f"The inversion holds {len(embedding)} images, and {len(x)} are sampled: use its own latent."
+                    )
+                negative = replace_embedding(negative, embedding.to(x))
+            return samplers.sampling_function(
+                self.inner_model,
+                x,
+                timestep,
+                negative,
+                self.conds["positive"],
+                self.cfg,
+                model_options=model_options,
+                seed=seed,
+            )
+
+    return NullTextGuider
+
+
+def null_text_guider(model, inversion: Inversion, positive: list, negative: list | None, cfg: float):
+    """GUIDER at `cfg` (`cfg_of` of samplers/inversion/replay.py) whose null branch is the inversion's embedding of each
+    step, the negative prompt where it has none. At cfg 1 the null branch is not asked."""
+    guider = null_text_guider_class()(model, inversion, cfg)
+    guider.inner_set_conds({"positive": positive, **({} if negative is None else {"negative": negative})})
+    return guider
+
+
+def refuse_if_exact(inversion: Inversion, sampler) -> None:
+    """ValueError for pivots that come back by a sampler of their own, for `sampler` is another."""
+    if inversion.kind.needs:
+        raise ValueError(
+            f"An inversion by {inversion.pivot.replace('_', ' ')} has its own way back, and the sampler "
+            f"{sampler_name(sampler)} is another: wire the sampler of Inversion Parts."
+        )
+
+
+def check_way_back(inversion: Inversion, sampler, sigmas: Tensor) -> None:
+    """ValueError unless this SAMPLER on these SIGMAS walks the inversion's own grid back."""
+    if is_own(sampler):
+        return
+    refuse_if_exact(inversion, sampler)
+    if not is_euler(sampler):
+        raise ValueError(
+            f"The sampler {sampler_name(sampler)} does not walk the steps of this inversion back: use euler, or the "
+            "sampler of Inversion Parts."
+        )
+    own, given = inversion.sigmas, sigmas.detach().float().cpu()
+    if len(given) > len(own) or not torch.allclose(own[len(own) - len(given) :], given, rtol=1e-4, atol=1e-6):
+        raise ValueError("These sigmas are not the inversion's: wire the sigmas of Inversion Parts.")

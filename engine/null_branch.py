@@ -1,0 +1,143 @@
+"""Gives the null branch of a MODEL another input, without an extra network call (the unet wrapper slot, chained)."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from ..samplers.core import step_index
+from ..samplers.picture.disturbance import (
+    Disturbance,
+    disturbed_input,
+    effective_uncond,
+    match_bound,
+    matched_uncond,
+    stable_strength,
+)
+from .clock import Clock
+
+_NEGATIVE = 1  # cond_or_uncond's word for the null branch
+
+
+class NullBranch:
+    """What the null branch of one patched MODEL sees, and how strongly.
+
+    State lives per run (`Clock`; where conditions are other objects a run is new too). cfg: the scale assumed until
+    the first step has shown the true one. sigmas: the run's schedule, for an engine that doesn't tell it."""
+
+    def __init__(
+        self,
+        disturbance: Disturbance,
+        strength: float,
+        cfg: float,
+        previous=None,
+        match: tuple[float, float] | None = None,
+        sigmas: Tensor | None = None,
+    ):
+        self.disturbance, self.strength, self.assumed, self.previous = disturbance, strength, cfg, previous
+        self.match, self.clock = match, Clock(sigmas)
+        self.conditions = None
+        self._restart()
+
+    def _restart(self) -> None:
+        self.disturbance.history.restart()
+        self.cfg, self.last, self.ratio, self.said = self.assumed, None, None, set()
+        self.matching = False  # the evaluation at hand lies in the window
+
+    def _say(self, sentence: str) -> None:
+        key = sentence[:24]
+        if key not in self.said:
+            self.said.add(key)
+            logging.getLogger("nulltext").warning("Null-Text Disturbance: %s", sentence)
+
+    def _amount(self, sigma: float, sigmas: Tensor | None) -> float:
+        """The strength at sigma, faded where the schedule's next step would let noise grow."""
+        if sigmas is not None:
+            here = step_index(sigma, sigmas)
+            amount = stable_strength(sigmas, self.cfg, self.strength)[here]
+        elif self.ratio is not None:  # nobody tells the schedule: the last step's ratio stands in
+            amount = stable_strength([1.0, self.ratio], self.cfg, self.strength)[0]
+        else:
+            amount = self.strength
+        last = sigmas is not None and here == len(sigmas) - 2 and float(sigmas[-1]) == 0  # fades on every schedule
+        if amount < self.strength and not last:
+            self._say(
+                f"strength fades below {self.strength:g} (to {amount:.2f} at sigma {sigma:.3g}): the schedule's steps "
+                f"are "
+                f"too long for cfg {self.cfg:.3g}. A Disturbance Schedule before the sampler keeps the full strength."
+            )
+        return amount
+
+    def __call__(self, apply_model, args: dict) -> Tensor:
+        x, kinds = args["input"], args["cond_or_uncond"]
+        call = self.previous or (lambda network, a: network(a["input"], a["timestep"], **a["c"]))
+        if _NEGATIVE not in kinds:
+            return call(apply_model, args)
+        sigma = float(args["timestep"].max())
+        if self.clock.tick(sigma, args["c"].get("transformer_options", {}).get("sample_sigmas")):
+            self._restart()
+        sigmas = self.clock.schedule
+        if self.last is not None and sigma < self.last:
+            self.ratio = sigma / self.last
+        self.last = sigma
+        given = list(x.chunk(len(kinds)))
+        changed = {}
+        for i, kind in enumerate(kinds):
+            other = self.disturbance.other(given[i], sigma) if kind == _NEGATIVE else None
+            if other is given[i]:  # it looks at itself: only the bound acts
+                self.matching, other = True, None
+            amount = self._amount(sigma, sigmas) if other is not None else 0.0
+            if amount > 0:
+                changed[i] = given[i]
+                given[i] = disturbed_input(given[i], other, amount).to(x.dtype)
+        if not changed:
+            return call(apply_model, args)
+        denoised = list(call(apply_model, {**args, "input": torch.cat(given)}).chunk(len(kinds)))
+        for i, here in changed.items():
+            denoised[i] = effective_uncond(here, given[i], denoised[i])
+        self.matching = True
+        return torch.cat(denoised)
+
+    def after_cfg(self, args: dict) -> Tensor:
+        """Reads the scale off each guided result, notices another run and a run without a null branch; matches.
+
+        Matching waits until here, where both branches are whole: the engine may ask them one by one, or in areas."""
+        if args["cond"] is not self.conditions:
+            self.conditions, entries = args["cond"], self.disturbance.history.entries
+            self.disturbance.history.entries = entries[-1:]
+        cond, uncond = args["cond_denoised"], args["uncond_denoised"]
+        if args["uncond"] is None or uncond is None:
+            self._say(
+                "the sampler asks for no null branch (cfg 1), so nothing changes. Set cfg above 1; the paper takes 10."
+            )
+        else:
+            gap, guided = (cond - uncond).double(), (args["denoised"] - uncond).double()
+            size = float((gap * gap).sum())
+            self.cfg = float((gap * guided).sum()) / size if size > 0 else self.cfg
+        matching, self.matching = self.matching, False
+        if not (self.match and matching):
+            return args["denoised"]
+        bound = match_bound(args["sigma"], self.disturbance.start, self.match)
+        change = matched_uncond(args["input"], uncond, cond, bound) - uncond
+        share = self.strength if self.disturbance.itself else 1.0
+        return args["denoised"] + (1 - self.cfg) * share * change
+
+
+def patch_null_branch(
+    model,
+    disturbance: Disturbance,
+    strength: float,
+    cfg: float,
+    match: tuple[float, float] | None = None,
+    sigmas: Tensor | None = None,
+):
+    """A clone of MODEL whose null branch looks where `disturbance` says, at `strength` in [0, 1]; match: bounds of its
+    noise (`match_bound`), None for none. sigmas: the run's schedule, where it is known."""
+    patched = model.clone()
+    previous = patched.model_options.get("model_function_wrapper")
+    branch = NullBranch(disturbance, strength, cfg, previous, match, sigmas)
+    patched.set_model_unet_function_wrapper(branch)
+    patched.set_model_sampler_post_cfg_function(branch.after_cfg)
+    return patched

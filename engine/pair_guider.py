@@ -1,0 +1,331 @@
+"""The GUIDER of prompt-to-prompt: source rows beside the edits' rows, in as few network calls as the engine allows.
+
+One step asks for these conditions, each on its own x: every edit with and without its prompt, the source with its
+prompt, and, where the source is sampled too (from noise), the source without. In the common case all stand in one
+call: the engine is given one x for all, and a network wrapper puts each chunk's own x in its place. Where that can't
+be (ControlNet, several negative prompts, prompts whose lengths don't meet) the source runs first and its attention
+is kept for the edits.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from math import lcm
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..samplers.attention.branches import Branches, StoredSource
+from ..samplers.attention.controllers import MutualSelf, ReplaceSelf
+from ..samplers.attention.layers import Controller
+from ..samplers.attention.maps import LocalBlend
+from ..samplers.inversion.record import Inversion
+from ..samplers.inversion.replay import way_back
+from ..samplers.ode import sample_euler
+from .attention import any_asks, attach, unet_places
+from .comfy import check_interrupt, check_latent, get
+from .guider import guider_class, refuse_if_exact, replace_embedding
+from .noise import InversionNoise, source_latent
+from .record import check_stored, source_conditioning
+from .rows import CALL, Call, PairEdit
+from .sampler import core_sampler, is_euler, is_walk, own_sampler, own_way_back
+
+_SPLITS = (
+    "control",
+    "gligen",
+    "area",
+    "mask",
+    "hooks",
+    "start_percent",
+    "end_percent",
+    "timestep_start",
+    "timestep_end",
+)
+
+
+def source_of(inversion: Inversion) -> list:
+    """The source prompt's CONDITIONING as an INVERSION holds it. ValueError if it holds none, or not its words."""
+    if not inversion.words:
+        raise ValueError(
+            "This inversion does not know its source prompt's words: invert with a conditioning from the node "
+            '"Prompt (with words)", or wire the source prompt here.'
+        )
+    return source_conditioning(inversion)
+
+
+def _plain(conditioning: list, what: str) -> None:
+    if len(conditioning) != 1 or len(conditioning[0][0]) != 1 or "area" in conditioning[0][1]:
+        raise ValueError(
+            f"The {what} prompt must be one prompt for the whole picture, not combined, regional or a batch: wire "
+            "further edits to the node's other edit inputs."
+        )
+
+
+@functools.cache
+def _class() -> type:
+    class PromptToPromptGuider(guider_class()):
+        def prepare(self, source, edits, negative, cfg, controllers, inversion, keep_source):
+            self.controllers: list[Controller] = list(controllers)
+            self.places = unet_places(self.model_patcher)
+            self.edits, self.inversion, self.keep_source = len(edits), inversion, keep_source and inversion is None
+            self.inner_set_conds(
+                {
+                    "positive": edits[0],
+                    "negative": negative,
+                    "source": source,
+                    **{f"edit{e}": edit for e, edit in enumerate(edits)},
+                }
+            )
+            self.set_cfg(cfg)
+            self.lengths = [source[0][0].shape[1], *(edit[0][0].shape[1] for edit in edits)]
+            self.network_rows = 0
+            self._branches: Branches | None = None
+            self._exact_blend = False
+
+        # one run -------------------------------------------------------------------------------------------------
+        def sample(
+            self, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, disable_pbar=False, seed=None
+        ):
+            batch, stored, first, walk, options = latent_image.shape[0], None, 0, sample_euler, {}
+            if self.inversion is not None:
+                first = _first(self.inversion, sigmas)
+                walk, _, _, options = way_back(self.inversion, first)
+                stored = StoredSource(self.inversion.trajectory[first:], self.inversion.sigmas[first:])
+                noise = InversionNoise(self.inversion, first).generate_noise({"samples": latent_image})
+            walks = is_walk(sampler, walk) or (walk is sample_euler and is_euler(sampler))
+            if self.inversion is not None and not walks:
+                refuse_if_exact(self.inversion, sampler)
+            self._branches = branches = Branches(self.edits, batch, self.controllers, sigmas, stored)
+            self.network_rows, self._null = 0, None
+            for controller in self.controllers:
+                if isinstance(controller, LocalBlend):
+                    controller.reset()
+            if stored is not None and self.inversion.null_embeddings is not None:
+                self._null = self.inversion.null_embeddings[first:]
+            blends = any(isinstance(c, LocalBlend) for c in self.controllers)
+            self._exact_blend = blends and walks
+            if walks and (blends or stored is not None):
+                start = None if stored is None else branches.doubled(stored.trajectory[0])
+                known = None if stored is None else lambda sigma: branches.doubled(stored.at(sigma))
+                sampler = own_sampler(
+                    walk,
+                    start=start,
+                    known=known,
+                    after=lambda x, step: branches.after_step(x, step.sigma, step.sigma_next),
+                    **{name: _per_row(value, branches) for name, value in options.items()},
+                )
+            if denoise_mask is not None and denoise_mask.shape[0] == batch:
+                denoise_mask = branches.doubled(denoise_mask)
+            shown = None
+            if callback is not None:
+
+                def shown(i, x0, x, total):
+                    return callback(i, self._shown(x0), self._shown(x), total)
+
+            try:
+                out = super().sample(
+                    branches.doubled(noise),
+                    branches.doubled(latent_image),
+                    sampler,
+                    sigmas,
+                    denoise_mask,
+                    shown,
+                    disable_pbar,
+                    seed,
+                )
+                return self._shown(out)
+            finally:
+                self._branches, self._null = None, None
+
+        def _shown(self, x: Tensor | None) -> Tensor | None:
+            """What leaves the guider: the edits, and the sources in front where they are wanted."""
+            if x is None or self.inversion is not None or self.keep_source:
+                return x
+            return x[self._branches.batch :]
+
+        # one step ------------------------------------------------------------------------------------------------
+        def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006 (the engine's signature)
+            check_interrupt()
+            branches, sigma = self._branches, timestep.max()
+            source, target = branches.split(x, sigma)
+            edits = list(target.split(branches.batch))
+            moment = branches.moment(sigma)
+            guided = not (abs(self.cfg - 1) < 1e-9 and not model_options.get("disable_cfg1_optimization", False))
+            sampled = branches.stored is None
+            looked_at = any_asks(self.controllers, self.places, tuple(x.shape[-2:]), moment)
+            negative = (
+                self.conds["negative"]
+                if self._null is None or not guided
+                else replace_embedding(
+                    self.conds["negative"], self._null[min(int(moment.step + 1e-4), len(self._null) - 1)].to(x)
+                )
+            )
+
+            asked = [(("target", e), f"edit{e}", xe) for e, xe in enumerate(edits)]
+            asked += [(("negative", e), negative, xe) for e, xe in enumerate(edits) if guided]
+            mutual = looked_at and any(c.unconditional for c in self.controllers)
+            if guided and (sampled or mutual):
+                asked.append((("source_negative", 0), negative, source))
+            if sampled or looked_at:
+                asked.append((("source", 0), "source", source))  # last: an engine short of memory runs it first
+            found = self._ask(asked, timestep[: branches.batch], moment, model_options)
+
+            outs = []
+            for e, xe in enumerate(edits):
+                self.conds["positive"] = self.conds[f"edit{e}"]
+                outs.append(
+                    self.combine(
+                        found["target", e],
+                        found.get(("negative", e)),
+                        self.cfg,
+                        xe,
+                        timestep[: branches.batch],
+                        model_options,
+                    )
+                )
+            denoised = torch.cat(outs)
+            if sampled:
+                self.conds["positive"] = self.conds["source"]
+                of_source = self.combine(
+                    found["source", 0],
+                    found.get(("source_negative", 0)),
+                    self.cfg,
+                    source,
+                    timestep[: branches.batch],
+                    model_options,
+                )
+            else:
+                of_source = branches.stored.denoised(sigma).to(x).expand_as(source)
+            if not self._exact_blend:
+                denoised = branches.between(denoised, of_source, moment)
+            return branches.join(of_source, denoised)
+
+        def _ask(self, asked, timestep, moment, model_options):
+            """Predictions by role; asked: [(role, condition, x), ...]."""
+            self.network_rows += sum(len(x) for _, _, x in asked)
+            calls = (
+                [asked]
+                if self._fit_together(asked)
+                else [
+                    [a for a in asked if a[0][0].startswith("source")],
+                    *(
+                        [a for a in asked if a[0][1] == e and not a[0][0].startswith("source")]
+                        for e in range(self.edits)
+                    ),
+                ]
+            )
+            found, store = {}, {}
+            for call in filter(None, calls):
+                roles = [role for role, _, _ in call]
+                parts = {i: x for i, (_, _, x) in enumerate(call)}
+                transformer = {
+                    **model_options.get("transformer_options", {}),
+                    CALL: Call(roles, moment, self.lengths, store, elsewhere=len(calls) > 1),
+                }
+                options = {**model_options, "transformer_options": transformer}
+                if len(calls) == 1:
+                    options["model_function_wrapper"] = _placing(parts, model_options.get("model_function_wrapper"))
+                out = self.predict(call[0][2], timestep, [c for _, c, _ in call], options)
+                found.update(zip(roles, out))
+            return found
+
+        def _fit_together(self, asked) -> bool:
+            """Whether the engine is certain to batch all these conditions, each seeing the whole picture."""
+            lists = [self.conds[c] if isinstance(c, str) else c for _, c, _ in asked]
+            if any(len(conds) != 1 or any(conds[0].get(name) is not None for name in _SPLITS) for conds in lists):
+                return False
+            parts = [conds[0]["model_conds"] for conds in lists]
+            tokens = {part["c_crossattn"].cond.shape[1] for part in parts}
+            return all(part.keys() == parts[0].keys() for part in parts) and lcm(*tokens) // min(tokens) <= 4
+
+    return PromptToPromptGuider
+
+
+def _placing(parts: dict[int, Tensor], inner):
+    """A network wrapper that gives every chunk its own x, in front of the MODEL's own wrapper."""
+
+    def wrapper(apply_model, args):
+        args = {**args, "input": torch.cat([parts[i] for i in args["cond_or_uncond"]])}
+        if inner is not None:
+            return inner(apply_model, args)
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    return wrapper
+
+
+def _per_row(value, branches: Branches):
+    """An option of the way back for all rows of x: tensors [levels, B, ...] (an exact pair, residuals) are repeated."""
+    return torch.stack([branches.doubled(level) for level in value]) if isinstance(value, Tensor) else value
+
+
+def _first(inversion: Inversion, sigmas: Tensor) -> int:
+    """The inversion's level that a run over `sigmas` starts at. ValueError if the schedule is another one."""
+    first = inversion.steps + 1 - len(sigmas)
+    if first < 0 or not torch.allclose(inversion.sigmas[first:], sigmas.detach().cpu().float(), rtol=1e-4, atol=1e-5):
+        raise ValueError(
+            f"The sigmas are not the inversion's ({inversion.steps} steps from {float(inversion.sigmas[0]):.4g}):"
+            " wire the SIGMAS of Inversion Parts to the sampler."
+        )
+    return first
+
+
+def prompt_to_prompt_guider(
+    model,
+    source: list,
+    edits: list[list],
+    negative: list,
+    cfg: float,
+    controllers: list[Controller],
+    *,
+    inversion: Inversion | None = None,
+    keep_source: bool = False,
+):
+    """GUIDER that edits `source` into each of `edits` (CONDITIONINGs of one prompt each), all ComfyUI samplers allowed.
+
+    From noise, source and edits start from the same noise; the run returns [edits * B, C, ...], with `keep_source`
+    the B sources in front. With an INVERSION the source is its trajectory, and the edits walk its own way back: plain
+    Euler steps, the exact pair's, or edit-friendly's with the recorded residuals. `.network_rows` counts the rows the
+    network saw in the last run. ValueError for joint-attention models, layers that another patch owns, prompts that
+    aren't single."""
+    _plain(source, "source")
+    for edit in edits:
+        _plain(edit, "edited")
+    if inversion is not None and inversion.kind.needs != "residuals":  # whose levels are the source's own walk too
+        check_stored(inversion, "Prompt-to-prompt")
+    own = any(isinstance(c, (ReplaceSelf, MutualSelf)) for c in controllers)
+    guider = _class()(attach(model, [PairEdit(c) for c in controllers], ("attn1", "attn2") if own else ("attn2",)))
+    guider.prepare(source, edits, negative, cfg, controllers, inversion, keep_source)
+    return guider
+
+
+class Result(NamedTuple):
+    """edits [E * B, C, ...] and source [B, C, ...] as LATENT samples; pairs: (edit, image) of each row of edits."""
+
+    edits: Tensor
+    source: Tensor
+    pairs: list[tuple[int, int]]
+    rows: int  # that the network saw
+    seconds: float
+
+
+def run_guider(guider, latent: dict | None, sigmas: Tensor, seed: int) -> Result:
+    """One run of a prompt-to-prompt guider with ComfyUI's euler or the inversion's own way back, its progress, preview
+    and interrupt.
+
+    latent: a LATENT, from noise; an inversion brings its own."""
+    model, inversion = guider.model_patcher, guider.inversion
+    sampler = core_sampler("euler") if inversion is None else own_way_back(inversion)[0]
+    if inversion is None:
+        samples = check_latent(model, latent)
+        noise = get("sample").prepare_noise(samples, seed, latent.get("batch_index"))
+        mask = latent.get("noise_mask")
+    else:
+        samples, noise, mask = source_latent(inversion), torch.zeros(inversion.shape), None
+    callback = get("latent_preview").prepare_callback(model, len(sigmas) - 1)
+    started, batch = time.perf_counter(), len(samples)
+    out = guider.sample(noise, samples, sampler, sigmas, mask, callback, disable_pbar=True, seed=seed).cpu()
+    source, edits = (out[:batch], out[batch:]) if guider.keep_source else (samples, out)
+    pairs = [(e, b) for e in range(guider.edits) for b in range(batch)]
+    return Result(edits, source, pairs, guider.network_rows, time.perf_counter() - started)

@@ -1,0 +1,123 @@
+"""Between ComfyUI's sockets and an INVERSION: what is taken from MODEL, CONDITIONING and LATENT, what is checked
+against them later, and the source prompt back out of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..samplers.inversion.record import Inversion
+from .comfy import check_latent, process_of
+from .fingerprint import difference, fingerprint
+from .words import KEY, text_of, words_of
+
+
+def check_prompt(conditioning: list, what: str = "source prompt") -> None:
+    """ValueError for an empty list, or a text that the Prompt node knows to be empty."""
+    if not conditioning:
+        raise ValueError(f"The {what} is missing: wire a CONDITIONING.")
+    if words_of(conditioning) is not None and not text_of(conditioning).strip():
+        raise ValueError(f"The {what} is empty: say in words what the picture shows.")
+
+
+def check_sigmas(sigmas: Tensor) -> Tensor:
+    """SIGMAS [N + 1], fp32 on the CPU, at least 2 steps, falling to 0. ValueError otherwise."""
+    sigmas = sigmas.detach().float().cpu().clone()
+    if len(sigmas) < 3:
+        raise ValueError("An inversion needs at least 2 steps, and 20 to 50 to be good: raise the steps.")
+    if not bool((sigmas[1:] < sigmas[:-1]).all()):
+        raise ValueError("The sigmas must fall from step to step: use a scheduler's sigmas as they are, not flipped.")
+    if float(sigmas[-1]) != 0:
+        raise ValueError("The sigmas must end at 0, where the image is: don't split them before an inversion.")
+    return sigmas
+
+
+def conditioning_fields(positive: list) -> dict:
+    """The fields of an INVERSION that speak of the source prompt, and the extras (sizes, guidance) in its metadata.
+
+    metadata["needs"] names what can't be kept (control nets, several conditions): then the prompt must be wired
+    again."""
+    cond, extra = positive[0]
+    plain = {k: v for k, v in extra.items() if isinstance(v, str | int | float | bool) and not isinstance(v, Tensor)}
+    kept = {"pooled_output", KEY, *plain}
+    needs = sorted(k for k, v in extra.items() if k not in kept and v is not None)
+    if len(positive) > 1:
+        needs.append("combined prompts")
+    pooled = extra.get("pooled_output")
+    return {
+        "conditioning": cond,
+        "pooled": pooled if isinstance(pooled, Tensor) else None,
+        "text": text_of(positive),
+        "words": words_of(positive),
+        "metadata": {"extras": plain, "needs": needs},
+    }
+
+
+def source_conditioning(inversion: Inversion) -> list:
+    """CONDITIONING of the source prompt. ValueError if the inversion couldn't keep it."""
+    needs = inversion.metadata.get("needs") or []
+    if inversion.conditioning is None or needs:
+        what = ", ".join(needs) or "no text embedding"
+        raise ValueError(
+            f"The source prompt has {what}, which an inversion can't keep: wire that prompt again as positive."
+        )
+    extra = dict(inversion.metadata.get("extras") or {})
+    if inversion.pooled is not None:
+        extra["pooled_output"] = inversion.pooled
+    if inversion.words is not None:
+        extra[KEY] = inversion.words
+    return [[inversion.conditioning, extra]]
+
+
+def null_conditioning(inversion: Inversion) -> list | None:
+    """CONDITIONING of the null branch (the first step's embedding, its pooled vector), None without null embeddings."""
+    if inversion.null_embeddings is None:
+        return None
+    pooled = inversion.metadata.get("null_pooled")
+    extra = dict(inversion.metadata.get("null_extras") or {})
+    if pooled is not None:
+        extra["pooled_output"] = torch.tensor(pooled)
+    return [[inversion.null_embeddings[0], extra]]
+
+
+def prompts(inversion: Inversion, positive: list | None, negative: list | None, cfg: float) -> tuple[list, list | None]:
+    """(positive, negative) to sample an inversion with at `cfg`: what is wired, else what it holds; negative None at
+    cfg 1."""
+    if positive is None:
+        positive = source_conditioning(inversion)
+    if cfg == 1:
+        return positive, None
+    negative = null_conditioning(inversion) or negative
+    if negative is None:
+        raise ValueError(
+            f"This inversion is sampled at cfg {cfg:g} and has no null embeddings: wire the negative (empty) prompt."
+        )
+    return positive, negative
+
+
+def null_notes(negative: list) -> dict:
+    """What `null_conditioning` needs of the negative prompt, as JSON values for the metadata."""
+    _, extra = negative[0]
+    pooled = extra.get("pooled_output")
+    plain = {k: v for k, v in extra.items() if isinstance(v, str | int | float | bool)}
+    return {"null_pooled": pooled.float().tolist() if isinstance(pooled, Tensor) else None, "null_extras": plain}
+
+
+def check_belongs(inversion: Inversion, model, latent: dict | None = None) -> None:
+    """ValueError in one sentence if the inversion was made with another model or a latent of another shape."""
+    inversion.check_process(process_of(model))
+    if inversion.fingerprint:
+        differs = difference(inversion.fingerprint, fingerprint(model))
+        if differs:
+            raise ValueError(differs)
+    if latent is not None:
+        inversion.check_latent(check_latent(model, latent).shape)
+
+
+def check_stored(inversion: Inversion, name: str) -> None:
+    """ValueError unless the technique `name` can follow this inversion's trajectory from level to level."""
+    if not inversion.kind.followable:
+        raise ValueError(
+            f"{name} follows one path from noise to image, and the pivot {inversion.pivot.replace('_', ' ')} draws "
+            "every level's noise anew: invert with DDIM, fixed point or exact pair."
+        )

@@ -1,0 +1,143 @@
+"""Whose rows are whose in a network call.
+
+A call holds len(cond_or_uncond) chunks of equal size in any order, and the engine may split a step into several
+calls. An edit on a MODEL finds its rows by their text embedding: a conditioning that a node was given is looked for
+in the positive chunks, so that areas, combined prompts and batches of prompts need no special case. A guider that
+runs a source beside its edits says which condition is what by a `Call` under `CALL` in the transformer options.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..samplers.attention.layers import QKV, Controller, Layer, Moment, Rows
+from .clock import Clock
+
+CALL = "nulltext_call"
+
+
+@dataclass
+class Call:
+    """What a guider says of a call: roles[i] = (role, edit) of condition i, roles being "target", "negative" (an
+    edit with and without its prompt), "source" and "source_negative"."""
+
+    roles: Sequence[tuple[str, int]]
+    moment: Moment
+    lengths: Sequence[int]  # token counts of the source and of each edit
+    #: the source's queries, keys and values, where some target stands in a later call
+    store: dict[tuple, QKV] = field(default_factory=dict)
+    elsewhere: bool = False  # the step has other calls than this one
+
+    def complete(self, roles: Sequence[tuple[str, int]]) -> bool:
+        """Whether these are all that the step asks for, so that nobody will look for the source later."""
+        return not self.elsewhere and set(self.roles) <= set(roles)
+
+
+class PairEdit:
+    """A controller between a source and its edits, for the calls of a guider that says who is who."""
+
+    def __init__(self, controller: Controller):
+        self.controller = controller
+
+
+class WordEdit:
+    """A controller on the rows that carry one of the prompts in a CONDITIONING, in any run of the MODEL."""
+
+    def __init__(self, controller: Controller, conditioning: list):
+        self.controller = controller
+        #: per prompt: its embedding [T, D], its row and the number of rows of the conditioning's entry
+        self.prompts = [
+            (embedding[i].detach().cpu(), i, len(embedding))
+            for embedding, _ in conditioning
+            for i in range(len(embedding))
+        ]
+        self._cache: tuple = (None, None, None)
+
+    def rows(self, context: Tensor, kinds: Sequence[str]) -> list[Rows]:
+        """The rows of a call whose text embedding is one of ours, by token count. kinds: one role per chunk."""
+        seen, of, rows = self._cache
+        if seen is None or seen() is not context or of != list(kinds):
+            rows = self._find(context, kinds)
+            self._cache = (weakref.ref(context), list(kinds), rows)
+        return rows
+
+    def _find(self, context, kinds):
+        size = max(1, context.shape[0] // len(kinds))
+        found: dict[int, list[tuple[int, int, int]]] = {}
+        taken: set[int] = set()
+        for prompt, (embedding, place, count) in enumerate(self.prompts):
+            length = len(embedding)
+            rows = [
+                r
+                for r in range(context.shape[0])
+                if (r % size) % count == place
+                and r not in taken
+                and kinds[min(r // size, len(kinds) - 1)] in ("target", "source")
+            ]
+            if not rows or context.shape[1] % length or context.shape[2] != embedding.shape[1]:
+                continue
+            same = (context[rows, :length] == embedding.to(context)).flatten(1).all(1).tolist()
+            hits = [r for r, equal in zip(rows, same) if equal]
+            taken.update(hits)
+            found.setdefault(length, []).extend((r, prompt, r % size) for r in hits)
+        return [
+            Rows(*(tuple(column) for column in zip(*hits)), length=length) for length, hits in found.items() if hits
+        ]
+
+    def begin(self, extra: dict) -> None:
+        """Told of every layer before anything else."""
+
+
+class Capture(WordEdit):
+    """A Record of maps that starts anew with every run."""
+
+    def __init__(self, controller, conditioning):
+        super().__init__(controller, conditioning)
+        self._clock = Clock()
+
+    def begin(self, extra):
+        if self._clock.tick(float(extra["sigmas"].max()), extra.get("sample_sigmas")):
+            self.controller.maps.clear()
+
+
+def pair_jobs(controllers: Sequence[Controller], qkv: QKV, layer: Layer, call: Call, order: Sequence[int]):
+    """Jobs between the chunks of this call, and the source's q, k, v where it ran in an earlier one."""
+    roles = [call.roles[i] for i in order]
+    size = qkv.q.shape[0] // len(roles)
+    at = {role: i * size for i, role in enumerate(roles)}
+    length = call.lengths[0] if layer.cross else 0
+    wanted = {"target": "source"}
+    if any(c.unconditional for c in controllers):
+        wanted["negative"] = "source_negative"
+
+    def part(role):
+        rows, tokens = slice(at[role, 0], at[role, 0] + size), slice(length or None)
+        return QKV(qkv.q[rows], qkv.k[rows, tokens], qkv.v[rows, tokens])
+
+    key = (layer.block, layer.number, layer.depth, layer.cross)
+    for role in wanted.values():
+        if (role, 0) in at and not call.complete(roles):
+            call.store[role, key] = QKV(*(t.clone() for t in part(role)))
+    present = {mine: role for mine, role in wanted.items() if any(name == mine for name, _ in roles)}
+    inside = all((role, 0) in at for role in present.values())
+    offsets, parts = {}, []
+    for mine, role in present.items():
+        offsets[mine] = at[role, 0] if inside else len(parts) * size
+        parts.append(part(role) if (role, 0) in at else call.store[role, key])
+    jobs = []
+    for mine in present:
+        by_length: dict[int, list[tuple[int, int, int]]] = {}
+        for (role, edit), start in at.items():
+            if role == mine:
+                own = call.lengths[1 + edit] if layer.cross else 0
+                by_length.setdefault(own, []).extend((start + b, edit, b) for b in range(size))
+        for own, targets in by_length.items():
+            row, prompt, image = (tuple(column) for column in zip(*targets))
+            rows = Rows(row, prompt, image, own, tuple(offsets[mine] + b for b in image), length)
+            jobs += [(c, rows) for c in controllers if mine == "target" or c.unconditional]
+    return jobs, None if inside else QKV(*(torch.cat(t) for t in zip(*parts)))

@@ -1,0 +1,181 @@
+"""From MODEL and CONDITIONING to the denoisers of `samplers/`, for nodes that own their loop."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..samplers.core import Denoise, Sigma
+from .comfy import Progress, get, process_of, sigma_range
+from .gradients import grad_mode, keep_from_underflow, normal
+from .guider import guider_class, replace_embedding
+
+
+class Run:
+    """What a loop sees inside a sampling run of the engine; valid only while `sample_with`'s body runs.
+
+    latent: x0 in model space, fp32, on the device. sigmas: the run's schedule. All predictions are fp32."""
+
+    def __init__(
+        self, guider, patcher, sigmas: Tensor, latent: Tensor, options: dict, progress: Progress | None, seed: int
+    ):
+        self.guider, self.model, self.patcher = guider, guider.inner_model, patcher
+        self.sigmas, self.latent, self.device = sigmas, latent.float(), latent.device
+        self.progress, self.process, self._options, self._seed = progress, process_of(patcher), options, seed
+        self.sigma_min, self.sigma_max = sigma_range(patcher)
+        self.calls = 0
+
+    def tick(self, n: int = 1) -> None:
+        """n network calls done: progress, and the place where an interrupt is noticed."""
+        self.progress.tick(n)
+
+    def callback(self, state: dict) -> None:
+        """k-diffusion's step report: shows the preview. Counts nothing; `tick` does."""
+        self.progress.tick(0, x0=state.get("denoised"))
+
+    def _timestep(self, x: Tensor, sigma: Sigma) -> Tensor:
+        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device)
+        return sigma.expand(x.shape[0]).clone() if sigma.ndim == 0 else sigma
+
+    def predictions(self, x: Tensor, sigma: Sigma, names: list) -> list[Tensor]:
+        """D of each condition (a name or a processed list) at x [B, C, ...], batched in one call where memory allows;
+        no CFG."""
+        self.calls += 1
+        return self.guider.predict(x.float(), self._timestep(x, sigma), names, self._options)
+
+    def guided(self, positive: str, negative: str | None, cfg: float) -> Denoise:
+        """The engine's own guided denoiser, the model's cfg patches included. cfg 1 asks for the positive alone."""
+
+        def denoise(x, sigma):
+            self.calls += 1
+            conds = self.guider.conds
+            return get("samplers").sampling_function(
+                self.model,
+                x.float(),
+                self._timestep(x, sigma),
+                conds.get(negative),
+                conds[positive],
+                cfg,
+                model_options=self._options,
+                seed=self._seed,
+            )
+
+        return denoise
+
+    def denoiser(self, name: str) -> Denoise:
+        """The prediction of one condition, as the engine makes it at cfg 1."""
+        return self.guided(name, None, 1.0)
+
+    def embedding_net(self, name: str = "negative") -> Callable[[Tensor, Sigma, Tensor], Tensor]:
+        """net(x, sigma, embedding [B or 1, T, D]) -> D of that condition with its text embedding replaced.
+
+        Differentiable in x, sigma and embedding inside `gradients()`. ValueError if the condition is several at
+        once."""
+        replace_embedding(self.guider.conds[name], torch.zeros(1))  # refuse before any work
+        ordinary = functools.cache(lambda: (normal(self.guider.conds[name]), normal(self._options)))
+
+        def net(x, sigma, embedding):
+            self.calls += 1
+            if torch.is_inference_mode_enabled():
+                conds, options = self.guider.conds[name], self._options
+            else:
+                (conds, options), x, sigma = ordinary(), normal(x), normal(torch.as_tensor(sigma))
+            return self.guider.predict(
+                x.float(), self._timestep(x, sigma), [replace_embedding(conds, embedding)], options
+            )[0]
+
+        def scaled(x, sigma, embedding):
+            differentiating = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+            if differentiating and self.compute_dtype == torch.float16:
+                return keep_from_underflow(net)(x, sigma, embedding)
+            return net(x, sigma, embedding)
+
+        return scaled
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the network computes in, whatever its weights are stored in."""
+        return self.model.manual_cast_dtype or self.model.get_dtype()
+
+    @contextlib.contextmanager
+    def gradients(self, checkpoint: bool = False) -> Iterator[None]:
+        """`grad_mode` for the network and for every control net of the run; a foreign attention override steps
+        aside."""
+        controls = [m for m in getattr(self.guider, "loaded_models", []) if hasattr(m, "model")]
+        kept, transformer = self._options, dict(self._options.get("transformer_options", {}))
+        transformer.pop("optimized_attention_override", None)
+        if any("control" in c for conds in self.guider.conds.values() for c in conds):
+            # control nets write into the skip connections, which the next block has saved for backward by then
+            name, patches = "input_block_patch_after_skip", transformer.get("patches", {})
+            own = [*patches.get(name, []), lambda h, _: h.clone()]
+            transformer["patches"] = {**patches, name: own}
+        self._options = {**kept, "transformer_options": transformer}
+        try:
+            with grad_mode(self.model, *(m.model for m in controls), checkpoint=checkpoint):
+                yield
+        finally:
+            self._options = kept
+
+
+@functools.cache
+def _body_sampler() -> type:
+    class Body(get("samplers").Sampler):
+        """Hands the engine's sampling run over to a body; what it returns is kept aside, not scaled."""
+
+        def __init__(self, patcher, body, progress):
+            self.patcher, self.body, self.progress, self.result = patcher, body, progress, None
+
+        def sample(
+            self,
+            model_wrap,
+            sigmas,
+            extra_args,
+            callback,
+            noise,
+            latent_image=None,
+            denoise_mask=None,
+            disable_pbar=False,
+        ):
+            run = Run(
+                model_wrap,
+                self.patcher,
+                sigmas,
+                latent_image,
+                extra_args["model_options"],
+                self.progress,
+                extra_args.get("seed") or 0,
+            )
+            self.result = self.body(run)
+            return latent_image
+
+    return Body
+
+
+def sample_with(
+    model,
+    conds: dict[str, list],
+    latent: Tensor,
+    sigmas: Tensor,
+    body: Callable[[Run], Any],
+    *,
+    total: int = 1,
+    seed: int = 0,
+    mask: Tensor | None = None,
+) -> Any:
+    """Run `body(run)` inside a sampling run of the engine and return what it returns.
+
+    model: MODEL. conds: CONDITIONING by name. latent: LATENT samples [B, C, ...] (not in model space).
+    sigmas: SIGMAS [N + 1]. total: network calls for the progress bar. The engine loads the model and its control nets,
+    prepares conditions and hooks, and cleans up whether body returns, raises or is interrupted."""
+    logging.getLogger("nulltext").info("at most %d network calls", total)
+    guider = guider_class()(model)
+    guider.inner_set_conds(conds)
+    sampler = _body_sampler()(model, body, Progress(total, model))
+    guider.sample(torch.zeros_like(latent), latent, sampler, sigmas, denoise_mask=mask, disable_pbar=True, seed=seed)
+    return sampler.result

@@ -1,0 +1,164 @@
+"""SAMPLER objects: our loops inside ComfyUI's sampling run, without its scalings of the start and the end."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..samplers.attention.branches import StoredSource
+from ..samplers.core import NoiseProcess, Sigma, gaussian
+from ..samplers.inversion.record import Inversion
+from ..samplers.inversion.replay import way_back
+from .comfy import check_interrupt, get, process_of
+
+
+@functools.cache
+def own_sampler_class() -> type:
+    """The Sampler behind `own_sampler`. Made on first use, since ComfyUI is imported lazily."""
+
+    class OwnSampler(get("samplers").Sampler):
+        def __init__(
+            self,
+            function: Callable,
+            start: Tensor | None,
+            known: Callable | None,
+            calls: Callable[[Tensor, NoiseProcess, Tensor, Tensor | None], int] | None,
+            holds_mask: bool,
+            options: dict,
+        ):
+            self.function, self.start, self.known, self.calls = function, start, known, calls
+            self.holds_mask, self.options = holds_mask, options
+
+        def sample(
+            self,
+            model_wrap,
+            sigmas,
+            extra_args,
+            callback,
+            noise,
+            latent_image=None,
+            denoise_mask=None,
+            disable_pbar=False,
+        ):
+            process, seed = process_of(model_wrap.model_patcher), extra_args.get("seed")
+            total = self.calls(sigmas, process, latent_image, denoise_mask) if self.calls else len(sigmas) - 1
+            if self.start is None:
+                x = model_wrap.inner_model.model_sampling.noise_scaling(
+                    sigmas[0].view((1,) * noise.ndim), noise, latent_image, self.max_denoise(model_wrap, sigmas)
+                )
+            else:
+                if self.start.shape != latent_image.shape:
+                    raise ValueError(
+                        f"The start has shape {list(self.start.shape)}, the latent {list(latent_image.shape)}: "
+                        "wire the latent that belongs to the start."
+                    )
+                x = self.start.to(latent_image.device)
+            x = x.float()
+
+            def known(sigma):
+                if self.known is not None:
+                    return self.known(sigma).to(x)
+                return process.noised(latent_image, sigma, noise)
+
+            def denoise(x: Tensor, sigma: Sigma) -> Tensor:
+                check_interrupt()
+                sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device)
+                timestep = sigma.expand(x.shape[0]).clone() if sigma.ndim == 0 else sigma
+                options, mask = extra_args["model_options"], None if self.holds_mask else denoise_mask
+                if mask is not None:
+                    if "denoise_mask_function" in options:
+                        mask = options["denoise_mask_function"](
+                            timestep, mask, extra_options={"model": model_wrap, "sigmas": sigmas}
+                        )
+                    x = x * mask + known(sigma) * (1 - mask)
+                denoised = model_wrap(x, timestep, model_options=options, seed=seed)
+                return denoised if mask is None else denoised * mask + latent_image * (1 - mask)
+
+            def step(state: dict) -> None:
+                check_interrupt()
+                if callback is not None:
+                    callback(state["i"], state["denoised"], state["x"], total)
+
+            options = dict(self.options)
+            if "tick" in inspect.signature(self.function).parameters:
+                options["tick"] = check_interrupt
+            if self.holds_mask:
+                options |= {"mask": denoise_mask, "source": latent_image}
+            # the seed itself made the start's noise: the loop's own draws must not repeat it
+            x = self.function(
+                denoise, x, sigmas, process=process, noise=gaussian(x, seed or 0), callback=step, **options
+            )
+            if denoise_mask is None:
+                return x
+            # the loop has composited already: only what rounding left outside is put right
+            outside = known(sigmas[-1]) if sigmas[-1] > 0 else latent_image
+            return torch.where(denoise_mask == 0, outside.to(x), x)
+
+    return OwnSampler
+
+
+def own_sampler(
+    function: Callable,
+    *,
+    start: Tensor | None = None,
+    known: Callable[[Sigma], Tensor] | None = None,
+    calls: Callable[[Tensor, NoiseProcess, Tensor, Tensor | None], int] | None = None,
+    holds_mask: bool = False,
+    **options,
+):
+    """SAMPLER that runs `function(denoise, x, sigmas, *, process, noise, callback, **options) -> x` of samplers/.
+
+    start: x [B, C, ...] at sigmas[0] in model space, taken as it is; None: the engine's own scaled noise.
+    known: sigma -> what stands outside a noise mask at that level; None: the source with the run's noise.
+    calls: (sigmas, process, clean latent, mask or None) -> how often the callback is called, for the progress bar
+    (None: once per step).
+    holds_mask: the function composites by the noise mask itself; it is given `mask` (None without one) and `source`,
+    the clean latent. Else each call is composited as the engine does it: x and D, by m x + (1 - m) known.
+    The result is model space at sigmas[-1]; nothing is scaled. A mask's value m (1 = change here) mixes exactly once,
+    m D + (1 - m) source for a constant D; where it is 0 the result is the known part to the bit."""
+    return own_sampler_class()(function, start, known, calls, holds_mask, options)
+
+
+def own_way_back(inversion: Inversion, first: int = 0):
+    """SAMPLER that walks the inversion back from step `first`, and the sigmas it walks.
+
+    Outside a noise mask the stored trajectory stands."""
+    function, start, sigmas, options = way_back(inversion, first)
+    stored = StoredSource(inversion.trajectory, inversion.sigmas)
+    return own_sampler(function, start=start, known=stored.at, **options), sigmas
+
+
+def is_own(sampler) -> bool:
+    """Whether a SAMPLER came from `own_sampler`."""
+    return isinstance(sampler, own_sampler_class())
+
+
+def k_sampler(function: Callable, **options):
+    """SAMPLER with the engine's scaling; function(model, x, sigmas, extra_args=None, callback=None, disable=None,
+    **options)."""
+    return get("samplers").KSAMPLER(function, options)
+
+
+def core_sampler(name: str):
+    """One of ComfyUI's own samplers by name, "euler" for one."""
+    return get("samplers").sampler_object(name)
+
+
+def sampler_name(sampler) -> str:
+    """The name of the method behind a SAMPLER, as far as it tells."""
+    function = getattr(sampler, "sampler_function", None) or getattr(sampler, "function", None)
+    return getattr(function, "__name__", type(sampler).__name__).removeprefix("sample_").removesuffix("_function")
+
+
+def is_walk(sampler, function: Callable) -> bool:
+    """Whether a SAMPLER is `own_sampler(function, ...)`."""
+    return is_own(sampler) and sampler.function is function
+
+
+def is_euler(sampler) -> bool:
+    """Whether a SAMPLER walks plain Euler steps (DDIM, eta 0): ComfyUI's euler without churn, or ours."""
+    return sampler_name(sampler) == "euler" and not float(getattr(sampler, "extra_options", {}).get("s_churn", 0))

@@ -1,0 +1,124 @@
+"""Direct edits (no inversion) on MODEL, CONDITIONING and LATENT."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from ..engine import record
+from ..engine.comfy import check_latent, get, latent_out
+from ..engine.run import Run, sample_with
+from ..samplers.core import gaussian
+from ..samplers.inversion.direct_edit import sample_flow_edit, sample_infedit
+from ..samplers.inversion.replay import first_step
+from .inverting import Result
+
+METHODS = {"FlowEdit": sample_flow_edit, "InfEdit": sample_infedit}
+
+
+def calls(method: str, steps: int, average: int, plain_steps: int) -> int:
+    """Network calls of a direct edit over `steps` steps."""
+    if method == "InfEdit":
+        return 2 * steps
+    return 2 * average * (steps - plain_steps) + plain_steps
+
+
+def equal(a: list, b: list) -> bool:
+    """Whether two CONDITIONINGs ask the network for the same."""
+
+    def same(x, y):
+        if isinstance(x, Tensor):
+            return isinstance(y, Tensor) and x.shape == y.shape and bool(torch.equal(x, y))
+        return x is y or (isinstance(x, str | int | float | bool | None) and x == y)
+
+    if len(a) != len(b):
+        return False
+    for (cond_a, extra_a), (cond_b, extra_b) in zip(a, b):
+        keys = {k for k in (*extra_a, *extra_b) if k != record.KEY}
+        if not same(cond_a, cond_b) or not all(same(extra_a.get(k), extra_b.get(k)) for k in keys):
+            return False
+    return True
+
+
+def edit(
+    model,
+    conds: dict,
+    latent: dict,
+    sigmas: Tensor,
+    method: str,
+    *,
+    source_cfg: float,
+    target_cfg: float,
+    strength: float,
+    average: int,
+    plain_steps: int,
+    seed: int,
+    mask: Tensor | None,
+) -> tuple[Result, str | None]:
+    """(the edited LATENT, why nothing was done or None). conds: "source", "target", and "negative" where a cfg is not
+    1.
+
+    ValueError before any work; equal prompts and scales, an empty mask, strength 0: the source as it is."""
+    samples = check_latent(model, latent)
+    sigmas = record.check_sigmas(sigmas)
+    record.check_prompt(conds["source"])
+    record.check_prompt(conds["target"], "target prompt")
+    if (source_cfg != 1 or target_cfg != 1) and not conds.get("negative"):
+        raise ValueError(
+            "A cfg above 1 needs the null branch: wire the negative (empty) prompt, or set both scales to 1."
+        )
+    first = first_step(strength, len(sigmas) - 1)
+    steps = len(sigmas) - 1 - first
+    if method == "FlowEdit" and plain_steps > steps:
+        raise ValueError(
+            f"{plain_steps} plain steps don't fit into {steps} steps: lower them, or raise steps or strength."
+        )
+    reason = None
+    if steps == 0:
+        reason = f"strength {strength:g} walks no step"
+    elif mask is not None and not bool((mask > 0).any()):
+        reason = "the mask is empty"
+    elif (
+        equal(conds["source"], conds["target"])
+        and source_cfg == target_cfg
+        and not (method == "FlowEdit" and plain_steps)
+    ):
+        reason = "source and target ask for the same"
+    if reason:
+        return Result(latent["samples"], 0, 0.0, torch.zeros(len(samples))), reason
+
+    def body(run: Run):
+        def branch(name, cfg):
+            guided = run.guided(name, "negative" if cfg != 1 else None, cfg)
+
+            def denoise(x, sigma):
+                run.tick()
+                return guided(x, sigma)
+
+            return denoise
+
+        options = {"average": average, "plain_steps": plain_steps} if method == "FlowEdit" else {}
+        out = METHODS[method](
+            branch("target", target_cfg),
+            run.latent,
+            run.sigmas,
+            process=run.process,
+            noise=gaussian(run.latent, seed),
+            source=branch("source", source_cfg),
+            callback=run.callback,
+            **options,
+        )
+        if mask is not None:
+            inside = get("sampler_helpers").prepare_mask(mask, run.latent.shape, run.device)
+            out = run.latent + inside * (out - run.latent)
+        error = (out - run.latent).flatten(1).square().mean(1).sqrt()
+        return latent_out(model, out.cpu()), error.cpu(), run.calls
+
+    began = time.perf_counter()
+    used = {"positive": conds["target"], **{k: v for k, v in conds.items() if v is not None}}
+    out, error, made = sample_with(
+        model, used, samples, sigmas[first:], body, total=calls(method, steps, average, plain_steps), seed=seed
+    )
+    return Result(out, made, time.perf_counter() - began, error), None

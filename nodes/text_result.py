@@ -1,0 +1,50 @@
+"""What a node says under itself: text and pictures that both front ends get with the node's result."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from ..engine import comfy
+from ..samplers.measure.metrics import psnr
+
+
+def text_result(text: str, *outputs, **ui) -> dict:
+    """A node's return value that shows `text` in the node; the log gets its first line.
+
+    ui: more lists for the page, by key (web/nulltext.js reads them)."""
+    logging.getLogger("nulltext").info(text.splitlines()[0] if text else "")
+    return shown(text, *outputs, **ui)
+
+
+def shown(text: str, *outputs, **ui) -> dict:
+    """`text_result` for a text that stands in the log already."""
+    return {"ui": {"text": [text], **ui}, "result": outputs}
+
+
+def temporary(images: Tensor) -> list[dict[str, str]]:
+    """IMAGE [B, H, W, 3] as files in ComfyUI's temporary folder, in the record that its address /view understands."""
+    folder = comfy.folder("temp")
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for image in images[..., :3].float().cpu().clamp(0, 1):
+        name = f"nulltext_{uuid.uuid4().hex}.png"
+        Image.fromarray((image.numpy() * 255).round().astype(np.uint8)).save(folder / name, compress_level=1)
+        files.append({"filename": name, "subfolder": "", "type": "temp"})
+    return files
+
+
+def before_after(vae, before: Tensor, after: Tensor) -> tuple[str, dict[str, list]]:
+    """Two LATENT samples [B, C, ...] seen through the VAE: (a line with the PSNR per image, ui lists for the page).
+
+    The lists have the names that ComfyUI's own compare widget reads. Without a VAE: no line, no pictures."""
+    if vae is None:
+        return "", {}
+    a, b = comfy.decode(vae, before), comfy.decode(vae, after)
+    values = [f"{float(v):.1f}" for v in psnr(a, b)]
+    files = {"a_images": temporary(a), "b_images": temporary(b), "nulltext_psnr": values}
+    return f"PSNR {', '.join(values)} dB between the decoded source and reconstruction", files

@@ -1,0 +1,212 @@
+"""Cross-attention maps: what a word looks at, as a heat map, a mask, and Prompt-to-Prompt's local blend (2208.01626,
+section 4).
+
+A map is the mean over heads and layers of M[:, j], summed over a word's tokens, on the layer's pixel grid.
+LocalBlend adds them up over the steps so far, takes a 3x3 maximum, brings them to the latent's size, divides by the
+largest value and cuts at a threshold; source and target masks are united, the words to leave out are taken away (no
+maximum there), and
+
+    x_tgt <- x_src + mask (x_tgt - x_src)        from step int(0.2 N) on,
+
+which is linear and so the same in every noise family's coordinates.
+
+Departure: the authors fix the five 16x16 layers of SD1 at 512 pixels (a quarter of the latent), down and up. Here the
+grid is the network's coarsest with at least a quarter of the latent's side and at least 16 tokens, or else its finest,
+and of its layers the up blocks', whose maps are the sharper ones; "up, down" are the authors'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .layers import ALWAYS, Ask, Controller, Layer, Moment, StepWindow, Window
+
+PLACES = {"down": "input", "mid": "middle", "up": "output"}
+
+
+def map_scale(latent: tuple[int, int], scales: Sequence[int]) -> int:
+    """The factor of the grid that maps are read from by default: see the head of the file."""
+    side = max(latent)
+    fitting = [s for s in scales if ceil(side / s) >= max(16, side / 4)]
+    return max(fitting) if fitting else min(scales)
+
+
+class LayerChoice:
+    """Which cross-attention layers maps come from: "auto" ("up"), "up", "down", "mid" (on the default grid; "mid" has
+    its own), "all", or names such as "output.3, input.4" (all of a block) and "output.3.1" (one of its depth)."""
+
+    def __init__(self, text: str = "auto"):
+        names = [name.strip().lower() for name in text.split(",") if name.strip()] or ["auto"]
+        self.names = ["up" if name == "auto" else name for name in names]
+        for name in self.names:
+            block, *numbers = name.split(".")
+            named = block in PLACES.values() and 1 <= len(numbers) <= 2 and all(n.isdigit() for n in numbers)
+            if not named and name not in ("all", *PLACES):
+                raise ValueError(
+                    f'"{name}" names no layers: use auto, all, up, mid, down, or blocks such as "output.3".'
+                )
+
+    def __contains__(self, layer: Layer) -> bool:
+        scale = map_scale(layer.latent, layer.scales)
+        on_grid = layer.grid == tuple(ceil(n / scale) for n in layer.latent)
+        for name in self.names:
+            block = name.split(".")[0]
+            if name in ("all", "mid"):
+                fits = name == "all" or layer.block == "middle"
+            elif name in PLACES:
+                fits = on_grid and layer.block == PLACES[name]
+            else:
+                numbers = [int(n) for n in name.split(".")[1:]]
+                fits = layer.block == block and [layer.number, layer.depth][: len(numbers)] == numbers
+            if fits and layer.cross:
+                return True
+        return False
+
+
+class MapSum:
+    """A running mean of maps per (image, sigma, grid), on the CPU: words x grid floats each, nothing more."""
+
+    def __init__(self):
+        self.sums: dict[tuple[int, float, tuple[int, int]], Tensor] = {}
+        self.counts: dict[tuple[int, float, tuple[int, int]], float] = {}
+
+    def add(self, image: int, layer: Layer, pixels: slice, values: Tensor) -> None:
+        """values [words, some pixels], mean over heads."""
+        key = (image, layer.moment.sigma, layer.grid)
+        if key not in self.sums:
+            self.sums[key] = torch.zeros(values.shape[0], layer.tokens)
+            self.counts[key] = 0.0
+        self.sums[key][:, pixels] += values.detach().float().cpu()
+        self.counts[key] += (pixels.stop - pixels.start) / layer.tokens
+
+    def clear(self) -> None:
+        self.sums.clear()
+        self.counts.clear()
+
+    def images(self) -> list[int]:
+        return sorted({key[0] for key in self.sums})
+
+    def sigmas(self, image: int = 0) -> list[float]:
+        """Levels that were seen, noisiest first."""
+        return sorted({key[1] for key in self.sums if key[0] == image}, reverse=True)
+
+    def maps(self, image: int = 0, sigma: float | None = None) -> Tensor:
+        """[words, h, w] on the finest grid seen, mean over layers and, without `sigma`, over the steps."""
+        keys = [key for key in self.sums if key[0] == image and sigma in (None, key[1])]
+        if not keys:
+            raise ValueError(
+                "No attention map was recorded: no step of the run fell into the window and layers chosen."
+            )
+        size = max((key[2] for key in keys), key=lambda grid: grid[0] * grid[1])
+        total, weight = 0, 0.0
+        for key in keys:
+            part = self.sums[key].view(1, -1, *key[2])
+            total = total + F.interpolate(part, size=size, mode="bilinear", align_corners=False)[0]
+            weight += self.counts[key]
+        return total / weight
+
+
+def _word_maps(probabilities: Tensor, columns: Sequence[Sequence[int]]) -> Tensor:
+    """[heads, pixels, tokens] -> [words, pixels]: mean over heads, sum over each word's columns."""
+    mean = probabilities.mean(0)
+    return torch.stack([mean[:, list(c)].sum(-1) if c else mean.new_zeros(mean.shape[0]) for c in columns])
+
+
+class Record(Controller):
+    """Keeps the maps of chosen words: `columns[p]` lists, per word, its columns in prompt p."""
+
+    def __init__(
+        self, columns: Sequence[Sequence[Sequence[int]]], layers: LayerChoice | None = None, window: Window = ALWAYS
+    ):
+        self.columns, self.layers, self.window = columns, layers or LayerChoice(), window
+        self.maps = MapSum()
+
+    def asks(self, layer):
+        return Ask.PROBABILITIES if layer in self.layers and layer.moment in self.window else Ask.NOTHING
+
+    def watch(self, target, source, rows, layer, pixels):
+        for i, (prompt, image) in enumerate(zip(rows.prompt, rows.image, strict=True)):
+            self.maps.add(image, layer, pixels, _word_maps(target[i], self.columns[prompt]))
+
+
+class LocalBlend(Controller):
+    """Keeps the source outside the regions its words look at.
+
+    `source_columns[p]`, `target_columns[p]`: columns of the blend words in the source and in edited prompt p (none
+    in either: all may change but the words to leave out); `without`: the same pair of lists for words whose region
+    stays the source's. `threshold` as a fraction of the largest value."""
+
+    def __init__(
+        self,
+        source_columns: Sequence[Sequence[int]],
+        target_columns: Sequence[Sequence[int]],
+        without: tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]] | None = None,
+        threshold: float = 0.3,
+        without_threshold: float = 0.3,
+        start: float = 0.2,
+        layers: LayerChoice | None = None,
+    ):
+        without = without or ([[]] * len(source_columns), [[]] * len(target_columns))
+        self.source_columns = [[a, b] for a, b in zip(source_columns, without[0], strict=True)]
+        self.target_columns = [[a, b] for a, b in zip(target_columns, without[1], strict=True)]
+        self.threshold, self.without_threshold, self.start = threshold, without_threshold, start
+        self.layers = layers or LayerChoice()
+        self.source, self.target = MapSum(), MapSum()
+
+    def asks(self, layer):
+        return Ask.PROBABILITIES if layer in self.layers else Ask.NOTHING
+
+    def reset(self) -> None:
+        self.source.clear()
+        self.target.clear()
+
+    def watch(self, target, source, rows, layer, pixels):
+        for i, (prompt, image) in enumerate(zip(rows.prompt, rows.image, strict=True)):
+            self.target.add(_pair(prompt, image), layer, pixels, _word_maps(target[i], self.target_columns[prompt]))
+            self.source.add(_pair(prompt, image), layer, pixels, _word_maps(source[i], self.source_columns[prompt]))
+
+    def mask(self, prompt: int, image: int, size: tuple[int, int]) -> Tensor:
+        """[h, w] of 0 and 1 at the latent's size; 1: change here."""
+        pair = _pair(prompt, image)
+        masks = [
+            self._masks(maps.maps(pair), size, columns[prompt])
+            for maps, columns in ((self.source, self.source_columns), (self.target, self.target_columns))
+        ]
+        keep = masks[0][1] | masks[1][1]
+        blend = masks[0][0] | masks[1][0]
+        if not self.source_columns[prompt][0] and not self.target_columns[prompt][0]:
+            blend = torch.ones_like(keep)  # only words to leave out: everything else may change
+        return (blend & ~keep).float()
+
+    def _masks(self, maps: Tensor, size: tuple[int, int], columns: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        blend, without = (m.view(1, 1, *m.shape) for m in maps)
+        return (
+            binary(F.max_pool2d(blend, 3, 1, 1), size, self.threshold) & bool(columns[0]),
+            binary(without, size, self.without_threshold) & bool(columns[1]),
+        )
+
+    def starts(self, moment: Moment) -> bool:
+        return moment in StepWindow(self.start, 2.0, points=0)
+
+    def between_steps(self, x, x_source, moment, prompt, image):
+        if not self.starts(moment) or not self.target.sums:
+            return x
+        masks = [self.mask(p, b, tuple(x.shape[-2:])) for p, b in zip(prompt, image, strict=True)]
+        mask = torch.stack(masks).to(x).unsqueeze(1)
+        return torch.where(mask > 0, x, x_source)  # to the bit, where x_src + mask (x_tgt - x_src) would round
+
+
+def _pair(prompt: int, image: int) -> int:
+    """One key for (edit, image)."""
+    return prompt * 2**20 + image
+
+
+def binary(maps: Tensor, size: tuple[int, int], threshold: float) -> Tensor:
+    """[1, 1, h, w] -> bool [H, W]: brought to `size`, divided by the largest value, above the threshold."""
+    scaled = F.interpolate(maps, size=size)[0, 0]
+    return scaled / scaled.max().clamp(min=torch.finfo(scaled.dtype).tiny) > threshold

@@ -1,0 +1,99 @@
+"""From what a user says of an edit to the controllers that make it: matching of the prompts, windows, weights, local
+blend.
+
+Defaults are the authors' notebook (2208.01626): cross-attention 0.8, self-attention 0.4 of the steps, a word's weight
+inside the word's cross-attention window, on the source's map. PIE-Bench's runs use 0.4 and 0.6, a local blend on the
+word that changes and a weight of 2 on it.
+"""
+
+from __future__ import annotations
+
+from .alignment import factor_columns, in_some_prompt, parse_factors, parse_windows, token_map
+from .controllers import MutualSelf, ReplaceCross, ReplaceSelf, Reweight
+from .layers import StepWindow
+from .maps import LayerChoice, LocalBlend
+
+#: where a word's weight acts: as in the authors' code, or on the map that the word has at every step
+WEIGHTS_ACT = ("in the cross window", "at every step")
+
+
+def split_words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def plan(
+    source: dict,
+    edits: list[dict],
+    *,
+    edit="auto",
+    cross_steps=0.8,
+    self_steps=0.4,
+    self_attention="replace",
+    word_windows="",
+    weights="",
+    weights_act=WEIGHTS_ACT[0],
+    blend_words="",
+    keep_words="",
+    blend_threshold=0.3,
+    blend_start=0.2,
+    blend_layers="auto",
+):
+    """The controllers of one edit, its blend or None, and a phrase for each decision: how the prompts were matched, and
+    a notice where an edit has the source's own words, every window is closed, or a weight has no window to act in.
+    ValueError for words that are in no prompt."""
+    maps, said = zip(*(token_map(source, prompt, edit) for prompt in edits))
+    if len(edits) > 1:
+        said = [f"edit {i + 1}: {done}" for i, done in enumerate(said)]
+    windows, factors = parse_windows(word_windows), factor_columns(edits, parse_factors(weights))
+    controllers, own = [], []
+    for row in in_some_prompt(edits, list(windows)):
+        own.append({t: StepWindow(*window) for window, word in zip(windows.values(), row) for t in word})
+    weighted = any(c != 1 for row in factors for c in row.values())
+    inside = weights_act == WEIGHTS_ACT[0]
+    if cross_steps > 0 or any(start < end for start, end in windows.values()):
+        within = factors if weighted and inside else ()
+        controllers.append(ReplaceCross(maps, StepWindow(0.0, cross_steps), own, within))
+    if self_attention != "replace":
+        controllers.append(MutualSelf())
+    elif self_steps > 0:
+        controllers.append(ReplaceSelf(StepWindow(0.0, self_steps, points=0)))
+    if weighted and not inside:
+        controllers.append(Reweight(factors))
+    blend = None
+    if split_words(blend_words) or split_words(keep_words):
+        found = in_some_prompt([source, *edits], split_words(blend_words))
+        kept = in_some_prompt([source, *edits], split_words(keep_words))
+        found, kept = ([[t for word in row for t in word] for row in rows] for rows in (found, kept))
+        n = len(edits)
+        blend = LocalBlend(
+            [found[0]] * n,
+            found[1:],
+            ([kept[0]] * n, kept[1:]),
+            blend_threshold,
+            blend_threshold,
+            blend_start,
+            LayerChoice(blend_layers),
+        )
+        controllers.append(blend)
+    notices = [
+        f"Notice: edit {i + 1} equals the source prompt, so its words change nothing"
+        for i, (prompt, row) in enumerate(zip(edits, factors))
+        if _same(source, prompt) and all(c == 1 for c in row.values())
+    ]
+    opens = [{t: window.start < window.end for t, window in row.items()} for row in own]
+    if inside and any(
+        c != 1 and not row.get(t, cross_steps > 0) for f, row in zip(factors, opens) for t, c in f.items()
+    ):
+        notices.append(
+            "Notice: a word's weight acts while the word's cross-attention follows the source, and for one of them "
+            f'that window is closed: open it, or set weights_act to "{WEIGHTS_ACT[1]}"'
+        )
+    if not controllers:
+        notices.append("Notice: every window is closed, so this is the plain prompt change")
+    return controllers, blend, [*said, *notices]
+
+
+def _same(source: dict, prompt: dict) -> bool:
+    # the text too: emphasis such as (red:1.3) leaves the ids as they are and changes the embedding
+    a, b = (p["text"].lower().split() for p in (source, prompt))
+    return a == b and source["ids"] == prompt["ids"]

@@ -1,0 +1,42 @@
+"""The demo model's file: what is written is read back, what can't load is refused."""
+
+import pytest
+import torch
+from nulltext.demo import captions, nets, weights
+
+
+def test_checkpoint_refuses_what_cannot_load(tmp_path):
+    net = {
+        part: made().state_dict()
+        for part, made in (("unet", nets.UNet), ("text", nets.TextEncoder), ("autoencoder", nets.AutoEncoder))
+    }
+    parts = net["unet"], net["text"], net["autoencoder"]
+    with pytest.raises(ValueError, match="names 3 rows"):
+        weights.write_checkpoint(tmp_path / "x.safetensors", *parts, [-1, 49406, 49407], prediction="v")
+    with pytest.raises(ValueError, match="'x0'"):
+        weights.write_checkpoint(tmp_path / "x.safetensors", *parts, captions.VOCABULARY, prediction="x0")
+    assert not list(tmp_path.iterdir())
+
+
+def test_read_part_returns_what_was_written(tmp_path):
+    net = {"unet": nets.UNet(), "text": nets.TextEncoder(), "autoencoder": nets.AutoEncoder()}
+    path = weights.write_checkpoint(
+        tmp_path / "x.safetensors",
+        *(n.state_dict() for n in net.values()),
+        captions.VOCABULARY,
+        prediction="v",
+        dtype=torch.float32,
+        metadata={"samples": 7},
+    )
+    for part, module in net.items():
+        back = weights.read_part(path, part)
+        assert back.keys() == module.state_dict().keys()
+        assert all(torch.equal(back[key], value) for key, value in module.state_dict().items())
+
+
+def test_rgb_factors_are_found():
+    generator = torch.Generator().manual_seed(0)
+    latent, factors = torch.randn(3, 4, 5, 6, generator=generator), torch.randn(4, 3, generator=generator)
+    pixels = torch.einsum("bchw,cr->brhw", latent, factors)
+    images = (pixels.repeat_interleave(8, 2).repeat_interleave(8, 3) + 1) / 2
+    torch.testing.assert_close(weights.fit_rgb_factors(latent, images), factors, rtol=1e-4, atol=1e-5)

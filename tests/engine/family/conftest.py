@@ -1,0 +1,107 @@
+"""The family registered in a real engine, without a server; random checkpoints; the core nodes that the tests call."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from nulltext.demo import captions, nets, weights
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A random checkpoint of the family, and a flow model, in a folder that the engine searches."""
+    path = tmp_path_factory.mktemp("checkpoints")
+    weights.random_checkpoint(path / "demo.safetensors", seed=1)
+    weights.random_flow_checkpoint(path / "flow.safetensors", seed=2)
+    return path
+
+
+class Core:
+    """The core nodes' classes by name, and short ways to call the usual ones."""
+
+    def __init__(self, nodes: dict):
+        self.nodes = nodes
+
+    def load(self, name):
+        with torch.inference_mode():
+            model, clip, vae = self.nodes["CheckpointLoaderSimple"]().load_checkpoint(name)[:3]
+        return SimpleNamespace(model=model, clip=clip, vae=vae)
+
+    def encode(self, clip, text):
+        with torch.inference_mode():
+            return self.nodes["CLIPTextEncode"]().encode(clip, text)[0]
+
+    def sample(self, model, positive, negative, channels=4, steps=2, cfg=3.0, sampler="euler", scheduler="normal"):
+        with torch.inference_mode():
+            latent = {"samples": torch.zeros(1, channels, 16, 16)}
+            out = self.nodes["KSampler"]().sample(model, 7, steps, cfg, sampler, scheduler, positive, negative, latent)
+        return out[0]["samples"]
+
+    def rows_of(self, *token_ids):
+        """Rows [1, 77] of a prompt, by the table alone."""
+        row = {t: i for i, t in enumerate(captions.VOCABULARY) if t >= 0}
+        ids = [captions.BOS, *token_ids]
+        return torch.tensor([[row.get(t, 0) for t in ids + [captions.EOS] * (77 - len(ids))]])
+
+    def close(self, a, b, tolerance=1e-4):
+        assert a.shape == b.shape
+        scale = max(1.0, b.abs().max().item())
+        assert (a.float() - b.float()).abs().max().item() <= tolerance * scale
+
+
+@pytest.fixture(scope="session")
+def core(engine, folder):
+    """The family is registered, and the folder searched for every kind of file."""
+    import nulltext.engine.demo_family as family
+
+    family.register()
+    paths = engine.get("folder_paths")
+    for kind in ("checkpoints", "loras", "controlnet", "embeddings"):
+        paths.add_model_folder_path(kind, str(folder))
+    return Core(engine.get("nodes").NODE_CLASS_MAPPINGS)
+
+
+@pytest.fixture(scope="session")
+def demo(core):
+    return core.load("demo.safetensors")
+
+
+@pytest.fixture(scope="session")
+def trainer_nets(folder):
+    """nets.py with the weights of the file (rounded to fp16, as the file holds them)."""
+    made = {"unet": nets.UNet(), "text": nets.TextEncoder(), "autoencoder": nets.AutoEncoder()}
+    for part, net in made.items():
+        net.load_state_dict(weights.read_part(folder / "demo.safetensors", part))
+        net.eval().requires_grad_(False)
+    return SimpleNamespace(**made)
+
+
+def _controlnet(unet, zero):
+    """A ControlNet file: the encoder's weights, a hint stem, and zero convolutions (or, zero=False, open ones)."""
+    generator = torch.Generator().manual_seed(9)
+    state = {
+        key: value.clone()
+        for key, value in unet.state_dict().items()
+        if key.startswith(("time_embed.", "input_blocks.", "middle_block."))
+    }
+
+    def conv(key, n_out, n_in, k):
+        state[key + ".weight"] = torch.randn(n_out, n_in, k, k, generator=generator) * (n_in * k * k) ** -0.5
+        state[key + ".bias"] = torch.zeros(n_out)
+
+    widths = [3, 16, 16, 32, 32, 96, 96, 256, 64]
+    for i, (n_in, n_out) in enumerate(zip(widths, widths[1:], strict=False)):
+        conv(f"input_hint_block.{2 * i}", n_out, n_in, 3)
+    for i, width in enumerate((64, 64, 64, 128, 128, 128)):
+        conv(f"zero_convs.{i}.0", width, width, 1)
+    conv("middle_block_out.0", 128, 128, 1)
+    if zero:
+        for key in state:
+            if key.startswith(("zero_convs", "middle_block_out")):
+                state[key] = torch.zeros_like(state[key])
+    return state
+
+
+@pytest.fixture(scope="session")
+def controlnet():
+    return _controlnet

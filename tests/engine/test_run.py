@@ -1,0 +1,301 @@
+"""Samplers, guiders, names, words and fingerprints of the bridge, on the engine at hand."""
+
+import pytest
+import torch
+from nulltext.engine import words
+from nulltext.engine.fingerprint import difference, fingerprint
+from nulltext.engine.guider import guider_class
+from nulltext.engine.run import sample_with
+from nulltext.engine.sampler import core_sampler, is_euler, own_sampler, sampler_name
+from nulltext.samplers.core import FLOW, VE
+from nulltext.samplers.ode import sample_euler
+
+
+def sigmas_for(model, engine, steps=4):
+    return engine.sigmas_of(model, "normal", steps)
+
+
+def sampled(model, sampler, positive, negative, cfg, latent, sigmas, noise=None, mask=None, seed=5):
+    guider = guider_class()(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(cfg)
+    noise = torch.zeros_like(latent) if noise is None else noise
+    with torch.inference_mode():
+        return guider.sample(noise, latent, sampler, sigmas, denoise_mask=mask, seed=seed, disable_pbar=True)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "FLOW"])
+def test_our_loop_is_the_engines_euler(engine, make_model, make_condition, latent, kind):
+    model = make_model(kind)
+    sigmas = sigmas_for(model, engine)
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(1))
+    args = (make_condition(1), make_condition(2), 3.0, latent, sigmas, noise)
+    ours = sampled(model, own_sampler(sample_euler), *args)
+    core = sampled(model, core_sampler("euler"), *args)
+    assert (ours - core).abs().max() / core.abs().max() < 1e-5
+
+
+def test_a_given_start_is_taken_as_it_is(engine, make_model, make_condition, latent):
+    """Flow at sigma 1 is where the engine's scaling would divide by 0 or drop the latent."""
+    model, seen = make_model("FLOW"), []
+
+    def spy(denoise, x, sigmas, *, process, noise, callback):
+        seen.append((x.clone(), process))
+        return x
+
+    start = torch.randn(latent.shape)
+    out = sampled(
+        model,
+        own_sampler(spy, start=start),
+        make_condition(),
+        make_condition(2),
+        1.0,
+        latent,
+        sigmas_for(model, engine),
+    )
+    assert torch.equal(seen[0][0], start) and seen[0][1] is FLOW
+    assert torch.allclose(out, start / 0.18215)
+    with pytest.raises(ValueError, match="start has shape"):
+        sampled(
+            model,
+            own_sampler(spy, start=start[:1]),
+            make_condition(),
+            make_condition(2),
+            1.0,
+            latent,
+            sigmas_for(model, engine),
+        )
+
+
+def test_masked_part_stays_the_source(engine, tiny, make_condition, latent):
+    mask = torch.zeros(1, 8, 8)
+    mask[:, :, 4:] = 1
+    sigmas = sigmas_for(tiny, engine)
+    noise = torch.randn(latent.shape)
+    out = sampled(
+        tiny, own_sampler(sample_euler), make_condition(), make_condition(2), 2.0, latent, sigmas, noise, mask
+    )
+    core = sampled(tiny, core_sampler("euler"), make_condition(), make_condition(2), 2.0, latent, sigmas, noise, mask)
+    assert torch.allclose(out[..., :3], latent[..., :3], atol=1e-4)
+    assert (out[..., 4:] - latent[..., 4:]).abs().max() > 0.1
+    assert torch.allclose(out, core, rtol=1e-4, atol=1e-3)
+
+
+def test_body_sees_what_the_engine_would(engine, tiny, make_condition, latent):
+    sigmas = sigmas_for(tiny, engine)
+    conds = {"positive": make_condition(1), "negative": make_condition(2), "third": make_condition(3)}
+
+    def body(run):
+        x = run.latent
+        c, u, t = run.predictions(x, 2.0, ["positive", "negative", "third"])
+        guided = run.guided("positive", "negative", 5.0)(x, 2.0)
+        alone = run.denoiser("third")(x, 2.0)
+        net = run.embedding_net("positive")(x, 2.0, conds["negative"][0][0])
+        run.tick(3)
+        return c, u, t, guided, alone, net, run.latent, run.process, run.progress.value, run.calls
+
+    with torch.inference_mode():
+        c, u, t, guided, alone, net, x0, process, value, calls = sample_with(tiny, conds, latent, sigmas, body, total=4)
+    assert torch.allclose(guided, u + 5 * (c - u), atol=1e-4)
+    assert torch.allclose(alone, t, atol=1e-4) and torch.allclose(net, u, atol=1e-4)
+    assert torch.equal(x0, latent * 0.18215) and process is VE and (value, calls) == (3, 4)
+
+
+def test_pooled_vectors_reach_the_embedding_net(engine, make_model, make_condition, latent):
+    """SDXL-like: y comes from the condition, only the text embedding is replaced."""
+    model = make_model(adm=64)
+    model.model.encode_adm = lambda **kwargs: kwargs["pooled_output"]
+    plain = make_condition(2)
+    other = [[plain[0][0], {"pooled_output": torch.ones(1, 64)}]]
+
+    def body(run):
+        return [run.embedding_net(n)(run.latent, 2.0, plain[0][0]) for n in ("negative", "positive")] + run.predictions(
+            run.latent, 2.0, ["negative", "positive"]
+        )
+
+    with torch.inference_mode():
+        a, b, c, d = sample_with(model, {"positive": other, "negative": plain}, latent, sigmas_for(model, engine), body)
+    assert torch.allclose(a, c, atol=1e-4) and torch.allclose(b, d, atol=1e-4)
+    assert not torch.allclose(a, b, atol=1e-3)
+
+
+def test_control_nets_are_cleaned_up_on_error(engine, tiny, make_condition, latent):
+    class Control:
+        cleaned = 0
+
+        def get_models(self):
+            return []
+
+        def inference_memory_requirements(self, dtype):
+            return 0
+
+        def pre_run(self, model, percent_to_timestep_function):
+            pass
+
+        def get_extra_hooks(self):
+            return []
+
+        extra_hooks, previous_controlnet = None, None
+
+        def cleanup(self):
+            self.cleaned += 1
+
+    control = Control()
+
+    def body(run):
+        raise engine.Interrupted()()
+
+    with torch.inference_mode(), pytest.raises(engine.Interrupted()):
+        sample_with(tiny, {"positive": make_condition(control=control)}, latent, sigmas_for(tiny, engine), body)
+    assert control.cleaned >= 1
+
+
+def test_interrupt_stops_any_loop(engine, tiny, make_condition, latent):
+    import comfy.model_management
+
+    sigmas = sigmas_for(tiny, engine)
+    comfy.model_management.interrupt_current_processing(True)
+    with pytest.raises(engine.Interrupted()):
+        sampled(tiny, own_sampler(sample_euler), make_condition(), make_condition(2), 2.0, latent, sigmas)
+    comfy.model_management.interrupt_current_processing(True)
+    silent = own_sampler(lambda denoise, x, sigmas, *, process, noise, callback: denoise(x, sigmas[0]))
+    with pytest.raises(engine.Interrupted()):  # a loop that reports no step is stopped at its network call
+        sampled(tiny, silent, make_condition(), make_condition(2), 2.0, latent, sigmas)
+    comfy.model_management.interrupt_current_processing(True)
+    with torch.inference_mode(), pytest.raises(engine.Interrupted()):
+        sample_with(tiny, {"positive": make_condition()}, latent, sigmas, lambda run: run.tick())
+    comfy.model_management.interrupt_current_processing(False)
+
+
+def test_names_of_samplers(engine, tiny):
+    assert is_euler(core_sampler("euler")) and is_euler(own_sampler(sample_euler))
+    assert not is_euler(core_sampler("euler_ancestral")) and sampler_name(core_sampler("dpmpp_2m")) == "dpmpp_2m"
+    churned = core_sampler("euler")
+    churned.extra_options = {"s_churn": 1.0}
+    assert not is_euler(churned)
+
+
+def test_process_and_ranges(engine, make_model):
+    assert engine.process_of(make_model("EPS")) is VE and engine.process_of(make_model("V_PREDICTION")) is VE
+    flow = make_model("FLOW")
+    assert engine.process_of(flow) is FLOW and engine.sigma_range(flow)[1] == pytest.approx(1.0)
+    model = make_model()
+    model.add_object_patch("model_sampling", torch.nn.Identity())
+    with pytest.raises(ValueError, match="noise process"):
+        engine.process_of(model)
+
+
+def test_latents_are_checked(engine, tiny):
+    good = torch.randn(1, 4, 8, 8)
+    assert torch.equal(engine.check_latent(tiny, {"samples": good}), good)
+    assert engine.check_latent(tiny, {"samples": torch.zeros(1, 16, 8, 8)}).shape == (1, 4, 8, 8)
+    with pytest.raises(ValueError, match="4 channels"):
+        engine.check_latent(tiny, {"samples": torch.randn(1, 16, 8, 8)})
+    with pytest.raises(ValueError, match="NaN"):
+        engine.check_latent(tiny, {"samples": good * float("nan")})
+    assert torch.allclose(engine.latent_out(tiny, engine.latent_in(tiny, good)), good)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "", "  ", ".", "C:\\..\\x", "a\\..\\b"])
+def test_paths_stay_inside(engine, name):
+    with pytest.raises(ValueError, match="file name"):
+        engine.full_path("output", name)
+
+
+def test_paths_inside(engine):
+    path = engine.full_path("output", "inversions/scene.safetensors")
+    assert path.is_relative_to(engine.folder("output"))
+    assert engine.cache_folder().is_relative_to(engine.folder("user"))
+
+
+def test_links_out_of_the_folder_are_refused(engine, tmp_path):
+    engine.folder("output").mkdir(parents=True, exist_ok=True)
+    link = engine.folder("output") / "link"
+    if not link.exists():
+        link.symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="file name"):
+        engine.full_path("output", "link/x")
+
+
+def test_fingerprint_tells_what_differs(engine, tiny, make_model):
+    base = fingerprint(tiny)
+    assert difference(base, fingerprint(tiny.clone())) is None
+    other = make_model()
+    with torch.inference_mode():
+        for p in other.model.parameters():
+            p.mul_(1.01)
+    assert "other weights" in difference(base, fingerprint(other))
+    assert "prediction type" in difference(base, fingerprint(make_model("V_PREDICTION")))
+    half = make_model(dtype=torch.float16)
+    assert "precision (float32 then, float16 now)" in difference(base, fingerprint(half))
+    with torch.inference_mode():
+        half.model.float()
+    assert difference(fingerprint(make_model(dtype=torch.float16)), fingerprint(half)) is None
+    assert "architecture" in difference(base, fingerprint(make_model(adm=64)))
+
+
+def test_fingerprint_counts_patches_and_sees_through_loaded_ones(engine, tiny):
+    name = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v.weight"
+    base, shape = fingerprint(tiny), dict(tiny.model.named_parameters())[name].shape
+    patched, stronger = tiny.clone(), tiny.clone()
+    patch = torch.randn(shape)
+    patched.add_patches({name: (patch,)}, 0.5)
+    stronger.add_patches({name: (patch,)}, 1.0)
+    assert "LoRA" in difference(base, fingerprint(patched))
+    assert "LoRA" in difference(fingerprint(stronger), fingerprint(patched))
+    all_names = {n: (torch.ones_like(p),) for n, p in tiny.model.named_parameters()}
+    merged = tiny.clone()
+    merged.add_patches(all_names, 1.0)
+    with torch.inference_mode():
+        engine.load_models([merged])
+        assert difference(base, fingerprint(tiny)) is None  # its weights lie patched in memory now
+        import comfy.model_management
+
+        comfy.model_management.unload_all_models()
+
+
+class Clip:
+    """The engine's own tokenizer, without an encoder."""
+
+    def __init__(self):
+        import comfy.sd1_clip
+
+        self.tokenizer = comfy.sd1_clip.SD1Tokenizer()
+
+    def tokenize(self, text, return_word_ids=False):
+        return self.tokenizer.tokenize_with_weights(text, return_word_ids)
+
+
+def test_words(engine):
+    record = words.describe(Clip(), "A (photorealistic:1.3) cat, a cat!")
+    assert [w["text"] for w in record["words"]] == ["a", "photorealistic", "cat", "a", "cat"]
+    tokens = [w["tokens"] for w in record["words"]]
+    assert tokens[0] == [1] and all(len(t) == 1 for t in tokens[2:])
+    assert [i for t in tokens for i in t] == sorted({i for t in tokens for i in t})
+    assert record["chunks"] == 1 and len(record["ids"]) == 77 and record["text"].startswith("A (photo")
+    assert record["ids"][tokens[2][0]] == record["ids"][tokens[4][0]]
+
+
+def test_words_beyond_one_window(engine):
+    record = words.describe(Clip(), " ".join(["red"] * 80) + " star")
+    assert record["chunks"] == 2 and len(record["words"]) == 81
+    assert record["words"][-1] == {"text": "star", "tokens": [record["words"][-1]["tokens"][0]]}
+    assert record["words"][-1]["tokens"][0] > 77 and record["words"][75]["tokens"][0] == 78
+
+
+def test_words_travel_with_the_conditioning(engine):
+    plain = [[torch.zeros(1, 77, 4), {"pooled_output": None}]]
+    told = words.with_words(plain, Clip(), "a ring")
+    assert words.words_of(plain) is None and words.text_of(plain) == ""
+    assert words.words_of(told)[0]["words"][1]["text"] == "ring" and words.text_of(told) == "a ring"
+
+
+def test_sentence_pieces_and_split_words():
+    assert words.spans(["▁a", "▁str", "ange", "▁", "cat", ".", "</s>"], [True] * 6 + [False]) == [
+        {"text": "a", "tokens": [0]},
+        {"text": "strange", "tokens": [1, 2]},
+        {"text": "cat.", "tokens": [3, 4, 5]},
+    ]
+    assert words.spans(["<s>", "pho", "to</w>", ",</w>"], [False, True, True, True]) == [
+        {"text": "photo", "tokens": [1, 2]}
+    ]

@@ -1,0 +1,96 @@
+"""What the page asks the server for: words without a model, schedules without a run, pictures of a result."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+REPAINT = {
+    "kind": "repaint",
+    "schedule": "custom",
+    "levels": "11",
+    "jump": "1",
+    "resamples": "15",
+    "low": "0",
+    "high": "2",
+    "noise": "renewed (ours, for few levels)",
+}
+
+
+def test_words_are_the_tokenizers_own_and_can_be_named_in_a_field(engine):
+    from nulltext.nodes import routes
+
+    assert routes.words("A (Red:1.3) car, the car's hat") == ["a", "red", "car", "the", "car", "s", "hat"]
+    long = " ".join(["snow"] * 200)
+    assert routes.words(long) == ["snow"] * 200
+    assert routes.words("") == []
+
+
+def test_a_drawn_repaint_schedule_is_the_one_that_is_walked(engine):
+    from nulltext.nodes import schedules
+    from nulltext.samplers.picture.repaint import ranged_path
+
+    drawn = schedules.drawing(REPAINT)
+    sigmas = torch.tensor(drawn["sigmas"])
+    assert len(sigmas) == 12 and drawn["sigmas"][0] == pytest.approx(14.61, abs=0.01)
+    assert drawn["path"] == ranged_path(sigmas, 1, 15, 0.0, 2.0)
+    assert drawn["calls"] == sum(b > a for a, b in zip(drawn["path"], drawn["path"][1:])) > 11
+    assert str(drawn["calls"]) in drawn["said"]
+    assert schedules.drawing({**REPAINT, "resamples": "1"})["calls"] == 11
+    for name, calls in (
+        ("paper, 2410 calls (250/10/10)", 2410),
+        ("paper, 105 calls (25/5/5)", 105),
+        ("ours, about 350 calls", 349),
+    ):  # a preset does not read the numbers
+        drawn = schedules.drawing({**REPAINT, "schedule": name})
+        assert drawn["calls"] == calls and str(calls) in drawn["said"]
+        assert (drawn["window"][0] > 0) == name.startswith("ours")
+        json.dumps(drawn, allow_nan=False)
+    wired = schedules.drawing({"kind": "repaint", "schedule": "paper, 105 calls (25/5/5)", "steps": "30"})
+    assert len(wired["sigmas"]) == 31  # a SAMPLER takes the levels that are wired
+    demo = schedules.drawing({**REPAINT, "ckpt": "nulltext_demo.safetensors"})
+    assert demo["sigmas"][0] == pytest.approx(66, abs=0.5) and demo["noise"] != drawn["noise"]
+
+
+def test_a_drawn_disturbance_follows_cfg_and_window(engine):
+    from nulltext.nodes import schedules
+
+    options = {
+        "kind": "disturbance",
+        "cfg": "10",
+        "start_percent": "0.7",
+        "denoise": "1",
+        "steps_above": "12",
+        "steps_below": "0",
+    }
+    calm, wild = schedules.drawing(options), schedules.drawing({**options, "steps_below": "5"})
+    assert "stable" in calm["said"] and "above the border" in wild["said"]
+    assert wild["calls"] < calm["calls"]
+    assert schedules.drawing({**options, "start_percent": "0.5"})["window"][0] > calm["window"][0]
+
+
+@pytest.mark.parametrize("options", [{}, {"kind": "other"}, {**REPAINT, "high": "nan"}, {**REPAINT, "jump": "x"}])
+def test_what_makes_no_schedule_is_refused(engine, options):
+    from nulltext.nodes import schedules
+
+    with pytest.raises(ValueError):
+        schedules.drawing(options)
+
+
+def test_before_and_after_need_a_vae_and_tell_the_psnr(engine):
+    from nulltext.nodes import text_result
+
+    class VAE:
+        def decode(self, samples):
+            return samples.movedim(1, -1)
+
+    assert text_result.before_after(None, torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8)) == ("", {})
+    line, ui = text_result.before_after(VAE(), torch.full((2, 3, 8, 8), 0.5), torch.full((2, 3, 8, 8), 0.6))
+    assert "20.0, 20.0 dB" in line and ui["nulltext_psnr"] == ["20.0", "20.0"]
+    assert len(ui["a_images"]) == len(ui["b_images"]) == 2
+    from PIL import Image
+
+    with Image.open(text_result.comfy.folder("temp") / ui["a_images"][0]["filename"]) as picture:
+        assert picture.size == (8, 8) and picture.getpixel((0, 0)) == (128, 128, 128)

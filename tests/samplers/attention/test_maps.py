@@ -1,0 +1,193 @@
+"""Heat maps, the layers they come from, masks and local blend."""
+
+import pytest
+import torch
+from nulltext.samplers.attention.heat import colours, enlarged, heat, overlay, soft_mask, spread, strip
+from nulltext.samplers.attention.layers import Layer, Moment, Rows
+from nulltext.samplers.attention.maps import LayerChoice, LocalBlend, MapSum, Record, binary, map_scale
+
+SD, SDXL = (1, 2, 4, 8), (2, 4)
+
+
+def layer(
+    grid=(16, 16), latent=(64, 64), scales=SD, block="output", number=3, depth=0, sigma=1.0, step=5.0, cross=True
+):
+    return Layer(
+        block=block,
+        number=number,
+        depth=depth,
+        index=0,
+        count=16,
+        cross=cross,
+        heads=1,
+        grid=grid,
+        latent=latent,
+        moment=Moment(sigma, step, 10),
+        scales=scales,
+    )
+
+
+@pytest.mark.parametrize(
+    "latent, scales, factor",
+    [
+        ((64, 64), SD, 4),
+        ((128, 128), SD, 4),
+        ((32, 32), SD, 2),
+        ((16, 16), (1, 2), 1),
+        ((128, 128), SDXL, 4),
+        ((64, 64), SDXL, 4),
+        ((64, 48), SD, 4),
+        ((65, 65), SD, 4),
+        ((8, 8), SD, 1),
+        ((8, 8), SDXL, 2),
+    ],
+)
+def test_the_default_grid_follows_the_latent(latent, scales, factor):
+    assert map_scale(latent, scales) == factor
+
+
+def test_layer_choice():
+    assert layer() in LayerChoice()
+    assert layer(grid=(32, 32)) not in LayerChoice()
+    assert layer(grid=(17, 17), latent=(65, 65)) in LayerChoice("auto")
+    assert layer(cross=False) not in LayerChoice("all")
+    assert layer(block="input") not in LayerChoice("up")
+    assert layer(block="input") not in LayerChoice("auto")
+    assert layer(block="input") in LayerChoice("up, down")
+    assert layer(block="middle", grid=(8, 8)) in LayerChoice("mid")
+    assert layer(grid=(64, 64)) in LayerChoice("all")
+    assert layer(grid=(64, 64)) in LayerChoice("output.3")
+    assert layer(number=4) not in LayerChoice("output.3")
+    assert layer(depth=1) in LayerChoice("output.3.1, input.2")
+    assert layer(depth=0) not in LayerChoice("output.3.1")
+    for bad in ("output", "front", "output.x", "input.1.2.3"):
+        with pytest.raises(ValueError, match="names no layers"):
+            LayerChoice(bad)
+
+
+def test_maps_are_means_over_layers_and_steps():
+    maps = MapSum()
+    for value, sigma in ((1.0, 2.0), (3.0, 2.0), (5.0, 1.0)):
+        for pixels in (slice(0, 100), slice(100, 256)):
+            maps.add(0, layer(sigma=sigma), pixels, torch.full((1, pixels.stop - pixels.start), value))
+    assert maps.sigmas() == [2.0, 1.0]
+    assert maps.maps(sigma=2.0).unique().item() == 2.0
+    assert maps.maps().unique().item() == 3.0
+    assert maps.maps().shape == (1, 16, 16)
+    maps.add(0, layer(grid=(8, 8), sigma=1.0), slice(0, 64), torch.full((1, 64), 7.0))
+    assert maps.maps(sigma=1.0).shape == (1, 16, 16)
+    torch.testing.assert_close(maps.maps(sigma=1.0), torch.full((1, 16, 16), 6.0))
+    with pytest.raises(ValueError, match="No attention map was recorded"):
+        maps.maps(image=4)
+    maps.clear()
+    assert maps.images() == []
+
+
+def test_record_takes_the_mean_over_heads_and_the_sum_over_a_words_tokens():
+    p = torch.rand(2, 3, 256, 6)
+    record = Record([[[1, 2], [4]]])
+    record.watch(p, None, Rows((0, 1), (0, 0), (0, 1)), layer(), slice(0, 256))
+    torch.testing.assert_close(
+        record.maps.maps(1), torch.stack([p[1].mean(0)[:, 1:3].sum(-1), p[1].mean(0)[:, 4]]).view(2, 16, 16)
+    )
+
+
+def blend_with(box_source, box_target, **options):
+    """LocalBlend that has seen the words look at two boxes (rows, columns as slices) of a 16x16 grid."""
+    blend = LocalBlend([[1]], [[2]], **options)
+    p_source, p_target = torch.full((1, 1, 16, 16, 3), 0.01), torch.full((1, 1, 16, 16, 3), 0.01)
+    if box_source:
+        p_source[0, 0, box_source[0], box_source[1], 1] = 0.9
+    if box_target:
+        p_target[0, 0, box_target[0], box_target[1], 2] = 0.9
+    blend.watch(
+        p_target.flatten(2, 3), p_source.flatten(2, 3), Rows((0,), (0,), (0,), source=(0,)), layer(), slice(0, 256)
+    )
+    return blend
+
+
+def test_local_blend_keeps_the_source_outside_the_words():
+    blend = blend_with((slice(2, 4), slice(2, 4)), (slice(10, 12), slice(10, 12)))
+    mask = blend.mask(0, 0, (64, 64))
+    expected = torch.zeros(64, 64)
+    expected[4:20, 4:20] = 1  # rows 1 to 4 after the 3x3 maximum, four latent pixels each
+    expected[36:52, 36:52] = 1
+    assert torch.equal(mask, expected)
+    x, source = torch.randn(1, 4, 64, 64), torch.randn(1, 4, 64, 64)
+    out = blend.between_steps(x, source, Moment(1.0, 5.0, 10), (0,), (0,))
+    assert torch.equal(out * mask, x * mask)
+    assert torch.equal(out * (1 - mask), source * (1 - mask))
+
+
+def test_local_blend_adds_up_the_steps_so_far():
+    """The mask is of the mean map over all steps: what the word looked at before counts, in proportion."""
+    blend = LocalBlend([[]], [[1]])
+    rows = Rows((0,), (0,), (0,), source=(0,))
+    for step, (row, value) in enumerate(((1, 0.9), (7, 0.5), (13, 0.2))):
+        p = torch.zeros(1, 1, 16, 16, 3)
+        p[0, 0, row, :, 1] = value
+        p = p.flatten(2, 3)
+        blend.watch(p, p, rows, layer(sigma=3.0 - step, step=step), slice(0, 256))
+    expected = torch.zeros(16, 16)
+    expected[0:3] = 1  # 0.9 of the largest 0.9, and its neighbours by the 3x3 maximum
+    expected[6:9] = 1  # 0.5 of 0.9: above the threshold of 0.3; 0.2 of 0.9 is below it
+    assert torch.equal(blend.mask(0, 0, (16, 16)), expected)
+
+
+def test_local_blend_waits_for_its_first_step():
+    blend = blend_with((slice(2, 4), slice(2, 4)), None)
+    x, source = torch.randn(1, 4, 64, 64), torch.randn(1, 4, 64, 64)
+    assert blend.between_steps(x, source, Moment(1.0, 1.0, 10), (0,), (0,)) is x
+    assert blend.between_steps(x, source, Moment(1.0, 2.0, 10), (0,), (0,)) is not x
+
+
+def test_local_blend_with_an_empty_mask_is_the_source_to_the_bit():
+    blend = blend_with((slice(2, 4), slice(2, 4)), None, threshold=1.0)
+    x, source = torch.randn(1, 4, 64, 64), torch.randn(1, 4, 64, 64)
+    assert torch.equal(blend.between_steps(x, source, Moment(1.0, 5.0, 10), (0,), (0,)), source)
+
+
+def test_local_blend_leaves_out_words():
+    p = torch.full((1, 1, 256, 3), 0.01)
+    p[..., :128, 1] = 0.9
+    p[..., 64:, 2] = 0.9
+    blend = LocalBlend([[1]], [[1]], ([[2]], [[2]]))
+    blend.watch(p, p, Rows((0,), (0,), (0,), source=(0,)), layer(), slice(0, 256))
+    mask = blend.mask(0, 0, (16, 16))
+    assert mask[:4].all()  # rows 0 to 3: the word, and not the word left out
+    assert not mask[4:].any()
+    blend.reset()
+    assert not blend.target.sums
+    rest = LocalBlend([[]], [[]], ([[2]], [[2]]))
+    rest.watch(p, p, Rows((0,), (0,), (0,), source=(0,)), layer(), slice(0, 256))
+    assert torch.equal(rest.mask(0, 0, (16, 16)), mask)  # words left out alone: all but their region
+
+
+def test_masks_and_pictures():
+    maps = torch.zeros(1, 16, 16)
+    maps[0, 4:8, 4:8] = 2.0
+    assert binary(maps.unsqueeze(0), (32, 32), 0.3).sum() == 64
+    assert not binary(torch.zeros(1, 1, 4, 4), (8, 8), 0.3).any()  # a map of zeros has no region
+    h = heat(maps, (64, 64))
+    assert float(h.min()) == 0
+    assert float(h.max()) == 1
+    hard, soft = soft_mask(h[0], 0.5, 0), soft_mask(h[0], 0.5, 3.0)
+    assert set(hard.unique().tolist()) == {0.0, 1.0}
+    assert float(soft[24, 24]) > 0.9
+    assert abs(float(soft.sum() - hard.sum())) < 1  # away from the edges a blur moves, it does not add
+    assert len(soft.unique()) > 2
+    shades = colours(torch.linspace(0, 1, 50))
+    assert ((shades * torch.tensor([0.2126, 0.7152, 0.0722])).sum(-1).diff() > 0).all()
+    picture = torch.rand(64, 64, 3)
+    assert torch.equal(overlay(picture, h[0], 0.0), picture)
+    assert torch.equal(overlay(picture, h[0], 1.0), colours(h[0]))
+
+
+def test_strips():
+    picture, maps = torch.rand(64, 32, 3), torch.rand(2, 16, 8)
+    out = strip(picture, [maps, maps, maps], 0.5, height=32)
+    assert out.shape == (2, 32, 48, 3)
+    assert torch.equal(out[:, :, :16], out[:, :, 32:])
+    assert spread([1, 2, 3], 8) == [1, 2, 3]
+    assert spread(list(range(10)), 4) == [0, 3, 6, 9]
+    assert torch.equal(enlarged(torch.tensor([[[0.0, 1.0]]]), 2), torch.tensor([[[0.0, 0, 1, 1], [0, 0, 1, 1]]]))

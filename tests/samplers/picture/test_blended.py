@@ -1,0 +1,68 @@
+"""Blended diffusion's own loop: where it starts, whose noise the background has, which eta it walks with."""
+
+import pytest
+import torch
+from nulltext.samplers.core import FLOW, VE, gaussian
+from nulltext.samplers.measure.mixture import GaussianMixture
+from nulltext.samplers.ode import sample_euler
+from nulltext.samplers.picture.blended import sample_blended
+
+MIXTURE = GaussianMixture(torch.randn(3, 1, 6, 6, generator=torch.Generator().manual_seed(0)), 0.5)
+SOURCE = torch.randn(2, 1, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+NOISE = torch.randn(2, 1, 6, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+SIGMAS = torch.tensor([0.9, 0.6, 0.4, 0.2, 0.0], dtype=torch.float64)
+MASK = torch.zeros(1, 1, 6, 6, dtype=torch.float64)
+MASK[..., 3, 3] = 1
+
+
+def walk(process, mask=MASK, noise=None, **options):
+    """(result, x at each step) from the source noised to the first level."""
+    steps = []
+    out = sample_blended(
+        MIXTURE.denoiser(process),
+        process.noised(SOURCE, SIGMAS[0], NOISE),
+        SIGMAS,
+        source=SOURCE,
+        mask=mask,
+        process=process,
+        noise=noise or gaussian(SOURCE, 3),
+        callback=steps.append,
+        **options,
+    )
+    return out, [step["x"] for step in steps]
+
+
+@pytest.mark.parametrize("process", [VE, FLOW])
+def test_from_noise_nothing_of_the_source_is_in_the_start(process):
+    torch.testing.assert_close(walk(process, from_noise=True)[1][0], SIGMAS[0] * NOISE)
+    torch.testing.assert_close(walk(process)[1][0], process.noised(SOURCE, SIGMAS[0], NOISE))
+
+
+@pytest.mark.parametrize("process", [VE, FLOW])
+@pytest.mark.parametrize("fresh", [True, False])
+def test_the_backgrounds_noise_is_drawn_anew_or_once(process, fresh):
+    out, steps = walk(process, fresh=fresh)
+    noises = [((x - process.signal(s) * SOURCE) / s)[..., :2, :] for x, s in zip(steps[1:], SIGMAS[1:])]
+    assert all(((a - b).abs().max() < 1e-9) != fresh for a, b in zip(noises, noises[1:]))
+    assert torch.equal(out[..., :2, :], SOURCE[..., :2, :])
+
+
+@pytest.mark.parametrize("process", [VE, FLOW])
+def test_where_everything_may_change_eta_0_is_ddim_and_eta_1_is_not(process):
+    ddim = sample_euler(MIXTURE.denoiser(process), process.noised(SOURCE, SIGMAS[0], NOISE), SIGMAS)
+    torch.testing.assert_close(walk(process, mask=None, eta=0.0)[0], ddim)
+    assert (walk(process, mask=None, eta=1.0)[0] - ddim).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("process", [VE, FLOW])
+def test_a_mask_that_shrinks_frees_its_neighbours_at_first_and_gives_them_back(process):
+    grown, plain = walk(process, shrink=2), walk(process)
+    around = (slice(None), slice(None), 3, 1)  # two cells beside the mask
+    assert torch.equal(grown[0][around], SOURCE[around])
+    silent = lambda: torch.zeros_like(SOURCE)  # noqa: E731 - a held cell is then the scaled source
+    held = [
+        torch.equal(x[around], (process.signal(s) * SOURCE)[around])
+        for x, s in zip(walk(process, noise=silent, shrink=2)[1][1:], SIGMAS[1:])
+    ]
+    assert held == [False, False, True]
+    assert (grown[0] - plain[0]).abs().max() > 1e-6

@@ -1,0 +1,319 @@
+"""RePaint: its schedule, the known region, soft masks, and its error against the true conditional of a mixture."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from nulltext.samplers.core import FLOW, VE, gaussian
+from nulltext.samplers.measure.mixture import GaussianMixture
+from nulltext.samplers.picture.repaint import (
+    blend,
+    describe,
+    hold_known,
+    jump_path,
+    karras_sigmas,
+    official_path,
+    ranged_path,
+    sample_repaint,
+)
+from nulltext.samplers.picture.repaint_schedules import (
+    DENSITY,
+    OURS,
+    PAPER,
+    PRESETS,
+    Schedule,
+    data_scale,
+    renewed,
+    sample_repaint_scheduled,
+)
+from nulltext.samplers.walk import Step, network_calls, sample_walk
+
+# Two tilted modes; knowing the first coordinate (0.5) makes the upper one by far the likelier.
+BIMODAL = GaussianMixture([[-1.0, -1.5], [1.0, 1.5]], 0.5)
+MASK = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
+
+
+def fill(sigmas, path, n=3000, process=VE, seed=0, eta=1.0):
+    source = torch.tensor([[0.5, 0.0]], dtype=torch.float64).expand(n, 2)
+    noise = gaussian(torch.empty(n, 2, dtype=torch.float64), seed)
+    x = process.noised(torch.zeros(n, 2, dtype=torch.float64), sigmas[0], noise())
+    return sample_repaint(
+        BIMODAL.denoiser(process), x, sigmas, source=source, mask=MASK, process=process, noise=noise, path=path, eta=eta
+    )
+
+
+@pytest.mark.parametrize(
+    "steps, jump, resamples, calls",
+    [
+        (250, 10, 10, 2410),
+        (20, 5, 2, 35),
+        (25, 5, 5, 105),
+        (250, 10, 5, 1210),
+        (50, 5, 5, 230),
+        (30, 5, 3, 80),
+        (40, 1, 1, 40),
+    ],
+)
+def test_official_schedule_costs_what_the_authors_schedule_costs(steps, jump, resamples, calls):
+    path = official_path(steps, jump, resamples)
+    assert network_calls(path) == calls
+    assert path[0] == 0 and path[-1] == steps
+    assert all(b - a == 1 or a - b == jump for a, b in pairwise(path))
+    assert sum(b < a for a, b in pairwise(path)) == len(range(0, steps - jump, jump)) * (resamples - 1)
+
+
+def test_range_limits_where_the_walk_jumps():
+    sigmas = karras_sigmas(16, 0.03, 14.6)
+    path = ranged_path(sigmas, 1, 4, 0.2, 5.0)
+    ups = [float(sigmas[a]) for a, b in pairwise(path) if b < a]
+    assert ups and all(0.2 <= low <= 5.0 for low in ups)
+    assert network_calls(path) == 16 + len(ups)
+    assert describe(sigmas, path).startswith(
+        f"{16 + len(ups)} network calls over 16 levels, {len(ups)} jumps up between"
+    )
+    assert ranged_path(sigmas, 1, 4, 90.0, 99.0) == list(range(17))
+
+
+def test_schedule_refuses_what_is_not_one():
+    for bad in ((0, 1, 1), (5, 0, 2), (5, 1, 0)):
+        with pytest.raises(ValueError, match="at least one step"):
+            jump_path(*bad, lambda level: True)
+    with pytest.raises(ValueError, match="must start at 0"):
+        fill(karras_sigmas(4, 0.1, 5.0), [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    "process, sigmas", [(VE, karras_sigmas(10, 0.03, 14.6)), (FLOW, torch.linspace(1, 0, 11, dtype=torch.float64))]
+)
+def test_known_part_is_the_source_to_the_bit_and_the_fill_is_finite(process, sigmas):
+    out = fill(sigmas, ranged_path(sigmas, 2, 3), n=200, process=process)
+    assert torch.equal(out[:, 0], torch.full((200,), 0.5, dtype=torch.float64))
+    assert torch.isfinite(out).all() and out[:, 1].std() > 0.1
+
+
+def test_empty_and_full_mask():
+    sigmas = karras_sigmas(8, 0.03, 14.6)
+    source = torch.randn(6, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def run(mask):
+        noise = gaussian(source, 5)
+        return sample_repaint(BIMODAL.denoise, 14.6 * source, sigmas, source=source, mask=mask, process=VE, noise=noise)
+
+    assert torch.equal(run(torch.zeros(1, 2, dtype=torch.float64)), source)
+    noise = gaussian(source, 5)
+    draws = [noise() for _ in range(20)]
+    plain = sample_walk(BIMODAL.denoise, 14.6 * source, sigmas, process=VE, noise=iter(draws[1::2]).__next__)
+    assert torch.equal(
+        run(torch.ones(1, 2, dtype=torch.float64)), plain
+    )  # every second draw is the (unused) known part's
+
+
+@pytest.mark.parametrize("process", [VE, FLOW])
+def test_soft_mask_keeps_the_variance_of_the_noise(process):
+    n, sigma = 40000, torch.tensor(0.6, dtype=torch.float64)
+    source, clean, m = 2.0, -1.0, torch.tensor(0.5, dtype=torch.float64)
+    like = torch.empty(n, 1, dtype=torch.float64)
+    noise = gaussian(like, 0)
+    denoised = torch.full_like(like, clean)
+    x = process.noised(denoised, sigma, noise())
+    hold = hold_known(torch.full_like(like, source), m.reshape(1, 1), process, noise)
+    out = hold(x, Step(0, sigma * 1.5, sigma, denoised))
+    a = float(process.signal(sigma))
+    assert out.std().item() == pytest.approx(0.6, rel=0.02)
+    assert out.mean().item() == pytest.approx(a * (0.5 * clean + 0.5 * source), abs=0.02)
+    plain = blend(m, x, process.noised(torch.full_like(like, source), sigma, noise()))
+    assert plain.std().item() < 0.5  # what a linear mix would do
+
+
+def test_a_range_is_told_in_noise_to_signal_in_both_families():
+    ratios = karras_sigmas(16, 0.03, 14.6)
+    path = ranged_path(ratios, 1, 4, 0.2, 5.0)
+    assert ranged_path(ratios / (1 + ratios), 1, 4, 0.2, 5.0, FLOW) == path
+    assert ranged_path(ratios / (1 + ratios), 1, 4, 0.2, 5.0, VE) != path
+
+
+@pytest.mark.parametrize("process", [VE, FLOW])
+def test_the_walk_starts_with_the_known_part_at_the_first_level(process):
+    sigmas = torch.tensor([0.9, 0.5, 0.0], dtype=torch.float64)
+    source = torch.tensor([[0.5, 0.0]], dtype=torch.float64).expand(4, 2)
+    steps, draws = [], gaussian(source, 7)
+    sample_repaint(
+        BIMODAL.denoiser(process),
+        torch.full_like(source, 3.0),
+        sigmas,
+        source=source,
+        mask=MASK,
+        process=process,
+        noise=gaussian(source, 7),
+        callback=steps.append,
+    )
+    known = process.noised(source, sigmas[0], draws())
+    assert torch.equal(steps[0]["x"][:, 0], known[:, 0]) and bool((steps[0]["x"][:, 1] == 3.0).all())
+
+
+@pytest.mark.parametrize("process", [VE, FLOW])
+@pytest.mark.parametrize("share", [0.2, 0.7])
+def test_a_soft_mask_takes_its_share_of_either_side(process, share):
+    sigma, like = torch.tensor(0.6, dtype=torch.float64), torch.empty(1, 1, dtype=torch.float64)
+    m, silent = torch.full((1, 1), share, dtype=torch.float64), lambda: torch.zeros_like(like)
+    denoised, source = torch.full_like(like, -1.0), torch.full_like(like, 2.0)
+    out = hold_known(source, m, process, silent)(
+        process.noised(denoised, sigma, silent()), Step(0, sigma * 1.5, sigma, denoised)
+    )
+    mean = float(process.signal(sigma)) * (share * -1.0 + (1 - share) * 2.0)
+    assert out.item() == pytest.approx(mean)
+    assert blend(m, denoised, source).item() == pytest.approx(share * -1.0 + (1 - share) * 2.0)
+
+
+def wasserstein(fill, conditional):
+    """W1 between the drawn second coordinates and the true conditional, by its exact quantiles."""
+    grid = torch.linspace(-6, 6, 20001, dtype=torch.float64)
+    cdf = sum(
+        w * torch.distributions.Normal(m, v.sqrt()).cdf(grid)
+        for w, m, v in zip(conditional.shares, conditional.mode_means[:, 1], conditional.mode_variances[:, 1])
+    )
+    exact = grid[
+        torch.searchsorted(cdf, (torch.arange(len(fill), dtype=torch.float64) + 0.5) / len(fill)).clamp(max=20000)
+    ]
+    return (fill.sort().values - exact).abs().mean().item()
+
+
+@pytest.mark.parametrize("process", [VE, FLOW])
+def test_error_against_the_true_conditional_falls_with_resampling(process):
+    sigmas = karras_sigmas(16, 0.03, 14.6)
+    sigmas = sigmas if process is VE else sigmas / (1 + sigmas)
+    truth = BIMODAL.conditional(torch.tensor([0.5, 0.0]), MASK[0])
+    errors = [wasserstein(fill(sigmas, ranged_path(sigmas, 1, r), process=process)[:, 1], truth) for r in (1, 3, 10)]
+    assert errors[0] > 1.15 * errors[1] > 1.15**2 * errors[2], errors
+    assert errors[2] < 0.6 * errors[0]
+
+
+def test_our_levels_stand_closer_where_they_are_resampled():
+    sigmas = OURS.sigmas(0.0292, 14.61)
+    assert len(sigmas) == OURS.levels + 1 and sigmas[-1] == 0
+    assert sigmas[0].item() == pytest.approx(14.61) and sigmas[-2].item() == pytest.approx(0.0292)
+    gaps = -sigmas[:-1].log().diff()
+    within = (sigmas[1:-1] > OURS.low) & (sigmas[:-2] < OURS.high)
+    outside = (sigmas[1:-1] > OURS.high) | (sigmas[:-2] < OURS.low)
+    assert within.sum() >= 7 and outside.sum() >= 7
+    torch.testing.assert_close(gaps[within], gaps[within][:1].expand(int(within.sum())))
+    torch.testing.assert_close(gaps[outside], DENSITY * gaps[within][0].expand(int(outside.sum())))
+    flow = OURS.sigmas(0.03, 1.0, FLOW)
+    assert flow[0] == 1 and flow[-2].item() == pytest.approx(0.03) and bool((flow[1:] < flow[:-1]).all())
+
+
+@pytest.mark.parametrize("low, high", [(0.0, 1000.0), (30.0, 50.0), (0.001, 0.01), (2.0, 1.0)])
+def test_levels_are_even_where_the_range_lies_outside_covers_all_or_is_upside_down(low, high):
+    sigmas = Schedule(12, 1, 2, low, high, renew=True).sigmas(0.0292, 14.61)
+    assert len(sigmas) == 13 and bool((sigmas[1:] < sigmas[:-1]).all())
+    gaps = sigmas[:-1].log().diff()
+    torch.testing.assert_close(gaps, gaps[:1].expand_as(gaps))
+
+
+def test_presets_cost_what_their_names_say_and_the_papers_comes_first():
+    assert next(iter(PRESETS.values())) is PAPER
+    for name, plan in PRESETS.items():
+        sigmas = plan.sigmas(0.0292, 14.61)
+        assert (sigmas is None) == name.startswith("paper")
+        sigmas = karras_sigmas(plan.levels, 0.0292, 14.61) if sigmas is None else sigmas
+        calls = int(name.split(" calls")[0].split()[-1])
+        assert network_calls(plan.path(sigmas)) == pytest.approx(calls, abs=0 if name.startswith("paper") else 10)
+        if not plan.renew:
+            numbers = map(int, name[:-1].split("(")[1].split("/"))
+            assert plan.eta() == 1.0 and plan.path(sigmas) == official_path(*numbers)
+
+
+@pytest.mark.parametrize("factor", [1 / 3, 3])
+def test_our_schedule_does_the_same_to_data_of_another_scale(factor):
+    """Levels, path and steps follow the scale: the fill of scaled data is the scaled fill."""
+    sigmas = OURS.sigmas(0.0292, 14.61, scale=1.0)
+    scaled = OURS.sigmas(0.0292 * factor, 14.61 * factor, scale=factor)
+    torch.testing.assert_close(scaled, factor * sigmas)
+    wide = GaussianMixture(BIMODAL.means * factor, 0.5 * factor)
+    source = torch.tensor([[0.5, 0.0]], dtype=torch.float64).expand(50, 2)
+
+    def fills(mixture, sigmas, scale):
+        noise = gaussian(source, 3)
+        plan = Schedule(30, 1, 3, 0.1, 0.4, renew=True)
+        return sample_repaint_scheduled(
+            mixture.denoise,
+            sigmas[0] * noise(),
+            sigmas,
+            source=scale * source,
+            mask=MASK,
+            process=VE,
+            noise=noise,
+            schedule=plan,
+            scale=scale,
+        )
+
+    torch.testing.assert_close(fills(wide, scaled, factor), factor * fills(BIMODAL, sigmas, 1.0), rtol=1e-6, atol=1e-8)
+
+
+def test_the_scale_is_the_known_parts():
+    source = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 4:] = 1
+    hidden = torch.where(mask == 1, 1e3, source)
+    assert data_scale(hidden, mask) == pytest.approx(float(source[..., :4].std()), rel=1e-6)
+    assert data_scale(source, torch.ones_like(mask)) == pytest.approx(float(source.std()), rel=1e-6)
+    assert data_scale(source, None) == data_scale(source, torch.ones_like(mask))
+    assert data_scale(torch.zeros_like(source), mask) == 1
+
+
+@pytest.mark.parametrize("process", [VE, FLOW], ids=lambda p: p.name)
+def test_inside_a_walk_every_level_has_its_full_noise_after_steps_and_jumps(process):
+    """Data that is one point: x at every call is that point with the noise of its level, also after a jump up."""
+    sigmas = karras_sigmas(8, 0.1, 10.0)
+    sigmas = sigmas if process is VE else sigmas / (1 + sigmas)
+    like, point, seen = torch.empty(30000, 2, dtype=torch.float64), 0.7, []
+    noise = gaussian(like, 1)
+    source = torch.full_like(like, point)
+    x = process.noised(source, sigmas[0], noise())
+    sample_repaint(
+        lambda x, sigma: source,
+        x,
+        sigmas,
+        source=source,
+        mask=MASK,
+        process=process,
+        noise=noise,
+        path=official_path(8, 3, 3),
+        callback=lambda d: seen.append((float(d["sigma"]), d["x"])),
+    )
+    assert len(seen) == 20 and sum(a[0] < b[0] for a, b in pairwise(seen)) == 4  # jumps
+    for sigma, x in seen:
+        signal = float(process.signal(torch.tensor(sigma, dtype=torch.float64)))
+        assert x.std(0).tolist() == pytest.approx([sigma, sigma], rel=0.02)
+        assert (x.mean(0) - signal * point).abs().max() < 4 * sigma / 30000**0.5
+
+
+@pytest.mark.parametrize("process", (VE, FLOW))
+def test_renewed_noise_is_all_new_above_the_range_none_below_and_falls_evenly_within(process):
+    eta = renewed(0.1, 1.0, process)
+
+    def new_share(ratio, ratio_next):
+        s, s_next = ((torch.tensor(r) if process is VE else torch.tensor(r / (1 + r))) for r in (ratio, ratio_next))
+        x = torch.ones(1, 1, dtype=torch.float64)
+        mean, std = process.transition(x, 0.5 * x, s.double(), s_next.double(), eta(s.double(), s_next.double()))
+        kept = (mean - process.signal(s_next) * 0.5) / (x - process.signal(s) * 0.5) * s  # of the old noise
+        assert float(kept**2 + std**2) == pytest.approx(float(s_next) ** 2, rel=1e-5)
+        return float(std / s_next) ** 2
+
+    assert new_share(1.5, 1.2) == pytest.approx(1, abs=1e-5)
+    assert new_share(1.0, 0.9) == pytest.approx(1, abs=1e-5)
+    assert new_share(10**-0.5, 0.3) == pytest.approx(0.5, abs=1e-5)
+    assert max(new_share(0.1, 0.05), new_share(0.05, 0.01)) < 1e-6
+
+
+def test_more_of_the_papers_calls_come_nearer_and_renewed_noise_makes_few_levels_do():
+    truth = BIMODAL.conditional(torch.tensor([0.5, 0.0]), MASK[0])
+    error = lambda sigmas, path, eta=1.0: wasserstein(fill(sigmas, path, eta=eta)[:, 1], truth)
+    large, small = (
+        error(karras_sigmas(n, 0.0292, 14.61), official_path(n, *more)) for n, *more in ((100, 5, 10), (25, 5, 5))
+    )
+    assert large < 0.9 * small
+    sigmas = OURS.sigmas(0.0292, 14.61, scale=1.37)
+    path = OURS.path(sigmas, scale=1.37)
+    assert error(sigmas, path, OURS.eta(scale=1.37)) < 0.5 * large
+    assert error(sigmas, path) > 1.5 * error(sigmas, path, OURS.eta(scale=1.37))  # the same levels, posterior noise

@@ -1,0 +1,210 @@
+"""The demo's own parts, without a server: engines found, refusals in words, the lock, pictures and captions."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from nulltext.demo import turn
+from nulltext.tools import client, engines, run, sheet, workflows
+from PIL import Image
+
+# ------------------------------------------------------------------------------------------------ engines
+
+
+@pytest.fixture
+def comfyui(tmp_path, monkeypatch):
+    monkeypatch.delenv("COMFYUI_PYTHON", raising=False)
+    (tmp_path / "main.py").touch()
+    (tmp_path / "comfyui_version.py").write_text('__version__ = "9.8.7"\n')
+    return tmp_path
+
+
+def python_in(folder, *parts):
+    path = folder.joinpath(*parts)
+    path.parent.mkdir(parents=True)
+    path.touch()
+    return str(path)
+
+
+def test_a_checkout_runs_on_its_own_interpreter(comfyui, monkeypatch):
+    hidden = python_in(comfyui, ".venv", "bin", "python")
+    assert engines.checkout(comfyui).command[0] == hidden
+    plain = python_in(comfyui, "venv", "bin", "python")
+    assert engines.checkout(comfyui).command[0] == plain
+    monkeypatch.setenv("COMFYUI_PYTHON", sys.executable)
+    found = engines.checkout(comfyui)
+    assert found.command == (sys.executable, str(comfyui / "main.py"))
+    assert "9.8.7" in found.title
+
+
+def test_a_checkout_without_an_interpreter_is_refused_with_advice(comfyui):
+    with pytest.raises(engines.EngineError, match="COMFYUI_PYTHON"):
+        engines.checkout(comfyui)
+
+
+def test_a_folder_that_is_no_checkout_is_refused(tmp_path):
+    with pytest.raises(engines.EngineError, match=r"main\.py"):
+        engines.checkout(tmp_path)
+
+
+def test_a_named_interpreter_that_is_not_there_is_refused(comfyui, monkeypatch):
+    python_in(comfyui, "venv", "bin", "python")
+    monkeypatch.setenv("COMFYUI_PYTHON", str(comfyui / "gone"))
+    with pytest.raises(engines.EngineError, match="COMFYUI_PYTHON"):
+        engines.checkout(comfyui)
+
+
+def test_the_tree_holds_one_link_under_the_packs_own_name(tmp_path):
+    extra = tmp_path / "mine.safetensors"
+    extra.touch()
+    tree = engines.plant(tmp_path / "tree", extra)
+    assert [path.name for path in (tree / "custom_nodes").iterdir()] == ["ComfyUI-NullText"]
+    assert (tree / "custom_nodes" / "ComfyUI-NullText" / "samplers" / "core.py").is_file()
+    assert (tree / "models" / "checkpoints" / "mine.safetensors").resolve() == extra
+    engines.plant(tree, extra)  # again: nothing is in the way
+
+
+def test_a_server_that_ends_at_once_is_reported_with_its_log(tmp_path):
+    ends = "print('no such thing'); raise SystemExit(3)"
+    broken = engines.Engine("embedded", "a broken one", (sys.executable, "-c", ends), "--cwd")
+    with pytest.raises(engines.EngineError, match=r"(?s)code 3.*no such thing"), engines.running(broken, tmp_path):
+        pass
+
+
+# ------------------------------------------------------------------------------------------------- client
+
+
+def test_a_refusal_becomes_one_sentence_that_names_the_node():
+    body = {
+        "error": {"type": "failed", "message": "Prompt outputs failed validation", "details": ""},
+        "node_errors": {
+            "4": {
+                "class_type": "KSampler",
+                "errors": [
+                    {"type": "value_bigger_than_max", "message": "Value 9 bigger than max of 1", "details": "denoise"}
+                ],
+            }
+        },
+    }
+    assert client._refusal(body) == ("Value 9 bigger than max of 1: denoise", "KSampler")
+    body["node_errors"] = []  # the pip engine sends a list when no node is to blame
+    assert client._refusal(body) == ("Prompt outputs failed validation", None)
+    assert client._refusal({"error": "no prompt", "node_errors": []}) == ("no prompt", None)
+    assert client._refusal({"prompt_id": "x", "node_errors": {}}) == (None, None)
+
+
+def test_results_come_in_the_order_of_node_ids():
+    result = client.Result(outputs={"10": {"text": ["ten"]}, "9": {"text": ["nine"]}, "9-A": {"text": ["last"]}})
+    assert result.texts == ["nine", "ten", "last"]
+
+
+def test_a_failed_result_says_where():
+    with pytest.raises(RuntimeError, match="KSampler: too far"):
+        client.Result(error="too far", where="KSampler").check()
+    with pytest.raises(RuntimeError, match="interrupted"):
+        client.Result(interrupted=True).check()
+
+
+# ------------------------------------------------------------------------------------------------ the lock
+
+
+def test_the_lock_keeps_others_out_and_lets_children_in(tmp_path, monkeypatch):
+    monkeypatch.setattr(turn, "LOCK", tmp_path / "sub" / "lock")
+    monkeypatch.delenv(turn.HELD, raising=False)
+    with turn.compute():
+        with open(turn.LOCK) as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        assert os.environ[turn.HELD]
+        with turn.compute():
+            pass
+    assert turn.HELD not in os.environ
+    with open(turn.LOCK) as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+# ------------------------------------------------------------------------------------------------ the demo
+
+FLOW = {
+    "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "nulltext_demo.safetensors"}},
+    "2": {"class_type": "NullText_Prompt", "inputs": {"text": "a cat"}, "_meta": {"title": "Source prompt"}},
+    "3": {"class_type": "NullText_Prompt", "inputs": {"text": "a dog"}, "_meta": {"title": "Edited prompt"}},
+    "4": {"class_type": "LoadImage", "inputs": {"image": "demo_scene.png"}},
+    "5": {"class_type": "PreviewImage", "inputs": {"images": ["4", 0]}, "_meta": {"title": "Reconstruction"}},
+}
+
+
+def test_a_picture_of_ones_own_takes_every_place():
+    mine = run.own(FLOW, "x", "own.png", "a boat", "a ship", "sd.safetensors")
+    assert [mine[key]["inputs"] for key in "1234"] == [
+        {"ckpt_name": "sd.safetensors"},
+        {"text": "a boat"},
+        {"text": "a ship"},
+        {"image": "own.png"},
+    ]
+    assert FLOW["2"]["inputs"]["text"] == "a cat"
+    with pytest.raises(ValueError, match="Edited prompt"):
+        run.own({"2": FLOW["2"]}, "x", None, None, "a ship", None)
+
+
+def test_a_picture_is_cut_to_its_middle(tmp_path):
+    wide = Image.new("RGB", (300, 100), "red")
+    wide.paste((0, 0, 255), (100, 0, 200, 100))
+    wide.save(tmp_path / "wide.png")
+    middle = run.prepared(tmp_path / "wide.png", 64)
+    assert middle.size == (64, 64)
+    assert middle.crop((4, 0, 60, 64)).getcolors() == [(56 * 64, (0, 0, 255))]  # the rest: the filter's ringing
+    (tmp_path / "no.png").write_text("no picture")
+    with pytest.raises(ValueError, match="picture"):
+        run.prepared(tmp_path / "no.png", 64)
+
+
+def test_pictures_are_kept_and_measured(tmp_path):
+    picture = Image.new("RGB", (8, 8), (100, 100, 100))
+    result = client.Result(outputs={"5": {"text": ["calls: 3"]}}, pictures={"5": [picture]}, steps=3, seconds=1.234)
+    row = run.keep(tmp_path, "road", FLOW, result, [Image.new("RGB", (8, 8), (110, 100, 100))])
+    assert [caption for caption, _ in row.cells] == ["source", "Reconstruction"]
+    assert [path.name for path in tmp_path.iterdir()] == ["road_5_reconstruction.png"]
+    found = run.figures(FLOW, result, row)
+    assert found == {"steps": 3, "seconds": 1.23, "psnr_reconstruction_db": 32.9, "reports": ["calls: 3"]}
+    page = sheet.contact_sheet("title", [row, row])
+    assert min(page.size) > 2 * sheet.CELL
+
+
+def test_psnr_is_the_textbook_figure():
+    a, b = Image.new("RGB", (4, 4), (0, 0, 0)), Image.new("RGB", (4, 4), (255, 255, 255))
+    assert sheet.psnr(a, b) == pytest.approx(0)
+    assert sheet.psnr(a, a) == float("inf")
+    with pytest.raises(ValueError, match="size"):
+        sheet.psnr(a, Image.new("RGB", (5, 4)))
+
+
+def demo(*arguments, **variables):
+    return subprocess.run(
+        [sys.executable, str(engines.ROOT / "tools"), "run", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **variables},
+        timeout=120,
+    )
+
+
+def test_the_command_ends_with_a_readable_reason(tmp_path):
+    ended = demo("--engine", "checkout", "--output", str(tmp_path), "x", COMFYUI_PATH=str(tmp_path))
+    assert ended.returncode == 1
+    assert "is not a ComfyUI checkout" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    ended = demo("--image", str(tmp_path / "gone.jpg"))
+    assert ended.returncode == 2
+    assert "gone.jpg" in ended.stderr
+
+
+def test_the_demo_names_workflows_that_ship():
+    assert run.DEMO, "make demo runs nothing"
+    assert set(run.DEMO) | set(run.OWN) <= set(workflows.names())
+    for name in run.OWN:
+        titles = set(run.titles(workflows.load(name)).values())
+        assert {run.SOURCE, run.EDITED} <= titles
+        json.dumps(run.own(workflows.load(name), name, "own.png", "a", "b", "c.safetensors"))

@@ -1,0 +1,44 @@
+"""python tools NAME [arguments]: run a script of tools/, demo/ or benchmarks/ inside the pack, loaded as `nulltext`.
+
+The pack's folder never stands on sys.path: its `nodes` would hide ComfyUI's own module of that name."""
+
+import contextlib
+import importlib
+import importlib.util
+import runpy
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load_pack() -> None:
+    """Make `import nulltext` work, whatever the folder of the clone is called."""
+    if "nulltext" not in sys.modules:
+        spec = importlib.util.spec_from_file_location(
+            "nulltext", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+        )
+        sys.modules["nulltext"] = pack = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(pack)
+
+
+def main(arguments: list[str]) -> None:
+    known = {
+        path.stem: folder
+        for folder in ("tools", "demo", "benchmarks")
+        for path in sorted((ROOT / folder).glob("*.py"))
+        if not path.stem.startswith("_")
+    }
+    if not arguments or arguments[0] not in known:
+        sys.exit(f"usage: python tools NAME [arguments]; NAME is one of: {', '.join(sorted(known))}")
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() not in (ROOT, ROOT / "tools")]
+    load_pack()
+    sys.argv = arguments
+    folder = known[arguments[0]]
+    benchmark = folder == "benchmarks"
+    with importlib.import_module("nulltext.demo.turn").compute() if benchmark else contextlib.nullcontext():
+        runpy.run_module(f"nulltext.{folder}.{arguments[0]}", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,88 @@
+"""The input pictures of the shipped workflows: scenes of known content, with their captions.
+
+python tools inputs        writes workflows/inputs/*.png and captions.json
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+
+from ..demo import captions, scenes
+
+FOLDER = Path(__file__).resolve().parent.parent / "workflows" / "inputs"
+
+#: name -> (colour, shape, size, place) of each object, background, texture, style
+PICTURES = {
+    "demo_scene": ([("red", "circle", "large", "middle")], "blue", "striped", "photo"),
+    "demo_scene_two": (
+        [("yellow", "star", "medium", "left"), ("purple", "ring", "medium", "right")],
+        "gray",
+        "plain",
+        "photo",
+    ),
+    "demo_scene_square": ([("green", "square", "large", "left")], "pink", "checkered", "photo"),
+    "demo_drawing": ([("orange", "triangle", "large", "right")], "teal", "plain", "drawing"),
+}
+
+
+def scene(name: str) -> scenes.Scenes:
+    """The scene of a picture in PICTURES; its fine detail (exact place, light) follows from the name."""
+    objects, background, texture, style = PICTURES[name]
+    table = {"colour": scenes.COLOURS, "shape": scenes.SHAPES, "size": scenes.SIZES, "place": scenes.PLACES}
+    columns = [[table[key].index(each[i]) for each in (objects * 2)[:2]] for i, key in enumerate(table)]
+    colour, shape, size, place = (torch.tensor([column]) for column in columns)
+    generator = torch.Generator().manual_seed(sum(name.encode()))
+    nuisance = torch.rand(1, scenes.NUISANCES, generator=generator)
+    kinds = ((scenes.BACKGROUNDS, background), (scenes.TEXTURES, texture), (scenes.STYLES, style))
+    return scenes.Scenes(
+        shape,
+        colour,
+        size,
+        place,
+        torch.tensor([len(objects)]),
+        *(torch.tensor([values.index(value)]) for values, value in kinds),
+        nuisance,
+    )
+
+
+def scribble(image: Image.Image) -> Image.Image:
+    """A few flat strokes over the picture, as someone would dab a yellow ball into its right half."""
+    pen = ImageDraw.Draw(image)
+    for y, left, right in ((50, 86, 108), (57, 79, 116), (64, 76, 119), (71, 78, 117), (78, 84, 111)):
+        pen.line((left, y + 2, (left + right) // 2, y - 2, right, y + 1), (250, 214, 20), 8)
+    return image
+
+
+def write(folder: Path = FOLDER) -> dict[str, str]:
+    """Draw every picture, demo_scene once more with its object cut out (alpha 0 there: LoadImage's mask), and
+    demo_scene_square with a scribble on it.
+
+    The captions, by file name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    said = {}
+    for name in PICTURES:
+        one = scene(name)
+        image, masks = scenes.draw(one)
+        rgb = (image[0].permute(1, 2, 0) * 255).round().byte()
+        Image.fromarray(rgb.numpy()).save(folder / f"{name}.png", optimize=True)
+        said[f"{name}.png"] = captions.captions(one)[0]
+        if name == "demo_scene":
+            hole = torch.nn.functional.max_pool2d(masks[:, :1], 9, 1, 4)[0, 0]  # half a latent cell of room around it
+            rgba = torch.cat([rgb, ((hole < 0.5) * 255).byte()[..., None]], 2)
+            Image.fromarray(rgba.numpy()).save(folder / f"{name}_masked.png", optimize=True)
+            said[f"{name}_masked.png"] = said[f"{name}.png"]
+    scribbled = Image.open(folder / "demo_scene_square.png").convert("RGB")
+    scribble(scribbled).save(folder / "demo_scribble.png", optimize=True)
+    both = "on the left and a large yellow circle on the right"
+    said["demo_scribble.png"] = said["demo_scene_square.png"].replace("on the left", both)
+    (folder / "captions.json").write_text(json.dumps(said, indent=1) + "\n")
+    return said
+
+
+if __name__ == "__main__":
+    for _name, _caption in write().items():
+        print(f"{_name}: {_caption}")

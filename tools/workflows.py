@@ -1,0 +1,181 @@
+"""The shipped workflows: reading them, making them short for tests, and deriving the files that people open.
+
+    python tools workflows [NAME ...] [--pictures missing|all|none]
+
+turns every workflows/<name>.api.json, the one file written by hand, into workflows/<name>.json for the page, with the
+widget order that a running engine tells, and makes workflows/<name>.jpg, the thumbnail, from a real run where there is
+none yet (on the demo checkpoint for those that open on a real one).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent.parent / "workflows"
+SUFFIX = ".api.json"
+DEMO_CHECKPOINT = "nulltext_demo.safetensors"
+DEMO_SIDE = 128  # pixels
+REAL = "_sd"  # ends the name of a workflow for a checkpoint that is not shipped
+
+Workflow = dict[str, dict[str, Any]]
+
+#: inputs that make a run long, and the most that `short` leaves of them
+LIMITS = {
+    "inner_steps": 2,
+    "iterations": 2,
+    "train_steps": 4,
+    "maps": 2,
+    "steps_above": 2,
+    "levels": 4,
+    "resamples": 2,
+    "particles": 2,
+    "batch_size": 2,
+}
+
+
+def names() -> list[str]:
+    """Names of the shipped workflows, sorted."""
+    return sorted(path.name[: -len(SUFFIX)] for path in FOLDER.glob("*" + SUFFIX))
+
+
+def load(name: str) -> Workflow:
+    """A shipped workflow in API format. FileNotFoundError names the ones there are."""
+    if name not in names():
+        raise FileNotFoundError(f"There is no workflow {name!r}; shipped are: {', '.join(names()) or 'none'}.")
+    return json.loads((FOLDER / (name + SUFFIX)).read_text(encoding="utf-8"))
+
+
+def runs_here(name: str) -> bool:
+    """Whether a workflow runs as it opens, on what the pack ships; the others wait for a real checkpoint."""
+    return not name.endswith(REAL)
+
+
+def on_demo(workflow: Workflow) -> Workflow:
+    """A copy of a workflow for a real checkpoint on the demo checkpoint, at its size: the same wires and settings."""
+    workflow = copy.deepcopy(workflow)
+    for node in workflow.values():
+        if "ckpt_name" in node["inputs"]:
+            node["inputs"]["ckpt_name"] = DEMO_CHECKPOINT
+        if node["class_type"] == "ImageScale":
+            node["inputs"].update(width=DEMO_SIDE, height=DEMO_SIDE)
+    return workflow
+
+
+def is_link(value: Any, workflow: Workflow) -> bool:
+    """Whether an input's value is a link [node id, slot]."""
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[1], int) and str(value[0]) in workflow
+
+
+def short(workflow: Workflow, steps: int = 3) -> Workflow:
+    """A copy whose samplers take at most `steps` steps and whose loops are few."""
+    workflow = copy.deepcopy(workflow)
+    limits = {**LIMITS, "steps": steps}
+    for node in workflow.values():
+        for key, value in node["inputs"].items():
+            if key in limits and isinstance(value, int) and not isinstance(value, bool):
+                node["inputs"][key] = min(value, limits[key])
+    return workflow
+
+
+def of_class(workflow: Workflow, *classes: str) -> list[str]:
+    """Ids of the nodes of these classes, in order."""
+    return sorted((key for key, node in workflow.items() if node["class_type"] in classes), key=int)
+
+
+def title(name: str) -> str:
+    """A workflow's name as a person reads it."""
+    said = name.removesuffix(REAL).replace("_", " ").capitalize()
+    return said if runs_here(name) else f"{said} (for Stable Diffusion 1.5)"
+
+
+def drawn_by(name: str) -> str:
+    """Which weights drew the workflow's thumbnail: a sentence to stand under it."""
+    if runs_here(name):
+        return "Drawn by the shipped demo model (128 x 128 scenes of shapes)."
+    return (
+        "Drawn by the shipped demo model, not by Stable Diffusion 1.5: the workflow waits for a checkpoint of "
+        "yours, and none was at hand to draw with. The wires and settings are the same, at 128 x 128."
+    )
+
+
+def note(name: str, workflow: Workflow) -> str:
+    """The workflow's note: what the file says of itself, then which widgets to change for one's own picture."""
+    said = [
+        node["_meta"]["note"]
+        for _, node in sorted(workflow.items(), key=lambda item: int(item[0]))
+        if node.get("_meta", {}).get("note")
+    ]
+    loaders = sorted((key for key, node in workflow.items() if "ckpt_name" in node["inputs"]), key=int)
+    pictures, scales = of_class(workflow, "LoadImage"), of_class(workflow, "ImageScale")
+    lines = [title(name), *said]
+    if not runs_here(name):
+        lines += [
+            "",
+            "It needs Stable Diffusion 1.5 (any checkpoint of that family): pick yours in ckpt_name "
+            f"(node {', '.join(loaders)}). Then choose your photo in Load Image (node {', '.join(pictures)}; "
+            f"node {', '.join(scales)} cuts it to 512 x 512) and write what it shows into the source prompt.",
+            "",
+            f"Its thumbnail: {drawn_by(name)[0].lower()}{drawn_by(name)[1:]}",
+        ]
+        return "\n".join(lines)
+    if loaders:
+        lines += [
+            "",
+            "It runs as it opens, on the small demo checkpoint (128 x 128 scenes of shapes). For a real one: "
+            f"pick a Stable Diffusion checkpoint in ckpt_name (node {', '.join(loaders)}).",
+        ]
+    if pictures:
+        lines.append(
+            f"Your own picture: choose it in Load Image (node {', '.join(pictures)}), at the size the "
+            "checkpoint was trained for (512 x 512 for SD 1.x), and write what it shows into the prompt."
+        )
+    return "\n".join(lines)
+
+
+def write_ui(name: str, infos: dict[str, Any]) -> Path:
+    """Write workflows/<name>.json from the API file; it must queue exactly what the API file says."""
+    from . import litegraph
+
+    workflow = load(name)
+    graph = litegraph.to_ui(workflow, infos, note(name, workflow))
+    if litegraph.to_api(graph, infos) != litegraph.filled(workflow, infos):
+        raise ValueError(f"{name}: the graph would not queue what the API file says.")
+    path = FOLDER / f"{name}.json"
+    path.write_text(json.dumps(graph, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def main(arguments: list[str]) -> int:
+    from . import engines, inputs, run, sheet
+
+    parser = argparse.ArgumentParser(prog="make workflows", description=__doc__.split("\n\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--pictures", choices=("missing", "all", "none"), default="missing", help="thumbnails to make")
+    options = parser.parse_args(arguments)
+    inputs.write()
+    chosen = options.names or names()
+    failed = []
+    with engines.running(engines.embedded(), inputs=engines.pictures()) as server:
+        infos = server.client.object_info()
+        for name in chosen:
+            try:
+                print(write_ui(name, infos).relative_to(FOLDER.parent), flush=True)
+                thumbnail = FOLDER / f"{name}.jpg"
+                if options.pictures == "all" or (options.pictures == "missing" and not thumbnail.exists()):
+                    flow = load(name) if runs_here(name) else on_demo(load(name))
+                    result = run.queue(server.client, name, flow)
+                    shown = [sheet.tiled(result.pictures[key]) for key in sorted(result.pictures, key=int)]
+                    sheet.thumbnail(run.source_pictures(flow), shown).save(thumbnail, quality=88)
+            except (ValueError, RuntimeError, FileNotFoundError) as error:
+                failed.append(name)
+                print(f"{name}: {error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
