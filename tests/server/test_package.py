@@ -45,6 +45,8 @@ def test_it_loads_once(installed, link):
 def test_every_package_is_listed():
     """A module that pyproject.toml forgets is missing from the wheel."""
     listed = set(tomllib.loads((engines.ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    folders = {path.parent for top in ("nodes", "samplers") for path in (engines.ROOT / top).rglob("__init__.py")}
+    folders = {
+        path.parent for top in ("nodes", "engine", "samplers") for path in (engines.ROOT / top).rglob("__init__.py")
+    }
     there = {".".join(("nulltext", *folder.relative_to(engines.ROOT).parts)) for folder in folders}
     assert {"nulltext"} | there == listed
