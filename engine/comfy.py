@@ -38,11 +38,6 @@ def get(name: str):
     return importlib.import_module(places[-1])
 
 
-def available() -> bool:
-    """Whether a ComfyUI can be imported here."""
-    return importlib.util.find_spec("comfy") is not None
-
-
 def Interrupted() -> type[BaseException]:
     """The class that the engine raises when the user cancels."""
     try:

@@ -137,12 +137,6 @@ def is_own(sampler) -> bool:
     return isinstance(sampler, own_sampler_class())
 
 
-def k_sampler(function: Callable, **options):
-    """SAMPLER with the engine's scaling; function(model, x, sigmas, extra_args=None, callback=None, disable=None,
-    **options)."""
-    return get("samplers").KSAMPLER(function, options)
-
-
 def core_sampler(name: str):
     """One of ComfyUI's own samplers by name, "euler" for one."""
     return get("samplers").sampler_object(name)

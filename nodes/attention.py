@@ -13,7 +13,7 @@ from ..samplers.attention.heat import colours, heat, overlay, soft_mask, spread,
 from ..samplers.attention.layers import SigmaWindow
 from ..samplers.attention.maps import LayerChoice, Record
 from . import base
-from .text_result import temporary, text_result
+from .report import temporary, text_result
 
 LAYERS = (
     "STRING",

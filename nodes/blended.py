@@ -14,7 +14,7 @@ from ..samplers.picture.blended import background_guided, sample_blended
 from ..samplers.picture.sdedit import sdedit_sigmas
 from ..samplers.walk import sample_walk
 from . import base
-from .text_result import text_result
+from .report import text_result
 
 BLEND, LOSS = "blend (Algorithm 2)", "loss (first variant, drifts)"
 

@@ -8,7 +8,7 @@ from ..engine.comfy import sigma_range, sigmas_of
 from ..samplers.guidance.cfg import SHAPES, ScheduleOfW, from_w
 from . import base
 from .plots import line_chart
-from .text_result import text_result
+from .report import text_result
 
 
 class CFGConvention:

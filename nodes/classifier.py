@@ -30,7 +30,7 @@ from .guidance_inputs import (
     term,
 )
 from .plots import line_chart
-from .text_result import text_result
+from .report import text_result
 
 AUTO = "automatic"
 KIND = "classifiers"

@@ -26,7 +26,7 @@ from .guidance_inputs import (
     modes,
     term,
 )
-from .text_result import text_result
+from .report import text_result
 
 KIND = "image_text"
 CATEGORY = "NullText/guidance"

@@ -14,7 +14,7 @@ from ..samplers.core import gaussian
 from ..samplers.masks import dilate, to_grid, to_pixels
 from ..samplers.picture.diffedit import CLAMP, THRESHOLD, difference_map, edit_mask, heat, sample_diffedit, smoothed
 from . import base
-from .text_result import text_result
+from .report import text_result
 
 _CELL = 8  # pixels of a latent cell; what ComfyUI's own latent nodes assume
 

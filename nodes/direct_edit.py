@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..engine.comfy import schedulers, sigmas_of
 from . import direct
-from .text_result import text_result
+from .report import text_result
 
 
 class DirectEdit:

@@ -11,8 +11,8 @@ from ..samplers.picture.disturbance import MATCH_PICTURE, MATCH_ROLLBACK, distur
 from ..samplers.picture.disturbance import Disturbance as Looks
 from ..samplers.window import SigmaWindow
 from . import base
+from .report import text_result
 from .schedules import picture_sigmas
-from .text_result import text_result
 
 ROLLBACK, PICTURE, ITSELF = "rollback (Back-D)", "picture (Image-D)", "itself, bounded (no disturbance)"
 ALIASES = [

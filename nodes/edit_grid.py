@@ -11,7 +11,7 @@ from ..engine.words import with_words
 from ..samplers.inversion.replay import calls_back, cfg_of, first_step
 from . import base, inverting
 from .pictures import captioned_grid
-from .text_result import text_result
+from .report import text_result
 
 
 def _strengths(text: str) -> list[float]:

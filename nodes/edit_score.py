@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..engine.vision import text_embedding, vision_features
 from ..samplers.measure import metrics
 from . import base
-from .text_result import text_result
+from .report import text_result
 
 
 class EditScore:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from ..engine import guide
 from ..samplers.guidance.terms import Guidance
 from . import base
-from .text_result import text_result
+from .report import text_result
 
 NETWORK, DECODER, LATENT = "through network and decoder (exact)", "through decoder only", "on the latent (no decoder)"
 MODES = {NETWORK: "network", DECODER: "decoder", LATENT: "latent"}

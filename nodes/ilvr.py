@@ -13,7 +13,7 @@ from ..samplers.picture.ilvr import coarse_of, sample_ilvr
 from ..samplers.picture.lowpass import LOW_PASSES, kept
 from ..samplers.window import SigmaWindow
 from . import base
-from .text_result import text_result
+from .report import text_result
 
 ALIASES = [
     "ilvr",

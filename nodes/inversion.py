@@ -7,8 +7,7 @@ from ..engine.comfy import schedulers, sigmas_of
 from ..engine.noise import source_latent
 from ..samplers.inversion.table import BY_TITLE, PIVOTS
 from . import inverting, optimising
-from .reports import cost_line, error_line, noise_line
-from .text_result import before_after, text_result
+from .report import before_after, cost_line, error_line, noise_line, text_result
 
 _CACHE = (
     "BOOLEAN",

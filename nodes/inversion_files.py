@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..engine import files, record
-from .text_result import text_result
+from .report import text_result
 
 _NAME = "inversions/scene"
 

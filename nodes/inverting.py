@@ -100,7 +100,6 @@ def invert(
         "iterations": iterations,
         "gamma": gamma,
         "seconds": time.perf_counter() - began,
-        "pivot_cfg": cfg,
         "seed": seeded,
     }
     inversion = Inversion(

@@ -10,8 +10,7 @@ from ..engine.noise import InversionNoise, source_latent
 from ..engine.sampler import own_way_back
 from ..samplers.inversion.replay import calls_back, cfg_of, first_step
 from . import base, inverting
-from .reports import error_line
-from .text_result import text_result
+from .report import error_line, text_result
 
 _MODEL = ("MODEL", {"tooltip": "The model that the inversion was made with; another is refused."})
 _INVERSION = ("INVERSION", {"tooltip": "From Null-Text Inverter, Null-Text Optimise, Invert Image or Load Inversion."})

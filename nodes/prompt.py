@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..engine.comfy import encode
 from ..engine.words import with_words, words_of
-from .text_result import text_result
+from .report import text_result
 
 
 class Prompt:

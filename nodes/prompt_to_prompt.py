@@ -13,7 +13,7 @@ from ..samplers.attention.plan import WEIGHTS_ACT, plan
 from ..samplers.inversion.replay import cfg_of
 from . import base
 from .attention import LAYERS
-from .text_result import text_result
+from .report import text_result
 
 _WORDS = "with commas; several words in a row count as one"
 _ALIASES = ["prompt2prompt", "p2p", "attention edit", "attention control", "word swap", "masactrl", "edit real image"]

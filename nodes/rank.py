@@ -9,7 +9,7 @@ from ..engine.gradients import grad_mode
 from ..samplers.guidance.clip import rank
 from . import base
 from .clip_guidance import IMAGE_TEXT, check_words, embed_targets, plain_mask, text_lines
-from .text_result import text_result
+from .report import text_result
 
 
 class CLIPRank:

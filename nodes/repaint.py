@@ -18,7 +18,7 @@ from ..samplers.picture.repaint import describe
 from ..samplers.picture.repaint_schedules import CUSTOM, PRESETS, Schedule, data_scale, sample_repaint_scheduled
 from ..samplers.walk import network_calls
 from . import base
-from .text_result import shown, text_result
+from .report import shown, text_result
 
 RESAMPLING, EXACT = "resampling (RePaint)", "exact-leaning (particles)"
 RENEWED, POSTERIOR = "renewed (ours, for few levels)", "posterior (the paper's)"

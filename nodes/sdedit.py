@@ -11,7 +11,7 @@ from ..samplers.ode import sample_ancestral
 from ..samplers.picture.repaint import sample_repaint
 from ..samplers.picture.sdedit import meaning, sdedit_sigmas
 from . import base
-from .text_result import text_result
+from .report import text_result
 
 STOCHASTIC, DETERMINISTIC = "stochastic (the paper's)", "deterministic (DDIM)"
 

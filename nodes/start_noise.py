@@ -6,7 +6,7 @@ from ..engine.comfy import schedulers, sigmas_of
 from ..engine.start_noise import optimise
 from . import base
 from .plots import line_chart
-from .text_result import text_result
+from .report import text_result
 
 
 class OptimiseStartNoise:

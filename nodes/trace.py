@@ -9,7 +9,7 @@ from ..engine.comfy import latent_out
 from . import base
 from .pictures import captioned_grid
 from .plots import line_chart, stacked
-from .text_result import text_result
+from .report import text_result
 
 
 class GuidanceTrace:

@@ -80,17 +80,17 @@ def test_what_makes_no_schedule_is_refused(engine, options):
 
 
 def test_before_and_after_need_a_vae_and_tell_the_psnr(engine):
-    from nulltext.nodes import text_result
+    from nulltext.nodes import report
 
     class VAE:
         def decode(self, samples):
             return samples.movedim(1, -1)
 
-    assert text_result.before_after(None, torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8)) == ("", {})
-    line, ui = text_result.before_after(VAE(), torch.full((2, 3, 8, 8), 0.5), torch.full((2, 3, 8, 8), 0.6))
+    assert report.before_after(None, torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8)) == ("", {})
+    line, ui = report.before_after(VAE(), torch.full((2, 3, 8, 8), 0.5), torch.full((2, 3, 8, 8), 0.6))
     assert "20.0, 20.0 dB" in line and ui["nulltext_psnr"] == ["20.0", "20.0"]
     assert len(ui["a_images"]) == len(ui["b_images"]) == 2
     from PIL import Image
 
-    with Image.open(text_result.comfy.folder("temp") / ui["a_images"][0]["filename"]) as picture:
+    with Image.open(report.comfy.folder("temp") / ui["a_images"][0]["filename"]) as picture:
         assert picture.size == (8, 8) and picture.getpixel((0, 0)) == (128, 128, 128)
