@@ -22,7 +22,16 @@ from ..samplers.ode import sample_euler
 from . import captions, nets, scenes
 from .model import TextToImage, denoiser, empty_rows, generate, schedule
 from .training import DEVICE, STATE, Trainer, chunks, die, grid, precision, psnr
-from .weights import BOTTLENECK, CHECKPOINT, FLOW, fit_rgb_factors, read_part, write_checkpoint, write_network
+from .weights import (
+    BOTTLENECK,
+    CHECKPOINT,
+    FLOW,
+    fit_rgb_factors,
+    read_network,
+    read_part,
+    write_checkpoint,
+    write_network,
+)
 
 
 def generator(device: torch.device, seed: int) -> torch.Generator:
@@ -189,6 +198,13 @@ def committed_diffusion() -> tuple[dict[str, Tensor], int]:
     return {f"{name}.{k}": v for name in ("text", "unet") for k, v in read_part(CHECKPOINT, name).items()}, samples
 
 
+def committed_twin(net: TextToImage) -> tuple[dict[str, Tensor], int]:
+    """The state of `net` with the committed flow twin as its UNet, and the samples that this had seen."""
+    with safe_open(FLOW, "pt") as f:
+        samples = int(f.metadata()["samples_seen"])
+    return net.state_dict() | {f"unet.{k}": v for k, v in read_network(FLOW).items()}, samples
+
+
 @dataclass(frozen=True)
 class Corrupted:
     """What the UNet sees and what it shall say: input [B, 4, h, w], timestep [B], target [B, 4, h, w], and where the
@@ -245,7 +261,9 @@ def train_diffusion(
     if flow:
         net.load_state_dict(committed_diffusion()[0])
         net.text.requires_grad_(False)
-    committed = (net.state_dict(), 0) if flow else committed_diffusion() if go_on else None
+        committed = committed_twin(net) if go_on and FLOW.exists() else (net.state_dict(), 0)
+    else:
+        committed = committed_diffusion() if go_on else None
     trainer = Trainer(
         "flow" if flow else "diffusion",
         net,
@@ -449,6 +467,7 @@ def main() -> None:
             args.batch or (1024 if gpu else 32),
             args.pool or (200_000 if gpu else 4096),
             args.lr,
+            not args.from_nothing,
             flow=True,
         )
     if args.stage == "bottleneck":
