@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..demo import nets, probe, scenes
-from ..demo.model import empty_rows, load, schedule
+from ..demo.model import denoiser, empty_rows, load, schedule
 from ..demo.weights import BOTTLENECK, read_network
 from ..samplers.core import VE, euler_step
 from ..samplers.inversion.pivots import invert_ddim
@@ -52,10 +52,7 @@ class Bottleneck:
     def denoise(self, x: Tensor, sigma, shift: Tensor | None = None, factor: float = 1.0) -> Tensor:
         """D [B, 4, 16, 16] at sigma with h -> factor h + shift."""
         self._shift, self._factor = shift, factor
-        s = torch.as_tensor(sigma, dtype=x.dtype)
-        t = (self.table.log() - s.clamp(min=1e-9).log()).abs().argmin().expand(len(x))
-        a = (1 + s * s).rsqrt()
-        return a * a * x - s * a * self.net(a * x, t, self.context.expand(len(x), -1, -1))
+        return denoiser(self.net, self.context.expand(len(x), -1, -1), self.table)(x, sigma)
 
     def zero_change(self, x0: Tensor, sigma: float) -> float:
         """Relative change of D when h is 0."""
