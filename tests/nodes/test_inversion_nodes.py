@@ -60,7 +60,7 @@ def test_nothing_to_change_is_said(tiny, inversion):
     tiny.model.apply_model = None
     node = null_text.Sampler()
     empty = torch.zeros(1, 8, 8)
-    for arguments, words in (({"strength": 0.0}, "walks no step"), ({"strength": 1.0, "mask": empty}, "mask")):
+    for arguments, words in (({"strength": 0.0}, "samples no step"), ({"strength": 1.0, "mask": empty}, "mask")):
         result = node.run(tiny, inversion, **arguments)
         assert words in text(result)
         assert torch.allclose(result["result"][0]["samples"] * 0.18215, inversion.source, rtol=1e-5)

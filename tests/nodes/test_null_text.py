@@ -200,7 +200,7 @@ def test_direct_edit_with_nothing_to_do_or_nonsense(engine, tiny, latent, make_c
     tiny.model.apply_model = None
     sigmas = engine.sigmas_of(tiny, "normal", STEPS)
     args = (tiny, make_condition(1), make_condition(5), make_condition(2), latent, sigmas)
-    assert "walks no step" in edited(*args, strength=0.0)[1]
+    assert "samples no step" in edited(*args, strength=0.0)[1]
     assert "mask is empty" in edited(*args, mask=torch.zeros(1, 8, 8))[1]
     with pytest.raises(ValueError, match="plain steps don't fit"):
         edited(*args, plain_steps=3)
