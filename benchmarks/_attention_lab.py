@@ -40,13 +40,13 @@ class Lab:
         return engine.prompt(self.clip, text)
 
     def invert(self, edit: Edit):
-        from ..nodes.inverting import invert
+        from ..nodes.inversion import invert
 
         latent = {"samples": engine.encode(self.vae, edit.image)}
         return invert(self.model, {"positive": self.prompt(edit.source)}, latent, self.sigmas, "ddim", cache=False)[0]
 
     def optimise(self, inversion):
-        from ..nodes.optimising import optimise
+        from ..nodes.null_text import optimise
 
         return optimise(self.model, inversion, None, self.empty, CFG, inner=self.inner, cache=False)[0]
 

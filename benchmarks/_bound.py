@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import torch
 
-from ..engine import guide
 from ..nodes.classifier import ClassifierGuidance
 from ..nodes.guidance import strength, term
 from ..samplers.guidance.terms import Guidance, with_guidance

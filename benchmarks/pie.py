@@ -108,7 +108,7 @@ def make_edits(folder: Path, items: dict[str, dict], to: Path, size: int, steps:
 
     from ..engine.comfy import sigmas_of
     from ..engine.pair_guider import run_guider
-    from ..nodes.inverting import invert
+    from ..nodes.inversion import invert
     from ..nodes.prompt_to_prompt import prepare
     from . import _engine as engine
 

@@ -343,9 +343,6 @@ def test_ilvr_off_and_refusals(tiny, engine, make_condition, latent):
     other = ilvr.ILVR().run(tiny, {"samples": latent[..., :4]}, 2.0, BICUBIC, 1.0, 0.0, 1.0)["result"][0]
     with pytest.raises(ValueError, match="resize the reference"):
         euler(other, engine, make_condition, latent)
-    for bad in ("4", "a@1", "0.5@1", "4@2"):
-        with pytest.raises(ValueError, match=r"strip|out of range"):
-            ilvr.parse_strip(bad)
 
 
 @pytest.mark.parametrize("kind", ["EPS", "FLOW"])
@@ -390,7 +387,7 @@ def test_sdedit_levels_and_identities(tiny, make_condition, latent, mask):
     masked = edit(tiny, make_condition, latent, 0.6, mask=mask)["result"][0]["samples"]
     assert torch.equal(masked[..., 7:, :], latent[..., 7:, :]) and not torch.equal(masked, latent)
     assert torch.equal(edit(tiny, make_condition, latent, 0.6, mask=mask * 0)["result"][0]["samples"], latent)
-    with pytest.raises(ValueError, match="no noise level"):
+    with pytest.raises(ValueError, match="noise levels are numbers from 0 to 1"):
         edit(tiny, make_condition, latent, 0.5, "half")
     with pytest.raises(ValueError, match="latent is empty"):
         edit(tiny, make_condition, latent * 0)
