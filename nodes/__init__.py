@@ -12,6 +12,7 @@ MODULES = (
     "direct_edit",
     "edit_grid",
     "disturbance",
+    "disturbance_schedule",
     "repaint",
     "ilvr",
     "sdedit",

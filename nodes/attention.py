@@ -65,9 +65,9 @@ class AttentionRecord(Box):
     ID, TITLE, CATEGORY = "NullText_AttentionRecord", "Record Attention Maps", "NullText/attention"
     SEARCH_ALIASES = ["attention map", "daam", "cross attention", "heat map"]
     DESCRIPTION = (
-        "Keeps what chosen words look at while a picture is sampled with the model, by any sampler and beside the "
-        "other attention nodes; Attention Map shows it. The maps start anew with every run. Cost: no network calls; "
-        "the chosen layers run with explicit probabilities."
+        "Records where chosen words have attention while a picture is sampled with the model, by any sampler and "
+        "beside the other attention nodes; Attention Map shows it. The maps start anew with every run. Cost: no "
+        "network calls; the chosen layers run with explicit probabilities."
     )
     INPUTS = (
         MODEL,
@@ -105,8 +105,9 @@ class AttentionMap(Box):
     ID, TITLE, CATEGORY = "NullText_AttentionMap", "Attention Map", "NullText/attention"
     SEARCH_ALIASES = ["attention map", "daam", "heat map", "cross attention", "mask from word"]
     DESCRIPTION = (
-        "Shows where words look, as a heat map over the picture, as a mask for any other node, and as a strip over "
-        "the steps. Wire the finished picture, so that the run that fills the maps comes first. No network calls."
+        "Shows where words have attention, as a heat map over the picture, as a mask for any other node, and as a "
+        "strip over the steps. Wire the finished picture, so that the run that fills the maps comes first. No network "
+        "calls."
     )
     INPUTS = (
         Socket("maps", "ATTENTION_MAPS", "From Record Attention Maps, whose model made the picture."),
@@ -119,7 +120,7 @@ class AttentionMap(Box):
     )
     OUTPUTS = (
         Output("IMAGE", "One picture per word (and per image of the batch): the heat map over it.", "heat_map"),
-        Output("MASK", "One mask per word (and per image): 1 where the word looks.", "mask"),
+        Output("MASK", "One mask per word (and per image): 1 where the word has attention.", "mask"),
         Output("IMAGE", "One row of heat maps per word (and per image), from the noisiest step to the last.", "strip"),
     )
 

@@ -73,7 +73,7 @@ def Float(
 
 
 def Int(name: str, default: int, tooltip: str, low: int = 1, high: int = 1000) -> Input:
-    """A whole number."""
+    """An integer."""
     return Input(name, "INT", {"default": default, "min": low, "max": high, "tooltip": tooltip})
 
 
@@ -171,5 +171,5 @@ TARGET_CFG = Float(
 def span(what: str, start: float = 0.0, end: float = 1.0, at_start: str = "", at_end: str = "") -> tuple[Input, Input]:
     """start_percent and end_percent: when `what` acts. at_start, at_end: further sentences of their tooltips."""
     first = f"Where {what} begins, as ComfyUI counts: 0 is noise, 1 the finished picture. {at_start}"
-    last = f"Where {what} ends, counted alike. {at_end}"
+    last = f"Where {what} ends (1: at the finished picture). {at_end}"
     return Float("start_percent", start, first.strip()), Float("end_percent", end, last.strip())

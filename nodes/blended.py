@@ -38,12 +38,12 @@ class BlendedDiffusion(Box):
         Float(
             "t0",
             0.9,
-            "Where the run begins, as a share of the diffusion's time: less keeps more of what is under the mask.",
+            "Where the run begins, as a fraction of the diffusion's time: less keeps more of what is under the mask.",
         ),
         Choice(
             "start",
             ["noise", "picture"],
-            "What stands under the mask at first: pure noise of that level (an object is drawn anew), or the noised "
+            "What is under the mask at first: pure noise of that strength (an object is drawn anew), or the noised "
             "picture (it is redrawn).",
         ),
         Int(

@@ -40,7 +40,9 @@ class DiffEditMask(Box):
             1,
             256,
         ),
-        Float("strength", 0.5, "How far the picture is noised, as a share of the diffusion's time (the paper's 0.5)."),
+        Float(
+            "strength", 0.5, "How far the picture is noised, as a fraction of the diffusion's time (the paper's 0.5)."
+        ),
         Float("threshold", THRESHOLD, "Where the scaled heat counts as edit. 0.5 is the paper's: 1.5 times the mean."),
         Float(
             "clamp",
@@ -60,7 +62,7 @@ class DiffEditMask(Box):
 
     def run(self, model, source, target, latent, seed, maps, strength, threshold, clamp, smooth, grow):
         samples = check_latent(model, latent)
-        check_picture(latent, "DiffEdit looks at a picture")
+        check_picture(latent, "DiffEdit needs a picture")
         if strength == 0:
             raise ValueError(
                 "DiffEdit compares predictions of noise, and strength 0 adds none: set it to 0.5, for one."
@@ -82,10 +84,10 @@ class DiffEditMask(Box):
         size = tuple(n * _CELL for n in samples.shape[-2:])
         mask = to_pixels(dilate(edit_mask(map_, threshold, clamp)[:, None], grow)[:, 0], size)
         image = to_pixels(heat(map_, clamp), size)[..., None].expand(-1, -1, -1, 3).contiguous()
-        said = f"{float(mask.mean()):.0%} of the picture differs. {maps} calls with both prompts at sigma {sigma:.3g}."
+        text = f"{float(mask.mean()):.0%} of the picture differs. {maps} calls with both prompts at sigma {sigma:.3g}."
         if not bool((mask > 0).any()):
-            said = "Notice: the prompts agree everywhere, so the mask is empty. " + said
-        return text_result(said, mask, image)
+            text = "Notice: the prompts agree everywhere, so the mask is empty. " + text
+        return text_result(text, mask, image)
 
 
 class DiffEdit(Box):

@@ -1,18 +1,14 @@
-"""Null-text disturbance: the cartoon patch, its schedule, and the sampler in one box."""
+"""Null-text disturbance: the cartoon patch, and the sampler in one box."""
 
 from __future__ import annotations
-
-import torch
-from torch import Tensor
 
 from ..engine.comfy import process_of, sigma_range
 from ..engine.guide import window
 from ..engine.null_branch import patch_null_branch
 from ..engine.sampler import core_sampler
 from ..engine.sampling import is_empty, sample_latent, sigma_to_time, time_to_sigma, to_model_space
-from ..samplers.picture.disturbance import MATCH_PICTURE, MATCH_ROLLBACK, disturbance_schedule, gains, stable_strength
-from ..samplers.picture.disturbance import Disturbance as Looks
-from ..samplers.picture.sdedit import sdedit_sigmas
+from ..samplers.picture.disturbance import MATCH_PICTURE, MATCH_ROLLBACK, gains, stable_strength
+from ..samplers.picture.disturbance import Disturbance as OtherLatent
 from ..samplers.window import SigmaWindow
 from .base import (
     CFG,
@@ -29,8 +25,8 @@ from .base import (
     Int,
     Output,
     optional,
-    span,
 )
+from .disturbance_schedule import SPAN, picture_sigmas, stability
 from .masked import check_picture
 from .report import model_unchanged, text_result, unchanged
 
@@ -44,10 +40,7 @@ ALIASES = [
     "stylise",
     "flat colours",
 ]
-_SPAN = span("the disturbance", 0.7, at_start="0.7 is the paper's s = 300; earlier changes more.")
-_CFG = CFG(
-    "The cfg that the sampler uses, for the report and until the first step has shown the true one.", default=10.0
-)
+_CFG = CFG("The cfg that the sampler uses, for the report and until the first step reveals the true one.", default=10.0)
 _LOOK = (
     Choice(
         "look",
@@ -80,19 +73,6 @@ _MATCH = Boolean(
 _MATCHED = "match is on: our own smoothing beside the paper's formula."
 
 
-def picture_sigmas(sigma_at, low: float, denoise: float, cfg: float, start_percent: float, above, below) -> Tensor:
-    """The Disturbance Sampler's own schedule: from the noise that `denoise` asks for to 0, enough steps below the
-    window's start. sigma_at: time -> sigma; low: the smallest sigma of the model; above, below: steps, None by need."""
-    sigmas = sdedit_sigmas(sigma_at, denoise, 100)
-    sigmas = torch.cat([sigmas[sigmas > low * 1.01], torch.tensor([low, 0.0], dtype=sigmas.dtype)]).float()
-    return disturbance_schedule(sigmas, cfg, sigma_at(1 - start_percent), above=above, below=below)
-
-
-def stability(worst: float) -> str:
-    """Whether a schedule has enough steps. worst: the largest of its `gains`."""
-    return f"{'stable' if worst < 2 else 'NOT stable'} ({worst:.2f}; noise appears above 2)"
-
-
 def disturb(model, look, strength, rollback, start_percent, end_percent, cfg, reference=None, match=False, sigmas=None):
     """(patched MODEL, None), or (the MODEL itself, why nothing changes). ValueError where no result is defined."""
     if look == PICTURE and reference is None:
@@ -109,7 +89,7 @@ def disturb(model, look, strength, rollback, start_percent, end_percent, cfg, re
         return model, "rollback is 0"
     kept = None if reference is None or is_empty(reference) or look == ITSELF else to_model_space(model, reference)
     sigma_at, time_of = time_to_sigma(model), sigma_to_time(model)
-    looks = Looks(
+    other = OtherLatent(
         process_of(model),
         *window(model, start_percent, end_percent),
         older=(lambda s: sigma_at(min(1.0, time_of(s) + rollback))) if look == ROLLBACK else None,
@@ -117,7 +97,7 @@ def disturb(model, look, strength, rollback, start_percent, end_percent, cfg, re
         itself=look == ITSELF,
     )
     bounds = MATCH_PICTURE if look == PICTURE else MATCH_ROLLBACK
-    return patch_null_branch(model, looks, strength, cfg, bounds if match or look == ITSELF else None, sigmas), None
+    return patch_null_branch(model, other, strength, cfg, bounds if match or look == ITSELF else None, sigmas), None
 
 
 def least_strength(model, sigmas, cfg, strength, start_percent, end_percent=1.0):
@@ -126,41 +106,6 @@ def least_strength(model, sigmas, cfg, strength, start_percent, end_percent=1.0)
     inside, levels = SigmaWindow(*window(model, start_percent, end_percent)), sigmas.tolist()
     steps = zip(levels, levels[1:], stable_strength(sigmas, cfg, strength))
     return min((f for s, low, f in steps if s in inside and low > 0), default=strength)
-
-
-class DisturbanceSchedule(Box):
-    ID, TITLE, CATEGORY = "NullText_DisturbanceSchedule", "Disturbance Schedule", "NullText/cartoon"
-    SEARCH_ALIASES = ["cartoon sigmas", "null-text disturbance", "stable schedule"]
-    DESCRIPTION = (
-        "Gives a null-text disturbance enough steps: few before its window, and inside it as many as the cfg needs, "
-        "evenly spaced in log sigma. With too few the picture turns into noise."
-    )
-    INPUTS = (
-        MODEL,
-        SIGMAS("Any scheduler's schedule; its first and last sigma are kept."),
-        CFG("The cfg that the sampler uses. More cfg needs more steps.", default=10.0),
-        _SPAN[0],
-        Int("steps_above", 12, "Steps before the window. 0 keeps the given ones.", 0, 1000),
-        Int(
-            "steps_below",
-            0,
-            "Steps inside the window. 0: as many as cfg needs, 32 for cfg 10 on Stable Diffusion 1.",
-            0,
-            1000,
-        ),
-    )
-    OUTPUTS = (Output("SIGMAS", "The schedule, from the same first to the same last sigma."),)
-
-    def run(self, model, sigmas, cfg, start_percent, steps_above, steps_below):
-        start = window(model, start_percent, 1.0)[0]
-        out = disturbance_schedule(sigmas, cfg, start, above=steps_above or None, below=steps_below or None)
-        before, after = (max(gains(s, cfg, start), default=0.0) for s in (sigmas, out))
-        inside = sum(s > 0 and s in SigmaWindow(start, 0.0) for s in out.tolist())
-        return text_result(
-            f"{len(out) - 1} steps (was {len(sigmas) - 1}), {inside} of them in the window: {stability(after)}, was "
-            f"{before:.2f}." + ("" if after < 2 else " Notice: raise steps_below."),
-            out,
-        )
 
 
 class Disturbance(Box):
@@ -174,7 +119,7 @@ class Disturbance(Box):
     INPUTS = (
         MODEL,
         *_LOOK,
-        *_SPAN,
+        *SPAN,
         _CFG,
         *optional(
             LATENT(
@@ -229,7 +174,7 @@ class DisturbanceSampler(Box):
         SEED,
         CFG("The paper takes 10 and finds 8 to 12 good. More cfg makes more steps.", default=10.0),
         *_LOOK,
-        _SPAN[0],
+        SPAN[0],
         Float(
             "denoise",
             1.0,
@@ -288,4 +233,4 @@ class DisturbanceSampler(Box):
         return text_result(text, out)
 
 
-NODES = (Disturbance, DisturbanceSchedule, DisturbanceSampler)
+NODES = (Disturbance, DisturbanceSampler)

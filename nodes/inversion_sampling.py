@@ -48,7 +48,7 @@ class InversionParts(Box):
     SEARCH_ALIASES = ["noise from image", "inverted noise", "unsampler"]
     DESCRIPTION = (
         "Takes an inversion apart for SamplerCustomAdvanced: the noise that starts the run on the stored path, its "
-        "sigmas, the source latent, and the sampler that walks it back. No network calls."
+        "sigmas, the source latent, and the sampler that brings it back. No network calls."
     )
     INPUTS = (INVERSION, STRENGTH)
     OUTPUTS = (
@@ -58,10 +58,12 @@ class InversionParts(Box):
             "latent.",
             "noise",
         ),
-        Output("SIGMAS", "The inversion's schedule, from the step that the strength says.", "sigmas"),
+        Output("SIGMAS", "The inversion's schedule, from the step that the strength sets.", "sigmas"),
         Output("LATENT", "The source picture's latent.", "latent"),
         Output(
-            "SAMPLER", "The sampler that walks this pivot back exactly; starts on the stored path by itself.", "sampler"
+            "SAMPLER",
+            "The sampler that brings this pivot back exactly; starts on the stored path by itself.",
+            "sampler",
         ),
     )
 

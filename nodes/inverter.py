@@ -34,7 +34,7 @@ def as_negative_prompt(inversion: Inversion, cfg: float) -> Inversion:
 
 
 def uncorrected(inversion: Inversion, cfg: float, correction: str = "none") -> Inversion:
-    """The pivot as it is, to be walked at `cfg` ("overwrite": by nodes that lay the source branch on its
+    """The pivot as it is, to be sampled at `cfg` ("overwrite": by nodes that set the source branch back to its
     trajectory)."""
     return inversion.replace(null_embeddings=None, correction=correction, cfg=cfg)
 

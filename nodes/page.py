@@ -26,7 +26,7 @@ from ..samplers.attention.alignment import normal_word
 from ..samplers.picture.disturbance import disturbance_schedule, gains
 from ..samplers.picture.repaint import describe
 from ..samplers.window import SigmaWindow
-from .disturbance import picture_sigmas, stability
+from .disturbance_schedule import picture_sigmas, stability
 from .repaint import RESAMPLING, chosen
 
 LONGEST = 20_000  # characters of a prompt

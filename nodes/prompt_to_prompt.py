@@ -124,11 +124,11 @@ def prepare(title: str, model, edited, negative, cfg, source, inversion, more, k
         source = source_of(inversion)
     edits = [edited, *(e for e in more if e is not None)]
     prompts = [prompts_of(c, title)[0] for c in (source, *edits)]
-    controllers, blend, said = plan(prompts[0], prompts[1:], **edit_plan(options))
+    controllers, blend, notes = plan(prompts[0], prompts[1:], **edit_plan(options))
     guider = prompt_to_prompt_guider(
         model, source, edits, negative, cfg, controllers, inversion=inversion, keep_source=keep_source
     )
-    return guider, blend, said, cfg
+    return guider, blend, notes, cfg
 
 
 class PromptToPromptGuider(Box):
@@ -162,12 +162,12 @@ class PromptToPromptGuider(Box):
         edited_3=None,
         **options,
     ):
-        guider, _, said, _ = prepare(
+        guider, _, notes, _ = prepare(
             self.TITLE, model, edited, negative, cfg, source, inversion, (edited_2, edited_3), keep_source, **options
         )
         if keep_source and inversion is not None:
-            said.append("Notice: keep_source is not read with an inversion, whose source is its stored path")
-        return text_result("; ".join(said), guider)
+            notes.append("Notice: keep_source is not read with an inversion, whose source is its stored path")
+        return text_result("; ".join(notes), guider)
 
 
 class PromptToPrompt(Box):
@@ -213,7 +213,7 @@ class PromptToPrompt(Box):
     ):
         if inversion is None and latent is None:
             raise ValueError("Prompt-to-Prompt needs a picture to start from: wire an empty latent, or an inversion.")
-        guider, blend, said, cfg = prepare(
+        guider, blend, notes, cfg = prepare(
             self.TITLE,
             model,
             edited,
@@ -226,17 +226,17 @@ class PromptToPrompt(Box):
             **options,
         )
         if inversion is not None and latent is not None:
-            said.append("Notice: latent is not read with an inversion, which brings its own")
+            notes.append("Notice: latent is not read with an inversion, which brings its own")
         sigmas = sigmas_of(model, scheduler, steps) if inversion is None else inversion.sigmas
         result = run_guider(guider, latent, sigmas, seed)
         mask = torch.ones(len(result.edits), *result.edits.shape[-2:])
         if blend is not None and blend.target.sums:
             mask = torch.stack([blend.mask(e, b, tuple(mask.shape[-2:])) for e, b in result.pairs])
         mask = enlarged(mask)
-        said.append(f"{len(sigmas) - 1} steps at cfg {cfg:g}, {result.rows} network rows, {result.seconds:.1f} s")
+        notes.append(f"{len(sigmas) - 1} steps at cfg {cfg:g}, {result.rows} network rows, {result.seconds:.1f} s")
         if blend is not None:
-            said.append(f"local blend lets {100 * float(mask.mean()):.0f} % through")
-        text = "; ".join(said[:-1]) + "\n" + said[-1] if len(said) > 1 else said[0]
+            notes.append(f"local blend lets {100 * float(mask.mean()):.0f} % through")
+        text = "; ".join(notes[:-1]) + "\n" + notes[-1] if len(notes) > 1 else notes[0]
         return text_result(text, {"samples": result.edits}, {"samples": result.source}, mask, text)
 
 

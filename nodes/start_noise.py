@@ -27,8 +27,8 @@ class OptimiseStartNoise(Box):
         LATENT("Size and batch of the result; an empty latent. With an inversion: ignored."),
         SEED,
         STEPS(
-            "Steps of the short sampler. Cost of one iteration: twice as many network forwards, and once as many "
-            "backwards; with cfg other than 1 double that.",
+            "Steps of the short sampler. Cost of one iteration: two network forwards and one backward per step; with "
+            "cfg other than 1 double that.",
             default=8,
         ),
         SCHEDULER("How the steps of the short sampler are spaced.", default="karras"),

@@ -54,8 +54,8 @@ class GuidanceTrace(Box):
             raise ValueError(
                 f"The run had {len(steps[0]['denoised'])} picture(s): choose item 1 to {len(steps[0]['denoised'])}."
             )
-        shown = min(pictures, len(steps))
-        index = sorted({round(i * (len(steps) - 1) / max(shown - 1, 1)) for i in range(shown)})
+        count = min(pictures, len(steps))
+        index = sorted({round(i * (len(steps) - 1) / max(count - 1, 1)) for i in range(count)})
         images = [vae.decode(latent_out(model, steps[i]["denoised"][b : b + 1].float()))[:1] for i in index]
         strip = captioned_grid(
             torch.cat([i.cpu() for i in images]), [f"{i + 1}: s {steps[i]['sigma']:.3g}" for i in index], len(index)

@@ -8,7 +8,7 @@ from nulltext.engine.guider import guider_class
 from nulltext.engine.noise import source_latent
 from nulltext.engine.sampler import core_sampler
 from nulltext.engine.sampling import sample_latent, time_to_sigma, to_model_space
-from nulltext.nodes import blended, diffedit, disturbance, ilvr, repaint, sdedit
+from nulltext.nodes import blended, diffedit, disturbance, disturbance_schedule, ilvr, repaint, sdedit
 from nulltext.samplers.picture.disturbance import disturbance_schedule
 from nulltext.samplers.picture.lowpass import LOW_PASSES, dct_low_pass
 
@@ -179,7 +179,7 @@ def test_disturbance_report_and_schedule_node(tiny, engine):
     given = engine.sigmas_of(tiny, "normal", 20)
     told = disturbance.Disturbance().run(tiny, disturbance.ROLLBACK, 1.0, 0.3, 0.7, 1.0, 10.0, None, given)
     assert "fades to" in text(told)
-    result = disturbance.DisturbanceSchedule().run(tiny, given, 10.0, 0.7, 8, 0)
+    result = disturbance_schedule.DisturbanceSchedule().run(tiny, given, 10.0, 0.7, 8, 0)
     sigmas = result["result"][0]
     assert "stable" in text(result) and "NOT" not in text(result)
     assert sigmas[0] == given[0] and sigmas[-1] == 0 and bool((sigmas[1:] < sigmas[:-1]).all())

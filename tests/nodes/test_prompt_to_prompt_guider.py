@@ -251,7 +251,8 @@ def test_pivots_with_their_own_way_back_refuse_other_samplers(tiny, prompts):
 def test_null_embeddings_of_the_inversion_stand_in_for_the_negative_prompt(tiny, prompts, make_condition):
     source, edit, negative = prompts
     null = make_condition(8)[0][0].clone()
-    corrected = euler_inversion(tiny, source, null_embeddings=null.expand(STEPS, 2, -1, -1).clone(), correction="null_text")
+    null = null.expand(STEPS, 2, -1, -1).clone()
+    corrected = euler_inversion(tiny, source, null_embeddings=null, correction="null_text")
     plain = corrected.replace(null_embeddings=None, correction="none")
     with_null, _ = guide(tiny, source, [edit], negative, p2p(), inversion=corrected, sigmas=plain.sigmas)
     as_negative, _ = guide(tiny, source, [edit], [[null, {}]], p2p(), inversion=plain, sigmas=plain.sigmas)
