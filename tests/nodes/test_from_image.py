@@ -9,7 +9,7 @@ from nulltext.engine.noise import source_latent
 from nulltext.engine.sampler import core_sampler
 from nulltext.engine.sampling import sample_latent, time_to_sigma, to_model_space
 from nulltext.nodes import blended, diffedit, disturbance, disturbance_schedule, ilvr, repaint, sdedit
-from nulltext.samplers.picture.disturbance import disturbance_schedule
+from nulltext.samplers.picture import disturbance as paper
 from nulltext.samplers.picture.lowpass import LOW_PASSES, dct_low_pass
 
 SCALE = 0.18215
@@ -66,7 +66,7 @@ def test_null_branch_sees_the_picture_at_the_current_timestep_and_nothing_is_ask
     tiny, engine, make_condition, latent
 ):
     seen = []
-    sigmas = disturbance_schedule(engine.sigmas_of(tiny, "normal", 8), 2.0, time_to_sigma(tiny)(0.3))
+    sigmas = paper.disturbance_schedule(engine.sigmas_of(tiny, "normal", 8), 2.0, time_to_sigma(tiny)(0.3))
     hook = tiny.model.diffusion_model.register_forward_pre_hook(
         lambda module, args: seen.append((args[0].clone(), args[1].clone()))
     )
@@ -160,7 +160,7 @@ def test_a_coarse_schedule_fades_the_strength_and_says_so(tiny, engine, make_con
     assert any("strength fades" in r.message for r in caplog.records)
     assert torch.isfinite(coarse).all()
     caplog.clear()
-    sigmas = disturbance_schedule(engine.sigmas_of(tiny, "normal", 10), 10.0, time_to_sigma(tiny)(0.3))
+    sigmas = paper.disturbance_schedule(engine.sigmas_of(tiny, "normal", 10), 10.0, time_to_sigma(tiny)(0.3))
     with caplog.at_level(logging.WARNING, logger="nulltext"):
         euler(model, engine, make_condition, latent, cfg=10.0, sigmas=sigmas)
     assert not [r for r in caplog.records if "strength fades" in r.message]
