@@ -73,9 +73,8 @@ class Lab:
             options["blend_words"] = ", ".join(dict.fromkeys(edit.words))
         if keep:
             options["keep_words"] = edit.words[0]
-        return prepare(
-            "bench", self.model, self.prompt(edit.edited), self.empty, CFG, None, inversion, (), False, **options
-        )[0]
+        edited = self.prompt(edit.edited)
+        return prepare("bench", self.model, edited, self.empty, CFG, inversion=inversion, **options)[0]
 
     def p2p(self, edit: Edit, inversion, **changes):
         """(image, calls per step)"""

@@ -113,8 +113,22 @@ _EDIT = (
 )
 
 
-def prepare(title: str, model, edited, negative, cfg, source, inversion, more, keep_source, **options):
-    """The guider, its blend (or None), the sentences, and the cfg in force."""
+def prepare(
+    title: str,
+    model,
+    edited,
+    negative,
+    cfg,
+    *,
+    source=None,
+    inversion=None,
+    edited_2=None,
+    edited_3=None,
+    keep_source=False,
+    **widgets,
+):
+    """The guider, its blend (or None), the sentences for the report, and the cfg in force. title: of the node;
+    widgets: those of `_EDIT`, as they are written."""
     if inversion is not None:
         record.check_belongs(inversion, model)
     cfg = cfg_of(inversion, cfg)
@@ -122,9 +136,9 @@ def prepare(title: str, model, edited, negative, cfg, source, inversion, more, k
         if inversion is None:
             raise ValueError(f"{title} needs the source prompt: wire source, or an inversion that knows its prompt.")
         source = source_of(inversion)
-    edits = [edited, *(e for e in more if e is not None)]
+    edits = [e for e in (edited, edited_2, edited_3) if e is not None]
     prompts = [prompts_of(c, title)[0] for c in (source, *edits)]
-    controllers, blend, notes = plan(prompts[0], prompts[1:], **edit_plan(options))
+    controllers, blend, notes = plan(prompts[0], prompts[1:], **edit_plan(widgets))
     guider = prompt_to_prompt_guider(
         model, source, edits, negative, cfg, controllers, inversion=inversion, keep_source=keep_source
     )
@@ -149,22 +163,9 @@ class PromptToPromptGuider(Box):
     )
     OUTPUTS = (Output("GUIDER", "The guider: returns the edits (and the sources in front, if asked)."),)
 
-    def run(
-        self,
-        model,
-        edited,
-        negative,
-        cfg,
-        keep_source,
-        source=None,
-        inversion=None,
-        edited_2=None,
-        edited_3=None,
-        **options,
-    ):
-        guider, _, notes, _ = prepare(
-            self.TITLE, model, edited, negative, cfg, source, inversion, (edited_2, edited_3), keep_source, **options
-        )
+    def run(self, model, edited, negative, cfg, keep_source, inversion=None, **options):
+        options |= {"keep_source": keep_source, "inversion": inversion}
+        guider, _, notes, _ = prepare(self.TITLE, model, edited, negative, cfg, **options)
         if keep_source and inversion is not None:
             notes.append("Notice: keep_source is not read with an inversion, whose source is its stored path")
         return text_result("; ".join(notes), guider)
@@ -195,36 +196,11 @@ class PromptToPrompt(Box):
         Output("STRING", "What was matched how, and what it cost.", "report"),
     )
 
-    def run(
-        self,
-        model,
-        edited,
-        negative,
-        cfg,
-        seed,
-        steps,
-        scheduler,
-        latent=None,
-        source=None,
-        inversion=None,
-        edited_2=None,
-        edited_3=None,
-        **options,
-    ):
+    def run(self, model, edited, negative, cfg, seed, steps, scheduler, latent=None, inversion=None, **options):
         if inversion is None and latent is None:
             raise ValueError("Prompt-to-Prompt needs a picture to start from: wire an empty latent, or an inversion.")
-        guider, blend, notes, cfg = prepare(
-            self.TITLE,
-            model,
-            edited,
-            negative,
-            cfg,
-            source,
-            inversion,
-            (edited_2, edited_3),
-            inversion is None,
-            **options,
-        )
+        options |= {"keep_source": inversion is None, "inversion": inversion}
+        guider, blend, notes, cfg = prepare(self.TITLE, model, edited, negative, cfg, **options)
         if inversion is not None and latent is not None:
             notes.append("Notice: latent is not read with an inversion, which brings its own")
         sigmas = sigmas_of(model, scheduler, steps) if inversion is None else inversion.sigmas

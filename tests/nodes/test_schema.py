@@ -62,6 +62,14 @@ def test_every_input_and_output_has_a_tooltip(key, engine):
 
 
 @each
+def test_the_order_of_the_inputs_is_the_order_of_the_widgets(key, engine):
+    """Saved workflows hold widgets by place; required ones come first on every front end."""
+    node = NODES[key]
+    groups = node.INPUT_TYPES()
+    assert [i.name for i in node.INPUTS] == [*groups["required"], *groups.get("optional", {})]
+
+
+@each
 def test_numbers_have_a_default_inside_their_range(key, engine):
     for part, inputs in NODES[key].INPUT_TYPES().items():
         for name, spec in inputs.items() if part != "hidden" else ():
