@@ -21,13 +21,12 @@ from torch import Tensor
 
 from ..engine import comfy, demo_family
 from ..engine.sampling import time_to_sigma
-from ..engine.words import describe as describe_words
+from ..engine.words import describe
 from ..samplers.attention.alignment import normal_word
 from ..samplers.picture.disturbance import disturbance_schedule, gains
-from ..samplers.picture.repaint import describe
 from ..samplers.window import SigmaWindow
 from .disturbance_schedule import picture_sigmas, stability
-from .repaint import RESAMPLING, chosen
+from .repaint import RESAMPLING, chosen, cost, visits
 
 LONGEST = 20_000  # characters of a prompt
 MOST_LEVELS = 2000
@@ -45,7 +44,7 @@ def _tokenizer():
 
 def words(text: str) -> list[str]:
     """The prompt's words in order, repeats kept, in the spelling that the nodes' word fields understand."""
-    found = describe_words(_tokenizer(), text[:LONGEST])["words"]
+    found = describe(_tokenizer(), text[:LONGEST])["words"]
     return [word for word in (normal_word(entry["text"]) for entry in found) if word]
 
 
@@ -91,14 +90,10 @@ def _repaint(model, options):
         sigmas = plan.sigmas(float(model.sampling.sigma_min), float(model.sampling.sigma_max))
         options = {"steps": str(plan.levels), "scheduler": "normal", **options}
     sigmas = _scheduled(model, options) if sigmas is None else sigmas.float()
-    if options.get("mode", RESAMPLING) == RESAMPLING:
-        path = plan.path(sigmas)
-        text = describe(sigmas, path)
-    else:
-        path = list(range(len(sigmas)))
-        text = f"{describe(sigmas, path)}, each on {_count(options, 'particles', 1)} rows per picture"
+    mode = options.get("mode", RESAMPLING)
+    text = cost(plan, mode, _count(options, "particles", 1), sigmas)
     limited = plan.low > 0 or plan.high < float(sigmas[0])
-    return sigmas, path, (plan.high, plan.low) if limited else (0.0, 0.0), text
+    return sigmas, visits(plan, mode, sigmas), (plan.high, plan.low) if limited else (0.0, 0.0), text
 
 
 def _disturbance(model, options):

@@ -33,7 +33,7 @@ from .base import (
     optional,
 )
 from .masked import MaskedEdit, check_picture
-from .report import shown, text_result, unchanged
+from .report import text_result, unchanged
 
 RESAMPLING, EXACT = "resampling (RePaint)", "exact-leaning (particles)"
 RENEWED, POSTERIOR = "renewed (ours, for few levels)", "posterior (the paper's)"
@@ -86,7 +86,8 @@ def chosen(schedule, jump, resamples, low, high, noise, levels=0) -> Schedule:
     return PRESETS.get(schedule) or Schedule(levels, jump, resamples, low, high, noise == RENEWED)
 
 
-def _path(schedule, mode, sigmas, process, scale):
+def visits(schedule, mode, sigmas, process=VE, scale=1.0) -> list[int]:
+    """The numbers of the sigmas in the order in which a run visits them."""
     return list(range(len(sigmas))) if mode == EXACT else schedule.path(sigmas, process, scale)
 
 
@@ -99,7 +100,7 @@ def make_sampler(schedule, mode, particles, scale=None, log_cost=True):
         spread = data_scale(source, mask) if scale is None else scale
         if log_cost:
             log.info("RePaint: %s", cost(schedule, mode, particles, sigmas, process, spread))
-        return network_calls(_path(schedule, mode, sigmas, process, spread))
+        return network_calls(visits(schedule, mode, sigmas, process, spread))
 
     def warned(sample):
         @functools.wraps(sample)
@@ -117,9 +118,9 @@ def make_sampler(schedule, mode, particles, scale=None, log_cost=True):
     return own_sampler(warned(sample_repaint_scheduled), calls=calls, holds_mask=True, schedule=schedule, scale=scale)
 
 
-def cost(schedule, mode, particles, sigmas, process, scale):
+def cost(schedule, mode, particles, sigmas, process=VE, scale=1.0) -> str:
     """What a run will cost."""
-    text = describe(sigmas, _path(schedule, mode, sigmas, process, scale))
+    text = describe(sigmas, visits(schedule, mode, sigmas, process, scale))
     return text + (f", each on {particles} rows per picture" if mode == EXACT else "")
 
 
@@ -204,7 +205,7 @@ class RePaintSampler(Box):
         sampler = make_sampler(plan, mode, particles, scale, log_cost=False)
         out = sample_latent(model, positive, negative, cfg, sampler, sigmas, latent, seed, edit.grid)
         out["samples"] = edit.put_back(out["samples"], below=0.5 if mode == EXACT else None)
-        return shown(text, out)
+        return text_result(text, out, log=False)
 
 
 class PixelComposite(Box):

@@ -13,16 +13,12 @@ from ..engine import comfy
 from ..samplers.measure.metrics import psnr
 
 
-def text_result(text: str, *outputs, **ui) -> dict:
-    """A node's return value that shows `text` in the node; the log gets its first line.
+def text_result(text: str, *outputs, log: bool = True, **ui) -> dict:
+    """A node's return value that shows `text` in the node; the log gets its first line, unless it has it already.
 
     ui: more lists for the page, by key (web/nulltext.js reads them)."""
-    logging.getLogger("nulltext").info(text.splitlines()[0] if text else "")
-    return shown(text, *outputs, **ui)
-
-
-def shown(text: str, *outputs, **ui) -> dict:
-    """`text_result` for a text that stands in the log already."""
+    if log:
+        logging.getLogger("nulltext").info(text.splitlines()[0] if text else "")
     return {"ui": {"text": [text], **ui}, "result": outputs}
 
 
