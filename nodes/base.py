@@ -21,6 +21,7 @@ from typing import Any
 
 from ..engine.comfy import schedulers
 
+CELL = 8  #: pixels of a latent cell, as ComfyUI's own latent nodes assume
 LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
 
 

@@ -13,11 +13,9 @@ from ..engine.sampling import sample_latent, time_to_sigma
 from ..samplers.core import gaussian
 from ..samplers.masks import dilate, to_pixels
 from ..samplers.picture.diffedit import CLAMP, THRESHOLD, difference_map, edit_mask, heat, sample_diffedit, smoothed
-from .base import CFG, INVERSION, LATENT, MASK, MODEL, NEGATIVE, POSITIVE, SEED, Box, Float, Int, Output, Socket
+from .base import CELL, CFG, INVERSION, LATENT, MASK, MODEL, NEGATIVE, POSITIVE, SEED, Box, Float, Int, Output, Socket
 from .masked import MaskedEdit, check_picture
 from .report import text_result, unchanged
-
-_CELL = 8  # pixels of a latent cell; what ComfyUI's own latent nodes assume
 
 
 class DiffEditMask(Box):
@@ -81,7 +79,7 @@ class DiffEditMask(Box):
         conds = {"positive": target, "source": source}
         map_ = sample_with(model, conds, samples, torch.tensor([sigma, 0.0]), body, total=maps, seed=seed)
         map_ = smoothed(map_, smooth)
-        size = tuple(n * _CELL for n in samples.shape[-2:])
+        size = tuple(n * CELL for n in samples.shape[-2:])
         mask = to_pixels(dilate(edit_mask(map_, threshold, clamp)[:, None], grow)[:, 0], size)
         image = to_pixels(heat(map_, clamp), size)[..., None].expand(-1, -1, -1, 3).contiguous()
         text = f"{float(mask.mean()):.0%} of the picture differs. {maps} calls with both prompts at sigma {sigma:.3g}."

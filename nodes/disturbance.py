@@ -77,10 +77,8 @@ def disturb(model, look, strength, rollback, start_percent, end_percent, cfg, re
     """(patched MODEL, None), or (the MODEL itself, why nothing changes). ValueError where no result is defined."""
     if look == PICTURE and reference is None:
         raise ValueError("Image-D needs a picture: connect its LATENT to `picture`, or choose rollback (Back-D).")
-    if look == PICTURE and is_empty(reference):
-        raise ValueError(
-            "Image-D needs a picture, but this latent is empty: encode an image, or choose rollback (Back-D)."
-        )
+    if look == PICTURE:
+        check_picture(reference, "Image-D needs a picture", "encode an image, or choose rollback (Back-D)")
     if strength == 0:
         return model, "strength is 0"
     if start_percent >= end_percent:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..engine.vision import text_embedding, vision_features
 from ..samplers.measure import metrics
 from .base import IMAGE, MASK, POSITIVE, Box, Output, Socket, optional
+from .masked import check_pair
 from .report import text_result
 
 
@@ -43,16 +44,7 @@ class EditScore(Box):
     )
 
     def run(self, source, edit, mask=None, clip_vision=None, prompt=None):
-        if source.shape[1:3] != edit.shape[1:3]:
-            raise ValueError(
-                f"The edit is {edit.shape[2]}x{edit.shape[1]} pixels and the source "
-                f"{source.shape[2]}x{source.shape[1]}: scale "
-                "one of them first."
-            )
-        if len(source) not in (1, len(edit)):
-            raise ValueError(
-                f"There are {len(source)} sources for {len(edit)} edits: wire one source, or one for each edit."
-            )
+        check_pair(source, edit)
         if prompt is not None and clip_vision is None:
             raise ValueError(
                 "The similarity to a prompt needs a CLIP vision model: wire clip_vision too, or take prompt out."

@@ -13,7 +13,23 @@ from ..samplers.picture.ilvr import coarse_of, sample_ilvr
 from ..samplers.picture.lowpass import LOW_PASSES, kept
 from ..samplers.window import SigmaWindow
 from . import words
-from .base import CFG, MODEL, NEGATIVE, POSITIVE, SCHEDULER, SEED, STEPS, Box, Choice, Float, Output, Socket, Text, span
+from .base import (
+    CELL,
+    CFG,
+    MODEL,
+    NEGATIVE,
+    POSITIVE,
+    SCHEDULER,
+    SEED,
+    STEPS,
+    Box,
+    Choice,
+    Float,
+    Output,
+    Socket,
+    Text,
+    span,
+)
 from .masked import check_picture
 from .report import model_unchanged, text_result
 
@@ -24,7 +40,6 @@ ALIASES = [
     "iterative latent variable refinement",
     "layout from picture",
 ]
-_CELL = 8  # pixels of a latent cell; what ComfyUI's own latent nodes assume
 REFERENCE = Socket("reference", "LATENT", "The picture whose coarse content is kept, of the size that is sampled.")
 FACTOR = Float(
     "factor",
@@ -48,7 +63,7 @@ def coarseness(factor: float, shape) -> str:
     """A factor in latent and in pixel terms."""
     h, w = shape[-2:]
     return (
-        f"factor {factor:g} in latent cells = {factor * _CELL:g} in pixels: {kept(h, factor)} x {kept(w, factor)} "
+        f"factor {factor:g} in latent cells = {factor * CELL:g} in pixels: {kept(h, factor)} x {kept(w, factor)} "
         f"numbers held of {h} x {w} cells"
     )
 

@@ -11,7 +11,6 @@ from ..engine.comfy import check_latent, process_of, sigmas_of
 from ..engine.fingerprint import fingerprint
 from ..engine.noise import model_notes
 from ..engine.run import Run, sample_with
-from ..engine.sampling import is_empty
 from ..samplers.core import gaussian
 from ..samplers.inversion.record import Inversion
 from ..samplers.inversion.table import BY_TITLE, PIVOTS
@@ -32,6 +31,7 @@ from .base import (
     Output,
     optional,
 )
+from .masked import check_picture
 from .replay import cost_line, error_line, noise_line, reconstructed, replay
 
 # inputs of Invert Image, Null-Text Optimise and the Null-Text Inverter
@@ -77,8 +77,7 @@ def check_invertible(model, conds: dict, latent: dict, sigmas: Tensor, pivot: st
     """Every refusal that can be spoken before any work; returns the latent's samples [B, C, ...]."""
     process = process_of(model)
     samples = check_latent(model, latent)
-    if is_empty({"samples": samples}):
-        raise ValueError("The latent is empty: encode the picture to invert with VAE Encode.")
+    check_picture({"samples": samples}, "An inversion needs a picture", "encode one with VAE Encode")
     if pivot not in PIVOTS:
         raise ValueError(f"The pivot is one of {', '.join(BY_TITLE)}; got {pivot!r}.")
     if cfg != 1 and not conds.get("negative"):

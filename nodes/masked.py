@@ -16,6 +16,17 @@ def check_picture(latent: dict, need: str, way_out: str = "encode an image") -> 
         raise ValueError(f"{need}, but the latent is empty: {way_out}.")
 
 
+def check_pair(original: Tensor, edited: Tensor) -> None:
+    """ValueError unless two IMAGEs [B, H, W, C] have one size, and the original is one or as many as the edits."""
+    (h, w), (eh, ew) = original.shape[1:3], edited.shape[1:3]
+    if (h, w) != (eh, ew):
+        raise ValueError(f"The original is {w} x {h} pixels and the edit {ew} x {eh}: resize one of them first.")
+    if len(original) not in (1, len(edited)):
+        raise ValueError(
+            f"There are {len(original)} originals for {len(edited)} edits: wire one original, or one for each edit."
+        )
+
+
 class MaskedEdit:
     """A latent [B, C, ...] with the cells that may change.
 

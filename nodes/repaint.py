@@ -32,7 +32,7 @@ from .base import (
     Socket,
     optional,
 )
-from .masked import MaskedEdit, check_picture
+from .masked import MaskedEdit, check_pair, check_picture
 from .report import text_result, unchanged
 
 RESAMPLING, EXACT = "resampling (RePaint)", "exact-leaning (particles)"
@@ -227,13 +227,7 @@ class PixelComposite(Box):
     )
 
     def run(self, original, edited, mask, feather):
-        if original.shape[1:3] != edited.shape[1:3]:
-            raise ValueError(
-                f"The original is {original.shape[2]} x {original.shape[1]} pixels and the edit {edited.shape[2]} x "
-                f"{edited.shape[1]}: resize one of them first."
-            )
-        if len(original) not in (1, len(edited)):
-            raise ValueError(f"{len(edited)} edits need one original or as many; got {len(original)}.")
+        check_pair(original, edited)
         soft = feathered(to_grid(mask, original.shape[1:3], batch=len(edited), of="edit")[:, 0], feather)
         out = composite(original.expand_as(edited), edited, soft)
         if not bool((soft > 0).any()):

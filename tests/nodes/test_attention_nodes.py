@@ -246,7 +246,7 @@ def test_edit_score():
     assert whole[4] > 0
     assert "outside the mask" in outside[0]
     assert "whole picture: PSNR" in outside[0]
-    with pytest.raises(ValueError, match="scale one of them"):
+    with pytest.raises(ValueError, match="resize one of them"):
         EditScore().run(image, changed[:, :16])
     with pytest.raises(ValueError, match="covers the whole picture"):
         EditScore().run(image, changed, torch.ones(1, 32, 48))
