@@ -14,11 +14,11 @@ def register() -> bool:
 
     Idempotent: True if this call did it, False if it was done before. Needs an importable ComfyUI, no server."""
     from .engine import demo_family
-    from .nodes import routes
+    from .nodes import page
 
     if not demo_family.register():
         return False
-    routes.register()
+    page.register()
     return True
 
 

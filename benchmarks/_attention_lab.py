@@ -40,13 +40,13 @@ class Lab:
         return engine.prompt(self.clip, text)
 
     def invert(self, edit: Edit):
-        from ..nodes.inverting import invert
+        from ..nodes.inversion import invert
 
         latent = {"samples": engine.encode(self.vae, edit.image)}
         return invert(self.model, {"positive": self.prompt(edit.source)}, latent, self.sigmas, "ddim", cache=False)[0]
 
     def optimise(self, inversion):
-        from ..nodes.optimising import optimise
+        from ..nodes.null_text import optimise
 
         return optimise(self.model, inversion, None, self.empty, CFG, inner=self.inner, cache=False)[0]
 
@@ -73,9 +73,8 @@ class Lab:
             options["blend_words"] = ", ".join(dict.fromkeys(edit.words))
         if keep:
             options["keep_words"] = edit.words[0]
-        return prepare(
-            "bench", self.model, self.prompt(edit.edited), self.empty, CFG, None, inversion, (), False, **options
-        )[0]
+        edited = self.prompt(edit.edited)
+        return prepare("bench", self.model, edited, self.empty, CFG, inversion=inversion, **options)[0]
 
     def p2p(self, edit: Edit, inversion, **changes):
         """(image, calls per step)"""

@@ -12,9 +12,8 @@ from types import SimpleNamespace
 
 import torch
 
-from ..engine import guide
 from ..nodes.classifier import ClassifierGuidance
-from ..nodes.guidance_inputs import term
+from ..nodes.guidance import strength, term
 from ..samplers.guidance.terms import Guidance, with_guidance
 from ..samplers.measure.mixture import GaussianMixture
 from ..samplers.ode import sample_euler
@@ -43,12 +42,9 @@ def node_guidance(log_likelihood) -> Guidance:
     groups = ClassifierGuidance.INPUT_TYPES()
     given = {k: spec[1]["default"] for part in groups.values() for k, spec in part.items() if "default" in spec[1]}
     table = SimpleNamespace(percent_to_sigma=lambda p: math.nan)  # asked only for a default inside the run
-    window = guide.window(
-        SimpleNamespace(get_model_object=lambda _: table), given["start_percent"], given["end_percent"]
-    )
-    return term(
-        log_likelihood, "class", "latent", given["scale"], window, given["bound"], given["every"], given["variance"]
-    ).guidance
+    acts = {k: given[k] for k in ("scale", "start_percent", "end_percent", "bound", "every", "variance")}
+    model = SimpleNamespace(get_model_object=lambda _: table)
+    return term(log_likelihood, "class", "latent", strength(model, **acts)).guidance
 
 
 def levels() -> torch.Tensor:

@@ -108,7 +108,7 @@ def make_edits(folder: Path, items: dict[str, dict], to: Path, size: int, steps:
 
     from ..engine.comfy import sigmas_of
     from ..engine.pair_guider import run_guider
-    from ..nodes.inverting import invert
+    from ..nodes.inversion import invert
     from ..nodes.prompt_to_prompt import prepare
     from . import _engine as engine
 
@@ -124,12 +124,11 @@ def make_edits(folder: Path, items: dict[str, dict], to: Path, size: int, steps:
             }
             source, edited = (engine.prompt(clip, plain(item[name])) for name in ("original_prompt", "editing_prompt"))
             inversion = invert(model, {"positive": source}, latent, sigmas, "ddim", cache=False)[0]
+            given = ("pie", model, edited, empty, 7.5)
             try:
-                guider = prepare("pie", model, edited, empty, 7.5, None, inversion, (), False, **settings(item))[0]
+                guider = prepare(*given, inversion=inversion, **settings(item))[0]
             except ValueError:  # a blended word that is written otherwise in the prompts
-                guider = prepare(
-                    "pie", model, edited, empty, 7.5, None, inversion, (), False, cross_steps=0.4, self_steps=0.6
-                )[0]
+                guider = prepare(*given, inversion=inversion, cross_steps=0.4, self_steps=0.6)[0]
             image = engine.decode(vae, run_guider(guider, None, sigmas, 0).edits)[0]
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.mul(255).round().byte().movedim(0, -1).numpy()).save(path)

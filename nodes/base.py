@@ -3,8 +3,8 @@
     class SDEdit(Box):
         ID, TITLE, CATEGORY = "NullText_SDEdit", "SDEdit", "NullText/from picture"
         SEARCH_ALIASES = ["sdedit", "img2img"]
-        DESCRIPTION = "Noises a picture to level t0 and denoises it again."
-        INPUTS = (MODEL, Float("t0", 0.5, "Noise level as a share of the diffusion's time."), MASK.optional())
+        DESCRIPTION = "Adds noise to a picture and denoises it again."
+        INPUTS = (MODEL, Float("t0", 0.5, "How much noise: 0 none, 1 all."), MASK.optional())
         OUTPUTS = (Output("LATENT", "The result."),)
 
         def run(self, model, t0, mask=None): ...
@@ -19,6 +19,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..engine.comfy import schedulers
+
+CELL = 8  #: pixels of a latent cell, as ComfyUI's own latent nodes assume
 LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
 
 
@@ -35,9 +38,10 @@ class Input:
     def optional(self) -> Input:
         return replace(self, wanted=False)
 
-    def __call__(self, name: str | None = None, **options) -> Input:
-        """The same input under another name or with other options: CFG(default=5.0), LATENT("source")."""
-        return replace(self, name=name or self.name, options=self.options | options)
+    def __call__(self, tooltip: str | None = None, *, name: str | None = None, **options) -> Input:
+        """The same input with another tooltip, name or option: LATENT("The picture."), CFG(default=5.0)."""
+        other = {"tooltip": tooltip} if tooltip else {}
+        return replace(self, name=name or self.name, options=self.options | options | other)
 
     @property
     def tooltip(self) -> str:
@@ -51,18 +55,26 @@ class Input:
         return kind, dict(self.options)
 
 
+def optional(*inputs: Input) -> tuple[Input, ...]:
+    """The inputs as ones that may stay unwired."""
+    return tuple(each.optional() for each in inputs)
+
+
 def Socket(name: str, kind: str, tooltip: str) -> Input:
     """A wire: MODEL, LATENT, INVERSION, ..."""
     return Input(name, kind, {"tooltip": tooltip})
 
 
-def Float(name: str, default: float, tooltip: str, low: float = 0.0, high: float = 1.0, step: float = 0.01) -> Input:
-    """A number; from 0 to 1 unless said otherwise."""
-    return Input(name, "FLOAT", {"default": default, "min": low, "max": high, "step": step, "tooltip": tooltip})
+def Float(
+    name: str, default: float, tooltip: str, low: float = 0.0, high: float = 1.0, step: float = 0.01, **options
+) -> Input:
+    """A number; the range is 0 to 1 unless it is given."""
+    ends = {"default": default, "min": low, "max": high, "step": step}
+    return Input(name, "FLOAT", {**ends, **options, "tooltip": tooltip})
 
 
 def Int(name: str, default: int, tooltip: str, low: int = 1, high: int = 1000) -> Input:
-    """A whole number."""
+    """An integer."""
     return Input(name, "INT", {"default": default, "min": low, "max": high, "tooltip": tooltip})
 
 
@@ -123,6 +135,13 @@ NEGATIVE = Socket(
     "negative", "CONDITIONING", "The negative or empty prompt: the null branch of classifier-free guidance."
 )
 LATENT = Socket("latent", "LATENT", "The latent.")
+VAE = Socket("vae", "VAE", "The VAE that belongs to the model.")
+IMAGE = Socket("image", "IMAGE", "The picture.")
+INVERSION = Socket(
+    "inversion", "INVERSION", "From Null-Text Inverter, Null-Text Optimise, Invert Image or Load Inversion."
+)
+SIGMAS = Socket("sigmas", "SIGMAS", "Instead of steps and scheduler: a schedule that falls to 0.")
+SCHEDULER = Choice("scheduler", schedulers(), "How the steps are spaced.")
 MASK = Socket(
     "mask", "MASK", "1 (white) means: change here. Any size; a latent cell takes the largest value of its pixels."
 )
@@ -137,14 +156,21 @@ SEED = Input(
         "tooltip": "Seed of every random draw of this node. The same seed gives the same result.",
     },
 )
-CFG = Float("cfg", 7.5, "Classifier-free guidance scale. 1 asks for the positive prompt alone.", 0.0, 100.0, 0.1)
+CFG = Float("cfg", 7.5, "Classifier-free guidance scale. 1 uses the positive prompt alone.", 0.0, 100.0, 0.1)
 STEPS = Int("steps", 50, "Reverse steps: one network call each.")
 TARGET_CFG = Float(
-    "cfg",
+    "target_cfg",
     0.0,
-    "Guidance scale of the edit; 0: the inversion's own. Edit-friendly DDPM's authors invert at 3.5 and "
-    "edit at 15. Null embeddings fit the cfg they were optimised for, and another is refused.",
+    "Guidance scale of the edit; 0: the inversion's own. Edit-friendly DDPM's authors invert at 3.5 and edit at 15. "
+    "Null embeddings fit the cfg they were optimised for, and another is refused.",
     0.0,
     100.0,
     0.1,
 )
+
+
+def span(what: str, start: float = 0.0, end: float = 1.0, at_start: str = "", at_end: str = "") -> tuple[Input, Input]:
+    """start_percent and end_percent: when `what` acts. at_start, at_end: further sentences of their tooltips."""
+    first = f"Where {what} begins, as ComfyUI counts: 0 is noise, 1 the finished picture. {at_start}"
+    last = f"Where {what} ends (1: at the finished picture). {at_end}"
+    return Float("start_percent", start, first.strip()), Float("end_percent", end, last.strip())

@@ -2,154 +2,212 @@
 
 from __future__ import annotations
 
-from ..engine.comfy import schedulers, sigmas_of
-from . import direct
-from .report import text_result
+import time
+
+import torch
+from torch import Tensor
+
+from ..engine import record
+from ..engine.comfy import check_latent, get, latent_out, sigmas_of
+from ..engine.run import Run, sample_with
+from ..samplers.core import gaussian
+from ..samplers.inversion.direct_edit import sample_flow_edit, sample_infedit
+from ..samplers.inversion.replay import first_step
+from .base import (
+    LATENT,
+    MASK,
+    MODEL,
+    NEGATIVE,
+    POSITIVE,
+    SCHEDULER,
+    SIGMAS,
+    STEPS,
+    Box,
+    Choice,
+    Float,
+    Int,
+    Output,
+    optional,
+)
+from .replay import Result
+from .report import nothing_to_change, text_result
+
+METHODS = {"FlowEdit": sample_flow_edit, "InfEdit": sample_infedit}
 
 
-class DirectEdit:
-    ID = "NullText_DirectEdit"
-    TITLE = "Direct Edit (FlowEdit, InfEdit)"
-    CATEGORY = "NullText/edit"
+def calls(method: str, steps: int, average: int, plain_steps: int) -> int:
+    """Network calls of a direct edit over `steps` steps."""
+    if method == "InfEdit":
+        return 2 * steps
+    return 2 * average * (steps - plain_steps) + plain_steps
+
+
+def equal(a: list, b: list) -> bool:
+    """Whether two CONDITIONINGs ask the network for the same."""
+
+    def same(x, y):
+        if isinstance(x, Tensor):
+            return isinstance(y, Tensor) and x.shape == y.shape and bool(torch.equal(x, y))
+        return x is y or (isinstance(x, str | int | float | bool | None) and x == y)
+
+    if len(a) != len(b):
+        return False
+    for (cond_a, extra_a), (cond_b, extra_b) in zip(a, b):
+        keys = {k for k in (*extra_a, *extra_b) if k != record.KEY}
+        if not same(cond_a, cond_b) or not all(same(extra_a.get(k), extra_b.get(k)) for k in keys):
+            return False
+    return True
+
+
+def edit(
+    model,
+    conds: dict,
+    latent: dict,
+    sigmas: Tensor,
+    method: str,
+    *,
+    source_cfg: float,
+    target_cfg: float,
+    strength: float,
+    average: int,
+    plain_steps: int,
+    seed: int,
+    mask: Tensor | None,
+) -> tuple[Result, str | None]:
+    """(the edited LATENT, why nothing was done or None). conds: "source", "target", and "negative" where a cfg is not
+    1.
+
+    ValueError before any work; equal prompts and scales, an empty mask, strength 0: the source as it is."""
+    samples = check_latent(model, latent)
+    sigmas = record.check_sigmas(sigmas)
+    record.check_prompt(conds["source"])
+    record.check_prompt(conds["target"], "target prompt")
+    if (source_cfg != 1 or target_cfg != 1) and not conds.get("negative"):
+        raise ValueError(
+            "A cfg above 1 needs the null branch: wire the negative (empty) prompt, or set both scales to 1."
+        )
+    first = first_step(strength, len(sigmas) - 1)
+    steps = len(sigmas) - 1 - first
+    if method == "FlowEdit" and plain_steps > steps:
+        raise ValueError(
+            f"{plain_steps} plain steps don't fit into {steps} steps: lower them, or raise steps or strength."
+        )
+    reason = None
+    if steps == 0:
+        reason = f"strength {strength:g} samples no step"
+    elif mask is not None and not bool((mask > 0).any()):
+        reason = "the mask is empty"
+    elif (
+        equal(conds["source"], conds["target"])
+        and source_cfg == target_cfg
+        and not (method == "FlowEdit" and plain_steps)
+    ):
+        reason = "source and target ask for the same"
+    if reason:
+        return Result(latent["samples"], 0, 0.0, torch.zeros(len(samples))), reason
+
+    def body(run: Run):
+        def branch(name, cfg):
+            guided = run.guided(name, "negative" if cfg != 1 else None, cfg)
+
+            def denoise(x, sigma):
+                run.tick()
+                return guided(x, sigma)
+
+            return denoise
+
+        options = {"average": average, "plain_steps": plain_steps} if method == "FlowEdit" else {}
+        out = METHODS[method](
+            branch("target", target_cfg),
+            run.latent,
+            run.sigmas,
+            process=run.process,
+            noise=gaussian(run.latent, seed),
+            source=branch("source", source_cfg),
+            callback=run.callback,
+            **options,
+        )
+        if mask is not None:
+            inside = get("sampler_helpers").prepare_mask(mask, run.latent.shape, run.device)
+            out = run.latent + inside * (out - run.latent)
+        error = (out - run.latent).flatten(1).square().mean(1).sqrt()
+        return latent_out(model, out.cpu()), error.cpu(), run.calls
+
+    began = time.perf_counter()
+    used = {"positive": conds["target"], **{k: v for k, v in conds.items() if v is not None}}
+    out, error, made = sample_with(
+        model, used, samples, sigmas[first:], body, total=calls(method, steps, average, plain_steps), seed=seed
+    )
+    return Result(out, made, time.perf_counter() - began, error), None
+
+
+class DirectEdit(Box):
+    ID, TITLE, CATEGORY = "NullText_DirectEdit", "Direct Edit (FlowEdit, InfEdit)", "NullText/edit"
+    SEARCH_ALIASES = ["FlowEdit", "InfEdit", "inversion free editing", "image edit", "DDCM"]
     DESCRIPTION = (
         "Edits a picture by the difference of two prompts, without inversion and without optimisation; equal prompts "
         "give the source back exactly. Works for eps, v-prediction and flow models. Cost: 2 x average x steps x "
-        "strength calls. Search: FlowEdit, InfEdit, inversion free editing, image edit, DDCM."
+        "strength calls."
     )
-    SEARCH_ALIASES = ["FlowEdit", "InfEdit", "inversion free editing", "image edit", "DDCM"]
-    FUNCTION = "run"
-    RETURN_TYPES = ("LATENT", "STRING")
-    RETURN_NAMES = ("latent", "report")
-    OUTPUT_TOOLTIPS = ("The edited latent, for VAE Decode.", "What it cost and how far it lies from the source.")
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {
-            "required": {
-                "model": ("MODEL", {"tooltip": "The diffusion model."}),
-                "source": ("CONDITIONING", {"tooltip": "What the picture shows."}),
-                "target": ("CONDITIONING", {"tooltip": "What it shall show."}),
-                "latent": ("LATENT", {"tooltip": "The picture, from VAE Encode; a batch is edited at once."}),
-                "method": (
-                    list(direct.METHODS),
-                    {
-                        "default": "FlowEdit",
-                        "tooltip": "FlowEdit: moves the picture by the difference of the two velocities. InfEdit: "
-                        "replaces its noise at every step; made for few steps and consistency models.",
-                    },
-                ),
-                "steps": ("INT", {"default": 50, "min": 1, "max": 1000, "tooltip": "Steps of the whole schedule."}),
-                "scheduler": (schedulers(), {"default": "normal", "tooltip": "Where the steps lie."}),
-                "strength": (
-                    "FLOAT",
-                    {
-                        "default": 0.66,
-                        "min": 0.0,
-                        "max": 1.0,
-                        "step": 0.01,
-                        "tooltip": "The share of the schedule that is walked (the paper's n_max / T): more "
-                        "changes more. "
-                        "0 is the source.",
-                    },
-                ),
-                "source_cfg": (
-                    "FLOAT",
-                    {
-                        "default": 3.5,
-                        "min": 1.0,
-                        "max": 30.0,
-                        "step": 0.1,
-                        "tooltip": "Guidance of the source prompt (3.5 in the paper for SD3, 1.5 for Flux).",
-                    },
-                ),
-                "target_cfg": (
-                    "FLOAT",
-                    {
-                        "default": 7.5,
-                        "min": 1.0,
-                        "max": 30.0,
-                        "step": 0.1,
-                        "tooltip": "Guidance of the target prompt (13.5 in the paper for SD3, 5.5 for Flux).",
-                    },
-                ),
-                "average": (
-                    "INT",
-                    {
-                        "default": 1,
-                        "min": 1,
-                        "max": 32,
-                        "tooltip": "FlowEdit: noise draws per step (n_avg). The cost grows with it.",
-                    },
-                ),
-                "plain_steps": (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 1000,
-                        "tooltip": "FlowEdit: last steps that sample the target plainly (n_min): more style, "
-                        "less source.",
-                    },
-                ),
-                "seed": ("INT", {"default": 0, "min": 0, "max": 2**32 - 1, "tooltip": "Noise of the edit."}),
-            },
-            "optional": {
-                "negative": (
-                    "CONDITIONING",
-                    {"tooltip": "The negative (empty) prompt; needed where a scale is above 1."},
-                ),
-                "mask": (
-                    "MASK",
-                    {"tooltip": "Change only here (1 = change); outside the source's latent is kept exactly."},
-                ),
-                "sigmas": ("SIGMAS", {"tooltip": "Instead of steps and scheduler: a schedule that falls to 0."}),
-            },
-        }
+    INPUTS = (
+        MODEL("The diffusion model."),
+        POSITIVE("What the picture shows.", name="source"),
+        POSITIVE("What it shall show.", name="target"),
+        LATENT("The picture, from VAE Encode; a batch is edited at once."),
+        Choice(
+            "method",
+            list(METHODS),
+            "FlowEdit: moves the picture by the difference of the two velocities. InfEdit: replaces its noise at "
+            "every step; made for few steps and consistency models.",
+        ),
+        STEPS("Steps of the full schedule."),
+        SCHEDULER,
+        Float(
+            "strength",
+            0.66,
+            "The fraction of the schedule that is sampled (the paper's n_max / T): more changes more. 0 is the source.",
+        ),
+        Float(
+            "source_cfg", 3.5, "Guidance of the source prompt (3.5 in the paper for SD3, 1.5 for Flux).", 1.0, 30.0, 0.1
+        ),
+        Float(
+            "target_cfg",
+            7.5,
+            "Guidance of the target prompt (13.5 in the paper for SD3, 5.5 for Flux).",
+            1.0,
+            30.0,
+            0.1,
+        ),
+        Int("average", 1, "FlowEdit: noise draws per step (n_avg). The cost grows with it.", 1, 32),
+        Int(
+            "plain_steps",
+            0,
+            "FlowEdit: number of last steps that sample the target alone (n_min): more style, less source.",
+            0,
+            1000,
+        ),
+        Int("seed", 0, "Noise of the edit.", 0, 2**32 - 1),
+        *optional(
+            NEGATIVE("The negative (empty) prompt; needed where a scale is above 1."),
+            MASK("Change only here (1 = change); outside the source's latent is kept exactly."),
+            SIGMAS,
+        ),
+    )
+    OUTPUTS = (
+        Output("LATENT", "The edited latent, for VAE Decode.", "latent"),
+        Output("STRING", "What it cost and how far it lies from the source.", "report"),
+    )
 
     def run(
-        self,
-        model,
-        source,
-        target,
-        latent,
-        method,
-        steps,
-        scheduler,
-        strength,
-        source_cfg,
-        target_cfg,
-        average,
-        plain_steps,
-        seed,
-        negative=None,
-        mask=None,
-        sigmas=None,
+        self, model, source, target, latent, method, steps, scheduler, negative=None, mask=None, sigmas=None, **options
     ):
         sigmas = sigmas_of(model, scheduler, steps) if sigmas is None else sigmas
         conds = {"source": source, "target": target, "negative": negative}
-        result, nothing = direct.edit(
-            model,
-            conds,
-            latent,
-            sigmas,
-            method,
-            source_cfg=source_cfg,
-            target_cfg=target_cfg,
-            strength=strength,
-            average=average,
-            plain_steps=plain_steps,
-            seed=seed,
-            mask=mask,
-        )
-        if nothing:
-            said = f"Nothing to change: {nothing}; the source comes back as it is"
-            return text_result(said, {"samples": result.samples}, said)
+        result, reason = edit(model, conds, latent, sigmas, method, mask=mask, **options)
         moved = ", ".join(f"{float(e):.2g}" for e in result.error)
-        said = (
-            f"{method}: {result.calls} network calls in {result.seconds:.1f} s; latent rms distance from the source"
-            f" {moved}"
-        )
-        return text_result(said, {"samples": result.samples}, said)
+        text = f"{method}: {result.calls} network calls in {result.seconds:.1f} s; latent rms distance from the source "
+        text = nothing_to_change(reason) if reason else text + moved
+        return text_result(text, {"samples": result.samples}, text)
 
 
 NODES = (DirectEdit,)

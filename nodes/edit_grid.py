@@ -9,121 +9,79 @@ from ..engine.comfy import decode, encode
 from ..engine.noise import source_latent
 from ..engine.words import with_words
 from ..samplers.inversion.replay import calls_back, cfg_of, first_step
-from . import fields as base
-from . import inverting
+from . import words
+from .base import INVERSION, TARGET_CFG, VAE, Box, Output, Socket, Text, optional
+from .inversion_sampling import NULL, SAME_MODEL, STORED_OUTSIDE
 from .pictures import captioned_grid
+from .replay import replay
 from .report import text_result
 
 
-def _strengths(text: str) -> list[float]:
-    try:
-        values = [float(part) for part in text.replace(";", ",").split(",") if part.strip()]
-    except ValueError:
-        values = []
-    if not values or any(not 0 <= v <= 1 for v in values):
-        raise ValueError(
-            f"The strengths are numbers from 0 to 1 with commas between them, like 0.6, 0.8, 1; got {text!r}."
-        )
-    return values
-
-
-class EditGrid:
-    ID = "NullText_EditGrid"
-    TITLE = "One Inversion, Many Edits"
-    CATEGORY = "NullText/edit"
+class EditGrid(Box):
+    ID, TITLE, CATEGORY = "NullText_EditGrid", "One Inversion, Many Edits", "NullText/edit"
+    SEARCH_ALIASES = ["xy plot", "prompt list", "edit sweep", "compare edits"]
     DESCRIPTION = (
         "Samples one inversion with every prompt of a list at every strength of a range, and lays the pictures out in "
-        "a captioned grid beside the source. Cost: prompts x the sum of N x strength calls. Search: xy plot, prompt "
-        "list, edit sweep, compare edits."
+        "a captioned grid beside the source. Cost: prompts x the sum of N x strength calls."
     )
-    SEARCH_ALIASES = ["xy plot", "prompt list", "edit sweep", "compare edits"]
-    FUNCTION = "run"
-    RETURN_TYPES = ("IMAGE", "IMAGE", "LATENT")
-    RETURN_NAMES = ("grid", "edits", "latents")
-    OUTPUT_TOOLTIPS = (
-        "One captioned grid per inverted image: a row per prompt, a column per strength, the source first.",
-        "The edits alone, prompt by prompt, strength by strength.",
-        "Their latents in the same order.",
+    INPUTS = (
+        SAME_MODEL,
+        Socket("clip", "CLIP", "Encodes the edited prompts."),
+        VAE("Decodes the edits."),
+        INVERSION,
+        Text("prompts", "", "One edited prompt per line; empty lines are skipped.", multiline=True),
+        Text(
+            "strengths",
+            "0.6, 0.8, 1.0",
+            "Fractions of the steps that are sampled anew, from 0 (the source) to 1, with commas between.",
+        ),
+        *optional(NULL, STORED_OUTSIDE, TARGET_CFG),
     )
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {
-            "required": {
-                "model": ("MODEL", {"tooltip": "The model that the inversion was made with; another is refused."}),
-                "clip": ("CLIP", {"tooltip": "Encodes the edited prompts."}),
-                "vae": ("VAE", {"tooltip": "Decodes the edits."}),
-                "inversion": (
-                    "INVERSION",
-                    {"tooltip": "From Null-Text Inverter, Optimise, Invert Image or Load Inversion."},
-                ),
-                "prompts": (
-                    "STRING",
-                    {
-                        "multiline": True,
-                        "default": "",
-                        "tooltip": "One edited prompt per line; empty lines are skipped.",
-                    },
-                ),
-                "strengths": (
-                    "STRING",
-                    {
-                        "default": "0.6, 0.8, 1.0",
-                        "tooltip": "Shares of the steps that are walked anew, from 0 (the source) to 1, with commas "
-                        "between.",
-                    },
-                ),
-            },
-            "optional": {
-                "negative": (
-                    "CONDITIONING",
-                    {
-                        "tooltip": "Only for an inversion without null embeddings and cfg above 1: the "
-                        "negative (empty) "
-                        "prompt."
-                    },
-                ),
-                "mask": ("MASK", {"tooltip": "Change only here (1 = change); the rest stays on the stored path."}),
-                "target_cfg": base.TARGET_CFG,
-            },
-        }
+    OUTPUTS = (
+        Output(
+            "IMAGE",
+            "One captioned grid per inverted image: a row per prompt, a column per strength, the source first.",
+            "grid",
+        ),
+        Output("IMAGE", "The edits alone, prompt by prompt, strength by strength.", "edits"),
+        Output("LATENT", "Their latents in the same order.", "latents"),
+    )
 
     def run(self, model, clip, vae, inversion, prompts, strengths, negative=None, mask=None, target_cfg=0.0):
         record.check_belongs(inversion, model)
-        lines = [line.strip() for line in prompts.splitlines() if line.strip()]
-        if not lines:
-            raise ValueError("There is no edited prompt: write one per line.")
-        values = _strengths(strengths)
+        texts, values = words.lines(prompts), words.fractions(strengths, "strengths")
+        if not texts or not values:
+            raise ValueError(f"There is no {'strength' if texts else 'edited prompt'}: write one at least.")
         cfg = cfg_of(inversion, target_cfg)
         record.prompts(inversion, [], negative, cfg)  # refuses a missing negative before any work
         source, edits, captions = source_latent(inversion), [], []
         calls = seconds = 0
-        for text in lines:
+        for text in texts:
             positive = with_words(encode(clip, text), clip, text)
             for strength in values:
                 first = first_step(strength, inversion.steps)
                 if first == inversion.steps:
                     edits.append(source)
                 else:
-                    result = inverting.replay(model, inversion, positive, negative, cfg=cfg, first=first, mask=mask)
+                    result = replay(model, inversion, positive, negative, cfg=cfg, first=first, mask=mask)
                     edits.append(result.samples)
                     calls, seconds = calls + calls_back(inversion, first), seconds + result.seconds
                 captions.append(f"{strength:g}: {text}")
-        shown, pictures = decode(vae, source), [decode(vae, edit) for edit in edits]
+        original, pictures = decode(vae, source), [decode(vae, edit) for edit in edits]
         name = f"source: {inversion.text}" if inversion.text else "source"
         grids = []
         for image in range(inversion.shape[0]):
-            cells, texts = [], []
-            for row in range(len(lines)):
+            cells, names = [], []
+            for row in range(len(texts)):
                 own = slice(row * len(values), (row + 1) * len(values))
-                cells += [shown[image], *(p[image] for p in pictures[own])]
-                texts += [name, *captions[own]]
-            grids.append(captioned_grid(torch.stack(cells), texts, 1 + len(values)))
-        said = (
-            f"{len(lines)} prompts x {len(values)} strengths x {inversion.shape[0]} image(s) at cfg {cfg:g}: "
+                cells += [original[image], *(p[image] for p in pictures[own])]
+                names += [name, *captions[own]]
+            grids.append(captioned_grid(torch.stack(cells), names, 1 + len(values)))
+        report = (
+            f"{len(texts)} prompts x {len(values)} strengths x {inversion.shape[0]} image(s) at cfg {cfg:g}: "
             f"{calls} network calls in {seconds:.1f} s"
         )
-        return text_result(said, torch.cat(grids), torch.cat(pictures), {"samples": torch.cat(edits)})
+        return text_result(report, torch.cat(grids), torch.cat(pictures), {"samples": torch.cat(edits)})
 
 
 NODES = (EditGrid,)

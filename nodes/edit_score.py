@@ -1,72 +1,50 @@
-"""Edit Score: how well an edit kept what it should keep, and how well it says what it should say."""
+"""Edit Score: how well an edit kept what it should keep, and how well it shows what it should show."""
 
 from __future__ import annotations
 
 from ..engine.vision import text_embedding, vision_features
 from ..samplers.measure import metrics
-from . import fields as base
+from .base import IMAGE, MASK, POSITIVE, Box, Output, Socket, optional
+from .masked import check_pair
 from .report import text_result
 
 
-class EditScore:
-    ID = "NullText_EditScore"
-    TITLE = "Edit Score"
-    CATEGORY = "NullText/attention"
+class EditScore(Box):
+    ID, TITLE, CATEGORY = "NullText_EditScore", "Edit Score", "NullText/attention"
     SEARCH_ALIASES = ["psnr", "ssim", "compare images", "clip score", "metrics", "pie-bench"]
-    DESCRIPTION = base.describe(
-        "Measures an edit against its source: PSNR, SSIM and MSE of the whole and outside a mask, structure distance, "
+    DESCRIPTION = (
+        "Measures an edit against its source: PSNR, SSIM and MSE of all of it and outside a mask, structure distance, "
         "and with CLIP vision the similarity to the prompt. The masked figures are PIE-Bench's: images times the "
-        "mask's complement, so that a small background raises PSNR. No network calls of the diffusion model.",
-        SEARCH_ALIASES,
+        "mask's complement, so that a small background raises PSNR. No network calls of the diffusion model."
     )
-    FUNCTION = "run"
-    RETURN_TYPES = ("STRING", "FLOAT", "FLOAT", "FLOAT", "FLOAT")
-    RETURN_NAMES = ("report", "psnr", "ssim", "mse", "structure_distance")
-    OUTPUT_TOOLTIPS = (
-        "All figures, a line for each image of the batch and their mean.",
-        "Mean PSNR in dB (outside the mask if there is one); 100 stands for identical images.",
-        "Mean SSIM (outside the mask if there is one).",
-        "Mean squared error (outside the mask if there is one).",
-        "Mean structure distance x 1000.",
+    INPUTS = (
+        IMAGE("The picture before the edit.", name="source"),
+        IMAGE("The picture after the edit, of the same size and as many.", name="edit"),
+        *optional(
+            MASK("1 where the edit may change the picture; measured outside it."),
+            Socket(
+                "clip_vision",
+                "CLIP_VISION",
+                "A CLIP vision model: structure from its features, and the similarity to the prompt. Without it the "
+                "structure distance compares patches of pixels.",
+            ),
+            POSITIVE(
+                "The edited prompt, from a CLIP text encoder that shares its space with clip_vision; for the "
+                "similarity.",
+                name="prompt",
+            ),
+        ),
     )
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {
-            "required": {
-                "source": ("IMAGE", {"tooltip": "The picture before the edit."}),
-                "edit": ("IMAGE", {"tooltip": "The picture after the edit, of the same size and as many."}),
-            },
-            "optional": {
-                "mask": ("MASK", {"tooltip": "1 where the edit may change the picture; measured outside it."}),
-                "clip_vision": (
-                    "CLIP_VISION",
-                    {
-                        "tooltip": "A CLIP vision model: structure from its features, and the similarity to the "
-                        "prompt. Without it the structure distance compares patches of pixels."
-                    },
-                ),
-                "prompt": (
-                    "CONDITIONING",
-                    {
-                        "tooltip": "The edited prompt, from a CLIP text encoder that shares its space with "
-                        "clip_vision; for the similarity."
-                    },
-                ),
-            },
-        }
+    OUTPUTS = (
+        Output("STRING", "All figures, a line for each image of the batch and their mean.", "report"),
+        Output("FLOAT", "Mean PSNR in dB (outside the mask if there is one); 100 stands for identical images.", "psnr"),
+        Output("FLOAT", "Mean SSIM (outside the mask if there is one).", "ssim"),
+        Output("FLOAT", "Mean squared error (outside the mask if there is one).", "mse"),
+        Output("FLOAT", "Mean structure distance x 1000.", "structure_distance"),
+    )
 
     def run(self, source, edit, mask=None, clip_vision=None, prompt=None):
-        if source.shape[1:3] != edit.shape[1:3]:
-            raise ValueError(
-                f"The edit is {edit.shape[2]}x{edit.shape[1]} pixels and the source "
-                f"{source.shape[2]}x{source.shape[1]}: scale "
-                "one of them first."
-            )
-        if len(source) not in (1, len(edit)):
-            raise ValueError(
-                f"There are {len(source)} sources for {len(edit)} edits: wire one source, or one for each edit."
-            )
+        check_pair(source, edit)
         if prompt is not None and clip_vision is None:
             raise ValueError(
                 "The similarity to a prompt needs a CLIP vision model: wire clip_vision too, or take prompt out."
@@ -92,20 +70,20 @@ class EditScore:
         rows["structure"] = 1e3 * metrics.structure_distance(*features)
         rows["psnr"] = rows["psnr"].clamp(max=100)
         mean = {name: float(value.mean()) for name, value in rows.items()}
-        said = (
+        text = (
             f"PSNR {mean['psnr']:.2f} dB, SSIM {mean['ssim']:.4f}, MSE {mean['mse']:.2e}{outside}\n"
             f"structure distance {mean['structure']:.3f} x 1e-3 ({of}; PIE-Bench's tables use DINO)"
         )
         if outside:
-            said += f"\nwhole picture: PSNR {float(metrics.psnr(a, b).clamp(max=100).mean()):.2f} dB"
+            text += f"\nwhole picture: PSNR {float(metrics.psnr(a, b).clamp(max=100).mean()):.2f} dB"
         if "similarity" in rows:
-            said += f"\nsimilarity to the prompt {mean['similarity']:.2f}"
+            text += f"\nsimilarity to the prompt {mean['similarity']:.2f}"
         if len(b) > 1:
-            said += "".join(
+            text += "".join(
                 f"\n{i + 1}: PSNR {float(rows['psnr'][i]):.2f} dB, SSIM {float(rows['ssim'][i]):.4f}"
                 for i in range(len(b))
             )
-        return text_result(said, said, mean["psnr"], mean["ssim"], mean["mse"], mean["structure"])
+        return text_result(text, text, mean["psnr"], mean["ssim"], mean["mse"], mean["structure"])
 
 
 NODES = (EditScore,)

@@ -8,12 +8,30 @@ from ..engine.comfy import sigmas_of
 from ..engine.guide import window
 from ..engine.post_cfg import patch_denoised
 from ..engine.sampler import own_sampler
-from ..engine.sampling import is_empty, sample_latent, to_model_space
+from ..engine.sampling import sample_latent, to_model_space
 from ..samplers.picture.ilvr import coarse_of, sample_ilvr
 from ..samplers.picture.lowpass import LOW_PASSES, kept
 from ..samplers.window import SigmaWindow
-from . import fields as base
-from .report import text_result
+from . import words
+from .base import (
+    CELL,
+    CFG,
+    MODEL,
+    NEGATIVE,
+    POSITIVE,
+    SCHEDULER,
+    SEED,
+    STEPS,
+    Box,
+    Choice,
+    Float,
+    Output,
+    Socket,
+    Text,
+    span,
+)
+from .masked import check_picture
+from .report import model_unchanged, text_result
 
 ALIASES = [
     "ilvr",
@@ -22,19 +40,18 @@ ALIASES = [
     "iterative latent variable refinement",
     "layout from picture",
 ]
-_CELL = 8  # pixels of a latent cell; what ComfyUI's own latent nodes assume
-_REFERENCE = base.latent("The picture whose coarse content is kept, of the size that is sampled.")
-_FACTOR = base.number(
+REFERENCE = Socket("reference", "LATENT", "The picture whose coarse content is kept, of the size that is sampled.")
+FACTOR = Float(
+    "factor",
     4.0,
+    "How coarse, in latent cells (one cell is 8 pixels, so 4 is the paper's factor 32 in pixels). 1 keeps all of the "
+    "reference, larger factors only its large forms and colours.",
     1.0,
     128.0,
     0.5,
-    "How coarse, in latent cells (one cell is 8 pixels, so 4 is the paper's factor 32 in pixels). 1 keeps all of the "
-    "reference, larger factors only its large forms and colours.",
 )
-
-
-_FILTER = base.choice(
+FILTER = Choice(
+    "filter",
     [*LOW_PASSES],
     "What counts as coarse. Bicubic: down and up again, the filter of the paper's authors; it rings little at sharp "
     "borders and holds the coarse part closely. Cosines: keeps the longest waves and nothing else; it holds that part "
@@ -46,58 +63,44 @@ def coarseness(factor: float, shape) -> str:
     """A factor in latent and in pixel terms."""
     h, w = shape[-2:]
     return (
-        f"factor {factor:g} in latent cells = {factor * _CELL:g} in pixels: {kept(h, factor)} x {kept(w, factor)} "
+        f"factor {factor:g} in latent cells = {factor * CELL:g} in pixels: {kept(h, factor)} x {kept(w, factor)} "
         f"numbers held of {h} x {w} cells"
     )
 
 
-def check_reference(reference: dict) -> None:
-    if is_empty(reference):
-        raise ValueError("ILVR needs a reference picture, but this latent is empty: encode an image.")
-
-
-class ILVR:
-    ID = "NullText_ILVR"
-    TITLE = "ILVR (reference patch)"
-    CATEGORY = "NullText/reference"
+class ILVR(Box):
+    ID, TITLE, CATEGORY = "NullText_ILVR", "ILVR (reference patch)", "NullText/reference"
     SEARCH_ALIASES = ALIASES
-    DESCRIPTION = base.describe(
+    DESCRIPTION = (
         "Keeps a reference's coarse content in whatever sampler runs the MODEL: D + phi(reference - D), ILVR's "
-        "condition on the denoised picture (arXiv 2108.02938). No extra network calls.",
-        ALIASES,
+        "condition on the denoised picture (arXiv 2108.02938). No extra network calls."
     )
-    FUNCTION = "run"
-    RETURN_TYPES = ("MODEL",)
-    OUTPUT_TOOLTIPS = ("The patched clone; the model itself where nothing would change.",)
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {
-            "required": {
-                "model": base.MODEL,
-                "reference": _REFERENCE,
-                "factor": _FACTOR,
-                "filter": _FILTER,
-                "strength": base.share(1.0, "1: the coarse content is the reference's. 0: off. Between: a mix."),
-                "start_percent": base.share(0.0, "Where the condition begins: 0 is noise, 1 the finished picture."),
-                "end_percent": base.share(
-                    0.8,
-                    "Where the condition ends. Earlier: more freedom. The paper's example stops after 80 of 100 "
-                    "steps; 1 makes the result's coarse content the reference's (to rounding with cosines).",
-                ),
-            }
-        }
+    INPUTS = (
+        MODEL,
+        REFERENCE,
+        FACTOR,
+        FILTER,
+        Float("strength", 1.0, "1: the coarse content is the reference's. 0: off. Between: a mix."),
+        *span(
+            "the condition",
+            end=0.8,
+            at_end="Earlier: more freedom. The paper's example stops after 80 of 100 steps; 1 makes the result's "
+            "coarse content the reference's (to rounding with cosines).",
+        ),
+    )
+    OUTPUTS = (Output("MODEL", "The patched clone; the model itself where nothing would change."),)
 
     def run(self, model, reference, factor, filter, strength, start_percent, end_percent):
-        check_reference(reference)
-        if strength == 0 or start_percent >= end_percent:
-            why = "strength is 0" if strength == 0 else f"the window from {start_percent:g} to {end_percent:g} is empty"
-            return text_result(f"Notice: {why}, so the model is passed on unchanged.", model)
-        span = SigmaWindow(*window(model, start_percent, end_percent))
+        check_picture(reference, "ILVR needs a reference picture")
+        if strength == 0:
+            return model_unchanged("strength is 0", model)
+        if start_percent >= end_percent:
+            return model_unchanged(f"the window from {start_percent:g} to {end_percent:g} is empty", model)
+        inside = SigmaWindow(*window(model, start_percent, end_percent))
         clean, phi = to_model_space(model, reference), LOW_PASSES[filter](factor)
 
         def change(denoised, sigma):
-            if sigma not in span:
+            if sigma not in inside:
                 return denoised
             if clean.shape[1:] != denoised.shape[1:] or len(clean) not in (1, len(denoised)):
                 raise ValueError(
@@ -113,87 +116,58 @@ class ILVR:
         )
 
 
-class ILVRSampler:
-    ID = "NullText_ILVRSampler"
-    TITLE = "ILVR Sampler"
-    CATEGORY = "NullText/reference"
+class ILVRSampler(Box):
+    ID, TITLE, CATEGORY = "NullText_ILVRSampler", "ILVR Sampler", "NullText/reference"
     SEARCH_ALIASES = ALIASES
-    DESCRIPTION = base.describe(
+    DESCRIPTION = (
         "Pictures with a reference's coarse content, everything else new (ILVR, arXiv 2108.02938, in the paper's "
-        "noisy form). A strip over factor and stop shows the trade in one run.",
-        ALIASES,
+        "noisy form). A strip over factor and stop shows the trade in one run."
     )
-    FUNCTION = "run"
-    RETURN_TYPES = ("LATENT",)
-    OUTPUT_TOOLTIPS = ("One latent per reference picture; with a strip, one batch for each of its settings in turn.",)
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {
-            "required": {
-                "model": base.MODEL,
-                "positive": base.POSITIVE,
-                "negative": base.NEGATIVE,
-                "reference": _REFERENCE,
-                "seed": base.SEED,
-                "cfg": base.cfg(3.0),
-                "steps": base.steps(50),
-                "scheduler": base.choice(
-                    ["normal", "karras", "exponential", "sgm_uniform", "simple", "ddim_uniform"],
-                    "Spacing of the steps.",
-                ),
-                "factor": _FACTOR,
-                "filter": _FILTER,
-                "stop": base.share(
-                    0.8,
-                    "Share of the steps that are conditioned. 0.8 is the paper's range_t 20 of 100; 1 holds the coarse "
-                    "content to the end, 0 switches the condition off.",
-                ),
-                "strip": (
-                    "STRING",
-                    {
-                        "default": "",
-                        "tooltip": "Further settings as factor@stop, with commas: 2@0.8, 8@0.8, 4@0.5. Each costs "
-                        "a run of its own; the same noise serves all.",
-                    },
-                ),
-            }
-        }
+    INPUTS = (
+        MODEL,
+        POSITIVE,
+        NEGATIVE,
+        REFERENCE,
+        SEED,
+        CFG(default=3.0),
+        STEPS,
+        SCHEDULER,
+        FACTOR,
+        FILTER,
+        Float(
+            "stop",
+            0.8,
+            "Share of the steps that are conditioned. 0.8 is the paper's range_t 20 of 100; 1 holds the coarse "
+            "content to the end, 0 switches the condition off.",
+        ),
+        Text(
+            "strip",
+            "",
+            "Further settings as factor@stop, with commas: 2@0.8, 8@0.8, 4@0.5. Each costs a run of its own; the same "
+            "noise serves all.",
+        ),
+    )
+    OUTPUTS = (
+        Output("LATENT", "One latent per reference picture; with a strip, one batch for each of its settings in turn."),
+    )
 
     def run(self, model, positive, negative, reference, seed, cfg, steps, scheduler, factor, filter, stop, strip):
-        check_reference(reference)
-        settings = [(factor, stop), *parse_strip(strip)]
+        check_picture(reference, "ILVR needs a reference picture")
+        settings = [(factor, stop), *words.settings(strip)]
         clean = to_model_space(model, reference)
         sigmas = sigmas_of(model, scheduler, steps)
         empty = {**reference, "samples": torch.zeros_like(reference["samples"])}
         empty.pop("noise_mask", None)
-        made, said = [], [f"{len(settings) * (len(sigmas) - 1)} network calls."]
+        made, lines = [], [f"{len(settings) * (len(sigmas) - 1)} network calls."]
         for each, until in settings:
             count = round(until * (len(sigmas) - 1))
             sampler = own_sampler(sample_ilvr, reference=clean, low_pass=LOW_PASSES[filter](each), stop=count)
             made.append(sample_latent(model, positive, negative, cfg, sampler, sigmas, empty, seed)["samples"])
-            said.append(
+            lines.append(
                 f"{coarseness(each, clean.shape)}; {count} of {len(sigmas) - 1} steps conditioned"
                 + (". Notice: no step is conditioned, this is free generation." if count == 0 else "")
             )
-        return text_result("\n".join(said), {**empty, "samples": torch.cat(made)})
-
-
-def parse_strip(text: str) -> list[tuple[float, float]]:
-    """ "2@0.8, 4@0.5" -> [(2.0, 0.8), (4.0, 0.5)]. ValueError for anything else."""
-    out = []
-    for part in filter(None, (p.strip() for p in text.split(","))):
-        factor, _, stop = part.partition("@")
-        try:
-            pair = float(factor), float(stop)
-        except ValueError:
-            raise ValueError(
-                f"{part!r} is no setting of a strip: write factor@stop, 4@0.8 for one, with commas between."
-            ) from None
-        if pair[0] < 1 or not 0 <= pair[1] <= 1:
-            raise ValueError(f"{part!r} is out of range: the factor is 1 or more, the stop lies between 0 and 1.")
-        out.append(pair)
-    return out
+        return text_result("\n".join(lines), {**empty, "samples": torch.cat(made)})
 
 
 NODES = (ILVR, ILVRSampler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..engine import files, record
+from .base import INVERSION, MODEL, Boolean, Box, Output, Text
 from .report import text_result
 
 _NAME = "inversions/scene"
@@ -17,39 +18,20 @@ def _describe(inversion) -> str:
     )
 
 
-class SaveInversion:
-    ID = "NullText_SaveInversion"
-    TITLE = "Save Inversion"
-    CATEGORY = "NullText/inversion"
+class SaveInversion(Box):
+    ID, TITLE, CATEGORY = "NullText_SaveInversion", "Save Inversion", "NullText/inversion"
+    SEARCH_ALIASES = ["save trajectory", "export inversion", "unsampler file"]
     DESCRIPTION = (
         "Writes an inversion to ComfyUI's output folder as one safetensors file: trajectory, schedule, null "
-        "embeddings, source prompt, model fingerprint. Search: save trajectory, export inversion, unsampler file."
+        "embeddings, source prompt, model fingerprint."
     )
-    SEARCH_ALIASES = ["save trajectory", "export inversion", "unsampler file"]
-    FUNCTION = "run"
-    RETURN_TYPES = ("STRING",)
-    RETURN_NAMES = ("name",)
-    OUTPUT_TOOLTIPS = ("The file's name inside the output folder, for Load Inversion.",)
     OUTPUT_NODE = True
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {
-            "required": {
-                "inversion": ("INVERSION", {"tooltip": "The inversion to keep."}),
-                "name": (
-                    "STRING",
-                    {
-                        "default": _NAME,
-                        "tooltip": "File name inside ComfyUI's output folder; sub-folders are made, '..' is refused.",
-                    },
-                ),
-                "overwrite": (
-                    "BOOLEAN",
-                    {"default": True, "tooltip": "Replace a file of that name; off: a number is added to the name."},
-                ),
-            }
-        }
+    INPUTS = (
+        INVERSION("The inversion to keep."),
+        Text("name", _NAME, "File name inside ComfyUI's output folder; sub-folders are made, '..' is refused."),
+        Boolean("overwrite", True, "Replace a file of that name; off: a number is added to the name."),
+    )
+    OUTPUTS = (Output("STRING", "The file's name inside the output folder, for Load Inversion.", "name"),)
 
     def run(self, inversion, name, overwrite):
         path = files.named("output", name)
@@ -63,36 +45,21 @@ class SaveInversion:
         return text_result(f"Saved {name} ({path.stat().st_size / 2**20:.1f} MB): {_describe(inversion)}", name)
 
 
-class LoadInversion:
-    ID = "NullText_LoadInversion"
-    TITLE = "Load Inversion"
-    CATEGORY = "NullText/inversion"
+class LoadInversion(Box):
+    ID, TITLE, CATEGORY = "NullText_LoadInversion", "Load Inversion", "NullText/inversion"
+    SEARCH_ALIASES = ["load trajectory", "import inversion", "unsampler file"]
     DESCRIPTION = (
         "Reads an inversion that Save Inversion wrote, from ComfyUI's output or input folder. With a model wired it "
-        "says at once whether the inversion belongs to it. Search: load trajectory, import inversion, unsampler file."
+        "says at once whether the inversion belongs to it."
     )
-    SEARCH_ALIASES = ["load trajectory", "import inversion", "unsampler file"]
-    FUNCTION = "run"
-    RETURN_TYPES = ("INVERSION", "STRING")
-    RETURN_NAMES = ("inversion", "prompt")
-    OUTPUT_TOOLTIPS = ("The inversion.", "The source prompt it was made with, if it was known.")
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {
-            "required": {
-                "name": (
-                    "STRING",
-                    {
-                        "default": _NAME,
-                        "tooltip": "File name inside ComfyUI's output folder, else inside its input folder.",
-                    },
-                )
-            },
-            "optional": {
-                "model": ("MODEL", {"tooltip": "Checked at once against the model the inversion was made with."})
-            },
-        }
+    INPUTS = (
+        Text("name", _NAME, "File name inside ComfyUI's output folder, else inside its input folder."),
+        MODEL("Checked at once against the model the inversion was made with.").optional(),
+    )
+    OUTPUTS = (
+        Output("INVERSION", "The inversion.", "inversion"),
+        Output("STRING", "The source prompt it was made with, if it was known.", "prompt"),
+    )
 
     @classmethod
     def IS_CHANGED(cls, name=None, model=None):

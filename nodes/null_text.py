@@ -1,166 +1,269 @@
-"""Sampling from an INVERSION: the guider, the parts for ComfyUI's own samplers, and the one-box sampler."""
+"""Null-Text Optimise: the empty prompt's embedding of every step, so that guided sampling comes back to the picture."""
 
 from __future__ import annotations
 
+import time
+
 import torch
 
-from ..engine import record
-from ..engine.guider import null_text_guider
-from ..engine.noise import InversionNoise, source_latent
-from ..engine.sampler import own_way_back
-from ..samplers.inversion.replay import calls_back, cfg_of, first_step
-from . import fields as base
-from . import inverting
-from .report import error_line, text_result
+from ..engine import files, record
+from ..engine.comfy import latent_out
+from ..engine.fingerprint import fingerprint
+from ..engine.noise import source_latent
+from ..engine.run import Run, sample_with
+from ..samplers.inversion.null_text import default_rate, optimise_global_null, optimise_null_text, paper_schedule
+from ..samplers.inversion.record import Inversion
+from .base import INVERSION, NEGATIVE, POSITIVE, Boolean, Box, Choice, Float, Int, optional
+from .inversion import COMPARED, OUTPUTS, PATCHED, USE_CACHE
+from .replay import Result, error_line, reconstructed, replay
 
-_MODEL = ("MODEL", {"tooltip": "The model that the inversion was made with; another is refused."})
-_INVERSION = ("INVERSION", {"tooltip": "From Null-Text Inverter, Null-Text Optimise, Invert Image or Load Inversion."})
-_POSITIVE = (
-    "CONDITIONING",
-    {"tooltip": "The edited prompt. Left open, the source prompt of the inversion: the picture comes back."},
+EMPTY = NEGATIVE("The empty prompt, from which the null embedding starts.")
+CFG = Float(
+    "cfg", 7.5, "The guidance scale that you will edit with (ComfyUI's cfg, 1 + w in the paper).", 1.0, 30.0, 0.1
 )
-_NEGATIVE = (
-    "CONDITIONING",
-    {"tooltip": "Only for an inversion without null embeddings and cfg above 1: the negative (empty) prompt."},
+INNER = (
+    Int(
+        "inner_steps",
+        10,
+        "The most gradient steps per step. Cost: at most N x (inner + 2) forwards and N x inner backwards.",
+        1,
+        100,
+    ),
+    Float(
+        "tolerance",
+        1e-5,
+        "A step is done when its loss falls below this (it grows with the step as in the paper). 0: always all inner "
+        "steps.",
+        step=1e-6,
+        round=False,
+    ),
 )
-_STRENGTH = (
-    "FLOAT",
-    {
-        "default": 1.0,
-        "min": 0.0,
-        "max": 1.0,
-        "step": 0.01,
-        "tooltip": "The share of the steps that are walked anew: 1 starts at the noise end, less starts "
-        "further down the "
-        "stored path and keeps more of the source, 0 is the source. Cost: N x strength calls.",
-    },
+CHECKPOINTING = Boolean(
+    "checkpointing", False, "Recompute blocks in the backward pass: much less memory, about half more time."
 )
+RATE = Float(
+    "rate",
+    0.0,
+    "Adam's first rate for the null embedding. 0: the paper's 0.01, and more where the embedding is narrower than "
+    "Stable Diffusion's 768 numbers.",
+    0.0,
+    10.0,
+    1e-3,
+    round=False,
+)
+PER_STEP, FOR_ALL = "one per step", "one for all steps (the paper's ablation)"
 
 
-class Guider:
-    ID = "NullText_Guider"
-    TITLE = "Null-Text Guider"
-    CATEGORY = "NullText/inversion"
-    DESCRIPTION = (
-        "A guider for SamplerCustomAdvanced whose null branch is the inversion's embedding of each step; cfg is the "
-        "inversion's unless target_cfg is set. Wire noise, sigmas, latent and sampler from Inversion Parts; euler "
-        "works too where the pivot is DDIM or fixed point. Composes with ControlNet, LoRA and masks. Search: null text "
-        "inversion, custom guider, uncond per step."
-    )
-    SEARCH_ALIASES = ["null text inversion", "custom guider", "uncond per step"]
-    FUNCTION = "run"
-    RETURN_TYPES = ("GUIDER",)
-    OUTPUT_TOOLTIPS = ("The guider for SamplerCustomAdvanced.",)
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {
-            "required": {"model": _MODEL, "inversion": _INVERSION},
-            "optional": {"positive": _POSITIVE, "negative": _NEGATIVE, "target_cfg": base.TARGET_CFG},
-        }
-
-    def run(self, model, inversion, positive=None, negative=None, target_cfg=0.0):
-        record.check_belongs(inversion, model)
-        cfg = cfg_of(inversion, target_cfg)
-        positive, negative = record.prompts(inversion, positive, negative, cfg)
-        return (null_text_guider(model, inversion, positive, negative, cfg),)
+def most_calls(steps: int, inner: int, one_for_all: bool = False) -> tuple[int, int]:
+    """(forwards, backwards) at most: per step the prompt once, `inner` looks with gradient and one without; with one
+    embedding for all steps the prompt once more, along the replay."""
+    return steps * (2 + one_for_all + inner), steps * inner
 
 
-class InversionParts:
-    ID = "NullText_InversionParts"
-    TITLE = "Inversion Parts"
-    CATEGORY = "NullText/inversion"
-    DESCRIPTION = (
-        "Takes an inversion apart for SamplerCustomAdvanced: the noise that starts the run on the stored path, its "
-        "sigmas, the source latent, and the sampler that walks it back. No network calls. Search: noise from image, "
-        "inverted noise, unsampler."
-    )
-    SEARCH_ALIASES = ["noise from image", "inverted noise", "unsampler"]
-    FUNCTION = "run"
-    RETURN_TYPES = ("NOISE", "SIGMAS", "LATENT", "SAMPLER")
-    RETURN_NAMES = ("noise", "sigmas", "latent", "sampler")
-    OUTPUT_TOOLTIPS = (
-        "Noise that becomes the inverted x_T under the engine's own scaling; belongs with these sigmas and this "
-        "latent.",
-        "The inversion's schedule, from the step that the strength says.",
-        "The source picture's latent.",
-        "The sampler that walks this pivot back exactly; starts on the stored path by itself.",
+def refuse_cfg_1() -> None:
+    raise ValueError(
+        "At cfg 1 there is no null branch to correct: set the cfg you will edit with (7.5 is usual), or use the "
+        "inversion as it is."
     )
 
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"inversion": _INVERSION, "strength": _STRENGTH}}
 
-    def run(self, inversion, strength):
-        first = first_step(strength, inversion.steps)
-        noise, latent = InversionNoise(inversion, first), {"samples": source_latent(inversion)}
-        if first == inversion.steps:  # an empty schedule is the engine's word for: nothing to do
-            sampler, _ = own_way_back(inversion, first - 1)
-            return noise, torch.zeros(0), latent, sampler
-        sampler, sigmas = own_way_back(inversion, first)
-        return noise, sigmas, latent, sampler
-
-
-class Sampler:
-    ID = "NullText_Sampler"
-    TITLE = "Null-Text Sampler"
-    CATEGORY = "NullText/inversion"
-    DESCRIPTION = (
-        "Samples an inversion with an edited prompt (or, left open, with its own: the picture comes back). Schedule "
-        "and null embeddings are the inversion's, cfg too unless target_cfg is set. Cost: N x strength calls, each "
-        "with two rows where cfg is above 1. Search: null text inversion, edit real image, resample."
-    )
-    SEARCH_ALIASES = ["null text inversion", "edit real image", "resample"]
-    FUNCTION = "run"
-    RETURN_TYPES = ("LATENT", "STRING")
-    RETURN_NAMES = ("latent", "report")
-    OUTPUT_TOOLTIPS = (
-        "The edited (or reconstructed) latent, for VAE Decode.",
-        "What it cost and how far it lies from the source.",
-    )
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {
-            "required": {"model": _MODEL, "inversion": _INVERSION, "strength": _STRENGTH},
-            "optional": {
-                "positive": _POSITIVE,
-                "negative": _NEGATIVE,
-                "mask": ("MASK", {"tooltip": "Change only here (1 = change); the rest stays on the stored path."}),
-                "target_cfg": base.TARGET_CFG,
-            },
-        }
-
-    def run(self, model, inversion, strength, positive=None, negative=None, mask=None, target_cfg=0.0):
-        record.check_belongs(inversion, model)
-        edited, cfg = positive is not None, cfg_of(inversion, target_cfg)
-        positive, negative = record.prompts(inversion, positive, negative, cfg)
-        latent = source_latent(inversion)
-        first = first_step(strength, inversion.steps)
-        reason = None
-        if first == inversion.steps:
-            reason = f"strength {strength:g} walks no step"
-        elif mask is not None and not bool((mask > 0).any()):
-            reason = "the mask is empty"
-        elif not edited and inversion.correction == "overwrite":
-            reason = "the source branch of a direct overwrite is the stored path itself"
-        if reason:
-            said = f"Nothing to change: {reason}; the source comes back as it is"
-            return text_result(said, {"samples": latent}, said)
-        result = inverting.replay(model, inversion, positive, negative, cfg=cfg, first=first, mask=mask)
-        done, steps = "Edited" if edited else "Reconstructed", calls_back(inversion, first)
-        said = (
-            f"{done} in {steps} of {inversion.steps} steps, cfg {cfg:g}, correction "
-            f"{inversion.correction.replace('_', ' ')}: {result.calls} network calls in {result.seconds:.1f} s"
+def check_optimisable(inversion: Inversion, model, negative: list, cfg: float) -> None:
+    """Every refusal that can be spoken before any work."""
+    record.check_belongs(inversion, model)
+    if cfg == 1:
+        refuse_cfg_1()
+    if inversion.kind.needs:
+        raise ValueError(
+            f"An inversion by {inversion.pivot.replace('_', ' ')} comes back by itself and has nothing "
+            f"to optimise: use "
+            "DDIM or fixed point as the pivot."
         )
-        distance = error_line(inversion, result)
-        said += "\n" + (distance if not edited else distance.replace("error", "distance from the source"))
-        if not edited and cfg != inversion.cfg and inversion.correction != "negative_prompt":
-            said += (
-                f"\nNotice: the inversion was made for cfg {inversion.cfg:g}; at another cfg its source does not "
-                "come back"
+    if not negative:
+        raise ValueError("The negative prompt is missing: wire the empty prompt, from which the null embedding starts.")
+    if inversion.words is not None and not inversion.text.strip():
+        raise ValueError("The source prompt is empty: say in words what the picture shows.")
+
+
+def _rows_are_free(run: Run, negative: list) -> bool:
+    """Whether images can leave a batch one by one: nothing but latent and embedding is tied to the rows."""
+
+    def single(entry):
+        cond, extra = entry
+        tensors = [v for v in (cond, *extra.values()) if isinstance(v, torch.Tensor)]
+        return all(t.shape[0] == 1 for t in tensors)
+
+    tied = {"control", "mask", "gligen"}  # the engine hands a control net of the positive on to the negative
+    free = not any(tied & set(c) for conds in run.guider.conds.values() for c in conds)
+    return free and all(single(entry) for entry in negative) and not getattr(run.model, "concat_keys", ())
+
+
+def optimise(
+    model,
+    inversion: Inversion,
+    positive: list | None,
+    negative: list,
+    cfg: float,
+    *,
+    inner: int = 10,
+    tolerance: float = 1e-5,
+    rate: float = 0.0,
+    one_for_all: bool = False,
+    checkpoint: bool = False,
+    cache: bool = True,
+) -> tuple[Inversion, Result | None]:
+    """(the INVERSION with null embeddings for `cfg`, its reconstruction; None for the latter if the cache knew it).
+
+    positive None: the inversion's own prompt. rate 0: `default_rate`. one_for_all: the paper's ablation, one embedding
+    for all steps, `inner` passes over them; the tolerance is not read. checkpoint: recompute blocks in backward, for
+    small memories."""
+    check_optimisable(inversion, model, negative, cfg)
+    rate = rate or default_rate(negative[0][0].shape[-1])
+    positive = record.source_conditioning(inversion) if positive is None else positive
+    record.check_prompt(positive)
+    conds = {"positive": positive, "negative": negative}
+    kind = "global_null" if one_for_all else "null_text"
+    inputs = ([kind, cfg, inner, tolerance, rate], inversion.sigmas, inversion.trajectory, conds)
+    key = files.cache_key(model, fingerprint(model), *inputs) if cache else None
+    found = files.find(key)
+    if found is not None:
+        return found, None
+    began = time.perf_counter()
+
+    def body(run: Run):
+        free = _rows_are_free(run, negative)
+        net = run.embedding_net("negative")
+        with run.gradients(checkpoint=checkpoint):
+            given = (
+                net,
+                lambda x, sigma: run.predictions(x, sigma, ["positive"])[0],
+                inversion.trajectory.to(run.device),
+                inversion.sigmas,
+                negative[0][0].clone().float().to(run.device),
             )
-        return text_result(said, {"samples": result.samples}, said)
+            common = {"cfg": cfg, "process": run.process, "tick": run.tick}
+            if one_for_all:
+                made = optimise_global_null(*given, rounds=inner, rate=rate, **common)
+            else:
+                made = optimise_null_text(
+                    *given,
+                    schedule=paper_schedule(inversion.steps, inner, tolerance, rate),
+                    drop_finished=free,
+                    callback=run.callback,
+                    **common,
+                )
+            return made, latent_out(model, made.reconstruction.cpu())
+
+    made, samples = sample_with(
+        model,
+        conds,
+        source_latent(inversion),
+        inversion.sigmas,
+        body,
+        total=most_calls(inversion.steps, inner, one_for_all)[0],
+    )
+    seconds = time.perf_counter() - began
+    error = (made.reconstruction.cpu() - inversion.source).flatten(1).square().mean(1).sqrt()
+    stats = made.stats
+    notes = {
+        **inversion.metadata,
+        **record.null_notes(negative),
+        "null_forwards": stats.forwards,
+        "null_backwards": stats.backwards,
+        "null_seconds": seconds,
+    }
+    out = inversion.replace(null_embeddings=made.embeddings, correction=kind, cfg=cfg, metadata=notes)
+    files.keep(key, out)
+    return out, Result(samples.float(), stats.forwards, seconds, error)
 
 
-NODES = (Guider, InversionParts, Sampler)
+def notices(model) -> list[str]:
+    """What of the model's patches the optimisation can't take into account."""
+    patched = [
+        k
+        for k in (
+            "sampler_cfg_function",
+            "sampler_post_cfg_function",
+            "sampler_pre_cfg_function",
+            "sampler_calc_cond_batch_function",
+        )
+        if model.model_options.get(k)
+    ]
+    if not patched:
+        return []
+    return [
+        "Note: the model carries guidance patches (" + ", ".join(patched) + "), which the optimisation leaves out: "
+        "the reconstruction is exact without them"
+    ]
+
+
+def corrected(
+    model,
+    inversion,
+    negative,
+    cfg,
+    positive,
+    vae,
+    *,
+    inner_steps,
+    tolerance,
+    checkpointing,
+    use_cache,
+    rate=0.0,
+    embeddings=PER_STEP,
+):
+    """What a node returns that optimises null embeddings; the keywords are its widgets."""
+    one_for_all = embeddings == FOR_ALL
+    options = {"inner": inner_steps, "tolerance": tolerance, "rate": rate, "checkpoint": checkpointing}
+    out, result = optimise(
+        model, inversion, positive, negative, cfg, one_for_all=one_for_all, cache=use_cache, **options
+    )
+    found = result is None
+    if found:
+        result = replay(model, out, record.source_conditioning(out) if positive is None else positive, negative)
+    meta, name = out.metadata, "Global null-text" if one_for_all else "Null-text"
+    lines = [
+        f"{name} at cfg {cfg:g}: {out.steps} steps, {out.shape[0]} image(s)",
+        error_line(out, result),
+        ("found in the cache; made with " if found else "") + f"{meta['null_forwards']} forwards and "
+        f"{meta['null_backwards']} backwards in {meta['null_seconds']:.1f} s",
+        *notices(model),
+    ]
+    return reconstructed(lines, out, result, vae)
+
+
+class NullTextOptimise(Box):
+    ID, TITLE, CATEGORY = "NullText_Optimise", "Null-Text Optimise", "NullText/inversion"
+    SEARCH_ALIASES = ["null text inversion", "NTI", "real image editing", "optimise uncond"]
+    DESCRIPTION = (
+        "Null-text inversion: optimises the empty prompt's embedding at every step until guided sampling comes back "
+        "to the inverted picture. Cost: at most N x (inner steps + 2) forwards and N x inner steps backwards; the "
+        "pivot is not made again."
+    )
+    INPUTS = (
+        PATCHED,
+        INVERSION("From Invert Image with DDIM or fixed point at cfg 1."),
+        EMPTY,
+        CFG,
+        *INNER,
+        CHECKPOINTING,
+        USE_CACHE,
+        *optional(
+            POSITIVE("Only where the inversion couldn't keep the source prompt (control nets, combined prompts)."),
+            COMPARED,
+            RATE,
+            Choice(
+                "embeddings",
+                [PER_STEP, FOR_ALL],
+                "one per step: the method. One for all steps: the paper's ablation, a single embedding for all of "
+                "sampling, optimised in inner_steps passes over it; it comes back less well. tolerance is not read; "
+                "cost N x (inner + 3) forwards.",
+            ),
+        ),
+    )
+    OUTPUTS = OUTPUTS
+
+    def run(self, model, inversion, negative, cfg, positive=None, vae=None, **widgets):
+        return corrected(model, inversion, negative, cfg, positive, vae, **widgets)
+
+
+NODES = (NullTextOptimise,)

@@ -7,66 +7,50 @@ import torch
 from ..engine import towers
 from ..engine.gradients import grad_mode
 from ..samplers.guidance.clip import rank
-from . import fields as base
-from .clip_guidance import IMAGE_TEXT, check_words, embed_targets, plain_mask, text_lines
+from .base import IMAGE, LATENT, MASK, Box, Int, Output, Text, optional
+from .clip_guidance import check_words, embed_targets, plain_mask
+from .guidance import CATEGORY, IMAGE_TEXT
 from .report import text_result
+from .words import targets
 
 
-class CLIPRank:
-    ID = "NullText_CLIPRank"
-    TITLE = "CLIP Rank"
-    CATEGORY = "NullText/guidance"
+class CLIPRank(Box):
+    ID, TITLE, CATEGORY = "NullText_CLIPRank", "CLIP Rank", CATEGORY
     SEARCH_ALIASES = ["clip score", "rank", "best of", "select images", "similarity"]
-    DESCRIPTION = base.describe(
-        "Orders a batch of pictures by their cosine similarity to a text or a picture and returns the best ones with a "
-        "table. Blended Diffusion makes 64 and keeps the best.",
-        SEARCH_ALIASES,
+    DESCRIPTION = (
+        "Orders a batch of pictures by their cosine similarity to a text or a picture and returns the best ones with "
+        "a table. Blended Diffusion makes 64 and keeps the best."
     )
-    FUNCTION = "run"
-    RETURN_TYPES = ("IMAGE", "STRING", "LATENT")
-    RETURN_NAMES = ("images", "table", "latent")
-    OUTPUT_TOOLTIPS = (
-        "The best pictures, best first.",
-        "Place, number in the batch, similarity.",
-        "Their latents, where a latent was wired; else an empty one.",
+    INPUTS = (
+        IMAGE("The batch.", name="images"),
+        IMAGE_TEXT,
+        Text("text", "a red circle", "What to look for. One per line, 'text : weight' for a weight.", multiline=True),
+        Int("keep", 1, "How many of the best to return.", 1, 4096),
+        *optional(
+            IMAGE("Pictures to look for, beside the text or instead of it.", name="target_image"),
+            MASK("1 (white) means: judge here."),
+            LATENT("The batch as latents, put into the same order."),
+        ),
     )
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {
-            "required": {
-                "images": ("IMAGE", {"tooltip": "The batch."}),
-                "image_text": IMAGE_TEXT,
-                "text": (
-                    "STRING",
-                    {
-                        "multiline": True,
-                        "default": "a red circle",
-                        "tooltip": "What to look for. One per line, 'text : weight' for a weight.",
-                    },
-                ),
-                "keep": base.whole(1, 1, 4096, "How many of the best to return."),
-            },
-            "optional": {
-                "target_image": ("IMAGE", {"tooltip": "Pictures to look for, beside the text or instead of it."}),
-                "mask": ("MASK", {"tooltip": "1 (white) means: judge here."}),
-                "latent": base.latent("The batch as latents, put into the same order."),
-            },
-        }
+    OUTPUTS = (
+        Output("IMAGE", "The best pictures, best first.", "images"),
+        Output("STRING", "Place, number in the batch, similarity.", "table"),
+        Output("LATENT", "Their latents, where a latent was wired; else an empty one.", "latent"),
+    )
 
     def run(self, images, image_text, text, keep, target_image=None, mask=None, latent=None):
-        texts, weights = text_lines(text)
+        texts, weights = targets(text)
         notices = check_words(image_text, texts)
         if latent is not None and len(latent["samples"]) != len(images):
             raise ValueError(
                 f"The latent holds {len(latent['samples'])} items, the batch {len(images)} pictures: "
                 "wire the latent that the pictures were decoded from."
             )
-        targets, weights = embed_targets(image_text, texts, weights, target_image)
+        wanted, weights = embed_targets(image_text, texts, weights, target_image)
         mask = plain_mask(mask)
         with grad_mode(*towers.modules_of(image_text)), torch.no_grad():
             pictures = images[..., :3].movedim(-1, 1).float().clone().to(getattr(image_text, "device", "cpu"))
-            order, score = rank(image_text.embed_image, pictures, targets, weights, mask)
+            order, score = rank(image_text.embed_image, pictures, wanted, weights, mask)
         order, score = order.cpu(), score.cpu()
         best = order[:keep]
         rows = [f"{place + 1:3d}. picture {int(i) + 1:3d}  {float(score[i]):+.4f}" for place, i in enumerate(order)]
@@ -78,14 +62,14 @@ class CLIPRank:
         )
         if latent is not None and chosen.get("batch_index") is not None:
             chosen["batch_index"] = [latent["batch_index"][int(i)] for i in best]
-        said = [
+        lines = [
             f"The best {len(best)} of {len(images)} by {', '.join(texts) or 'the target picture'}:",
             table,
             *notices,
         ]
         if keep > len(images):
-            said.append(f"Notice: only {len(images)} pictures were given.")
-        return text_result("\n".join(said), images[best], table, chosen)
+            lines.append(f"Notice: only {len(images)} pictures were given.")
+        return text_result("\n".join(lines), images[best], table, chosen)
 
 
 NODES = (CLIPRank,)

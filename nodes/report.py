@@ -1,5 +1,4 @@
-"""What a node says under itself: text and pictures that both front ends get with the node's result, and the lines that
-inversion nodes have in common."""
+"""What a node shows under itself: text and pictures that both front ends get with the node's result."""
 
 from __future__ import annotations
 
@@ -11,23 +10,31 @@ from PIL import Image
 from torch import Tensor
 
 from ..engine import comfy
-from ..samplers.inversion.pivots import whiteness
-from ..samplers.inversion.record import Inversion
 from ..samplers.measure.metrics import psnr
-from .inverting import Result
 
 
-def text_result(text: str, *outputs, **ui) -> dict:
-    """A node's return value that shows `text` in the node; the log gets its first line.
+def text_result(text: str, *outputs, log: bool = True, **ui) -> dict:
+    """A node's return value that shows `text` in the node; the log gets its first line, unless it has it already.
 
     ui: more lists for the page, by key (web/nulltext.js reads them)."""
-    logging.getLogger("nulltext").info(text.splitlines()[0] if text else "")
-    return shown(text, *outputs, **ui)
-
-
-def shown(text: str, *outputs, **ui) -> dict:
-    """`text_result` for a text that stands in the log already."""
+    if log:
+        logging.getLogger("nulltext").info(text.splitlines()[0] if text else "")
     return {"ui": {"text": [text], **ui}, "result": outputs}
+
+
+def unchanged(why: str, what: str = "latent") -> str:
+    """The notice of a node that has nothing to do and returns what it was given."""
+    return f"Notice: {why}, so the {what} comes back as it is."
+
+
+def nothing_to_change(why: str) -> str:
+    """The report of an edit that is the source."""
+    return f"Nothing to change: {why}; the source comes back as it is"
+
+
+def model_unchanged(why: str, model) -> dict:
+    """The result of a node that leaves the MODEL as it was."""
+    return text_result(f"Notice: {why}, so the model is passed on unchanged.", model)
 
 
 def temporary(images: Tensor) -> list[dict[str, str]]:
@@ -52,25 +59,3 @@ def before_after(vae, before: Tensor, after: Tensor) -> tuple[str, dict[str, lis
     values = [f"{float(v):.1f}" for v in psnr(a, b)]
     files = {"a_images": temporary(a), "b_images": temporary(b), "nulltext_psnr": values}
     return f"PSNR {', '.join(values)} dB between the decoded source and reconstruction", files
-
-
-def error_line(inversion: Inversion, result: Result) -> str:
-    """How far the reconstruction lies from the source, per image, in model space."""
-    scale = inversion.source.flatten(1).std(1).clamp(min=1e-8)
-    parts = [f"{float(e):.2g} ({float(e / s):.1%})" for e, s in zip(result.error, scale)]
-    return f"latent rms error {', '.join(parts)} of the latent's std"
-
-
-def cost_line(inversion: Inversion, result: Result, found: bool) -> str:
-    """Network calls and seconds, there and back."""
-    there, seconds = inversion.metadata.get("calls", 0), inversion.metadata.get("seconds", 0.0)
-    if found:
-        return f"network calls {result.calls} back in {result.seconds:.1f} s (found in the cache: {there} calls saved)"
-    calls, total = there + result.calls, seconds + result.seconds
-    return f"network calls {calls} ({there} there, {result.calls} back) in {total:.1f} s"
-
-
-def noise_line(inversion: Inversion) -> str:
-    """Whether the noise end looks like noise."""
-    ratio, neighbours = whiteness(inversion.x_T, inversion.sigmas[0])
-    return f"end noise: std {ratio:.2f} of sigma (1 is right), neighbour correlation {neighbours:+.2f} (0 is white)"

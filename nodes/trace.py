@@ -6,40 +6,32 @@ import torch
 
 from ..engine import guide
 from ..engine.comfy import latent_out
-from . import fields as base
+from .base import LATENT, MODEL, VAE, Box, Int, Output
 from .pictures import captioned_grid
 from .plots import line_chart, stacked
 from .report import text_result
 
 
-class GuidanceTrace:
-    ID = "NullText_GuidanceTrace"
-    TITLE = "Guidance Trace"
-    CATEGORY = "NullText/guidance"
+class GuidanceTrace(Box):
+    ID, TITLE, CATEGORY = "NullText_GuidanceTrace", "Guidance Trace", "NullText/guidance"
     SEARCH_ALIASES = ["trace", "loss plot", "class probability", "x0 prediction", "guidance debug"]
-    DESCRIPTION = base.describe(
-        "Shows the last run of a guided MODEL: the estimate x0 at each step as a strip, the log-likelihood, the "
-        "size of the push, and the class or caption probabilities. Wire the same MODEL that the sampler got, and "
-        "the sampler's result so that this comes after it. It costs nothing while sampling.",
-        SEARCH_ALIASES,
+    DESCRIPTION = (
+        "Shows the last run of a guided MODEL: the estimate x0 at each step as a strip, the log-likelihood, the size "
+        "of the push, and the class or caption probabilities. Wire the same MODEL that the sampler got, and the "
+        "sampler's result so that this comes after it. It costs nothing while sampling."
     )
-    FUNCTION = "run"
     OUTPUT_NODE = True
-    RETURN_TYPES = ("IMAGE", "STRING")
-    RETURN_NAMES = ("image", "table")
-    OUTPUT_TOOLTIPS = ("Strip and charts in one picture.", "The same numbers as a table.")
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {
-            "required": {
-                "model": ("MODEL", {"tooltip": "The guided MODEL, the very one that the sampler used."}),
-                "latent": base.latent("The sampler's result: it makes this node wait for the run."),
-                "vae": ("VAE", {"tooltip": "Decodes the estimates for the strip."}),
-                "pictures": base.whole(8, 2, 32, "How many of the steps the strip shows, evenly spread."),
-                "item": base.whole(1, 1, 4, "Which picture of the batch is shown; the first four are kept."),
-            }
-        }
+    INPUTS = (
+        MODEL("The guided MODEL, the very one that the sampler used."),
+        LATENT("The sampler's result: it makes this node wait for the run."),
+        VAE("Decodes the estimates for the strip."),
+        Int("pictures", 8, "How many of the steps the strip shows, evenly spread.", 2, 32),
+        Int("item", 1, "Which picture of the batch is shown; the first four are kept.", 1, 4),
+    )
+    OUTPUTS = (
+        Output("IMAGE", "Strip and charts in one picture.", "image"),
+        Output("STRING", "The same numbers as a table.", "table"),
+    )
 
     @classmethod
     def IS_CHANGED(cls, **_):
@@ -49,21 +41,21 @@ class GuidanceTrace:
         record = guide.record_of(model)
         if record is None:
             raise ValueError(
-                "This model has no guidance of this pack: wire the model that comes out of CLIP, "
-                "Classifier or Semantic Guidance."
+                "This model has no guidance of this pack: wire the model that comes out of CLIP, Classifier or "
+                "Semantic Guidance."
             )
         if not record.steps:
             raise ValueError(
-                "This model has not been sampled yet: wire the sampler's result, made with this very "
-                "model, into latent."
+                "This model has not been sampled yet: wire the sampler's result, made with this very model, into "
+                "latent."
             )
         steps, b = list(record.steps), item - 1
         if b >= len(steps[0]["denoised"]):
             raise ValueError(
                 f"The run had {len(steps[0]['denoised'])} picture(s): choose item 1 to {len(steps[0]['denoised'])}."
             )
-        shown = min(pictures, len(steps))
-        index = sorted({round(i * (len(steps) - 1) / max(shown - 1, 1)) for i in range(shown)})
+        count = min(pictures, len(steps))
+        index = sorted({round(i * (len(steps) - 1) / max(count - 1, 1)) for i in range(count)})
         images = [vae.decode(latent_out(model, steps[i]["denoised"][b : b + 1].float()))[:1] for i in index]
         strip = captioned_grid(
             torch.cat([i.cpu() for i in images]), [f"{i + 1}: s {steps[i]['sigma']:.3g}" for i in index], len(index)
@@ -79,18 +71,18 @@ class GuidanceTrace:
             size = {"width": width, "height": 180}
             charts.append(line_chart("log-likelihood before the push", series("log_likelihood"), **size))
             charts.append(line_chart("push, in stds of the estimate", series("rms"), low=0.0, **size))
-        for name, (classes, told) in guide.probabilities_of(model).items():
-            lines = {c: [float(p[b, k]) for p in told] for k, c in _top(classes, told, b)}
+        for name, (classes, rows) in guide.probabilities_of(model).items():
+            lines = {c: [float(p[b, k]) for p in rows] for k, c in _top(classes, rows, b)}
             charts.append(line_chart(f"probabilities: {name}", lines, width=width, height=220, low=0.0, high=1.0))
         table = _table(steps, names, b)
         notice = "" if names else "Notice: no guidance term acted in that run (scale, window). "
-        said = " ".join([f"{notice}{len(steps)} steps.", *guide.bounds_said(model)])
-        return text_result(f"{said}\n{table}", stacked(charts), table)
+        text = " ".join([f"{notice}{len(steps)} steps.", *guide.bounds_said(model)])
+        return text_result(f"{text}\n{table}", stacked(charts), table)
 
 
-def _top(classes: list[str], told: list[torch.Tensor], b: int, most: int = 8) -> list[tuple[int, str]]:
+def _top(classes: list[str], rows: list[torch.Tensor], b: int, most: int = 8) -> list[tuple[int, str]]:
     """The classes that were likely at any step, in their own order."""
-    peak = torch.stack([p[b] for p in told]).amax(0)
+    peak = torch.stack([p[b] for p in rows]).amax(0)
     keep = sorted(peak.argsort(descending=True)[:most].tolist())
     return [(k, classes[k]) for k in keep]
 

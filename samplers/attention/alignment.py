@@ -193,50 +193,6 @@ def token_map(source: dict, target: dict, edit: str = "auto") -> tuple[TokenMap,
     return refine_map(source, target), "refine" + why
 
 
-def parse_values(text: str) -> dict[str, str]:
-    """ "red: 2, small car: -1.5" or one a line -> {"red": "2", "small car": "-1.5"}. ValueError on an entry without a
-    value."""
-    values = {}
-    for entry in text.replace("\n", ",").split(","):
-        if entry.strip():
-            word, colon, value = entry.rpartition(":")
-            if not colon or not word.strip() or not value.strip():
-                raise ValueError(
-                    f'"{entry.strip()}" should read "word: value", entries separated by commas or new lines.'
-                )
-            values[word.strip()] = value.strip()
-    return values
-
-
-def parse_factors(text: str) -> dict[str, float]:
-    """ "red: 2, car: -1" -> {"red": 2.0, "car": -1.0}."""
-    factors = {}
-    for word, value in parse_values(text).items():
-        try:
-            factors[word] = float(value)
-        except ValueError:
-            raise ValueError(f'"{value}" (for "{word}") is not a number.') from None
-        if not abs(factors[word]) < float("inf"):
-            raise ValueError(f'The factor for "{word}" must be finite.')
-    return factors
-
-
-def parse_windows(text: str) -> dict[str, tuple[float, float]]:
-    """ "cat: 0.4, red: 0.2-0.8" -> {"cat": (0.0, 0.4), "red": (0.2, 0.8)}: fractions of the steps, 0 <= start <= end
-    <= 1."""
-    windows = {}
-    for word, value in parse_values(text).items():
-        start, dash, end = value.partition("-")
-        try:
-            window = (float(start), float(end)) if dash else (0.0, float(start))
-        except ValueError:
-            window = (1.0, 0.0)
-        if not 0 <= window[0] <= window[1] <= 1:
-            raise ValueError(f'The window "{value}" of "{word}" should be an end, or "start-end", within 0 and 1.')
-        windows[word] = window
-    return windows
-
-
 def factor_columns(prompts: list[dict], factors: dict[str, float]) -> list[dict[int, float]]:
     """Per prompt {column: factor}; a word must be in one of the prompts at least."""
     found = in_some_prompt(prompts, list(factors))

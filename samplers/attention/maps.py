@@ -38,11 +38,10 @@ def map_scale(latent: tuple[int, int], scales: Sequence[int]) -> int:
 
 class LayerChoice:
     """Which cross-attention layers maps come from: "auto" ("up"), "up", "down", "mid" (on the default grid; "mid" has
-    its own), "all", or names such as "output.3, input.4" (all of a block) and "output.3.1" (one of its depth)."""
+    its own), "all", "output.3" (all of a block) or "output.3.1" (one of its depth); several of them together."""
 
-    def __init__(self, text: str = "auto"):
-        names = [name.strip().lower() for name in text.split(",") if name.strip()] or ["auto"]
-        self.names = ["up" if name == "auto" else name for name in names]
+    def __init__(self, *names: str):
+        self.names = ["up" if name == "auto" else name for name in map(str.lower, names or ("auto",))]
         for name in self.names:
             block, *numbers = name.split(".")
             named = block in PLACES.values() and 1 <= len(numbers) <= 2 and all(n.isdigit() for n in numbers)

@@ -8,17 +8,16 @@ word that changes and a weight of 2 on it.
 
 from __future__ import annotations
 
-from .alignment import factor_columns, in_some_prompt, parse_factors, parse_windows, token_map
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from .alignment import factor_columns, in_some_prompt, token_map
 from .controllers import MutualSelf, ReplaceCross, ReplaceSelf, Reweight
 from .layers import StepWindow
 from .maps import LayerChoice, LocalBlend
 
 #: where a word's weight acts: as in the authors' code, or on the map that the word has at every step
 WEIGHTS_ACT = ("in the cross window", "at every step")
-
-
-def split_words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def plan(
@@ -29,28 +28,29 @@ def plan(
     cross_steps=0.8,
     self_steps=0.4,
     self_attention="replace",
-    word_windows="",
-    weights="",
+    word_windows: Mapping[str, tuple[float, float]] = MappingProxyType({}),
+    weights: Mapping[str, float] = MappingProxyType({}),
     weights_act=WEIGHTS_ACT[0],
-    blend_words="",
-    keep_words="",
+    blend_words: Sequence[str] = (),
+    keep_words: Sequence[str] = (),
     blend_threshold=0.3,
     blend_start=0.2,
-    blend_layers="auto",
+    blend_layers: Sequence[str] = ("auto",),
 ):
     """The controllers of one edit, its blend or None, and a phrase for each decision: how the prompts were matched, and
     a notice where an edit has the source's own words, every window is closed, or a weight has no window to act in.
-    ValueError for words that are in no prompt."""
+    word_windows: {word: (start, end) as fractions of the steps}; weights: {word: factor}; blend_layers: the names of a
+    `LayerChoice`. ValueError for words that are in no prompt."""
     maps, said = zip(*(token_map(source, prompt, edit) for prompt in edits))
     if len(edits) > 1:
         said = [f"edit {i + 1}: {done}" for i, done in enumerate(said)]
-    windows, factors = parse_windows(word_windows), factor_columns(edits, parse_factors(weights))
+    factors = factor_columns(edits, weights)
     controllers, own = [], []
-    for row in in_some_prompt(edits, list(windows)):
-        own.append({t: StepWindow(*window) for window, word in zip(windows.values(), row) for t in word})
+    for row in in_some_prompt(edits, list(word_windows)):
+        own.append({t: StepWindow(*window) for window, word in zip(word_windows.values(), row) for t in word})
     weighted = any(c != 1 for row in factors for c in row.values())
     inside = weights_act == WEIGHTS_ACT[0]
-    if cross_steps > 0 or any(start < end for start, end in windows.values()):
+    if cross_steps > 0 or any(start < end for start, end in word_windows.values()):
         within = factors if weighted and inside else ()
         controllers.append(ReplaceCross(maps, StepWindow(0.0, cross_steps), own, within))
     if self_attention != "replace":
@@ -60,9 +60,9 @@ def plan(
     if weighted and not inside:
         controllers.append(Reweight(factors))
     blend = None
-    if split_words(blend_words) or split_words(keep_words):
-        found = in_some_prompt([source, *edits], split_words(blend_words))
-        kept = in_some_prompt([source, *edits], split_words(keep_words))
+    if blend_words or keep_words:
+        found = in_some_prompt([source, *edits], blend_words)
+        kept = in_some_prompt([source, *edits], keep_words)
         found, kept = ([[t for word in row for t in word] for row in rows] for rows in (found, kept))
         n = len(edits)
         blend = LocalBlend(
@@ -72,7 +72,7 @@ def plan(
             blend_threshold,
             blend_threshold,
             blend_start,
-            LayerChoice(blend_layers),
+            LayerChoice(*blend_layers),
         )
         controllers.append(blend)
     notices = [

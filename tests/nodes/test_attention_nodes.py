@@ -187,7 +187,7 @@ def test_prompt_to_prompt_refusals(tiny, prompt, make_condition):
 
 def test_prompt_to_prompt_from_an_inversion(tiny, prompt):
     from nulltext.nodes.inversion import InvertImage
-    from nulltext.nodes.null_text import InversionParts
+    from nulltext.nodes.inversion_sampling import InversionParts
 
     source, edited, negative = prompt("a red cat"), prompt("a red dog"), prompt("")
     names = {k: v[1]["default"] for k, v in InvertImage.INPUT_TYPES()["required"].items() if "default" in v[1]}
@@ -246,7 +246,7 @@ def test_edit_score():
     assert whole[4] > 0
     assert "outside the mask" in outside[0]
     assert "whole picture: PSNR" in outside[0]
-    with pytest.raises(ValueError, match="scale one of them"):
+    with pytest.raises(ValueError, match="resize one of them"):
         EditScore().run(image, changed[:, :16])
     with pytest.raises(ValueError, match="covers the whole picture"):
         EditScore().run(image, changed, torch.ones(1, 32, 48))

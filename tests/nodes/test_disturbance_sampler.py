@@ -10,7 +10,7 @@ from nulltext.engine.comfy import sigma_range
 from nulltext.engine.sampler import core_sampler
 from nulltext.engine.sampling import sample_latent, time_to_sigma, to_model_space
 from nulltext.nodes import disturbance
-from nulltext.nodes.schedules import picture_sigmas
+from nulltext.nodes.disturbance_schedule import picture_sigmas
 from nulltext.samplers.picture.disturbance import MATCH_PICTURE, MATCH_ROLLBACK, stable_strength
 
 

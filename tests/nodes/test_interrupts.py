@@ -14,6 +14,9 @@ def inference():
         yield
 
 
+PLAN = ("schedule", "levels", "jump", "resamples", "low", "high", "noise")
+
+
 def inversion(model, engine, latent):
     sigmas, clean = engine.sigmas_of(model, "normal", 10), to_model_space(model, {"samples": latent})
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(2))
@@ -36,7 +39,15 @@ def runs(model, engine, positive, negative, latent):
         "diffedit mask": lambda: diffedit.DiffEditMask().run(*ends, picture, 0, 10, 0.5, 0.5, 3.0, 0, 0),
         "diffedit": lambda: diffedit.DiffEdit().run(*ends, inversion(model, engine, latent), mask, 3.0, 0.9),
         "repaint exact": lambda: repaint.RePaintSampler().run(
-            *ends, picture, mask, 7, 3.0, repaint.CUSTOM, 10, 1, 1, 0.0, 2.0, repaint.RENEWED, repaint.EXACT, 3, 1
+            *ends,
+            picture,
+            mask,
+            7,
+            3.0,
+            repaint.EXACT,
+            3,
+            1,
+            **dict(zip(PLAN, (repaint.CUSTOM, 10, 1, 1, 0.0, 2.0, repaint.RENEWED))),
         ),
     }
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from nulltext.engine.noise import model_notes
-from nulltext.nodes import edit_grid, inversion_files, null_text
+from nulltext.nodes import inversion_files, inversion_sampling
 from nulltext.nodes.pictures import captioned_grid
 from nulltext.samplers.inversion.record import Inversion
 
@@ -47,20 +47,20 @@ def test_names_outside_are_refused_by_both(inversion, name):
 
 
 def test_parts_begin_where_the_strength_says(inversion):
-    noise, sigmas, latent, _ = null_text.InversionParts().run(inversion, 0.67)
+    noise, sigmas, latent, _ = inversion_sampling.InversionParts().run(inversion, 0.67)
     assert torch.equal(sigmas, SIGMAS[1:]) and noise.first == 1
     assert torch.allclose(latent["samples"] * 0.18215, inversion.source, rtol=1e-5)
     x = noise.generate_noise(latent) * 2.0 + inversion.source
     assert torch.allclose(x, inversion.trajectory[1], rtol=1e-4, atol=1e-5)
-    noise, sigmas, latent, _ = null_text.InversionParts().run(inversion, 0.0)
+    noise, sigmas, latent, _ = inversion_sampling.InversionParts().run(inversion, 0.0)
     assert len(sigmas) == 0 and not noise.generate_noise(latent).any()
 
 
 def test_nothing_to_change_is_said(tiny, inversion):
     tiny.model.apply_model = None
-    node = null_text.Sampler()
+    node = inversion_sampling.Sampler()
     empty = torch.zeros(1, 8, 8)
-    for arguments, words in (({"strength": 0.0}, "walks no step"), ({"strength": 1.0, "mask": empty}, "mask")):
+    for arguments, words in (({"strength": 0.0}, "samples no step"), ({"strength": 1.0, "mask": empty}, "mask")):
         result = node.run(tiny, inversion, **arguments)
         assert words in text(result)
         assert torch.allclose(result["result"][0]["samples"] * 0.18215, inversion.source, rtol=1e-5)
@@ -69,13 +69,6 @@ def test_nothing_to_change_is_said(tiny, inversion):
     assert "stored path" in text(result)
     with pytest.raises(ValueError, match="wire the negative"):
         node.run(tiny, inversion.replace(cfg=7.5), 1.0)
-
-
-@pytest.mark.parametrize("wrong", ["", "much", "0.5, 2", "-1", "nan"])
-def test_strengths_are_read_strictly(wrong):
-    assert edit_grid._strengths("0, .5;1") == [0, 0.5, 1]
-    with pytest.raises(ValueError, match="numbers from 0 to 1"):
-        edit_grid._strengths(wrong)
 
 
 def test_grid_holds_every_picture_under_its_caption():

@@ -6,7 +6,8 @@ from nulltext.engine import files, record
 from nulltext.engine.guider import null_text_guider
 from nulltext.engine.noise import InversionNoise, source_latent
 from nulltext.engine.sampler import core_sampler
-from nulltext.nodes import inverting
+from nulltext.nodes.inversion import invert
+from nulltext.nodes.replay import replay
 
 STEPS = 6
 
@@ -24,12 +25,12 @@ def sigmas(model, engine):
 def made(model, latent, sigmas, make_condition, pivot, cfg=1.0, **options):
     conds = {"positive": make_condition(1), "negative": make_condition(2)}
     with torch.inference_mode():
-        return inverting.invert(model, conds, {"samples": latent}, sigmas, pivot, cfg=cfg, cache=False, **options)[0]
+        return invert(model, conds, {"samples": latent}, sigmas, pivot, cfg=cfg, cache=False, **options)[0]
 
 
 def back(model, inversion, make_condition, seed=1, **options):
     with torch.inference_mode():
-        return inverting.replay(model, inversion, make_condition(seed), make_condition(2), **options)
+        return replay(model, inversion, make_condition(seed), make_condition(2), **options)
 
 
 @pytest.mark.parametrize("cfg", [1.0, 5.0])
@@ -56,7 +57,7 @@ def test_another_cfg_on_the_way_back(make_model, engine, latent, make_condition,
     assert not torch.allclose(stronger.samples, same.samples, rtol=1e-2, atol=1e-2)
     alone = back(model, inversion, make_condition, seed=9, cfg=1.0)  # no null branch: nothing to wire
     with torch.inference_mode():
-        bare = inverting.replay(model, inversion, make_condition(9), None, cfg=1.0)
+        bare = replay(model, inversion, make_condition(9), None, cfg=1.0)
     assert torch.equal(alone.samples, bare.samples)
 
 
@@ -191,7 +192,7 @@ def test_bad_input_is_refused_before_any_call(make_model, make_condition, change
         **change,
     }
     with pytest.raises(ValueError, match=words) as caught:
-        inverting.invert(
+        invert(
             model,
             {k: given[k] for k in ("positive", "negative")},
             {"samples": given["latent"]},
@@ -211,7 +212,7 @@ def test_cache_finds_it_again_and_stays_small(make_model, engine, latent, make_c
 
     def run(latent=latent, model=model, pivot="ddim"):
         with torch.inference_mode():
-            return inverting.invert(model, conds, {"samples": latent}, sigmas, pivot)
+            return invert(model, conds, {"samples": latent}, sigmas, pivot)
 
     first, found = run()
     again, found_again = run()

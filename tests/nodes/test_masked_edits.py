@@ -10,7 +10,7 @@ from nulltext.engine.guider import guider_class
 from nulltext.engine.noise import model_notes, source_latent
 from nulltext.engine.sampler import core_sampler, own_sampler
 from nulltext.engine.sampling import sample_latent, to_model_space
-from nulltext.nodes import blended, diffedit, null_text, repaint, sdedit
+from nulltext.nodes import blended, diffedit, inversion_sampling, repaint, sdedit
 from nulltext.samplers.core import VE
 from nulltext.samplers.inversion.record import Inversion
 from nulltext.samplers.picture.repaint import ranged_path, sample_repaint
@@ -70,16 +70,16 @@ def edits(make_condition, invert):
             mask,
             7,
             3.0,
-            schedule,
-            5,
-            1,
-            3,
-            0.0,
-            2.0,
-            repaint.RENEWED,
-            mode,
-            3,
-            grow,
+            schedule=schedule,
+            levels=5,
+            jump=1,
+            resamples=3,
+            low=0.0,
+            high=2.0,
+            noise=repaint.RENEWED,
+            mode=mode,
+            particles=3,
+            grow=grow,
         )
 
     def noised(model, latent, mask, t0=0.6, **more):
@@ -366,7 +366,7 @@ def masked(edits, make_condition, invert):
     def replayed(pivot, **more):
         def run(model, latent, mask):
             inversion = invert(model, latent, pivot=pivot, **more)
-            return null_text.Sampler().run(model, inversion, 1.0, make_condition(1), make_condition(2), mask)
+            return inversion_sampling.Sampler().run(model, inversion, 1.0, make_condition(1), make_condition(2), mask)
 
         return run
 

@@ -3,14 +3,16 @@
 import pytest
 import torch
 from nulltext.engine import record
-from nulltext.nodes import direct, inverting, optimising
+from nulltext.nodes import direct_edit, inverter, null_text
+from nulltext.nodes.inversion import invert
+from nulltext.nodes.replay import replay
 
 STEPS = 4
 
 
 def inverted(model, engine, latent, make_condition, pivot="ddim", seed=1):
     with torch.inference_mode():
-        return inverting.invert(
+        return invert(
             model,
             {"positive": make_condition(seed)},
             {"samples": latent},
@@ -22,26 +24,26 @@ def inverted(model, engine, latent, make_condition, pivot="ddim", seed=1):
 
 def optimised(model, inversion, make_condition, cfg=7.5, inner=10, **options):
     with torch.inference_mode():
-        return optimising.optimise(model, inversion, None, make_condition(2), cfg, inner=inner, cache=False, **options)
+        return null_text.optimise(model, inversion, None, make_condition(2), cfg, inner=inner, cache=False, **options)
 
 
 def replayed(model, inversion, make_condition):
     with torch.inference_mode():
-        return inverting.replay(model, inversion, None, make_condition(2))
+        return replay(model, inversion, None, make_condition(2))
 
 
 @pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "FLOW"])
 def test_optimisation_mends_guided_reconstruction(engine, make_model, latent, make_condition, kind):
     model = make_model(kind)
     inversion = inverted(model, engine, latent, make_condition)
-    plain = replayed(model, optimising.uncorrected(inversion, 7.5), make_condition)
+    plain = replayed(model, inverter.uncorrected(inversion, 7.5), make_condition)
     corrected, result = optimised(model, inversion, make_condition)
     assert corrected.null_embeddings.shape == (STEPS, 2, 77, 64) and corrected.correction == "null_text"
     assert (result.error < 0.7 * plain.error).all()
     again = replayed(model, corrected, make_condition)
     assert torch.allclose(again.samples, result.samples, rtol=1e-3, atol=1e-3 * float(result.samples.abs().max()))
-    assert result.calls == corrected.metadata["null_forwards"] <= optimising.most_calls(STEPS, 10)[0]
-    assert corrected.metadata["null_backwards"] <= optimising.most_calls(STEPS, 10)[1]
+    assert result.calls == corrected.metadata["null_forwards"] <= null_text.most_calls(STEPS, 10)[0]
+    assert corrected.metadata["null_backwards"] <= null_text.most_calls(STEPS, 10)[1]
 
 
 def test_a_batch_is_its_images(engine, tiny, latent, make_condition):
@@ -67,7 +69,7 @@ def test_checkpointing_gives_the_same(engine, tiny, latent, make_condition):
 def test_half_precision_models(engine, make_model, latent, make_condition, dtype):
     model = make_model(dtype=dtype)
     inversion = inverted(model, engine, latent, make_condition)
-    plain = replayed(model, optimising.uncorrected(inversion, 7.5), make_condition)
+    plain = replayed(model, inverter.uncorrected(inversion, 7.5), make_condition)
     corrected, result = optimised(model, inversion, make_condition)
     assert corrected.null_embeddings.dtype == torch.float32 and (result.error < 0.7 * plain.error).all()
 
@@ -77,7 +79,7 @@ def test_patched_models(engine, tiny, latent, make_condition):
     patched, base = tiny.clone(), dict(tiny.model.named_parameters())[name].clone()
     patched.add_patches({name: (torch.randn(base.shape),)}, 1.0)
     inversion = inverted(patched, engine, latent, make_condition)
-    plain = replayed(patched, optimising.uncorrected(inversion, 7.5), make_condition)
+    plain = replayed(patched, inverter.uncorrected(inversion, 7.5), make_condition)
     assert (optimised(patched, inversion, make_condition)[1].error < 0.7 * plain.error).all()
     with pytest.raises(ValueError, match="LoRA"):
         optimised(tiny, inversion, make_condition)
@@ -124,21 +126,21 @@ def test_refusals_before_any_call(engine, tiny, latent, make_condition):
         (inversion, 7.5, make_condition(2) + make_condition(3), "one plain prompt"),
     ):
         with pytest.raises(ValueError, match=words):
-            optimising.optimise(tiny, wrong, None, negative, cfg, cache=False)
+            null_text.optimise(tiny, wrong, None, negative, cfg, cache=False)
 
 
 def test_negative_prompt_correction(engine, tiny, latent, make_condition):
     """Both branches are the source prompt: guidance vanishes, whatever its scale."""
     inversion = inverted(tiny, engine, latent, make_condition)
     at_1 = replayed(tiny, inversion, make_condition)
-    corrected = optimising.as_negative_prompt(inversion, 7.5)
+    corrected = inverter.as_negative_prompt(inversion, 7.5)
     assert torch.allclose(replayed(tiny, corrected, make_condition).samples, at_1.samples, rtol=1e-3, atol=1e-2)
 
 
 def test_one_embedding_for_all_steps(engine, tiny, latent, make_condition):
     """The paper's ablation: better than none, worse than one per step at as many backwards."""
     inversion = inverted(tiny, engine, latent, make_condition)
-    plain = replayed(tiny, optimising.uncorrected(inversion, 7.5), make_condition)
+    plain = replayed(tiny, inverter.uncorrected(inversion, 7.5), make_condition)
     best, per_step = optimised(tiny, inversion, make_condition, tolerance=0.0)
     shared, result = optimised(tiny, inversion, make_condition, one_for_all=True)
     assert shared.correction == "global_null" and shared.null_embeddings.shape == (STEPS, 2, 77, 64)
@@ -146,7 +148,7 @@ def test_one_embedding_for_all_steps(engine, tiny, latent, make_condition):
     assert not torch.equal(best.null_embeddings[0], best.null_embeddings[-1])
     assert (per_step.error < result.error).all() and (result.error < plain.error).all()
     forwards, backwards = shared.metadata["null_forwards"], shared.metadata["null_backwards"]
-    assert (forwards, backwards) == optimising.most_calls(STEPS, 10, True) == (STEPS * 13, STEPS * 10)
+    assert (forwards, backwards) == null_text.most_calls(STEPS, 10, True) == (STEPS * 13, STEPS * 10)
     again = replayed(tiny, shared, make_condition)
     assert torch.allclose(again.samples, result.samples, rtol=1e-3, atol=1e-3 * float(result.samples.abs().max()))
 
@@ -173,7 +175,7 @@ def edited(model, source, target, negative, latent, sigmas, method="FlowEdit", *
     }
     conds = {"source": source, "target": target, "negative": negative}
     with torch.inference_mode():
-        return direct.edit(model, conds, {"samples": latent}, sigmas, method, **given)
+        return direct_edit.edit(model, conds, {"samples": latent}, sigmas, method, **given)
 
 
 @pytest.mark.parametrize("method", ["FlowEdit", "InfEdit"])
@@ -184,11 +186,11 @@ def test_direct_edit(engine, make_model, latent, make_condition, kind, method, m
     args = (model, same, make_condition(1), make_condition(2), latent, sigmas, method)
     result, why = edited(*args)
     assert "ask for the same" in why and result.samples is latent and result.calls == 0
-    monkeypatch.setattr(direct, "equal", lambda a, b: False)  # and if it is walked all the same: exact too
+    monkeypatch.setattr(direct_edit, "equal", lambda a, b: False)  # and if it is walked all the same: exact too
     result, why = edited(*args)
     assert why is None and torch.allclose(result.samples, latent, rtol=1e-6) and result.error.max() == 0
     result, why = edited(model, same, make_condition(5), make_condition(2), latent, sigmas, method)
-    assert why is None and result.error.min() > 1e-3 and result.calls == direct.calls(method, 2, 1, 0) == 4
+    assert why is None and result.error.min() > 1e-3 and result.calls == direct_edit.calls(method, 2, 1, 0) == 4
     mask = torch.zeros(1, 8, 8)
     mask[..., 4:] = 1
     result, _ = edited(model, same, make_condition(5), make_condition(2), latent, sigmas, method, mask=mask)
@@ -200,7 +202,7 @@ def test_direct_edit_with_nothing_to_do_or_nonsense(engine, tiny, latent, make_c
     tiny.model.apply_model = None
     sigmas = engine.sigmas_of(tiny, "normal", STEPS)
     args = (tiny, make_condition(1), make_condition(5), make_condition(2), latent, sigmas)
-    assert "walks no step" in edited(*args, strength=0.0)[1]
+    assert "samples no step" in edited(*args, strength=0.0)[1]
     assert "mask is empty" in edited(*args, mask=torch.zeros(1, 8, 8))[1]
     with pytest.raises(ValueError, match="plain steps don't fit"):
         edited(*args, plain_steps=3)

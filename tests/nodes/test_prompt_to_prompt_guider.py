@@ -4,11 +4,12 @@ refusals."""
 import pytest
 import torch
 from nulltext.engine.comfy import sigmas_of
-from nulltext.engine.noise import model_notes
+from nulltext.engine.noise import model_notes, source_latent
 from nulltext.engine.pair_guider import prompt_to_prompt_guider, run_guider, source_of
 from nulltext.engine.run import sample_with
-from nulltext.engine.sampler import core_sampler
-from nulltext.nodes import inverting
+from nulltext.engine.sampler import core_sampler, own_way_back
+from nulltext.nodes.inversion import invert
+from nulltext.nodes.replay import replay
 from nulltext.samplers.attention.alignment import TokenMap
 from nulltext.samplers.attention.controllers import MutualSelf, ReplaceCross, ReplaceSelf
 from nulltext.samplers.attention.layers import StepWindow
@@ -59,7 +60,7 @@ def prompts(make_condition):
     return make_condition(1), make_condition(4), make_condition(2)
 
 
-def invert(model, source, latent=None, **options):
+def euler_inversion(model, source, latent=None, **options):
     """An INVERSION by plain backward Euler steps; its trajectory is all that matters here."""
     sigmas = sigmas_of(model, "normal", STEPS)
     x0 = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(9)) if latent is None else latent
@@ -101,7 +102,7 @@ def test_closed_windows_give_the_unhooked_run_to_the_bit(tiny, prompts):
         assert guider.model_options["transformer_options"]["patches_replace"].keys() >= {"attn1", "attn2"}
         guider.model_patcher, guider.model_options = bare, bare.model_options
 
-    inversion = invert(tiny, source)
+    inversion = euler_inversion(tiny, source)
     for options in ({"keep_source": True}, {"inversion": inversion, "sigmas": inversion.sigmas}):
         unhooked, _ = guide(tiny, source, [edit], negative, p2p(NEVER, NEVER), change=unhook, **options)
         closed, _ = guide(tiny, source, [edit], negative, p2p(NEVER, NEVER), **options)
@@ -118,7 +119,7 @@ def test_an_empty_blend_mask_gives_the_source_to_the_bit(tiny, prompts):
     source, edit, negative = prompts
     out, _ = guide(tiny, source, [edit], negative, [*p2p(), blend(1.0)], keep_source=True)
     assert torch.equal(out[:2], out[2:])
-    inversion = invert(tiny, source)
+    inversion = euler_inversion(tiny, source)
     out, _ = guide(tiny, source, [edit], negative, [*p2p(), blend(1.0)], inversion=inversion, sigmas=inversion.sigmas)
     torch.testing.assert_close(out * 0.18215, inversion.source)
     # a core sampler that is not Euler blends denoised predictions: not to the bit, but the source in the end
@@ -147,7 +148,7 @@ def test_groupings_of_rows_do_not_matter(tiny, prompts, short_of_memory, control
     source, edit, negative = prompts
     options = {}
     if inverted:
-        inversion = invert(tiny, source)
+        inversion = euler_inversion(tiny, source)
         options = {"inversion": inversion, "sigmas": inversion.sigmas}
     together, _ = guide(tiny, source, [edit], negative, controllers(), **options)
     different, _ = guide(tiny, source, [edit], negative, [], **options)
@@ -163,7 +164,7 @@ def test_groupings_of_rows_do_not_matter(tiny, prompts, short_of_memory, control
 
 def test_three_rows_a_step_from_an_inversion_and_four_from_noise(tiny, prompts):
     source, edit, negative = prompts
-    inversion = invert(tiny, source)
+    inversion = euler_inversion(tiny, source)
     _, guider = guide(tiny, source, [edit], negative, p2p(), inversion=inversion, sigmas=inversion.sigmas)
     assert guider.network_rows == 3 * 2 * STEPS
     _, guider = guide(tiny, source, [edit], negative, p2p(), noise=NOISE)
@@ -177,7 +178,7 @@ def test_three_rows_a_step_from_an_inversion_and_four_from_noise(tiny, prompts):
 
 def test_the_source_is_the_stored_trajectory_whatever_the_noise(tiny, prompts):
     source, edit, negative = prompts
-    inversion = invert(tiny, source)
+    inversion = euler_inversion(tiny, source)
     options = {"inversion": inversion, "sigmas": inversion.sigmas}
     results = [
         guide(tiny, source, [edit], negative, p2p(), sampler=name, noise=NOISE * k, **options)[0]
@@ -198,16 +199,16 @@ def exact(model, source, negative, pivot, cfg=3.5):
     latent = {"samples": torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(9)) / 0.18215}
     conds = {"positive": source, "negative": negative}
     with torch.inference_mode():
-        return inverting.invert(model, conds, latent, sigmas_of(model, "normal", STEPS), pivot, cfg=cfg, cache=False)[0]
+        return invert(model, conds, latent, sigmas_of(model, "normal", STEPS), pivot, cfg=cfg, cache=False)[0]
 
 
 def walked(model, inversion, edits, negative, controllers, cfg, first=0, source=None):
     """Edits by the sampler of Inversion Parts."""
     guider = prompt_to_prompt_guider(model, source, edits, negative, cfg, controllers, inversion=inversion)
-    sampler, sigmas = inverting.own_way_back(inversion, first)
+    sampler, sigmas = own_way_back(inversion, first)
     with torch.inference_mode():
         return guider.sample(
-            torch.zeros(inversion.shape), inverting.source_latent(inversion), sampler, sigmas, disable_pbar=True, seed=0
+            torch.zeros(inversion.shape), source_latent(inversion), sampler, sigmas, disable_pbar=True, seed=0
         ), guider
 
 
@@ -216,14 +217,14 @@ def test_pivots_with_their_own_way_back(tiny, prompts, make_condition, pivot):
     """Inverted at cfg 3.5, edited at 9: recorded residuals (or the pair) are walked in every edit's rows."""
     source, edit, negative = prompts
     inversion = exact(tiny, source, negative, pivot)
-    latent = inverting.source_latent(inversion)
+    latent = source_latent(inversion)
     same, guider = walked(tiny, inversion, [source], negative, p2p(), 3.5, source=source)
     assert close(same, latent)  # its own words at its own cfg: the picture, whatever is looked at
     assert guider.network_rows == 3 * 2 * (STEPS - (pivot == "exact_pair"))
     for first in (0, 1):
         plain, _ = walked(tiny, inversion, [edit], negative, [], 9.0, first, source=source)
         with torch.inference_mode():
-            alone = inverting.replay(tiny, inversion, edit, negative, cfg=9.0, first=first).samples
+            alone = replay(tiny, inversion, edit, negative, cfg=9.0, first=first).samples
         assert close(plain, alone)
     edited, _ = walked(tiny, inversion, [edit], negative, p2p(), 9.0, source=source)
     assert not close(edited, plain)
@@ -250,7 +251,8 @@ def test_pivots_with_their_own_way_back_refuse_other_samplers(tiny, prompts):
 def test_null_embeddings_of_the_inversion_stand_in_for_the_negative_prompt(tiny, prompts, make_condition):
     source, edit, negative = prompts
     null = make_condition(8)[0][0].clone()
-    corrected = invert(tiny, source, null_embeddings=null.expand(STEPS, 2, -1, -1).clone(), correction="null_text")
+    null = null.expand(STEPS, 2, -1, -1).clone()
+    corrected = euler_inversion(tiny, source, null_embeddings=null, correction="null_text")
     plain = corrected.replace(null_embeddings=None, correction="none")
     with_null, _ = guide(tiny, source, [edit], negative, p2p(), inversion=corrected, sigmas=plain.sigmas)
     as_negative, _ = guide(tiny, source, [edit], [[null, {}]], p2p(), inversion=plain, sigmas=plain.sigmas)
@@ -371,7 +373,7 @@ def test_refusals(tiny, prompts):
         prompt_to_prompt_guider(tiny, source + source, [edit], negative, 3.0, p2p())
     with pytest.raises(ValueError, match="edited prompt must be one prompt"):
         prompt_to_prompt_guider(tiny, source, [[[edit[0][0], {"area": (4, 4, 0, 0)}]]], negative, 3.0, p2p())
-    inversion = invert(tiny, source)
+    inversion = euler_inversion(tiny, source)
     with pytest.raises(ValueError, match="draws every level's noise anew"):
         prompt_to_prompt_guider(tiny, source, [edit], negative, 3.0, p2p(), inversion=inversion.replace(pivot="random"))
     with pytest.raises(ValueError, match="does not know its source prompt's words"):

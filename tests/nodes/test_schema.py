@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
@@ -59,6 +60,25 @@ def test_every_input_and_output_has_a_tooltip(key, engine):
         assert len(getattr(node, "RETURN_NAMES", returns)) == len(returns)
     else:
         assert node.OUTPUT_NODE
+
+
+@each
+def test_the_order_of_the_inputs_is_the_order_of_the_widgets(key, engine):
+    """Saved workflows hold widgets by place; required ones come first on every front end."""
+    node = NODES[key]
+    groups = node.INPUT_TYPES()
+    assert [i.name for i in node.INPUTS] == [*groups["required"], *groups.get("optional", {})]
+
+
+@each
+def test_run_takes_every_input_and_needs_the_required_ones_alone(key, engine):
+    node = NODES[key]
+    signature = inspect.signature(node.run)
+    signature.bind(None, **{i.name: None for i in node.INPUTS})
+    signature.bind(None, **{i.name: None for i in node.INPUTS if i.wanted})
+    for i in node.INPUTS:
+        if not i.wanted and i.name in signature.parameters:
+            assert signature.parameters[i.name].default == i.options.get("default"), i.name
 
 
 @each

@@ -4,7 +4,10 @@ import pytest
 import torch
 from nulltext.engine import pair_guider as p2p_bridge
 from nulltext.engine import words
-from nulltext.nodes import edit_grid, inverting, null_text, prompt_to_prompt
+from nulltext.engine.noise import source_latent
+from nulltext.engine.sampler import own_way_back
+from nulltext.nodes import edit_grid, inversion_sampling, prompt_to_prompt, replay
+from nulltext.nodes.inversion import invert
 
 STEPS, RECORD = 3, 3.5
 
@@ -26,7 +29,7 @@ def inversion(tiny, engine, latent, prompts):
     """Edit-friendly noise at cfg 3.5, as its authors invert."""
     conds = {"positive": prompts(1), "negative": prompts(2)}
     with torch.inference_mode():
-        return inverting.invert(
+        return invert(
             tiny,
             conds,
             {"samples": latent},
@@ -69,11 +72,11 @@ EDIT = {
 
 
 def sampler(model, inversion, prompts, cfg):
-    null_text.Sampler().run(model, inversion, 1.0, prompts(4), prompts(2), target_cfg=cfg)
+    inversion_sampling.Sampler().run(model, inversion, 1.0, prompts(4), prompts(2), target_cfg=cfg)
 
 
 def guider(model, inversion, prompts, cfg):
-    (made,) = null_text.Guider().run(model, inversion, prompts(4), prompts(2), target_cfg=cfg)
+    (made,) = inversion_sampling.Guider().run(model, inversion, prompts(4), prompts(2), target_cfg=cfg)
     walk(made, inversion)
 
 
@@ -96,8 +99,8 @@ def p2p(model, inversion, prompts, cfg):
 
 
 def walk(made, inversion):
-    walker, sigmas = inverting.own_way_back(inversion)
-    latent = inverting.source_latent(inversion)
+    walker, sigmas = own_way_back(inversion)
+    latent = source_latent(inversion)
     made.sample(torch.zeros_like(latent), latent, walker, sigmas, disable_pbar=True, seed=0)
 
 
@@ -153,7 +156,7 @@ def test_from_noise_a_cfg_must_be_set(tiny, prompts, engine):
 def test_the_sampler_says_that_another_cfg_gives_another_picture(tiny, inversion, prompts):
     def said(cfg, **changes):
         given = inversion.replace(**changes)
-        return null_text.Sampler().run(tiny, given, 1.0, None, prompts(2), target_cfg=cfg)["result"][1]
+        return inversion_sampling.Sampler().run(tiny, given, 1.0, None, prompts(2), target_cfg=cfg)["result"][1]
 
     assert "its source does not come back" in said(15.0)
     assert "cfg 15" in said(15.0)
@@ -162,7 +165,7 @@ def test_the_sampler_says_that_another_cfg_gives_another_picture(tiny, inversion
 
 def test_the_edit_of_the_authors_needs_one_run(tiny, inversion, prompts, engine):
     """Source cfg 3.5, target cfg 15, 36 of 100 steps skipped: here 1 of 3."""
-    out = null_text.Sampler().run(tiny, inversion, 0.64, prompts(4), prompts(2), target_cfg=15.0)["result"][0]
-    by_hand = inverting.replay(tiny, inversion, prompts(4), prompts(2), cfg=15.0, first=1).samples
+    out = inversion_sampling.Sampler().run(tiny, inversion, 0.64, prompts(4), prompts(2), target_cfg=15.0)["result"][0]
+    by_hand = replay.replay(tiny, inversion, prompts(4), prompts(2), cfg=15.0, first=1).samples
     assert torch.equal(out["samples"], by_hand)
     assert p2p_bridge.way_back(inversion, 1)[3]["residuals"].shape[0] == STEPS - 1

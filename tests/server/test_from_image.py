@@ -216,7 +216,7 @@ def test_progress_counts_network_calls(comfy):
         ("NullText_RePaintSampler", {**REPAINT, "latent": ["6", 0]}, ["latent is empty"]),
         ("NullText_BlendedDiffusion", {**BLEND, "latent": ["6", 0]}, ["latent is empty"]),
         ("NullText_SDEdit", {**SDEDIT, "latent": ["6", 0]}, ["latent is empty"]),
-        ("NullText_SDEdit", {**SDEDIT, "more_levels": "0.2; 0.4"}, ["no noise level"]),
+        ("NullText_SDEdit", {**SDEDIT, "more_levels": "0.2 0.4"}, ["noise levels are numbers from 0 to 1"]),
         ("NullText_DisturbanceSampler", {**CARTOON, "latent": ["6", 0]}, ["latent is empty"]),
         ("NullText_ILVRSampler", {**ILVR, "reference": ["6", 0]}, ["latent is empty"]),
         ("NullText_ILVRSampler", {**ILVR, "strip": "4"}, ["factor@stop"]),

@@ -98,7 +98,7 @@ def test_exact_pivots_give_the_picture_back(comfy, pivot, cfg):
     result = comfy.run(flow).check()
     assert far(pixels(result), pixels(result, "31")) <= 2
     report = "\n".join(result.texts)
-    assert "latent rms error" in report and "network calls" in report and "end noise" in report
+    assert "latent rms error" in report and "network calls" in report and "noise quality" in report
 
 
 def test_null_text_road(comfy):
@@ -200,7 +200,7 @@ def test_direct_edit(comfy, method):
     same = edit(target=["4", 0], target_cfg=1.5)
     assert far(pixels(same), pixels(same, "31")) == 0 and any("ask for the same" in t for t in same.texts)
     none = edit(strength=0.0)
-    assert far(pixels(none), pixels(none, "31")) == 0 and any("walks no step" in t for t in none.texts)
+    assert far(pixels(none), pixels(none, "31")) == 0 and any("samples no step" in t for t in none.texts)
     changed = edit()
     assert far(pixels(changed), pixels(changed, "31")) > 8 and any("network calls" in t for t in changed.texts)
 
@@ -394,7 +394,7 @@ def test_another_latent_shape_is_refused(comfy):
 
 def test_strength_zero_and_empty_mask_return_the_source(comfy):
     mask = {"12": {"class_type": "SolidMask", "inputs": {"value": 0.0, "width": 128, "height": 128}}}
-    for inputs, words in (({"strength": 0.0}, "walks no step"), ({"mask": ["12", 0]}, "mask is empty")):
+    for inputs, words in (({"strength": 0.0}, "samples no step"), ({"mask": ["12", 0]}, "mask is empty")):
         flow = graph(
             comfy,
             **mask,

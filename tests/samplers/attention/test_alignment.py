@@ -140,20 +140,7 @@ def test_the_edit_is_chosen_by_the_word_count():
         replace_map(prompt("a cat"), prompt("a big dog"))
 
 
-def test_fields_of_words():
-    assert alignment.parse_factors("red: 2, small car: -1.5\nx:0") == {"red": 2.0, "small car": -1.5, "x": 0.0}
-    assert alignment.parse_windows("cat: 0.4, red: 0.2-0.8") == {"cat": (0.0, 0.4), "red": (0.2, 0.8)}
-    assert alignment.parse_factors(" \n") == {}
-    for bad in ("red", "red:", ": 2"):
-        with pytest.raises(ValueError, match="should read"):
-            alignment.parse_factors(bad)
-    with pytest.raises(ValueError, match="not a number"):
-        alignment.parse_factors("red: much")
-    with pytest.raises(ValueError, match="finite"):
-        alignment.parse_factors("red: nan")
-    for bad in ("red: 0.8-0.2", "red: 2", "red: x", "red: -1"):
-        with pytest.raises(ValueError, match="within 0 and 1"):
-            alignment.parse_windows(bad)
+def test_factors_of_words_by_column():
     both = [prompt("a red red car"), prompt("a cat")]
     assert alignment.factor_columns(both, {"red": 2.0, "car": 0.5}) == [{2: 2.0, 3: 2.0, 4: 0.5}, {}]
     with pytest.raises(ValueError, match='"fox" is in none of the prompts; their words are: a, red, car, cat'):

@@ -53,12 +53,12 @@ def test_layer_choice():
     assert layer(cross=False) not in LayerChoice("all")
     assert layer(block="input") not in LayerChoice("up")
     assert layer(block="input") not in LayerChoice("auto")
-    assert layer(block="input") in LayerChoice("up, down")
+    assert layer(block="input") in LayerChoice("up", "down")
     assert layer(block="middle", grid=(8, 8)) in LayerChoice("mid")
     assert layer(grid=(64, 64)) in LayerChoice("all")
     assert layer(grid=(64, 64)) in LayerChoice("output.3")
     assert layer(number=4) not in LayerChoice("output.3")
-    assert layer(depth=1) in LayerChoice("output.3.1, input.2")
+    assert layer(depth=1) in LayerChoice("output.3.1", "input.2")
     assert layer(depth=0) not in LayerChoice("output.3.1")
     for bad in ("output", "front", "output.x", "input.1.2.3"):
         with pytest.raises(ValueError, match="names no layers"):

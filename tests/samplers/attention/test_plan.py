@@ -1,4 +1,4 @@
-"""From fields of a node to controllers."""
+"""From the description of an edit to controllers."""
 
 import pytest
 from nulltext.samplers.attention.controllers import MutualSelf, ReplaceCross, ReplaceSelf, Reweight
@@ -35,13 +35,15 @@ def test_the_papers_edit_is_the_default():
 
 
 def test_the_blends_fields_reach_it():
-    blend = plan(CAT, [DOG], blend_words="cat, dog", blend_start=0.5, blend_threshold=0.4, blend_layers="up, down")[1]
+    blend = plan(
+        CAT, [DOG], blend_words=["cat", "dog"], blend_start=0.5, blend_threshold=0.4, blend_layers=["up", "down"]
+    )[1]
     assert (blend.start, blend.threshold, blend.without_threshold) == (0.5, 0.4, 0.4)
     assert blend.layers.names == ["up", "down"]
 
 
 def test_nothing_asked_gives_no_controllers():
-    assert plan(CAT, [DOG], cross_steps=0.0, self_steps=0.0, weights="dog: 1")[0] == []
+    assert plan(CAT, [DOG], cross_steps=0.0, self_steps=0.0, weights={"dog": 1.0})[0] == []
 
 
 def test_everything_in_its_order():
@@ -49,10 +51,10 @@ def test_everything_in_its_order():
         CAT,
         [DOG, BIG],
         self_attention="mutual (MasaCtrl)",
-        word_windows="red: 0.2-0.4",
-        weights="red: 2",
-        blend_words="cat, dog",
-        keep_words="red",
+        word_windows={"red": (0.2, 0.4)},
+        weights={"red": 2.0},
+        blend_words=["cat", "dog"],
+        keep_words=["red"],
         blend_threshold=0.5,
     )
     assert kinds(controllers) == [ReplaceCross, MutualSelf, LocalBlend]
@@ -65,20 +67,20 @@ def test_everything_in_its_order():
 
 
 def test_weights_at_every_step_are_a_controller_of_their_own():
-    controllers, _, _ = plan(CAT, [DOG, BIG], weights="red: 2", weights_act="at every step")
+    controllers, _, _ = plan(CAT, [DOG, BIG], weights={"red": 2.0}, weights_act="at every step")
     assert kinds(controllers) == [ReplaceCross, ReplaceSelf, Reweight]
     assert controllers[0].factors == [{}, {}]
     assert controllers[2].factors == [{2: 2.0}, {3: 2.0}]
 
 
 def test_words_that_are_nowhere_are_refused():
-    for options in ({"word_windows": "fox: 0.4"}, {"weights": "fox: 2"}, {"blend_words": "fox"}):
+    for options in ({"word_windows": {"fox": (0, 0.4)}}, {"weights": {"fox": 2}}, {"blend_words": ["fox"]}):
         with pytest.raises(ValueError, match='"fox"'):
             plan(CAT, [DOG], **options)
-    plan(CAT, [DOG], blend_words="cat")  # of the source alone is enough for a blend
+    plan(CAT, [DOG], blend_words=["cat"])  # of the source alone is enough for a blend
     with pytest.raises(ValueError, match='"cat" is not in the prompt "a red dog"'):
-        plan(CAT, [DOG], weights="cat: 2")  # but a weight is the edit's
-    assert plan(CAT, [DOG], keep_words="cat")[1].target_columns == [[[], []]]
+        plan(CAT, [DOG], weights={"cat": 2.0})  # but a weight is the edit's
+    assert plan(CAT, [DOG], keep_words=["cat"])[1].target_columns == [[[], []]]
 
 
 EQUAL = "Notice: edit {} equals the source prompt, so its words change nothing"
@@ -87,10 +89,10 @@ CLOSED = "Notice: every window is closed, so this is the plain prompt change"
 
 def test_an_edit_with_the_sources_own_words_is_noticed():
     assert plan(CAT, [CAT])[2] == ["replace", EQUAL.format(1)]
-    assert plan(CAT, [prompt("a red  cat")], weights="red: 1")[2] == ["replace", EQUAL.format(1)]
+    assert plan(CAT, [prompt("a red  cat")], weights={"red": 1.0})[2] == ["replace", EQUAL.format(1)]
     assert plan(CAT, [DOG, CAT])[2] == ["edit 1: replace", "edit 2: replace", EQUAL.format(2)]
-    assert plan(CAT, [CAT], weights="red: 2")[2] == ["replace"]  # re-weighting needs no other words
-    assert plan(CAT, [DOG, CAT], weights="dog: 2")[2][-1] == EQUAL.format(2)  # a weight of the other edit
+    assert plan(CAT, [CAT], weights={"red": 2.0})[2] == ["replace"]  # re-weighting needs no other words
+    assert plan(CAT, [DOG, CAT], weights={"dog": 2.0})[2][-1] == EQUAL.format(2)  # a weight of the other edit
     louder = {**CAT, "text": "a (red:1.3) cat"}  # emphasis: the same ids, another embedding
     assert plan(CAT, [louder])[2] == ["replace"]
 
@@ -98,10 +100,14 @@ def test_an_edit_with_the_sources_own_words_is_noticed():
 def test_closed_windows_are_noticed():
     closed = {"cross_steps": 0.0, "self_steps": 0.0}
     assert plan(CAT, [DOG], **closed)[2] == ["replace", CLOSED]
-    assert plan(CAT, [DOG], word_windows="dog: 0, red: 0.5-0.5", **closed) == ([], None, ["replace", CLOSED])
+    assert plan(CAT, [DOG], word_windows={"dog": (0.0, 0.0), "red": (0.5, 0.5)}, **closed) == (
+        [],
+        None,
+        ["replace", CLOSED],
+    )
     assert plan(CAT, [CAT], **closed)[2] == ["replace", EQUAL.format(1), CLOSED]
-    every = {"weights": "dog: 2", "weights_act": "at every step"}
-    for open_ in ({"word_windows": "dog: 0.5"}, every, {"blend_words": "dog"}, {"self_steps": 0.1}):
+    every = {"weights": {"dog": 2}, "weights_act": "at every step"}
+    for open_ in ({"word_windows": {"dog": (0, 0.5)}}, every, {"blend_words": ["dog"]}, {"self_steps": 0.1}):
         controllers, _, said = plan(CAT, [DOG], **{**closed, **open_})
         assert len(controllers) == 1
         assert said == ["replace"]
@@ -110,11 +116,11 @@ def test_closed_windows_are_noticed():
 
 def test_a_weight_without_a_window_is_noticed():
     def noticed(**options):
-        return [text for text in plan(CAT, [DOG], weights="dog: 2", **options)[2] if "a word's weight acts" in text]
+        return [text for text in plan(CAT, [DOG], weights={"dog": 2.0}, **options)[2] if "a word's weight acts" in text]
 
     assert noticed(cross_steps=0.0)
-    assert noticed(word_windows="dog: 0")
+    assert noticed(word_windows={"dog": (0.0, 0.0)})
     assert not noticed()
-    assert not noticed(cross_steps=0.0, word_windows="dog: 0.3")
+    assert not noticed(cross_steps=0.0, word_windows={"dog": (0.0, 0.3)})
     assert not noticed(cross_steps=0.0, weights_act="at every step")
-    assert not [text for text in plan(CAT, [DOG], weights="dog: 1", cross_steps=0.0)[2] if "weight" in text]
+    assert not [text for text in plan(CAT, [DOG], weights={"dog": 1.0}, cross_steps=0.0)[2] if "weight" in text]

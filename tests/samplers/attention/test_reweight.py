@@ -72,7 +72,12 @@ def test_weights_act_in_the_window_on_the_sources_map(edit, cross):
 
 def test_a_words_own_window_is_its_weights_window():
     controllers, _, _ = plan(
-        SOURCE, [SWAPPED], cross_steps=0.8, self_steps=0.0, weights="red: 3, dog: 2", word_windows="red: 0.2-0.5"
+        SOURCE,
+        [SWAPPED],
+        cross_steps=0.8,
+        self_steps=0.0,
+        weights={"red": 3.0, "dog": 2.0},
+        word_windows={"red": (0.2, 0.5)},
     )
     for step in range(STEPS):
         call = qkv(step)

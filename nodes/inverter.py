@@ -1,0 +1,121 @@
+"""Null-Text Inverter: inversion and its correction for guided editing in one box."""
+
+from __future__ import annotations
+
+from ..engine import record
+from ..engine.comfy import sigmas_of
+from ..samplers.inversion.corrections import negative_prompt
+from ..samplers.inversion.record import Inversion
+from ..samplers.inversion.table import BY_TITLE, PIVOTS
+from .base import SIGMAS, Box, Choice, optional
+from .inversion import COMPARED, ITERATIONS, OUTPUTS, PATCHED, PICTURE, PIVOT, SHOWS, USE_CACHE, WALK, invert
+from .null_text import CFG, CHECKPOINTING, EMPTY, FOR_ALL, INNER, PER_STEP, RATE, corrected, refuse_cfg_1
+from .replay import cost_line, error_line, noise_line, reconstructed, replay, untouched
+
+NULL_TEXT, NEGATIVE_PROMPT, OVERWRITE, NONE, GLOBAL = (
+    "null-text",
+    "negative prompt",
+    "direct overwrite",
+    "none",
+    "global null-text",
+)
+#: pivots that come back by plain Euler steps, which guidance drives off and a correction brings back
+_CORRECTABLE = [title for title, name in BY_TITLE.items() if not PIVOTS[name].needs]
+
+
+def as_negative_prompt(inversion: Inversion, cfg: float) -> Inversion:
+    """Negative-prompt inversion: the source prompt in the null branch, no optimisation."""
+    if cfg == 1:
+        refuse_cfg_1()
+    source = record.source_conditioning(inversion)
+    embeddings = negative_prompt(inversion.conditioning, inversion.steps, inversion.shape[0])
+    notes = {**inversion.metadata, **record.null_notes(source)}
+    return inversion.replace(null_embeddings=embeddings, correction="negative_prompt", cfg=cfg, metadata=notes)
+
+
+def uncorrected(inversion: Inversion, cfg: float, correction: str = "none") -> Inversion:
+    """The pivot as it is, to be sampled at `cfg` ("overwrite": by nodes that set the source branch back to its
+    trajectory)."""
+    return inversion.replace(null_embeddings=None, correction=correction, cfg=cfg)
+
+
+class NullTextInverter(Box):
+    ID, TITLE, CATEGORY = "NullText_Inverter", "Null-Text Inverter", "NullText/inversion"
+    SEARCH_ALIASES = [
+        "null text inversion",
+        "unsampler",
+        "invert image",
+        "negative prompt inversion",
+        "direct inversion",
+    ]
+    DESCRIPTION = (
+        "One box: inverts a picture and corrects the inversion for guided editing, by null-text optimisation, by the "
+        "negative-prompt shortcut, or by direct overwrite. Cost with null-text: N + N x (inner steps + 2) forwards "
+        "and N x inner steps backwards at most; the others cost 2 N forwards."
+    )
+    INPUTS = (
+        PATCHED,
+        SHOWS,
+        EMPTY,
+        PICTURE,
+        Choice(
+            "correction",
+            [NULL_TEXT, NEGATIVE_PROMPT, OVERWRITE, NONE, GLOBAL],
+            "null-text: optimise the empty prompt (best, slow). negative prompt: put the source prompt in its place "
+            "(no optimisation). direct overwrite: nothing is optimised; nodes that sample the source beside the edit "
+            "set it back to the stored path at each step. none: the bare pivot. global null-text: one embedding for "
+            "all steps, the paper's ablation.",
+        ),
+        *WALK,
+        CFG,
+        *INNER,
+        Choice("pivot", _CORRECTABLE, PIVOT.tooltip, "DDIM"),
+        ITERATIONS,
+        CHECKPOINTING,
+        USE_CACHE,
+        *optional(SIGMAS, COMPARED, RATE),
+    )
+    OUTPUTS = OUTPUTS
+
+    def run(
+        self,
+        model,
+        positive,
+        negative,
+        latent,
+        correction,
+        steps,
+        scheduler,
+        cfg,
+        pivot,
+        iterations,
+        use_cache,
+        sigmas=None,
+        vae=None,
+        **widgets,
+    ):
+        sigmas = sigmas_of(model, scheduler, steps) if sigmas is None else sigmas
+        if cfg == 1 and correction in (NULL_TEXT, GLOBAL, NEGATIVE_PROMPT):
+            refuse_cfg_1()
+        conds = {"positive": positive}
+        inversion, found = invert(model, conds, latent, sigmas, BY_TITLE[pivot], iterations=iterations, cache=use_cache)
+        if correction in (NULL_TEXT, GLOBAL):
+            widgets |= {"use_cache": use_cache, "embeddings": PER_STEP if correction == NULL_TEXT else FOR_ALL}
+            return corrected(model, inversion, negative, cfg, positive, vae, **widgets)
+        if correction == NEGATIVE_PROMPT:
+            inversion = as_negative_prompt(inversion, cfg)
+        else:
+            inversion = uncorrected(inversion, cfg, "none" if correction == NONE else "overwrite")
+        overwritten = correction == OVERWRITE  # its source branch is the stored path
+        result = untouched(inversion) if overwritten else replay(model, inversion, positive, negative)
+        lines = [
+            f"Inverted with {pivot}, correction {correction}, {inversion.steps} steps, "
+            f"{inversion.shape[0]} image(s), cfg {cfg:g}",
+            error_line(inversion, result),
+            cost_line(inversion, result, found),
+            noise_line(inversion),
+        ]
+        return reconstructed(lines, inversion, result, vae)
+
+
+NODES = (NullTextInverter,)

@@ -1,0 +1,59 @@
+"""What boxes that edit a given picture have in common: the picture must be there, the mask lies on the latent's grid,
+and outside of the mask the picture is put back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..engine.sampling import is_empty
+from ..samplers.masks import to_grid
+
+
+def check_picture(latent: dict, need: str, way_out: str = "encode an image") -> None:
+    """ValueError "<need>, but the latent is empty: <way_out>." for ComfyUI's empty latent."""
+    if is_empty(latent):
+        raise ValueError(f"{need}, but the latent is empty: {way_out}.")
+
+
+def check_pair(original: Tensor, edited: Tensor) -> None:
+    """ValueError unless two IMAGEs [B, H, W, C] have one size, and the original is one or as many as the edits."""
+    (h, w), (eh, ew) = original.shape[1:3], edited.shape[1:3]
+    if (h, w) != (eh, ew):
+        raise ValueError(f"The original is {w} x {h} pixels and the edit {ew} x {eh}: resize one of them first.")
+    if len(original) not in (1, len(edited)):
+        raise ValueError(
+            f"There are {len(original)} originals for {len(edited)} edits: wire one original, or one for each edit."
+        )
+
+
+class MaskedEdit:
+    """A latent [B, C, ...] with the cells that may change.
+
+    grid: the mask [B or 1, 1, h, w] on the latent's grid, 0 = keep; None where everything may change."""
+
+    def __init__(self, samples: Tensor, mask: Tensor | None, grow: int = 0):
+        self.samples = samples
+        self.grid = None if mask is None else to_grid(mask, samples.shape[-2:], grow, len(samples))
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is a mask and it marks nothing."""
+        return self.grid is not None and not bool((self.grid > 0).any())
+
+    @property
+    def everything(self) -> bool:
+        """Whether no cell is held."""
+        return self.grid is None or not bool((self.grid == 0).any())
+
+    def notice(self) -> str:
+        """What to say where a mask holds nothing."""
+        return " Notice: the mask covers everything, so nothing is held." if self.everything else ""
+
+    def put_back(self, edited: Tensor, below: float | None = None) -> Tensor:
+        """The edit, with the given latent to the bit where the mask is 0 (or less than `below`)."""
+        if self.grid is None:
+            return edited
+        kept = self.grid == 0 if below is None else self.grid < below
+        kept = kept.reshape(len(kept), 1, *(1,) * (self.samples.ndim - 4), *kept.shape[-2:])
+        return torch.where(kept.to(self.samples.device), self.samples, edited.to(self.samples))

@@ -1,0 +1,45 @@
+"""What masked edits share: the mask on the grid, and the picture put back outside of it to the bit."""
+
+import pytest
+import torch
+from nulltext.nodes.masked import MaskedEdit, check_picture
+
+
+@pytest.fixture
+def half():
+    """[2, 4, 4, 4] samples, their edit, and a MASK in pixels whose left half may change, softly in column 1."""
+    mask = torch.zeros(1, 32, 32)
+    mask[..., :8], mask[..., 8:16] = 1.0, 0.4
+    return torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4), mask
+
+
+def test_the_given_latent_is_put_back_where_the_mask_is_zero(half):
+    samples, edited, mask = half
+    out = MaskedEdit(samples, mask).put_back(edited)
+    assert torch.equal(out[..., 2:], samples[..., 2:]) and torch.equal(out[..., :2], edited[..., :2])
+    hard = MaskedEdit(samples, mask).put_back(edited, below=0.5)
+    assert torch.equal(hard[..., 1:], samples[..., 1:]) and torch.equal(hard[..., :1], edited[..., :1])
+    assert MaskedEdit(samples, None).put_back(edited) is edited
+    grown = MaskedEdit(samples, mask, 1).put_back(edited)
+    assert torch.equal(grown[..., 3:], samples[..., 3:]) and torch.equal(grown[..., :3], edited[..., :3])
+
+
+def test_a_video_latent_and_a_mask_for_each_item(half):
+    samples, edited, mask = (t[:, :, None].expand(-1, -1, 3, -1, -1) if t.ndim == 4 else t for t in half)
+    out = MaskedEdit(samples, torch.cat([mask, 0 * mask])).put_back(edited.half())
+    assert out.dtype == samples.dtype and torch.equal(out[1], samples[1])
+    assert torch.equal(out[0, ..., :2], edited[0, ..., :2].half().float())
+
+
+def test_what_a_mask_leaves(half):
+    samples, _, mask = half
+    some, none, full, no = (MaskedEdit(samples, m) for m in (mask, 0 * mask, 0 * mask + 1, None))
+    assert [e.empty for e in (some, none, full, no)] == [False, True, False, False]
+    assert [e.everything for e in (some, none, full, no)] == [False, False, True, True]
+    assert "covers everything" in full.notice() and some.notice() == ""
+
+
+def test_an_empty_latent_is_refused_in_the_words_of_the_node():
+    check_picture({"samples": torch.ones(1, 4, 2, 2)}, "SDEdit starts from a picture")
+    with pytest.raises(ValueError, match=r"^SDEdit starts from a picture, but the latent is empty: encode an image\.$"):
+        check_picture({"samples": torch.zeros(1, 4, 2, 2)}, "SDEdit starts from a picture")
