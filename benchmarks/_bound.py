@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import torch
 
-from ..engine import guide
+from ..engine import comfy
 from ..nodes.classifier import ClassifierGuidance
 from ..nodes.guidance_inputs import term
 from ..samplers.guidance.terms import Guidance, with_guidance
@@ -43,7 +43,7 @@ def node_guidance(log_likelihood) -> Guidance:
     groups = ClassifierGuidance.INPUT_TYPES()
     given = {k: spec[1]["default"] for part in groups.values() for k, spec in part.items() if "default" in spec[1]}
     table = SimpleNamespace(percent_to_sigma=lambda p: math.nan)  # asked only for a default inside the run
-    window = guide.window(
+    window = comfy.window(
         SimpleNamespace(get_model_object=lambda _: table), given["start_percent"], given["end_percent"]
     )
     return term(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as run_checkpointed
 
-from .comfy import get
+from .comfy import get, load_models
 
 # Blocks whose activations are recomputed instead of kept when `checkpoint` is asked for.
 _BLOCKS = ("ResBlock", "BasicTransformerBlock", "JointBlock", "DoubleStreamBlock", "SingleStreamBlock")
@@ -36,6 +36,44 @@ def normal(value):
         out.cond = normal(value.cond)
         return out
     return value
+
+
+def bring(device, patchers=(), modules=()) -> None:
+    """Onto the device what isn't there: patchers by the engine's loader, small networks of this pack by themselves,
+    their weights ordinary frozen tensors."""
+    device, each = torch.device(device), {id(p): p for p in patchers}.values()
+    away = [p for p in each if any(w.device != device for w in p.model.parameters())]
+    if away:
+        load_models(away)
+    for module in modules:
+        if not any(p.device == device for p in module.parameters()):
+            with torch.inference_mode(False):
+                module.to(device)
+
+
+@contextlib.contextmanager
+def short_of_memory(advice: str) -> Iterator[None]:
+    """ValueError "Not enough GPU memory for ..." in place of torch's own error."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise ValueError(f"Not enough GPU memory for {advice}") from None
+
+
+def without_override(options: dict) -> dict:
+    """model_options without another pack's attention, which may have no backward."""
+    transformer = dict(options.get("transformer_options", {}))
+    transformer.pop("optimized_attention_override", None)
+    return {**options, "transformer_options": transformer}
+
+
+def attention_notice() -> str | None:
+    """What the user is told where ComfyUI runs another attention than PyTorch's, which stands in for gradients."""
+    module = get("ldm.modules.attention")
+    if module.optimized_attention is module.attention_pytorch:
+        return None
+    name = getattr(module.optimized_attention, "__name__", "the attention in use")
+    return f"While gradients are computed, PyTorch's own attention takes the place of {name}."
 
 
 def check_differentiable(*modules: nn.Module) -> None:

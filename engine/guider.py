@@ -1,13 +1,15 @@
-"""GUIDER objects: the base class that every technique's guider derives from, alike on both engines."""
+"""Guidance in the engine's run: GUIDER objects, alike on both engines, and CFG changed on a MODEL."""
 
 from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ..samplers.core import apply_cfg
 from ..samplers.inversion.record import Inversion
 from ..samplers.inversion.replay import null_embedding_at
 from .comfy import get
@@ -61,6 +63,29 @@ def guider_class() -> type:
                     self.__dict__.pop(name, None)
 
     return Guider
+
+
+def set_cfg_scale(model, scale: Callable[[float], float]):
+    """A clone of the MODEL whose CFG scale is scale(sigma), whatever the sampler's is. A cfg function that is already
+    there is kept and gets the scale; else it is uncond + scale (cond - uncond)."""
+    before = model.model_options.get("sampler_cfg_function")
+
+    def cfg_function(args: dict):
+        k = scale(float(args["sigma"].flatten()[0]))
+        if before is not None:
+            return before({**args, "cond_scale": k})
+        return apply_cfg(args["cond"], args["uncond"], k)  # of x - denoised, as the engine wants it
+
+    clone = model.clone()
+    clone.set_model_sampler_cfg_function(cfg_function, disable_cfg1_optimization=True)
+    return clone
+
+
+def patch_denoised(model, change: Callable[[Tensor, float], Tensor]):
+    """A clone of MODEL whose guided prediction D [B, C, ...] at sigma becomes change(D, sigma); such patches stack."""
+    patched = model.clone()
+    patched.set_model_sampler_post_cfg_function(lambda args: change(args["denoised"], float(args["sigma"].max())))
+    return patched
 
 
 def replace_embedding(conds: list[dict], embedding: Tensor) -> list[dict]:

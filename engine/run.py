@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..samplers.core import Denoise, Sigma
-from .comfy import Progress, get, process_of, sigma_range
-from .gradients import grad_mode, keep_from_underflow, normal
+from ..samplers.core import Denoise, Sigma, apply_cfg, gaussian
+from .comfy import Progress, get, process_of, sigma_range, timestep
+from .gradients import grad_mode, keep_from_underflow, normal, without_override
 from .guider import guider_class, replace_embedding
 
 
@@ -39,15 +39,11 @@ class Run:
         """k-diffusion's step report: shows the preview. Counts nothing; `tick` does."""
         self.progress.tick(0, x0=state.get("denoised"))
 
-    def _timestep(self, x: Tensor, sigma: Sigma) -> Tensor:
-        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device)
-        return sigma.expand(x.shape[0]).clone() if sigma.ndim == 0 else sigma
-
     def predictions(self, x: Tensor, sigma: Sigma, names: list) -> list[Tensor]:
         """D of each condition (a name or a processed list) at x [B, C, ...], batched in one call where memory allows;
         no CFG."""
         self.calls += 1
-        return self.guider.predict(x.float(), self._timestep(x, sigma), names, self._options)
+        return self.guider.predict(x.float(), timestep(sigma, x), names, self._options)
 
     def guided(self, positive: str, negative: str | None, cfg: float) -> Denoise:
         """The engine's own guided denoiser, the model's cfg patches included. cfg 1 asks for the positive alone."""
@@ -58,7 +54,7 @@ class Run:
             return get("samplers").sampling_function(
                 self.model,
                 x.float(),
-                self._timestep(x, sigma),
+                timestep(sigma, x),
                 conds.get(negative),
                 conds[positive],
                 cfg,
@@ -71,6 +67,23 @@ class Run:
     def denoiser(self, name: str) -> Denoise:
         """The prediction of one condition, as the engine makes it at cfg 1."""
         return self.guided(name, None, 1.0)
+
+    def start(self, sigma: Tensor, seed: int) -> Tensor:
+        """The engine's own start of a run from noise alone: x [B, C, ...] at sigma, drawn from the CPU's generator."""
+        noise = gaussian(torch.zeros(self.latent.shape), seed)().to(self.device)
+        full = float(sigma) >= self.sigma_max * (1 - 1e-5)
+        level = sigma.to(self.device).view((1,) * noise.ndim)
+        return self.model.model_sampling.noise_scaling(level, noise, torch.zeros_like(noise), full)
+
+    def differentiable(self, positive: str, negative: str, cfg: float) -> Denoise:
+        """Plain CFG of two conditions on ordinary copies of them, so that gradients pass; for inside `gradients()`."""
+        conds = [normal(self.guider.conds[name]) for name in (positive, *([negative] if cfg != 1 else []))]
+
+        def denoise(x, sigma):
+            out = self.predictions(x, sigma, conds)
+            return out[0] if len(out) == 1 else apply_cfg(*out, cfg)
+
+        return denoise
 
     def embedding_net(self, name: str = "negative") -> Callable[[Tensor, Sigma, Tensor], Tensor]:
         """net(x, sigma, embedding [B or 1, T, D]) -> D of that condition with its text embedding replaced.
@@ -86,9 +99,7 @@ class Run:
                 conds, options = self.guider.conds[name], self._options
             else:
                 (conds, options), x, sigma = ordinary(), normal(x), normal(torch.as_tensor(sigma))
-            return self.guider.predict(
-                x.float(), self._timestep(x, sigma), [replace_embedding(conds, embedding)], options
-            )[0]
+            return self.guider.predict(x.float(), timestep(sigma, x), [replace_embedding(conds, embedding)], options)[0]
 
         def scaled(x, sigma, embedding):
             differentiating = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
@@ -108,14 +119,12 @@ class Run:
         """`grad_mode` for the network and for every control net of the run; a foreign attention override steps
         aside."""
         controls = [m for m in getattr(self.guider, "loaded_models", []) if hasattr(m, "model")]
-        kept, transformer = self._options, dict(self._options.get("transformer_options", {}))
-        transformer.pop("optimized_attention_override", None)
+        kept, self._options = self._options, without_override(self._options)
         if any("control" in c for conds in self.guider.conds.values() for c in conds):
             # control nets write into the skip connections, which the next block has saved for backward by then
-            name, patches = "input_block_patch_after_skip", transformer.get("patches", {})
-            own = [*patches.get(name, []), lambda h, _: h.clone()]
-            transformer["patches"] = {**patches, name: own}
-        self._options = {**kept, "transformer_options": transformer}
+            name, transformer = "input_block_patch_after_skip", self._options["transformer_options"]
+            patches = transformer.get("patches", {})
+            transformer["patches"] = {**patches, name: [*patches.get(name, []), lambda h, _: h.clone()]}
         try:
             with grad_mode(self.model, *(m.model for m in controls), checkpoint=checkpoint):
                 yield
@@ -131,27 +140,9 @@ def _body_sampler() -> type:
         def __init__(self, patcher, body, progress):
             self.patcher, self.body, self.progress, self.result = patcher, body, progress, None
 
-        def sample(
-            self,
-            model_wrap,
-            sigmas,
-            extra_args,
-            callback,
-            noise,
-            latent_image=None,
-            denoise_mask=None,
-            disable_pbar=False,
-        ):
-            run = Run(
-                model_wrap,
-                self.patcher,
-                sigmas,
-                latent_image,
-                extra_args["model_options"],
-                self.progress,
-                extra_args.get("seed") or 0,
-            )
-            self.result = self.body(run)
+        def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, *_):
+            options, seed = extra_args["model_options"], extra_args.get("seed") or 0
+            self.result = self.body(Run(model_wrap, self.patcher, sigmas, latent_image, options, self.progress, seed))
             return latent_image
 
     return Body

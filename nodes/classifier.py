@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..engine import class_folder, guide, towers
-from ..engine.comfy import Progress, process_of, sigma_range
+from ..engine import classifiers, comfy, files, terms
+from ..engine.comfy import Progress, process_of
 from ..engine.fingerprint import fingerprint
 from ..samplers.networks.latent_classifier import (
     FORMAT,
@@ -115,7 +115,7 @@ class ClassifierGuidance:
         variance=1.0,
     ):
         index = class_index(classifier.labels, class_name)
-        name, window = classifier.labels[index], guide.window(model, start_percent, end_percent)
+        name, window = classifier.labels[index], comfy.window(model, start_percent, end_percent)
         if isinstance(classifier, LatentClassifier):
             made, said = self._latent(model, classifier, name, scale, window, gradient_mode, bound, every)
         else:
@@ -169,7 +169,7 @@ class ClassifierGuidance:
                 "This classifier judges pictures: wire the VAE that belongs to the model, so that the "
                 "estimate can be decoded."
             )
-        decode, index = guide.decoder(model, vae), class_index(classifier.labels, name)
+        decode, index = terms.decoder(model, vae), class_index(classifier.labels, name)
 
         def probabilities(_x, _sigma, denoised):
             return classifier.labels, classifier(decode(denoised)).softmax(1)
@@ -247,13 +247,12 @@ class TrainLatentClassifier:
         }
 
     def run(self, model, vae, folder, size, train_steps, batch, learning_rate, mirror, seed, file_name):
-        labels, pictures, targets = class_folder.read(folder)
-        path = towers.new_file(KIND, file_name)
-        guide.decoder(model, vae)  # refuses a VAE of another model before any work
+        labels, pictures, targets = classifiers.class_folder(folder)
+        path = files.new_file(KIND, file_name)
+        terms.decoder(model, vae)  # refuses a VAE of another model before any work
         progress = Progress(len(pictures) + train_steps)
-        latents = class_folder.encode(model, vae, pictures, size, progress)
-        low, high = sigma_range(model)
-        sigmas = class_folder.training_levels(model, low, high)
+        latents = classifiers.encode_pictures(model, vae, pictures, size, progress)
+        sigmas = comfy.training_levels(model)
         curves = {"loss": [], "accuracy": []}
 
         def step(_i, loss, accuracy):
@@ -282,7 +281,7 @@ class TrainLatentClassifier:
                 seed=seed,
                 callback=step,
             )
-        towers.write(path, made)
+        classifiers.write_latent_classifier(path, made)
         tail = max(1, train_steps // 10)
         loss, accuracy = (sum(curves[k][-tail:]) / len(curves[k][-tail:]) for k in ("loss", "accuracy"))
         said = (
@@ -319,7 +318,7 @@ class LoadClassifier:
 
     @classmethod
     def INPUT_TYPES(cls):
-        found = towers.files(KIND, lambda meta: meta.get("format") == FORMAT)
+        found = files.listed(KIND, lambda meta: meta.get("format") == FORMAT)
         return {
             "required": {
                 "file": base.choice(
@@ -334,10 +333,10 @@ class LoadClassifier:
 
     @classmethod
     def IS_CHANGED(cls, file):
-        return towers.changed(KIND, file)
+        return files.changed(KIND, file)
 
     def run(self, file):
-        made = towers.load_latent_classifier(towers.find_file(KIND, file))
+        made = classifiers.load_latent_classifier(files.find_file(KIND, file))
         return text_result(f"{len(made.labels)} classes: {', '.join(made.labels[:40])}", made)
 
 
@@ -357,7 +356,7 @@ class LoadImageClassifier:
 
     @classmethod
     def INPUT_TYPES(cls):
-        found = towers.files(KIND, lambda meta: not meta.get("format", "").startswith("nulltext"))
+        found = files.listed(KIND, lambda meta: not meta.get("format", "").startswith("nulltext"))
         return {
             "required": {
                 "file": base.choice(
@@ -384,10 +383,10 @@ class LoadImageClassifier:
 
     @classmethod
     def IS_CHANGED(cls, file, architecture):
-        return towers.changed(KIND, file)
+        return files.changed(KIND, file)
 
     def run(self, file, architecture):
-        made = towers.load_image_classifier(towers.find_file(KIND, file), architecture.strip() or "auto")
+        made = classifiers.load_image_classifier(files.find_file(KIND, file), architecture.strip() or "auto")
         return text_result(
             f"{len(made.labels)} classes, pictures of {made.size} px: {', '.join(made.labels[:40])}", made
         )

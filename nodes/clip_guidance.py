@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ..engine import guide, towers
+from ..engine import comfy, files, terms
 from ..engine.comfy import process_of
+from ..engine.image_text import ClipPair, load_image_text, modules_of, patchers_of
 from ..samplers.guidance.clip import LOSSES, ImageLoss
 from ..samplers.guidance.cutouts import Cutouts
 from ..samplers.guidance.losses import caption_log_probs
@@ -56,7 +57,7 @@ class LoadImageText:
 
     @classmethod
     def INPUT_TYPES(cls):
-        found = towers.files(KIND, lambda meta: meta.get("format") == FORMAT)
+        found = files.listed(KIND, lambda meta: meta.get("format") == FORMAT)
         return {
             "required": {
                 "file": base.choice(
@@ -85,15 +86,15 @@ class LoadImageText:
 
     @classmethod
     def IS_CHANGED(cls, file, **_):
-        return towers.changed(KIND, file)
+        return files.changed(KIND, file)
 
     def run(self, file, clip_vision=None, clip=None):
         if (clip_vision is None) != (clip is None):
             raise ValueError("A CLIP is two halves: wire both clip_vision and clip, or neither to use the file.")
         if clip is not None:
-            made = towers.ClipPair(clip_vision, clip)
+            made = ClipPair(clip_vision, clip)
             return text_result(f"CLIP vision and text encoder, {made.width} numbers, {made.image_size} px.", made)
-        made = towers.load_image_text(towers.find_file(KIND, file))
+        made = load_image_text(files.find_file(KIND, file))
         noisy = "with" if made.noisy is not None else "without"
         return text_result(
             f"{len(made.words)} words, pictures of {made.image_size} px, {noisy} a noise-aware tower.", made
@@ -293,7 +294,7 @@ class CLIPGuidance:
                 "caption alone its gradient is 0. Write some, or choose spherical."
             )
         notices = check_words(image_text, texts + others)
-        decode, window = guide.decoder(model, vae), guide.window(model, start_percent, end_percent)
+        decode, window = terms.decoder(model, vae), comfy.window(model, start_percent, end_percent)
         targets, weights = embed_targets(image_text, texts, weights, image, image_weight)
         against = embed_targets(image_text, others, [1.0] * len(others))[0] if others else None
         cuts = Cutouts(
@@ -343,8 +344,8 @@ class CLIPGuidance:
             bound,
             every,
             variance,
-            modules=(*towers.modules_of(image_text), vae.first_stage_model),
-            patchers=(vae.patcher, *towers.patchers_of(image_text)),
+            modules=(*modules_of(image_text), vae.first_stage_model),
+            patchers=(vae.patcher, *patchers_of(image_text)),
             probabilities=probabilities if len(names) > 1 else None,
         )
         return attached(model, made, [f"Towards {said} ({loss}, {cutouts} cutouts) at scale {scale:g}.", *notices])

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import torch
 
-from ..engine.comfy import check_latent
+from ..engine.comfy import check_latent, is_empty, time_to_sigma
 from ..engine.noise import source_latent
 from ..engine.record import check_belongs, check_stored
 from ..engine.run import sample_with
-from ..engine.sampler import own_sampler
-from ..engine.sampling import is_empty, sample_latent, time_to_sigma
+from ..engine.sampler import own_sampler, sample_latent
 from ..samplers.core import gaussian
 from ..samplers.masks import dilate, to_grid, to_pixels
-from ..samplers.picture.diffedit import CLAMP, THRESHOLD, difference_map, edit_mask, heat, sample_diffedit, smoothed
+from ..samplers.picture.diffedit import (
+    CLAMP,
+    THRESHOLD,
+    difference_map,
+    edit_mask,
+    normalised,
+    sample_diffedit,
+    smoothed,
+)
 from . import base
 from .report import text_result
 
@@ -105,7 +112,7 @@ class DiffEditMask:
         )
         size = tuple(n * _CELL for n in samples.shape[-2:])
         mask = to_pixels(dilate(edit_mask(h, threshold, clamp)[:, None], grow)[:, 0], size)
-        image = to_pixels(heat(h, clamp), size)[..., None].expand(-1, -1, -1, 3).contiguous()
+        image = to_pixels(normalised(h, clamp), size)[..., None].expand(-1, -1, -1, 3).contiguous()
         said = f"{float(mask.mean()):.0%} of the picture differs. {maps} calls with both prompts at sigma {sigma:.3g}."
         if not bool((mask > 0).any()):
             said = "Notice: the prompts agree everywhere, so the mask is empty. " + said

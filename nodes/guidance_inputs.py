@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..engine import guide
+from ..engine import terms
+from ..engine.gradients import attention_notice
 from ..samplers.guidance.terms import Guidance
 from . import base
 from .report import text_result
@@ -72,21 +73,21 @@ def term(
     modules=(),
     patchers=(),
     probabilities=None,
-) -> guide.Term:
+) -> terms.Term:
     """A Term from a node's widgets; bound 0 means none."""
     guidance = Guidance(log_likelihood, mode, scale, window, every, bound or None, variance, name)
-    return guide.Term(guidance, tuple(modules), probabilities, tuple(patchers))
+    return terms.Term(guidance, tuple(modules), probabilities, tuple(patchers))
 
 
-def attached(model, made: guide.Term, said: list[str]):
+def attached(model, made: terms.Term, said: list[str]):
     """The node's result: the guided clone, with what was done and what it costs; the same MODEL at scale 0."""
     g = made.guidance
     if g.scale == 0:
         return text_result("Notice: the scale is 0, so the model is passed on unchanged.", model)
-    names = [t.guidance.name for t in guide.terms_of(model)]
+    names = [t.guidance.name for t in terms.terms_of(model)]
     if g.name in names:  # told apart in the trace
         g = replace(g, name=f"{g.name} ({names.count(g.name) + 1})")
         made = replace(made, guidance=g)
     said = [*said, f"Cost: {COST[g.mode]}" + (f", on every {g.every}. step" if g.every > 1 else "") + "."]
-    notice = guide.attention_notice() if g.mode == "network" else None
-    return text_result("\n".join([*said, notice] if notice else said), guide.attach(model, [made]))
+    notice = attention_notice() if g.mode == "network" else None
+    return text_result("\n".join([*said, notice] if notice else said), terms.attach(model, [made]))

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from ..engine import files, record
-from ..engine.comfy import Progress, check_latent, latent_in, process_of
+from ..engine.comfy import Progress, check_latent, is_empty, latent_in, process_of
 from ..engine.fingerprint import fingerprint
 from ..engine.guider import null_text_guider
 from ..engine.noise import model_notes, source_latent
 from ..engine.run import Run, sample_with
 from ..engine.sampler import own_way_back
-from ..engine.sampling import is_empty
 from ..samplers.core import gaussian
 from ..samplers.inversion.record import Inversion
 from ..samplers.inversion.replay import calls_back, cfg_of

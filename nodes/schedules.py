@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ..engine import comfy, demo_family
-from ..engine.sampling import time_to_sigma
-from ..samplers.picture.disturbance import disturbance_schedule, gains
+from ..engine.comfy import time_to_sigma
+from ..samplers.picture.disturbance_schedules import disturbance_schedule, gains
 from ..samplers.picture.repaint import describe
 from ..samplers.picture.repaint_schedules import PRESETS, Schedule
 from ..samplers.picture.sdedit import sdedit_sigmas

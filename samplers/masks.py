@@ -21,7 +21,7 @@ def to_grid(mask: Tensor, size: tuple[int, int], grow: int = 0, batch: int | Non
     mask = mask.reshape(-1, 1, *mask.shape[-2:]).float()
     if batch is not None and len(mask) not in (1, batch):
         raise ValueError(
-            f"There are {len(mask)} masks for {batch} {of}{'s' * (batch != 1)}: wire one, or one for each."
+            f"There are {len(mask)} masks for {batch} {of}{'s' * (batch != 1)}: give one, or one for each."
         )
     if mask.shape[-2:] != tuple(size):
         smaller = mask.shape[-2] >= size[0] and mask.shape[-1] >= size[1]

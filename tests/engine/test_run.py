@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from nulltext.engine import words
+from nulltext.engine import files, words
 from nulltext.engine.fingerprint import difference, fingerprint
 from nulltext.engine.guider import guider_class
 from nulltext.engine.run import sample_with
@@ -205,7 +205,7 @@ def test_paths_stay_inside(engine, name):
 def test_paths_inside(engine):
     path = engine.full_path("output", "inversions/scene.safetensors")
     assert path.is_relative_to(engine.folder("output"))
-    assert engine.cache_folder().is_relative_to(engine.folder("user"))
+    assert files.cache_folder().is_relative_to(engine.folder("user"))
 
 
 def test_links_out_of_the_folder_are_refused(engine, tmp_path):

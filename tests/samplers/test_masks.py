@@ -16,6 +16,10 @@ def test_a_cell_takes_its_largest_pixel():
     )
 
 
+def test_a_latent_cell_becomes_a_square_of_pixels():
+    assert to_pixels(torch.tensor([[[0.0, 0.25]]]), (2, 4)).tolist() == [[[0, 0, 0.25, 0.25], [0, 0, 0.25, 0.25]]]
+
+
 def test_there_and_back():
     grid = (torch.rand(2, 4, 4) > 0.5).float()
     assert torch.equal(to_grid(to_pixels(grid, (32, 32)), (4, 4))[:, 0], grid)
