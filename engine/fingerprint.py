@@ -44,7 +44,7 @@ def feed(digest, value, of_tensor: Callable[[Tensor], bytes]) -> bool:
         digest.update(b")")
         return all(known)
     elif isinstance(value, str | int | float | bool | None):
-        digest.update(repr(value).encode())
+        digest.update(repr(value).encode() + b",")
     else:
         digest.update(type(value).__name__.encode())
         if hasattr(value, "weights"):

@@ -79,7 +79,7 @@ class InversionNoise(StartNoise):
         gain = inversion.metadata["full_gain"] if first == 0 else sigma or math.inf  # at sigma 0 there is no noise
         share = 1 - sigma if inversion.process == "flow" else 1.0
         super().__init__(inversion.trajectory[first], gain, share, inversion.source)
-        self.inversion = inversion
+        self.inversion, self.first = inversion, first
 
     def check(self, samples: Tensor) -> None:
         self.inversion.check_latent(samples.shape)

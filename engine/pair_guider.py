@@ -22,7 +22,7 @@ from ..samplers.inversion.replay import way_back
 from ..samplers.ode import sample_euler
 from .attention import any_asks, attach, unet_places
 from .comfy import check_interrupt, check_latent, get
-from .guider import guider_class, refuse_if_exact, replace_embedding
+from .guider import first_level, guider_class, refuse_if_exact, replace_embedding
 from .noise import InversionNoise, source_latent
 from .pair_calls import Asked, predict_together
 from .record import check_stored, source_conditioning
@@ -69,7 +69,7 @@ def _class() -> type:
         ):
             batch, stored, first, walk, options = latent_image.shape[0], None, 0, sample_euler, {}
             if self.inversion is not None:
-                first = _first(self.inversion, sigmas)
+                first = first_level(self.inversion, sigmas)
                 walk, _, _, options = way_back(self.inversion, first)
                 stored = StoredSource(self.inversion.trajectory[first:], self.inversion.sigmas[first:])
                 noise = InversionNoise(self.inversion, first).generate_noise({"samples": latent_image})
@@ -144,7 +144,7 @@ def _class() -> type:
             def combined(name, role, e, xe):
                 self.conds["positive"] = self.conds[name]
                 uncond = found.get(("negative" if role == "target" else "source_negative", e))
-                return self.combine(found[role, e], uncond, self.cfg, xe, t, model_options)
+                return self.combine(found[role, e], uncond, xe, t, model_options)
 
             denoised = torch.cat([combined(f"edit{e}", "target", e, xe) for e, xe in enumerate(edits)])
             if sampled:
@@ -161,17 +161,6 @@ def _class() -> type:
 def _per_row(value, branches: Branches):
     """An option of the way back for all rows of x: tensors [levels, B, ...] (an exact pair, residuals) are repeated."""
     return torch.stack([branches.doubled(level) for level in value]) if isinstance(value, Tensor) else value
-
-
-def _first(inversion: Inversion, sigmas: Tensor) -> int:
-    """The inversion's level that a run over `sigmas` starts at. ValueError if the schedule is another one."""
-    first = inversion.steps + 1 - len(sigmas)
-    if first < 0 or not torch.allclose(inversion.sigmas[first:], sigmas.detach().cpu().float(), rtol=1e-4, atol=1e-5):
-        raise ValueError(
-            f"The sigmas are not the inversion's ({inversion.steps} steps from {float(inversion.sigmas[0]):.4g}):"
-            " wire the SIGMAS of Inversion Parts to the sampler."
-        )
-    return first
 
 
 def prompt_to_prompt_guider(

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ..samplers.core import Denoise, Sigma, apply_cfg, gaussian
+from ..samplers.underflow import keep_from_underflow
 from .comfy import Progress, get, process_of, sigma_range, timestep
-from .gradients import grad_mode, keep_from_underflow, normal, without_override
+from .gradients import grad_mode, normal, without_override
 from .guider import guider_class, replace_embedding
 
 
@@ -22,10 +23,8 @@ class Run:
 
     latent: x0 in model space, fp32, on the device. sigmas: the run's schedule. All predictions are fp32."""
 
-    def __init__(
-        self, guider, patcher, sigmas: Tensor, latent: Tensor, options: dict, progress: Progress | None, seed: int
-    ):
-        self.guider, self.model, self.patcher = guider, guider.inner_model, patcher
+    def __init__(self, guider, patcher, sigmas: Tensor, latent: Tensor, options: dict, progress: Progress, seed: int):
+        self.guider, self.model = guider, guider.inner_model
         self.sigmas, self.latent, self.device = sigmas, latent.float(), latent.device
         self.progress, self.process, self._options, self._seed = progress, process_of(patcher), options, seed
         self.sigma_min, self.sigma_max = sigma_range(patcher)
@@ -50,23 +49,10 @@ class Run:
 
         def denoise(x, sigma):
             self.calls += 1
-            conds = self.guider.conds
-            return get("samplers").sampling_function(
-                self.model,
-                x.float(),
-                timestep(sigma, x),
-                conds.get(negative),
-                conds[positive],
-                cfg,
-                model_options=self._options,
-                seed=self._seed,
-            )
+            given = self.guider.conds[positive], self.guider.conds.get(negative), cfg, self._options, self._seed
+            return self.guider.guided(x.float(), timestep(sigma, x), *given)
 
         return denoise
-
-    def denoiser(self, name: str) -> Denoise:
-        """The prediction of one condition, as the engine makes it at cfg 1."""
-        return self.guided(name, None, 1.0)
 
     def start(self, sigma: Tensor, seed: int) -> Tensor:
         """The engine's own start of a run from noise alone: x [B, C, ...] at sigma, drawn from the CPU's generator."""
@@ -102,17 +88,12 @@ class Run:
             return self.guider.predict(x.float(), timestep(sigma, x), [replace_embedding(conds, embedding)], options)[0]
 
         def scaled(x, sigma, embedding):
-            differentiating = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-            if differentiating and self.compute_dtype == torch.float16:
+            computes_in = self.model.manual_cast_dtype or self.model.get_dtype()  # whatever its weights are stored in
+            if torch.is_grad_enabled() and not torch.is_inference_mode_enabled() and computes_in == torch.float16:
                 return keep_from_underflow(net)(x, sigma, embedding)
             return net(x, sigma, embedding)
 
         return scaled
-
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """What the network computes in, whatever its weights are stored in."""
-        return self.model.manual_cast_dtype or self.model.get_dtype()
 
     @contextlib.contextmanager
     def gradients(self, checkpoint: bool = False) -> Iterator[None]:
@@ -157,7 +138,6 @@ def sample_with(
     *,
     total: int = 1,
     seed: int = 0,
-    mask: Tensor | None = None,
 ) -> Any:
     """Run `body(run)` inside a sampling run of the engine and return what it returns.
 
@@ -168,5 +148,5 @@ def sample_with(
     guider = guider_class()(model)
     guider.inner_set_conds(conds)
     sampler = _body_sampler()(model, body, Progress(total, model))
-    guider.sample(torch.zeros_like(latent), latent, sampler, sigmas, denoise_mask=mask, disable_pbar=True, seed=seed)
+    guider.sample(torch.zeros_like(latent), latent, sampler, sigmas, disable_pbar=True, seed=seed)
     return sampler.result
