@@ -8,7 +8,7 @@ from ..engine.comfy import check_latent, is_empty, latent_out, time_to_sigma
 from ..engine.run import sample_with
 from ..engine.sampler import own_sampler, sample_latent
 from ..samplers.core import expand, gaussian
-from ..samplers.masks import to_grid
+from ..samplers.masks import put_back, to_grid
 from ..samplers.picture.blended import background_guided, sample_blended
 from ..samplers.picture.sdedit import sdedit_sigmas
 from ..samplers.walk import sample_walk
@@ -99,7 +99,7 @@ class BlendedDiffusion:
         options = {"shrink": shrink, "fresh": noise == "fresh", "from_noise": start == "noise"}
         sampler = own_sampler(sample_blended, holds_mask=True, **options)
         out = sample_latent(model, positive, negative, cfg, sampler, sigmas, latent, seed, grid)
-        out["samples"] = torch.where(grid.to(samples) == 0, samples, out["samples"].to(samples))
+        out["samples"] = put_back(samples, out["samples"], grid == 0)
         said = f"{len(sigmas) - 1} network calls from sigma {float(sigmas[0]):.3g}."
         return text_result(
             said if bool((grid == 0).any()) else said + " Notice: the mask covers everything, so nothing is held.", out

@@ -10,7 +10,7 @@ from ..engine.record import check_belongs, check_stored
 from ..engine.run import sample_with
 from ..engine.sampler import own_sampler, sample_latent
 from ..samplers.core import gaussian
-from ..samplers.masks import dilate, to_grid, to_pixels
+from ..samplers.masks import dilate, put_back, to_grid, to_pixels
 from ..samplers.picture.diffedit import (
     CLAMP,
     THRESHOLD,
@@ -167,7 +167,7 @@ class DiffEdit:
         trajectory, sigmas = inversion.trajectory[first:], inversion.sigmas[first:].float()
         sampler = own_sampler(sample_diffedit, start=trajectory[0], trajectory=trajectory, edit=grid)
         out = sample_latent(model, positive, negative, cfg, sampler, sigmas, {"samples": clean}, 0)
-        out["samples"] = torch.where(grid.to(clean) == 0, clean, out["samples"].to(clean))
+        out["samples"] = put_back(clean, out["samples"], grid == 0)
         said = (
             f"{len(sigmas) - 1} network calls from sigma {float(sigmas[0]):.3g}, "
             f"{float((grid > 0).float().mean()):.0%} of the latent may change."

@@ -5,12 +5,10 @@ from __future__ import annotations
 import functools
 import logging
 
-import torch
-
 from ..engine.comfy import is_empty, process_of, sigma_range, sigmas_of, to_model_space
 from ..engine.sampler import own_sampler, sample_latent
 from ..samplers.core import VE
-from ..samplers.masks import composite, to_grid
+from ..samplers.masks import composite, put_back, to_grid
 from ..samplers.masks import feather as feathered
 from ..samplers.picture.particles import sample_particles
 from ..samplers.picture.repaint import describe
@@ -233,8 +231,7 @@ class RePaintSampler:
         sampler = make_sampler(plan, mode, particles, scale, say=False)
         out = sample_latent(model, positive, negative, cfg, sampler, sigmas, latent, seed, grid)
         known = grid < 0.5 if mode == EXACT else grid == 0
-        keep = known.reshape(grid.shape[0], 1, *(1,) * (source.ndim - 4), *grid.shape[-2:])
-        out["samples"] = torch.where(keep, source, out["samples"].to(source))
+        out["samples"] = put_back(source, out["samples"], known)
         return shown(said, out)
 
 

@@ -6,7 +6,7 @@ import torch
 
 from ..engine.comfy import is_empty, time_to_sigma
 from ..engine.sampler import own_sampler, sample_latent
-from ..samplers.masks import to_grid
+from ..samplers.masks import put_back, to_grid
 from ..samplers.ode import sample_ancestral
 from ..samplers.picture.repaint import sample_repaint
 from ..samplers.picture.sdedit import meaning, sdedit_sigmas
@@ -103,7 +103,7 @@ class SDEdit:
                 sampler = own_sampler(sample_repaint, holds_mask=True, eta=eta)
             out = sample_latent(model, positive, negative, cfg, sampler, sigmas, latent, seed, grid)["samples"]
             if grid is not None:
-                out = torch.where(grid.to(out) == 0, latent["samples"].to(out), out)
+                out = put_back(latent["samples"].to(out), out, grid == 0)
             made.append(out)
             said.append(
                 f"t0 {level:g} (sigma {float(sigmas[0]):.3g}): {meaning(level)}. {len(sigmas) - 1} network calls."

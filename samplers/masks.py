@@ -45,6 +45,13 @@ def feather(mask: Tensor, pixels: int) -> Tensor:
     return out[:, 0]
 
 
+def put_back(source: Tensor, edited: Tensor, known: Tensor) -> Tensor:
+    """The ending of a masked edit: edited [B, C, ..., h, w], and where `known` [B or 1, 1, h, w] is true the source to
+    the bit; in the source's dtype and on its device."""
+    known = known.to(source.device).reshape(len(known), 1, *(1,) * (source.ndim - 4), *known.shape[-2:])
+    return torch.where(known, source, edited.to(source))
+
+
 def composite(original: Tensor, edited: Tensor, mask: Tensor) -> Tensor:
     """IMAGEs [B, H, W, C] by MASK [B or 1, H, W]: the edited one where it is 1, the original to the bit where it is
     0."""
