@@ -21,15 +21,7 @@ class NullBranch:
     State lives per run (`Clock`; where conditions are other objects a run is new too). cfg: the scale assumed until
     the first step has shown the true one. sigmas: the run's schedule, for an engine that doesn't tell it."""
 
-    def __init__(
-        self,
-        disturbance: Disturbance,
-        strength: float,
-        cfg: float,
-        previous=None,
-        match: tuple[float, float] | None = None,
-        sigmas: Tensor | None = None,
-    ):
+    def __init__(self, disturbance: Disturbance, strength: float, cfg: float, previous=None, match=None, sigmas=None):
         self.disturbance, self.strength, self.assumed, self.previous = disturbance, strength, cfg, previous
         self.match, self.clock = match, Clock(sigmas)
         self.conditions = None
@@ -116,16 +108,9 @@ class NullBranch:
         return args["denoised"] + (1 - self.cfg) * share * change
 
 
-def patch_null_branch(
-    model,
-    disturbance: Disturbance,
-    strength: float,
-    cfg: float,
-    match: tuple[float, float] | None = None,
-    sigmas: Tensor | None = None,
-):
-    """A clone of MODEL whose null branch looks where `disturbance` says, at `strength` in [0, 1]; match: bounds of its
-    noise (`match_bound`), None for none. sigmas: the run's schedule, where it is known."""
+def patch_null_branch(model, disturbance: Disturbance, strength: float, cfg: float, match=None, sigmas=None):
+    """A clone of MODEL whose null branch looks where `disturbance` says, at `strength` in [0, 1]; match: two bounds of
+    its noise (`match_bound`), None for none. sigmas [N + 1]: the run's schedule, where it is known."""
     patched = model.clone()
     previous = patched.model_options.get("model_function_wrapper")
     branch = NullBranch(disturbance, strength, cfg, previous, match, sigmas)

@@ -21,15 +21,7 @@ def own_sampler_class() -> type:
     """The Sampler behind `own_sampler`. Made on first use, since ComfyUI is imported lazily."""
 
     class OwnSampler(get("samplers").Sampler):
-        def __init__(
-            self,
-            function: Callable,
-            start: Tensor | None,
-            known: Callable | None,
-            calls: Callable[[Tensor, NoiseProcess, Tensor, Tensor | None], int] | None,
-            holds_mask: bool,
-            options: dict,
-        ):
+        def __init__(self, function, start, known, calls, holds_mask: bool, options: dict):
             self.function, self.start, self.known, self.calls = function, start, known, calls
             self.holds_mask, self.options = holds_mask, options
 
