@@ -32,14 +32,8 @@ from torch import Tensor
 from ..demo import probe, scenes
 from ..samplers.core import VE, gaussian, guided
 from ..samplers.ode import sample_euler
-from ..samplers.picture.disturbance import (
-    MATCH_PICTURE,
-    MATCH_ROLLBACK,
-    Disturbance,
-    disturbance_schedule,
-    disturbed,
-    stable_strength,
-)
+from ..samplers.picture.disturbance import MATCH_PICTURE, MATCH_ROLLBACK, Disturbance, disturbed
+from ..samplers.picture.disturbance_schedules import disturbance_schedule, stable_strength
 from ..samplers.picture.sdedit import sdedit_sigmas
 from ._demo import Demo, kept_pictures, some
 from ._strips import cartoon_strip

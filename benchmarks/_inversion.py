@@ -15,6 +15,8 @@ from ..demo.model import denoiser, empty_rows, load, schedule
 from ..samplers.core import VE, Denoise, NoiseSource, gaussian, guided
 from ..samplers.inversion.corrections import negative_prompt, null_guided
 from ..samplers.inversion.direct_edit import sample_flow_edit, sample_infedit
+from ..samplers.inversion.edit_friendly import invert_edit_friendly, sample_edit_friendly
+from ..samplers.inversion.exact_pair import invert_exact_pair, sample_exact_pair
 from ..samplers.inversion.null_text import (
     Schedule,
     default_rate,
@@ -22,14 +24,7 @@ from ..samplers.inversion.null_text import (
     optimise_null_text,
     paper_schedule,
 )
-from ..samplers.inversion.pivots import (
-    invert_ddim,
-    invert_edit_friendly,
-    invert_exact_pair,
-    random_pivot,
-    sample_edit_friendly,
-    sample_exact_pair,
-)
+from ..samplers.inversion.pivots import invert_ddim, random_pivot
 from ..samplers.inversion.replay import first_step
 from ..samplers.ode import sample_euler
 from . import _changes as changes

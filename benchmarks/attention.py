@@ -90,8 +90,7 @@ def times(rows: list[dict]) -> dict[str, float]:
 def measure_reweight(bench: Bench, lab: Lab, n: int, judge: ProbeJudge) -> tuple[float, float]:
     """Share of prompts where a colour word's attribute grows with its factor (rank correlation >= 0.8): the amount of
     colour at the object's place; and, beside it, the probe's log-odds of the colour, which saturate."""
-    from ..engine.sampler import core_sampler
-    from ..engine.sampling import sample_latent
+    from ..engine.sampler import core_sampler, sample_latent
     from ..nodes.attention import AttentionReweight
 
     truth = scenes.sample(n, torch.Generator().manual_seed(41), "held_out", two=0.0)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..demo import probe, scenes
 from ..samplers.core import VE, gaussian, guided
 from ..samplers.ode import sample_ancestral
-from ..samplers.picture.diffedit import difference_map, edit_mask, heat
+from ..samplers.picture.diffedit import difference_map, edit_mask, normalised
 from ..samplers.picture.ilvr import sample_ilvr
 from ..samplers.picture.lowpass import bicubic_low_pass, dct_low_pass
 from ..samplers.picture.sdedit import sdedit_sigmas
@@ -91,7 +91,7 @@ def measure_diffedit(bench: Bench, demo: Demo) -> dict[str, float]:
         )
         inside = F.avg_pool2d(masks[:, :1], 8)[:, 0] > 0.5
         rows = []
-        for one, score, where in zip(edit_mask(h).bool(), heat(h), inside):
+        for one, score, where in zip(edit_mask(h).bool(), normalised(h), inside):
             oracle = max(intersection_over_union(score >= t, where) for t in score.unique())
             rows.append(
                 [average_precision(score.flatten(), where.flatten()), intersection_over_union(one, where), oracle]

@@ -56,28 +56,11 @@ def unet_places(model) -> dict[tuple[str, int, int], Place]:
     return {key: Place(index, scale) for index, (key, scale) in enumerate(found)}
 
 
-def layer_at(
-    places: dict[tuple[str, int, int], Place],
-    key: tuple[str, int, int],
-    cross: bool,
-    heads: int,
-    latent: tuple[int, int],
-    moment: Moment,
-) -> Layer:
+def layer_at(places: dict, key: tuple[str, int, int], cross: bool, heads: int, latent: tuple, moment: Moment) -> Layer:
     """The Layer a controller is asked about, for one transformer block at one latent size."""
-    place = places[key]
+    place, scales = places[key], tuple(sorted({p.scale for p in places.values()}))
     grid = tuple(ceil(side / place.scale) for side in latent)
-    return Layer(
-        *key,
-        place.index,
-        len(places),
-        cross,
-        heads,
-        grid,
-        tuple(latent),
-        moment,
-        tuple(sorted({p.scale for p in places.values()})),
-    )
+    return Layer(*key, place.index, len(places), cross, heads, grid, tuple(latent), moment, scales)
 
 
 def any_asks(controllers: Sequence[Controller], places: dict, latent: tuple[int, int], moment: Moment) -> bool:
@@ -93,9 +76,8 @@ class Hook:
         # replacing comes before re-weighting, as the paper wraps it
         self.edits = sorted(edits, key=lambda edit: isinstance(edit, WordEdit))
         self.places = places
-        module = get("ldm.modules.attention")
-        self._attention = module
-        self._told = "transformer_options" in inspect.signature(module.CrossAttention.forward).parameters
+        self._attention = get("ldm.modules.attention")
+        self._told = "transformer_options" in inspect.signature(self._attention.CrossAttention.forward).parameters
 
     def __deepcopy__(self, memo):
         return self  # cloning a MODEL copies its options deeply; the edits must stay the ones that nodes hold
@@ -113,10 +95,8 @@ class Hook:
 
     def _layer(self, qkv: QKV, extra: dict, cross: bool, moment: Moment) -> Layer:
         block, number = extra["block"]
-        latent = tuple(extra["original_shape"][2:])
-        layer = layer_at(
-            self.places, (block, number, extra.get("block_index", 0)), cross, extra["n_heads"], latent, moment
-        )
+        latent, key = tuple(extra["original_shape"][2:]), (block, number, extra.get("block_index", 0))
+        layer = layer_at(self.places, key, cross, extra["n_heads"], latent, moment)
         if layer.tokens != qkv.q.shape[1] or extra["original_shape"][0] != qkv.q.shape[0]:
             raise ValueError(
                 f"The attention layer {block} {number} does not see the picture's {layer.grid[0]}x{layer.grid[1]} "
@@ -135,27 +115,21 @@ class Hook:
         order = extra["cond_or_uncond"]
         moment = call.moment if call else Moment(float(extra["sigmas"].max()))
         layer = self._layer(qkv, extra, cross, moment)
-        jobs, source = [], None
-        pairs = [e.controller for e in self.edits if isinstance(e, PairEdit)] if call else []
-        pairs = [c for c in pairs if c.asks(layer) is not Ask.NOTHING]
-        if pairs:
-            jobs, source = pair_jobs(pairs, qkv, layer, call, order)
-        for edit in self.edits:
-            if isinstance(edit, WordEdit) and cross:
-                edit.begin(extra)
-                if edit.controller.asks(layer) is not Ask.NOTHING and _CONTEXT in extra:
-                    roles = (
-                        [call.roles[i][0] for i in order]
-                        if call
-                        else ["target" if i == 0 else "negative" for i in order]
-                    )
-                    jobs += [(edit.controller, rows) for rows in edit.rows(extra[_CONTEXT], roles)]
+        asking = [
+            e for e in self.edits if isinstance(e, PairEdit) and call and e.controller.asks(layer) is not Ask.NOTHING
+        ]
+        jobs, source = pair_jobs([e.controller for e in asking], qkv, layer, call, order) if asking else ([], None)
+        roles = [call.roles[i][0] if call else "negative" if i else "target" for i in order]
+        for edit in (e for e in self.edits if isinstance(e, WordEdit) and cross):
+            edit.begin(extra)
+            if edit.controller.asks(layer) is not Ask.NOTHING and _CONTEXT in extra:
+                jobs += [(edit.controller, rows) for rows in edit.rows(extra[_CONTEXT], roles)]
         return attend(qkv, layer, jobs, self._backend(extra), source)
 
 
-def _owner(patch) -> str:
-    kind = patch if hasattr(patch, "__qualname__") else type(patch)
-    return f"{getattr(kind, '__module__', '?')}.{kind.__qualname__}"
+def _hook_of(patch) -> Hook | None:
+    owner = getattr(patch, "__self__", None)
+    return owner if isinstance(owner, Hook) else None
 
 
 def attach(model, edits: Sequence[PairEdit | WordEdit], kinds: Sequence[str] = ("attn2",)):
@@ -165,31 +139,27 @@ def attach(model, edits: Sequence[PairEdit | WordEdit], kinds: Sequence[str] = (
     places = unet_places(model)
     clone = model.clone()
     replaced = clone.model_options["transformer_options"].get("patches_replace", {})
-    earlier: Hook | None = None
+    earlier, held = None, set()
     for kind in ("attn1", "attn2"):
         for key, patch in replaced.get(kind, {}).items():
-            hook = getattr(patch, "__self__", None)
-            if isinstance(hook, Hook):
+            if hook := _hook_of(patch):
                 earlier = hook
+                held.add(kind)
             elif kind in kinds and any(key in (place, place[:2]) for place in places):
+                owner = patch if hasattr(patch, "__qualname__") else type(patch)
+                which = "self" if kind == "attn1" else "cross"
                 raise ValueError(
-                    f"The {'self' if kind == 'attn1' else 'cross'}-attention of layer {key[0]} {key[1]} already "
-                    f"belongs to another patch ({_owner(patch)}): take one of the two out."
+                    f"The {which}-attention of layer {key[0]} {key[1]} already belongs to another patch "
+                    f"({getattr(owner, '__module__', '?')}.{owner.__qualname__}): take one of the two out."
                 )
-    mine = [*(earlier.edits if earlier else []), *edits]
-    hook = Hook(mine, places)
-    held = {
-        kind
-        for kind in replaced
-        if any(isinstance(getattr(p, "__self__", None), Hook) for p in replaced[kind].values())
-    }
+    hook = Hook([*(earlier.edits if earlier else []), *edits], places)
     for block, number in dict.fromkeys(place[:2] for place in places):
         if "attn1" in kinds or "attn1" in held:
             clone.set_model_attn1_replace(hook.self_attention, block, number)
         if "attn2" in kinds or "attn2" in held:
             clone.set_model_attn2_replace(hook.cross_attention, block, number)
     patches = clone.model_options["transformer_options"].setdefault("patches", {})
-    noted = [p for p in patches.get("attn2_patch", []) if not isinstance(getattr(p, "__self__", None), Hook)]
+    noted = [p for p in patches.get("attn2_patch", []) if _hook_of(p) is None]
     patches["attn2_patch"] = [*noted, hook.note_context]
     return clone
 

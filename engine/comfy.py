@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..samplers.core import FLOW, VE, NoiseProcess
+from ..samplers.core import FLOW, VE, NoiseProcess, Sigma
 
 # Where a module lives: the pip engine's place first (an installed pack is imported before its top-level aliases exist).
 _PLACES = {
     "folder_paths": ("comfy.cmd.folder_paths", "folder_paths"),
-    "server": ("comfy.cmd.server", "server"),
-    "execution": ("comfy.cmd.execution", "execution"),
     "latent_preview": ("comfy.cmd.latent_preview", "latent_preview"),
     "nodes": ("comfy.nodes.base_nodes", "nodes"),
-    "node_helpers": ("comfy.node_helpers", "node_helpers"),
-    "custom_sampler": ("comfy_extras.nodes.nodes_custom_sampler", "comfy_extras.nodes_custom_sampler"),
 }
 
 
@@ -97,6 +94,12 @@ def process_of(model) -> NoiseProcess:
     )
 
 
+def timestep(sigma: Sigma, x: Tensor) -> Tensor:
+    """sigma as the engine's networks take it: [B] fp32 on x's device, one value for each row of x."""
+    sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device)
+    return sigma.expand(x.shape[0]).clone() if sigma.ndim == 0 else sigma
+
+
 def sigma_range(model) -> tuple[float, float]:
     """(smallest, largest) sigma that the MODEL was trained at."""
     sampling = model.get_model_object("model_sampling")
@@ -113,9 +116,62 @@ def sigmas_of(model, scheduler: str, steps: int) -> Tensor:
     return get("samplers").calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps).float().cpu()
 
 
+def window(model, start_percent: float, end_percent: float) -> tuple[float, float]:
+    """(start, end) in sigma of a span of the model's schedule, 0 = pure noise, 1 = done, for a `SigmaWindow`: ComfyUI's
+    percent_to_sigma, whatever lies above at 0 (inf) and below at 1 (0)."""
+    if not 0 <= start_percent <= end_percent <= 1:
+        raise ValueError(
+            f"The span from start {start_percent} to end {end_percent} is empty: start must be at or "
+            "before end, both within 0 and 1."
+        )
+    sampling = model.get_model_object("model_sampling")
+    start = math.inf if start_percent == 0 else float(sampling.percent_to_sigma(start_percent))
+    return start, 0.0 if end_percent == 1 else float(sampling.percent_to_sigma(end_percent))
+
+
+def time_to_sigma(model) -> Callable[[float], float]:
+    """time in [0, 1] of the diffusion (0 clean, 1 noise) -> sigma of the MODEL, within what it was trained at."""
+    sampling, (low, high) = model.get_model_object("model_sampling"), sigma_range(model)
+
+    def sigma(time: float) -> float:
+        if time <= 0:
+            return 0.0
+        return min(high, max(low, float(sampling.percent_to_sigma(1.0 - min(time, 1.0))))) if time < 1 else high
+
+    return sigma
+
+
+def sigma_to_time(model) -> Callable[[float], float]:
+    """sigma -> time in [0, 1], the inverse of `time_to_sigma` by bisection."""
+    forward = time_to_sigma(model)
+
+    def time(sigma: float) -> float:
+        low, high = 0.0, 1.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if forward(middle) < sigma else (low, middle)
+        return high
+
+    return time
+
+
+def training_levels(model) -> Tensor:
+    """The noise levels to train at: the model's own table, or 256 spaced in log sigma where it has none."""
+    table = getattr(model.get_model_object("model_sampling"), "sigmas", None)
+    if table is not None and len(table) > 1:
+        return table.detach().float().cpu().clone()
+    low, high = sigma_range(model)
+    return torch.logspace(math.log10(max(low, 1e-3)), math.log10(high), 256)
+
+
+def is_empty(latent: dict) -> bool:
+    """Whether a LATENT is all zero: ComfyUI's empty latent, no picture."""
+    return not bool(torch.count_nonzero(latent["samples"]))
+
+
 def latent_in(model, samples: Tensor) -> Tensor:
     """LATENT samples -> model space. Like the engine, an all-zero (empty) latent is left alone."""
-    if not bool(torch.count_nonzero(samples)):
+    if is_empty({"samples": samples}):
         return samples
     return model.get_model_object("latent_format").process_in(samples)
 
@@ -130,8 +186,7 @@ def check_latent(model, latent: dict) -> Tensor:
     samples = latent["samples"].detach().float().cpu()
     fmt = model.get_model_object("latent_format")
     ndim = 2 + getattr(fmt, "latent_dimensions", samples.ndim - 2)
-    empty = not bool(torch.count_nonzero(samples))
-    if empty and samples.ndim >= 2 and samples.shape[1] != fmt.latent_channels:
+    if is_empty(latent) and samples.ndim >= 2 and samples.shape[1] != fmt.latent_channels:
         samples = samples[:, :1].expand(-1, fmt.latent_channels, *samples.shape[2:]).contiguous()
     if samples.ndim == ndim - 1:
         samples = samples.unsqueeze(2)  # one frame of a video latent
@@ -145,6 +200,11 @@ def check_latent(model, latent: dict) -> Tensor:
             "The latent holds NaN or infinite values: check the VAE (in fp16 it can overflow) and the image."
         )
     return samples
+
+
+def to_model_space(model, latent: dict) -> Tensor:
+    """A reference LATENT in model space, fp32, as an ordinary tensor on the CPU."""
+    return latent_in(model, check_latent(model, latent)).clone()
 
 
 def folder(kind: str) -> Path:
@@ -169,13 +229,6 @@ def full_path(kind: str, name: str) -> Path:
         raise ValueError(
             f"The file name {name!r} must name a file inside ComfyUI's {kind} folder, without '..' or a drive."
         )
-    return path
-
-
-def cache_folder() -> Path:
-    """This pack's own folder inside ComfyUI's user folder; made if missing."""
-    path = folder("user") / "nulltext" / "inversions"
-    path.mkdir(parents=True, exist_ok=True)
     return path
 
 

@@ -1,4 +1,4 @@
-"""Inversions on disk: the files a user names, and the cache of those already made.
+"""Files: models of this pack's kinds, inversions under the names that users give, and the cache of inversions made.
 
 The cache lies in ComfyUI's user folder under nulltext/inversions and is kept below `CACHE_BYTES`: the longest unused go
 first.
@@ -9,17 +9,95 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..samplers.inversion.record import FORMAT, VERSION, Inversion
-from .comfy import cache_folder, folder, full_path
+from .comfy import folder, full_path, get
+from .fingerprint import feed
 
+MODELS = Path(__file__).resolve().parents[1] / "models"
 CACHE_BYTES = 2 * 2**30
 SUFFIX = ".safetensors"
 _log = logging.getLogger("nulltext")
+
+
+def _first(paths: Iterable[Path], otherwise: str) -> Path:
+    """The first of these that is a file; ValueError with that sentence if none is."""
+    for path in paths:
+        if path.is_file():
+            return path
+    raise ValueError(otherwise)
+
+
+# ------------------------------------------------------------------------------------------------ models by kind
+
+
+def places(kind: str) -> list[Path]:
+    """Where files of a kind ("classifiers", "image_text") lie: ComfyUI's models and output folders, this pack's
+    models."""
+    return [Path(get("folder_paths").models_dir) / kind, folder("output") / kind, MODELS]
+
+
+def listed(kind: str, accepts: Callable[[dict], bool]) -> list[str]:
+    """Names of the safetensors files of a kind whose metadata `accepts(metadata or {})`, sorted."""
+    found = set()
+    for place in places(kind):
+        for path in sorted(place.rglob("*" + SUFFIX)) if place.is_dir() else ():
+            try:
+                with safe_open(path, "pt") as f:
+                    metadata = f.metadata() or {}
+            except (SafetensorError, OSError):
+                continue
+            # in the pack's own folder lie a checkpoint and probes, too
+            ours = place != MODELS or "labels" in metadata or metadata.get("format", "").startswith("nulltext")
+            if ours and accepts(metadata):
+                found.add(path.relative_to(place).as_posix())
+    return sorted(found)
+
+
+def find_file(kind: str, name: str) -> Path:
+    """The path of a file of that kind by its name. ValueError if there is none."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"The file name {name!r} must lie inside ComfyUI's folders, without '..' or a drive.")
+    missing = f"There is no file {name!r} in ComfyUI's models/{kind} or output/{kind} folder."
+    return _first((place / name for place in places(kind)), missing)
+
+
+def changed(kind: str, name: str) -> str:
+    """What ComfyUI compares to see whether a file is another one than before."""
+    try:
+        return str(find_file(kind, name).stat().st_mtime_ns)
+    except ValueError:
+        return ""
+
+
+def new_file(kind: str, name: str) -> Path:
+    """A path in ComfyUI's output/<kind> folder that doesn't exist yet; `..` is refused."""
+    stem = name.strip().removesuffix(SUFFIX)
+    path = full_path("output", f"{kind}/{stem}{SUFFIX}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number = 2
+    while path.exists():
+        path = path.with_name(f"{Path(stem).name}_{number}{SUFFIX}")
+        number += 1
+    return path
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file. ValueError if it can't be read whole."""
+    try:
+        with torch.inference_mode(False), safe_open(path, "pt") as f:
+            return {key: f.get_tensor(key) for key in f.keys()}, f.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"The file {path.name} can't be read ({error}): it may be truncated; get it again.") from None
+
+
+# --------------------------------------------------------------------------------------------------- inversions
 
 
 def named(kind: str, name: str) -> Path:
@@ -27,15 +105,13 @@ def named(kind: str, name: str) -> Path:
     return full_path(kind, name if name.strip().lower().endswith(SUFFIX) or not name.strip() else name.strip() + SUFFIX)
 
 
-def find_file(name: str) -> Path:
+def find_inversion(name: str) -> Path:
     """An existing inversion file by name, in the output folder first, then in the input folder. ValueError if none."""
-    places = [named(kind, name) for kind in ("output", "input")]
-    for path in places:
-        if path.is_file():
-            return path
-    raise ValueError(
-        f"There is no inversion file {places[0].name} in ComfyUI's output or input folder under that name: "
-        "save one with Save Inversion first, or correct the name."
+    paths = [named(kind, name) for kind in ("output", "input")]
+    return _first(
+        paths,
+        f"There is no inversion file {paths[0].name} in ComfyUI's output or input folder under that name: "
+        "save one with Save Inversion first, or correct the name.",
     )
 
 
@@ -44,29 +120,9 @@ def relative(kind: str, path: Path) -> str:
     return path.relative_to(folder(kind)).as_posix()
 
 
-def read(path: Path) -> Inversion:
-    """The inversion in a file. ValueError in one sentence for a foreign, truncated or missing one."""
-    try:
-        return Inversion.load(path)
-    except FileNotFoundError as error:
-        raise ValueError(str(error)) from None
-
-
-def _feed(digest, value) -> bool:
-    """Hash a value whole; False if it holds something whose content can't be told."""
-    if isinstance(value, Tensor):
-        digest.update(repr((tuple(value.shape), str(value.dtype))).encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return True
-    if isinstance(value, dict):
-        return all(_feed(digest, k) and _feed(digest, value[k]) for k in sorted(value, key=str))
-    if isinstance(value, list | tuple):
-        digest.update(f"[{len(value)}".encode())
-        return all(_feed(digest, v) for v in value)
-    if isinstance(value, str | int | float | bool | None):
-        digest.update(repr(value).encode())
-        return True
-    return False
+def _whole(t: Tensor) -> bytes:
+    data = t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return repr((tuple(t.shape), str(t.dtype))).encode() + data
 
 
 def cache_key(model, *inputs) -> str | None:
@@ -79,13 +135,19 @@ def cache_key(model, *inputs) -> str | None:
     if options or transformer or foreign or any(_filled(getattr(model, name, None)) for name in objects):
         return None
     digest = hashlib.sha256(f"{FORMAT} {VERSION}".encode())
-    known = _feed(digest, inputs)
-    return digest.hexdigest()[:40] if known else None
+    return digest.hexdigest()[:40] if feed(digest, inputs, _whole) else None
 
 
 def _filled(value) -> bool:
     """Whether a (nested) table holds anything."""
     return any(_filled(v) for v in value.values()) if isinstance(value, dict) else bool(value)
+
+
+def cache_folder() -> Path:
+    """This pack's own folder inside ComfyUI's user folder; made if missing."""
+    path = folder("user") / "nulltext" / "inversions"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def find(key: str | None) -> Inversion | None:
@@ -111,9 +173,8 @@ def keep(key: str | None, inversion: Inversion, limit: int = CACHE_BYTES) -> Non
         return
     try:
         inversion.save(cache_folder() / f"{key}{SUFFIX}")
-        files = sorted(cache_folder().glob(f"*{SUFFIX}"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
         total = 0
-        for path in files:
+        for path in sorted(cache_folder().glob(f"*{SUFFIX}"), key=lambda p: p.stat().st_mtime_ns, reverse=True):
             total += path.stat().st_size
             if total > limit:
                 path.unlink(missing_ok=True)

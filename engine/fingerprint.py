@@ -8,6 +8,7 @@ for.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -25,31 +26,31 @@ _NAMES = {
 
 def _sample(t: Tensor) -> bytes:
     flat = t.detach().reshape(-1)
-    index = (
-        torch.linspace(0, flat.numel() - 1, min(_VALUES, flat.numel())).long()
-        if flat.numel()
-        else torch.zeros(0).long()
-    )
+    index = torch.linspace(0, max(flat.numel() - 1, 0), min(_VALUES, flat.numel())).long()
     values = flat[index.to(flat.device)].to("cpu", torch.float32)
     return repr((tuple(t.shape), values.tolist())).encode()
 
 
-def _content(value, digest) -> None:
-    """Feed a weight patch of any form (tuples, tensors, adapter objects) to a hash."""
+def feed(digest, value, of_tensor: Callable[[Tensor], bytes]) -> bool:
+    """Hash a nested value (lists, dicts, tensors by `of_tensor`, adapter objects by their weights); False if it holds
+    an object, whose content can't be told whole."""
     if isinstance(value, Tensor):
-        digest.update(_sample(value))
+        digest.update(of_tensor(value))
+    elif isinstance(value, dict):
+        return feed(digest, [(k, value[k]) for k in sorted(value, key=str)], of_tensor)
     elif isinstance(value, list | tuple):
         digest.update(b"(")
-        for v in value:
-            _content(v, digest)
+        known = [feed(digest, v, of_tensor) for v in value]
         digest.update(b")")
+        return all(known)
     elif isinstance(value, str | int | float | bool | None):
-        digest.update(repr(value).encode())
-    elif hasattr(value, "weights"):
-        digest.update(type(value).__name__.encode())
-        _content(value.weights, digest)
+        digest.update(repr(value).encode() + b",")
     else:
         digest.update(type(value).__name__.encode())
+        if hasattr(value, "weights"):
+            feed(digest, value.weights, of_tensor)
+        return False
+    return True
 
 
 def _hash(*parts: bytes) -> str:
@@ -72,7 +73,7 @@ def fingerprint(model) -> dict[str, str]:
     patches = hashlib.sha256()
     for key in sorted(map(str, model.patches)):
         patches.update(key.encode())
-        _content(model.patches[key], patches)
+        feed(patches, model.patches[key], _sample)
     return {
         "structure": _hash(repr([(n, tuple(parameters[n].shape)) for n in names]).encode()),
         "prediction": "+".join(base.__name__ for base in type(sampling).__bases__),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as run_checkpointed
 
-from .comfy import get
+from .comfy import get, load_models
 
 # Blocks whose activations are recomputed instead of kept when `checkpoint` is asked for.
 _BLOCKS = ("ResBlock", "BasicTransformerBlock", "JointBlock", "DoubleStreamBlock", "SingleStreamBlock")
@@ -36,6 +36,44 @@ def normal(value):
         out.cond = normal(value.cond)
         return out
     return value
+
+
+def bring(device, patchers=(), modules=()) -> None:
+    """Onto the device what isn't there: patchers by the engine's loader, small networks of this pack by themselves,
+    their weights ordinary frozen tensors."""
+    device, each = torch.device(device), {id(p): p for p in patchers}.values()
+    away = [p for p in each if any(w.device != device for w in p.model.parameters())]
+    if away:
+        load_models(away)
+    for module in modules:
+        if not any(p.device == device for p in module.parameters()):
+            with torch.inference_mode(False):
+                module.to(device)
+
+
+@contextlib.contextmanager
+def short_of_memory(advice: str) -> Iterator[None]:
+    """ValueError "Not enough GPU memory for ..." in place of torch's own error."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise ValueError(f"Not enough GPU memory for {advice}") from None
+
+
+def without_override(options: dict) -> dict:
+    """model_options without another pack's attention, which may have no backward."""
+    transformer = dict(options.get("transformer_options", {}))
+    transformer.pop("optimized_attention_override", None)
+    return {**options, "transformer_options": transformer}
+
+
+def attention_notice() -> str | None:
+    """What the user is told where ComfyUI runs another attention than PyTorch's, which stands in for gradients."""
+    module = get("ldm.modules.attention")
+    if module.optimized_attention is module.attention_pytorch:
+        return None
+    name = getattr(module.optimized_attention, "__name__", "the attention in use")
+    return f"While gradients are computed, PyTorch's own attention takes the place of {name}."
 
 
 def check_differentiable(*modules: nn.Module) -> None:
@@ -122,39 +160,3 @@ def grad_mode(*modules: nn.Module, checkpoint: bool = False) -> Iterator[None]:
                 undo.callback(child.__dict__.pop, "forward", None)
                 child.forward = _checkpointed(child.forward)
         yield
-
-
-class _Scaled(torch.autograd.Function):
-    """Identity forward; backward multiplies by what `factor(gradient)` says."""
-
-    @staticmethod
-    def forward(ctx, value, factor):
-        ctx.factor = factor
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * ctx.factor(gradient), None
-
-
-def keep_from_underflow(net):
-    """The same net(*tensors) -> D, whose gradients pass its fp16 inside at a size that fp16 can hold.
-
-    A loss's gradient at D is often below 1e-7, where fp16 ends: it is brought to 1 on the way in and back on the way
-    out, for every input that asks for a gradient. One backward at a time."""
-
-    def call(*inputs):
-        scale = torch.ones(())
-
-        def enlarge(gradient):
-            nonlocal scale
-            largest = gradient.abs().max()
-            scale = torch.where(largest > 0, 1 / largest, torch.ones_like(largest))
-            return scale
-
-        wrapped = [
-            _Scaled.apply(t, lambda _: 1 / scale) if isinstance(t, Tensor) and t.requires_grad else t for t in inputs
-        ]
-        return _Scaled.apply(net(*wrapped), enlarge)
-
-    return call

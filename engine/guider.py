@@ -1,13 +1,15 @@
-"""GUIDER objects: the base class that every technique's guider derives from, alike on both engines."""
+"""Guidance in the engine's run: GUIDER objects, alike on both engines, and CFG changed on a MODEL."""
 
 from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ..samplers.core import apply_cfg
 from ..samplers.inversion.record import Inversion
 from ..samplers.inversion.replay import null_embedding_at
 from .comfy import get
@@ -31,20 +33,17 @@ def guider_class() -> type:
             lists = [self.conds[c] if isinstance(c, str) else c for c in conds]
             return samplers.calc_cond_batch(self.inner_model, lists, x, timestep, model_options)
 
-        def combine(
-            self, cond: Tensor, uncond: Tensor | None, cfg: float, x: Tensor, timestep: Tensor, model_options: dict
-        ) -> Tensor:
+        def guided(self, x: Tensor, timestep: Tensor, positive, negative, cfg: float, options: dict, seed) -> Tensor:
+            """The engine's own guided D of two of the run's condition lists; at cfg 1 the negative is not asked."""
+            given = {"model_options": options, "seed": seed}
+            return samplers.sampling_function(self.inner_model, x, timestep, negative, positive, cfg, **given)
+
+        def combine(self, cond: Tensor, uncond: Tensor | None, x: Tensor, timestep: Tensor, options: dict) -> Tensor:
             """CFG of two predictions by the engine's own function, with the model's cfg and post-cfg patches."""
+            lists = {"cond": self.conds.get("positive"), "uncond": self.conds.get("negative")}
+            uncond = cond if uncond is None else uncond
             return samplers.cfg_function(
-                self.inner_model,
-                cond,
-                cond if uncond is None else uncond,
-                cfg,
-                x,
-                timestep,
-                model_options=model_options,
-                cond=self.conds.get("positive"),
-                uncond=self.conds.get("negative"),
+                self.inner_model, cond, uncond, self.cfg, x, timestep, model_options=options, **lists
             )
 
         def sample(self, *args, **kwargs):
@@ -61,6 +60,29 @@ def guider_class() -> type:
                     self.__dict__.pop(name, None)
 
     return Guider
+
+
+def set_cfg_scale(model, scale: Callable[[float], float]):
+    """A clone of the MODEL whose CFG scale is scale(sigma), whatever the sampler's is. A cfg function that is already
+    there is kept and gets the scale; else it is uncond + scale (cond - uncond)."""
+    before = model.model_options.get("sampler_cfg_function")
+
+    def cfg_function(args: dict):
+        k = scale(float(args["sigma"].flatten()[0]))
+        if before is not None:
+            return before({**args, "cond_scale": k})
+        return apply_cfg(args["cond"], args["uncond"], k)  # of x - denoised, as the engine wants it
+
+    clone = model.clone()
+    clone.set_model_sampler_cfg_function(cfg_function, disable_cfg1_optimization=True)
+    return clone
+
+
+def patch_denoised(model, change: Callable[[Tensor, float], Tensor]):
+    """A clone of MODEL whose guided prediction D [B, C, ...] at sigma becomes change(D, sigma); such patches stack."""
+    patched = model.clone()
+    patched.set_model_sampler_post_cfg_function(lambda args: change(args["denoised"], float(args["sigma"].max())))
+    return patched
 
 
 def replace_embedding(conds: list[dict], embedding: Tensor) -> list[dict]:
@@ -83,7 +105,6 @@ def replace_embedding(conds: list[dict], embedding: Tensor) -> list[dict]:
 @functools.cache
 def null_text_guider_class() -> type:
     """The guider behind `null_text_guider`."""
-    samplers = get("samplers")
 
     class NullTextGuider(guider_class()):
         def __init__(self, model, inversion: Inversion, cfg: float):
@@ -104,16 +125,7 @@ def null_text_guider_class() -> type:
                         f"The inversion holds {len(embedding)} images, and {len(x)} are sampled: use its own latent."
                     )
                 negative = replace_embedding(negative, embedding.to(x))
-            return samplers.sampling_function(
-                self.inner_model,
-                x,
-                timestep,
-                negative,
-                self.conds["positive"],
-                self.cfg,
-                model_options=model_options,
-                seed=seed,
-            )
+            return self.guided(x, timestep, self.conds["positive"], negative, self.cfg, model_options, seed)
 
     return NullTextGuider
 
@@ -135,6 +147,17 @@ def refuse_if_exact(inversion: Inversion, sampler) -> None:
         )
 
 
+def first_level(inversion: Inversion, sigmas: Tensor) -> int:
+    """The inversion's level that a run over `sigmas` starts at. ValueError if the schedule is another one."""
+    first, given = inversion.steps + 1 - len(sigmas), sigmas.detach().float().cpu()
+    if first < 0 or not torch.allclose(inversion.sigmas[first:], given, rtol=1e-4, atol=1e-5):
+        raise ValueError(
+            f"The sigmas are not the inversion's ({inversion.steps} steps from {float(inversion.sigmas[0]):.4g}):"
+            " wire the SIGMAS of Inversion Parts to the sampler."
+        )
+    return first
+
+
 def check_way_back(inversion: Inversion, sampler, sigmas: Tensor) -> None:
     """ValueError unless this SAMPLER on these SIGMAS walks the inversion's own grid back."""
     if is_own(sampler):
@@ -145,6 +168,4 @@ def check_way_back(inversion: Inversion, sampler, sigmas: Tensor) -> None:
             f"The sampler {sampler_name(sampler)} does not walk the steps of this inversion back: use euler, or the "
             "sampler of Inversion Parts."
         )
-    own, given = inversion.sigmas, sigmas.detach().float().cpu()
-    if len(given) > len(own) or not torch.allclose(own[len(own) - len(given) :], given, rtol=1e-4, atol=1e-6):
-        raise ValueError("These sigmas are not the inversion's: wire the sigmas of Inversion Parts.")
+    first_level(inversion, sigmas)

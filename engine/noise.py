@@ -1,4 +1,4 @@
-"""The end noise of an inversion as a NOISE: it undoes what ComfyUI's sampling run does to noise and latent.
+"""The start of a run as a NOISE: it undoes what ComfyUI's sampling run does to noise and latent.
 
 A run starts from  x = gain * noise + share * latent  (variance exploding: gain s, or sqrt(1 + s^2) at full noise, share
 1; flow: gain s, share 1 - s), latent being the LATENT in model space. So noise = (x_T - share * latent) / gain. The
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..samplers.inversion.record import Inversion
+from .comfy import is_empty
 
 
 def model_notes(model, sigma_max: float) -> dict:
@@ -44,33 +45,48 @@ def source_latent(inversion: Inversion) -> Tensor:
     return x * _channels(inversion.metadata["latent_gain"], x) + _channels(inversion.metadata["latent_offset"], x)
 
 
-class InversionNoise:
-    """NOISE that makes a run over `inversion.sigmas[first:]` start at trajectory[first], whatever sampler walks it.
-
-    The run must get the source latent (or an empty one) and those sigmas; the result is exact up to rounding."""
+class StartNoise:
+    """NOISE that makes a run start at x [B, C, ...], with an empty latent or the one that x0 [B, C, ...] is in model
+    space (None: only an empty one): gain and share as above. Its result is exact up to rounding."""
 
     seed = 0
+
+    def __init__(self, start: Tensor, gain: float, share: float = 1.0, x0: Tensor | None = None):
+        self.start, self.gain, self.share, self.x0 = start, gain, share, x0
+
+    def check(self, samples: Tensor) -> None:
+        """ValueError unless this NOISE fits LATENT samples [B, C, ...]."""
+        if samples.shape != self.start.shape:
+            raise ValueError(
+                f"The start noise was optimised for latents of shape {list(self.start.shape)}, this one "
+                f"has {list(samples.shape)}: wire a latent of that size."
+            )
+
+    def generate_noise(self, latent: dict) -> Tensor:
+        """[B, C, ...] for a LATENT. ValueError if that doesn't fit."""
+        self.check(latent["samples"].detach().float().cpu())
+        x0 = 0 if self.x0 is None or is_empty(latent) else self.x0
+        return (self.start - self.share * x0) / self.gain
+
+
+class InversionNoise(StartNoise):
+    """NOISE that makes a run over `inversion.sigmas[first:]` start at trajectory[first], whatever sampler walks it."""
 
     def __init__(self, inversion: Inversion, first: int = 0):
         if "full_gain" not in inversion.metadata:
             raise ValueError("This inversion doesn't know its model's scalings: make it again with Invert Image.")
+        sigma = float(inversion.sigmas[first])
+        gain = inversion.metadata["full_gain"] if first == 0 else sigma or math.inf  # at sigma 0 there is no noise
+        share = 1 - sigma if inversion.process == "flow" else 1.0
+        super().__init__(inversion.trajectory[first], gain, share, inversion.source)
         self.inversion, self.first = inversion, first
 
-    def generate_noise(self, latent: dict) -> Tensor:
-        """[B, C, ...] for a LATENT; ValueError if that is neither the source latent nor empty."""
-        samples = latent["samples"].detach().float().cpu()
+    def check(self, samples: Tensor) -> None:
         self.inversion.check_latent(samples.shape)
         source = source_latent(self.inversion)
-        empty = not bool(torch.count_nonzero(samples))
-        if not empty and not torch.allclose(samples, source, rtol=1e-3, atol=1e-3 * float(source.abs().max())):
+        close = torch.allclose(samples, source, rtol=1e-3, atol=1e-3 * float(source.abs().max()))
+        if not close and not is_empty({"samples": samples}):
             raise ValueError(
                 "The latent is not the one that was inverted: wire the latent of Inversion Parts (or an empty one) to "
                 "the sampler that gets its noise."
             )
-        if self.first == self.inversion.steps:
-            return torch.zeros_like(samples)
-        sigma = float(self.inversion.sigmas[self.first])
-        gain = self.inversion.metadata["full_gain"] if self.first == 0 else sigma
-        share = 1 - sigma if self.inversion.process == "flow" else 1.0
-        x0 = torch.zeros_like(samples) if empty else self.inversion.source
-        return (self.inversion.trajectory[self.first] - share * x0) / gain

@@ -7,15 +7,9 @@ import logging
 import torch
 from torch import Tensor
 
-from ..samplers.core import step_index
-from ..samplers.picture.disturbance import (
-    Disturbance,
-    disturbed_input,
-    effective_uncond,
-    match_bound,
-    matched_uncond,
-    stable_strength,
-)
+from ..samplers.core import measured_cfg, step_index
+from ..samplers.picture.disturbance import Disturbance, disturbed_input, effective_uncond, match_bound, matched_uncond
+from ..samplers.picture.disturbance_schedules import stable_strength
 from .clock import Clock
 
 _NEGATIVE = 1  # cond_or_uncond's word for the null branch
@@ -27,15 +21,7 @@ class NullBranch:
     State lives per run (`Clock`; where conditions are other objects a run is new too). cfg: the scale assumed until
     the first step has shown the true one. sigmas: the run's schedule, for an engine that doesn't tell it."""
 
-    def __init__(
-        self,
-        disturbance: Disturbance,
-        strength: float,
-        cfg: float,
-        previous=None,
-        match: tuple[float, float] | None = None,
-        sigmas: Tensor | None = None,
-    ):
+    def __init__(self, disturbance: Disturbance, strength: float, cfg: float, previous=None, match=None, sigmas=None):
         self.disturbance, self.strength, self.assumed, self.previous = disturbance, strength, cfg, previous
         self.match, self.clock = match, Clock(sigmas)
         self.conditions = None
@@ -43,7 +29,7 @@ class NullBranch:
 
     def _restart(self) -> None:
         self.disturbance.history.restart()
-        self.cfg, self.last, self.ratio, self.said = self.assumed, None, None, set()
+        self.cfg, self.said = self.assumed, set()
         self.matching = False  # the evaluation at hand lies in the window
 
     def _say(self, sentence: str) -> None:
@@ -57,8 +43,9 @@ class NullBranch:
         if sigmas is not None:
             here = step_index(sigma, sigmas)
             amount = stable_strength(sigmas, self.cfg, self.strength)[here]
-        elif self.ratio is not None:  # nobody tells the schedule: the last step's ratio stands in
-            amount = stable_strength([1.0, self.ratio], self.cfg, self.strength)[0]
+        elif len(self.clock.levels) > 1:  # nobody tells the schedule: the last step's ratio stands in
+            before, now = self.clock.levels[-2:]
+            amount = stable_strength([1.0, now / before], self.cfg, self.strength)[0]
         else:
             amount = self.strength
         last = sigmas is not None and here == len(sigmas) - 2 and float(sigmas[-1]) == 0  # fades on every schedule
@@ -79,9 +66,6 @@ class NullBranch:
         if self.clock.tick(sigma, args["c"].get("transformer_options", {}).get("sample_sigmas")):
             self._restart()
         sigmas = self.clock.schedule
-        if self.last is not None and sigma < self.last:
-            self.ratio = sigma / self.last
-        self.last = sigma
         given = list(x.chunk(len(kinds)))
         changed = {}
         for i, kind in enumerate(kinds):
@@ -113,9 +97,8 @@ class NullBranch:
                 "the sampler asks for no null branch (cfg 1), so nothing changes. Set cfg above 1; the paper takes 10."
             )
         else:
-            gap, guided = (cond - uncond).double(), (args["denoised"] - uncond).double()
-            size = float((gap * gap).sum())
-            self.cfg = float((gap * guided).sum()) / size if size > 0 else self.cfg
+            seen = measured_cfg(cond, uncond, args["denoised"], torch.float64)
+            self.cfg = self.cfg if seen is None else seen
         matching, self.matching = self.matching, False
         if not (self.match and matching):
             return args["denoised"]
@@ -125,16 +108,9 @@ class NullBranch:
         return args["denoised"] + (1 - self.cfg) * share * change
 
 
-def patch_null_branch(
-    model,
-    disturbance: Disturbance,
-    strength: float,
-    cfg: float,
-    match: tuple[float, float] | None = None,
-    sigmas: Tensor | None = None,
-):
-    """A clone of MODEL whose null branch looks where `disturbance` says, at `strength` in [0, 1]; match: bounds of its
-    noise (`match_bound`), None for none. sigmas: the run's schedule, where it is known."""
+def patch_null_branch(model, disturbance: Disturbance, strength: float, cfg: float, match=None, sigmas=None):
+    """A clone of MODEL whose null branch looks where `disturbance` says, at `strength` in [0, 1]; match: two bounds of
+    its noise (`match_bound`), None for none. sigmas [N + 1]: the run's schedule, where it is known."""
     patched = model.clone()
     previous = patched.model_options.get("model_function_wrapper")
     branch = NullBranch(disturbance, strength, cfg, previous, match, sigmas)

@@ -1,17 +1,13 @@
-"""The GUIDER of prompt-to-prompt: source rows beside the edits' rows, in as few network calls as the engine allows.
+"""The GUIDER of prompt-to-prompt: source rows beside the edits' rows.
 
 One step asks for these conditions, each on its own x: every edit with and without its prompt, the source with its
-prompt, and, where the source is sampled too (from noise), the source without. In the common case all stand in one
-call: the engine is given one x for all, and a network wrapper puts each chunk's own x in its place. Where that can't
-be (ControlNet, several negative prompts, prompts whose lengths don't meet) the source runs first and its attention
-is kept for the edits.
+prompt, and, where the source is sampled too (from noise), the source without. pair_calls.py says in how many calls.
 """
 
 from __future__ import annotations
 
 import functools
 import time
-from math import lcm
 from typing import NamedTuple
 
 import torch
@@ -26,23 +22,12 @@ from ..samplers.inversion.replay import way_back
 from ..samplers.ode import sample_euler
 from .attention import any_asks, attach, unet_places
 from .comfy import check_interrupt, check_latent, get
-from .guider import guider_class, refuse_if_exact, replace_embedding
+from .guider import first_level, guider_class, refuse_if_exact, replace_embedding
 from .noise import InversionNoise, source_latent
+from .pair_calls import Asked, predict_together
 from .record import check_stored, source_conditioning
-from .rows import CALL, Call, PairEdit
+from .rows import PairEdit
 from .sampler import core_sampler, is_euler, is_walk, own_sampler, own_way_back
-
-_SPLITS = (
-    "control",
-    "gligen",
-    "area",
-    "mask",
-    "hooks",
-    "start_percent",
-    "end_percent",
-    "timestep_start",
-    "timestep_end",
-)
 
 
 def source_of(inversion: Inversion) -> list:
@@ -70,14 +55,8 @@ def _class() -> type:
             self.controllers: list[Controller] = list(controllers)
             self.places = unet_places(self.model_patcher)
             self.edits, self.inversion, self.keep_source = len(edits), inversion, keep_source and inversion is None
-            self.inner_set_conds(
-                {
-                    "positive": edits[0],
-                    "negative": negative,
-                    "source": source,
-                    **{f"edit{e}": edit for e, edit in enumerate(edits)},
-                }
-            )
+            each = {f"edit{e}": edit for e, edit in enumerate(edits)}
+            self.inner_set_conds({"positive": edits[0], "negative": negative, "source": source, **each})
             self.set_cfg(cfg)
             self.lengths = [source[0][0].shape[1], *(edit[0][0].shape[1] for edit in edits)]
             self.network_rows = 0
@@ -90,7 +69,7 @@ def _class() -> type:
         ):
             batch, stored, first, walk, options = latent_image.shape[0], None, 0, sample_euler, {}
             if self.inversion is not None:
-                first = _first(self.inversion, sigmas)
+                first = first_level(self.inversion, sigmas)
                 walk, _, _, options = way_back(self.inversion, first)
                 stored = StoredSource(self.inversion.trajectory[first:], self.inversion.sigmas[first:])
                 noise = InversionNoise(self.inversion, first).generate_noise({"samples": latent_image})
@@ -118,24 +97,16 @@ def _class() -> type:
                 )
             if denoise_mask is not None and denoise_mask.shape[0] == batch:
                 denoise_mask = branches.doubled(denoise_mask)
-            shown = None
-            if callback is not None:
 
-                def shown(i, x0, x, total):
-                    return callback(i, self._shown(x0), self._shown(x), total)
+            def shown(i, x0, x, total):
+                return callback(i, self._shown(x0), self._shown(x), total)
 
             try:
-                out = super().sample(
-                    branches.doubled(noise),
-                    branches.doubled(latent_image),
-                    sampler,
-                    sigmas,
-                    denoise_mask,
-                    shown,
-                    disable_pbar,
-                    seed,
+                noise, latent_image = branches.doubled(noise), branches.doubled(latent_image)
+                step = None if callback is None else shown
+                return self._shown(
+                    super().sample(noise, latent_image, sampler, sigmas, denoise_mask, step, disable_pbar, seed)
                 )
-                return self._shown(out)
             finally:
                 self._branches, self._null = None, None
 
@@ -150,125 +121,46 @@ def _class() -> type:
             check_interrupt()
             branches, sigma = self._branches, timestep.max()
             source, target = branches.split(x, sigma)
-            edits = list(target.split(branches.batch))
-            moment = branches.moment(sigma)
+            edits, moment = target.split(branches.batch), branches.moment(sigma)
             guided = not (abs(self.cfg - 1) < 1e-9 and not model_options.get("disable_cfg1_optimization", False))
             sampled = branches.stored is None
             looked_at = any_asks(self.controllers, self.places, tuple(x.shape[-2:]), moment)
-            negative = (
-                self.conds["negative"]
-                if self._null is None or not guided
-                else replace_embedding(
-                    self.conds["negative"], self._null[min(int(moment.step + 1e-4), len(self._null) - 1)].to(x)
-                )
-            )
+            negative = self.conds["negative"]
+            if self._null is not None and guided:
+                step = min(int(moment.step + 1e-4), len(self._null) - 1)
+                negative = replace_embedding(negative, self._null[step].to(x))
 
-            asked = [(("target", e), f"edit{e}", xe) for e, xe in enumerate(edits)]
-            asked += [(("negative", e), negative, xe) for e, xe in enumerate(edits) if guided]
+            asked = [Asked("target", e, self.conds[f"edit{e}"], xe) for e, xe in enumerate(edits)]
+            asked += [Asked("negative", e, negative, xe) for e, xe in enumerate(edits) if guided]
             mutual = looked_at and any(c.unconditional for c in self.controllers)
             if guided and (sampled or mutual):
-                asked.append((("source_negative", 0), negative, source))
+                asked.append(Asked("source_negative", 0, negative, source))
             if sampled or looked_at:
-                asked.append((("source", 0), "source", source))  # last: an engine short of memory runs it first
-            found = self._ask(asked, timestep[: branches.batch], moment, model_options)
+                asked.append(Asked("source", 0, self.conds["source"], source))  # last: short of memory it runs first
+            self.network_rows += sum(len(a.x) for a in asked)
+            t = timestep[: branches.batch]
+            found = predict_together(self, asked, t, moment, self.lengths, model_options)
 
-            outs = []
-            for e, xe in enumerate(edits):
-                self.conds["positive"] = self.conds[f"edit{e}"]
-                outs.append(
-                    self.combine(
-                        found["target", e],
-                        found.get(("negative", e)),
-                        self.cfg,
-                        xe,
-                        timestep[: branches.batch],
-                        model_options,
-                    )
-                )
-            denoised = torch.cat(outs)
+            def combined(name, role, e, xe):
+                self.conds["positive"] = self.conds[name]
+                uncond = found.get(("negative" if role == "target" else "source_negative", e))
+                return self.combine(found[role, e], uncond, xe, t, model_options)
+
+            denoised = torch.cat([combined(f"edit{e}", "target", e, xe) for e, xe in enumerate(edits)])
             if sampled:
-                self.conds["positive"] = self.conds["source"]
-                of_source = self.combine(
-                    found["source", 0],
-                    found.get(("source_negative", 0)),
-                    self.cfg,
-                    source,
-                    timestep[: branches.batch],
-                    model_options,
-                )
+                of_source = combined("source", "source", 0, source)
             else:
                 of_source = branches.stored.denoised(sigma).to(x).expand_as(source)
             if not self._exact_blend:
                 denoised = branches.between(denoised, of_source, moment)
             return branches.join(of_source, denoised)
 
-        def _ask(self, asked, timestep, moment, model_options):
-            """Predictions by role; asked: [(role, condition, x), ...]."""
-            self.network_rows += sum(len(x) for _, _, x in asked)
-            calls = (
-                [asked]
-                if self._fit_together(asked)
-                else [
-                    [a for a in asked if a[0][0].startswith("source")],
-                    *(
-                        [a for a in asked if a[0][1] == e and not a[0][0].startswith("source")]
-                        for e in range(self.edits)
-                    ),
-                ]
-            )
-            found, store = {}, {}
-            for call in filter(None, calls):
-                roles = [role for role, _, _ in call]
-                parts = {i: x for i, (_, _, x) in enumerate(call)}
-                transformer = {
-                    **model_options.get("transformer_options", {}),
-                    CALL: Call(roles, moment, self.lengths, store, elsewhere=len(calls) > 1),
-                }
-                options = {**model_options, "transformer_options": transformer}
-                if len(calls) == 1:
-                    options["model_function_wrapper"] = _placing(parts, model_options.get("model_function_wrapper"))
-                out = self.predict(call[0][2], timestep, [c for _, c, _ in call], options)
-                found.update(zip(roles, out))
-            return found
-
-        def _fit_together(self, asked) -> bool:
-            """Whether the engine is certain to batch all these conditions, each seeing the whole picture."""
-            lists = [self.conds[c] if isinstance(c, str) else c for _, c, _ in asked]
-            if any(len(conds) != 1 or any(conds[0].get(name) is not None for name in _SPLITS) for conds in lists):
-                return False
-            parts = [conds[0]["model_conds"] for conds in lists]
-            tokens = {part["c_crossattn"].cond.shape[1] for part in parts}
-            return all(part.keys() == parts[0].keys() for part in parts) and lcm(*tokens) // min(tokens) <= 4
-
     return PromptToPromptGuider
-
-
-def _placing(parts: dict[int, Tensor], inner):
-    """A network wrapper that gives every chunk its own x, in front of the MODEL's own wrapper."""
-
-    def wrapper(apply_model, args):
-        args = {**args, "input": torch.cat([parts[i] for i in args["cond_or_uncond"]])}
-        if inner is not None:
-            return inner(apply_model, args)
-        return apply_model(args["input"], args["timestep"], **args["c"])
-
-    return wrapper
 
 
 def _per_row(value, branches: Branches):
     """An option of the way back for all rows of x: tensors [levels, B, ...] (an exact pair, residuals) are repeated."""
     return torch.stack([branches.doubled(level) for level in value]) if isinstance(value, Tensor) else value
-
-
-def _first(inversion: Inversion, sigmas: Tensor) -> int:
-    """The inversion's level that a run over `sigmas` starts at. ValueError if the schedule is another one."""
-    first = inversion.steps + 1 - len(sigmas)
-    if first < 0 or not torch.allclose(inversion.sigmas[first:], sigmas.detach().cpu().float(), rtol=1e-4, atol=1e-5):
-        raise ValueError(
-            f"The sigmas are not the inversion's ({inversion.steps} steps from {float(inversion.sigmas[0]):.4g}):"
-            " wire the SIGMAS of Inversion Parts to the sampler."
-        )
-    return first
 
 
 def prompt_to_prompt_guider(
@@ -300,7 +192,7 @@ def prompt_to_prompt_guider(
     return guider
 
 
-class Result(NamedTuple):
+class Edited(NamedTuple):
     """edits [E * B, C, ...] and source [B, C, ...] as LATENT samples; pairs: (edit, image) of each row of edits."""
 
     edits: Tensor
@@ -310,7 +202,7 @@ class Result(NamedTuple):
     seconds: float
 
 
-def run_guider(guider, latent: dict | None, sigmas: Tensor, seed: int) -> Result:
+def run_guider(guider, latent: dict | None, sigmas: Tensor, seed: int) -> Edited:
     """One run of a prompt-to-prompt guider with ComfyUI's euler or the inversion's own way back, its progress, preview
     and interrupt.
 
@@ -328,4 +220,4 @@ def run_guider(guider, latent: dict | None, sigmas: Tensor, seed: int) -> Result
     out = guider.sample(noise, samples, sampler, sigmas, mask, callback, disable_pbar=True, seed=seed).cpu()
     source, edits = (out[:batch], out[batch:]) if guider.keep_source else (samples, out)
     pairs = [(e, b) for e in range(guider.edits) for b in range(batch)]
-    return Result(edits, source, pairs, guider.network_rows, time.perf_counter() - started)
+    return Edited(edits, source, pairs, guider.network_rows, time.perf_counter() - started)

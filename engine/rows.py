@@ -94,7 +94,7 @@ class WordEdit:
 
 
 class Capture(WordEdit):
-    """A Record of maps that starts anew with every run."""
+    """A MapRecorder that starts anew with every run."""
 
     def __init__(self, controller, conditioning):
         super().__init__(controller, conditioning)

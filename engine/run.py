@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..samplers.core import Denoise, Sigma
-from .comfy import Progress, get, process_of, sigma_range
-from .gradients import grad_mode, keep_from_underflow, normal
+from ..samplers.core import Denoise, Sigma, apply_cfg, gaussian
+from ..samplers.underflow import keep_from_underflow
+from .comfy import Progress, get, process_of, sigma_range, timestep
+from .gradients import grad_mode, normal, without_override
 from .guider import guider_class, replace_embedding
 
 
@@ -22,10 +23,8 @@ class Run:
 
     latent: x0 in model space, fp32, on the device. sigmas: the run's schedule. All predictions are fp32."""
 
-    def __init__(
-        self, guider, patcher, sigmas: Tensor, latent: Tensor, options: dict, progress: Progress | None, seed: int
-    ):
-        self.guider, self.model, self.patcher = guider, guider.inner_model, patcher
+    def __init__(self, guider, patcher, sigmas: Tensor, latent: Tensor, options: dict, progress: Progress, seed: int):
+        self.guider, self.model = guider, guider.inner_model
         self.sigmas, self.latent, self.device = sigmas, latent.float(), latent.device
         self.progress, self.process, self._options, self._seed = progress, process_of(patcher), options, seed
         self.sigma_min, self.sigma_max = sigma_range(patcher)
@@ -39,38 +38,38 @@ class Run:
         """k-diffusion's step report: shows the preview. Counts nothing; `tick` does."""
         self.progress.tick(0, x0=state.get("denoised"))
 
-    def _timestep(self, x: Tensor, sigma: Sigma) -> Tensor:
-        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device)
-        return sigma.expand(x.shape[0]).clone() if sigma.ndim == 0 else sigma
-
     def predictions(self, x: Tensor, sigma: Sigma, names: list) -> list[Tensor]:
         """D of each condition (a name or a processed list) at x [B, C, ...], batched in one call where memory allows;
         no CFG."""
         self.calls += 1
-        return self.guider.predict(x.float(), self._timestep(x, sigma), names, self._options)
+        return self.guider.predict(x.float(), timestep(sigma, x), names, self._options)
 
     def guided(self, positive: str, negative: str | None, cfg: float) -> Denoise:
         """The engine's own guided denoiser, the model's cfg patches included. cfg 1 asks for the positive alone."""
 
         def denoise(x, sigma):
             self.calls += 1
-            conds = self.guider.conds
-            return get("samplers").sampling_function(
-                self.model,
-                x.float(),
-                self._timestep(x, sigma),
-                conds.get(negative),
-                conds[positive],
-                cfg,
-                model_options=self._options,
-                seed=self._seed,
-            )
+            given = self.guider.conds[positive], self.guider.conds.get(negative), cfg, self._options, self._seed
+            return self.guider.guided(x.float(), timestep(sigma, x), *given)
 
         return denoise
 
-    def denoiser(self, name: str) -> Denoise:
-        """The prediction of one condition, as the engine makes it at cfg 1."""
-        return self.guided(name, None, 1.0)
+    def start(self, sigma: Tensor, seed: int) -> Tensor:
+        """The engine's own start of a run from noise alone: x [B, C, ...] at sigma, drawn from the CPU's generator."""
+        noise = gaussian(torch.zeros(self.latent.shape), seed)().to(self.device)
+        full = float(sigma) >= self.sigma_max * (1 - 1e-5)
+        level = sigma.to(self.device).view((1,) * noise.ndim)
+        return self.model.model_sampling.noise_scaling(level, noise, torch.zeros_like(noise), full)
+
+    def differentiable(self, positive: str, negative: str, cfg: float) -> Denoise:
+        """Plain CFG of two conditions on ordinary copies of them, so that gradients pass; for inside `gradients()`."""
+        conds = [normal(self.guider.conds[name]) for name in (positive, *([negative] if cfg != 1 else []))]
+
+        def denoise(x, sigma):
+            out = self.predictions(x, sigma, conds)
+            return out[0] if len(out) == 1 else apply_cfg(*out, cfg)
+
+        return denoise
 
     def embedding_net(self, name: str = "negative") -> Callable[[Tensor, Sigma, Tensor], Tensor]:
         """net(x, sigma, embedding [B or 1, T, D]) -> D of that condition with its text embedding replaced.
@@ -86,36 +85,27 @@ class Run:
                 conds, options = self.guider.conds[name], self._options
             else:
                 (conds, options), x, sigma = ordinary(), normal(x), normal(torch.as_tensor(sigma))
-            return self.guider.predict(
-                x.float(), self._timestep(x, sigma), [replace_embedding(conds, embedding)], options
-            )[0]
+            return self.guider.predict(x.float(), timestep(sigma, x), [replace_embedding(conds, embedding)], options)[0]
 
         def scaled(x, sigma, embedding):
-            differentiating = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-            if differentiating and self.compute_dtype == torch.float16:
+            computes_in = self.model.manual_cast_dtype or self.model.get_dtype()  # whatever its weights are stored in
+            if torch.is_grad_enabled() and not torch.is_inference_mode_enabled() and computes_in == torch.float16:
                 return keep_from_underflow(net)(x, sigma, embedding)
             return net(x, sigma, embedding)
 
         return scaled
-
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """What the network computes in, whatever its weights are stored in."""
-        return self.model.manual_cast_dtype or self.model.get_dtype()
 
     @contextlib.contextmanager
     def gradients(self, checkpoint: bool = False) -> Iterator[None]:
         """`grad_mode` for the network and for every control net of the run; a foreign attention override steps
         aside."""
         controls = [m for m in getattr(self.guider, "loaded_models", []) if hasattr(m, "model")]
-        kept, transformer = self._options, dict(self._options.get("transformer_options", {}))
-        transformer.pop("optimized_attention_override", None)
+        kept, self._options = self._options, without_override(self._options)
         if any("control" in c for conds in self.guider.conds.values() for c in conds):
             # control nets write into the skip connections, which the next block has saved for backward by then
-            name, patches = "input_block_patch_after_skip", transformer.get("patches", {})
-            own = [*patches.get(name, []), lambda h, _: h.clone()]
-            transformer["patches"] = {**patches, name: own}
-        self._options = {**kept, "transformer_options": transformer}
+            name, transformer = "input_block_patch_after_skip", self._options["transformer_options"]
+            patches = transformer.get("patches", {})
+            transformer["patches"] = {**patches, name: [*patches.get(name, []), lambda h, _: h.clone()]}
         try:
             with grad_mode(self.model, *(m.model for m in controls), checkpoint=checkpoint):
                 yield
@@ -131,27 +121,9 @@ def _body_sampler() -> type:
         def __init__(self, patcher, body, progress):
             self.patcher, self.body, self.progress, self.result = patcher, body, progress, None
 
-        def sample(
-            self,
-            model_wrap,
-            sigmas,
-            extra_args,
-            callback,
-            noise,
-            latent_image=None,
-            denoise_mask=None,
-            disable_pbar=False,
-        ):
-            run = Run(
-                model_wrap,
-                self.patcher,
-                sigmas,
-                latent_image,
-                extra_args["model_options"],
-                self.progress,
-                extra_args.get("seed") or 0,
-            )
-            self.result = self.body(run)
+        def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, *_):
+            options, seed = extra_args["model_options"], extra_args.get("seed") or 0
+            self.result = self.body(Run(model_wrap, self.patcher, sigmas, latent_image, options, self.progress, seed))
             return latent_image
 
     return Body
@@ -166,7 +138,6 @@ def sample_with(
     *,
     total: int = 1,
     seed: int = 0,
-    mask: Tensor | None = None,
 ) -> Any:
     """Run `body(run)` inside a sampling run of the engine and return what it returns.
 
@@ -177,5 +148,5 @@ def sample_with(
     guider = guider_class()(model)
     guider.inner_set_conds(conds)
     sampler = _body_sampler()(model, body, Progress(total, model))
-    guider.sample(torch.zeros_like(latent), latent, sampler, sigmas, denoise_mask=mask, disable_pbar=True, seed=seed)
+    guider.sample(torch.zeros_like(latent), latent, sampler, sigmas, disable_pbar=True, seed=seed)
     return sampler.result

@@ -13,7 +13,7 @@ from ..samplers.attention.branches import StoredSource
 from ..samplers.core import NoiseProcess, Sigma, gaussian
 from ..samplers.inversion.record import Inversion
 from ..samplers.inversion.replay import way_back
-from .comfy import check_interrupt, get, process_of
+from .comfy import check_interrupt, check_latent, get, process_of, timestep
 
 
 @functools.cache
@@ -21,29 +21,11 @@ def own_sampler_class() -> type:
     """The Sampler behind `own_sampler`. Made on first use, since ComfyUI is imported lazily."""
 
     class OwnSampler(get("samplers").Sampler):
-        def __init__(
-            self,
-            function: Callable,
-            start: Tensor | None,
-            known: Callable | None,
-            calls: Callable[[Tensor, NoiseProcess, Tensor, Tensor | None], int] | None,
-            holds_mask: bool,
-            options: dict,
-        ):
+        def __init__(self, function, start, known, calls, holds_mask: bool, options: dict):
             self.function, self.start, self.known, self.calls = function, start, known, calls
             self.holds_mask, self.options = holds_mask, options
 
-        def sample(
-            self,
-            model_wrap,
-            sigmas,
-            extra_args,
-            callback,
-            noise,
-            latent_image=None,
-            denoise_mask=None,
-            disable_pbar=False,
-        ):
+        def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, *_):
             process, seed = process_of(model_wrap.model_patcher), extra_args.get("seed")
             total = self.calls(sigmas, process, latent_image, denoise_mask) if self.calls else len(sigmas) - 1
             if self.start is None:
@@ -66,16 +48,15 @@ def own_sampler_class() -> type:
 
             def denoise(x: Tensor, sigma: Sigma) -> Tensor:
                 check_interrupt()
-                sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device)
-                timestep = sigma.expand(x.shape[0]).clone() if sigma.ndim == 0 else sigma
+                t = timestep(sigma, x)
                 options, mask = extra_args["model_options"], None if self.holds_mask else denoise_mask
                 if mask is not None:
                     if "denoise_mask_function" in options:
                         mask = options["denoise_mask_function"](
-                            timestep, mask, extra_options={"model": model_wrap, "sigmas": sigmas}
+                            t, mask, extra_options={"model": model_wrap, "sigmas": sigmas}
                         )
                     x = x * mask + known(sigma) * (1 - mask)
-                denoised = model_wrap(x, timestep, model_options=options, seed=seed)
+                denoised = model_wrap(x, t, model_options=options, seed=seed)
                 return denoised if mask is None else denoised * mask + latent_image * (1 - mask)
 
             def step(state: dict) -> None:
@@ -130,6 +111,21 @@ def own_way_back(inversion: Inversion, first: int = 0):
     function, start, sigmas, options = way_back(inversion, first)
     stored = StoredSource(inversion.trajectory, inversion.sigmas)
     return own_sampler(function, start=start, known=stored.at, **options), sigmas
+
+
+def sample_latent(
+    model, positive, negative, cfg: float, sampler, sigmas: Tensor, latent: dict, seed: int, mask: Tensor | None = None
+) -> dict:
+    """LATENT sampled by the engine's own run, as SamplerCustom makes it: its noise of `seed`, preview, progress.
+
+    latent: LATENT [B, C, ...]; mask [B or 1, 1, h, w] on the latent grid (1 = change here) instead of the latent's
+    own noise mask. ValueError for a latent that does not fit the model."""
+    samples = check_latent(model, latent)
+    noise = get("sample").prepare_noise(samples, seed, latent.get("batch_index"))
+    callback = get("latent_preview").prepare_callback(model, len(sigmas) - 1)
+    options = {"noise_mask": mask, "callback": callback, "disable_pbar": True, "seed": seed}
+    out = get("sample").sample_custom(model, noise, cfg, sampler, sigmas, positive, negative, samples, **options)
+    return {**{k: v for k, v in latent.items() if k != "noise_mask"}, "samples": out}
 
 
 def is_own(sampler) -> bool:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 
 from ..engine.attention import attach, prompts_of
-from ..engine.guide import window
+from ..engine.comfy import window
 from ..engine.rows import Capture, WordEdit
 from ..samplers.attention.alignment import factor_columns, in_some_prompt, words_in
 from ..samplers.attention.controllers import Reweight
 from ..samplers.attention.heat import colours, heat, overlay, soft_mask, spread, strip
 from ..samplers.attention.layers import SigmaWindow
-from ..samplers.attention.maps import LayerChoice, Record
+from ..samplers.attention.maps import LayerChoice, MapRecorder
 from .base import IMAGE, MODEL, POSITIVE, Box, Float, Int, Output, Socket, Text, span
 from .report import temporary, text_result
 from .words import factors as factors_of
@@ -97,7 +97,9 @@ class AttentionRecord(Box):
         if not chosen:
             raise ValueError("The prompt has no words to look for: write what the picture shows.")
         columns = in_some_prompt(prompts, chosen)
-        record = Record(columns, LayerChoice(*items(layers)), SigmaWindow(*window(model, start_percent, end_percent)))
+        record = MapRecorder(
+            columns, LayerChoice(*items(layers)), SigmaWindow(*window(model, start_percent, end_percent))
+        )
         return attach(model, [Capture(record, positive)]), {"record": record, "words": chosen}
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ..engine.comfy import check_latent, latent_out
+from ..engine.comfy import check_latent, latent_out, time_to_sigma
 from ..engine.run import sample_with
-from ..engine.sampler import own_sampler
-from ..engine.sampling import sample_latent, time_to_sigma
+from ..engine.sampler import own_sampler, sample_latent
 from ..samplers.core import expand, gaussian
 from ..samplers.picture.blended import background_guided, sample_blended
 from ..samplers.picture.sdedit import sdedit_sigmas

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from ..engine import guide
-from ..engine.cfg_scale import set_cfg_scale
-from ..engine.comfy import sigma_range, sigmas_of
+from ..engine.comfy import sigma_range, sigmas_of, window
+from ..engine.guider import set_cfg_scale
 from ..samplers.guidance.cfg import SHAPES, ScheduleOfW, from_w
 from .base import MODEL, Box, Choice, Float, Output, span
 from .plots import line_chart
@@ -53,7 +52,7 @@ class CFGConvention(Box):
 
     def run(self, model, w, shape, w_end, start_percent, end_percent):
         low, high = sigma_range(model)
-        start, end = guide.window(model, start_percent, end_percent)
+        start, end = window(model, start_percent, end_percent)
         # log sigma needs finite ends: the model's own, reached where the span has none
         start, end = min(start, high * 1.0001), end if shape == "constant" else max(end, low * 0.5)
         schedule = ScheduleOfW(w, w_end, start, end, shape)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..engine import class_folder, guide, towers
-from ..engine.comfy import Progress, process_of, sigma_range
+from ..engine import classifiers, comfy, files, terms
+from ..engine.comfy import Progress, process_of
 from ..engine.fingerprint import fingerprint
 from ..samplers.networks.latent_classifier import LatentClassifier, class_index, of_decoded, train_latent_classifier
 from .base import MODEL, SEED, VAE, Boolean, Box, Choice, Float, Int, Output, Socket, Text, optional
@@ -113,7 +113,7 @@ class ClassifierGuidance(Box):
                 "This classifier judges pictures: wire the VAE that belongs to the model, so that the estimate can be "
                 "decoded."
             )
-        decode = guide.decoder(model, vae)
+        decode = terms.decoder(model, vae)
 
         def probabilities(_x, _sigma, denoised):
             return classifier.labels, classifier(decode(denoised)).softmax(1)
@@ -168,13 +168,12 @@ class TrainLatentClassifier(Box):
     )
 
     def run(self, model, vae, folder, size, train_steps, batch, learning_rate, mirror, seed, file_name):
-        labels, pictures, targets = class_folder.read(folder)
-        path = towers.new_file(KIND, file_name)
-        guide.decoder(model, vae)  # refuses a VAE of another model before any work
+        labels, pictures, targets = classifiers.class_folder(folder)
+        path = files.new_file(KIND, file_name)
+        terms.decoder(model, vae)  # refuses a VAE of another model before any work
         progress = Progress(len(pictures) + train_steps)
-        latents = class_folder.encode(model, vae, pictures, size, progress)
-        low, high = sigma_range(model)
-        sigmas = class_folder.training_levels(model, low, high)
+        latents = classifiers.encode_pictures(model, vae, pictures, size, progress)
+        sigmas = comfy.training_levels(model)
         curves = {"loss": [], "accuracy": []}
 
         def step(_i, loss, accuracy):
@@ -203,7 +202,7 @@ class TrainLatentClassifier(Box):
                 seed=seed,
                 callback=step,
             )
-        towers.write(path, made)
+        classifiers.write_latent_classifier(path, made)
         tail = max(1, train_steps // 10)
         loss, accuracy = (sum(curves[k][-tail:]) / len(curves[k][-tail:]) for k in ("loss", "accuracy"))
         text = (

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ..engine import guide, towers
+from ..engine import terms
 from ..engine.comfy import process_of
+from ..engine.image_text import modules_of, patchers_of
 from ..samplers.guidance.clip import LOSSES, ImageLoss
 from ..samplers.guidance.cutouts import Cutouts
 from ..samplers.guidance.losses import caption_log_probs
@@ -168,7 +169,7 @@ class CLIPGuidance(Box):
                 "gradient is 0. Write some, or choose spherical."
             )
         notices, acts = check_words(image_text, texts + others), strength(model, **acts)
-        decode = guide.decoder(model, vae)
+        decode = terms.decoder(model, vae)
         wanted, weights = embed_targets(image_text, texts, weights, image, image_weight)
         against = embed_targets(image_text, others, [1.0] * len(others))[0] if others else None
         cuts = Cutouts(
@@ -214,8 +215,8 @@ class CLIPGuidance(Box):
             f"{loss}: {towards}"[:40],
             MODES[gradient_mode],
             acts,
-            modules=(*towers.modules_of(image_text), vae.first_stage_model),
-            patchers=(vae.patcher, *towers.patchers_of(image_text)),
+            modules=(*modules_of(image_text), vae.first_stage_model),
+            patchers=(vae.patcher, *patchers_of(image_text)),
             probabilities=probabilities if len(names) > 1 else None,
         )
         lines = [f"Towards {towards} ({loss}, {cutouts} cutouts) at scale {acts['scale']:g}.", *notices]

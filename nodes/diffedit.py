@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import torch
 
-from ..engine.comfy import check_latent
+from ..engine.comfy import check_latent, time_to_sigma
 from ..engine.noise import source_latent
 from ..engine.record import check_belongs, check_stored
 from ..engine.run import sample_with
-from ..engine.sampler import own_sampler
-from ..engine.sampling import sample_latent, time_to_sigma
+from ..engine.sampler import own_sampler, sample_latent
 from ..samplers.core import gaussian
 from ..samplers.masks import dilate, to_pixels
-from ..samplers.picture.diffedit import CLAMP, THRESHOLD, difference_map, edit_mask, heat, sample_diffedit, smoothed
+from ..samplers.picture.diffedit import (
+    CLAMP,
+    THRESHOLD,
+    difference_map,
+    edit_mask,
+    normalised,
+    sample_diffedit,
+    smoothed,
+)
 from .base import CELL, CFG, INVERSION, LATENT, MASK, MODEL, NEGATIVE, POSITIVE, SEED, Box, Float, Int, Output, Socket
 from .masked import MaskedEdit, check_picture
 from .report import text_result, unchanged
@@ -81,7 +88,7 @@ class DiffEditMask(Box):
         map_ = smoothed(map_, smooth)
         size = tuple(n * CELL for n in samples.shape[-2:])
         mask = to_pixels(dilate(edit_mask(map_, threshold, clamp)[:, None], grow)[:, 0], size)
-        image = to_pixels(heat(map_, clamp), size)[..., None].expand(-1, -1, -1, 3).contiguous()
+        image = to_pixels(normalised(map_, clamp), size)[..., None].expand(-1, -1, -1, 3).contiguous()
         text = f"{float(mask.mean()):.0%} of the picture differs. {maps} calls with both prompts at sigma {sigma:.3g}."
         if not bool((mask > 0).any()):
             text = "Notice: the prompts agree everywhere, so the mask is empty. " + text

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from ..engine.comfy import process_of, sigma_range
-from ..engine.guide import window
+from ..engine.comfy import is_empty, process_of, sigma_range, sigma_to_time, time_to_sigma, to_model_space, window
 from ..engine.null_branch import patch_null_branch
-from ..engine.sampler import core_sampler
-from ..engine.sampling import is_empty, sample_latent, sigma_to_time, time_to_sigma, to_model_space
-from ..samplers.picture.disturbance import MATCH_PICTURE, MATCH_ROLLBACK, gains, stable_strength
+from ..engine.sampler import core_sampler, sample_latent
+from ..samplers.picture.disturbance import MATCH_PICTURE, MATCH_ROLLBACK
 from ..samplers.picture.disturbance import Disturbance as OtherLatent
+from ..samplers.picture.disturbance_schedules import gains, stable_strength
 from ..samplers.window import SigmaWindow
 from .base import (
     CFG,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..engine.guide import window
-from ..samplers.picture.disturbance import disturbance_schedule, gains
+from ..engine.comfy import window
+from ..samplers.picture.disturbance_schedules import disturbance_schedule, gains
 from ..samplers.picture.sdedit import sdedit_sigmas
 from ..samplers.window import SigmaWindow
 from .base import CFG, MODEL, SIGMAS, Box, Int, Output, span

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..engine.vision import text_embedding, vision_features
+from ..engine.image_text import text_embedding, vision_features
 from ..samplers.measure import metrics
 from .base import IMAGE, MASK, POSITIVE, Box, Output, Socket, optional
 from .masked import check_pair

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..engine import guide
+from ..engine import comfy, terms
+from ..engine.gradients import attention_notice
 from ..samplers.guidance.terms import Guidance
 from .base import Choice, Float, Input, Int, Socket, span
 from .report import model_unchanged, text_result
@@ -71,24 +72,24 @@ def gradient_mode(*names: str) -> Input:
 
 def strength(model, scale, start_percent, end_percent, bound, every, variance=1.0) -> dict:
     """How much and when a term acts, from a box's widgets, as `Guidance` names it. ValueError for an empty span."""
-    window = guide.window(model, start_percent, end_percent)
+    window = comfy.window(model, start_percent, end_percent)
     return {"scale": scale, "window": window, "bound": bound or None, "every": every, "variance": variance}
 
 
 def term(log_likelihood, name: str, mode: str, acts: dict, *, modules=(), patchers=(), probabilities=None):
     """A Term of the engine. acts: of `strength`; modules, patchers: what must be on the device when it is evaluated."""
-    return guide.Term(Guidance(log_likelihood, mode, name=name, **acts), tuple(modules), probabilities, tuple(patchers))
+    return terms.Term(Guidance(log_likelihood, mode, name=name, **acts), tuple(modules), probabilities, tuple(patchers))
 
 
-def attached(model, made: guide.Term, lines: list[str]):
+def attached(model, made: terms.Term, lines: list[str]):
     """The node's result: the guided clone, with what was done and what it costs; the same MODEL at scale 0."""
     g = made.guidance
     if g.scale == 0:
         return model_unchanged("the scale is 0", model)
-    names = [t.guidance.name for t in guide.terms_of(model)]
+    names = [t.guidance.name for t in terms.terms_of(model)]
     if g.name in names:  # so that the trace can tell them apart
         g = replace(g, name=f"{g.name} ({names.count(g.name) + 1})")
         made = replace(made, guidance=g)
     lines = [*lines, f"Cost: {_COST[g.mode]}" + (f", on every {g.every}. step" if g.every > 1 else "") + "."]
-    notice = guide.attention_notice() if g.mode == "network" else None
-    return text_result("\n".join([*lines, notice] if notice else lines), guide.attach(model, [made]))
+    notice = attention_notice() if g.mode == "network" else None
+    return text_result("\n".join([*lines, notice] if notice else lines), terms.attach(model, [made]))

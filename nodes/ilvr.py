@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ..engine.comfy import sigmas_of
-from ..engine.guide import window
-from ..engine.post_cfg import patch_denoised
-from ..engine.sampler import own_sampler
-from ..engine.sampling import sample_latent, to_model_space
+from ..engine.comfy import sigmas_of, to_model_space, window
+from ..engine.guider import patch_denoised
+from ..engine.sampler import own_sampler, sample_latent
 from ..samplers.picture.ilvr import coarse_of, sample_ilvr
 from ..samplers.picture.lowpass import LOW_PASSES, kept
 from ..samplers.window import SigmaWindow

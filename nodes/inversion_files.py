@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..engine import files, record
+from ..samplers.inversion.record import Inversion
 from .base import INVERSION, MODEL, Boolean, Box, Output, Text
 from .report import text_result
 
@@ -66,13 +67,13 @@ class LoadInversion(Box):
         if name is None:  # wired: the node before it decides
             return ""
         try:
-            state = files.find_file(name).stat()
+            state = files.find_inversion(name).stat()
         except ValueError as error:
             return str(error)
         return f"{state.st_mtime_ns} {state.st_size}"
 
     def run(self, name, model=None):
-        inversion = files.read(files.find_file(name))
+        inversion = Inversion.load(files.find_inversion(name))
         if model is not None:
             record.check_belongs(inversion, model)
         return text_result(f"Loaded {name}: {_describe(inversion)}", inversion, inversion.text)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..engine import towers
+from ..engine import classifiers, files
+from ..engine.image_text import ClipPair, load_image_text
 from ..samplers.networks import image_text, latent_classifier
 from .base import Box, Choice, Input, Output, Socket, Text, optional
 from .guidance import CATEGORY
@@ -12,7 +13,7 @@ from .report import text_result
 def _file(kind: str, accepts, tooltip: str) -> Input:
     """The list of the files of a kind whose metadata are accepted, made anew whenever the page asks."""
     return Choice(
-        "file", lambda: towers.files(kind, accepts) or [f"(no file in models/{kind} or output/{kind})"], tooltip
+        "file", lambda: files.listed(kind, accepts) or [f"(no file in models/{kind} or output/{kind})"], tooltip
     )
 
 
@@ -27,7 +28,7 @@ class _Loader(Box):
 
     @classmethod
     def IS_CHANGED(cls, file, **_):
-        return towers.changed(cls.KIND, file)
+        return files.changed(cls.KIND, file)
 
 
 class LoadClassifier(_Loader):
@@ -46,7 +47,7 @@ class LoadClassifier(_Loader):
     OUTPUTS = (Output("CLASSIFIER", "The classifier, with its labels."),)
 
     def run(self, file):
-        made = towers.load_latent_classifier(towers.find_file(self.KIND, file))
+        made = classifiers.load_latent_classifier(files.find_file(self.KIND, file))
         return text_result(f"{len(made.labels)} classes: {', '.join(made.labels[:40])}", made)
 
 
@@ -74,7 +75,7 @@ class LoadImageClassifier(_Loader):
     OUTPUTS = LoadClassifier.OUTPUTS
 
     def run(self, file, architecture):
-        made = towers.load_image_classifier(towers.find_file(self.KIND, file), architecture.strip() or "auto")
+        made = classifiers.load_image_classifier(files.find_file(self.KIND, file), architecture.strip() or "auto")
         labels = ", ".join(made.labels[:40])
         return text_result(f"{len(made.labels)} classes, pictures of {made.size} px: {labels}", made)
 
@@ -114,9 +115,9 @@ class LoadImageText(_Loader):
         if (clip_vision is None) != (clip is None):
             raise ValueError("A CLIP is two halves: wire both clip_vision and clip, or neither to use the file.")
         if clip is not None:
-            made = towers.ClipPair(clip_vision, clip)
+            made = ClipPair(clip_vision, clip)
             return text_result(f"CLIP vision and text encoder, {made.width} numbers, {made.image_size} px.", made)
-        made = towers.load_image_text(towers.find_file(self.KIND, file))
+        made = load_image_text(files.find_file(self.KIND, file))
         noisy = "with" if made.noisy is not None else "without"
         return text_result(
             f"{len(made.words)} words, pictures of {made.image_size} px, {noisy} an encoder for noisy latents.", made

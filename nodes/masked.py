@@ -3,11 +3,10 @@ and outside of the mask the picture is put back."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ..engine.sampling import is_empty
-from ..samplers.masks import to_grid
+from ..engine.comfy import is_empty
+from ..samplers.masks import put_back, to_grid
 
 
 def check_picture(latent: dict, need: str, way_out: str = "encode an image") -> None:
@@ -55,5 +54,4 @@ class MaskedEdit:
         if self.grid is None:
             return edited
         kept = self.grid == 0 if below is None else self.grid < below
-        kept = kept.reshape(len(kept), 1, *(1,) * (self.samples.ndim - 4), *kept.shape[-2:])
-        return torch.where(kept.to(self.samples.device), self.samples, edited.to(self.samples))
+        return put_back(self.samples, edited, kept)

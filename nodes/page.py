@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from ..engine import comfy, demo_family
-from ..engine.sampling import time_to_sigma
+from ..engine.comfy import time_to_sigma
 from ..engine.words import describe
 from ..samplers.attention.alignment import normal_word
-from ..samplers.picture.disturbance import disturbance_schedule, gains
+from ..samplers.picture.disturbance_schedules import disturbance_schedule, gains
 from ..samplers.window import SigmaWindow
 from .disturbance_schedule import picture_sigmas, stability
 from .repaint import RESAMPLING, chosen, cost, visits

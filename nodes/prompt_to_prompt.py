@@ -8,9 +8,9 @@ from ..engine import record
 from ..engine.attention import prompts_of
 from ..engine.comfy import sigmas_of
 from ..engine.pair_guider import prompt_to_prompt_guider, run_guider, source_of
-from ..samplers.attention.heat import enlarged
 from ..samplers.attention.plan import WEIGHTS_ACT, plan
 from ..samplers.inversion.replay import cfg_of
+from ..samplers.masks import to_pixels
 from .attention import LAYERS
 from .base import (
     CFG,
@@ -208,7 +208,7 @@ class PromptToPrompt(Box):
         mask = torch.ones(len(result.edits), *result.edits.shape[-2:])
         if blend is not None and blend.target.sums:
             mask = torch.stack([blend.mask(e, b, tuple(mask.shape[-2:])) for e, b in result.pairs])
-        mask = enlarged(mask)
+        mask = to_pixels(mask, tuple(8 * side for side in mask.shape[-2:]))
         notes.append(f"{len(sigmas) - 1} steps at cfg {cfg:g}, {result.rows} network rows, {result.seconds:.1f} s")
         if blend is not None:
             notes.append(f"local blend lets {100 * float(mask.mean()):.0f} % through")

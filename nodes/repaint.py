@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 
-from ..engine.comfy import process_of, sigma_range, sigmas_of
-from ..engine.sampler import own_sampler
-from ..engine.sampling import sample_latent, to_model_space
+from ..engine.comfy import process_of, sigma_range, sigmas_of, to_model_space
+from ..engine.sampler import own_sampler, sample_latent
 from ..samplers.core import VE
 from ..samplers.masks import composite, to_grid
 from ..samplers.masks import feather as feathered

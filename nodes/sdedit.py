@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..engine.sampler import own_sampler
-from ..engine.sampling import sample_latent, time_to_sigma
+from ..engine.comfy import time_to_sigma
+from ..engine.sampler import own_sampler, sample_latent
 from ..samplers.ode import sample_ancestral
 from ..samplers.picture.repaint import sample_repaint
 from ..samplers.picture.sdedit import meaning, sdedit_sigmas

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ..engine import guide, towers
-from ..engine.comfy import process_of
-from ..engine.sampling import is_empty, to_model_space
+from ..engine import terms
+from ..engine.comfy import is_empty, process_of, to_model_space
+from ..engine.image_text import ClipPair, modules_of, patchers_of
 from ..samplers.guidance.semantic import Semantics
 from .base import IMAGE, MODEL, SEED, VAE, Box, Float, Output, Text, optional
 from .clip_guidance import check_words, noisy_encoder
@@ -93,7 +93,7 @@ class SemanticGuidance(Box):
             raise ValueError(
                 "Content, structure and style need a reference picture: connect one, or set those weights to 0."
             )
-        if isinstance(image_text, towers.ClipPair) and (structure_weight or style_weight):
+        if isinstance(image_text, ClipPair) and (structure_weight or style_weight):
             raise ValueError(
                 "Structure and style read the feature maps of a convolutional encoder, which this CLIP pair hasn't: "
                 "use a file in Image-Text Model, or the content weight."
@@ -117,7 +117,7 @@ class SemanticGuidance(Box):
             start = None if is_empty(latent) else to_model_space(model, latent)
         return (
             goal.of_noisy(image_text.embed_noisy, image_text.noisy_features, start, process, seed % 2**63),
-            towers.modules_of(image_text),
+            modules_of(image_text),
             (),
         )
 
@@ -128,9 +128,9 @@ class SemanticGuidance(Box):
             picture = None if reference is None else reference[:1, ..., :3].movedim(-1, 1).float().clone()
         features = getattr(image_text, "image_features", lambda image: [])
         return (
-            goal.of_estimate(guide.decoder(model, vae), image_text.embed_image, features, picture),
-            (*towers.modules_of(image_text), vae.first_stage_model),
-            (vae.patcher, *towers.patchers_of(image_text)),
+            goal.of_estimate(terms.decoder(model, vae), image_text.embed_image, features, picture),
+            (*modules_of(image_text), vae.first_stage_model),
+            (vae.patcher, *patchers_of(image_text)),
         )
 
 

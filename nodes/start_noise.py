@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from ..engine.comfy import sigmas_of
-from ..engine.start_noise import optimise
+import time
+
+from ..engine import terms
+from ..engine.comfy import check_latent, latent_out, sigmas_of
+from ..engine.gradients import bring, grad_mode, normal, short_of_memory
+from ..engine.noise import StartNoise, model_notes
+from ..engine.run import Run, sample_with
+from ..samplers.guidance.start_noise import optimise_start_noise
 from .base import CFG, INVERSION, LATENT, MODEL, NEGATIVE, POSITIVE, SCHEDULER, SEED, STEPS, Box, Float, Int, Output
 from .plots import line_chart
 from .report import text_result
@@ -60,19 +66,71 @@ class OptimiseStartNoise(Box):
         Output("IMAGE", "The loss over the iterations.", "loss_curve"),
     )
 
-    def run(self, model, positive, negative, latent, steps, scheduler, iterations, **options):
-        sigmas = sigmas_of(model, scheduler, steps)
-        out = optimise(model, positive, negative, latent, sigmas, iterations=iterations, **options)
-        curve = out.losses
+    def run(
+        self,
+        model,
+        positive,
+        negative,
+        latent,
+        seed,
+        steps,
+        scheduler,
+        cfg,
+        iterations,
+        learning_rate,
+        prior,
+        inversion=None,
+    ):
+        losses = [t for t in terms.terms_of(model) if not callable(t.guidance.scale)]
+        if not losses:
+            raise ValueError(
+                "There is no loss: put CLIP Guidance, Classifier Guidance or Semantic Guidance on the "
+                "model; their targets are what the start noise is optimised for."
+            )
+        plain = terms.without_terms(model)
+        if inversion is not None:
+            samples, sigmas = latent_out(plain, inversion.source), inversion.sigmas.float()
+        else:
+            samples, sigmas = check_latent(plain, latent), sigmas_of(model, scheduler, steps)
+        began = time.time()
+
+        def body(run: Run):
+            start = run.start(sigmas[0], seed) if inversion is None else inversion.trajectory[0].to(run.device)
+            modules = [*{id(m): m for t in losses for m in t.modules}.values()]
+            bring(run.device, [p for t in losses for p in t.patchers], modules)
+            advice = (
+                "one network backward: use a smaller latent or batch; nothing cheaper than this exists for the start "
+                "noise, guidance in decoder mode would fit."
+            )
+            with run.gradients(), grad_mode(*modules), short_of_memory(advice):
+                found = optimise_start_noise(
+                    run.differentiable("positive", "negative", cfg),
+                    normal(start).float(),
+                    normal(sigmas.to(run.device)).float(),
+                    terms.loss_of(losses, run.sigma_min),
+                    steps=iterations,
+                    lr=learning_rate,
+                    prior=prior,
+                    tick=run.tick,
+                    callback=run.callback,
+                )
+            return found, run.calls
+
+        conds, total = {"positive": positive, "negative": negative}, (len(sigmas) - 1) * (iterations + 2)
+        found, calls = sample_with(plain, conds, samples, sigmas, body, total=total, seed=seed)
+        gain, first = model_notes(plain, float(sigmas[0]))["full_gain"], float(sigmas[0])
+        share = 1 - first if inversion is not None and inversion.process == "flow" else 1.0
+        noise = StartNoise(found.x.detach().cpu(), gain, share, None if inversion is None else inversion.source)
+        out, curve = {"samples": latent_out(plain, found.result.detach().cpu())}, found.losses
         lines = {f"picture {b + 1}": curve[:, b].tolist() for b in range(min(8, curve.shape[1]))}
         first, best = float(curve[0].mean()), float(curve.min(0).values.mean())
         text = (
             f"Loss {first:.4g} -> {best:.4g} (mean of {curve.shape[1]}, best of {iterations} iterations), "
-            f"{out.calls} network calls, {out.seconds:.1f} s."
+            f"{calls} network calls, {time.time() - began:.1f} s."
         )
         if best >= first:
             text += " Notice: nothing was gained; try another learning rate or more iterations."
-        return text_result(text, out.latent, out.noise, out.sigmas, line_chart("loss", lines, x_label="iteration"))
+        return text_result(text, out, noise, sigmas.cpu(), line_chart("loss", lines, x_label="iteration"))
 
 
 NODES = (OptimiseStartNoise,)

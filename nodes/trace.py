@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..engine import guide
+from ..engine import terms
 from ..engine.comfy import latent_out
 from .base import LATENT, MODEL, VAE, Box, Int, Output
 from .pictures import captioned_grid
@@ -38,7 +38,7 @@ class GuidanceTrace(Box):
         return float("nan")  # the record changes without any input changing
 
     def run(self, model, latent, vae, pictures, item):
-        record = guide.record_of(model)
+        record = terms.trace_of(model)
         if record is None:
             raise ValueError(
                 "This model has no guidance of this pack: wire the model that comes out of CLIP, Classifier or "
@@ -71,12 +71,12 @@ class GuidanceTrace(Box):
             size = {"width": width, "height": 180}
             charts.append(line_chart("log-likelihood before the push", series("log_likelihood"), **size))
             charts.append(line_chart("push, in stds of the estimate", series("rms"), low=0.0, **size))
-        for name, (classes, rows) in guide.probabilities_of(model).items():
+        for name, (classes, rows) in terms.probabilities_of(model).items():
             lines = {c: [float(p[b, k]) for p in rows] for k, c in _top(classes, rows, b)}
             charts.append(line_chart(f"probabilities: {name}", lines, width=width, height=220, low=0.0, high=1.0))
         table = _table(steps, names, b)
         notice = "" if names else "Notice: no guidance term acted in that run (scale, window). "
-        text = " ".join([f"{notice}{len(steps)} steps.", *guide.bounds_said(model)])
+        text = " ".join([f"{notice}{len(steps)} steps.", *terms.bounds_said(model)])
         return text_result(f"{text}\n{table}", stacked(charts), table)
 
 

@@ -155,16 +155,27 @@ def report(callback: Callback | None, i: int, x: Tensor, sigma: Sigma, denoised:
         callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
 
 
-def guided(cond: Denoise, uncond: Denoise, scale: float) -> Denoise:
-    """Classifier-free guidance D_u + cfg (D_c - D_u) (Ho & Salimans 2207.12598; ComfyUI's cfg is their 1 + w).
+def apply_cfg(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance D_u + cfg (D_c - D_u) (Ho & Salimans 2207.12598; ComfyUI's cfg is their 1 + w)."""
+    return uncond + scale * (cond - uncond)
 
-    At cfg 1 the unconditional branch is not asked: the result is the conditional one to the bit."""
+
+def measured_cfg(cond: Tensor, uncond: Tensor, denoised: Tensor, dtype: torch.dtype) -> float | None:
+    """The scale that makes `denoised` of two predictions by `apply_cfg`, by least squares over the whole batch in that
+    dtype; None where the predictions agree, which any scale fits."""
+    gap, moved = (cond - uncond).to(dtype), (denoised - uncond).to(dtype)
+    power = float((gap * gap).sum())
+    return float((gap * moved).sum()) / power if power > 0 else None
+
+
+def guided(cond: Denoise, uncond: Denoise, scale: float) -> Denoise:
+    """`apply_cfg` of two denoisers. At cfg 1 the unconditional one is not asked: the result is D_c to the bit."""
     if scale == 1:
         return cond
 
     def denoise(x, sigma):
         u = uncond(x, sigma)
-        return u + scale * (cond(x, sigma) - u)
+        return apply_cfg(cond(x, sigma), u, scale)
 
     return denoise
 

@@ -21,7 +21,7 @@ def to_grid(mask: Tensor, size: tuple[int, int], grow: int = 0, batch: int | Non
     mask = mask.reshape(-1, 1, *mask.shape[-2:]).float()
     if batch is not None and len(mask) not in (1, batch):
         raise ValueError(
-            f"There are {len(mask)} masks for {batch} {of}{'s' * (batch != 1)}: wire one, or one for each."
+            f"There are {len(mask)} masks for {batch} {of}{'s' * (batch != 1)}: give one, or one for each."
         )
     if mask.shape[-2:] != tuple(size):
         smaller = mask.shape[-2] >= size[0] and mask.shape[-1] >= size[1]
@@ -43,6 +43,13 @@ def feather(mask: Tensor, pixels: int) -> Tensor:
         edge = F.max_pool2d(edge, 3, stride=1, padding=1)
         out = torch.maximum(out, edge * (1 - k / (pixels + 1)))
     return out[:, 0]
+
+
+def put_back(source: Tensor, edited: Tensor, known: Tensor) -> Tensor:
+    """The ending of a masked edit: edited [B, C, ..., h, w], and where `known` [B or 1, 1, h, w] is true the source to
+    the bit; in the source's dtype and on its device."""
+    known = known.to(source.device).reshape(len(known), 1, *(1,) * (source.ndim - 4), *known.shape[-2:])
+    return torch.where(known, source, edited.to(source))
 
 
 def composite(original: Tensor, edited: Tensor, mask: Tensor) -> Tensor:

@@ -90,14 +90,3 @@ def sample_walk(
             x = after(x, Step(here, sigma, sigma_next, denoised))
         calls += 1
     return x
-
-
-def run_in_order(*hooks: After) -> After:
-    """Several hooks as one, each given what the one before it returned."""
-
-    def after(x, step):
-        for hook in hooks:
-            x = hook(x, step)
-        return x
-
-    return after

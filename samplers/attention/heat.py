@@ -57,8 +57,3 @@ def spread(items: list, most: int) -> list:
         return list(items)
     places = torch.linspace(0, len(items) - 1, most).round().long().tolist()
     return [items[p] for p in places]
-
-
-def enlarged(mask: Tensor, factor: int = 8) -> Tensor:
-    """A latent-sized mask [B, h, w] at the picture's size."""
-    return mask.repeat_interleave(factor, -2).repeat_interleave(factor, -1)

@@ -116,7 +116,7 @@ def _word_maps(probabilities: Tensor, columns: Sequence[Sequence[int]]) -> Tenso
     return torch.stack([mean[:, list(c)].sum(-1) if c else mean.new_zeros(mean.shape[0]) for c in columns])
 
 
-class Record(Controller):
+class MapRecorder(Controller):
     """Keeps the maps of chosen words: `columns[p]` lists, per word, its columns in prompt p."""
 
     def __init__(

@@ -25,7 +25,7 @@ from ..ode import sample_euler
 
 
 @dataclass(frozen=True)
-class StartNoise:
+class OptimisedStart:
     """x: the best x_T [B, C, ...]; result: x_0 of it; losses: [steps + 1, B], before each
     step and at the end."""
 
@@ -58,7 +58,7 @@ def optimise_start_noise(
     checkpointed: bool = True,
     callback: Callable[[dict], None] | None = None,
     tick: Callable[[], None] | None = None,
-) -> StartNoise:
+) -> OptimisedStart:
     """x [B, C, ...] at sigmas[0], from noise or from an inversion; loss: x_0 -> [B]. lr in stds of x per step.
 
     Cost: steps * N forwards and backwards (twice the forwards when checkpointed) plus two walks of N. callback gets
@@ -103,4 +103,4 @@ def optimise_start_noise(
         losses.append(value.cpu())
         x = best * unit
         result = _walk(denoise, x, sigmas, False, tick)
-    return StartNoise(x, result, torch.stack(losses))
+    return OptimisedStart(x, result, torch.stack(losses))

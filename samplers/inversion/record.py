@@ -127,7 +127,7 @@ class Inversion:
         if tuple(shape) != self.shape:
             raise ValueError(
                 f"This inversion holds latents of shape {list(self.shape)}, and the latent given has "
-                f"{list(shape)}: wire the latent it was made from, or invert again."
+                f"{list(shape)}: use the latent it was made from, or invert again."
             )
 
     def check_process(self, process: NoiseProcess) -> None:
@@ -150,7 +150,7 @@ class Inversion:
         metadata = dict(metadata or {})
         if metadata.pop("format", None) != FORMAT:
             raise ValueError(
-                "This safetensors file is not an inversion of this pack: choose one that Save Inversion wrote."
+                "This safetensors file is not an inversion of this pack: choose one that was saved as an inversion."
             )
         try:
             values = {name: json.loads(text) for name, text in metadata.items()}

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..core import Sigma, step_index
 from ..ode import sample_euler
-from .pivots import sample_edit_friendly, sample_exact_pair
+from .edit_friendly import sample_edit_friendly
+from .exact_pair import sample_exact_pair
 from .record import Inversion
 
 

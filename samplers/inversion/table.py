@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from . import pivots
+from .edit_friendly import invert_edit_friendly
+from .exact_pair import invert_exact_pair
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,13 @@ PIVOTS = {
     ),
     "exact_pair": PivotKind(
         "exact pair",
-        pivots.invert_exact_pair,
+        invert_exact_pair,
         ("iterations", "gamma"),
         lambda steps, iterations: steps + iterations,
         needs="pair",
     ),
     "edit_friendly": PivotKind(
-        "edit-friendly DDPM", pivots.invert_edit_friendly, ("noise",), needs="residuals", followable=False
+        "edit-friendly DDPM", invert_edit_friendly, ("noise",), needs="residuals", followable=False
     ),
     "random": PivotKind("", _random, ("noise",), lambda steps, iterations: 0, followable=False),
 }

@@ -86,10 +86,7 @@ class LatentClassifier(nn.Module):
     def build(cls, state: dict[str, Tensor], metadata: dict[str, str]) -> LatentClassifier:
         """The classifier of a file's tensors and metadata, frozen. ValueError if the file is of another kind."""
         if (metadata or {}).get("format") != FORMAT:
-            raise ValueError(
-                "This file is not a latent classifier: train one with Train Latent Classifier, or use "
-                "Load Image Classifier for a classifier of pictures."
-            )
+            raise ValueError("This file is not a latent classifier (its metadata lacks the format).")
         model = cls(
             json.loads(metadata["labels"]),
             json.loads(metadata["encoder"]),

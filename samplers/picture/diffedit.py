@@ -56,15 +56,15 @@ def smoothed(h: Tensor, cells: int) -> Tensor:
     return h if cells <= 0 else F.avg_pool2d(h[:, None], 2 * cells + 1, 1, cells, count_include_pad=False)[:, 0]
 
 
-def heat(h: Tensor, clamp: float = CLAMP) -> Tensor:
+def normalised(h: Tensor, clamp: float = CLAMP) -> Tensor:
     """h [B, H, W] clamped at `clamp` times its mean and scaled to [0, 1]; 0 where nothing differs."""
     mean = h.flatten(1).mean(1).reshape(-1, *[1] * (h.ndim - 1))
     return torch.where(mean > 0, (h / (clamp * mean).clamp(min=torch.finfo(h.dtype).tiny)).clamp(0, 1), 0)
 
 
 def edit_mask(h: Tensor, threshold: float = THRESHOLD, clamp: float = CLAMP) -> Tensor:
-    """1 where the two prompts disagree: heat(h) > threshold, [B, H, W] in {0, 1}."""
-    return (heat(h, clamp) > threshold).to(h.dtype)
+    """1 where the two prompts disagree: normalised(h) > threshold, [B, H, W] in {0, 1}."""
+    return (normalised(h, clamp) > threshold).to(h.dtype)
 
 
 def hold_trajectory(trajectory: Tensor, mask: Tensor) -> After:

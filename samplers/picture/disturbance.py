@@ -29,26 +29,22 @@ and cfg multiplies the surplus into noise. It is a smoothing filter of its own, 
 looks at x itself (`Disturbance(itself=True)`), without any disturbance. The bound falls along the window
 (`match_bound`): high up surplus makes borders firm, further down grain.
 
-Stability. The null term no longer answers the noise in X, so a step to r = s'/s multiplies the remaining error by 1
-- G (1 - r) with G = 1 + (g - 1) strength. It decays while G (1 - r) < 2, without ringing while <= 1. The last step
-to 0 is left out of `gains` (r = 0 there, every schedule breaks it); `stable_strength` fades it. With `matched_uncond`
-where it binds, the null term's size follows the conditional's, and the factor above is no longer exact.
+How long steps may be before the null term grows: disturbance_schedules.py. The run's own latents: history.py.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..core import Denoise, NoiseProcess, Sigma, expand
+from ..core import Denoise, NoiseProcess, Sigma, apply_cfg, expand
 from ..window import SigmaWindow
+from .history import History
 
-#: Largest G (1 - r) that a faded strength may leave. 2 is the border of growth; at 1 errors fall in one step.
-STABLE_GAIN = 1.5
 #: Bounds of `matched_uncond` at the window's start and at sigma MATCHED_TO, chosen on 32 training scenes of the demo
 #: model (Back-D at cfg 10, Image-D at cfg 6): more texture lost per loss at the borders than by a constant bound
 MATCH_ROLLBACK, MATCH_PICTURE, MATCHED_TO = (1.25, 0.4), (0.75, 0.45), 0.03
@@ -94,43 +90,6 @@ def matched_uncond(x: Tensor, uncond: Tensor, cond: Tensor, bound: float = 1.0) 
     size, own = ((x - d).flatten(1).double().square().mean(1).sqrt() for d in (uncond, cond))
     share = expand((bound * own / size).nan_to_num(1.0), x.double())
     return torch.where(share < 1, (x - share * (x - uncond)).to(x), uncond)
-
-
-class History:
-    """The latents of a run by sigma. A repeated sigma overwrites (Heun); where the run climbs back (RePaint), what it
-    had reached below is forgotten, and what lies above stays. `restart` says that a new run begins."""
-
-    def __init__(self):
-        self.entries: list[tuple[float, Tensor]] = []  # sigma falling
-
-    def record(self, sigma: Sigma, x: Tensor) -> None:
-        """Keep x [B, C, ...] as the latent at sigma."""
-        s = float(torch.as_tensor(sigma).max())
-        if self.entries and x.shape != self.entries[-1][1].shape:
-            self.entries.clear()
-        self.entries = [e for e in self.entries if e[0] > s * (1 + 1e-6)]
-        self.entries.append((s, x.detach().clone()))
-
-    def restart(self) -> None:
-        """Forget everything: a new run begins."""
-        self.entries.clear()
-
-    def at(self, sigma: float, reference: Tensor | None, process: NoiseProcess) -> tuple[float, Tensor]:
-        """(sigma reached, latent) at that level, interpolated linearly in sigma.
-
-        Above the run's first level: from the reference [B, C, ...] and the first latent's noise; without one, the
-        first."""
-        first, x_first = self.entries[0]
-        if sigma > first:
-            if reference is None:
-                return first, x_first
-            a, a_old = (float(process.signal(torch.tensor(s, dtype=torch.float64))) for s in (first, sigma))
-            return sigma, a_old * reference + sigma * (x_first - a * reference) / first
-        for (high, x_high), (low, x_low) in zip(self.entries, self.entries[1:]):
-            if low <= sigma:
-                weight = (high - sigma) / (high - low)
-                return sigma, x_high + weight * (x_low - x_high)
-        return self.entries[-1]
 
 
 @dataclass
@@ -208,55 +167,6 @@ def disturbed(
         if match and on:
             bounded = matched_uncond(x, u, c, match_bound(sigma, disturbance.start, match))
             u = u + amount * (bounded - u) if disturbance.itself else bounded
-        return u + cfg * (c - u)
+        return apply_cfg(c, u, cfg)
 
     return denoise
-
-
-def gains(
-    sigmas: Sequence[float] | Tensor, cfg: float, start: float, end: float = 0.0, strength: float = 1.0
-) -> list[float]:
-    """G (1 - r) of every step [N]: 0 outside the window and for a last step to 0. Below 2 errors decay."""
-    levels = [float(s) for s in sigmas]
-    gain, window = 1 + (cfg - 1) * strength, SigmaWindow(start, end)
-    return [gain * (1 - low / high) if high in window and low > 0 else 0.0 for high, low in zip(levels, levels[1:])]
-
-
-def stable_strength(
-    sigmas: Sequence[float] | Tensor, cfg: float, strength: float = 1.0, limit: float = STABLE_GAIN
-) -> list[float]:
-    """The strength of each step [N] that keeps G (1 - r) <= limit; the asked one where that already holds.
-
-    The last step to 0 (r = 0) fades on every schedule: it would hand the null branch's error on cfg-fold."""
-    levels = [float(s) for s in sigmas]
-    if cfg <= 1:
-        return [strength] * (len(levels) - 1)
-    bound = lambda high, low: (limit / (1 - low / high) - 1) / (cfg - 1)
-    return [min(strength, max(0.0, bound(high, low))) for high, low in zip(levels, levels[1:])]
-
-
-def disturbance_schedule(
-    sigmas: Tensor, cfg: float, start: float, above: int | None = None, below: int | None = None, gain: float = 1.0
-) -> Tensor:
-    """Few steps above the window, enough below: a schedule under which the disturbance is stable.
-
-    sigmas [N+1] falling, the last 0 or above. start: the window's first sigma (made a level if the schedule reaches
-    above it). above: steps from the first sigma to `start`, evenly by index of the given ones (None: as many as are
-    there). below: steps evenly in log sigma from `start` to the last positive sigma (None: the fewest with cfg (1 -
-    r) <= gain)."""
-    levels = [float(s) for s in sigmas]
-    ends_at_zero = levels[-1] == 0
-    positive = levels[:-1] if ends_at_zero else levels
-    last = positive[-1]
-    top = min(start, positive[0])
-    if last >= top or cfg <= gain and below is None:
-        return sigmas.clone()
-    upper = [s for s in positive if s not in SigmaWindow(top, 0.0)]
-    if above is not None and len(upper) > above:
-        places = torch.linspace(0, len(upper), above + 1)[:-1].round().long().tolist()
-        upper = [upper[i] for i in dict.fromkeys(places)]
-    if below is None:
-        below = math.ceil(math.log(last / top) / math.log(1 - gain / cfg))
-    window = torch.logspace(math.log10(top), math.log10(last), below + 1, dtype=torch.float64).tolist()
-    out = [*upper, top, *window[1:-1], last, *([0.0] if ends_at_zero else [])]
-    return torch.tensor(out, dtype=torch.float64).to(sigmas)

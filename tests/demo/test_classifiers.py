@@ -4,7 +4,9 @@ import torch
 from nulltext.demo import classifiers, scenes
 from nulltext.demo import model as demo_model
 from nulltext.demo.image_text import pair_accuracy
-from nulltext.engine import towers
+from nulltext.engine.classifiers import load_image_classifier, load_latent_classifier
+from nulltext.engine.files import MODELS
+from nulltext.engine.image_text import load_image_text
 from safetensors import safe_open
 
 
@@ -20,7 +22,7 @@ def test_pair_names_follow_the_index():
 
 
 def test_the_picture_classifier_sees_colours():
-    made = towers.load_image_classifier(classifiers.COLOURS)
+    made = load_image_classifier(classifiers.COLOURS)
     batch = some()
     assert made.labels == list(scenes.COLOURS)
     with torch.no_grad():
@@ -31,8 +33,8 @@ def test_the_picture_classifier_sees_colours():
 
 
 def test_the_image_text_model_is_as_good_as_it_says():
-    path = towers.MODELS / "nulltext_image_text.safetensors"
-    made = towers.load_image_text(path)
+    path = MODELS / "nulltext_image_text.safetensors"
+    made = load_image_text(path)
     assert path.stat().st_size <= 5e6 and made.noisy is not None
     batch = some()
     with torch.no_grad():
@@ -45,10 +47,10 @@ def test_the_image_text_model_is_as_good_as_it_says():
 def test_the_noisy_nets_see_pairs_through_little_noise():
     """Both on latents of the committed autoencoder: right far above the 1 in 48 of chance, less so in more noise."""
     made, tower = (
-        load(towers.MODELS / name)
+        load(MODELS / name)
         for load, name in (
-            (towers.load_latent_classifier, classifiers.PAIRS.name),
-            (towers.load_image_text, "nulltext_image_text.safetensors"),
+            (load_latent_classifier, classifiers.PAIRS.name),
+            (load_image_text, "nulltext_image_text.safetensors"),
         )
     )
     batch = some()

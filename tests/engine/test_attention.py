@@ -11,7 +11,7 @@ from nulltext.engine.comfy import sigmas_of
 from nulltext.engine.rows import Capture, WordEdit
 from nulltext.engine.run import sample_with
 from nulltext.samplers.attention.controllers import Reweight
-from nulltext.samplers.attention.maps import LayerChoice, Record
+from nulltext.samplers.attention.maps import LayerChoice, MapRecorder
 
 X = 5 * torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(4))
 
@@ -120,7 +120,7 @@ def test_fp16_weights(make_model, make_condition):
 def test_edits_add_up_and_the_model_given_stays_as_it_was(tiny, make_condition):
     cond = make_condition(1)
     before = copy.copy(tiny.model_options["transformer_options"])
-    record = Record([[[3]]], LayerChoice("all"))
+    record = MapRecorder([[[3]]], LayerChoice("all"))
     watching = attach(tiny, [Capture(record, cond)])
     both = attach(watching, [WordEdit(Reweight([{3: 5.0, 4: 5.0}]), cond)])
     assert tiny.model_options["transformer_options"] == before
@@ -132,7 +132,7 @@ def test_edits_add_up_and_the_model_given_stays_as_it_was(tiny, make_condition):
 
 def test_a_record_starts_anew_with_every_run(tiny, make_condition):
     cond = make_condition(1)
-    record = Record([[[3]]], LayerChoice("all"))
+    record = MapRecorder([[[3]]], LayerChoice("all"))
     model = attach(tiny, [Capture(record, cond)])
     sigmas = sigmas_of(model, "normal", 3)
 
@@ -152,7 +152,7 @@ def test_a_record_starts_anew_with_every_run(tiny, make_condition):
 def test_probabilities_are_what_the_maps_hold(tiny, make_condition):
     """All columns together make 1: the rows found are whole prompts, whatever they were repeated to."""
     cond = make_condition(1)
-    record = Record([[list(range(77))]], LayerChoice("all"))
+    record = MapRecorder([[list(range(77))]], LayerChoice("all"))
     predictions(
         attach(tiny, [Capture(record, cond)]), ["positive", "negative"], positive=cond, negative=make_condition(2, 154)
     )
@@ -211,7 +211,7 @@ def test_sdxl_shaped_networks(make_model, make_condition, monkeypatch):
     assert {key[2] for key in places} == {0, 1}
     assert {p.scale for p in places.values()} == {2}
     assert [p.index for p in places.values()] == list(range(8))
-    record = Record([[[3]]], LayerChoice("output.0.1"))
+    record = MapRecorder([[[3]]], LayerChoice("output.0.1"))
     predictions(attach(model, [Capture(record, cond)]), ["positive"], positive=cond)
     assert set(record.maps.counts.values()) == {1.0}  # one depth of one block
     assert record.maps.maps(0).shape == (1, 4, 4)

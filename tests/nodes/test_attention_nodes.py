@@ -36,8 +36,7 @@ def prompt(make_condition):
 
 
 def sample(model, positive, negative, cfg=3.0, steps=3, latent=None):
-    from nulltext.engine.sampler import core_sampler
-    from nulltext.engine.sampling import sample_latent
+    from nulltext.engine.sampler import core_sampler, sample_latent
 
     latent = {"samples": torch.zeros_like(NOISE) if latent is None else latent}
     with torch.inference_mode():

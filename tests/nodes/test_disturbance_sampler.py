@@ -6,12 +6,12 @@ import re
 
 import pytest
 import torch
-from nulltext.engine.comfy import sigma_range
-from nulltext.engine.sampler import core_sampler
-from nulltext.engine.sampling import sample_latent, time_to_sigma, to_model_space
+from nulltext.engine.comfy import sigma_range, time_to_sigma, to_model_space
+from nulltext.engine.sampler import core_sampler, sample_latent
 from nulltext.nodes import disturbance
 from nulltext.nodes.disturbance_schedule import picture_sigmas
-from nulltext.samplers.picture.disturbance import MATCH_PICTURE, MATCH_ROLLBACK, stable_strength
+from nulltext.samplers.picture.disturbance import MATCH_PICTURE, MATCH_ROLLBACK
+from nulltext.samplers.picture.disturbance_schedules import stable_strength
 
 
 @pytest.fixture(autouse=True)

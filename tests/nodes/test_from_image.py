@@ -4,12 +4,12 @@ import logging
 
 import pytest
 import torch
+from nulltext.engine.comfy import time_to_sigma, to_model_space
 from nulltext.engine.guider import guider_class
 from nulltext.engine.noise import source_latent
-from nulltext.engine.sampler import core_sampler
-from nulltext.engine.sampling import sample_latent, time_to_sigma, to_model_space
+from nulltext.engine.sampler import core_sampler, sample_latent
 from nulltext.nodes import blended, diffedit, disturbance, disturbance_schedule, ilvr, repaint, sdedit
-from nulltext.samplers.picture import disturbance as paper
+from nulltext.samplers.picture import disturbance_schedules as paper
 from nulltext.samplers.picture.lowpass import LOW_PASSES, dct_low_pass
 
 SCALE = 0.18215

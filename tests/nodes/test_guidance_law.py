@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from nulltext.engine import guide
+from nulltext.engine import terms
 from nulltext.engine.guider import guider_class
 from nulltext.engine.sampler import core_sampler
 from nulltext.nodes import NODE_CLASS_MAPPINGS as NODES
@@ -114,11 +114,11 @@ def test_a_bound_breaks_the_law_and_the_record_says_how_often_it_acted(engine, m
     for bound in (0.0, 4.0, 0.25):
         model = guided(mixture_model, exact, bound=bound)
         shares.append(share_of_class(model, engine, make_condition, 1))
-        acted.append(guide.record_of(model).bound_share("class dog"))
-        pushes = [s["terms"]["class dog"] for s in guide.record_of(model).steps]
+        acted.append(terms.trace_of(model).bound_share("class dog"))
+        pushes = [s["terms"]["class dog"] for s in terms.trace_of(model).steps]
         at_bound = torch.cat([(p["rms"] > 0.9999 * bound).float() for p in pushes]).mean() if bound else 0.0
         assert acted[-1] == pytest.approx(float(at_bound), abs=1e-3)
-        said = guide.bounds_said(model)
+        said = terms.bounds_said(model)
         assert (said == []) if bound == 0 else (f"bound of {bound:g} acted in {acted[-1]:.0%} of the steps" in said[0])
     assert acted[0] == acted[1] == 0 and acted[2] > 0.2
     assert shares[0] == shares[1] >= 0.98 and shares[2] < 0.85

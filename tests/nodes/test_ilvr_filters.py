@@ -1,8 +1,7 @@
 """ILVR's nodes use the filter that is asked for, and start at the authors' own."""
 
 import torch
-from nulltext.engine.sampler import core_sampler
-from nulltext.engine.sampling import sample_latent
+from nulltext.engine.sampler import core_sampler, sample_latent
 from nulltext.nodes import ilvr
 from nulltext.samplers.picture.lowpass import LOW_PASSES, bicubic_low_pass, dct_low_pass
 

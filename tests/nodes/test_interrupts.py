@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from nulltext.engine.comfy import to_model_space
 from nulltext.engine.noise import model_notes
-from nulltext.engine.sampling import to_model_space
 from nulltext.nodes import diffedit, disturbance, ilvr, repaint, sdedit
 from nulltext.samplers.inversion.record import Inversion
 

@@ -5,11 +5,10 @@ import logging
 
 import pytest
 import torch
-from nulltext.engine.comfy import process_of
+from nulltext.engine.comfy import process_of, to_model_space
 from nulltext.engine.guider import guider_class
 from nulltext.engine.noise import model_notes, source_latent
-from nulltext.engine.sampler import core_sampler, own_sampler
-from nulltext.engine.sampling import sample_latent, to_model_space
+from nulltext.engine.sampler import core_sampler, own_sampler, sample_latent
 from nulltext.nodes import blended, diffedit, inversion_sampling, repaint, sdedit
 from nulltext.samplers.core import VE
 from nulltext.samplers.inversion.record import Inversion
@@ -117,7 +116,7 @@ def idle(tiny):
 @pytest.mark.parametrize("masks, latents", [(3, 2), (2, 1)])
 @pytest.mark.parametrize("name", ["repaint", "sdedit", "diffedit", "blended"])
 def test_masks_that_do_not_match_are_refused_before_any_work(edits, idle, latent, mask, name, masks, latents):
-    with pytest.raises(ValueError, match=f"There are {masks} masks for {latents} latents?: wire one, or one for each"):
+    with pytest.raises(ValueError, match=f"There are {masks} masks for {latents} latents?: give one, or one for each"):
         edits[name](idle, latent[:latents], mask.expand(masks, -1, -1))
     with pytest.raises(Asked):  # one for each is asked of the network
         edits[name](idle, latent[:latents], mask.expand(latents, -1, -1))
@@ -125,7 +124,7 @@ def test_masks_that_do_not_match_are_refused_before_any_work(edits, idle, latent
 
 def test_pixel_composite_refuses_masks_that_do_not_match():
     pictures = torch.rand(2, 16, 16, 3)
-    with pytest.raises(ValueError, match="There are 3 masks for 2 edits: wire one, or one for each"):
+    with pytest.raises(ValueError, match="There are 3 masks for 2 edits: give one, or one for each"):
         repaint.PixelComposite().run(pictures, pictures, torch.ones(3, 16, 16), 0)
 
 

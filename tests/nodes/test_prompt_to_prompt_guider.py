@@ -69,7 +69,7 @@ def euler_inversion(model, source, latent=None, **options):
         levels, x = [run.latent], run.latent
         for s, s_next in zip(sigmas.flip(0)[:-1], sigmas.flip(0)[1:]):
             at = max(float(s), run.sigma_min)
-            x = euler_step(x, run.denoiser("positive")(x, at), at, s_next)
+            x = euler_step(x, run.guided("positive", None, 1.0)(x, at), at, s_next)
             levels.append(x)
         return torch.stack(levels[::-1]).cpu()
 

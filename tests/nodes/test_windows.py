@@ -4,8 +4,7 @@ import pytest
 import torch
 from nulltext.demo import nets
 from nulltext.demo.image_text import IMAGE, NOISY, TEXT, WORDS
-from nulltext.engine.sampler import core_sampler
-from nulltext.engine.sampling import sample_latent
+from nulltext.engine.sampler import core_sampler, sample_latent
 from nulltext.engine.words import KEY
 from nulltext.nodes import NODE_CLASS_MAPPINGS
 from nulltext.samplers.networks.image_text import ImageText

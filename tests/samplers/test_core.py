@@ -6,11 +6,13 @@ from nulltext.samplers.core import (
     FLOW,
     PROCESSES,
     VE,
+    apply_cfg,
     check_descending,
     euler_step,
     expand,
     gaussian,
     guided,
+    measured_cfg,
     report,
     step_of,
     to_d,
@@ -162,3 +164,12 @@ def test_check_descending_refuses(bad):
     with pytest.raises(ValueError, match="sigma"):
         check_descending(torch.tensor(bad))
     check_descending(torch.tensor([1.0, 0.0]))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 7.5, -2.0])
+def test_the_scale_of_guidance_is_read_back_from_its_result(scale):
+    cond, uncond = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    made = apply_cfg(cond, uncond, scale)
+    torch.testing.assert_close(made, (1 - scale) * uncond + scale * cond, rtol=1e-4, atol=1e-5)
+    assert measured_cfg(cond, uncond, made, torch.float64) == pytest.approx(scale, abs=1e-5)
+    assert measured_cfg(cond, cond, made, torch.float64) is None

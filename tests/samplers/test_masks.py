@@ -1,7 +1,7 @@
 """Masks between pixels and latents."""
 
 import torch
-from nulltext.samplers.masks import composite, dilate, feather, to_grid, to_pixels
+from nulltext.samplers.masks import composite, dilate, feather, put_back, to_grid, to_pixels
 
 
 def test_a_cell_takes_its_largest_pixel():
@@ -14,6 +14,10 @@ def test_a_cell_takes_its_largest_pixel():
     assert torch.equal(
         to_grid(torch.eye(2)[None], (4, 4))[0, 0], torch.eye(2).repeat_interleave(2, 0).repeat_interleave(2, 1)
     )
+
+
+def test_a_latent_cell_becomes_a_square_of_pixels():
+    assert to_pixels(torch.tensor([[[0.0, 0.25]]]), (2, 4)).tolist() == [[[0, 0, 0.25, 0.25], [0, 0, 0.25, 0.25]]]
 
 
 def test_there_and_back():
@@ -37,3 +41,14 @@ def test_composite_keeps_the_original_to_the_bit():
     out = composite(original, edited, mask)
     assert torch.equal(out[:, 2:], original[:, 2:]) and torch.equal(out[:, 0, 0], edited[:, 0, 0])
     torch.testing.assert_close(out[:, 1, 1], (original[:, 1, 1] + edited[:, 1, 1]) / 2)
+
+
+def test_the_source_is_put_back_to_the_bit_for_pictures_and_for_frames():
+    known = torch.tensor([[[[True, False]]]])
+    for shape in ((2, 3, 1, 2), (2, 3, 5, 1, 2)):
+        source, edited = torch.randn(shape), torch.randn(shape, dtype=torch.float64)
+        out = put_back(source, edited, known)
+        assert torch.equal(out[..., 0], source[..., 0]) and torch.equal(out[..., 1], edited[..., 1].float())
+    each = torch.tensor([[[[True]]], [[[False]]]])  # a mask for each picture
+    out = put_back(torch.zeros(2, 4, 3, 1, 1), torch.ones(2, 4, 3, 1, 1), each)
+    assert out.flatten(1).mean(1).tolist() == [0.0, 1.0]

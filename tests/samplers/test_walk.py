@@ -5,7 +5,7 @@ import torch
 from nulltext.samplers.core import FLOW, VE, euler_step, gaussian
 from nulltext.samplers.measure.mixture import GaussianMixture
 from nulltext.samplers.picture.repaint import karras_sigmas
-from nulltext.samplers.walk import network_calls, run_in_order, sample_walk
+from nulltext.samplers.walk import network_calls, sample_walk
 
 MIXTURE = GaussianMixture([[-2.0], [1.0]], 0.4, weights=[0.3, 0.7])
 SIGMAS = karras_sigmas(80, 0.02, 30.0)
@@ -56,11 +56,6 @@ def test_path_is_followed_and_reported():
     )
     assert seen == [(0, 3, 2), (1, 2, 1), (0, 3, 2), (1, 2, 1), (2, 1, 0)]
     assert steps == [(0, 3), (1, 2), (2, 3), (3, 2), (4, 1)] and network_calls(path) == 5
-
-
-def test_hooks_run_in_order():
-    both = run_in_order(lambda x, step: x + 1, lambda x, step: x * 10)
-    assert both(torch.ones(1), None).item() == 20
 
 
 @pytest.mark.parametrize("process", [VE, FLOW])

@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 from nulltext.samplers.attention.controllers import Reweight
-from nulltext.samplers.attention.maps import Record
+from nulltext.samplers.attention.maps import MapRecorder
 from nulltext.samplers.core import FLOW, VE
 from nulltext.samplers.guidance.cfg import ScheduleOfW
 from nulltext.samplers.guidance.terms import Guidance
-from nulltext.samplers.picture.disturbance import Disturbance, gains
+from nulltext.samplers.picture.disturbance import Disturbance
+from nulltext.samplers.picture.disturbance_schedules import gains
 from nulltext.samplers.picture.repaint import ranged_path
 from nulltext.samplers.window import ALWAYS, Moment, SigmaWindow
 
@@ -54,7 +55,7 @@ ACTS = {
     "RePaint's range": resampled(VE),
     "RePaint's range, flow": resampled(FLOW),
     "attention re-weighting": lambda s: Moment(s) in Reweight([], SigmaWindow(START, END)).window,
-    "attention record": lambda s: Moment(s) in Record([], window=SigmaWindow(START, END)).window,
+    "attention record": lambda s: Moment(s) in MapRecorder([], window=SigmaWindow(START, END)).window,
 }
 
 

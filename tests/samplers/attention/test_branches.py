@@ -9,7 +9,7 @@ from nulltext.samplers.attention.controllers import ReplaceCross, ReplaceSelf, R
 from nulltext.samplers.attention.layers import QKV, Layer, Rows, StepWindow, attend
 from nulltext.samplers.attention.maps import LocalBlend
 from nulltext.samplers.core import VE, euler_step, gaussian
-from nulltext.samplers.inversion.pivots import invert_edit_friendly, sample_edit_friendly
+from nulltext.samplers.inversion.edit_friendly import invert_edit_friendly, sample_edit_friendly
 from nulltext.samplers.walk import sample_walk
 
 SIDE, TOKENS, WIDTH, STEPS = 8, 5, 16, 10

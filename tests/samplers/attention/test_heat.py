@@ -1,7 +1,7 @@
 """Maps as pictures, by hand."""
 
 import torch
-from nulltext.samplers.attention.heat import colours, enlarged, heat, overlay, soft_mask, spread, strip
+from nulltext.samplers.attention.heat import colours, heat, overlay, soft_mask, spread, strip
 
 
 def test_each_word_runs_from_0_to_1_by_itself():
@@ -68,8 +68,3 @@ def test_a_strip_shows_the_steps_of_each_word_side_by_side():
 def test_spread_keeps_both_ends_and_even_steps():
     assert spread([1, 2, 3], 5) == [1, 2, 3]
     assert spread(list(range(11)), 3) == [0, 5, 10] and spread(list(range(9)), 5) == [0, 2, 4, 6, 8]
-
-
-def test_a_latent_cell_becomes_a_square():
-    assert enlarged(torch.tensor([[[0.0, 1.0]]]), 2).tolist() == [[[0, 0, 1, 1], [0, 0, 1, 1]]]
-    assert enlarged(torch.ones(1, 3, 5)).shape == (1, 24, 40)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from nulltext.samplers.attention.heat import colours, enlarged, heat, overlay, soft_mask, spread, strip
+from nulltext.samplers.attention.heat import colours, heat, overlay, soft_mask, spread, strip
 from nulltext.samplers.attention.layers import Layer, Moment, Rows
-from nulltext.samplers.attention.maps import LayerChoice, LocalBlend, MapSum, Record, binary, map_scale
+from nulltext.samplers.attention.maps import LayerChoice, LocalBlend, MapRecorder, MapSum, binary, map_scale
 
 SD, SDXL = (1, 2, 4, 8), (2, 4)
 
@@ -85,7 +85,7 @@ def test_maps_are_means_over_layers_and_steps():
 
 def test_record_takes_the_mean_over_heads_and_the_sum_over_a_words_tokens():
     p = torch.rand(2, 3, 256, 6)
-    record = Record([[[1, 2], [4]]])
+    record = MapRecorder([[[1, 2], [4]]])
     record.watch(p, None, Rows((0, 1), (0, 0), (0, 1)), layer(), slice(0, 256))
     torch.testing.assert_close(
         record.maps.maps(1), torch.stack([p[1].mean(0)[:, 1:3].sum(-1), p[1].mean(0)[:, 4]]).view(2, 16, 16)
@@ -190,4 +190,3 @@ def test_strips():
     assert torch.equal(out[:, :, :16], out[:, :, 32:])
     assert spread([1, 2, 3], 8) == [1, 2, 3]
     assert spread(list(range(10)), 4) == [0, 3, 6, 9]
-    assert torch.equal(enlarged(torch.tensor([[[0.0, 1.0]]]), 2), torch.tensor([[[0.0, 0, 1, 1], [0, 0, 1, 1]]]))

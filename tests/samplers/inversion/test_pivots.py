@@ -3,16 +3,13 @@
 import pytest
 import torch
 from nulltext.samplers.core import FLOW, VE, euler_step, gaussian, guided
+from nulltext.samplers.inversion.edit_friendly import invert_edit_friendly, sample_edit_friendly
+from nulltext.samplers.inversion.exact_pair import invert_exact_pair, pair_weight, sample_exact_pair
 from nulltext.samplers.inversion.pivots import (
     invert_ddim,
     invert_ddim_lower,
-    invert_edit_friendly,
-    invert_exact_pair,
     invert_fixed_point,
-    pair_weight,
     random_pivot,
-    sample_edit_friendly,
-    sample_exact_pair,
     whiteness,
 )
 from nulltext.samplers.measure.mixture import GaussianMixture

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from nulltext.samplers.core import FLOW, VE, gaussian
-from nulltext.samplers.inversion import pivots
+from nulltext.samplers.inversion.edit_friendly import invert_edit_friendly
+from nulltext.samplers.inversion.exact_pair import invert_exact_pair
 from nulltext.samplers.inversion.record import Inversion
 from nulltext.samplers.inversion.replay import calls_back, cfg_of, first_step, null_embedding_at, way_back
+from nulltext.samplers.inversion.table import PIVOTS
 from nulltext.samplers.measure.mixture import GaussianMixture
 
 MEANS = torch.tensor([[-1.0, 0.5], [1.5, -1.0]]).double().view(2, 2, 1, 1)
@@ -25,7 +27,7 @@ def denoiser(process, counter=None):
 def made(pivot, process):
     x0, sigmas = MIXTURE.sample(3, torch.Generator().manual_seed(0)).float(), SIGMAS[process.name]
     options = {"noise": gaussian(x0, 1)} if pivot == "edit_friendly" else {}
-    out = getattr(pivots, f"invert_{pivot}")(denoiser(process), x0, sigmas, process=process, **options)
+    out = PIVOTS[pivot].invert(denoiser(process), x0, sigmas, process=process, **options)
     return Inversion(sigmas, out.trajectory, process=process.name, pivot=pivot, pair=out.pair, residuals=out.residuals)
 
 
@@ -105,8 +107,8 @@ def test_null_embedding_of_a_sigma():
 @pytest.mark.parametrize("process", [VE, FLOW])
 def test_the_way_back_walks_with_the_records_eta_and_gamma(process):
     x0, sigmas = MIXTURE.sample(3, torch.Generator().manual_seed(0)).float(), SIGMAS[process.name]
-    half = pivots.invert_edit_friendly(denoiser(process), x0, sigmas, process=process, noise=gaussian(x0, 1), eta=0.5)
-    bdia = pivots.invert_exact_pair(denoiser(process), x0, sigmas, process=process, gamma=1.0)
+    half = invert_edit_friendly(denoiser(process), x0, sigmas, process=process, noise=gaussian(x0, 1), eta=0.5)
+    bdia = invert_exact_pair(denoiser(process), x0, sigmas, process=process, gamma=1.0)
     for record in (
         Inversion(
             sigmas,

@@ -6,6 +6,8 @@ import pytest
 import torch
 from nulltext.samplers.core import VE, gaussian
 from nulltext.samplers.inversion import pivots
+from nulltext.samplers.inversion.edit_friendly import invert_edit_friendly
+from nulltext.samplers.inversion.exact_pair import invert_exact_pair
 from nulltext.samplers.inversion.table import BY_TITLE, PIVOTS
 from nulltext.samplers.measure.mixture import GaussianMixture
 
@@ -16,8 +18,8 @@ FILES = {
     "ddim": pivots.invert_ddim,
     "ddim_lower": pivots.invert_ddim_lower,
     "fixed_point": pivots.invert_fixed_point,
-    "exact_pair": pivots.invert_exact_pair,
-    "edit_friendly": pivots.invert_edit_friendly,
+    "exact_pair": invert_exact_pair,
+    "edit_friendly": invert_edit_friendly,
 }
 
 

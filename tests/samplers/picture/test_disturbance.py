@@ -13,16 +13,14 @@ from nulltext.samplers.picture.disturbance import (
     MATCHED_FROM,
     MATCHED_TO,
     Disturbance,
-    History,
     at_other_level,
-    disturbance_schedule,
     disturbed,
     effective_uncond,
-    gains,
     match_bound,
     matched_uncond,
-    stable_strength,
 )
+from nulltext.samplers.picture.disturbance_schedules import disturbance_schedule, gains, stable_strength
+from nulltext.samplers.picture.history import History
 
 MIXTURE = GaussianMixture([[-2.0, 0.5], [1.0, -1.0], [0.5, 2.0]], 0.5, labels=[0, 1, 0])
 COND, UNCOND = MIXTURE.of(1), MIXTURE

@@ -7,7 +7,7 @@ from nulltext.samplers.masks import dilate
 from nulltext.samplers.measure.mixture import GaussianMixture
 from nulltext.samplers.ode import sample_euler
 from nulltext.samplers.picture.blended import background_guided, background_loss, fixed, mask_by_sigma, shrinking_masks
-from nulltext.samplers.picture.diffedit import difference_map, edit_mask, heat, hold_trajectory
+from nulltext.samplers.picture.diffedit import difference_map, edit_mask, hold_trajectory, normalised
 from nulltext.samplers.picture.repaint import hold_known, karras_sigmas
 from nulltext.samplers.picture.sdedit import meaning, sdedit_sigmas
 from nulltext.samplers.walk import sample_walk
@@ -65,7 +65,7 @@ def test_mask_finds_the_box_where_the_prompts_disagree():
     h = difference_map(pair, x0, 0.8, process=VE, noise=gaussian(x0, 0), maps=3)
     torch.testing.assert_close(h, (0.4 / 0.8 * box[:, 0]).expand(2, 16, 16))
     assert torch.equal(edit_mask(h), box[:, 0].expand(2, 16, 16))
-    assert heat(h).max() == 1 and heat(h).min() == 0
+    assert normalised(h).max() == 1 and normalised(h).min() == 0
 
 
 def test_every_map_has_a_noise_of_its_own():
@@ -83,7 +83,7 @@ def test_every_map_has_a_noise_of_its_own():
 
 def test_equal_prompts_give_an_empty_mask():
     h = torch.zeros(2, 8, 8)
-    assert edit_mask(h).sum() == 0 and torch.isfinite(heat(h)).all()
+    assert edit_mask(h).sum() == 0 and torch.isfinite(normalised(h)).all()
 
 
 def test_threshold_is_the_papers():

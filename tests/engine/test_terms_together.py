@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from nulltext.engine import guide
+from nulltext.engine import terms
 from nulltext.engine.guider import guider_class
 from nulltext.engine.noise import model_notes, source_latent
 from nulltext.engine.sampler import core_sampler
@@ -22,7 +22,7 @@ def run(node, **inputs):
 def likes_ones(model):
     """The model with a guidance that pulls every estimate towards 1."""
     term = Guidance(lambda x, s, d: -(d - 1).pow(2).flatten(1).sum(1), "decoder", 0.5, name="ones")
-    return guide.attach(model, [guide.Term(term)])
+    return terms.attach(model, [terms.Term(term)])
 
 
 def walk(model, make_condition, noise, latent, sigmas, sampler="euler", mask=None):
@@ -101,7 +101,7 @@ def test_any_sampler_leaves_a_trace(engine, tiny, make_condition, sampler):
     model = likes_ones(tiny)
     out = walk(model, make_condition, noise, torch.zeros_like(noise), sigmas, sampler)
     assert (out - walk(tiny, make_condition, noise, torch.zeros_like(noise), sigmas, sampler)).abs().mean() > 0.01
-    steps = guide.record_of(model).steps
+    steps = terms.trace_of(model).steps
     seen = [s["sigma"] for s in steps]
     assert seen == sorted(seen, reverse=True) and abs(seen[0] - float(sigmas[0])) < 0.02 * seen[0]
     assert len(steps) >= 4 and all("ones" in s["terms"] for s in steps)

@@ -1,4 +1,4 @@
-"""A folder of pictures with one sub-folder per class, read and encoded for training a latent classifier."""
+"""Classifiers from and to files, and the folder of pictures that a latent classifier is trained on."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from safetensors.torch import save_file
 from torch import Tensor
 
+from ..samplers.networks.image_classifier import ImageClassifier, build
+from ..samplers.networks.latent_classifier import FORMAT, LatentClassifier
 from .comfy import full_path, latent_in
+from .files import read_tensors
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
-def read(folder: str) -> tuple[list[str], list[Path], list[int]]:
+def class_folder(folder: str) -> tuple[list[str], list[Path], list[int]]:
     """Labels (names of the sub-folders of input/<folder>, sorted), pictures, and each picture's class.
 
     ValueError unless there are at least two classes with two pictures each."""
@@ -41,7 +45,7 @@ def read(folder: str) -> tuple[list[str], list[Path], list[int]]:
     return labels, pictures, targets
 
 
-def encode(model, vae, pictures: list[Path], size: int, progress) -> Tensor:
+def encode_pictures(model, vae, pictures: list[Path], size: int, progress) -> Tensor:
     """Latents [N, C, h, w] in model space, fp32 on the CPU; one tick per picture."""
     out = []
     for path in pictures:
@@ -59,9 +63,29 @@ def encode(model, vae, pictures: list[Path], size: int, progress) -> Tensor:
     return torch.cat(out)
 
 
-def training_levels(model, low: float, high: float) -> Tensor:
-    """The noise levels to train at: the model's own table, or 256 spaced in log sigma where it has none."""
-    table = getattr(model.get_model_object("model_sampling"), "sigmas", None)
-    if table is not None and len(table) > 1:
-        return table.detach().float().cpu().clone()
-    return torch.logspace(np.log10(max(low, 1e-3)), np.log10(high), 256)
+def write_latent_classifier(path: Path, model: LatentClassifier) -> None:
+    """Save a classifier with its metadata, and check that the file gives the same back. OSError, ValueError
+    otherwise."""
+    state = {k: v.detach().float().contiguous().cpu() for k, v in model.state_dict().items()}
+    save_file(state, path, model.metadata())
+    again = load_latent_classifier(path)
+    if again.labels != model.labels or any(not torch.equal(v, state[k]) for k, v in again.state_dict().items()):
+        raise ValueError(f"The file {path} was written but doesn't give the classifier back: check the disk.")
+
+
+def load_latent_classifier(path: Path) -> LatentClassifier:
+    """A classifier of noisy latents. ValueError if the file holds another thing."""
+    state, metadata = read_tensors(path)
+    if metadata.get("format") != FORMAT:
+        raise ValueError(
+            "This file is not a latent classifier: train one with Train Latent Classifier, or use "
+            "Load Image Classifier for a classifier of pictures."
+        )
+    with torch.inference_mode(False):
+        return LatentClassifier.build(state, metadata)
+
+
+def load_image_classifier(path: Path, architecture: str = "auto") -> ImageClassifier:
+    """A classifier of pictures (`build` of samplers/networks/image_classifier.py says which)."""
+    with torch.inference_mode(False):
+        return build(path, *read_tensors(path), architecture)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from nulltext.demo import nets
 from nulltext.demo.image_text import IMAGE, NOISY, TEXT, WORDS
-from nulltext.engine import guide
+from nulltext.engine import terms
 from nulltext.engine.guider import guider_class
 from nulltext.engine.sampler import core_sampler
 from nulltext.nodes import NODE_CLASS_MAPPINGS as NODES
@@ -138,15 +138,15 @@ def test_the_push_is_the_gradient_by_finite_differences(engine, make_model, make
     """One Euler step from sigma to 0 returns D'. Its change against the unguided one is f k g, and g is taken
     numerically along one direction of x (or D) through the very same engine calls."""
     model = make_model(kind)
-    decode = guide.decoder(model, vae)
+    decode = terms.decoder(model, vae)
 
     def likelihood(x, sigma, d):
         return -10 * (decode(d) - 0.3).pow(2).flatten(1).mean(1) - 0.05 * (x / 4).tanh().pow(2).flatten(1).sum(1)
 
     s, k, v = (2.0, 1.5, 0.8) if kind == "EPS" else (0.7, 1.5, 0.8)
     sigmas = torch.tensor([s, 0.0])
-    term = guide.Term(Guidance(likelihood, mode, k, variance=v), (vae.first_stage_model,))
-    guided = guide.attach(model, [term])
+    term = terms.Term(Guidance(likelihood, mode, k, variance=v), (vae.first_stage_model,))
+    guided = terms.attach(model, [term])
 
     def denoised(m, x):
         g = guider_class()(m)
@@ -218,16 +218,16 @@ def test_an_error_or_interrupt_inside_leaves_everything(engine, tiny, make_condi
     def broken(x, sigma, d):
         raise engine.Interrupted()()
 
-    term = guide.Term(Guidance(broken, "network"), (vae.first_stage_model,))
+    term = terms.Term(Guidance(broken, "network"), (vae.first_stage_model,))
     with pytest.raises(engine.Interrupted()):
-        sample(guide.attach(tiny, [term]), engine, make_condition)
+        sample(terms.attach(tiny, [term]), engine, make_condition)
     assert before == [id(p) for p in parameters(tiny.model, vae.first_stage_model)]
 
 
 def test_terms_of_two_nodes_add_up(engine, tiny, make_condition, vae, image_text, classifier):
     one, two = clip(tiny, vae, image_text, bound=0.0)[0][0], classify(tiny, classifier, bound=0.0)[0][0]
     both = classify(clip(tiny, vae, image_text, bound=0.0)[0][0], classifier, bound=0.0)[0][0]
-    assert [t.guidance.name for t in guide.terms_of(both)] == ["spherical: a red circle", "class dog"]
+    assert [t.guidance.name for t in terms.terms_of(both)] == ["spherical: a red circle", "class dog"]
     assert len(both.model_options["sampler_post_cfg_function"]) == 1
     plain, a, b, ab = (sample(m, engine, make_condition, steps=1) for m in (tiny, one, two, both))
     torch.testing.assert_close(ab - plain, (a - plain) + (b - plain), rtol=1e-3, atol=1e-4)
@@ -237,7 +237,7 @@ def test_terms_of_two_nodes_add_up(engine, tiny, make_condition, vae, image_text
 def test_every_other_step_by_the_schedules_place(engine, tiny, make_condition, classifier, every):
     model = classify(tiny, classifier, every=every)[0][0]
     sample(model, engine, make_condition, steps=4, sampler="heun")
-    acted = [bool(s["terms"]) for s in guide.record_of(model).steps]
+    acted = [bool(s["terms"]) for s in terms.trace_of(model).steps]
     assert acted == ([True] * 4 if every == 1 else [True, False, True, False])
 
 
@@ -301,9 +301,9 @@ def test_trace_shows_the_last_run(engine, tiny, make_condition, vae, classifier)
     (image, table), said = run("GuidanceTrace", model=model, latent={"samples": out}, vae=vae, pictures=3, item=2)
     assert image.ndim == 4 and image.shape[0] == 1 and image.shape[2] >= 512
     assert len(table.splitlines()) == 1 + 3 and "class dog" in table and "3 steps" in said
-    names, told = guide.probabilities_of(model)["class dog"]
+    names, told = terms.probabilities_of(model)["class dog"]
     assert names == ["cat", "dog", "owl"] and len(told) == 3
-    last = guide.record_of(model).steps[-1]
+    last = terms.trace_of(model).steps[-1]
     want = classifier(last["x"].float(), last["sigma"]).softmax(1)
     torch.testing.assert_close(told[-1], want, rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match="choose item"):
@@ -424,7 +424,7 @@ def test_weights_without_a_backward_are_refused_in_one_sentence(engine, tiny, ma
         owner._parameters["weight"] = torch.nn.Parameter(weight.to(torch.int8), requires_grad=False)
     try:
         with pytest.raises(ValueError, match="quantised"):
-            guide_only_gradients(model, engine, make_condition)
+            hook_alone(model, engine, make_condition)
     finally:
         owner._parameters["weight"] = weight
 
@@ -438,7 +438,7 @@ def test_too_little_memory_names_what_would_fit(engine, tiny, make_condition, mo
         raise torch.cuda.OutOfMemoryError("no room")
 
     with pytest.raises(ValueError, match=words):
-        sample(guide.attach(tiny, [guide.Term(Guidance(greedy, mode))]), engine, make_condition)
+        sample(terms.attach(tiny, [terms.Term(Guidance(greedy, mode))]), engine, make_condition)
     assert bool(torch.isfinite(sample(tiny, engine, make_condition)).all())
 
 
@@ -460,9 +460,9 @@ def test_an_attention_without_backward_steps_aside_and_this_is_said(
     torch.testing.assert_close(through, sample(guided[0], engine, make_condition, steps=2), rtol=1e-3, atol=1e-3)
 
 
-def guide_only_gradients(model, engine, make_condition):
+def hook_alone(model, engine, make_condition):
     """The hook alone, as the sampler would call it: the int8 weights can't even run forward."""
-    hook = guide._hook(model)
+    hook = terms._hook(model)
     x = torch.randn(1, 4, 8, 8)
     hook(
         {

@@ -1,0 +1,73 @@
+"""What tells one model from another, and one nested value from another."""
+
+import hashlib
+from types import SimpleNamespace
+
+import pytest
+import torch
+from nulltext.engine.fingerprint import difference, feed, fingerprint
+
+
+def fed(value):
+    """(what the hash says, whether the content was told whole)."""
+    digest = hashlib.sha256()
+    known = feed(digest, value, lambda t: b"t" + repr(t.tolist()).encode())
+    return digest.hexdigest(), known
+
+
+def test_equal_nested_values_feed_a_hash_equally_whatever_the_order_of_keys():
+    one = {"a": [1, (2.5, None)], "b": {"c": torch.arange(3)}}
+    other = {"b": {"c": torch.arange(3)}, "a": [1, (2.5, None)]}
+    assert fed(one) == fed(other) and fed(one)[1]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [[[1, 2], 3], [1, [2, 3]], [12, 3], [1, 2, 4], [1, 2, "3"], {"1": 2}, [1, 2, torch.tensor(3)], [1, 2, True]],
+    ids=str,
+)
+def test_other_nestings_and_values_feed_it_otherwise(other):
+    assert fed(other)[0] != fed([1, 2, 3])[0]
+
+
+def test_an_object_is_never_told_whole_but_its_weights_count():
+    one, two = (SimpleNamespace(weights=[torch.full((2,), v)]) for v in (1.0, 2.0))
+    assert not fed([1, one])[1] and not fed({"a": object()})[1]
+    assert fed(one)[0] != fed(two)[0]
+
+
+def test_fingerprint_tells_what_differs(engine, tiny, make_model):
+    base = fingerprint(tiny)
+    assert difference(base, fingerprint(tiny.clone())) is None
+    other = make_model()
+    with torch.inference_mode():
+        for p in other.model.parameters():
+            p.mul_(1.01)
+    assert "other weights" in difference(base, fingerprint(other))
+    assert "prediction type" in difference(base, fingerprint(make_model("V_PREDICTION")))
+    half = make_model(dtype=torch.float16)
+    assert "precision (float32 then, float16 now)" in difference(base, fingerprint(half))
+    with torch.inference_mode():
+        half.model.float()
+    assert difference(fingerprint(make_model(dtype=torch.float16)), fingerprint(half)) is None
+    assert "architecture" in difference(base, fingerprint(make_model(adm=64)))
+
+
+def test_fingerprint_counts_patches_and_sees_through_loaded_ones(engine, tiny):
+    name = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v.weight"
+    base, shape = fingerprint(tiny), dict(tiny.model.named_parameters())[name].shape
+    patched, stronger = tiny.clone(), tiny.clone()
+    patch = torch.randn(shape)
+    patched.add_patches({name: (patch,)}, 0.5)
+    stronger.add_patches({name: (patch,)}, 1.0)
+    assert "LoRA" in difference(base, fingerprint(patched))
+    assert "LoRA" in difference(fingerprint(stronger), fingerprint(patched))
+    all_names = {n: (torch.ones_like(p),) for n, p in tiny.model.named_parameters()}
+    merged = tiny.clone()
+    merged.add_patches(all_names, 1.0)
+    with torch.inference_mode():
+        engine.load_models([merged])
+        assert difference(base, fingerprint(tiny)) is None  # its weights lie patched in memory now
+        import comfy.model_management
+
+        comfy.model_management.unload_all_models()
