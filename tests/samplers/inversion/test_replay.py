@@ -107,19 +107,10 @@ def test_the_way_back_walks_with_the_records_eta_and_gamma(process):
     x0, sigmas = MIXTURE.sample(3, torch.Generator().manual_seed(0)).float(), SIGMAS[process.name]
     half = pivots.invert_edit_friendly(denoiser(process), x0, sigmas, process=process, noise=gaussian(x0, 1), eta=0.5)
     bdia = pivots.invert_exact_pair(denoiser(process), x0, sigmas, process=process, gamma=1.0)
-    for record in (
-        Inversion(
-            sigmas,
-            half.trajectory,
-            process=process.name,
-            pivot="edit_friendly",
-            residuals=half.residuals,
-            metadata={"eta": 0.5},
-        ),
-        Inversion(
-            sigmas, bdia.trajectory, process=process.name, pivot="exact_pair", pair=bdia.pair, metadata={"gamma": 1.0}
-        ),
-    ):
+    records = {"pivot": "edit_friendly", "residuals": half.residuals, "metadata": {"eta": 0.5}}, half.trajectory
+    others = {"pivot": "exact_pair", "pair": bdia.pair, "metadata": {"gamma": 1.0}}, bdia.trajectory
+    for fields, trajectory in (records, others):
+        record = Inversion(sigmas, trajectory, process=process.name, **fields)
         sample, x, levels, options = way_back(record)
         out = sample(denoiser(process), x, levels, process=process, noise=None, **options)
         assert (out - record.source).abs().max() < 1e-4
