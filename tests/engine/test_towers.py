@@ -23,9 +23,8 @@ def shufflenet(classes):
 
 def test_a_torchvision_file_with_metadata(tmp_path):
     net = shufflenet(3)
-    path = write(
-        tmp_path / "any.safetensors", net, architecture="shufflenet_v2_x0_5", labels='["a", "b", "c"]', size="64"
-    )
+    notes = {"architecture": "shufflenet_v2_x0_5", "labels": '["a", "b", "c"]', "size": "64"}
+    path = write(tmp_path / "any.safetensors", net, **notes)
     made = towers.load_image_classifier(path)
     image = torch.rand(2, 3, 64, 64)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
@@ -40,24 +39,15 @@ def test_a_torchvision_file_by_its_name_and_a_list_of_labels(tmp_path):
         towers.load_image_classifier(path)
     path.with_suffix(".txt").write_text("ja\nnein\n", encoding="utf-8")
     assert towers.load_image_classifier(path).labels == ["ja", "nein"]
-    assert (
-        len(towers.load_image_classifier(write(tmp_path / "shufflenet_v2_x0_5.safetensors", shufflenet(1000))).labels)
-        == 1000
-    )
+    thousand = write(tmp_path / "shufflenet_v2_x0_5.safetensors", shufflenet(1000))
+    assert len(towers.load_image_classifier(thousand).labels) == 1000
 
 
 def test_a_transformers_file(tmp_path):
     transformers = pytest.importorskip("transformers")
-    config = transformers.ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        image_size=32,
-        patch_size=8,
-        id2label={0: "x", 1: "y"},
-        label2id={"x": 0, "y": 1},
-    )
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    names = {"id2label": {0: "x", 1: "y"}, "label2id": {"x": 0, "y": 1}}
+    config = transformers.ViTConfig(image_size=32, patch_size=8, **sizes, **names)
     net = transformers.ViTForImageClassification(config).eval()
     config.save_pretrained(tmp_path)
     path = write(tmp_path / "model.safetensors", net)
@@ -88,18 +78,9 @@ def test_files_that_do_not_fit(tmp_path):
 
 # --------------------------------------------------------------------------------------------------- CLIP pair
 
-VISION = {
-    "hidden_act": "quick_gelu",
-    "hidden_size": 16,
-    "image_size": 32,
-    "intermediate_size": 16,
-    "model_type": "clip_vision_model",
-    "num_attention_heads": 2,
-    "num_channels": 3,
-    "num_hidden_layers": 2,
-    "patch_size": 8,
-    "projection_dim": 12,
-}
+VISION = {"hidden_act": "quick_gelu", "model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 16}
+VISION |= {"image_size": 32, "patch_size": 8, "num_attention_heads": 2, "num_channels": 3, "num_hidden_layers": 2}
+VISION |= {"projection_dim": 12}
 
 
 @pytest.fixture
