@@ -43,25 +43,11 @@ def _import_engine():
         )  # the engine makes folders where it stands
 
 
-UNET = {
-    "image_size": 32,
-    "in_channels": 4,
-    "model_channels": 32,
-    "out_channels": 4,
-    "num_res_blocks": [1, 1],
-    "channel_mult": [1, 2],
-    "num_heads": 4,
-    "num_head_channels": -1,
-    "use_spatial_transformer": True,
-    "transformer_depth": [1, 1],
-    "transformer_depth_output": [1, 1, 1, 1],
-    "transformer_depth_middle": 1,
-    "context_dim": 64,
-    "legacy": False,
-    "use_linear_in_transformer": False,
-    "adm_in_channels": None,
-    "use_temporal_attention": False,
-}
+UNET = {"image_size": 32, "in_channels": 4, "model_channels": 32, "out_channels": 4, "num_res_blocks": [1, 1]}
+UNET |= {"channel_mult": [1, 2], "num_heads": 4, "num_head_channels": -1, "use_spatial_transformer": True}
+UNET |= {"transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1], "transformer_depth_middle": 1}
+UNET |= {"context_dim": 64, "legacy": False, "use_linear_in_transformer": False, "adm_in_channels": None}
+UNET |= {"use_temporal_attention": False}
 
 
 def build(kind="EPS", dtype=torch.float32, adm=None):
@@ -123,6 +109,71 @@ def make_condition():
 
 
 @pytest.fixture
+def ends(make_condition):
+    """A positive and a negative prompt."""
+    return make_condition(1), make_condition(2)
+
+
+@pytest.fixture
+def prompt(make_condition):
+    """prompt(text): a CONDITIONING as Prompt (with words) makes it, a token a word, other words other embeddings."""
+    from nulltext.engine.words import KEY
+
+    def make(text):
+        words = text.split()
+        ids = [900, *(sum(map(ord, w)) for w in words)] + [901] * (76 - len(words))
+        known = [{"text": w, "tokens": [i + 1]} for i, w in enumerate(words)]
+        embedding = torch.cat([make_condition(i)[0][0][:, :1] for i in ids], 1)
+        record = {"text": text, "words": known, "ids": ids, "chunks": 1}
+        return [[embedding, {"pooled_output": torch.zeros(1, 64), KEY: [record]}]]
+
+    return make
+
+
+@pytest.fixture
+def inference():
+    """The test runs in inference mode, as nodes do."""
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="module")
+def vae(engine):
+    """The demo family's VAE with random weights."""
+    from nulltext.demo import nets
+
+    torch.manual_seed(0)
+    state = nets.AutoEncoder().state_dict()
+    with torch.inference_mode():
+        return engine.get("sd").VAE(sd={**state, "vae_scale": torch.tensor(0.18215), "vae_shift": torch.tensor(0.0)})
+
+
+@pytest.fixture(scope="module")
+def image_text():
+    """Towers for pictures, texts and noisy latents with random weights."""
+    from nulltext.demo.image_text import IMAGE, NOISY, TEXT, WORDS
+    from nulltext.samplers.networks.image_text import ImageText
+
+    torch.manual_seed(0)
+    with torch.inference_mode(False):
+        return ImageText(WORDS, IMAGE, TEXT, NOISY).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    """A noise-aware classifier of latents with random weights: cat, dog, owl."""
+    from nulltext.samplers.networks.latent_classifier import LatentClassifier
+
+    torch.manual_seed(1)
+    with torch.inference_mode(False):
+        made = LatentClassifier.new(["cat", "dog", "owl"], 4, 8, width=16)
+        for p in made.parameters():  # zero-initialised branches would hide mistakes
+            if p.ndim > 1 and not p.any():
+                torch.nn.init.normal_(p, std=0.05)
+        return made.eval().requires_grad_(False)
+
+
+@pytest.fixture
 def latent():
     with torch.inference_mode():
         return torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3)) / 0.18215
@@ -143,3 +194,36 @@ def short_of_memory(engine, monkeypatch):
         )
 
     return limit
+
+
+@pytest.fixture
+def euler(engine, ends):
+    """euler(model, latent, cfg): the picture by the run that a node with a whole sampler in it makes."""
+    from nulltext.engine.sampler import core_sampler, sample_latent
+
+    def run(model, latent, cfg=5.0, steps=8, sigmas=None, seed=3, ends=ends, mask=None):
+        sigmas = engine.sigmas_of(model, "normal", steps) if sigmas is None else sigmas
+        with torch.inference_mode():
+            return sample_latent(model, *ends, cfg, core_sampler("euler"), sigmas, {"samples": latent}, seed, mask)[
+                "samples"
+            ]
+
+    return run
+
+
+@pytest.fixture
+def network_calls():
+    """network_calls(model): from now on, a list of (x, timesteps) that the diffusion network is asked for."""
+    hooks = []
+
+    def watch(model):
+        seen = []
+        net = model.model.diffusion_model
+        hooks.append(
+            net.register_forward_pre_hook(lambda module, args: seen.append((args[0].clone(), args[1].clone())))
+        )
+        return seen
+
+    yield watch
+    for hook in hooks:
+        hook.remove()

@@ -16,20 +16,10 @@ from nulltext.samplers.inversion.null_text import Schedule, optimise_null_text
 
 #: issue 2, section 5, and the ratio it bounds
 KEYS = {
-    "psnr_ddim_cfg1",
-    "psnr_ddim_cfg7.5",
-    "psnr_null_text_cfg7.5",
-    "psnr_negative_prompt_cfg7.5",
-    "latent_error_exact_cfg7.5",
-    "psnr_ddim_inverted_with_cfg7.5",
-    "psnr_global_null",
-    "psnr_random_pivot",
-    "psnr_conditional_embedding_optimised",
-    "network_calls_null_text",
-    "seconds_null_text",
-    "seconds_per_forward",
-    "seconds_per_backward",
-    "null_text_overhead",
+    *("psnr_ddim_cfg1", "psnr_ddim_cfg7.5", "psnr_null_text_cfg7.5", "psnr_negative_prompt_cfg7.5"),
+    *("latent_error_exact_cfg7.5", "psnr_ddim_inverted_with_cfg7.5", "psnr_global_null", "psnr_random_pivot"),
+    *("psnr_conditional_embedding_optimised", "network_calls_null_text", "seconds_null_text"),
+    *("seconds_per_forward", "seconds_per_backward", "null_text_overhead"),
     *(
         f"{figure}_{method}"
         for figure in ("edit_success", "background_psnr")
@@ -105,16 +95,8 @@ def test_a_meter_counts_what_the_optimisation_counts():
     pivot[:, 0] = 0  # one image is done at once
     meter = Meter(net)
     with meter.timed():
-        found = optimise_null_text(
-            meter,
-            lambda x, s: meter(x, s, start),
-            pivot,
-            sigmas,
-            start,
-            cfg=3.0,
-            process=VE,
-            schedule=Schedule((0.01,) * 3, (1e-9,) * 3, 4),
-        )
+        more = {"cfg": 3.0, "process": VE, "schedule": Schedule((0.01,) * 3, (1e-9,) * 3, 4)}
+        found = optimise_null_text(meter, lambda x, s: meter(x, s, start), pivot, sigmas, start, **more)
     assert sum(meter.forwards) == found.stats.forward_rows and len(meter.forwards) == found.stats.forwards
     assert sum(meter.backwards) == found.stats.backward_rows and len(meter.backwards) == found.stats.backwards > 0
     assert len(set(meter.backwards)) > 1 and meter.seconds > 0

@@ -23,15 +23,8 @@ import requests
 from nulltext.tools import engines, litegraph, workflows
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync"]
 SHOTS = engines.ROOT / "output" / "browser"
 KINDS = ["embedded", *(["checkout", "checkout-vue"] if os.environ.get("COMFYUI_PATH") else [])]
 SECONDS = 120

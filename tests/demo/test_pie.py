@@ -118,18 +118,10 @@ def test_clip_reads_the_picture_and_the_part_under_the_mask(tmp_path):
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     transformers.CLIPTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt")).save_pretrained(tmp_path)
     tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    net = transformers.CLIPModel(
-        transformers.CLIPConfig(
-            text_config={
-                **tower,
-                "vocab_size": len(words),
-                "bos_token_id": len(words) - 2,
-                "eos_token_id": len(words) - 1,
-            },
-            vision_config={**tower, "image_size": 32, "patch_size": 16},
-            projection_dim=8,
-        )
-    ).eval()
+    ids = {"vocab_size": len(words), "bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1}
+    vision = {**tower, "image_size": 32, "patch_size": 16}
+    config = transformers.CLIPConfig(text_config={**tower, **ids}, vision_config=vision, projection_dim=8)
+    net = transformers.CLIPModel(config).eval()
     net.save_pretrained(tmp_path)
     judges = pie.Judges(clip=str(tmp_path))
     assert judges.tokenizer("a cat")["input_ids"][1] == words.index("a</w>")

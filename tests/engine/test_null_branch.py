@@ -14,25 +14,12 @@ def ask(branch, calls, cfg, sigma=0.5):
     """One guided evaluation as the engine makes it: the branches in one call or in several, CFG, what comes after."""
     seen = {}
     for kinds in calls:
-        args = {
-            "input": torch.cat([X] * len(kinds)),
-            "timestep": torch.tensor([sigma]),
-            "c": {},
-            "cond_or_uncond": kinds,
-        }
+        args = {"input": torch.cat([X] * len(kinds)), "timestep": torch.tensor([sigma]), "c": {}}
+        args["cond_or_uncond"] = kinds
         seen |= dict(zip(kinds, branch(lambda given, sigma: given * 0.5, args).chunk(len(kinds))))
     guided = seen[1] + cfg * (seen[0] - seen[1])
-    return branch.after_cfg(
-        {
-            "denoised": guided,
-            "cond": branch,
-            "uncond": branch,
-            "cond_denoised": seen[0],
-            "uncond_denoised": seen[1],
-            "input": X,
-            "sigma": torch.tensor([sigma]),
-        }
-    )
+    after = {"denoised": guided, "cond": branch, "uncond": branch, "cond_denoised": seen[0], "uncond_denoised": seen[1]}
+    return branch.after_cfg({**after, "input": X, "sigma": torch.tensor([sigma])})
 
 
 @pytest.mark.parametrize("match", [(1.0, 1.0), (0.8, 0.2), None])

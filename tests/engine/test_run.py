@@ -1,80 +1,51 @@
-"""Samplers, guiders, names, latents, paths and words, on the engine at hand."""
+"""Samplers, guiders, names, words and fingerprints of the bridge, on the engine at hand."""
 
 import pytest
 import torch
-from nulltext.engine import files, words
-from nulltext.engine.guider import guider_class
+from nulltext.engine import words
+from nulltext.engine.fingerprint import difference, fingerprint
 from nulltext.engine.run import sample_with
 from nulltext.engine.sampler import core_sampler, is_euler, own_sampler, sampler_name
 from nulltext.samplers.core import FLOW, VE
 from nulltext.samplers.ode import sample_euler
+from nulltext.tests.running import SCALE, Control, normal, walk
 
 
 def sigmas_for(model, engine, steps=4):
     return engine.sigmas_of(model, "normal", steps)
 
 
-def sampled(model, sampler, positive, negative, cfg, latent, sigmas, noise=None, mask=None, seed=5):
-    guider = guider_class()(model)
-    guider.set_conds(positive, negative)
-    guider.set_cfg(cfg)
-    noise = torch.zeros_like(latent) if noise is None else noise
-    with torch.inference_mode():
-        return guider.sample(noise, latent, sampler, sigmas, denoise_mask=mask, seed=seed, disable_pbar=True)
-
-
 @pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "FLOW"])
-def test_our_loop_is_the_engines_euler(engine, make_model, make_condition, latent, kind):
+def test_our_loop_is_the_engines_euler(engine, make_model, ends, latent, kind):
     model = make_model(kind)
-    sigmas = sigmas_for(model, engine)
-    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(1))
-    args = (make_condition(1), make_condition(2), 3.0, latent, sigmas, noise)
-    ours = sampled(model, own_sampler(sample_euler), *args)
-    core = sampled(model, core_sampler("euler"), *args)
+    args = (model, ends, 3.0, normal(*latent.shape, seed=1), sigmas_for(model, engine), latent)
+    ours, core = walk(*args, own_sampler(sample_euler)), walk(*args, "euler")
     assert (ours - core).abs().max() / core.abs().max() < 1e-5
 
 
-def test_a_given_start_is_taken_as_it_is(engine, make_model, make_condition, latent):
+def test_a_given_start_is_taken_as_it_is(engine, make_model, ends, latent):
     """Flow at sigma 1 is where the engine's scaling would divide by 0 or drop the latent."""
-    model, seen = make_model("FLOW"), []
+    model, seen, start = make_model("FLOW"), [], torch.randn(latent.shape)
 
     def spy(denoise, x, sigmas, *, process, noise, callback):
         seen.append((x.clone(), process))
         return x
 
-    start = torch.randn(latent.shape)
-    out = sampled(
-        model,
-        own_sampler(spy, start=start),
-        make_condition(),
-        make_condition(2),
-        1.0,
-        latent,
-        sigmas_for(model, engine),
-    )
+    def begun(start):
+        sampler, nothing = own_sampler(spy, start=start), torch.zeros_like(latent)
+        return walk(model, ends, 1.0, nothing, sigmas_for(model, engine), latent, sampler)
+
+    assert torch.allclose(begun(start), start / SCALE)
     assert torch.equal(seen[0][0], start) and seen[0][1] is FLOW
-    assert torch.allclose(out, start / 0.18215)
     with pytest.raises(ValueError, match="start has shape"):
-        sampled(
-            model,
-            own_sampler(spy, start=start[:1]),
-            make_condition(),
-            make_condition(2),
-            1.0,
-            latent,
-            sigmas_for(model, engine),
-        )
+        begun(start[:1])
 
 
-def test_masked_part_stays_the_source(engine, tiny, make_condition, latent):
+def test_masked_part_stays_the_source(engine, tiny, ends, latent):
     mask = torch.zeros(1, 8, 8)
     mask[:, :, 4:] = 1
-    sigmas = sigmas_for(tiny, engine)
-    noise = torch.randn(latent.shape)
-    out = sampled(
-        tiny, own_sampler(sample_euler), make_condition(), make_condition(2), 2.0, latent, sigmas, noise, mask
-    )
-    core = sampled(tiny, core_sampler("euler"), make_condition(), make_condition(2), 2.0, latent, sigmas, noise, mask)
+    args = (tiny, ends, 2.0, torch.randn(latent.shape), sigmas_for(tiny, engine), latent)
+    out, core = (walk(*args, sampler, mask) for sampler in (own_sampler(sample_euler), "euler"))
     assert torch.allclose(out[..., :3], latent[..., :3], atol=1e-4)
     assert (out[..., 4:] - latent[..., 4:]).abs().max() > 0.1
     assert torch.allclose(out, core, rtol=1e-4, atol=1e-3)
@@ -88,7 +59,7 @@ def test_body_sees_what_the_engine_would(engine, tiny, make_condition, latent):
         x = run.latent
         c, u, t = run.predictions(x, 2.0, ["positive", "negative", "third"])
         guided = run.guided("positive", "negative", 5.0)(x, 2.0)
-        alone = run.guided("third", None, 1.0)(x, 2.0)
+        alone = run.denoiser("third")(x, 2.0)
         net = run.embedding_net("positive")(x, 2.0, conds["negative"][0][0])
         run.tick(3)
         return c, u, t, guided, alone, net, run.latent, run.process, run.progress.value, run.calls
@@ -119,26 +90,6 @@ def test_pooled_vectors_reach_the_embedding_net(engine, make_model, make_conditi
 
 
 def test_control_nets_are_cleaned_up_on_error(engine, tiny, make_condition, latent):
-    class Control:
-        cleaned = 0
-
-        def get_models(self):
-            return []
-
-        def inference_memory_requirements(self, dtype):
-            return 0
-
-        def pre_run(self, model, percent_to_timestep_function):
-            pass
-
-        def get_extra_hooks(self):
-            return []
-
-        extra_hooks, previous_controlnet = None, None
-
-        def cleanup(self):
-            self.cleaned += 1
-
     control = Control()
 
     def body(run):
@@ -149,21 +100,18 @@ def test_control_nets_are_cleaned_up_on_error(engine, tiny, make_condition, late
     assert control.cleaned >= 1
 
 
-def test_interrupt_stops_any_loop(engine, tiny, make_condition, latent):
-    import comfy.model_management
-
-    sigmas = sigmas_for(tiny, engine)
-    comfy.model_management.interrupt_current_processing(True)
-    with pytest.raises(engine.Interrupted()):
-        sampled(tiny, own_sampler(sample_euler), make_condition(), make_condition(2), 2.0, latent, sigmas)
-    comfy.model_management.interrupt_current_processing(True)
-    silent = own_sampler(lambda denoise, x, sigmas, *, process, noise, callback: denoise(x, sigmas[0]))
-    with pytest.raises(engine.Interrupted()):  # a loop that reports no step is stopped at its network call
-        sampled(tiny, silent, make_condition(), make_condition(2), 2.0, latent, sigmas)
-    comfy.model_management.interrupt_current_processing(True)
+def test_interrupt_stops_any_loop(engine, tiny, ends, latent):
+    manage, sigmas = engine.get("model_management"), sigmas_for(tiny, engine)
+    # the second reports no step and is stopped at its network call
+    loops = sample_euler, lambda denoise, x, sigmas, *, process, noise, callback: denoise(x, sigmas[0])
+    for loop in loops:
+        manage.interrupt_current_processing(True)
+        with pytest.raises(engine.Interrupted()):
+            walk(tiny, ends, 2.0, torch.zeros_like(latent), sigmas, latent, own_sampler(loop))
+    manage.interrupt_current_processing(True)
     with torch.inference_mode(), pytest.raises(engine.Interrupted()):
-        sample_with(tiny, {"positive": make_condition()}, latent, sigmas, lambda run: run.tick())
-    comfy.model_management.interrupt_current_processing(False)
+        sample_with(tiny, {"positive": ends[0]}, latent, sigmas, lambda run: run.tick())
+    manage.interrupt_current_processing(False)
 
 
 def test_names_of_samplers(engine, tiny):
@@ -204,7 +152,7 @@ def test_paths_stay_inside(engine, name):
 def test_paths_inside(engine):
     path = engine.full_path("output", "inversions/scene.safetensors")
     assert path.is_relative_to(engine.folder("output"))
-    assert files.cache_folder().is_relative_to(engine.folder("user"))
+    assert engine.cache_folder().is_relative_to(engine.folder("user"))
 
 
 def test_links_out_of_the_folder_are_refused(engine, tmp_path):
@@ -214,6 +162,43 @@ def test_links_out_of_the_folder_are_refused(engine, tmp_path):
         link.symlink_to(tmp_path)
     with pytest.raises(ValueError, match="file name"):
         engine.full_path("output", "link/x")
+
+
+def test_fingerprint_tells_what_differs(engine, tiny, make_model):
+    base = fingerprint(tiny)
+    assert difference(base, fingerprint(tiny.clone())) is None
+    other = make_model()
+    with torch.inference_mode():
+        for p in other.model.parameters():
+            p.mul_(1.01)
+    assert "other weights" in difference(base, fingerprint(other))
+    assert "prediction type" in difference(base, fingerprint(make_model("V_PREDICTION")))
+    half = make_model(dtype=torch.float16)
+    assert "precision (float32 then, float16 now)" in difference(base, fingerprint(half))
+    with torch.inference_mode():
+        half.model.float()
+    assert difference(fingerprint(make_model(dtype=torch.float16)), fingerprint(half)) is None
+    assert "architecture" in difference(base, fingerprint(make_model(adm=64)))
+
+
+def test_fingerprint_counts_patches_and_sees_through_loaded_ones(engine, tiny):
+    name = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v.weight"
+    base, shape = fingerprint(tiny), dict(tiny.model.named_parameters())[name].shape
+    patched, stronger = tiny.clone(), tiny.clone()
+    patch = torch.randn(shape)
+    patched.add_patches({name: (patch,)}, 0.5)
+    stronger.add_patches({name: (patch,)}, 1.0)
+    assert "LoRA" in difference(base, fingerprint(patched))
+    assert "LoRA" in difference(fingerprint(stronger), fingerprint(patched))
+    all_names = {n: (torch.ones_like(p),) for n, p in tiny.model.named_parameters()}
+    merged = tiny.clone()
+    merged.add_patches(all_names, 1.0)
+    with torch.inference_mode():
+        engine.load_models([merged])
+        assert difference(base, fingerprint(tiny)) is None  # its weights lie patched in memory now
+        import comfy.model_management
+
+        comfy.model_management.unload_all_models()
 
 
 class Clip:

@@ -7,16 +7,8 @@ import json
 import pytest
 import torch
 
-REPAINT = {
-    "kind": "repaint",
-    "schedule": "custom",
-    "levels": "11",
-    "jump": "1",
-    "resamples": "15",
-    "low": "0",
-    "high": "2",
-    "noise": "renewed (ours, for few levels)",
-}
+REPAINT = {"kind": "repaint", "schedule": "custom", "levels": "11", "jump": "1", "resamples": "15", "low": "0"}
+REPAINT |= {"high": "2", "noise": "renewed (ours, for few levels)"}
 
 
 def test_words_are_the_tokenizers_own_and_can_be_named_in_a_field(engine):
@@ -57,14 +49,8 @@ def test_a_drawn_repaint_schedule_is_the_one_that_is_walked(engine):
 def test_a_drawn_disturbance_follows_cfg_and_window(engine):
     from nulltext.nodes import page
 
-    options = {
-        "kind": "disturbance",
-        "cfg": "10",
-        "start_percent": "0.7",
-        "denoise": "1",
-        "steps_above": "12",
-        "steps_below": "0",
-    }
+    options = {"kind": "disturbance", "cfg": "10", "start_percent": "0.7", "denoise": "1"}
+    options |= {"steps_above": "12", "steps_below": "0"}
     calm, wild = page.drawing(options), page.drawing({**options, "steps_below": "5"})
     assert "stable" in calm["said"] and "NOT" not in calm["said"] and "NOT stable" in wild["said"]
     assert wild["calls"] < calm["calls"]

@@ -2,42 +2,29 @@
 
 import pytest
 import torch
-from nulltext.engine import pair_guider as p2p_bridge
-from nulltext.engine import words
+from nulltext.engine import pair_guider
 from nulltext.engine.noise import source_latent
 from nulltext.engine.sampler import own_way_back
-from nulltext.nodes import edit_grid, inversion_sampling, prompt_to_prompt, replay
+from nulltext.nodes import edit_grid
 from nulltext.nodes.inversion import invert
+from nulltext.nodes.replay import replay
+from nulltext.tests.running import run
 
 STEPS, RECORD = 3, 3.5
 
 
 @pytest.fixture
-def prompts(make_condition):
-    """A CONDITIONING that knows its words, as Prompt (with words) makes it, by seed."""
-
-    def make(seed):
-        said = [{"text": w, "tokens": [i + 1]} for i, w in enumerate(["a", "red", "cat"])]
-        known = {"text": "a red cat", "words": said, "ids": [900, 1, 2, 3] + [901] * 73, "chunks": 1}
-        return make_condition(seed, **{words.KEY: [known]})
-
-    return make
+def texts(prompt):
+    """Source, edited and negative prompt."""
+    return prompt("a red cat"), prompt("a blue cat"), prompt("")
 
 
 @pytest.fixture
-def inversion(tiny, engine, latent, prompts):
+def inversion(tiny, engine, latent, texts):
     """Edit-friendly noise at cfg 3.5, as its authors invert."""
-    conds = {"positive": prompts(1), "negative": prompts(2)}
+    conds, sigmas = {"positive": texts[0], "negative": texts[2]}, engine.sigmas_of(tiny, "normal", STEPS)
     with torch.inference_mode():
-        return invert(
-            tiny,
-            conds,
-            {"samples": latent},
-            engine.sigmas_of(tiny, "normal", STEPS),
-            "edit_friendly",
-            cfg=RECORD,
-            cache=False,
-        )[0]
+        return invert(tiny, conds, {"samples": latent}, sigmas, "edit_friendly", cfg=RECORD, cache=False)[0]
 
 
 @pytest.fixture
@@ -55,47 +42,32 @@ def used(monkeypatch):
     return seen
 
 
-EDIT = {
-    "edit": "auto",
-    "cross_steps": 0.8,
-    "self_steps": 0.4,
-    "self_attention": "replace",
-    "word_windows": "",
-    "weights": "",
-    "weights_act": "in the cross window",
-    "blend_words": "",
-    "keep_words": "",
-    "blend_threshold": 0.3,
-    "blend_start": 0.2,
-    "blend_layers": "auto",
-}
+def sampler(model, inversion, texts, cfg):
+    ends = {"positive": texts[1], "negative": texts[2]}
+    return run("Sampler", model=model, inversion=inversion, strength=1.0, target_cfg=cfg, **ends)
 
 
-def sampler(model, inversion, prompts, cfg):
-    inversion_sampling.Sampler().run(model, inversion, 1.0, prompts(4), prompts(2), target_cfg=cfg)
-
-
-def guider(model, inversion, prompts, cfg):
-    (made,) = inversion_sampling.Guider().run(model, inversion, prompts(4), prompts(2), target_cfg=cfg)
+def guider(model, inversion, texts, cfg):
+    ends = {"positive": texts[1], "negative": texts[2]}
+    (made,) = run("Guider", model=model, inversion=inversion, target_cfg=cfg, **ends)
     walk(made, inversion)
 
 
-def grid(model, inversion, prompts, cfg):
-    edit_grid.EditGrid().run(model, prompts, None, inversion, "a blue cat", "1", prompts(2), target_cfg=cfg)
+def grid(model, inversion, texts, cfg):
+    more = {"vae": None, "strengths": "1", "prompts": "a blue cat", "negative": texts[2], "target_cfg": cfg}
+    run("EditGrid", model=model, clip=texts, inversion=inversion, **more)
 
 
-def p2p_guider(model, inversion, prompts, cfg):
-    made = prompt_to_prompt.PromptToPromptGuider().run(
-        model, prompts(4), prompts(2), cfg, False, source=prompts(1), inversion=inversion, **EDIT
-    )["result"][0]
-    walk(made, inversion)
+def p2p_guider(model, inversion, texts, cfg):
+    prompts = dict(zip(("source", "edited", "negative"), texts))
+    made = run("PromptToPromptGuider", model=model, cfg=cfg, keep_source=False, inversion=inversion, **prompts)
+    walk(made[0], inversion)
 
 
-def p2p(model, inversion, prompts, cfg):
-    said = prompt_to_prompt.PromptToPrompt().run(
-        model, prompts(4), prompts(2), cfg, 0, 20, "normal", source=prompts(1), inversion=inversion, **EDIT
-    )
-    assert f"{STEPS} steps at cfg {cfg or inversion.cfg:g}" in said["result"][3]
+def p2p(model, inversion, texts, cfg):
+    prompts = dict(zip(("source", "edited", "negative"), texts))
+    said = run("PromptToPrompt", model=model, cfg=cfg, inversion=inversion, **prompts)
+    assert f"{STEPS} steps at cfg {cfg or inversion.cfg:g}" in said[3]
 
 
 def walk(made, inversion):
@@ -110,7 +82,7 @@ NODES = pytest.mark.parametrize("node", [sampler, guider, grid, p2p_guider, p2p]
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch, engine):
     """The grid without an autoencoder and a text encoder."""
-    monkeypatch.setattr(edit_grid, "encode", lambda clip, text: clip(4))
+    monkeypatch.setattr(edit_grid, "encode", lambda clip, text: clip[1])
     monkeypatch.setattr(edit_grid, "with_words", lambda conditioning, clip, text: conditioning)
     monkeypatch.setattr(edit_grid, "decode", lambda vae, samples: torch.zeros(len(samples), 16, 16, 3))
     with torch.inference_mode():
@@ -118,54 +90,47 @@ def no_pictures(monkeypatch, engine):
 
 
 @NODES
-def test_the_records_cfg_unless_a_target_is_set(tiny, inversion, prompts, used, node):
+def test_the_records_cfg_unless_a_target_is_set(tiny, inversion, texts, used, node):
     for cfg, expected in ((0.0, RECORD), (RECORD, RECORD), (15.0, 15.0), (1.0, 1.0)):
         used.clear()
-        node(tiny, inversion, prompts, cfg)
+        node(tiny, inversion, texts, cfg)
         assert used == [expected]
 
 
 @NODES
 @pytest.mark.parametrize("correction", ["null_text", "global_null"])
-def test_null_embeddings_fit_one_cfg(tiny, inversion, prompts, used, node, correction):
-    null = prompts(8)[0][0].clone().expand(STEPS, 2, -1, -1).clone()
+def test_null_embeddings_fit_one_cfg(tiny, inversion, texts, make_condition, used, node, correction):
+    null = make_condition(8)[0][0].clone().expand(STEPS, 2, -1, -1).clone()
     tied = inversion.replace(pivot="ddim", residuals=None, correction=correction, null_embeddings=null, cfg=5.0)
     for cfg in (0.0, 5.0):
-        node(tiny, tied, prompts, cfg)
+        node(tiny, tied, texts, cfg)
     assert used == [5.0, 5.0]
     tiny.model.apply_model = None  # refused before any call
     with pytest.raises(ValueError, match="optimised for cfg 5 and fit no other"):
-        node(tiny, tied, prompts, 15.0)
+        node(tiny, tied, texts, 15.0)
 
 
 @NODES
-def test_the_source_prompt_in_the_null_branch_is_free(tiny, inversion, prompts, used, node):
-    null = prompts(1)[0][0].clone().expand(STEPS, 2, -1, -1).clone()
+def test_the_source_prompt_in_the_null_branch_is_free(tiny, inversion, texts, used, node):
+    null = texts[0][0][0].clone().expand(STEPS, 2, -1, -1).clone()
     free = inversion.replace(pivot="ddim", residuals=None, correction="negative_prompt", null_embeddings=null, cfg=5.0)
-    node(tiny, free, prompts, 15.0)
+    node(tiny, free, texts, 15.0)
     assert used == [15.0]
 
 
-def test_from_noise_a_cfg_must_be_set(tiny, prompts, engine):
-    run = prompt_to_prompt.PromptToPrompt().run
-    empty = {"samples": torch.zeros(1, 4, 8, 8)}
-    with pytest.raises(ValueError, match="there is no inversion: set a cfg"):
-        run(tiny, prompts(4), prompts(2), 0.0, 0, 2, "normal", latent=empty, source=prompts(1), **EDIT)
-
-
-def test_the_sampler_says_that_another_cfg_gives_another_picture(tiny, inversion, prompts):
-    def said(cfg, **changes):
-        given = inversion.replace(**changes)
-        return inversion_sampling.Sampler().run(tiny, given, 1.0, None, prompts(2), target_cfg=cfg)["result"][1]
+def test_the_sampler_says_that_another_cfg_gives_another_picture(tiny, inversion, texts):
+    def said(cfg):
+        return sampler(tiny, inversion, (None, None, texts[2]), cfg)[1]
 
     assert "its source does not come back" in said(15.0)
     assert "cfg 15" in said(15.0)
     assert "Notice" not in said(0.0)
 
 
-def test_the_edit_of_the_authors_needs_one_run(tiny, inversion, prompts, engine):
+def test_the_edit_of_the_authors_needs_one_run(tiny, inversion, texts):
     """Source cfg 3.5, target cfg 15, 36 of 100 steps skipped: here 1 of 3."""
-    out = inversion_sampling.Sampler().run(tiny, inversion, 0.64, prompts(4), prompts(2), target_cfg=15.0)["result"][0]
-    by_hand = replay.replay(tiny, inversion, prompts(4), prompts(2), cfg=15.0, first=1).samples
-    assert torch.equal(out["samples"], by_hand)
-    assert p2p_bridge.way_back(inversion, 1)[3]["residuals"].shape[0] == STEPS - 1
+    ends = {"positive": texts[1], "negative": texts[2]}
+    out = run("Sampler", model=tiny, inversion=inversion, strength=0.64, target_cfg=15.0, **ends)
+    by_hand = replay(tiny, inversion, texts[1], texts[2], cfg=15.0, first=1).samples
+    assert torch.equal(out.samples, by_hand)
+    assert pair_guider.way_back(inversion, 1)[3]["residuals"].shape[0] == STEPS - 1

@@ -2,69 +2,29 @@
 
 import pytest
 import torch
-from nulltext.demo import nets
-from nulltext.demo.image_text import IMAGE, NOISY, TEXT, WORDS
-from nulltext.engine.sampler import core_sampler, sample_latent
-from nulltext.engine.words import KEY
-from nulltext.nodes import NODE_CLASS_MAPPINGS
-from nulltext.samplers.networks.image_text import ImageText
-from nulltext.samplers.networks.latent_classifier import LatentClassifier
+from nulltext.tests import running
+from nulltext.tests.running import normal
 
 START, END = 0.3, 0.6
 CFG = 1.5
-
-
-@pytest.fixture(autouse=True)
-def inference():
-    with torch.inference_mode():  # as nodes run
-        yield
-
-
-@pytest.fixture(scope="module")
-def vae(engine):
-    torch.manual_seed(0)
-    sd = dict(nets.AutoEncoder().state_dict())
-    sd |= {"vae_scale": torch.tensor(0.18215), "vae_shift": torch.tensor(0.0)}
-    return engine.get("sd").VAE(sd=sd)
-
-
-@pytest.fixture(scope="module")
-def image_text():
-    torch.manual_seed(0)
-    with torch.inference_mode(False):
-        return ImageText(WORDS, IMAGE, TEXT, NOISY).eval().requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def classifier():
-    torch.manual_seed(1)
-    with torch.inference_mode(False):
-        made = LatentClassifier.new(["cat", "dog"], 4, 8, width=16)
-        for p in made.parameters():  # zero-initialised branches would hide mistakes
-            if p.ndim > 1 and not p.any():
-                torch.nn.init.normal_(p, std=0.05)
-        return made.eval().requires_grad_(False)
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 @pytest.fixture
-def worded(make_condition):
-    record = {"text": "ring", "words": [{"text": "ring", "tokens": [1]}], "ids": [900, 5, *[901] * 75], "chunks": 1}
-    ((embedding, extra),) = make_condition(1)
-    return [[embedding, {**extra, KEY: [record]}]]
+def worded(prompt):
+    return prompt("ring")
 
 
 @pytest.fixture
-def differs(tiny, make_condition):
+def differs(tiny, make_condition, euler):
     """differs(model, sigma, positive): whether one step from that level is not the same as the untouched model's."""
-    latent = {"samples": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))}
 
     def made(model, sigma, positive):
-        sigmas = torch.tensor([sigma, sigma / 2])
-        return sample_latent(model, positive, make_condition(2), CFG, core_sampler("euler"), sigmas, latent, 5)
+        ends, sigmas = (positive, make_condition(2)), torch.tensor([sigma, sigma / 2])
+        return euler(model, normal(1, 4, 8, 8, seed=3), CFG, sigmas=sigmas, seed=5, ends=ends)
 
     def differs(model, sigma, positive, untouched=tiny, plain=None):
-        plain = positive if plain is None else plain
-        return not torch.equal(made(model, sigma, positive)["samples"], made(untouched, sigma, plain)["samples"])
+        return not torch.equal(made(model, sigma, positive), made(untouched, sigma, plain or positive))
 
     return differs
 
@@ -77,18 +37,14 @@ def levels(tiny):
 
 
 def outputs(name, span=(START, END), **inputs):
-    """What a node returns; what is not named stands at its default."""
-    node = NODE_CLASS_MAPPINGS[f"NullText_{name}"]
-    asked = node.INPUT_TYPES()["required"]
-    defaults = {k: v[1]["default"] for k, v in asked.items() if len(v) > 1 and "default" in v[1]}
-    out = node().run(**{**defaults, "start_percent": span[0], "end_percent": span[1], **inputs})
-    return out["result"] if isinstance(out, dict) else out
+    return running.run(name, start_percent=span[0], end_percent=span[1], **inputs)
 
 
 @pytest.fixture
 def patched(tiny, worded, vae, image_text, classifier):
     """By name, a node's patched MODEL for a span."""
-    picture = {"samples": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4))}
+    picture = normal(1, 4, 8, 8, seed=4)
+    alone = {"text_weight": 50.0, "content_weight": 0.0, "structure_weight": 0.0, "style_weight": 0.0}
     of = lambda name, **inputs: lambda span=(START, END): outputs(name, span, model=tiny, **inputs)[0]
     return {
         "AttentionReweight": of("AttentionReweight", positive=worded, weights="ring: 5"),
@@ -98,29 +54,14 @@ def patched(tiny, worded, vae, image_text, classifier):
         "CFGConvention, linear": of("CFGConvention", w=3.0, shape="linear", w_end=2.0),
         "ClassifierGuidance": of("ClassifierGuidance", classifier=classifier, class_name="dog", scale=3.0),
         "CLIPGuidance": of("CLIPGuidance", vae=vae, image_text=image_text, text="a red circle", scale=50.0),
-        "SemanticGuidance": of(
-            "SemanticGuidance",
-            vae=vae,
-            image_text=image_text,
-            text="a red circle",
-            text_weight=50.0,
-            content_weight=0.0,
-            structure_weight=0.0,
-            style_weight=0.0,
-        ),
+        "SemanticGuidance": of("SemanticGuidance", vae=vae, image_text=image_text, text="a red circle", **alone),
     }
 
 
-NAMES = (
-    "AttentionReweight",
-    "ILVR",
-    "Disturbance",
-    "CFGConvention",
-    "CFGConvention, linear",
-    "ClassifierGuidance",
-    "CLIPGuidance",
-    "SemanticGuidance",
-)
+NAMES = [
+    *("AttentionReweight", "ILVR", "Disturbance", "CFGConvention", "CFGConvention, linear"),
+    *("ClassifierGuidance", "CLIPGuidance", "SemanticGuidance"),
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

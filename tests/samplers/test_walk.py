@@ -44,16 +44,9 @@ def test_path_is_followed_and_reported():
         return x
 
     steps = []
-    sample_walk(
-        lambda x, s: x * 0,
-        torch.ones(1, 1),
-        sigmas,
-        process=VE,
-        noise=lambda: torch.ones(1, 1),
-        path=path,
-        after=after,
-        callback=lambda d: steps.append((d["i"], float(d["sigma"]))),
-    )
+    watch = lambda d: steps.append((d["i"], float(d["sigma"])))
+    more = {"process": VE, "noise": lambda: torch.ones(1, 1), "path": path, "after": after, "callback": watch}
+    sample_walk(lambda x, s: x * 0, torch.ones(1, 1), sigmas, **more)
     assert seen == [(0, 3, 2), (1, 2, 1), (0, 3, 2), (1, 2, 1), (2, 1, 0)]
     assert steps == [(0, 3), (1, 2), (2, 3), (3, 2), (4, 1)] and network_calls(path) == 5
 
@@ -64,17 +57,9 @@ def test_a_jump_inside_a_walk_is_the_forward_process_between_its_two_levels(proc
     sigmas, one = torch.tensor([0.8, 0.5, 0.2, 0.0], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
 
     def seen(x0, start, draw):  # x before each network call, with a denoiser that knows x0
-        steps = []
-        sample_walk(
-            lambda x, s: x0 * one,
-            process.noised(x0 * one, sigmas[0], start * one),
-            sigmas,
-            process=process,
-            noise=lambda: draw * one,
-            eta=0.0,
-            path=[0, 1, 2, 0, 1, 2, 3],
-            callback=lambda d: steps.append(d["x"]),
-        )
+        steps, x = [], process.noised(x0 * one, sigmas[0], start * one)
+        more = {"process": process, "noise": lambda: draw * one, "eta": 0.0, "path": [0, 1, 2, 0, 1, 2, 3]}
+        sample_walk(lambda x, s: x0 * one, x, sigmas, callback=lambda d: steps.append(d["x"]), **more)
         return float(steps[2])  # after the jump from level 2 to level 0
 
     signal, old, new = seen(1.0, 0.0, 0.0), seen(0.0, 1.0, 0.0), seen(0.0, 0.0, 1.0)

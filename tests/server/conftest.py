@@ -5,6 +5,7 @@ Every test that asks for `comfy` runs once per engine: on the embedded one, and 
     result.images, result.texts, result.outputs["1"], result.error, result.where
     comfy.refuses(workflow, "words that the sentence must hold")      # one clear sentence, the server lives on
     comfy.workflow("null_text", steps=4)                               # a shipped workflow, made short
+    graph = comfy.graph()                                              # one built node by node, see graph.py
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
+from nulltext.demo import weights
+from nulltext.tests.server.graph import Graph, Node
 from nulltext.tools import engines, workflows
-from nulltext.tools.client import Client, Result
+from nulltext.tools.client import Result
+from safetensors.torch import load_file
 
 PROBE = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 16, "height": 16, "batch_size": 1, "color": 255}},
@@ -54,9 +59,8 @@ class Comfy:
         self._info = self._info or self.client.object_info()
         return self._info
 
-    def connect(self) -> Client:
-        """A second client of the same server."""
-        return Client(self.address, self.server.alive)
+    def graph(self, *checkpoint: str) -> Graph:
+        return Graph(self.object_info, *checkpoint)
 
     def run(self, workflow: dict, on_progress=None, timeout: float = 240) -> Result:
         """Queue a workflow in API format and wait. The node ids that the server sees carry the class: the embedded
@@ -81,6 +85,34 @@ class Comfy:
         if not self.server.alive():
             pytest.exit(f"The server ended. The end of its log:\n{self.server.tail()}", returncode=1)
         return result
+
+    def interrupted(self, workflow: dict, node: Node, ticks: int = 3, seconds: float = 60) -> Result:
+        """The workflow, interrupted after so many steps of a node: it ends soon."""
+        seen = []
+
+        def stop(key, value, total):
+            seen.append(key)
+            if seen.count(node.key) == ticks:
+                self.interrupt()
+
+        result = self.run(workflow, stop)
+        assert seen.count(node.key) >= ticks, f"it ended before: {result.error}"
+        assert result.interrupted and not result.ok and result.seconds < seconds
+        return result
+
+    def latent(self, result: Result, node: Node) -> torch.Tensor:
+        """The finite samples that a SaveLatent wrote."""
+        (where,) = result.outputs[node.key]["latents"]
+        out = load_file(self.tree / "output" / where["subfolder"] / where["filename"])["latent_tensor"].float()
+        assert torch.isfinite(out).all()
+        return out
+
+    @property
+    def unet(self) -> dict[str, torch.Tensor]:
+        """The weights of the demo checkpoint's UNet."""
+        trained = weights.CHECKPOINT
+        used = trained if trained.exists() else self.tree / "models" / "checkpoints" / trained.name
+        return weights.read_part(used, "unet")
 
     def refuses(self, workflow: dict, *words: str, seconds: float | None = None) -> Result:
         """The workflow fails with one clear sentence that holds all `words` (case aside), and the next prompt works."""

@@ -30,16 +30,8 @@ def demo(tmp_path):
 
 def test_a_photo_of_ones_own_is_edited_and_a_failure_is_told(demo, tmp_path):
     Image.new("RGB", (90, 60), "green").save(tmp_path / "photo.jpg")
-    ended, out = demo(
-        "direct_edit",
-        "no_such_workflow",
-        "--image",
-        str(tmp_path / "photo.jpg"),
-        "--prompt",
-        "a photo of a green square",
-        "--edit",
-        "a photo of a red square",
-    )
+    prompts = ["--prompt", "a photo of a green square", "--edit", "a photo of a red square"]
+    ended, out = demo("direct_edit", "no_such_workflow", "--image", str(tmp_path / "photo.jpg"), *prompts)
     assert ended.returncode == 1
     assert "FAILED: no_such_workflow" in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -7,39 +7,28 @@ import json
 import pytest
 from nulltext.tools import litegraph, workflows
 
+
+def info(name, output=(), **inputs):
+    """What /object_info says of a node class; `required`, `optional` and `hidden` inputs."""
+    return {name: {"name": name, "input": {"required": {}, **inputs}, "output": [*output], "output_name": [*output]}}
+
+
+WORK = {
+    "image": ["IMAGE"],
+    "seed": ["INT", {"default": 7}],
+    "steps": ["INT", {"default": 20, "min": 1}],
+    "mode": [["fast", "good"], {"control_after_generate": True}],
+    "said": ["STRING", {"forceInput": True}],
+}
+MORE = {
+    "strength": ["FLOAT", {"default": 0.5, "control_after_generate": False}],
+    "mask": ["MASK"],
+    "on": ["BOOLEAN", {}],
+}
 INFOS = {
-    "Load": {
-        "name": "Load",
-        "input": {"required": {"image": [["a.png", "b.png"], {"image_upload": True}]}},
-        "output": ["IMAGE", "MASK"],
-        "output_name": ["IMAGE", "MASK"],
-    },
-    "Work": {
-        "name": "Work",
-        "output": ["LATENT"],
-        "output_name": ["LATENT"],
-        "input": {
-            "required": {
-                "image": ["IMAGE"],
-                "seed": ["INT", {"default": 7}],
-                "steps": ["INT", {"default": 20, "min": 1}],
-                "mode": [["fast", "good"], {"control_after_generate": True}],
-                "said": ["STRING", {"forceInput": True}],
-            },
-            "optional": {
-                "strength": ["FLOAT", {"default": 0.5, "control_after_generate": False}],
-                "mask": ["MASK"],
-                "on": ["BOOLEAN", {}],
-            },
-            "hidden": {"prompt": "PROMPT"},
-        },
-    },
-    "Number": {
-        "name": "Number",
-        "input": {"required": {}},
-        "output": ["INT", "STRING"],
-        "output_name": ["INT", "STRING"],
-    },
+    **info("Load", ("IMAGE", "MASK"), required={"image": [["a.png", "b.png"], {"image_upload": True}]}),
+    **info("Work", ("LATENT",), required=WORK, optional=MORE, hidden={"prompt": "PROMPT"}),
+    **info("Number", ("INT", "STRING")),
 }
 FLOW = {
     "3": {
@@ -58,17 +47,8 @@ def node(graph, number):
 
 def test_widget_values_stand_where_the_page_reads_them():
     graph = litegraph.to_ui(FLOW, INFOS, "a note")
-    assert [place for place, _ in litegraph.widgets(INFOS["Work"])] == [
-        "seed",
-        "control_after_generate",
-        "steps",
-        "mode",
-        "control_after_generate",
-        "control_filter_list",
-        "said",
-        "strength",
-        "on",
-    ]
+    places = "seed control_after_generate steps mode control_after_generate control_filter_list said strength on"
+    assert " ".join(place for place, _ in litegraph.widgets(INFOS["Work"])) == places
     assert node(graph, 3)["widgets_values"] == [5, "fixed", 20, "good", "fixed", "", "", 0.5, False]
     assert node(graph, 1)["widgets_values"] == ["b.png", "image"]
 
@@ -108,19 +88,9 @@ def test_nodes_go_from_left_to_right_and_do_not_overlap():
 
 
 def test_room_is_left_for_what_a_run_adds():
-    infos = {
-        "Make": {"name": "Make", "input": {"required": {}}, "output": ["MODEL"], "output_name": ["MODEL"]},
-        "NullText_Sampler": {
-            "name": "NullText_Sampler",
-            "input": {"required": {"model": ["MODEL"]}},
-            "output": ["LATENT"],
-            "output_name": ["LATENT"],
-        },
-    }
-    flow = {
-        "1": {"class_type": "Make", "inputs": {}},
-        **{key: {"class_type": "NullText_Sampler", "inputs": {"model": ["1", 0]}} for key in "23"},
-    }
+    infos = info("Make", ("MODEL",)) | info("NullText_Sampler", ("LATENT",), required={"model": ["MODEL"]})
+    below = {key: {"class_type": "NullText_Sampler", "inputs": {"model": ["1", 0]}} for key in "23"}
+    flow = {"1": {"class_type": "Make", "inputs": {}}, **below}
     graph = litegraph.to_ui(flow, infos, "")
     above, below = node(graph, 2), node(graph, 3)
     assert above["pos"][0] == below["pos"][0]

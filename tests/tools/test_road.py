@@ -78,16 +78,10 @@ def test_a_server_that_ends_at_once_is_reported_with_its_log(tmp_path):
 
 
 def test_a_refusal_becomes_one_sentence_that_names_the_node():
+    wrong = {"type": "value_bigger_than_max", "message": "Value 9 bigger than max of 1", "details": "denoise"}
     body = {
         "error": {"type": "failed", "message": "Prompt outputs failed validation", "details": ""},
-        "node_errors": {
-            "4": {
-                "class_type": "KSampler",
-                "errors": [
-                    {"type": "value_bigger_than_max", "message": "Value 9 bigger than max of 1", "details": "denoise"}
-                ],
-            }
-        },
+        "node_errors": {"4": {"class_type": "KSampler", "errors": [wrong]}},
     }
     assert client._refusal(body) == ("Value 9 bigger than max of 1: denoise", "KSampler")
     body["node_errors"] = []  # the pip engine sends a list when no node is to blame
@@ -182,13 +176,8 @@ def test_psnr_is_the_textbook_figure():
 
 
 def demo(*arguments, **variables):
-    return subprocess.run(
-        [sys.executable, str(engines.ROOT / "tools"), "run", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **variables},
-        timeout=120,
-    )
+    command, variables = [sys.executable, str(engines.ROOT / "tools"), "run", *arguments], {**os.environ, **variables}
+    return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=120)
 
 
 def test_the_command_ends_with_a_readable_reason(tmp_path):

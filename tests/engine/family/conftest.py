@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from nulltext.demo import captions, nets, weights
+from nulltext.tests import stand_ins
 
 
 @pytest.fixture(scope="session")
@@ -76,32 +77,7 @@ def trainer_nets(folder):
     return SimpleNamespace(**made)
 
 
-def _controlnet(unet, zero):
-    """A ControlNet file: the encoder's weights, a hint stem, and zero convolutions (or, zero=False, open ones)."""
-    generator = torch.Generator().manual_seed(9)
-    state = {
-        key: value.clone()
-        for key, value in unet.state_dict().items()
-        if key.startswith(("time_embed.", "input_blocks.", "middle_block."))
-    }
-
-    def conv(key, n_out, n_in, k):
-        state[key + ".weight"] = torch.randn(n_out, n_in, k, k, generator=generator) * (n_in * k * k) ** -0.5
-        state[key + ".bias"] = torch.zeros(n_out)
-
-    widths = [3, 16, 16, 32, 32, 96, 96, 256, 64]
-    for i, (n_in, n_out) in enumerate(zip(widths, widths[1:], strict=False)):
-        conv(f"input_hint_block.{2 * i}", n_out, n_in, 3)
-    for i, width in enumerate((64, 64, 64, 128, 128, 128)):
-        conv(f"zero_convs.{i}.0", width, width, 1)
-    conv("middle_block_out.0", 128, 128, 1)
-    if zero:
-        for key in state:
-            if key.startswith(("zero_convs", "middle_block_out")):
-                state[key] = torch.zeros_like(state[key])
-    return state
-
-
 @pytest.fixture(scope="session")
 def controlnet():
-    return _controlnet
+    """controlnet(UNet, zero) -> a ControlNet file of the family."""
+    return lambda unet, zero: stand_ins.controlnet(unet.state_dict(), zero)

@@ -10,70 +10,27 @@ def unet_like(**config):
     from comfy import ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-    base = {
-        "image_size": 32,
-        "in_channels": 4,
-        "out_channels": 4,
-        "num_res_blocks": [2, 2, 2, 2],
-        "channel_mult": [1, 2, 4, 4],
-        "model_channels": 320,
-        "num_heads": 8,
-        "num_head_channels": -1,
-        "use_spatial_transformer": True,
-        "legacy": False,
-        "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-        "transformer_depth_output": [1] * 9 + [0] * 3,
-        "transformer_depth_middle": 1,
-        "context_dim": 768,
-        "dtype": torch.float32,
-    }
-    net = UNetModel(**{**base, **config}, device="meta", operations=ops.disable_weight_init)
+    base = {"image_size": 32, "in_channels": 4, "out_channels": 4, "num_res_blocks": [2, 2, 2, 2]}
+    base |= {"channel_mult": [1, 2, 4, 4], "model_channels": 320, "num_heads": 8, "num_head_channels": -1}
+    base |= {"use_spatial_transformer": True, "legacy": False, "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0]}
+    base |= {"transformer_depth_output": [1] * 9 + [0] * 3, "transformer_depth_middle": 1, "context_dim": 768}
+    net = UNetModel(**{**base, "dtype": torch.float32, **config}, device="meta", operations=ops.disable_weight_init)
     return {"model.diffusion_model." + key: value for key, value in net.state_dict().items()}
+
+
+SDXL = {"context_dim": 2048, "use_linear_in_transformer": True, "adm_in_channels": 2816, "num_classes": "sequential"}
+SDXL |= {"num_res_blocks": [2, 2, 2], "channel_mult": [1, 2, 4], "transformer_depth": [0, 0, 2, 2, 10, 10]}
+SDXL |= {"transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "transformer_depth_middle": 10}
+DEMO = {"model_channels": 64, "context_dim": 128, "channel_mult": [1, 2, 2], "num_res_blocks": [1, 1, 1]}
+DEMO |= {"num_heads": 4, "transformer_depth": [1, 1, 0], "transformer_depth_output": [1, 1, 1, 1, 0, 0]}
+INPAINTING = {"context_dim": 768, "in_channels": 9}
 
 
 @pytest.mark.parametrize(
     "name, config",
     [
-        ("SD15", {}),
-        ("SD15", {"context_dim": 768, "in_channels": 9}),  # inpainting
-        (
-            "SDXL",
-            {
-                "context_dim": 2048,
-                "use_linear_in_transformer": True,
-                "adm_in_channels": 2816,
-                "num_classes": "sequential",
-                "num_res_blocks": [2, 2, 2],
-                "channel_mult": [1, 2, 4],
-                "transformer_depth": [0, 0, 2, 2, 10, 10],
-                "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
-                "transformer_depth_middle": 10,
-            },
-        ),
-        (
-            "Demo",
-            {
-                "model_channels": 64,
-                "context_dim": 128,
-                "channel_mult": [1, 2, 2],
-                "num_res_blocks": [1, 1, 1],
-                "num_heads": 4,
-                "transformer_depth": [1, 1, 0],
-                "transformer_depth_output": [1, 1, 1, 1, 0, 0],
-            },
-        ),
-        (
-            "NoneType",
-            {
-                "model_channels": 96,
-                "context_dim": 128,
-                "channel_mult": [1, 2, 2],
-                "num_res_blocks": [1, 1, 1],
-                "num_heads": 4,
-                "transformer_depth": [1, 1, 0],
-                "transformer_depth_output": [1, 1, 1, 1, 0, 0],
-            },
-        ),
+        *(("SD15", {}), ("SD15", INPAINTING), ("SDXL", SDXL), ("Demo", DEMO)),
+        ("NoneType", {**DEMO, "model_channels": 96}),
     ],
 )
 def test_every_model_is_detected_as_itself(core, name, config):

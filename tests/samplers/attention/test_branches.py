@@ -61,22 +61,12 @@ def run(net, edited, controllers, *, stored=None, batch=2, cfg=3.0, seed=7, eta=
     def denoise(x, sigma):
         source, target = branches.split(x, sigma)
         n, b, sampled = len(target), batch, stored is None
-        rows = Rows(
-            tuple(range(n)),
-            branches.prompt,
-            branches.image,
-            source=tuple(2 * n + b * sampled + i for i in branches.image),
-        )
-        prompts = torch.cat(
-            [e.expand(b, -1, -1) for e in edited] + [EMPTY.expand(n + b * sampled, -1, -1), SOURCE.expand(b, -1, -1)]
-        )
-        out = net(
-            torch.cat([target, target] + [source] * (1 + sampled)),
-            sigma,
-            prompts,
-            [(c, rows) for c in controllers],
-            branches.moment(sigma),
-        )
+        at = tuple(2 * n + b * sampled + i for i in branches.image)
+        rows = Rows(tuple(range(n)), branches.prompt, branches.image, source=at)
+        counts = [(e, b) for e in edited] + [(EMPTY, n + b * sampled), (SOURCE, b)]
+        prompts = torch.cat([e.expand(count, -1, -1) for e, count in counts])
+        together = torch.cat([target, target] + [source] * (1 + sampled))
+        out = net(together, sigma, prompts, [(c, rows) for c in controllers], branches.moment(sigma))
         d_target = out[n : 2 * n] + cfg * (out[:n] - out[n : 2 * n])
         d_source = out[2 * n : 2 * n + b] + cfg * (out[-b:] - out[2 * n : 2 * n + b]) if sampled else source
         return branches.join(d_source, d_target)
@@ -215,33 +205,18 @@ def test_edit_friendly_noise_is_replayed_in_both_rows(cfg_target):
     controllers = p2p([IDENTITY], StepWindow(0, 0.6), StepWindow(0, 0.4, 0))
     source, target = two_rows(Net(), x0, pivot.trajectory, prompt(3), controllers, 3.5, cfg_target)
     torch.testing.assert_close(source, x0, atol=1e-4, rtol=1e-4)  # so the stored levels are the source's own walk
-    net = Net()
-    out = run(
-        net,
-        [prompt(3)],
-        controllers,
-        stored=StoredSource(pivot.trajectory, SIGMAS),
-        cfg=cfg_target,
-        residuals=pivot.residuals,
-    )
-    torch.testing.assert_close(out, target, atol=1e-3, rtol=1e-3)
-    assert net.rows == STEPS * 3 * 2
-    without = run(Net(), [prompt(3)], controllers, stored=StoredSource(pivot.trajectory, SIGMAS), cfg=cfg_target)
-    assert not torch.allclose(without, target, atol=0.1)
-    same = run(
-        Net(), [SOURCE], controllers, stored=StoredSource(pivot.trajectory, SIGMAS), cfg=3.5, residuals=pivot.residuals
-    )
-    torch.testing.assert_close(same, x0, atol=1e-4, rtol=1e-4)
+    stored, net = StoredSource(pivot.trajectory, SIGMAS), Net()
+
+    def walked(edited=None, controllers=controllers, cfg=cfg_target, residuals=pivot.residuals):
+        edited = prompt(3) if edited is None else edited
+        return run(net, [edited], controllers, stored=stored, cfg=cfg, residuals=residuals)
+
+    torch.testing.assert_close(walked(), target, atol=1e-3, rtol=1e-3)
+    assert net.rows == STEPS * 3 * 2  # before any other run of this network
+    assert not torch.allclose(walked(residuals=None), target, atol=0.1)
+    torch.testing.assert_close(walked(SOURCE, cfg=3.5), x0, atol=1e-4, rtol=1e-4)
     blend = LocalBlend([[1]], [[1]], threshold=1.0, start=0.0)
-    kept = run(
-        Net(),
-        [prompt(3)],
-        [*controllers, blend],
-        stored=StoredSource(pivot.trajectory, SIGMAS),
-        cfg=cfg_target,
-        residuals=pivot.residuals,
-    )
-    assert torch.equal(kept, pivot.trajectory[-1])
+    assert torch.equal(walked(controllers=[*controllers, blend]), pivot.trajectory[-1])
 
 
 def test_a_stored_source_between_its_levels():

@@ -22,18 +22,8 @@ ALL = StepWindow(0, 1)
 
 
 def layer(cross=True, step=0.0, steps=10, **changes):
-    values = {
-        "block": "output",
-        "number": 0,
-        "depth": 0,
-        "index": 0,
-        "count": 1,
-        "cross": cross,
-        "heads": HEADS,
-        "grid": (SIDE, SIDE),
-        "latent": (SIDE, SIDE),
-        "moment": Moment(1.0, step, steps),
-    }
+    values = {"block": "output", "number": 0, "depth": 0, "index": 0, "count": 1, "cross": cross, "heads": HEADS}
+    values |= {"grid": (SIDE, SIDE), "latent": (SIDE, SIDE), "moment": Moment(1.0, step, steps)}
     return Layer(**{**values, **changes})
 
 
@@ -189,11 +179,7 @@ def test_a_repeated_prompt_is_read_at_its_own_length():
 
 def test_source_and_target_of_different_length():
     call = qkv(rows=2, tokens=12)
-    call = QKV(
-        call.q,
-        torch.cat([call.k[:1, :6].repeat(1, 2, 1), call.k[1:]]),
-        torch.cat([call.v[:1, :6].repeat(1, 2, 1), call.v[1:]]),
-    )
+    call = QKV(call.q, *(torch.cat([t[:1, :6].repeat(1, 2, 1), t[1:]]) for t in (call.k, call.v)))
     longer = TokenMap(tuple(range(6)) + (-1,) * 6)
     rows = Rows(target=(1,), prompt=(0,), image=(0,), length=12, source=(0,), source_length=6)
     out = attend(call, layer(), [(ReplaceCross([longer], ALL), rows)], Forbidden())
@@ -213,13 +199,8 @@ def test_a_source_from_an_earlier_call():
     together = attend(call, layer(), [(c, PAIR) for c, _ in jobs], plain)
     torch.testing.assert_close(apart, together[1:])
     pixels = qkv(tokens=SIDE * SIDE)
-    apart = attend(
-        QKV(*(t[1:] for t in pixels)),
-        layer(cross=False),
-        [(MutualSelf(ALL, 0.0), rows)],
-        plain,
-        source=QKV(*(t[:1] for t in pixels)),
-    )
+    earlier, later = (QKV(*(t[part] for t in pixels)) for part in (slice(1), slice(1, None)))
+    apart = attend(later, layer(cross=False), [(MutualSelf(ALL, 0.0), rows)], plain, source=earlier)
     torch.testing.assert_close(apart, attend(pixels, layer(cross=False), [(MutualSelf(ALL, 0.0), PAIR)], plain)[1:])
 
 
@@ -264,15 +245,9 @@ def test_self_attention_limits():
     assert ReplaceSelf(ALL).asks(layer(**{**big, "grid": (64, 64), "latent": (128, 128)})) is Ask.EXCHANGE
     assert ReplaceSelf(ALL, 16**2).asks(layer(**{**big, "grid": (32, 32)})) is Ask.NOTHING
     assert ReplaceSelf(ALL).asks(layer()) is Ask.NOTHING
-    late = MutualSelf()
-    assert [
-        k
-        for k in range(50)
-        if late.asks(layer(cross=False, index=12, count=16, step=float(k), steps=50)) is Ask.EXCHANGE
-    ] == list(range(4, 50))
-    assert [
-        i for i in range(16) if late.asks(layer(cross=False, index=i, count=16, step=9.0, steps=50)) is Ask.EXCHANGE
-    ] == list(range(10, 16))
+    asked = lambda index, step: MutualSelf().asks(layer(False, step, 50, index=index, count=16)) is Ask.EXCHANGE
+    assert [k for k in range(50) if asked(12, float(k))] == list(range(4, 50))
+    assert [i for i in range(16) if asked(i, 9.0)] == list(range(10, 16))
 
 
 def test_inputs_are_left_alone_and_gradients_flow():

@@ -2,29 +2,16 @@
 
 import pytest
 import torch
-from nulltext.samplers.attention.heat import colours, heat, overlay, soft_mask, spread, strip
 from nulltext.samplers.attention.layers import Layer, Moment, Rows
 from nulltext.samplers.attention.maps import LayerChoice, LocalBlend, MapRecorder, MapSum, binary, map_scale
 
 SD, SDXL = (1, 2, 4, 8), (2, 4)
 
 
-def layer(
-    grid=(16, 16), latent=(64, 64), scales=SD, block="output", number=3, depth=0, sigma=1.0, step=5.0, cross=True
-):
-    return Layer(
-        block=block,
-        number=number,
-        depth=depth,
-        index=0,
-        count=16,
-        cross=cross,
-        heads=1,
-        grid=grid,
-        latent=latent,
-        moment=Moment(sigma, step, 10),
-        scales=scales,
-    )
+def layer(grid=(16, 16), sigma=1.0, step=5.0, **changes):
+    values = {"block": "output", "number": 3, "depth": 0, "index": 0, "count": 16, "cross": True, "heads": 1}
+    values |= {"grid": grid, "latent": (64, 64), "moment": Moment(sigma, step, 10), "scales": SD}
+    return Layer(**{**values, **changes})
 
 
 @pytest.mark.parametrize(
@@ -163,30 +150,8 @@ def test_local_blend_leaves_out_words():
     assert torch.equal(rest.mask(0, 0, (16, 16)), mask)  # words left out alone: all but their region
 
 
-def test_masks_and_pictures():
-    maps = torch.zeros(1, 16, 16)
-    maps[0, 4:8, 4:8] = 2.0
-    assert binary(maps.unsqueeze(0), (32, 32), 0.3).sum() == 64
+def test_a_region_is_above_a_share_of_the_largest_value():
+    maps = torch.zeros(1, 1, 16, 16)
+    maps[..., 4:8, 4:8] = 2.0
+    assert binary(maps, (32, 32), 0.3).sum() == 64
     assert not binary(torch.zeros(1, 1, 4, 4), (8, 8), 0.3).any()  # a map of zeros has no region
-    h = heat(maps, (64, 64))
-    assert float(h.min()) == 0
-    assert float(h.max()) == 1
-    hard, soft = soft_mask(h[0], 0.5, 0), soft_mask(h[0], 0.5, 3.0)
-    assert set(hard.unique().tolist()) == {0.0, 1.0}
-    assert float(soft[24, 24]) > 0.9
-    assert abs(float(soft.sum() - hard.sum())) < 1  # away from the edges a blur moves, it does not add
-    assert len(soft.unique()) > 2
-    shades = colours(torch.linspace(0, 1, 50))
-    assert ((shades * torch.tensor([0.2126, 0.7152, 0.0722])).sum(-1).diff() > 0).all()
-    picture = torch.rand(64, 64, 3)
-    assert torch.equal(overlay(picture, h[0], 0.0), picture)
-    assert torch.equal(overlay(picture, h[0], 1.0), colours(h[0]))
-
-
-def test_strips():
-    picture, maps = torch.rand(64, 32, 3), torch.rand(2, 16, 8)
-    out = strip(picture, [maps, maps, maps], 0.5, height=32)
-    assert out.shape == (2, 32, 48, 3)
-    assert torch.equal(out[:, :, :16], out[:, :, 32:])
-    assert spread([1, 2, 3], 8) == [1, 2, 3]
-    assert spread(list(range(10)), 4) == [0, 3, 6, 9]

@@ -3,6 +3,8 @@
 import math
 
 import pytest
+import torch
+from nulltext.samplers.core import guided
 from nulltext.samplers.guidance.cfg import ScheduleOfW, from_w
 
 
@@ -12,6 +14,8 @@ def schedule(shape="linear", start=4.0, end=1.0, high=8.0, low=0.125):
 
 def test_cfg_is_one_more_than_w():
     assert [from_w(w) for w in (-1.0, 0.0, 2.5)] == [0.0, 1.0, 3.5]
+    x, cond, uncond = torch.rand(3, 4), (lambda x, s: 3 * x), (lambda x, s: x)
+    torch.testing.assert_close(guided(cond, uncond, from_w(2.5))(x, 1.0), 3.5 * cond(x, 1.0) - 2.5 * uncond(x, 1.0))
 
 
 @pytest.mark.parametrize("shape", ["constant", "linear", "cosine"])

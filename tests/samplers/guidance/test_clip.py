@@ -1,11 +1,7 @@
 """CLIP and semantic guidance on linear towers, where losses and gradients are known."""
 
-import math
-
 import pytest
 import torch
-from nulltext.samplers.core import FLOW, VE, guided
-from nulltext.samplers.guidance.cfg import ScheduleOfW, from_w
 from nulltext.samplers.guidance.clip import ImageLoss, fit_mask, rank
 from nulltext.samplers.guidance.cutouts import Cutouts
 from nulltext.samplers.guidance.losses import contrastive, cosine, out_of_range, spherical, total_variation
@@ -164,49 +160,3 @@ def test_gradients_of_the_parts_add_up():
     x = IMAGE[1:]
     push = lambda w: shift([Guidance(terms(**w), "decoder")], x, 1.0, x)  # noqa: E731
     torch.testing.assert_close(push(weights), sum(push({k: v}) for k, v in weights.items()), rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("process", [VE, FLOW])
-def test_the_noisy_tower_sees_the_reference_at_the_same_level(process):
-    seen = []
-
-    def spy(x, sigma):
-        seen.append((x.clone(), float(sigma)))
-        return embed(x)
-
-    likelihood = Semantics(content_weight=1.0).of_noisy(spy, lambda x, s: [], IMAGE[:1], process, seed=5)
-    for sigma in (0.8, 0.8, 0.3):
-        likelihood(IMAGE, sigma, None)
-    noisy = [x for x, _ in seen[::2]]
-    assert torch.equal(noisy[0], noisy[1]) and not torch.equal(noisy[0], noisy[2])
-    noise = [(x - process.signal(s) * IMAGE[:1]) / s for x, s in zip(noisy[1:], (0.8, 0.3))]
-    assert all(0.8 < n.std() < 1.2 for n in noise) and (noise[0] - noise[1]).abs().max() > 0.5
-
-
-def test_semantic_refusals():
-    with pytest.raises(ValueError, match="needs a text"):
-        Semantics(text_weight=1.0)
-    with pytest.raises(ValueError, match="reference picture"):
-        Semantics(style_weight=1.0).of_estimate(lambda d: d, embed, features, None)
-
-
-# ------------------------------------------------------------------------------------------------------ CFG
-
-
-def test_the_papers_w_is_one_less_than_cfg():
-    cond, uncond = (lambda x, s: 3 * x), (lambda x, s: x)
-    x, w = IMAGE, 2.5
-    torch.testing.assert_close(guided(cond, uncond, from_w(w))(x, 1.0), (1 + w) * cond(x, 1.0) - w * uncond(x, 1.0))
-
-
-def test_w_over_sigma():
-    flat, line, cosine_ = (ScheduleOfW(4.0, 1.0, 10.0, 0.1, shape) for shape in ("constant", "linear", "cosine"))
-    assert [s(11.0) for s in (flat, line, cosine_)] == [s(0.05) for s in (flat, line, cosine_)] == [0.0] * 3
-    assert flat(1.0) == 4.0 and line(10.0) == cosine_(10.0) == 4.0
-    assert line(1.0) == pytest.approx(2.5) == cosine_(1.0)
-    assert line(0.1) == pytest.approx(1.0) == cosine_(0.1)
-    assert cosine_(5.0) > line(5.0) > 2.5
-    for bad in ({"shape": "step"}, {"sigma_end": 20.0}, {"start": -2.0}):
-        with pytest.raises(ValueError):
-            ScheduleOfW(**({"start": 1.0, "end": 1.0, "sigma_start": 10.0, "sigma_end": 0.0} | bad))
-    assert math.isfinite(ScheduleOfW(1.0, 2.0, 10.0, 0.0, "linear")(0.0))

@@ -52,6 +52,11 @@ def test_each_part_of_a_reference_needs_one(weight):
             make()
 
 
+def test_a_text_weight_needs_a_text():
+    with pytest.raises(ValueError, match="needs a text"):
+        Semantics(text_weight=1.0)
+
+
 def test_the_estimate_is_decoded_and_a_reference_is_looked_at_once():
     asked = []
 

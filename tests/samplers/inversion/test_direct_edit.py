@@ -33,6 +33,17 @@ def prompt(label, process, cfg=1.0):
     return guided(MIX.of(label).denoiser(process), MIX.denoiser(process), cfg)
 
 
+def edit(sampler, x, sigmas, process, target=None, origin=None, seed=3, **options):
+    """From class 0 to class 1, or from and to other denoisers."""
+    target, origin = target or prompt(1, process), origin or prompt(0, process)
+    return sampler(target, x, sigmas, process=process, noise=gaussian(x, seed), source=origin, **options)
+
+
+def between(sampler, x, sigmas, process, seed):
+    """From the one Gaussian to the other."""
+    return edit(sampler, x, sigmas, process, OTHER.denoiser(process), ONE.denoiser(process), seed)
+
+
 @processes
 @samplers
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -40,7 +51,7 @@ def prompt(label, process, cfg=1.0):
 def test_equal_prompts_return_the_source_to_the_bit(process, sampler, dtype, cfg):
     x, denoise = source().to(dtype), prompt(0, process, cfg)
     kept = x.clone()
-    out = sampler(denoise, x, grid(process), process=process, noise=gaussian(x, 3), source=denoise)
+    out = edit(sampler, x, grid(process), process, denoise, denoise)
     assert torch.equal(out, kept) and torch.equal(x, kept)
 
 
@@ -48,9 +59,7 @@ def test_equal_prompts_return_the_source_to_the_bit(process, sampler, dtype, cfg
 @samplers
 def test_edits_the_class_and_leaves_the_rest(process, sampler):
     x = source()
-    out = sampler(
-        prompt(1, process), x, grid(process), process=process, noise=gaussian(x, 3), source=prompt(0, process)
-    )
+    out = edit(sampler, x, grid(process), process)
     assert float(MIX.log_prob_class(out)[:, 1].exp().min()) > 0.95
     background = (out - x)[:, ~CHANGES].abs().max()
     assert background < 0.05 < (out - x)[:, CHANGES].abs().mean()
@@ -60,10 +69,7 @@ def test_flow_edit_between_gaussians_is_the_shift_of_their_means():
     """From s = 1 the flow's x_edit - x_src is (1 - s) (m1 - m0) at every level, for any grid and any noise."""
     x = ONE.sample(4, G)
     for n in (1, 3, 17):
-        out = sample_flow_edit(
-            OTHER.denoiser(FLOW), x, grid(FLOW, n), process=FLOW, noise=gaussian(x, n), source=ONE.denoiser(FLOW)
-        )
-        torch.testing.assert_close(out, x + DELTA)
+        torch.testing.assert_close(between(sample_flow_edit, x, grid(FLOW, n), FLOW, n), x + DELTA)
 
 
 def test_flow_edit_on_ve_follows_its_ode():
@@ -71,9 +77,7 @@ def test_flow_edit_on_ve_follows_its_ode():
     x, top = ONE.sample(4, G), 2.0
     errors = []
     for n in (100, 200):
-        out = sample_flow_edit(
-            OTHER.denoiser(VE), x, grid(VE, n, top), process=VE, noise=gaussian(x, n), source=ONE.denoiser(VE)
-        )
+        out = between(sample_flow_edit, x, grid(VE, n, top), VE, n)
         errors.append(float((out - x - DELTA * (1 - STD / (STD**2 + top**2) ** 0.5)).abs().max()))
     assert errors[1] < 0.01 and 1.7 < errors[0] / errors[1] < 2.4
 
@@ -81,9 +85,7 @@ def test_flow_edit_on_ve_follows_its_ode():
 @processes
 def test_infedit_between_gaussians_follows_its_recursion(process):
     x, s = ONE.sample(4, G), grid(process, 6)
-    out = sample_infedit(
-        OTHER.denoiser(process), x, s, process=process, noise=gaussian(x, 0), source=ONE.denoiser(process)
-    )
+    out = between(sample_infedit, x, s, process, 0)
     u = torch.zeros(2, dtype=torch.float64)  # z_tar - z_src
     for i in range(6):
         a, a_next = float(process.signal(s[i])), float(process.signal(s[i + 1]))
@@ -98,10 +100,7 @@ def test_a_lower_start_changes_less(process):
     moved = []
     for share in (0.1, 0.4, 1.0):
         s = grid(process, top=share * (1 if process is FLOW else 12))
-        out = sample_flow_edit(
-            prompt(1, process), x, s, process=process, noise=gaussian(x, 3), source=prompt(0, process)
-        )
-        moved.append(float((out - x).abs().mean()))
+        moved.append(float((edit(sample_flow_edit, x, s, process) - x).abs().mean()))
     assert moved[0] < moved[1] < moved[2]
 
 
@@ -116,26 +115,16 @@ def test_average_plain_steps_calls_and_callback(process):
 
         return ask
 
-    target, origin = count(prompt(1, process)), count(prompt(0, process))
-    out = sample_flow_edit(
-        target,
-        x,
-        grid(process, 10),
-        process=process,
-        noise=gaussian(x, 3),
-        source=origin,
-        average=3,
-        plain_steps=4,
-        callback=seen.append,
-    )
+    counted = x, grid(process, 10), process, count(prompt(1, process)), count(prompt(0, process))
+    out = edit(sample_flow_edit, *counted, average=3, plain_steps=4, callback=seen.append)
     assert len(calls) == 2 * 3 * 6 + 4 and 0.0 not in calls
     assert [c["i"] for c in seen] == list(range(10)) and torch.equal(out, seen[-1]["denoised"])
     calls.clear()
-    sample_infedit(target, x, grid(process, 10), process=process, noise=gaussian(x, 3), source=origin)
+    edit(sample_infedit, *counted)
     assert len(calls) == 20 and 0.0 not in calls
     for bad in ({"average": 0}, {"plain_steps": 11}, {"plain_steps": -1}):
         with pytest.raises(ValueError, match="FlowEdit needs"):
-            sample_flow_edit(target, x, grid(process, 10), process=process, noise=gaussian(x, 3), source=origin, **bad)
+            edit(sample_flow_edit, *counted, **bad)
 
 
 @processes
@@ -144,19 +133,19 @@ def test_plain_steps_go_on_from_the_edit_at_its_own_noise(process, plain):
     """Algorithm 1 written out: the last n_min steps begin at z = noised(x_src) + (x_edit - x_src)."""
     x, s, steps = source(), grid(process, 10), 10
     target, origin, draw = prompt(1, process, 3.0), prompt(0, process, 1.5), gaussian(x, 7)
-    edit = x.clone()
+    made = x.clone()
     for i in range(steps - plain):
         share = 1 - s[i] if process is FLOW else 1.0
         z = share * x + s[i] * draw()
-        moved = z + edit - x
+        moved = z + made - x
         velocity = (moved - target(moved, s[i])) / s[i] - (z - origin(z, s[i])) / s[i]
-        edit = edit + (s[i + 1] - s[i]) * velocity
+        made = made + (s[i + 1] - s[i]) * velocity
     i = steps - plain
     share = 1 - s[i] if process is FLOW else 1.0
-    z = share * x + s[i] * draw() + edit - x
+    z = share * x + s[i] * draw() + made - x
     for i in range(steps - plain, steps):
         z = z + (s[i + 1] - s[i]) * (z - target(z, s[i])) / s[i]
-    out = sample_flow_edit(target, x, s, process=process, noise=gaussian(x, 7), source=origin, plain_steps=plain)
+    out = edit(sample_flow_edit, x, s, process, target, origin, 7, plain_steps=plain)
     torch.testing.assert_close(out, z)
 
 
@@ -165,18 +154,7 @@ def test_averaging_lowers_the_noise_of_the_edit(process):
     x = source(1)
 
     def spread(average):
-        runs = [
-            sample_flow_edit(
-                prompt(1, process),
-                x,
-                grid(process, 10),
-                process=process,
-                noise=gaussian(x, seed),
-                source=prompt(0, process),
-                average=average,
-            )
-            for seed in range(24)
-        ]
+        runs = [edit(sample_flow_edit, x, grid(process, 10), process, seed=seed, average=average) for seed in range(24)]
         return float(torch.cat(runs)[:, CHANGES].std(0).mean())
 
     assert spread(8) < spread(1)

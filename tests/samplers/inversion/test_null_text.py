@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from nulltext.samplers.attention.branches import StoredSource
 from nulltext.samplers.core import FLOW, VE, gaussian, guided, step_index
-from nulltext.samplers.inversion.corrections import negative_prompt, null_guided, overwrite
+from nulltext.samplers.inversion.corrections import negative_prompt, null_guided
 from nulltext.samplers.inversion.null_text import (
     Adam,
     Schedule,
@@ -16,7 +15,6 @@ from nulltext.samplers.inversion.null_text import (
 from nulltext.samplers.inversion.pivots import invert_ddim, invert_fixed_point, random_pivot
 from nulltext.samplers.measure.mixture import GaussianMixture
 from nulltext.samplers.ode import sample_euler, sample_heun
-from nulltext.samplers.walk import sample_walk
 
 processes = pytest.mark.parametrize("process", [VE, FLOW])
 STEPS, TOKENS, WIDTH, CFG = 20, 4, 8, 7.5
@@ -301,19 +299,6 @@ def test_negative_prompt_makes_the_source_independent_of_cfg(process):
         torch.testing.assert_close(replay, one)
     edit = sample_euler(null_guided(net, net.prompt(1), s, embeddings, CFG), pivot[0], s)
     assert rms(edit, x0) > 0.2
-
-
-@processes
-def test_overwrite_keeps_the_source_to_the_bit_whatever_the_denoiser(process):
-    net, x0, s, pivot = setting(process)
-    wild = guided(net.prompt(1), lambda x, t: net(x, t, net.null), CFG)
-    x = torch.cat([pivot[0], pivot[0]])
-    hook = overwrite(StoredSource(pivot, s), slice(0, 2))
-    out = sample_walk(wild, x, s, process=process, noise=None, eta=0.0, after=hook)
-    assert torch.equal(out[:2], x0)
-    alone = sample_walk(wild, pivot[0], s, process=process, noise=None, eta=0.0)
-    torch.testing.assert_close(out[2:], alone)  # the other rows are untouched
-    assert rms(alone, x0) > 0.2
 
 
 @processes

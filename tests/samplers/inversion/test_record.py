@@ -17,17 +17,16 @@ def record(**changes):
         "sigmas": torch.tensor([5.0, 2.0, 0.5, 0.0]),
         "trajectory": trajectory,
         "pair": trajectory[:2],
+        "cfg": 7.5,
+    }
+    fields |= {
         "pivot": "exact_pair",
         "correction": "null_text",
-        "cfg": 7.5,
         "null_embeddings": torch.randn(3, 2, 5, 6, generator=g),
-        "pooled": torch.randn(2, 6, generator=g),
-        "conditioning": torch.randn(1, 5, 6, generator=g),
-        "text": "a „red“ circle",
-        "words": [{"text": "a", "tokens": [1]}],
-        "fingerprint": {"structure": "abc"},
-        "metadata": {"seconds": 1.5, "calls": [1, 2]},
     }
+    fields |= {"pooled": torch.randn(2, 6, generator=g), "conditioning": torch.randn(1, 5, 6, generator=g)}
+    fields |= {"text": "a „red“ circle", "words": [{"text": "a", "tokens": [1]}], "fingerprint": {"structure": "abc"}}
+    fields |= {"metadata": {"seconds": 1.5, "calls": [1, 2]}}
     return Inversion(**{**fields, **changes})
 
 

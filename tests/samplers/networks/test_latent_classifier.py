@@ -5,7 +5,6 @@ import torch
 from nulltext.samplers.core import FLOW, VE
 from nulltext.samplers.guidance.terms import Guidance, with_guidance
 from nulltext.samplers.measure.mixture import GaussianMixture
-from nulltext.samplers.networks.encoder import Encoder
 from nulltext.samplers.networks.latent_classifier import LatentClassifier, class_index, train_latent_classifier
 from nulltext.samplers.ode import sample_euler
 
@@ -79,29 +78,12 @@ def test_training_may_be_stopped_and_leaves_the_global_generator_alone():
             raise KeyboardInterrupt
 
     state = torch.get_rng_state()
+    data = torch.randn(4, *SHAPE, generator=G), torch.tensor([0, 1, 0, 1]), torch.linspace(0, 1, 9)
     with pytest.raises(KeyboardInterrupt):
-        train_latent_classifier(
-            model,
-            torch.randn(4, *SHAPE, generator=G),
-            torch.tensor([0, 1, 0, 1]),
-            torch.linspace(0, 1, 9),
-            steps=10,
-            batch=4,
-            callback=stop,
-        )
+        train_latent_classifier(model, *data, steps=10, batch=4, callback=stop)
     assert len(seen) == 3 and torch.equal(state, torch.get_rng_state())
     with pytest.raises(ValueError, match="one class for each"):
         train_latent_classifier(model, torch.zeros(3, *SHAPE), torch.zeros(2, dtype=torch.long), SIGMAS)
-
-
-def test_the_encoder_takes_other_sizes_and_says_when_the_level_is_missing():
-    net = Encoder(2, 5, widths=(16, 32), size=8, noise_aware=True, attention=(1,))
-    assert net(torch.zeros(2, 2, 16, 12), 0.5).shape == (2, 5)
-    with pytest.raises(ValueError, match="noise level"):
-        net(torch.zeros(2, 2, 8, 8))
-    x = torch.randn(2, 2, 8, 8, generator=G)
-    torch.testing.assert_close(net(x, torch.tensor([0.1, 3.0]))[1:], net(x[1:], 3.0))
-    assert [f.shape[-1] for f in net.features(x, 0.5)] == [8, 4]
 
 
 class Spy(torch.nn.Module):
@@ -124,16 +106,8 @@ def shown(**options):
     right half is doubled."""
     spy, latents = Spy(), torch.cat([-torch.ones(31, 1, 4, 8), torch.ones(1, 1, 4, 8)])
     latents[..., 4:] *= 2
-    train_latent_classifier(
-        spy,
-        latents,
-        (latents[:, 0, 0, 0] > 0).long(),
-        torch.tensor([0.0, 0.01, 0.02]),
-        steps=60,
-        batch=16,
-        lr=1e-2,
-        **options,
-    )
+    index, sigmas = (latents[:, 0, 0, 0] > 0).long(), torch.tensor([0.0, 0.01, 0.02])
+    train_latent_classifier(spy, latents, index, sigmas, steps=60, batch=16, lr=1e-2, **options)
     return spy
 
 

@@ -18,17 +18,9 @@ MASK[..., 3, 3] = 1
 def walk(process, mask=MASK, noise=None, **options):
     """(result, x at each step) from the source noised to the first level."""
     steps = []
-    out = sample_blended(
-        MIXTURE.denoiser(process),
-        process.noised(SOURCE, SIGMAS[0], NOISE),
-        SIGMAS,
-        source=SOURCE,
-        mask=mask,
-        process=process,
-        noise=noise or gaussian(SOURCE, 3),
-        callback=steps.append,
-        **options,
-    )
+    x, noise = process.noised(SOURCE, SIGMAS[0], NOISE), noise or gaussian(SOURCE, 3)
+    options |= {"source": SOURCE, "mask": mask, "process": process, "noise": noise, "callback": steps.append}
+    out = sample_blended(MIXTURE.denoiser(process), x, SIGMAS, **options)
     return out, [step["x"] for step in steps]
 
 

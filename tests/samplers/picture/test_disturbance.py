@@ -28,6 +28,9 @@ BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
 ALPHA_BAR = (1 - BETAS).cumprod(0)
 SIGMA = ((1 - ALPHA_BAR) / ALPHA_BAR).sqrt()
 TIMES = list(range(991, -1, -10))  # the authors' 100 steps
+ZERO = torch.zeros(1, dtype=torch.float64)
+LEVELS = torch.cat([SIGMA[TIMES], ZERO])
+PICTURE = torch.tensor([[0.8, -0.6]], dtype=torch.float64)
 
 
 def eps_of(mixture, z, t):
@@ -53,8 +56,12 @@ def vp_loop(z, cfg, window, signal):
 
 
 def run(disturbance, x, cfg=4.0, sigmas=None, **options):
-    sigmas = torch.cat([SIGMA[TIMES], torch.zeros(1, dtype=torch.float64)]) if sigmas is None else sigmas
-    return sample_euler(disturbed(COND.denoise, UNCOND.denoise, cfg, disturbance, **options), x, sigmas)
+    denoise = disturbed(COND.denoise, UNCOND.denoise, cfg, disturbance, **options)
+    return sample_euler(denoise, x, LEVELS if sigmas is None else sigmas)
+
+
+def ordinary(x, sigmas=LEVELS):
+    return sample_euler(guided(COND.denoise, UNCOND.denoise, 4.0), x, sigmas)
 
 
 @pytest.fixture
@@ -77,16 +84,14 @@ def test_rollback_equals_the_paper_in_eps_space(x_t, b, window):
 
 
 def test_image_disturbance_equals_the_paper_in_eps_space(x_t):
-    picture = torch.tensor([[0.8, -0.6]], dtype=torch.float64)
-    expected = vp_loop(x_t, 4.0, 300, lambda i, latents: picture.expand_as(x_t))
-    out = run(Disturbance(VE, float(SIGMA[300]), reference=picture), x_t / ALPHA_BAR[TIMES[0]].sqrt())
+    expected = vp_loop(x_t, 4.0, 300, lambda i, latents: PICTURE.expand_as(x_t))
+    out = run(Disturbance(VE, float(SIGMA[300]), reference=PICTURE), x_t / ALPHA_BAR[TIMES[0]].sqrt())
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_feeding_the_null_answer_itself_would_be_wrong(x_t):
     """The easy mistake differs by far more than the tolerance above."""
-    picture = torch.tensor([[0.8, -0.6]], dtype=torch.float64).expand_as(x_t)
-    sigmas = torch.cat([SIGMA[TIMES], torch.zeros(1, dtype=torch.float64)])
+    picture = PICTURE.expand_as(x_t)
 
     def wrong(x, s):
         given = at_other_level(picture, 0.0, s, VE) if s <= SIGMA[300] else x
@@ -95,7 +100,7 @@ def test_feeding_the_null_answer_itself_would_be_wrong(x_t):
 
     x = x_t / ALPHA_BAR[TIMES[0]].sqrt()
     right = run(Disturbance(VE, float(SIGMA[300]), reference=picture), x)
-    assert (sample_euler(wrong, x, sigmas) - right).abs().max() > 0.05
+    assert (sample_euler(wrong, x, LEVELS) - right).abs().max() > 0.05
 
 
 def test_network_input_is_the_other_latent():
@@ -117,16 +122,15 @@ def test_identities_to_the_bit(x_t, case):
         "window below the run": Disturbance(VE, 1e-4, reference=x_t),
     }[case]
     strength = (lambda s: 0.0) if case == "strength 0" else (lambda s: 1.0)
-    sigmas = torch.cat([SIGMA[TIMES], torch.zeros(1, dtype=torch.float64)])
-    plain = sample_euler(guided(COND.denoise, UNCOND.denoise, 4.0), x, sigmas)
+    plain = ordinary(x)
     assert torch.equal(run(disturbance, x, strength=strength), plain)
 
 
 def test_before_the_window_nothing_changes_and_a_second_run_repeats_the_first(x_t):
     x, disturbance = x_t / ALPHA_BAR[TIMES[0]].sqrt(), Disturbance(VE, float(SIGMA[300]), older=older(200))
-    sigmas = torch.cat([SIGMA[TIMES], torch.zeros(1, dtype=torch.float64)])
-    upper = sigmas[sigmas > SIGMA[300] * 1.001]
-    plain = sample_euler(guided(COND.denoise, UNCOND.denoise, 4.0), x, upper)
+    border = SIGMA[300] * 1.001
+    upper = LEVELS[border < LEVELS]
+    plain = ordinary(x, upper)
     assert torch.equal(run(disturbance, x, sigmas=upper), plain)
     first = run(disturbance, x)
     assert torch.equal(run(disturbance, x), first)  # the history of the first run is gone
@@ -143,8 +147,7 @@ def test_no_extra_network_calls(x_t):
 
         return denoise
 
-    sigmas = torch.cat([SIGMA[TIMES], torch.zeros(1, dtype=torch.float64)])
-    sample_euler(disturbed(counted(COND), counted(UNCOND), 4.0, disturbance), x_t, sigmas)
+    sample_euler(disturbed(counted(COND), counted(UNCOND), 4.0, disturbance), x_t, LEVELS)
     assert len(calls) == 200
 
 
@@ -190,8 +193,7 @@ def test_correlated_signals_disturb_less():
     structure), the run's own latent of b = 300 ago, the picture being made. Each is clearly nearer to the plain run."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(200, 2, generator=generator, dtype=torch.float64) * SIGMA[TIMES[0]]
-    sigmas = torch.cat([SIGMA[TIMES], torch.zeros(1, dtype=torch.float64)])
-    plain = sample_euler(guided(COND.denoise, UNCOND.denoise, 4.0), x, sigmas)
+    plain = ordinary(x)
     window = float(SIGMA[300])
     ways = {
         "unrelated": Disturbance(VE, window, reference=torch.randn(200, 2, generator=generator, dtype=torch.float64)),
@@ -209,22 +211,12 @@ def noise_left(sigmas, cfg, strength=lambda s: 1.0):
     mixture = GaussianMixture([[0.0, 0.0]], 0.02)
     d = Disturbance(VE, float(sigmas[0]), reference=torch.zeros(1, 2, dtype=torch.float64))
     x = torch.randn(400, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * sigmas[0]
-    return (
-        sample_euler(disturbed(mixture.denoise, mixture.denoise, cfg, d, strength), x, sigmas)
-        .square()
-        .mean()
-        .sqrt()
-        .item()
-    )
+    denoise = disturbed(mixture.denoise, mixture.denoise, cfg, d, strength)
+    return sample_euler(denoise, x, sigmas).square().mean().sqrt().item()
 
 
 def geometric(steps, high=0.8, low=0.03):
-    return torch.cat(
-        [
-            torch.logspace(math.log10(high), math.log10(low), steps, dtype=torch.float64),
-            torch.zeros(1, dtype=torch.float64),
-        ]
-    )
+    return torch.cat([torch.logspace(math.log10(high), math.log10(low), steps, dtype=torch.float64), ZERO])
 
 
 def test_the_gain_rule_tells_noise_from_a_picture():
@@ -248,7 +240,7 @@ def test_faded_strength_is_stable_where_the_asked_one_is_not():
 
 
 def test_schedule_gives_the_window_enough_steps():
-    given = torch.cat([SIGMA[torch.linspace(999, 0, 25).long()], torch.zeros(1, dtype=torch.float64)])
+    given = torch.cat([SIGMA[torch.linspace(999, 0, 25).long()], ZERO])
     window = float(SIGMA[300])
     out = disturbance_schedule(given, 10.0, window, above=8)
     assert bool((out[1:] < out[:-1]).all()) and out[-1] == 0 and out[0] == given[0] and out[-2] == given[-2]
@@ -256,9 +248,8 @@ def test_schedule_gives_the_window_enough_steps():
     assert max(gains(out, 10.0, window)) <= 1.0 + 1e-6
     assert max(gains(given, 10.0, window)) > 2
     assert int((out > 0).sum()) - 8 - 1 == math.ceil(math.log(float(given[-2]) / window) / math.log(0.9))
-    assert int((disturbance_schedule(given, 10.0, window) > window * 1.001).sum()) == int(
-        (given > window * 1.001).sum()
-    )
+    above = lambda sigmas: int((sigmas > window * 1.001).sum())
+    assert above(disturbance_schedule(given, 10.0, window)) == above(given)
     assert torch.equal(disturbance_schedule(given, 1.0, window), given)
     partial = disturbance_schedule(given[15:], 10.0, 99.0)  # a run from a picture starts inside the window
     assert partial[0] == given[15] and max(gains(partial, 10.0, 99.0)) <= 1.0 + 1e-6

@@ -15,6 +15,7 @@ GENERATOR = torch.Generator().manual_seed(0)
 MIXTURE = GaussianMixture(torch.randn(5, 2, 8, 8, generator=GENERATOR), 0.7)
 REFERENCE = torch.randn(3, 2, 8, 8, generator=GENERATOR, dtype=torch.float64)
 SIGMAS = karras_sigmas(12, 0.03, 10.0)
+FOUR = dct_low_pass(4)
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3, 4, 8, 1.5])
@@ -95,44 +96,23 @@ def test_the_overshoot_that_the_help_page_tells():
     assert overshoot(dct_low_pass, 4) == pytest.approx((0.233, 0.251), abs=5e-4)
 
 
+def run(stop=12, process=VE, low_pass=FOUR, sigmas=None, noise=None, **options):
+    """From pure noise, on the run's own levels or on the first of them."""
+    levels = SIGMAS if process is VE else SIGMAS / (1 + SIGMAS)
+    noise = noise or gaussian(REFERENCE, 7)
+    x = process.noised(REFERENCE * 0, levels[0], noise())
+    options |= {"reference": REFERENCE, "low_pass": low_pass, "stop": stop, "process": process, "noise": noise}
+    return sample_ilvr(MIXTURE.denoiser(process), x, levels if sigmas is None else sigmas, **options)
+
+
 @pytest.mark.parametrize("process", [VE, FLOW])
 def test_what_the_authors_filter_leaves_of_the_constraint(process):
     """phi(out) - phi(reference) = (phi - phi phi)(proposal - reference) at the last step: small, and not 0."""
-    phi, seen = bicubic_low_pass(4), {}
-    sigmas = SIGMAS if process is VE else SIGMAS / (1 + SIGMAS)
-    noise = gaussian(REFERENCE, 7)
-    x = process.noised(REFERENCE * 0, sigmas[0], noise())
-    out = sample_ilvr(
-        MIXTURE.denoiser(process),
-        x,
-        sigmas,
-        reference=REFERENCE,
-        low_pass=phi,
-        stop=12,
-        process=process,
-        noise=noise,
-        callback=lambda d: seen.update(proposal=d["denoised"]),
-    )
-    gap = seen["proposal"] - REFERENCE  # the last step's proposal is the network's answer
+    phi, seen = bicubic_low_pass(4), []
+    out = run(process=process, low_pass=phi, callback=seen.append)
+    gap = seen[-1]["denoised"] - REFERENCE  # the last step's proposal is the network's answer
     torch.testing.assert_close(phi(out) - phi(REFERENCE), phi(gap) - phi(phi(gap)), rtol=0, atol=1e-10)
     assert 1e-3 < (phi(out) - phi(REFERENCE)).abs().max() < 0.6 * phi(gap).abs().max()
-
-
-def run(stop, process=VE, factor=4, eta=1.0):
-    sigmas = SIGMAS if process is VE else SIGMAS / (1 + SIGMAS)
-    noise = gaussian(REFERENCE, 7)
-    x = process.noised(REFERENCE * 0, sigmas[0], noise())
-    return sample_ilvr(
-        MIXTURE.denoiser(process),
-        x,
-        sigmas,
-        reference=REFERENCE,
-        low_pass=dct_low_pass(factor),
-        stop=stop,
-        process=process,
-        noise=noise,
-        eta=eta,
-    )
 
 
 @pytest.mark.parametrize("process", [VE, FLOW])
@@ -145,47 +125,22 @@ def test_constraint_holds_at_the_last_step(process):
 
 def test_constraint_holds_at_an_earlier_stop_with_the_references_noise():
     """Conditioned for 5 steps: right after the fifth, phi(x) is phi of the noised reference."""
-    phi, noise, seen = dct_low_pass(4), gaussian(REFERENCE, 7), {}
-    draws = []
+    phi, noise, draws, seen = dct_low_pass(4), gaussian(REFERENCE, 7), [], []
 
     def recorded():
         draws.append(noise())
         return draws[-1]
 
-    def watch(d):
-        seen[d["i"]] = d["x"]
-
-    x = SIGMAS[0] * recorded()
-    sample_ilvr(
-        MIXTURE.denoise,
-        x,
-        SIGMAS,
-        reference=REFERENCE,
-        low_pass=phi,
-        stop=5,
-        process=VE,
-        noise=recorded,
-        callback=watch,
-    )
+    run(5, noise=recorded, callback=seen.append)
     noised = REFERENCE + SIGMAS[5] * draws[2 * 5]
-    torch.testing.assert_close(phi(seen[5]), phi(noised), rtol=0, atol=1e-10)
+    torch.testing.assert_close(phi(seen[5]["x"]), phi(noised), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("stop", [1, 5, 11])
 def test_steps_after_the_stop_are_free(stop):
     """The run is the conditioned one down to its stop and a plain ancestral walk from there on."""
     noise = gaussian(REFERENCE, 7)
-    x = SIGMAS[0] * noise()
-    held = sample_ilvr(
-        MIXTURE.denoise,
-        x,
-        SIGMAS[: stop + 1],
-        reference=REFERENCE,
-        low_pass=dct_low_pass(4),
-        stop=stop,
-        process=VE,
-        noise=noise,
-    )
+    held = run(stop, sigmas=SIGMAS[: stop + 1], noise=noise)
     free = sample_walk(MIXTURE.denoise, held, SIGMAS[stop:], process=VE, noise=noise)
     assert torch.equal(run(stop), free)
     assert (free - run(12)).abs().max() > 0.01
@@ -196,7 +151,7 @@ def test_identities():
     x = SIGMAS[0] * noise()
     plain = sample_walk(MIXTURE.denoise, x, SIGMAS, process=VE, noise=noise)
     assert torch.equal(run(0), plain)
-    torch.testing.assert_close(run(12, factor=1), REFERENCE, rtol=0, atol=1e-12)
+    torch.testing.assert_close(run(low_pass=dct_low_pass(1)), REFERENCE, rtol=0, atol=1e-12)
 
 
 def test_denoised_form_works_with_a_second_order_sampler():

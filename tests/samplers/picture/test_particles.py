@@ -20,16 +20,8 @@ def draw(mixture, known, process, pictures=PICTURES, particles=PARTICLES, levels
     source = torch.tensor([[known, 0.0]], dtype=torch.float64).expand(pictures, 2)
     noise = gaussian(torch.empty(pictures * particles, 2, dtype=torch.float64), 0)
     x = process.noised(torch.zeros(pictures * particles, 2, dtype=torch.float64), sigmas[0], noise())
-    return sample_conditional_particles(
-        mixture.denoiser(process),
-        x,
-        sigmas,
-        source=source,
-        mask=MASK,
-        process=process,
-        noise=noise,
-        particles=particles,
-    )
+    more = {"source": source, "mask": MASK, "process": process, "noise": noise, "particles": particles}
+    return sample_conditional_particles(mixture.denoiser(process), x, sigmas, **more)
 
 
 @pytest.mark.parametrize("process", [VE, FLOW], ids=lambda p: p.name)
@@ -69,17 +61,9 @@ def test_systematic_resampling_keeps_proportions():
 
 
 def test_rows_must_fit():
+    x, more = torch.zeros(5, 2), {"source": torch.zeros(2, 2), "mask": MASK, "process": VE, "particles": 3}
     with pytest.raises(ValueError, match="need 6 rows"):
-        sample_conditional_particles(
-            BIMODAL.denoise,
-            torch.zeros(5, 2),
-            torch.tensor([1.0, 0.0]),
-            source=torch.zeros(2, 2),
-            mask=MASK,
-            process=VE,
-            noise=lambda: torch.zeros(5, 2),
-            particles=3,
-        )
+        sample_conditional_particles(BIMODAL.denoise, x, torch.tensor([1.0, 0.0]), noise=lambda: x, **more)
 
 
 @pytest.mark.parametrize("sigmas", [(2.0, 0.0), (2.0, 1.0, 0.0)], ids=["one level", "two levels"])
@@ -114,16 +98,10 @@ def test_the_weights_move_the_fill_as_far_as_the_closed_form_says(sigmas):
 def test_a_soft_mask_mixes_the_draw_by_its_value_and_below_a_half_nothing_is_drawn():
     """A network that always answers 2, a source of -1: the fill is 2 m - (1 - m) where m >= 1/2."""
     mask = torch.tensor([[0.0, 0.25, 0.5, 0.75, 1.0]], dtype=torch.float64)
-    out = sample_conditional_particles(
-        lambda x, sigma: torch.full_like(x, 2.0),
-        torch.zeros(3, 5, dtype=torch.float64),
-        torch.tensor([1.0, 0.0], dtype=torch.float64),
-        source=torch.full((1, 5), -1.0, dtype=torch.float64),
-        mask=mask,
-        process=VE,
-        noise=lambda: torch.zeros(3, 5, dtype=torch.float64),
-        particles=3,
-    )
+    x, source = torch.zeros(3, 5, dtype=torch.float64), torch.full((1, 5), -1.0, dtype=torch.float64)
+    sigmas = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    more = {"source": source, "mask": mask, "process": VE, "noise": lambda: x, "particles": 3}
+    out = sample_conditional_particles(lambda x, sigma: torch.full_like(x, 2.0), x, sigmas, **more)
     torch.testing.assert_close(out, torch.tensor([[-1.0, -1.0, 0.5, 1.25, 2.0]], dtype=torch.float64))
 
 

@@ -37,21 +37,15 @@ def fill(sigmas, path, n=3000, process=VE, seed=0, eta=1.0):
     source = torch.tensor([[0.5, 0.0]], dtype=torch.float64).expand(n, 2)
     noise = gaussian(torch.empty(n, 2, dtype=torch.float64), seed)
     x = process.noised(torch.zeros(n, 2, dtype=torch.float64), sigmas[0], noise())
-    return sample_repaint(
-        BIMODAL.denoiser(process), x, sigmas, source=source, mask=MASK, process=process, noise=noise, path=path, eta=eta
-    )
+    more = {"source": source, "mask": MASK, "process": process, "noise": noise, "path": path, "eta": eta}
+    return sample_repaint(BIMODAL.denoiser(process), x, sigmas, **more)
 
 
 @pytest.mark.parametrize(
     "steps, jump, resamples, calls",
     [
-        (250, 10, 10, 2410),
-        (20, 5, 2, 35),
-        (25, 5, 5, 105),
-        (250, 10, 5, 1210),
-        (50, 5, 5, 230),
-        (30, 5, 3, 80),
-        (40, 1, 1, 40),
+        *((250, 10, 10, 2410), (20, 5, 2, 35), (25, 5, 5, 105), (250, 10, 5, 1210)),
+        *((50, 5, 5, 230), (30, 5, 3, 80), (40, 1, 1, 40)),
     ],
 )
 def test_official_schedule_costs_what_the_authors_schedule_costs(steps, jump, resamples, calls):
@@ -103,9 +97,8 @@ def test_empty_and_full_mask():
     noise = gaussian(source, 5)
     draws = [noise() for _ in range(20)]
     plain = sample_walk(BIMODAL.denoise, 14.6 * source, sigmas, process=VE, noise=iter(draws[1::2]).__next__)
-    assert torch.equal(
-        run(torch.ones(1, 2, dtype=torch.float64)), plain
-    )  # every second draw is the (unused) known part's
+    # every second draw is the (unused) known part's
+    assert torch.equal(run(torch.ones(1, 2, dtype=torch.float64)), plain)
 
 
 @pytest.mark.parametrize("process", [VE, FLOW])
@@ -137,16 +130,8 @@ def test_the_walk_starts_with_the_known_part_at_the_first_level(process):
     sigmas = torch.tensor([0.9, 0.5, 0.0], dtype=torch.float64)
     source = torch.tensor([[0.5, 0.0]], dtype=torch.float64).expand(4, 2)
     steps, draws = [], gaussian(source, 7)
-    sample_repaint(
-        BIMODAL.denoiser(process),
-        torch.full_like(source, 3.0),
-        sigmas,
-        source=source,
-        mask=MASK,
-        process=process,
-        noise=gaussian(source, 7),
-        callback=steps.append,
-    )
+    more = {"source": source, "mask": MASK, "process": process, "noise": gaussian(source, 7), "callback": steps.append}
+    sample_repaint(BIMODAL.denoiser(process), torch.full_like(source, 3.0), sigmas, **more)
     known = process.noised(source, sigmas[0], draws())
     assert torch.equal(steps[0]["x"][:, 0], known[:, 0]) and bool((steps[0]["x"][:, 1] == 3.0).all())
 
@@ -172,9 +157,8 @@ def wasserstein(fill, conditional):
         w * torch.distributions.Normal(m, v.sqrt()).cdf(grid)
         for w, m, v in zip(conditional.shares, conditional.mode_means[:, 1], conditional.mode_variances[:, 1])
     )
-    exact = grid[
-        torch.searchsorted(cdf, (torch.arange(len(fill), dtype=torch.float64) + 0.5) / len(fill)).clamp(max=20000)
-    ]
+    share = (torch.arange(len(fill), dtype=torch.float64) + 0.5) / len(fill)
+    exact = grid[torch.searchsorted(cdf, share).clamp(max=20000)]
     return (fill.sort().values - exact).abs().mean().item()
 
 
@@ -234,18 +218,9 @@ def test_our_schedule_does_the_same_to_data_of_another_scale(factor):
 
     def fills(mixture, sigmas, scale):
         noise = gaussian(source, 3)
-        plan = Schedule(30, 1, 3, 0.1, 0.4, renew=True)
-        return sample_repaint_scheduled(
-            mixture.denoise,
-            sigmas[0] * noise(),
-            sigmas,
-            source=scale * source,
-            mask=MASK,
-            process=VE,
-            noise=noise,
-            schedule=plan,
-            scale=scale,
-        )
+        more = {"source": scale * source, "mask": MASK, "process": VE, "noise": noise, "scale": scale}
+        more["schedule"] = Schedule(30, 1, 3, 0.1, 0.4, renew=True)
+        return sample_repaint_scheduled(mixture.denoise, sigmas[0] * noise(), sigmas, **more)
 
     torch.testing.assert_close(fills(wide, scaled, factor), factor * fills(BIMODAL, sigmas, 1.0), rtol=1e-6, atol=1e-8)
 
@@ -270,17 +245,9 @@ def test_inside_a_walk_every_level_has_its_full_noise_after_steps_and_jumps(proc
     noise = gaussian(like, 1)
     source = torch.full_like(like, point)
     x = process.noised(source, sigmas[0], noise())
-    sample_repaint(
-        lambda x, sigma: source,
-        x,
-        sigmas,
-        source=source,
-        mask=MASK,
-        process=process,
-        noise=noise,
-        path=official_path(8, 3, 3),
-        callback=lambda d: seen.append((float(d["sigma"]), d["x"])),
-    )
+    more = {"source": source, "mask": MASK, "process": process, "noise": noise, "path": official_path(8, 3, 3)}
+    watch = lambda d: seen.append((float(d["sigma"]), d["x"]))
+    sample_repaint(lambda x, sigma: source, x, sigmas, callback=watch, **more)
     assert len(seen) == 20 and sum(a[0] < b[0] for a, b in pairwise(seen)) == 4  # jumps
     for sigma, x in seen:
         signal = float(process.signal(torch.tensor(sigma, dtype=torch.float64)))

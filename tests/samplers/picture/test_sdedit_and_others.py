@@ -46,9 +46,8 @@ def test_small_t0_is_faithful_and_large_t0_realistic(process):
     far, likely = [], []
     for t0 in (0.15, 0.4, 0.9):
         sigmas, noise = sdedit_sigmas(level, t0, 40), gaussian(guide, 0)
-        x = sample_walk(
-            mixture.denoiser(process), process.noised(guide, sigmas[0], noise()), sigmas, process=process, noise=noise
-        )
+        x = process.noised(guide, sigmas[0], noise())
+        x = sample_walk(mixture.denoiser(process), x, sigmas, process=process, noise=noise)
         far.append((x - guide).norm(dim=1).mean().item())
         likely.append(mixture.log_prob(x).mean().item())
     assert far == sorted(far) and likely == sorted(likely) and far[-1] > 1.3 * far[0]
@@ -98,15 +97,8 @@ def test_masked_decode_keeps_the_trajectory_outside():
     mask = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
 
     def decode(mask):
-        return sample_walk(
-            mixture.denoise,
-            trajectory[0],
-            SIGMAS,
-            process=VE,
-            noise=None,
-            eta=0.0,
-            after=hold_trajectory(trajectory, mask),
-        )
+        more = {"process": VE, "noise": None, "eta": 0.0, "after": hold_trajectory(trajectory, mask)}
+        return sample_walk(mixture.denoise, trajectory[0], SIGMAS, **more)
 
     out = decode(mask)
     assert torch.equal(out[:, 0], clean[:, 0]) and (out[:, 1] - clean[:, 1]).abs().max() > 1e-3
@@ -141,18 +133,10 @@ def test_background_stands_at_the_noise_level_of_each_step(fresh):
     source = torch.tensor([[0.7, 0.0]], dtype=torch.float64).expand(4000, 2)
     noise = gaussian(source, 0)
     known = noise if fresh else fixed(noise)
-    seen = {}
-    mask = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
-    out = sample_walk(
-        mixture.denoise,
-        SIGMAS[0] * noise(),
-        SIGMAS,
-        process=VE,
-        noise=noise,
-        eta=1.0,
-        after=hold_known(source, mask, VE, known),
-        callback=lambda d: seen.update({d["i"]: d["x"][:, 0]}),
-    )
+    seen, hold = {}, hold_known(source, torch.tensor([[0.0, 1.0]], dtype=torch.float64), VE, known)
+    more = {"process": VE, "noise": noise, "eta": 1.0, "after": hold}
+    watch = lambda d: seen.update({d["i"]: d["x"][:, 0]})
+    out = sample_walk(mixture.denoise, SIGMAS[0] * noise(), SIGMAS, callback=watch, **more)
     assert torch.equal(out[:, 0], source[:, 0])
     for i in (3, 8):
         assert seen[i].std().item() == pytest.approx(float(SIGMAS[i]), rel=0.05)
@@ -176,14 +160,8 @@ def test_first_variant_pulls_the_background_but_does_not_hold_it(process):
         return ((out - source) * (1 - mask)).square().mean().item()
 
     assert 0 < drift(5.0) < 0.9 * drift(0.0)
-    held = sample_walk(
-        mixture.denoiser(process),
-        x,
-        sigmas,
-        process=process,
-        noise=gaussian(source, 3),
-        after=hold_known(source, mask, process, gaussian(source, 4)),
-    )
+    more = {"noise": gaussian(source, 3), "after": hold_known(source, mask, process, gaussian(source, 4))}
+    held = sample_walk(mixture.denoiser(process), x, sigmas, process=process, **more)
     assert ((held - source) * (1 - mask)).abs().max() == 0
 
 

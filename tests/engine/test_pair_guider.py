@@ -1,0 +1,294 @@
+"""The prompt-to-prompt guider on a real UNet of the engine: identities to the bit, groupings that must not matter,
+refusals."""
+
+import pytest
+import torch
+from nulltext.engine.comfy import sigmas_of
+from nulltext.engine.noise import model_notes, source_latent
+from nulltext.engine.pair_guider import prompt_to_prompt_guider, run_guider, source_of
+from nulltext.engine.run import sample_with
+from nulltext.engine.sampler import own_way_back
+from nulltext.nodes.inversion import invert
+from nulltext.nodes.replay import replay
+from nulltext.samplers.attention.alignment import TokenMap
+from nulltext.samplers.attention.controllers import MutualSelf, ReplaceCross, ReplaceSelf
+from nulltext.samplers.attention.layers import StepWindow
+from nulltext.samplers.attention.maps import LayerChoice, LocalBlend
+from nulltext.samplers.core import euler_step
+from nulltext.samplers.inversion.record import Inversion
+from nulltext.tests.running import SCALE, Control, normal, sample, walk
+
+ALL, HALF, NEVER, STEPS = StepWindow(0, 1), StepWindow(0, 0.5), StepWindow(0, 0), 4
+NOISE = normal(2, 4, 8, 8, seed=3)
+SAMPLERS = ("euler", "dpmpp_2m")
+
+
+def p2p(cross=ALL, own=ALL, tokens=77, edits=1):
+    return [ReplaceCross([TokenMap(tuple(range(tokens)))] * edits, cross), ReplaceSelf(own)]
+
+
+def blend(threshold):
+    return LocalBlend([[3]], [[3]], threshold=threshold, start=0.0, layers=LayerChoice("all"))
+
+
+def levels(model):
+    return sigmas_of(model, "normal", STEPS)
+
+
+def close(a, b):
+    return bool((a - b).abs().max() <= 2e-3 * b.abs().max())
+
+
+@pytest.fixture
+def prompts(make_condition):
+    """source, edit, negative"""
+    return make_condition(1), make_condition(4), make_condition(2)
+
+
+@pytest.fixture
+def pair(tiny, prompts):
+    """pair(controllers): the guider of `tiny` for the three prompts, or for others."""
+
+    def made(controllers, source=prompts[0], edits=(prompts[1],), negative=prompts[2], cfg=3.0, model=tiny, **options):
+        return prompt_to_prompt_guider(model, source, list(edits), negative, cfg, controllers, **options)
+
+    return made
+
+
+@pytest.fixture
+def guide(pair, tiny):
+    """guide(controllers): (result, guider); with an inversion, over its own levels."""
+
+    def made(controllers, sampler="euler", noise=NOISE, sigmas=None, change=lambda guider: None, **options):
+        guider = pair(controllers, **options)
+        change(guider)
+        inversion = options.get("inversion")
+        own = levels(tiny) if inversion is None else inversion.sigmas
+        return sample(guider, noise, own if sigmas is None else sigmas, sampler=sampler, seed=1), guider
+
+    return made
+
+
+def euler_inversion(model, source, **options):
+    """An INVERSION by plain backward Euler steps; its trajectory is all that matters here."""
+    sigmas = levels(model)
+
+    def body(run):
+        path, x = [run.latent], run.latent
+        for s, s_next in zip(sigmas.flip(0)[:-1], sigmas.flip(0)[1:]):
+            at = max(float(s), run.sigma_min)
+            x = euler_step(x, run.guided("positive", None, 1.0)(x, at), at, s_next)
+            path.append(x)
+        return torch.stack(path[::-1]).cpu()
+
+    with torch.inference_mode():
+        trajectory = sample_with(model, {"positive": source}, normal(2, 4, 8, 8, seed=9) / SCALE, sigmas, body)
+    return Inversion(sigmas, trajectory, metadata=model_notes(model, float(sigmas[0])), **options)
+
+
+@pytest.fixture
+def inversion(tiny, prompts):
+    return euler_inversion(tiny, prompts[0])
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun"])
+@pytest.mark.parametrize(
+    "controllers",
+    [p2p, lambda: p2p(HALF, HALF), lambda: [*p2p(), blend(0.3)], lambda: [MutualSelf(ALL, 0.0)]],
+    ids=["all", "half", "blend", "mutual"],
+)
+def test_equal_prompts_give_the_source_to_the_bit(guide, prompts, sampler, controllers):
+    out, _ = guide(controllers(), sampler, edits=[prompts[0]], keep_source=True)
+    assert torch.equal(out[:2], out[2:])
+
+
+def test_closed_windows_give_the_unhooked_run_to_the_bit(tiny, guide, inversion):
+    bare = tiny.clone()
+    held = bare.model_options["transformer_options"]
+    assert not held.get("patches_replace") and not held.get("patches")
+
+    def unhook(guider):
+        assert guider.model_options["transformer_options"]["patches_replace"].keys() >= {"attn1", "attn2"}
+        guider.model_patcher, guider.model_options = bare, bare.model_options
+
+    for options in ({"inversion": inversion}, {"keep_source": True}):
+        unhooked, _ = guide(p2p(NEVER, NEVER), change=unhook, **options)
+        closed, _ = guide(p2p(NEVER, NEVER), **options)
+        assert torch.equal(unhooked, closed)
+        assert torch.equal(unhooked, guide([], **options)[0])  # no controllers at all is the same run
+    edited, _ = guide(p2p(), keep_source=True)
+    assert not torch.equal(edited, closed)
+    torch.testing.assert_close(edited[:2], closed[:2], rtol=1e-4, atol=1e-4 * float(closed.abs().max()))
+
+
+def test_an_empty_blend_mask_gives_the_source_to_the_bit(guide, inversion):
+    out, _ = guide([*p2p(), blend(1.0)], keep_source=True)
+    assert torch.equal(out[:2], out[2:])
+    out, _ = guide([*p2p(), blend(1.0)], inversion=inversion)
+    torch.testing.assert_close(out * SCALE, inversion.source)
+    # a core sampler that is not Euler blends denoised predictions: not to the bit, but the source in the end
+    out, _ = guide([*p2p(), blend(1.0)], "dpmpp_2m", inversion=inversion)
+    torch.testing.assert_close(out * SCALE, inversion.source, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "controllers", [p2p, lambda: [MutualSelf(ALL, 0.0), *p2p(own=NEVER)], lambda: [*p2p(), blend(0.3)]]
+)
+@pytest.mark.parametrize("inverted", [False, True])
+def test_groupings_of_rows_do_not_matter(tiny, guide, inversion, short_of_memory, controllers, inverted):
+    options = {"inversion": inversion} if inverted else {}
+    together, _ = guide(controllers(), **options)
+    assert not close(guide([], **options)[0], together)  # else nothing is shown here
+
+    def apart(guider):
+        guider._fit_together = lambda asked: False
+
+    assert close(guide(controllers(), change=apart, **options)[0], together)
+    short_of_memory(tiny)
+    assert close(guide(controllers(), **options)[0], together)
+
+
+def test_three_rows_a_step_from_an_inversion_and_four_from_noise(guide, inversion):
+    assert guide(p2p(), inversion=inversion)[1].network_rows == 3 * 2 * STEPS
+    assert guide(p2p())[1].network_rows == 4 * 2 * STEPS
+    # a source that nobody looks at any more is not asked
+    assert guide(p2p(StepWindow(0, 0.4), NEVER), inversion=inversion)[1].network_rows == (3 * 2 + 2 * 2) * 2
+
+
+def test_the_source_is_the_stored_trajectory_whatever_the_noise(guide, inversion):
+    euler, dpmpp = ([guide(p2p(), name, NOISE * k, inversion=inversion)[0] for k in (1, 0)] for name in SAMPLERS)
+    assert torch.equal(*euler) and torch.equal(*dpmpp) and not torch.equal(euler[0], dpmpp[0])
+    assert torch.isfinite(guide(p2p(), sigmas=inversion.sigmas[2:], inversion=inversion)[0]).all()
+    with pytest.raises(ValueError, match="sigmas are not the inversion"):
+        guide(p2p(), sigmas=inversion.sigmas * 0.9, inversion=inversion)
+
+
+def exact(model, source, negative, pivot):
+    """An INVERSION by a pivot that has its own way back, at cfg 3.5."""
+    latent, conds = {"samples": normal(2, 4, 8, 8, seed=9) / SCALE}, {"positive": source, "negative": negative}
+    with torch.inference_mode():
+        return invert(model, conds, latent, levels(model), pivot, cfg=3.5, cache=False)[0]
+
+
+@pytest.mark.parametrize("pivot", ["edit_friendly", "exact_pair"])
+def test_pivots_with_their_own_way_back(tiny, pair, prompts, make_condition, pivot):
+    """Inverted at cfg 3.5, edited at 9: recorded residuals (or the pair) are walked in every edit's rows."""
+    source, edit, negative = prompts
+    inversion = exact(tiny, source, negative, pivot)
+    latent = source_latent(inversion)
+
+    def walked(edits, controllers, cfg=9.0, first=0):
+        """Edits by the sampler of Inversion Parts."""
+        guider = pair(controllers, edits=edits, cfg=cfg, inversion=inversion)
+        sampler, sigmas = own_way_back(inversion, first)
+        return sample(guider, torch.zeros(inversion.shape), sigmas, latent, sampler, seed=0), guider
+
+    same, guider = walked([source], p2p(), 3.5)
+    assert close(same, latent)  # its own words at its own cfg: the picture, whatever is looked at
+    assert guider.network_rows == 3 * 2 * (STEPS - (pivot == "exact_pair"))
+    for first in (0, 1):
+        plain, _ = walked([edit], [], first=first)
+        with torch.inference_mode():
+            alone = replay(tiny, inversion, edit, negative, cfg=9.0, first=first).samples
+        assert close(plain, alone)
+    edited, _ = walked([edit], p2p())
+    assert not close(edited, plain)
+    both, _ = walked([edit, make_condition(5)], p2p(edits=2))
+    assert both.shape == (4, 4, 8, 8)
+    assert close(both[:2], edited)
+    kept, _ = walked([edit], [*p2p(), blend(1.0)])
+    torch.testing.assert_close(kept * SCALE, inversion.source, rtol=1e-4, atol=1e-5)
+    # the one box takes the same walk
+    with torch.inference_mode():
+        assert torch.equal(
+            run_guider(pair(p2p(), cfg=9.0, inversion=inversion), None, inversion.sigmas, 0).edits, edited
+        )
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("pivot", ["edit_friendly", "exact_pair"])
+def test_pivots_with_their_own_way_back_refuse_other_samplers(tiny, guide, prompts, pivot, name):
+    inversion = exact(tiny, prompts[0], prompts[2], pivot)
+    with pytest.raises(ValueError, match="own way back.*wire the sampler of Inversion Parts"):
+        guide(p2p(), name, inversion=inversion)
+
+
+def test_null_embeddings_of_the_inversion_stand_in_for_the_negative_prompt(tiny, guide, prompts, make_condition):
+    null = make_condition(8)[0][0].clone()
+    kept = null.expand(STEPS, 2, -1, -1).clone()
+    corrected = euler_inversion(tiny, prompts[0], null_embeddings=kept, correction="null_text")
+    plain = corrected.replace(null_embeddings=None, correction="none")
+    with_null, _ = guide(p2p(), inversion=corrected)
+    assert close(with_null, guide(p2p(), negative=[[null, {}]], inversion=plain)[0])
+    assert not close(with_null, guide(p2p(), inversion=plain)[0])
+
+
+def test_several_edits_and_prompts_of_other_lengths(guide, prompts, make_condition):
+    edits = prompts[1], make_condition(5, 154)
+    maps = [TokenMap(tuple(range(77))), TokenMap(tuple(range(77)) + (-1,) * 77)]
+    both, guider = guide([ReplaceCross(maps, ALL), ReplaceSelf(ALL)], edits=edits)
+    assert both.shape == (4, 4, 8, 8)
+    assert guider.network_rows == 6 * 2 * STEPS
+    for e, one in enumerate(edits):
+        alone, _ = guide([ReplaceCross(maps[e : e + 1], ALL), ReplaceSelf(ALL)], edits=[one])
+        assert close(both[2 * e : 2 * e + 2], alone)
+
+
+def test_masks_previews_and_combined_negatives(tiny, pair, guide, prompts):
+    plain, _ = guide(p2p())
+    assert close(guide(p2p(), negative=prompts[2] * 2)[0], plain)
+    mask = torch.zeros(1, 8, 8)
+    mask[..., 4:] = 1
+    latent, seen = torch.randn(2, 4, 8, 8), []
+    watch = lambda i, x0, x, total: seen.append((i, x0.shape, x.shape, total))
+    out = sample(pair([*p2p(), blend(0.3)]), NOISE, levels(tiny), latent, mask=mask, callback=watch, seed=1)
+    assert seen == [(i, NOISE.shape, NOISE.shape, STEPS) for i in range(STEPS)]
+    torch.testing.assert_close(out[..., :3], latent[..., :3], atol=1e-4, rtol=1e-4)
+
+
+class Seen(Control):
+    """Adds a number to the middle block that tells which x it was shown."""
+
+    def get_control(self, x_noisy, t, cond, batched_number, transformer_options=None):
+        seen = x_noisy.abs().amax((1, 2, 3)).view(-1, 1, 1, 1).expand(-1, 64, 4, 4)
+        return {"input": [], "middle": [0.5 * seen], "output": []}
+
+
+def test_control_nets_see_their_own_latent(tiny, guide, prompts):
+    control = Seen()
+    edit, negative = ([[cond, {**extra, "control": control}] for cond, extra in c] for c in prompts[1:])
+    out, _ = guide([], edits=[edit], negative=negative, keep_source=True)
+    assert close(out[2:], walk(tiny, (edit, negative), 3.0, NOISE, levels(tiny), seed=1))
+    assert not close(out[2:], guide([])[0])
+    assert not close(guide(p2p(), edits=[edit], negative=negative)[0], out[2:])
+
+
+def test_an_error_leaves_nothing_behind(tiny, pair, guide):
+    before = dict(tiny.model_options["transformer_options"])
+    guider = pair(p2p())
+
+    def stop(*a):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sample(guider, NOISE, levels(tiny), callback=stop)
+    assert guider._branches is None
+    assert tiny.model_options["transformer_options"] == before
+    assert torch.equal(sample(guider, NOISE, levels(tiny), seed=1), guide(p2p())[0])
+
+
+def test_refusals(tiny, pair, prompts, inversion):
+    source, edit, _ = prompts
+    theirs = tiny.clone()
+    theirs.set_model_attn1_replace(lambda q, k, v, extra: q, "middle", 0)
+    for options, words in (
+        ({"source": source + source}, "source prompt must be one prompt"),
+        ({"edits": [[[edit[0][0], {"area": (4, 4, 0, 0)}]]]}, "edited prompt must be one prompt"),
+        ({"inversion": inversion.replace(pivot="random")}, "draws every level's noise anew"),
+        ({"model": theirs}, "self-attention of layer middle 0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            pair(p2p(), **options)
+    pair(p2p()[:1], model=theirs)  # cross-attention alone does not need it
+    with pytest.raises(ValueError, match="does not know its source prompt's words"):
+        source_of(inversion)

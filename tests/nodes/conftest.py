@@ -1,0 +1,63 @@
+"""What edits a picture inside a mask, by name, with few steps."""
+
+import pytest
+import torch
+from nulltext.nodes import repaint
+from nulltext.tests.running import noised_inversion, run
+
+CELLS = torch.zeros(8, 8, dtype=torch.bool)
+CELLS[2:6, 2:5] = True
+
+
+@pytest.fixture
+def inside():
+    """[8, 8], the latent cells to change."""
+    return CELLS
+
+
+@pytest.fixture
+def mask():
+    """[1, 64, 64], the same cells in pixels."""
+    return CELLS.float().repeat_interleave(8, 0).repeat_interleave(8, 1)[None]
+
+
+@pytest.fixture
+def edits(ends):
+    """By name, edit(model, latent [B, C, h, w], mask, **inputs) -> Out of each node that edits inside a mask."""
+
+    def edit(name, **values):
+        def made(model, latent, mask, **inputs):
+            given = {"latent": latent, "cfg": 3.0, **values, **inputs, "mask": mask}
+            return run(name, model=model, positive=ends[0], negative=ends[1], **given)
+
+        return made
+
+    def inverted(model, latent, mask, record=None, **inputs):
+        inversion = noised_inversion(model, latent, **(record or {}))
+        more = {"inversion": inversion, "mask": mask, "cfg": 3.0, **inputs}
+        return run("DiffEdit", model=model, positive=ends[0], negative=ends[1], **more)
+
+    numbers = {"schedule": repaint.CUSTOM, "levels": 5, "jump": 1, "resamples": 3, "low": 0.0, "high": 2.0}
+    return {
+        "repaint": edit("RePaintSampler", seed=7, noise=repaint.RENEWED, particles=3, grow=0, **numbers),
+        "sdedit": edit("SDEdit", seed=1, t0=0.6, steps=5),
+        "diffedit": inverted,
+        "blended": edit("BlendedDiffusion", seed=2, steps=5),
+    }
+
+
+class Asked(Exception):
+    """The network was asked."""
+
+
+@pytest.fixture
+def idle(tiny):
+    """A model that raises `idle.asked` where its network is asked."""
+
+    def refuse(*_, **__):
+        raise Asked
+
+    handle = tiny.model.diffusion_model.register_forward_pre_hook(refuse)
+    tiny.asked = Asked
+    yield tiny
+    handle.remove()

@@ -1,0 +1,109 @@
+"""Attention Re-weight, Record and Map on a tiny UNet of the engine: what a user wires, sees and is refused."""
+
+import pytest
+import torch
+from nulltext.tests.running import run
+
+EMPTY = torch.zeros(2, 4, 8, 8)
+
+
+def reweight(model, positive, weights, start=0.0, end=1.0):
+    return run(
+        "AttentionReweight", model=model, positive=positive, weights=weights, start_percent=start, end_percent=end
+    )
+
+
+def record(model, positive, words="", layers="auto", start=0.0, end=1.0):
+    more = {"words": words, "layers": layers, "start_percent": start, "end_percent": end}
+    return run("AttentionRecord", model=model, positive=positive, **more)
+
+
+def heat(maps, image, words="", **inputs):
+    return run("AttentionMap", maps=maps, image=image, words=words, threshold=0.4, **inputs)
+
+
+@pytest.fixture
+def sample(euler):
+    def made(model, positive, negative, cfg=3.0):
+        return euler(model, EMPTY, cfg, 3, seed=5, ends=(positive, negative))
+
+    return made
+
+
+def test_reweight_with_and_without_cfg(tiny, prompt, sample):
+    positive, negative = prompt("a red cat"), prompt("")
+    for cfg in (1.0, 3.0):
+        plain = sample(tiny, positive, negative, cfg)
+        out = reweight(tiny, positive, "red: 4, cat: -2")
+        assert out.text == "Re-weighted: red x 4, cat x -2"
+        assert not torch.allclose(sample(out[0], positive, negative, cfg), plain, atol=1e-3)
+        assert torch.equal(sample(tiny, positive, negative, cfg), plain)  # the model given stays as it was
+        between = sample(reweight(tiny, positive, "red: 4", 0.7, 0.8)[0], positive, negative, cfg)
+        assert torch.equal(between, plain)  # a window that no step falls into
+
+
+@pytest.mark.parametrize("weights, end", [("", 1.0), ("red: 1, cat: 1.0", 1.0), ("red: 5", 0.0)])
+def test_nothing_to_reweight_is_the_model_given_and_said(tiny, prompt, weights, end):
+    out = reweight(tiny, prompt("a red cat"), weights, end=end)
+    assert out[0] is tiny and "goes through as it is" in out.text
+
+
+def test_reweight_refuses_what_it_cannot_do(tiny, prompt, make_condition):
+    with pytest.raises(ValueError, match='"dog" is not in the prompt "a red cat"; its words are: a, red, cat'):
+        reweight(tiny, prompt("a red cat"), "dog: 2")
+    with pytest.raises(ValueError, match=r"NullText_Prompt"):
+        reweight(tiny, make_condition(1), "cat: 2")
+    with pytest.raises(ValueError, match="should read"):
+        reweight(tiny, prompt("a red cat"), "cat=2")
+    with pytest.raises(ValueError, match="start must be at or before end"):
+        reweight(tiny, prompt("a red cat"), "cat: 2", 0.8, 0.2)
+
+
+def test_maps_of_a_plain_run(tiny, prompt, sample):
+    positive, negative = prompt("a red cat"), prompt("")
+    model, maps = record(tiny, positive, "red, red cat", "all")
+    assert torch.allclose(sample(tiny, positive, negative), sample(model, positive, negative), atol=1e-3)
+    image = torch.rand(2, 64, 64, 3)
+    out = heat(maps, image)
+    heat_map, mask, strip = out
+    assert heat_map.shape == (4, 64, 64, 3)
+    assert mask.shape == (4, 64, 64) and 0 < float(mask.mean()) < 1
+    assert strip.shape == (4, 128, 3 * 128, 3)
+    assert out.text == "red, red cat: mean of 3 steps"
+    picture, mask, strip = heat(maps, image[:1], "red cat", blur=0.0, opacity=0.0, strip_steps=2)
+    assert torch.equal(picture[0], image[0])  # opacity 0 is the picture
+    assert set(mask.unique().tolist()) == {0.0, 1.0}
+    assert strip.shape == (1, 128, 2 * 128, 3)
+    with pytest.raises(ValueError, match='"fox" was not recorded; recorded are: red, red cat'):
+        heat(maps, image, "fox")
+
+
+def test_maps_of_no_run_are_refused(tiny, prompt):
+    cat = prompt("a cat")
+    _, maps = record(tiny, cat)
+    assert maps["words"] == ["a", "cat"]
+    with pytest.raises(ValueError, match="No attention map was recorded"):
+        heat(maps, torch.rand(1, 64, 64, 3))
+    with pytest.raises(ValueError, match="names no layers"):
+        record(tiny, cat, layers="front")
+    with pytest.raises(ValueError, match="no words"):
+        record(tiny, prompt(""))
+    for share in (0.0, 0.5, 1.0):
+        with pytest.raises(ValueError, match="Nothing would be recorded, .* are both"):
+            record(tiny, cat, start=share, end=share)
+
+
+def test_maps_beside_reweight_and_prompt_to_prompt(tiny, prompt):
+    source, edited = prompt("a red cat"), prompt("a red dog")
+    watched, maps = record(tiny, edited, "dog", "all")
+
+    def edit(model, **inputs):
+        values = {"steps": 3, "blend_layers": "all", "latent": EMPTY, "source": source, **inputs}
+        return run("PromptToPrompt", model=model, edited=edited, negative=prompt(""), **values).samples
+
+    plain = edit(tiny)
+    assert torch.allclose(plain, edit(watched), atol=1e-3)
+    assert maps["record"].maps.maps(1).shape == (1, 8, 8)
+    heavy = edit(reweight(watched, edited, "dog: 5")[0])
+    assert not torch.allclose(heavy, plain, atol=1e-3)
+    assert torch.allclose(heavy, edit(tiny, weights="dog: 5"), atol=1e-3)

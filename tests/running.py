@@ -1,0 +1,102 @@
+"""Short ways to draw noise, to run a node of the pack as the engine does, and to sample with the engine's own run."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SCALE = 0.18215  # Stable Diffusion's LATENT times this is in model space
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Standard normal numbers of a seed."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+class Out(tuple):
+    """A node's outputs; `text` is what it says."""
+
+    text = ""
+
+    @property
+    def samples(self) -> Tensor:
+        return self[0]["samples"]
+
+
+def defaults(name: str, *parts: str) -> dict:
+    """The value of every widget of a node as it opens; `parts`: "required" and "optional" where none is named."""
+    from nulltext.nodes import NODE_CLASS_MAPPINGS
+
+    groups = NODE_CLASS_MAPPINGS[f"NullText_{name}"].INPUT_TYPES()
+    specs = [item for part in parts or ("required", "optional") for item in groups.get(part, {}).items()]
+    return {key: spec[1]["default"] for key, spec in specs if len(spec) > 1 and "default" in spec[1]}
+
+
+def run(name: str, **inputs) -> Out:
+    """The node, under inference mode; widgets that are not named stand at their defaults, and a tensor given for a
+    LATENT is one."""
+    from nulltext.nodes import NODE_CLASS_MAPPINGS
+
+    node = NODE_CLASS_MAPPINGS[f"NullText_{name}"]
+    kinds = {key: spec[0] for group in node.INPUT_TYPES().values() for key, spec in group.items()}
+    for key, value in inputs.items():
+        if kinds.get(key) == "LATENT" and isinstance(value, Tensor):
+            inputs[key] = {"samples": value}
+    with torch.inference_mode():
+        made = getattr(node(), node.FUNCTION)(**{**defaults(name, "required"), **inputs})
+    out = Out(made["result"] if isinstance(made, dict) else made)
+    out.text = made["ui"]["text"][0] if isinstance(made, dict) and "text" in made["ui"] else ""
+    return out
+
+
+def sample(guider, noise, sigmas, latent=None, sampler="euler", mask=None, callback=None, seed=3) -> Tensor:
+    """LATENT samples by a guider and the engine's own run; sampler: a SAMPLER, or the name of one of core's."""
+    from nulltext.engine.sampler import core_sampler
+
+    sampler = core_sampler(sampler) if isinstance(sampler, str) else sampler
+    latent, more = torch.zeros_like(noise) if latent is None else latent, {"callback": callback, "denoise_mask": mask}
+    with torch.inference_mode():
+        return guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=seed, **more).clone()
+
+
+def walk(model, ends, cfg, noise, sigmas, *more, **options) -> Tensor:
+    """The same with the pack's guider of a positive and a negative prompt, `ends`."""
+    from nulltext.engine.guider import guider_class
+
+    guider = guider_class()(model)
+    guider.set_conds(*ends)
+    guider.set_cfg(cfg)
+    return sample(guider, noise, sigmas, *more, **options)
+
+
+def noised_inversion(model, latent: Tensor, steps: int = 10, **more):
+    """An INVERSION whose trajectory is the noised picture: one noise, scaled to every level."""
+    from nulltext.engine.comfy import process_of, sigmas_of, to_model_space
+    from nulltext.engine.noise import model_notes
+    from nulltext.samplers.inversion.record import Inversion
+
+    process, sigmas = process_of(model), sigmas_of(model, "normal", steps)
+    clean = to_model_space(model, {"samples": latent})
+    path = torch.stack([process.noised(clean, s, normal(*clean.shape, seed=2)) for s in sigmas])
+    return Inversion(sigmas, path, process=process.name, metadata=model_notes(model, float(sigmas[0])), **more)
+
+
+class Control:
+    """A control net's face to the engine, which counts how often it was cleaned up."""
+
+    previous_controlnet = extra_hooks = timestep_range = None
+    cleaned = 0
+
+    def pre_run(self, model, percent_to_timestep):
+        pass
+
+    def cleanup(self):
+        self.cleaned += 1
+
+    def get_models(self):
+        return []
+
+    get_control_models = get_extra_hooks = get_models
+
+    def inference_memory_requirements(self, dtype):
+        return 0
