@@ -7,6 +7,7 @@ import torch
 from ..engine import class_folder, guide, towers
 from ..engine.comfy import Progress, process_of, sigma_range
 from ..engine.fingerprint import fingerprint
+from ..samplers.measure.charts import line_chart
 from ..samplers.networks.latent_classifier import (
     FORMAT,
     LatentClassifier,
@@ -29,7 +30,6 @@ from .guidance_inputs import (
     attached,
     term,
 )
-from .plots import line_chart
 from .report import text_result
 
 AUTO = "automatic"

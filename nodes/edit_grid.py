@@ -9,8 +9,8 @@ from ..engine.comfy import decode, encode
 from ..engine.noise import source_latent
 from ..engine.words import with_words
 from ..samplers.inversion.replay import calls_back, cfg_of, first_step
+from ..samplers.measure.charts import captioned_grid
 from . import base, inverting
-from .pictures import captioned_grid
 from .report import text_result
 
 

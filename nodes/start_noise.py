@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ..engine.comfy import schedulers, sigmas_of
 from ..engine.start_noise import optimise
+from ..samplers.measure.charts import line_chart
 from . import base
-from .plots import line_chart
 from .report import text_result
 
 

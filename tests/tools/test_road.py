@@ -173,14 +173,6 @@ def test_pictures_are_kept_and_measured(tmp_path):
     assert min(page.size) > 2 * sheet.CELL
 
 
-def test_psnr_is_the_textbook_figure():
-    a, b = Image.new("RGB", (4, 4), (0, 0, 0)), Image.new("RGB", (4, 4), (255, 255, 255))
-    assert sheet.psnr(a, b) == pytest.approx(0)
-    assert sheet.psnr(a, a) == float("inf")
-    with pytest.raises(ValueError, match="size"):
-        sheet.psnr(a, Image.new("RGB", (5, 4)))
-
-
 def demo(*arguments, **variables):
     return subprocess.run(
         [sys.executable, str(engines.ROOT / "tools"), "run", *arguments],

@@ -1,12 +1,10 @@
 """Prompt-to-prompt, re-weighting and attention maps on the demo model, through the pack's own nodes in the embedded
 engine: `make bench NAME=attention`.
 
-64 held-out edits of rendered scenes (colour, shape, background, texture; every other texture edit is a refine), each
-from the inversion of the picture. plain: the same noise, the prompt simply changed; p2p: prompt-to-prompt with the
-source overwritten by the stored trajectory; null_text_p2p: the same with null-text optimisation, on every fourth edit
-of each kind. An edit succeeds when the probe reads the new attribute. Background: outside the region that truly
-differs between the scene and the redrawn one, dilated by a latent cell; PSNR against the autoencoder's own decode.
-Results kept from other weights or settings are not used.
+64 held-out edits (edits.py), each from the inversion of the picture. plain: the same noise, the prompt simply changed;
+p2p: prompt-to-prompt with the source overwritten by the stored trajectory; null_text_p2p: the same with null-text
+optimisation, on every fourth edit of each kind. Background: PSNR against the autoencoder's own decode. Results kept
+from other weights or settings are not used.
 """
 
 from __future__ import annotations
@@ -16,25 +14,24 @@ import time
 
 import torch
 
-from ..demo import captions, scenes
-from ..samplers.core import euler_step
-from ..samplers.measure.metrics import masked_mse, to_psnr
-from . import _engine as engine
-from ._attention_lab import CFG, Lab
-from ._scene_edits import KINDS, Edit, ProbeJudge, colour_amount, edits
-from .harness import Bench, ratio, table
+from ...demo import captions, probe, scenes
+from ...samplers.core import euler_step
+from ...samplers.measure.metrics import to_psnr
+from ..edits import KINDS, Edit, colour_amount, edits, log_odds
+from ..harness import Bench, ratio, table
+from ..lab import some
+from .runs import CFG, Runs, options_of
 
 FACTORS = (0.0, 0.5, 1.0, 2.0, 3.0)
+FEWEST = 328  # pixels of a background that is measured: 2 % of a picture
 
 
 def score(edit: Edit, judge, image, own) -> dict:
     """Success, and the background's PSNR against the autoencoder's own decode (None without a background)."""
-    outside = edit.background()
-    error = float(masked_mse(image, own, 1 - outside)[0]) if float(outside.mean()) > 0.02 else None
-    return {"success": judge.done(edit, image), "mse": error}
+    return {"success": bool(edit.done(judge, image)[0]), "mse": edit.background(image, own, FEWEST)[0]}
 
 
-def measure_edits(bench: Bench, lab: Lab, items: list[Edit], judge) -> list[dict]:
+def measure_edits(bench: Bench, lab: Runs, items: list[Edit], judge) -> list[dict]:
     """Per edit: plain, p2p and, for some, null_text_p2p."""
 
     def compute(indices):
@@ -42,9 +39,9 @@ def measure_edits(bench: Bench, lab: Lab, items: list[Edit], judge) -> list[dict
 
     def one(edit: Edit, thorough: bool) -> dict:
         began = time.perf_counter()
-        inversion = lab.invert(edit)
+        inversion = lab.invert(edit.source, edit.image)
         inverted = time.perf_counter() - began
-        own = engine.decode(lab.vae, engine.encode(lab.vae, edit.image))
+        own = lab.decode(lab.encode(edit.image))
         plain = score(edit, judge, lab.plain(edit, inversion), own)
         began = time.perf_counter()
         image, calls = lab.p2p(edit, inversion)
@@ -87,14 +84,14 @@ def times(rows: list[dict]) -> dict[str, float]:
     }
 
 
-def measure_reweight(bench: Bench, lab: Lab, n: int, judge: ProbeJudge) -> tuple[float, float]:
+def measure_reweight(bench: Bench, lab: Runs, n: int, judge) -> tuple[float, float]:
     """Share of prompts where a colour word's attribute grows with its factor (rank correlation >= 0.8): the amount of
     colour at the object's place; and, beside it, the probe's log-odds of the colour, which saturate."""
-    from ..engine.sampler import core_sampler
-    from ..engine.sampling import sample_latent
-    from ..nodes.attention import AttentionReweight
+    from ...engine.sampler import core_sampler
+    from ...engine.sampling import sample_latent
+    from ...nodes.attention import AttentionReweight
 
-    truth = scenes.sample(n, torch.Generator().manual_seed(41), "held_out", two=0.0)
+    truth = some(n, 41)
     texts = captions.captions(truth)
 
     def strengths(i: int, factor: float) -> tuple[float, float]:
@@ -102,9 +99,9 @@ def measure_reweight(bench: Bench, lab: Lab, n: int, judge: ProbeJudge) -> tuple
         word = scenes.COLOURS[int(truth.colour[i, 0])]  # a background never has its object's colour
         out = AttentionReweight().run(lab.model, positive, f"{word}: {factor}", 0.0, 1.0)["result"][0]
         latent = {"samples": torch.zeros(1, 4, 16, 16)}
-        made = sample_latent(out, positive, lab.empty, CFG, core_sampler("euler"), lab.sigmas, latent, 500 + i)
-        image = engine.decode(lab.vae, made["samples"])
-        odds = judge.log_odds(image, int(truth.colour[i, 0]), int(truth.place[i, 0]))
+        made = sample_latent(out, positive, lab.nothing, CFG, core_sampler("euler"), lab.sigmas, latent, 500 + i)
+        image = lab.decode(made["samples"])
+        odds = log_odds(judge, image, int(truth.colour[i, 0]), int(truth.place[i, 0]))
         return float(colour_amount(image, truth[i])[0]), odds
 
     def compute(indices):
@@ -121,13 +118,13 @@ def rank_correlation(values: list[float]) -> float:
     return float(torch.corrcoef(torch.stack([ranks, torch.arange(len(values)).double()]))[0, 1])
 
 
-def measure_pointing(bench: Bench, lab: Lab, n: int) -> float:
+def measure_pointing(bench: Bench, lab: Runs, n: int) -> float:
     """Share of colour and shape words whose map has its peak inside the object's mask: held-out one-object scenes,
     noised to five levels between t = 100 and 500."""
-    from ..engine.run import sample_with
-    from ..nodes.attention import AttentionRecord
+    from ...engine.run import sample_with
+    from ...nodes.attention import AttentionRecord
 
-    truth = scenes.sample(n, torch.Generator().manual_seed(42), "held_out", two=0.0)
+    truth = some(n, 42)
     texts, (images, masks) = captions.captions(truth), scenes.draw(truth)
     table_ = lab.model.get_model_object("model_sampling").sigmas
     levels = torch.stack([table_[t] for t in range(500, 99, -100)] + [torch.tensor(0.0)])
@@ -147,7 +144,7 @@ def measure_pointing(bench: Bench, lab: Lab, n: int) -> float:
                 noise = torch.randn(run.latent.shape, generator=draws)
                 run.predictions(run.process.noised(run.latent, s, noise), s, ["positive"])
 
-        sample_with(model, {"positive": positive}, engine.encode(lab.vae, images[i : i + 1]), levels, body)
+        sample_with(model, {"positive": positive}, lab.encode(images[i : i + 1]), levels, body)
         found = maps["record"].maps.maps()
         inside = torch.nn.functional.adaptive_avg_pool2d(masks[i : i + 1, :1], found.shape[-2:])[0, 0] > 0.25
         return [bool(inside.flatten()[m.argmax()]) for m in found]
@@ -157,14 +154,14 @@ def measure_pointing(bench: Bench, lab: Lab, n: int) -> float:
     return mean(hit for row in rows for hit in row)
 
 
-def measure_overheads(bench: Bench, lab: Lab, edit: Edit) -> dict[str, float]:
+def measure_overheads(bench: Bench, lab: Runs, edit: Edit) -> dict[str, float]:
     """Wall time of an edit, and of a re-weighted run, over the same number of plain network rows: interleaved."""
-    from ..engine.pair_guider import run_guider
-    from ..engine.run import sample_with
-    from ..nodes.attention import AttentionReweight
+    from ...engine.pair_guider import run_guider
+    from ...engine.run import sample_with
+    from ...nodes.attention import AttentionReweight
 
     def compute():
-        inversion = lab.invert(edit)
+        inversion = lab.invert(edit.source, edit.image)
         source, edited = lab.prompt(edit.source), lab.prompt(edit.edited)
         word = AttentionReweight().run(lab.model, edited, f"{edit.words[1]}: 2", 0.0, 1.0)["result"][0]
 
@@ -175,11 +172,11 @@ def measure_overheads(bench: Bench, lab: Lab, edit: Edit) -> dict[str, float]:
                     d = run.predictions(x, s, names)
                     x = euler_step(x, d[1] + CFG * (d[0] - d[1]), s, s_next)
 
-            conds = {"positive": edited, "negative": lab.empty, "source": source}
+            conds = {"positive": edited, "negative": lab.nothing, "source": source}
             return lambda: sample_with(model, conds, torch.zeros(inversion.shape), lab.sigmas, body)
 
         # every step looks at the source, so that both have three rows in every step
-        guider = lab.guider(edit, inversion, cross_steps=1.0)
+        guider = lab.guider(edit.edited, inversion, CFG, **options_of(edit, cross_steps=1.0))
 
         def p2p():
             run_guider(guider, None, inversion.sigmas, 0)
@@ -198,7 +195,7 @@ def measure_overheads(bench: Bench, lab: Lab, edit: Edit) -> dict[str, float]:
 def main(argv: list[str]) -> None:
     torch.set_num_threads(1)
     bench = Bench("attention", __doc__, argv)
-    lab = Lab(*((8, 2) if bench.quick else (30, 10)))
+    lab = Runs(*((8, 2) if bench.quick else (30, 10)))
     n, small = (8, 4) if bench.quick else (64, 32)
     predicted = lab.steps * (0.09 * n + 0.6 * (n // 4) + 0.2 * small + 1.3)
     print(
@@ -207,7 +204,7 @@ def main(argv: list[str]) -> None:
         f"{lab.steps} steps: about {predicted:.0f} s on a free core",
         flush=True,
     )
-    judge = ProbeJudge()
+    judge = probe.load("conv")
     items = edits(n, 31)
     overheads = measure_overheads(bench, lab, items[0])
     pointing = measure_pointing(bench, lab, 2 * small)

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 
-from ..demo import captions, probe, scenes
-from ..nodes.plots import line_chart
-from ._bound import BOUND_HEAD, EXACT_HEAD, PICTURES, WORKFLOW_BOUND, N, demo_shares, exact_table
-from ._guidance import CLASSIFIER_BOUND, Lab, Way, gain_of, kid_of, seconds_100, share
-from .harness import OUTPUT, Bench, ratio, table
+from ...demo import captions, probe, scenes
+from ...samplers.measure.charts import line_chart, to_picture
+from ..harness import OUTPUT, Bench, ratio, table
+from .bound import BOUND_HEAD, EXACT_HEAD, PICTURES, WORKFLOW_BOUND, N, demo_shares, exact_table
+from .ways import CLASSIFIER_BOUND, Lab, Way, gain_of, kid_of, seconds_100, share
 
 SCALES = (3.0, 10.0, 30.0, 100.0, 300.0)
 CLASSIFIER_SCALES = (3.0, 10.0, 20.0, 40.0)
@@ -198,8 +198,6 @@ def verdict(kids: dict[str, dict], gains: dict[str, float], times: float) -> str
 
 def save_plot(rows: list[dict]) -> Path:
     """KID and caption agreement over w, as output/bench/guidance_cfg.png."""
-    from PIL import Image
-
     chart = line_chart(
         "CFG: KID (scaled to its largest) and caption agreement over w",
         {
@@ -211,7 +209,7 @@ def save_plot(rows: list[dict]) -> Path:
         x_label="w",
     )
     path = OUTPUT / "guidance_cfg.png"
-    Image.fromarray((chart[0] * 255).byte().numpy()).save(path)
+    to_picture(chart).save(path)
     return path
 
 

@@ -1,8 +1,10 @@
-"""Small line charts as IMAGE: loss curves, probabilities over the steps, a scale over sigma."""
+"""Figures as pictures: line charts, grids of pictures with captions, headings. All are [1, H, W, 3] in 0..1, ComfyUI's
+IMAGE, on white."""
 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,6 +25,17 @@ COLOURS = (
     (23, 190, 207),
 )
 _LEFT, _TOP, _BOTTOM = 52, 22, 26
+_LINE = 12  # pixels of a line of text
+
+
+def from_picture(picture: Image.Image) -> Tensor:
+    """[1, H, W, 3] in 0..1 of an RGB picture."""
+    return torch.from_numpy(np.asarray(picture.convert("RGB"), np.float32) / 255)[None]
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """The first of [B, H, W, 3] as an RGB picture."""
+    return Image.fromarray((image[0].clamp(0, 1) * 255).round().byte().cpu().numpy())
 
 
 def line_chart(
@@ -73,13 +86,58 @@ def line_chart(
         if len(lines) > 1:
             draw.line((right + 4, _TOP + 8 + 13 * i, right + 14, _TOP + 8 + 13 * i), fill=colour, width=3)
             draw.text((right + 17, _TOP + 2 + 13 * i), name[: width // 20], fill="black", font=font)
-    return torch.from_numpy(np.asarray(picture, np.float32) / 255)[None]
+    return from_picture(picture)
 
 
 def stacked(images: Sequence[Tensor]) -> Tensor:
-    """IMAGEs [1, h, w, 3] under one another, the narrow ones padded white."""
+    """Images [1, h, w, 3] under one another, the narrow ones padded white."""
     width = max(i.shape[2] for i in images)
     wide = [
         torch.cat([i[..., :3].float().cpu(), torch.ones(1, i.shape[1], width - i.shape[2], 3)], dim=2) for i in images
     ]
     return torch.cat(wide, dim=1)
+
+
+def _caption(text: str, width: int, lines: int) -> Tensor:
+    strip = Image.new("RGB", (width, lines * _LINE + 4), "white")
+    draw = ImageDraw.Draw(strip)
+    for i, line in enumerate(wrapped(text, width)[:lines]):
+        draw.text((3, 1 + i * _LINE), line, fill="black", font=ImageFont.load_default())
+    return from_picture(strip)[0]
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """The caption cut into lines for a picture of that width in pixels."""
+    return textwrap.wrap(text, max(width // 6 - 1, 4)) or [""]
+
+
+def captioned_grid(images: Tensor, captions: Sequence[str], columns: int) -> Tensor:
+    """Pictures [N, H, W, 3] in 0..1 -> [1, rows (H + caption), columns W, 3]; empty places are white.
+
+    ValueError unless there is one caption per picture."""
+    if len(images) != len(captions) or columns < 1:
+        raise ValueError(f"{len(images)} pictures need as many captions; got {len(captions)}.")
+    width = images.shape[2]
+    lines = min(max(len(wrapped(c, width)) for c in captions), 6)
+    cells = []
+    for image, caption in zip(images, captions):
+        cells.append(torch.cat([_caption(caption, width, lines), image[..., :3].float().cpu()]))
+    blank = torch.ones(cells[0].shape)
+    cells += [blank] * (-len(cells) % columns)
+    rows = [torch.cat(cells[i : i + columns], dim=1) for i in range(0, len(cells), columns)]
+    return torch.cat(rows).unsqueeze(0)
+
+
+def heading(text: str, width: int, size: int = 14) -> Tensor:
+    """Words over pictures: [1, h, width, 3], wrapped."""
+    font = ImageFont.load_default(size)
+    lines = textwrap.wrap(text, max(int(width / (0.5 * size)), 4))
+    strip = Image.new("RGB", (width, max(len(lines), 1) * (size + 4) + 6), "white")
+    ImageDraw.Draw(strip).multiline_text((3, 3), "\n".join(lines), "black", font)
+    return from_picture(strip)
+
+
+def tiles(images: Tensor, columns: int = 8) -> Tensor:
+    """Pictures [N, 3, H, W] side by side, in whole rows: [1, N // columns H, columns W, 3]."""
+    rows = images[: len(images) // columns * columns].movedim(1, -1)
+    return torch.cat([torch.cat(list(row), 1) for row in rows.split(columns)])[None]

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from nulltext.benchmarks import _attention_lab, harness
-from nulltext.benchmarks._scene_edits import KINDS, ProbeJudge, colour_amount, edits
-from nulltext.benchmarks.attention import rank_correlation, summary
-from nulltext.demo import captions, scenes
+from nulltext.benchmarks import harness
+from nulltext.benchmarks.attention import runs
+from nulltext.benchmarks.attention.__main__ import rank_correlation, summary
+from nulltext.benchmarks.edits import KINDS, colour_amount, edits, log_odds
+from nulltext.demo import captions, probe, scenes
 
 
 def test_edits_change_one_attribute_and_say_so():
@@ -16,18 +17,18 @@ def test_edits_change_one_attribute_and_say_so():
         assert edit.source != edit.edited
         assert len(edit.source.split()) == len(edit.edited.split()) - edit.refine
         assert edit.edited == captions.captions(edit.after)[0]
-        background = edit.background()
+        background = 1 - edit.region
         changed = (scenes.draw(edit.before)[0] - scenes.draw(edit.after)[0]).abs().amax(1, keepdim=True)
         assert float((changed * background).max()) <= 0.02
 
 
 def test_the_probe_judges_the_redrawn_scene_right_and_the_scene_before_wrong():
-    judge, found = ProbeJudge(), edits(16, 6)
-    assert sum(judge.done(edit, scenes.draw(edit.after)[0]) for edit in found) >= 15
-    assert not any(judge.done(edit, edit.image) for edit in found)
+    judge, found = probe.load("conv"), edits(16, 6)
+    assert sum(bool(edit.done(judge, scenes.draw(edit.after)[0])) for edit in found) >= 15
+    assert not any(bool(edit.done(judge, edit.image)) for edit in found)
     edit = found[0]
     colour, place = (int(getattr(edit.after, name)[0, 0]) for name in ("colour", "place"))
-    assert judge.log_odds(scenes.draw(edit.after)[0], colour, place) > 0 > judge.log_odds(edit.image, colour, place)
+    assert log_odds(judge, scenes.draw(edit.after)[0], colour, place) > 0 > log_odds(judge, edit.image, colour, place)
 
 
 def test_the_amount_of_a_colour_grows_with_its_depth_and_with_the_object():
@@ -60,16 +61,16 @@ def test_summaries():
 
 
 def test_kept_results_hang_on_weights_settings_and_steps(monkeypatch, tmp_path):
-    marks = [_attention_lab.marked(30), _attention_lab.marked(8)]
-    monkeypatch.setitem(_attention_lab.PLANS["shape"], "cross_steps", 0.9)
-    marks.append(_attention_lab.marked(30))
+    marks = [runs.marked(30), runs.marked(8)]
+    monkeypatch.setitem(runs.PLANS["shape"], "cross_steps", 0.9)
+    marks.append(runs.marked(30))
     (tmp_path / "other.safetensors").write_bytes(bytes(8) + b"other weights")
     other = harness.weights(tmp_path)
     monkeypatch.setattr(harness, "weights", lambda: other)
-    marks.append(_attention_lab.marked(30))
+    marks.append(runs.marked(30))
     assert len(set(marks)) == 4
-    assert _attention_lab.marked(30) == marks[-1]
+    assert runs.marked(30) == marks[-1]
 
 
 def test_there_is_a_plan_for_every_kind_of_edit():
-    assert set(_attention_lab.PLANS) == set(KINDS)
+    assert set(runs.PLANS) == set(KINDS)

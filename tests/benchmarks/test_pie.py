@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from nulltext.benchmarks import _pie_judges, pie
+from nulltext.benchmarks.pie import __main__ as pie
+from nulltext.benchmarks.pie import judges
 from nulltext.samplers.measure import metrics
 from PIL import Image
 from safetensors.torch import save_file
@@ -70,7 +71,7 @@ def lpips_file(tmp_path):
 def test_lpips_is_the_published_one(lpips_file):
     net, path = lpips_file
     a, b = images(1, 2)
-    ours = _pie_judges.Lpips(path)
+    ours = judges.Lpips(path)
     with torch.no_grad():
         theirs = net(2 * a - 1, 2 * b - 1).flatten()
     torch.testing.assert_close(ours(a, b), theirs, rtol=1e-4, atol=0)
@@ -83,7 +84,7 @@ def test_lpips_is_the_published_one(lpips_file):
     assert row["lpips"] == 0  # it differs under the mask only
     save_file({"features.0.weight": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match="is not LPIPS on SqueezeNet"):
-        _pie_judges.Lpips(path)
+        judges.Lpips(path)
 
 
 def test_dino_compares_the_last_layers_keys(tmp_path):

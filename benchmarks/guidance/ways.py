@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,18 +14,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..demo import captions, nets, probe, scenes
-from ..demo.classifiers import PAIR_NAMES, PAIRS
-from ..demo.image_text import word_rows
-from ..demo.model import denoiser, empty_rows, load, schedule
-from ..samplers.core import VE, Denoise, guided
-from ..samplers.guidance.clip import ImageLoss
-from ..samplers.guidance.semantic import Semantics
-from ..samplers.guidance.terms import Guidance, Report, with_guidance
-from ..samplers.measure.kid import kid, kid_gain
-from ..samplers.networks.image_text import ImageText
-from ..samplers.networks.latent_classifier import LatentClassifier
-from ..samplers.ode import sample_euler
+from ...demo import captions, nets, probe, scenes
+from ...demo.classifiers import PAIR_NAMES, PAIRS
+from ...demo.image_text import word_rows
+from ...samplers.core import VE, Denoise, guided
+from ...samplers.guidance.clip import ImageLoss
+from ...samplers.guidance.semantic import Semantics
+from ...samplers.guidance.terms import Guidance, Report, with_guidance
+from ...samplers.measure.kid import kid, kid_gain
+from ...samplers.networks.image_text import ImageText
+from ...samplers.networks.latent_classifier import LatentClassifier
+from ...samplers.ode import sample_euler
+from ..lab import Demo
 
 COLOUR, SHAPE = "red", "circle"
 IMAGE_TEXT = Path(__file__).resolve().parents[1] / "models" / "nulltext_image_text.safetensors"
@@ -52,20 +53,17 @@ class Way:
     cfg: float = 1.0
 
 
-class Lab:
+class Lab(Demo):
     """The demo model, the towers that guide and the nets that judge. Guides and judges are different networks."""
 
     def __init__(self, steps: int):
-        self.net, self.autoencoder = load()
+        super().__init__(steps)
         # the same function as the shipped shape, several times faster
         self.slim = nets.AutoEncoder(nets.SLIM_SIZE).eval().requires_grad_(False)
         self.slim.load_state_dict(nets.slimmed(self.autoencoder.state_dict()))
         self.towers: ImageText = _file(IMAGE_TEXT, ImageText.build)
         self.classifier: LatentClassifier = _file(PAIRS, LatentClassifier.build)
-        self.judge, self.second = probe.load("conv"), probe.load("query")
-        self.feature_net = probe.load("features")
-        self.table = nets.sigmas()
-        self.sigmas = schedule(steps, self.table)
+        self.second, self.feature_net = probe.load("query"), probe.load("features")
         self.name = f"{COLOUR} {SHAPE}"
         names = [f"a {c} {s}" for c in scenes.COLOURS for s in scenes.SHAPES]
         target = names.index(f"a {self.name}")
@@ -113,10 +111,9 @@ class Lab:
     def denoiser(self, way: Way, n: int, rows: Tensor | None = None, report: Report | None = None) -> Denoise:
         if rows is None and way.caption:
             rows = self.caption_rows(n)
-        empty = denoiser(self.net.unet, self.net.text(empty_rows(n)), self.table)
-        base = (
-            empty if rows is None else guided(denoiser(self.net.unet, self.net.text(rows), self.table), empty, way.cfg)
-        )
+        base = partial(self.denoise, embedding=self.empty(n))
+        if rows is not None:
+            base = guided(partial(self.denoise, embedding=self.net.text(rows)), base, way.cfg)
         return with_guidance(base, way.terms, sigmas=self.sigmas, report=report)
 
     def caption_rows(self, n: int) -> Tensor:

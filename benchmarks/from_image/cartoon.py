@@ -29,10 +29,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..demo import probe, scenes
-from ..samplers.core import VE, gaussian, guided
-from ..samplers.ode import sample_euler
-from ..samplers.picture.disturbance import (
+from ...demo import probe, scenes
+from ...samplers.core import VE, gaussian, guided
+from ...samplers.ode import sample_euler
+from ...samplers.picture.disturbance import (
     MATCH_PICTURE,
     MATCH_ROLLBACK,
     Disturbance,
@@ -40,10 +40,10 @@ from ..samplers.picture.disturbance import (
     disturbed,
     stable_strength,
 )
-from ..samplers.picture.sdedit import sdedit_sigmas
-from ._demo import Demo, kept_pictures, some
-from ._strips import cartoon_strip
-from .harness import Bench, table
+from ...samplers.picture.sdedit import sdedit_sigmas
+from ..harness import Bench, kept_pictures, table
+from ..lab import Demo, some
+from .strips import cartoon_strip
 
 EDIT_CFG = 5.0
 SEEDS = 3
@@ -147,7 +147,7 @@ def redrawn(
     base = torch.cat([sdedit_sigmas(demo.at, WINDOW, 100)[:-1], torch.tensor([low, 0.0]).double()]).float()
     sigmas = disturbance_schedule(base.unique().flip(0), cfg, start)
     x = VE.noised(z, sigmas[0], gaussian(z, seed)())
-    time_of = lambda s: float((demo.sigmas - s).abs().argmin()) / 999
+    time_of = lambda s: float((demo.table - s).abs().argmin()) / 999
     older = lambda s: demo.at(time_of(s) + ROLLBACK)
     faded = dict(zip(sigmas.tolist(), stable_strength(sigmas, cfg)))  # as the node does it
     strength = lambda s: faded[min(faded, key=lambda level: abs(level - s))]
@@ -167,7 +167,7 @@ def redrawn(
 @torch.no_grad()
 def cartoon(demo: Demo, part: scenes.Scenes, seed: int, beside: bool) -> dict[str, Tensor]:
     """Images [B, 3, 128, 128] of each way and its ordinary run, same noise; beside: and of what stands beside them."""
-    z = demo.autoencoder.encode(scenes.draw(part)[0])
+    z = demo.encode(scenes.draw(part)[0])
     looks = LOOKS | BESIDE if beside else LOOKS
     out = redrawn(demo, part, z, seed, 6.0, looks) | redrawn(demo, part, z, seed, 10.0, looks)
     if not beside:

@@ -12,13 +12,13 @@ from types import SimpleNamespace
 
 import torch
 
-from ..engine import guide
-from ..nodes.classifier import ClassifierGuidance
-from ..nodes.guidance_inputs import term
-from ..samplers.guidance.terms import Guidance, with_guidance
-from ..samplers.measure.mixture import GaussianMixture
-from ..samplers.ode import sample_euler
-from ._guidance import Lab, Way, share
+from ...engine import guide
+from ...nodes.classifier import ClassifierGuidance
+from ...nodes.guidance_inputs import term
+from ...samplers.guidance.terms import Guidance, with_guidance
+from ...samplers.measure.mixture import GaussianMixture
+from ...samplers.ode import sample_euler
+from .ways import Lab, Way, share
 
 N, STEPS, LABEL = 4000, 60, 1
 MIXTURE = GaussianMixture(torch.tensor([[-2.0, 0.5], [1.8, -1.2], [0.5, 2.4], [2.6, 1.6]]), 0.4, labels=[0, 1, 1, 2])

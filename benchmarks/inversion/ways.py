@@ -10,19 +10,18 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from ..demo import nets, probe, scenes
-from ..demo.model import denoiser, empty_rows, load, schedule
-from ..samplers.core import VE, Denoise, NoiseSource, gaussian, guided
-from ..samplers.inversion.corrections import negative_prompt, null_guided
-from ..samplers.inversion.direct_edit import sample_flow_edit, sample_infedit
-from ..samplers.inversion.null_text import (
+from ...demo import nets, scenes
+from ...samplers.core import VE, Denoise, NoiseSource, gaussian, guided
+from ...samplers.inversion.corrections import negative_prompt, null_guided
+from ...samplers.inversion.direct_edit import sample_flow_edit, sample_infedit
+from ...samplers.inversion.null_text import (
     Schedule,
     default_rate,
     optimise_global_null,
     optimise_null_text,
     paper_schedule,
 )
-from ..samplers.inversion.pivots import (
+from ...samplers.inversion.pivots import (
     invert_ddim,
     invert_edit_friendly,
     invert_exact_pair,
@@ -30,12 +29,14 @@ from ..samplers.inversion.pivots import (
     sample_edit_friendly,
     sample_exact_pair,
 )
-from ..samplers.inversion.replay import first_step
-from ..samplers.ode import sample_euler
-from . import _changes as changes
-from ._cost import Costs, Meter
+from ...samplers.inversion.replay import first_step
+from ...samplers.ode import sample_euler
+from ..edits import Edit, other_value
+from ..lab import Demo, some
+from .cost import Costs, Meter
 
 CFG = 7.5
+CHANGES = ("colour", "background")
 #: Adam's first rate: the nodes' default at this width, and the authors'. The table shows both
 RATE, PAPER_RATE = default_rate(nets.CONTEXT), 1e-2
 #: the authors' settings: 2304.06140 (source cfg, target cfg, share of the steps walked), and the Direct Edit node's
@@ -53,18 +54,13 @@ class Result:
     notes: dict[str, float] = field(default_factory=dict)  #: further figures, the mean over the batch
 
 
-class Lab:
-    """The networks (frozen: no graph but the null embedding's), the scenes and their changes."""
+class Lab(Demo):
+    """The demo model, n scenes and their changes."""
 
     def __init__(self, n: int, steps: int):
-        self.net, self.autoencoder = load()
-        self.judge = probe.load("conv")
-        self.table = nets.sigmas()
-        self.sigmas = schedule(steps, self.table)
-        self.truth = changes.one_object(n, SEED)
-        self.values = {
-            change: changes.other_value(self.truth, change, SEED + 1 + k) for k, change in enumerate(changes.CHANGES)
-        }
+        super().__init__(steps)
+        self.truth = some(n, SEED)
+        self.values = {kind: other_value(self.truth, kind, SEED + 1 + k) for k, kind in enumerate(CHANGES)}
         self.batches: dict[tuple, Batch] = {}
 
     def batch(self, indices: list[int]) -> Batch:
@@ -72,32 +68,25 @@ class Lab:
         key = tuple(indices)
         if key not in self.batches:
             part = torch.tensor(indices)
-            truth, values = self.truth[part], {k: v[part] for k, v in self.values.items()}
-            self.batches[key] = Batch(self, truth, changes.edits_of(self.net.text, truth, values), indices[0])
+            truth = self.truth[part]
+            edits = [Edit(kind, truth, truth.changed(kind, new[part])) for kind, new in self.values.items()]
+            self.batches[key] = Batch(self, truth, edits, indices[0])
         return self.batches[key]
-
-    def ask(self, x: Tensor, sigma, embedding: Tensor) -> Tensor:
-        """D [B, 4, h, w] with an embedding [B, 77, 128] in the text's place."""
-        return denoiser(self.net.unet, embedding, self.table)(x, sigma)
-
-    def decode(self, latent: Tensor) -> Tensor:
-        return self.autoencoder.decode(latent).clamp(0, 1)
 
 
 class Batch:
     """Some scenes, their latents and embeddings."""
 
-    def __init__(self, lab: Lab, truth: scenes.Scenes, edits: list[changes.Edit], seed: int):
-        self.lab, self.truth, self.edits, self.seed = lab, truth, edits, seed
-        self.latent = lab.autoencoder.encode(scenes.draw(truth)[0])
-        self.null = lab.net.text(empty_rows(len(truth)))
-        self.source = changes.context_of(lab.net.text, truth)
+    def __init__(self, lab: Lab, truth: scenes.Scenes, edits: list[Edit], seed: int):
+        self.lab, self.edits, self.seed, self.sigmas = lab, edits, seed, lab.sigmas
+        self.latent = lab.encode(scenes.draw(truth)[0])
+        self.null, self.source = lab.empty(len(truth)), lab.context(truth)
+        self.targets = [lab.context(edit.after) for edit in edits]
         self.decoded = lab.decode(self.latent)
-        self.sigmas = lab.sigmas
 
     def of(self, embedding: Tensor, cfg: float = 1.0) -> Denoise:
         """The denoiser of a prompt's embedding, guided away from the empty one."""
-        return guided(partial(self.lab.ask, embedding=embedding), partial(self.lab.ask, embedding=self.null), cfg)
+        return guided(*(partial(self.lab.denoise, embedding=e) for e in (embedding, self.null)), cfg)
 
     def noise(self) -> NoiseSource:
         return gaussian(self.latent, 1000 + self.seed)
@@ -126,7 +115,7 @@ def ddim_inverted_guided(b: Batch) -> Result:
 
 
 def with_null(b: Batch, embeddings: Tensor, context: Tensor) -> Tensor:
-    guide = null_guided(b.lab.ask, partial(b.lab.ask, embedding=context), b.sigmas, embeddings, CFG)
+    guide = null_guided(b.lab.denoise, partial(b.lab.denoise, embedding=context), b.sigmas, embeddings, CFG)
     return sample_euler(guide, b.pivot[0], b.sigmas)
 
 
@@ -138,8 +127,8 @@ def negative(b: Batch) -> Result:
 def null_text(b: Batch, costs: Costs, rate: float = RATE) -> Result:
     """Timed, between two measurements of what a single call costs."""
     b.pivot  # noqa: B018 - its calls are not the optimisation's
-    meter, rows = Meter(b.lab.ask), len(b.source)
-    costs.measure(b.lab.ask, b.latent, b.null, b.sigmas)
+    meter, rows = Meter(b.lab.denoise), len(b.source)
+    costs.measure(b.lab.denoise, b.latent, b.null, b.sigmas)
     with meter.timed():
         found = optimise_null_text(
             meter,
@@ -151,7 +140,7 @@ def null_text(b: Batch, costs: Costs, rate: float = RATE) -> Result:
             process=VE,
             schedule=b.inner(rate),
         )
-    costs.measure(b.lab.ask, b.latent, b.null, b.sigmas)
+    costs.measure(b.lab.denoise, b.latent, b.null, b.sigmas)
     work = found.stats
     assert (sum(meter.forwards), sum(meter.backwards)) == (work.forward_rows, work.backward_rows)
     notes = {
@@ -168,19 +157,20 @@ def null_text(b: Batch, costs: Costs, rate: float = RATE) -> Result:
 def random(b: Batch) -> Result:
     astray = random_pivot(b.latent, b.sigmas, process=VE, noise=b.noise()).trajectory
     found = optimise_null_text(
-        b.lab.ask, b.of(b.source), astray, b.sigmas, b.null, cfg=CFG, process=VE, schedule=b.inner(RATE)
+        b.lab.denoise, b.of(b.source), astray, b.sigmas, b.null, cfg=CFG, process=VE, schedule=b.inner(RATE)
     )
     return Result(found.reconstruction)
 
 
 def global_null(b: Batch) -> Result:
-    found = optimise_global_null(b.lab.ask, b.of(b.source), b.pivot, b.sigmas, b.null, cfg=CFG, process=VE, rate=RATE)
+    net, source = b.lab.denoise, b.of(b.source)
+    found = optimise_global_null(net, source, b.pivot, b.sigmas, b.null, cfg=CFG, process=VE, rate=RATE)
     return Result(found.reconstruction)
 
 
 def conditional(b: Batch) -> Result:
     found = optimise_null_text(
-        b.lab.ask,
+        b.lab.denoise,
         b.of(b.null),
         b.pivot,
         b.sigmas,

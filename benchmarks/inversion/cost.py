@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ..samplers.inversion.corrections import Net
+from ...samplers.inversion.corrections import Net
 
 
 class Meter:

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..demo import scenes
-from ..samplers.core import VE, gaussian, guided
-from ..samplers.ode import sample_ancestral, sample_euler
-from ..samplers.picture.repaint_schedules import DEFAULT, OURS, PRESETS, data_scale, sample_repaint_scheduled
-from ..samplers.picture.sdedit import sdedit_sigmas
-from ._conditional import calls_of, key_of
-from ._demo import Demo, some
-from .harness import Bench, table
+from ...demo import scenes
+from ...samplers.core import VE, gaussian, guided
+from ...samplers.ode import sample_ancestral, sample_euler
+from ...samplers.picture.repaint_schedules import DEFAULT, OURS, PRESETS, data_scale, sample_repaint_scheduled
+from ...samplers.picture.sdedit import sdedit_sigmas
+from ..harness import Bench, table
+from ..lab import Demo, some
+from .conditional import calls_of, key_of
 
 FILL_CFG = 3.0
 
@@ -73,7 +73,7 @@ def measure_fill(bench: Bench, demo: Demo) -> dict[str, float]:
     @torch.no_grad()
     def compute(items, made_by):
         part = truth[torch.tensor(items)]
-        z, mask = demo.autoencoder.encode(scenes.draw(part)[0]), holes(part)
+        z, mask = demo.encode(scenes.draw(part)[0]), holes(part)
         noise = gaussian(z, 200 + items[0])
         latent = made_by(guided(*demo.pair(part), FILL_CFG), z, mask, noise)
         pixels, original = F.interpolate(mask, scale_factor=8), demo.decode(z)

@@ -13,22 +13,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..demo import probe, scenes
-from ..samplers.core import VE, gaussian, guided
-from ..samplers.ode import sample_ancestral
-from ..samplers.picture.diffedit import difference_map, edit_mask, heat
-from ..samplers.picture.ilvr import sample_ilvr
-from ..samplers.picture.lowpass import bicubic_low_pass, dct_low_pass
-from ..samplers.picture.sdedit import sdedit_sigmas
-from . import _conditional as conditional
-from ._cartoon import EDIT_CFG, measure_cartoon
-from ._demo import Demo, kept_pictures, some
-from ._error_plot import plot
-from ._fill import FILL_CFG, measure_fill
-from ._guidance import kid_of
-from ._mixtures import ALL, UNSEEN
-from ._strips import folder, ilvr_strip, sdedit_strip
-from .harness import Bench, table
+from ...demo import probe, scenes
+from ...samplers.core import VE, gaussian, guided
+from ...samplers.ode import sample_ancestral
+from ...samplers.picture.diffedit import difference_map, edit_mask, heat
+from ...samplers.picture.ilvr import sample_ilvr
+from ...samplers.picture.lowpass import bicubic_low_pass, dct_low_pass
+from ...samplers.picture.sdedit import sdedit_sigmas
+from ..guidance.ways import kid_of
+from ..harness import Bench, kept_pictures, table
+from ..lab import Demo, some
+from . import conditional
+from .cartoon import EDIT_CFG, measure_cartoon
+from .error_plot import plot
+from .fill import FILL_CFG, measure_fill
+from .mixtures import ALL, UNSEEN
+from .strips import folder, ilvr_strip, sdedit_strip
 
 
 @torch.no_grad()
@@ -37,7 +37,7 @@ def measure_ilvr(bench: Bench, demo: Demo) -> dict[str, float]:
 
     def compute(phi):
         part = some(4, 33, lambda s: s.texture > 0)
-        z = demo.autoencoder.encode(scenes.draw(part)[0])
+        z = demo.encode(scenes.draw(part)[0])
         denoise = guided(*demo.pair(some(4, 34, lambda s: s.texture == 0)), FILL_CFG)
         sigmas, noise = sdedit_sigmas(demo.at, 1.0, 5 if bench.quick else 30).float(), gaussian(z, 3)
         out = sample_ilvr(
@@ -79,7 +79,7 @@ def measure_diffedit(bench: Bench, demo: Demo) -> dict[str, float]:
         index = torch.tensor(items)
         part = truth[index]
         image, masks = scenes.draw(part)
-        z = demo.autoencoder.encode(image)
+        z = demo.encode(image)
         source, target = demo.pair(part)[0], demo.pair(part.changed("colour", other[index]))[0]
         h = difference_map(
             lambda x, s: (source(x, s), target(x, s)),
@@ -122,7 +122,7 @@ def measure_sdedit(bench: Bench, demo: Demo) -> list[list]:
     @torch.no_grad()
     def redraw(items: list[int], t0: float) -> dict[str, Tensor]:
         part = truth[torch.tensor(items)]
-        z = demo.autoencoder.encode(strokes(part))
+        z = demo.encode(strokes(part))
         sigmas, noise = sdedit_sigmas(demo.at, t0, 5 if bench.quick else 20).float(), gaussian(z, 400 + items[0])
         x = VE.noised(z, sigmas[0], noise())
         return {

@@ -16,11 +16,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..demo import nets, probe, scenes
-from ..demo.model import denoiser, empty_rows, load, schedule
-from ..demo.weights import BOTTLENECK, read_network
-from ..samplers.core import VE, euler_step
-from ..samplers.inversion.pivots import invert_ddim
+from ...demo import nets, probe, scenes
+from ...demo.weights import BOTTLENECK, read_network
+from ...samplers.core import VE, euler_step
+from ...samplers.inversion.pivots import invert_ddim
+from ..edits import value_of
+from ..lab import Demo, some
 
 STEPS, PAIRS, STRENGTHS = 20, 64, (0.5, 1.0, 1.5, 2.0)
 #: attribute -> the value that pictures are steered to
@@ -31,18 +32,16 @@ TARGETS = {
 }
 
 
-class Bottleneck:
+class Bottleneck(Demo):
     """The second UNet as a denoiser whose middle block can be read, shifted and silenced."""
 
     def __init__(self, path=BOTTLENECK):
-        text, self.autoencoder = load()
-        self.net = nets.UNet(**nets.BOTTLENECK)
-        self.net.load_state_dict(read_network(path))
+        super().__init__(STEPS)
+        self.net.unet = nets.UNet(**nets.BOTTLENECK)
+        self.net.unet.load_state_dict(read_network(path))
         self.net.eval().requires_grad_(False)
-        self.context, self.table = text.text(empty_rows(1)), nets.sigmas()
-        self.sigmas = schedule(STEPS, self.table)
-        self._shift, self._factor, self.h = None, 1.0, None
-        self.net.middle_block[-1].register_forward_hook(self._middle)
+        self.no_words, self._shift, self._factor, self.h = self.empty(1), None, 1.0, None
+        self.net.unet.middle_block[-1].register_forward_hook(self._middle)
 
     def _middle(self, _module, _inputs, h: Tensor) -> Tensor:
         self.h = h
@@ -52,7 +51,7 @@ class Bottleneck:
     def denoise(self, x: Tensor, sigma, shift: Tensor | None = None, factor: float = 1.0) -> Tensor:
         """D [B, 4, 16, 16] at sigma with h -> factor h + shift."""
         self._shift, self._factor = shift, factor
-        return denoiser(self.net, self.context.expand(len(x), -1, -1), self.table)(x, sigma)
+        return super().denoise(x, sigma, self.no_words.expand(len(x), -1, -1))
 
     def zero_change(self, x0: Tensor, sigma: float) -> float:
         """Relative change of D when h is 0."""
@@ -60,12 +59,12 @@ class Bottleneck:
         plain, silent = self.denoise(x, sigma), self.denoise(x, sigma, factor=0.0)
         return float((silent - plain).norm() / plain.norm())
 
-    def encode(self, some: scenes.Scenes) -> Tensor:
-        return self.autoencoder.encode(scenes.draw(some)[0])
-
     def mean_shift(self, sources: scenes.Scenes, targets: scenes.Scenes, groups: Tensor) -> list[Tensor]:
         """dh [G, C, 4, 4] of every step: the mean over each group's pairs, both noised alike. groups [B] in 0..G-1."""
-        generator, pairs = torch.Generator().manual_seed(2), [self.encode(s) for s in (sources, targets)]
+        generator, pairs = (
+            torch.Generator().manual_seed(2),
+            [self.encode(scenes.draw(s)[0]) for s in (sources, targets)],
+        )
         found = []
         for sigma in self.sigmas[:-1]:
             noise = torch.randn(pairs[0].shape, generator=generator)
@@ -83,12 +82,7 @@ class Bottleneck:
             plain = self.denoise(x, sigma)
             steered = self.denoise(x, sigma, strength * shifts[i][groups]) if strength else plain
             x = euler_step(x, plain, sigma, lower) + steered - plain
-        return self.autoencoder.decode(x).clamp(0, 1)
-
-
-def _value(s: scenes.Scenes, attribute: str) -> Tensor:
-    value = getattr(s, attribute)
-    return value if value.ndim == 1 else value[:, 0]
+        return self.decode(x)
 
 
 def groups_of(s: scenes.Scenes, attribute: str) -> Tensor:
@@ -98,8 +92,8 @@ def groups_of(s: scenes.Scenes, attribute: str) -> Tensor:
 
 def one_object(n: int, split: str, seed: int, attribute: str, target: int) -> scenes.Scenes:
     """n scenes of the split whose attribute is not the target yet."""
-    found = scenes.sample(4 * n, torch.Generator().manual_seed(seed), split, two=0.0)
-    return found[_value(found, attribute) != target][:n]
+    found = some(4 * n, seed, split=split)
+    return found[value_of(found, attribute) != target][:n]
 
 
 def read_off(judge, images: Tensor, truth: scenes.Scenes, attribute: str, target: int) -> tuple[float, float]:
@@ -111,22 +105,23 @@ def read_off(judge, images: Tensor, truth: scenes.Scenes, attribute: str, target
         if name == attribute:
             reached = float((seen == target).float().mean())
         else:
-            rest.append(float((seen == _value(truth, name)).float().mean()))
+            rest.append(float((seen == value_of(truth, name)).float().mean()))
     return reached, sum(rest) / len(rest)
 
 
 @torch.no_grad()
 def measure_bottleneck(bench, n: int) -> tuple[dict[str, float], list[list]]:
     """The figures, and lines for the table."""
-    model, judge = Bottleneck(), probe.load("conv")
-    held = model.encode(scenes.sample(n, torch.Generator().manual_seed(31), "held_out", two=0.0))
+    model = Bottleneck()
+    held = model.encode(scenes.draw(some(n, 31))[0])
     figures = {f"h_zero_change_sigma{s}": model.zero_change(held, float(s)) for s in (1, 5)}
     lines = []
 
     def walked(attribute, split, seed):
         target = TARGETS[attribute]
-        some = one_object(n, split, seed, attribute, target)
-        return some, invert_ddim(model.denoise, model.encode(some), model.sigmas, process=VE).trajectory[0]
+        truth = one_object(n, split, seed, attribute, target)
+        z = model.encode(scenes.draw(truth)[0])
+        return truth, invert_ddim(model.denoise, z, model.sigmas, process=VE).trajectory[0]
 
     for attribute, target in TARGETS.items():
 
@@ -137,16 +132,16 @@ def measure_bottleneck(bench, n: int) -> tuple[dict[str, float], list[list]]:
             noise = [torch.randn(s.shape, generator=generator) for s in shifts]
             control = [r * s.norm() / r.norm() for r, s in zip(noise, shifts)]
 
-            def judged(some, x, way, k):
-                images = model.edit(x, way, groups_of(some, attribute), k)
-                return read_off(judge, images, some, attribute, target)
+            def judged(truth, x, way, k):
+                images = model.edit(x, way, groups_of(truth, attribute), k)
+                return read_off(model.judge, images, truth, attribute, target)
 
-            some, x = walked(attribute, "train", 33)
-            tried = [(*judged(some, x, shifts, k), k) for k in STRENGTHS]
+            truth, x = walked(attribute, "train", 33)
+            tried = [(*judged(truth, x, shifts, k), k) for k in STRENGTHS]
             strength = max(tried, key=lambda t: min(t[0] / 0.6, t[1] / 0.7))[2]
-            some, x = walked(attribute, "held_out", 34)
+            truth, x = walked(attribute, "held_out", 34)
             ways = {"steered": (shifts, strength), "random shift": (control, strength), "reconstruction": (shifts, 0.0)}
-            return strength, {name: judged(some, x, *way) for name, way in ways.items()}
+            return strength, {name: judged(truth, x, *way) for name, way in ways.items()}
 
         strength, found = bench.once(f"bottleneck {attribute} {n}", compute)
         figures[f"h_steer_{attribute}"], figures[f"h_kept_{attribute}"] = found["steered"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..samplers.measure.mixture import Conditional, GaussianMixture
+from ...samplers.measure.mixture import Conditional, GaussianMixture
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..demo import scenes
-from ..samplers.core import VE, gaussian, guided
-from ..samplers.picture.ilvr import sample_ilvr
-from ..samplers.picture.lowpass import bicubic_low_pass
-from ..samplers.picture.sdedit import sdedit_sigmas
-from ..tools.sheet import Row, contact_sheet
-from ._demo import Demo, kept_pictures, some
-from .harness import OUTPUT, ROOT, Bench
+from ...demo import scenes
+from ...samplers.core import VE, gaussian, guided
+from ...samplers.picture.ilvr import sample_ilvr
+from ...samplers.picture.lowpass import bicubic_low_pass
+from ...samplers.picture.sdedit import sdedit_sigmas
+from ...tools.sheet import Row, contact_sheet
+from ..harness import OUTPUT, ROOT, Bench, kept_pictures
+from ..lab import Demo, some
 
 PICTURES = ROOT / "web" / "docs" / "pictures"
 ILVR_CFG, FACTORS, STOPS = 3.0, (2, 4, 8), (0.2, 0.5, 0.8, 1.0)
@@ -60,7 +60,7 @@ def ilvr_strip(bench: Bench, demo: Demo) -> None:
 
     @torch.no_grad()
     def make(items: list[int]) -> dict[str, Tensor]:
-        z = demo.autoencoder.encode(source)
+        z = demo.encode(source)
         denoise = guided(*demo.pair(wanted), ILVR_CFG)
         sigmas = sdedit_sigmas(demo.at, 1.0, 4 if bench.quick else 30).float()
         out = []

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..samplers.measure import metrics
+from ...samplers.measure import metrics
 
 
 def _normalised(image: Tensor, mean: tuple, std: tuple, size: int | None = 224) -> Tensor:

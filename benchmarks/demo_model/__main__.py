@@ -7,13 +7,13 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from ..demo import captions, nets, probe, scenes
-from ..demo.model import denoiser, empty_rows, generate, load
-from ..demo.training import psnr
-from ..demo.weights import BOTTLENECK, CHECKPOINT, FLOW
-from ..samplers.core import guided
-from ._bottleneck import TARGETS, measure_bottleneck
-from .harness import READ, Bench, seconds, table
+from ...demo import captions, nets, probe, scenes
+from ...demo.model import denoiser, empty_rows, generate, load
+from ...demo.weights import BOTTLENECK, CHECKPOINT, FLOW
+from ...samplers.core import guided
+from ...samplers.measure.metrics import psnr
+from ..harness import READ, Bench, seconds, table
+from .bottleneck import TARGETS, measure_bottleneck
 
 
 def draw_seed(seed: int) -> torch.Generator:
@@ -126,7 +126,8 @@ def main(argv: list[str]) -> None:
     double = following(bench, "two_objects", scenes.sample(n // 2, draw_seed(22), "held_out", two=1.0), two_objects)
     unseen = following(bench, "unseen", scenes.sample(n // 2, draw_seed(23), "unseen", two=0.0), one_object)
     image = scenes.draw(scenes.sample(128, draw_seed(24), "held_out"))[0]
-    quality = psnr(image, torch.cat([autoencoder.decode(autoencoder.encode(p)).clamp(0, 1) for p in image.split(16)]))
+    decoded = torch.cat([autoencoder.decode(autoencoder.encode(p)).clamp(0, 1) for p in image.split(16)])
+    quality = float(psnr(image, decoded).clamp(max=100).mean())
     ratio, peak = attention(scenes.sample(16 if bench.quick else 128, draw_seed(25), "held_out", two=0.0))
     rows = empty_rows(1)
     step = guided(*(denoiser(net.unet, net.text(rows), nets.sigmas()) for _ in range(2)), 5.0)

@@ -26,9 +26,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..samplers.measure import metrics
-from ._pie_judges import Judges
-from .harness import OUTPUT, table
+from ...samplers.measure import metrics
+from ...samplers.measure.charts import from_picture, to_picture
+from ..harness import OUTPUT, table
+from ..lab import InEngine
+from .judges import Judges
 
 #: figure -> its name in the table, in the order of the published ones
 COLUMNS = {
@@ -65,8 +67,7 @@ def read_image(path: Path, size: int = 512) -> Tensor:
     if picture.width > picture.height:
         picture = picture.crop((picture.width - picture.height, 0, picture.width, picture.height))
     picture = picture.resize((size, size))
-    values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return values.view(1, size, size, 3).movedim(-1, 1).float() / 255
+    return from_picture(picture).movedim(-1, 1)
 
 
 def measure(item: dict, source: Tensor, edit: Tensor, judges: Judges) -> dict[str, float | None]:
@@ -104,35 +105,21 @@ def settings(item: dict) -> dict[str, str | float]:
 
 def make_edits(folder: Path, items: dict[str, dict], to: Path, size: int, steps: int) -> None:
     """Edits by the checkpoint in the embedded engine, saved under the source's relative path."""
-    from PIL import Image
-
-    from ..engine.comfy import sigmas_of
-    from ..engine.pair_guider import run_guider
-    from ..nodes.inverting import invert
-    from ..nodes.prompt_to_prompt import prepare
-    from . import _engine as engine
-
-    model, clip, vae = engine.load()
-    sigmas, empty = sigmas_of(model, "normal", steps), engine.prompt(clip, "")
+    lab = InEngine(steps)
     for done, item in enumerate(items.values()):
         path = (to / item["image_path"]).with_suffix(".png")
         if path.exists():
             continue
         with torch.inference_mode():
-            latent = {
-                "samples": engine.encode(vae, read_image(folder / "annotation_images" / item["image_path"], size))
-            }
-            source, edited = (engine.prompt(clip, plain(item[name])) for name in ("original_prompt", "editing_prompt"))
-            inversion = invert(model, {"positive": source}, latent, sigmas, "ddim", cache=False)[0]
+            picture = read_image(folder / "annotation_images" / item["image_path"], size)
+            inversion = lab.invert(plain(item["original_prompt"]), picture)
+            target = plain(item["editing_prompt"])
             try:
-                guider = prepare("pie", model, edited, empty, 7.5, None, inversion, (), False, **settings(item))[0]
+                image, _ = lab.edited(target, inversion, 7.5, **settings(item))
             except ValueError:  # a blended word that is written otherwise in the prompts
-                guider = prepare(
-                    "pie", model, edited, empty, 7.5, None, inversion, (), False, cross_steps=0.4, self_steps=0.6
-                )[0]
-            image = engine.decode(vae, run_guider(guider, None, sigmas, 0).edits)[0]
+                image, _ = lab.edited(target, inversion, 7.5, **settings({}))
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.mul(255).round().byte().movedim(0, -1).numpy()).save(path)
+        to_picture(image.movedim(1, -1)).save(path)
         print(f"  edits: {done + 1}/{len(items)}", flush=True)
 
 

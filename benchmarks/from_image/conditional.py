@@ -15,13 +15,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..samplers.core import VE, gaussian
-from ..samplers.picture.particles import sample_conditional_particles
-from ..samplers.picture.repaint import karras_sigmas, sample_repaint
-from ..samplers.picture.repaint_schedules import DEFAULT, PRESETS, Schedule
-from ..samplers.walk import Eta, network_calls
-from ._mixtures import ALL, UNSEEN, Case
-from .harness import Bench
+from ...samplers.core import VE, gaussian
+from ...samplers.picture.particles import sample_conditional_particles
+from ...samplers.picture.repaint import karras_sigmas, sample_repaint
+from ...samplers.picture.repaint_schedules import DEFAULT, PRESETS, Schedule
+from ...samplers.walk import Eta, network_calls
+from ..harness import Bench
+from .mixtures import ALL, UNSEEN, Case
 
 SMALLEST, LARGEST = 0.0292, 14.61  # SD's sigmas
 _BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2

@@ -2,11 +2,8 @@
 
 32 held-out one-object scenes, 50 steps; PSNR in pixels against the autoencoder's own decode of the source latent, mean
 of the pictures' dB. Every scene is edited twice, by one word each: another object colour, another background colour.
-An edit succeeds when the probe reads the new attribute; its background is what lies outside the region that differs
-between the two drawings, dilated by one latent cell, against the decoded source. Calls and seconds are per picture,
-in batches.
-
-The parts: _inversion.py (the methods), _changes.py (changes and judge), _cost.py (single costs and the count).
+Backgrounds are compared with the decoded source. Calls and seconds are per picture, in batches. The ways stand in
+ways.py, what a call costs in cost.py.
 """
 
 from __future__ import annotations
@@ -18,11 +15,14 @@ from statistics import mean
 
 import torch
 
-from ._changes import CHANGES, judged, reconstruction_psnr
-from ._cost import Costs
-from ._inversion import CFG, EDIT_FRIENDLY, PAPER_RATE, RATE, WAYS, Batch, Lab, Result
-from .harness import Bench, table
+from ...samplers.measure.metrics import psnr, to_psnr
+from ..edits import CELL, Edit
+from ..harness import Bench, table
+from .cost import Costs
+from .ways import CFG, CHANGES, EDIT_FRIENDLY, PAPER_RATE, RATE, WAYS, Batch, Lab, Result
 
+CEILING = 120.0  # dB of a picture that came back to the last bit of fp32
+FEWEST = CELL * CELL  # pixels of a background that is measured: a latent cell
 #: figure's suffix -> the way that makes the edits
 EDITS = {
     "ddim": "ddim_cfg7.5",
@@ -47,15 +47,22 @@ PSNR = (
 
 def kept(lab: Lab, b: Batch, result: Result) -> list[dict]:
     """What is kept of a way: per scene its notes, "psnr", and {"success", "background"} by change."""
-    out: list[dict] = [dict(result.notes) for _ in range(len(b.truth))]
+    out: list[dict] = [dict(result.notes) for _ in range(len(b.latent))]
     if result.reconstruction is not None:
-        for item, value in zip(out, reconstruction_psnr(lab.decode(result.reconstruction), b.decoded)):
+        values = psnr(lab.decode(result.reconstruction), b.decoded).clamp(max=CEILING)
+        for item, value in zip(out, values.tolist()):
             item["psnr"] = value
-    for change in b.edits if result.edit else ():
-        image = lab.decode(result.edit(change.context))
-        for item, value in zip(out, judged(lab.judge, change, b.truth, image, b.decoded)):
-            item[change.change] = value
+    for edit, context in zip(b.edits, b.targets) if result.edit else ():
+        for item, value in zip(out, judged(lab.judge, edit, lab.decode(result.edit(context)), b.decoded)):
+            item[edit.kind] = value
     return out
+
+
+def judged(judge, edit: Edit, image: torch.Tensor, decoded: torch.Tensor) -> list[dict]:
+    """Per picture {"success": 0 or 1, "background": dB or None where less than a latent cell is left to compare}."""
+    errors = edit.background(image, decoded, FEWEST)
+    rest = [None if e is None else min(float(to_psnr(torch.tensor(e))), CEILING) for e in errors]
+    return [{"success": int(s), "background": dB} for s, dB in zip(edit.done(judge, image), rest)]
 
 
 def share(name: str) -> float:
@@ -67,7 +74,7 @@ def predicted(lab: Lab, indices: list[int], n: int, threads: int) -> float:
     """Seconds at most for all ways over n scenes, from single calls of this machine now."""
     torch.set_num_threads(threads)
     b, rows, costs = lab.batch(indices), len(indices), Costs()
-    costs.measure(lab.ask, b.latent, b.null, lab.sigmas)
+    costs.measure(lab.denoise, b.latent, b.null, lab.sigmas)
     start = time.perf_counter()
     lab.decode(b.latent)
     decode = (time.perf_counter() - start) / rows
