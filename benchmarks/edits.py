@@ -13,18 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..demo import captions, probe, scenes
+from ..demo.attributes import truth as value_of
 from ..demo.scenes import BACKGROUNDS, COLOURS, Scenes
 from ..samplers.measure.metrics import masked_mse
 
 CELL = 8  # pixels of a latent cell
 KINDS = ("colour", "shape", "background", "texture")
 VALUES = {"colour": COLOURS, "shape": scenes.SHAPES, "background": BACKGROUNDS, "texture": scenes.TEXTURES}
-
-
-def value_of(truth: Scenes, kind: str) -> Tensor:
-    """[B] an attribute of the scenes, or of their first objects."""
-    value = getattr(truth, kind)
-    return value if value.ndim == 1 else value[:, 0]
 
 
 @dataclass(frozen=True)

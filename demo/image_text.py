@@ -21,14 +21,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..samplers.networks.image_text import ImageText, TextTower
 from . import attributes, captions, nets, pool, scenes
 from .train import generator, load_autoencoder
 from .training import DEVICE, STATE, Trainer, precision
-
-try:
-    from ..samplers.networks.image_text import ImageText, TextTower
-except ImportError:  # run as `python -m demo.image_text` from the repository's root
-    from samplers.image_text import ImageText, TextTower
 
 EMBEDDING, IMAGE_SIZE = 128, 64
 WORDS = {word: i + 2 for i, word in enumerate(sorted(captions.TOKENS))}  # 0 is the unknown word, 1 padding
