@@ -1,7 +1,6 @@
 """Sampling from a picture, on the demo model and on mixtures with known answers: `make bench NAME=from_image`.
 
-The parts: _conditional.py (RePaint against true conditionals), _cartoon.py, _fill.py, _strips.py (the help pages'
-strips), and here ILVR's constraint, DiffEdit's mask and SDEdit's curve. Everything is kept as it is made: a run that
+Here ILVR's constraint, DiffEdit's mask and SDEdit's curve. Everything is kept as it is made: a run that
 was stopped goes on where it was.
 """
 
@@ -25,10 +24,9 @@ from ..harness import Bench, kept_pictures, table
 from ..lab import Demo, some
 from . import conditional
 from .cartoon import EDIT_CFG, measure_cartoon
-from .error_plot import plot
 from .fill import FILL_CFG, measure_fill
 from .mixtures import ALL, UNSEEN
-from .strips import folder, ilvr_strip, sdedit_strip
+from .strips import error_chart, folder, ilvr_strip, sdedit_strip
 
 
 @torch.no_grad()
@@ -147,9 +145,6 @@ def measure_sdedit(bench: Bench, demo: Demo) -> list[list]:
     return curve
 
 
-# --------------------------------------------------------------------------------------------------------------- main
-
-
 def measure_conditional(bench: Bench) -> dict[str, float]:
     n = 500 if bench.quick else 4000
     rows = conditional.measured(bench, n)
@@ -161,7 +156,7 @@ def measure_conditional(bench: Bench) -> dict[str, float]:
     for name in rows:
         print(f"{name}: {rows[name]['calls']} calls, worst of the unseen {conditional.worst_unseen(rows, name):.2f}")
     shown = [name for name in rows if rows[name]["calls"] not in (0, 2410)]
-    plot({name: ratios[name] for name in shown}, UNSEEN, folder(bench) / "repaint_error.jpg")
+    error_chart({name: ratios[name] for name in shown}, UNSEEN, folder(bench) / "repaint_error.jpg")
     return conditional.figures(rows)
 
 

@@ -1,22 +1,13 @@
-"""What null-text disturbance does to textured scenes, beside its controls.
+"""What null-text disturbance does to textured scenes, beside its controls (benchmarks/README.md has the figures).
 
-Held-out scenes with a texture are redrawn from 0.3 of the time, same noise, in these ways:
+Held-out scenes with a texture are redrawn from 0.3 of the time, same noise, in the ways of LOOKS; beside them, with one
+noise seed, those of BESIDE, SDEdit from 0.5, and the ordinary run blurred until it has lost as much texture as
+imaged_paper. The strength of every disturbance fades alike where a step is too long for cfg, as in the node.
 
-    imaged_paper   the paper's formula: Image-D at cfg 6 (the demo model is made for 5)
-    backd_paper    the paper's formula: Back-D with rollback 0.3 at the paper's cfg 10
-    imaged_match, backd_match   the same with `match`, our bound on the null branch's noise
-    bound_alone    the control: no disturbance, the null branch looks at x itself; Back-D's bound and cfg
-
-The strength of every disturbance fades alike where a step is too long for cfg, as in the node. Beside them, with one
-noise seed: the bound alone at Image-D's settings, Image-D at Back-D's cfg, SDEdit from 0.5, and the ordinary run
-blurred until it has lost as much texture as imaged_paper. The bounds were chosen on training scenes of this same model.
-
-A scene's flat texture is the mean squared brightness gradient over the flattest half of the background and of the
-objects: the borders of stripes and cells are borders between regions, which a cartoon makes firmer. What is lost counts
-against the ordinary run of the same cfg and noise, mean of background and objects; a figure is the median over the
-scenes, then over SEEDS noise seeds, and its spread is the largest median minus the smallest. The same for the mean
-gradient along the objects' borders (`edges`). Medians, because a few scenes with hardly any texture outweigh all others
-in a mean. A strip of the first scenes goes to the help page.
+Flat texture is the mean squared brightness gradient over the flattest half of the background and of the objects. What
+is lost counts against the ordinary run of the same cfg and noise; a figure is the median over the scenes, then over
+SEEDS noise seeds, its spread the largest median minus the smallest; the same for the mean gradient along the objects'
+borders (`edges`). Medians, because a few scenes with hardly any texture outweigh all others in a mean.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ Each strip is a picture under web/docs/pictures/, made anew by every whole run o
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from ...demo import scenes
 from ...samplers.core import VE, gaussian, guided
+from ...samplers.measure.charts import line_chart, to_picture
 from ...samplers.picture.ilvr import sample_ilvr
 from ...samplers.picture.lowpass import bicubic_low_pass
 from ...samplers.picture.sdedit import sdedit_sigmas
@@ -36,14 +39,22 @@ CARTOON_COLUMNS = {
 }
 
 
+def error_chart(ratios: dict[str, dict[str, float]], mixtures: Sequence[str], path: Path) -> None:
+    """ratios: way -> mixture -> error over that of 250/10/10. A line for each way over the mixtures."""
+    lines = {name: [math.log10(way[m]) for m in mixtures] for name, way in ratios.items()}
+    title, across = "log10 of the error over that of the paper's 2410 calls", "mixture, in the table's order"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    to_picture(line_chart(title, lines, width=860, height=420, x_label=across)).save(path, quality=90)
+
+
 def folder(bench: Bench) -> Path:
     """Where a run's pictures go: the help pages', or beside the results of a quick one."""
     return OUTPUT if bench.quick else PICTURES
 
 
-def to_picture(image: Tensor) -> Image.Image:
-    """[3, H, W] in 0..1 -> picture."""
-    return Image.fromarray((image.clamp(0, 1) * 255).round().byte().movedim(0, -1).numpy())
+def shown(image: Tensor) -> Image.Image:
+    """[3, H, W] in 0..1 as a picture."""
+    return to_picture(image[None].movedim(1, -1))
 
 
 def save(title: str, rows: list[Row], columns: int, path: Path) -> None:
@@ -77,9 +88,9 @@ def ilvr_strip(bench: Bench, demo: Demo) -> None:
     made = kept_pictures(bench, "ilvr strip, bicubic", len(settings), make, len(STOPS))["image"]
     rows = []
     for k, factor in enumerate(FACTORS):
-        cells = [("reference", to_picture(source[0]))]
+        cells = [("reference", shown(source[0]))]
         for j, stop in enumerate(STOPS):
-            cells.append((f"stop {stop:g}", to_picture(made[k * len(STOPS) + j])))
+            cells.append((f"stop {stop:g}", shown(made[k * len(STOPS) + j])))
         rows.append(Row(f"factor {factor} cells ({8 * factor} pixels)", "", cells))
     save(
         "ILVR: coarse content of a reference, everything else by the prompt",
@@ -95,10 +106,10 @@ def sdedit_strip(bench: Bench, guide: Tensor, made: dict[float, Tensor], curve: 
     guide [N, 3, H, W]; made: t0 -> images of the same scenes; curve: [t0, distance, realism or None] per t0."""
     rows = []
     for i in range(min(SHOWN, len(guide))):
-        cells = [("scribble", to_picture(guide[i]))]
+        cells = [("scribble", shown(guide[i]))]
         for t0, distance, realism in curve:
             said = f"t0 {t0:g}: rms {distance:.3f}" + ("" if realism is None else f", KID {realism:.4g}")
-            cells.append((said if i == 0 else f"t0 {t0:g}", to_picture(made[t0][i])))
+            cells.append((said if i == 0 else f"t0 {t0:g}", shown(made[t0][i])))
         rows.append(Row("", "", cells))
     rows[0].line = "rms: distance to the scribble (faithful: small). KID: distance to real scenes (realistic: small)."
     save("SDEdit over t0", rows, len(curve) + 1, folder(bench) / "sdedit_strip.jpg")
@@ -115,7 +126,7 @@ def cartoon_strip(bench: Bench, made: dict[str, Tensor], measured: dict[str, tup
             drop, edges = measured[name]
             told = i == 0 and not name.startswith("plain")
             said = f"{title}: flat drop {drop:.2f}, edges {edges:+.2f}" if told else title
-            cells.append((said, to_picture(made[name][i])))
+            cells.append((said, shown(made[name][i])))
         rows.append(Row("", "", cells))
     rows[0].line = "Against the ordinary run of the same cfg. Flat drop: texture lost in flat regions (cartoon: much). "
     rows[0].line += "Edges: contrast along the objects' borders (cartoon: not less). "

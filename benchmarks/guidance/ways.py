@@ -28,7 +28,7 @@ from ...samplers.ode import sample_euler
 from ..lab import Demo
 
 COLOUR, SHAPE = "red", "circle"
-IMAGE_TEXT = Path(__file__).resolve().parents[1] / "models" / "nulltext_image_text.safetensors"
+IMAGE_TEXT = probe.MODELS / "nulltext_image_text.safetensors"
 #: what the demo model's classifier is helped by, and no default: pushes of at most so much, in units of the estimate's
 #: own uncertainty per step. The table has the classifier with it and without it
 CLASSIFIER_BOUND = 1.25
@@ -67,11 +67,8 @@ class Lab(Demo):
         self.name = f"{COLOUR} {SHAPE}"
         names = [f"a {c} {s}" for c in scenes.COLOURS for s in scenes.SHAPES]
         target = names.index(f"a {self.name}")
-        captions_ = self.towers.embed_text(names)
-        self.target, self.others = (
-            captions_[target : target + 1],
-            torch.cat([captions_[:target], captions_[target + 1 :]]),
-        )
+        said = self.towers.embed_text(names)
+        self.target, self.others = said[target : target + 1], torch.cat([said[:target], said[target + 1 :]])
 
     def scenes(self, n: int, seed: int) -> scenes.Scenes:
         """n real scenes of the class, one object each, everything else as it comes."""
