@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
 from ...demo import captions, nets, probe, scenes
-from ...demo.model import denoiser, empty_rows, generate, load
+from ...demo.model import generate, load
 from ...demo.weights import BOTTLENECK, CHECKPOINT, FLOW
 from ...samplers.core import guided
 from ...samplers.measure.metrics import psnr
 from ..harness import READ, Bench, seconds, table
+from ..lab import Demo
 from .bottleneck import TARGETS, measure_bottleneck
 
 
@@ -59,16 +61,15 @@ def attention(truth: scenes.Scenes, layers=nets.MAP_LAYERS) -> tuple[float, floa
     """Mean mass per pixel inside the object's mask over outside, and the share of maps whose peak is inside.
 
     Colour and shape words, averaged over the layers and t in 100..500."""
-    net, autoencoder = load()
-    image, mask = scenes.draw(truth)
-    rows, words = captions.token_rows(*captions.phrases(truth))
-    latent, context, sigma = autoencoder.encode(image), net.text(rows), nets.sigmas()
+    demo, (image, mask) = Demo(), scenes.draw(truth)
+    words = captions.token_rows(*captions.phrases(truth))[1]
+    latent, context = demo.encode(image), demo.context(truth)
     total = 0
     for t in range(100, 501, 100):
-        s = sigma[t]
+        s = demo.table[t]
         a = (1 + s * s).rsqrt()
         noise = torch.randn(latent.shape, generator=draw_seed(t))
-        _, maps = net.unet(a * (latent + s * noise), torch.full((len(latent),), t), context, tuple(layers))
+        _, maps = demo.net.unet(a * (latent + s * noise), torch.full((len(latent),), t), context, tuple(layers))
         for m in maps.values():
             side = int(m.shape[1] ** 0.5)
             m = m.transpose(1, 2).reshape(len(m), -1, side, side)
@@ -85,14 +86,15 @@ def attention(truth: scenes.Scenes, layers=nets.MAP_LAYERS) -> tuple[float, floa
     return inner / outer, float(torch.cat(peaks).float().mean())
 
 
+def through(demo: Demo, image: torch.Tensor) -> torch.Tensor:
+    """Pictures as the autoencoder gives them back."""
+    return torch.cat([demo.decode(demo.encode(part)) for part in image.split(16)])
+
+
 @torch.no_grad()
 def judges(truth: scenes.Scenes) -> list[list]:
     """Table rows: what each probe reads right off drawn scenes that went through the autoencoder."""
-    autoencoder = load()[1]
-    seen = torch.cat(
-        [autoencoder.decode(autoencoder.encode(part)).clamp(0, 1) for part in scenes.draw(truth)[0].split(16)]
-    )
-    rows = []
+    seen, rows = through(Demo(), scenes.draw(truth)[0]), []
     for name in ("conv", "query"):
         right = probe.accuracy(probe.load(name), seen, truth)
         rows += [[f"probe {name}: {k}", right[k], 0.97] for k in ("colour", "shape", "place", "texture", "background")]
@@ -121,16 +123,14 @@ def main(argv: list[str]) -> None:
     torch.set_num_threads(1)
     bench = Bench("demo_model", __doc__, argv, read=(*READ, "diffusion_models/*.safetensors"))
     n = 16 if bench.quick else 256
-    net, autoencoder = load()
+    demo = Demo()
     single = following(bench, "one_object", scenes.sample(n, draw_seed(21), "held_out", two=0.0), one_object)
     double = following(bench, "two_objects", scenes.sample(n // 2, draw_seed(22), "held_out", two=1.0), two_objects)
     unseen = following(bench, "unseen", scenes.sample(n // 2, draw_seed(23), "unseen", two=0.0), one_object)
     image = scenes.draw(scenes.sample(128, draw_seed(24), "held_out"))[0]
-    decoded = torch.cat([autoencoder.decode(autoencoder.encode(p)).clamp(0, 1) for p in image.split(16)])
-    quality = float(psnr(image, decoded).clamp(max=100).mean())
+    quality = float(psnr(image, through(demo, image)).clamp(max=100).mean())
     ratio, peak = attention(scenes.sample(16 if bench.quick else 128, draw_seed(25), "held_out", two=0.0))
-    rows = empty_rows(1)
-    step = guided(*(denoiser(net.unet, net.text(rows), nets.sigmas()) for _ in range(2)), 5.0)
+    step = guided(*[partial(demo.denoise, embedding=demo.empty(1))] * 2, 5.0)
     x = torch.randn(1, 4, 16, 16)
     with torch.no_grad():
         step_ms = 1000 * seconds(lambda: step(x, torch.tensor(1.0)), 15)

@@ -13,7 +13,6 @@ mixture at the node's defaults, and how often a bound acts (_bound.py).
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import torch
 
@@ -153,16 +152,10 @@ def main(argv: list[str]) -> None:
         "interleaved",
         lambda: ratio(*(lambda way=way: lab.sample(way, few) for way in ways_of_clip), repeats=3 if bench.quick else 7),
     )
+    modes = {"none": Way(), "latent": ways_of_clip[1]}
+    modes |= {mode: Way((lab.clip_decoded(mode, 10.0),)) for mode in ("decoder", "network")}
     figures["gradient_modes_seconds"] = bench.once(
-        "gradient modes",
-        lambda: {
-            "none": round(lab.sample(Way(), few)[1] / 4 * 100, 1),
-            "latent": round(lab.sample(ways_of_clip[1], few)[1] / 4 * 100, 1),
-            **{
-                mode: round(lab.sample(Way((lab.clip_decoded(mode, 10.0),)), few)[1] / 4 * 100, 1)
-                for mode in ("decoder", "network")
-            },
-        },
+        "gradient modes", lambda: {k: round(lab.sample(way, few)[1] / len(few) * 100, 1) for k, way in modes.items()}
     )
     cfg_lines, figures["cfg_kid"] = cfg_table(bench, lab, n_cfg)
     low = min(figures["cfg_kid"], key=lambda row: row["kid"])
@@ -196,21 +189,13 @@ def verdict(kids: dict[str, dict], gains: dict[str, float], times: float) -> str
     )
 
 
-def save_plot(rows: list[dict]) -> Path:
+def save_plot(rows: list[dict]) -> None:
     """KID and caption agreement over w, as output/bench/guidance_cfg.png."""
-    chart = line_chart(
-        "CFG: KID (scaled to its largest) and caption agreement over w",
-        {
-            "KID / max": [r["kid"] / max(max(q["kid"] for q in rows), 1e-9) for r in rows],
-            "agreement": [r["agreement"] for r in rows],
-        },
-        [r["w"] for r in rows],
-        low=0.0,
-        x_label="w",
-    )
-    path = OUTPUT / "guidance_cfg.png"
-    to_picture(chart).save(path)
-    return path
+    largest = max(*(row["kid"] for row in rows), 1e-9)
+    lines = {"KID / max": [r["kid"] / largest for r in rows], "agreement": [r["agreement"] for r in rows]}
+    title = "CFG: KID (scaled to its largest) and caption agreement over w"
+    chart = line_chart(title, lines, [r["w"] for r in rows], low=0.0, x_label="w")
+    to_picture(chart).save(OUTPUT / "guidance_cfg.png")
 
 
 if __name__ == "__main__":

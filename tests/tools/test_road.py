@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from nulltext.demo import turn
-from nulltext.tools import client, engines, run, sheet, workflows
+from nulltext.tools import client, engines, inputs, run, sheet, workflows
 from PIL import Image
 
 # ------------------------------------------------------------------------------------------------ engines
@@ -200,3 +200,9 @@ def test_the_demo_names_workflows_that_ship():
         titles = set(run.titles(workflows.load(name)).values())
         assert {run.SOURCE, run.EDITED} <= titles
         json.dumps(run.own(workflows.load(name), name, "own.png", "a", "b", "c.safetensors"))
+
+
+def test_the_folder_of_two_classes(tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs, "FOLDER", tmp_path)
+    inputs.write_classes(2)
+    assert sorted(p.parent.name for p in tmp_path.rglob("*.png")) == ["blue square"] * 2 + ["red circle"] * 2
