@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..samplers.measure.charts import captioned_grid, from_picture, heading, stacked, to_picture
 
-CELL = 224  # side of a picture, pixels
+CELL, GAP = 224, 8  # side of a picture with the room beside it, pixels
 
 
 @dataclass
@@ -39,9 +39,10 @@ def contact_sheet(title: str, rows: Sequence[Row], columns: int = 6) -> Image.Im
     for row in rows:
         parts += [heading(row.title, columns * CELL, 17)] if row.title else []
         parts += [heading(row.line, columns * CELL)] if row.line else []
-        cells = torch.cat([from_picture(fit(picture, CELL)) for _, picture in row.cells])
+        cells = torch.cat([from_picture(fit(picture, CELL - GAP)) for _, picture in row.cells])
+        cells = torch.nn.functional.pad(cells, (0, 0, 0, GAP, 0, GAP), value=1.0)
         parts.append(captioned_grid(cells, [caption for caption, _ in row.cells], columns))
-    return to_picture(stacked(parts))
+    return to_picture(torch.nn.functional.pad(stacked(parts), (0, 0, GAP, 0, GAP, GAP), value=1.0))
 
 
 def tiled(pictures: Sequence[Image.Image], side: int = 256) -> Image.Image:
