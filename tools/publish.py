@@ -58,10 +58,7 @@ def main(arguments: list[str]) -> int:
     gallery.copy_pictures()
     for path in locales.FILES:
         said = locales.missing(path, classes)
-        print(
-            f"{path.parent.name}: {len(said)} texts of the classes are shown in English"
-            + "".join(map("\n  {}".format, said))
-        )
+        print(f"{path.parent.name}: {len(said)} texts are shown in English", *said, sep="\n  ")
     print("".join(f"FAILED: {line}\n" for line in failed), end="", file=sys.stderr)
     return 1 if failed else 0
 
