@@ -135,31 +135,14 @@ def main(argv: list[str]) -> None:
     with torch.no_grad():
         step_ms = 1000 * seconds(lambda: step(x, torch.tensor(1.0)), 15)
     figures = {k: single[k] for k in ("colour", "shape", "background", "texture", "place")}
-    figures |= {
-        "two_objects": double["two_objects"],
-        "unseen_pairs": unseen["pair"],
-        "psnr_autoencoder": quality,
-        "attention_ratio": ratio,
-        "attention_peak": peak,
-        "step_ms": step_ms,
-        "file_mb": CHECKPOINT.stat().st_size / 1e6,
-    }
+    figures |= {"two_objects": double["two_objects"], "unseen_pairs": unseen["pair"], "psnr_autoencoder": quality}
+    figures |= {"attention_ratio": ratio, "attention_peak": peak, "step_ms": step_ms}
+    figures["file_mb"] = CHECKPOINT.stat().st_size / 1e6
     more = further_networks(bench, n, figures)
-    bars = {
-        "colour": 0.95,
-        "shape": 0.9,
-        "background": 0.95,
-        "texture": 0.9,
-        "place": 0.85,
-        "two_objects": 0.75,
-        "unseen_pairs": 0.8,
-        "psnr_autoencoder": 30.0,
-        "attention_ratio": 3.0,
-        "attention_peak": 0.8,
-        **dict.fromkeys(("h_zero_change_sigma1", "h_zero_change_sigma5"), 0.15),
-        **dict.fromkeys((f"h_steer_{name}" for name in TARGETS), 0.6),
-        **dict.fromkeys((f"h_kept_{name}" for name in TARGETS), 0.7),
-    }
+    bars = {"colour": 0.95, "shape": 0.9, "background": 0.95, "texture": 0.9, "place": 0.85, "two_objects": 0.75}
+    bars |= {"unseen_pairs": 0.8, "psnr_autoencoder": 30.0, "attention_ratio": 3.0, "attention_peak": 0.8}
+    bars |= dict.fromkeys(("h_zero_change_sigma1", "h_zero_change_sigma5"), 0.15)
+    bars |= {f"h_{what}_{name}": bar for what, bar in (("steer", 0.6), ("kept", 0.7)) for name in TARGETS}
     lines = [[k, float(v), bars.get(k, "")] for k, v in figures.items()]
     lines += more + judges(scenes.sample(2 * n, draw_seed(26), "held_out", two=0.0))
     bench.finish(table(("figure", "measured", "to reach"), lines), figures)

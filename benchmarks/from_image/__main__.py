@@ -16,7 +16,6 @@ from ...demo import probe, scenes
 from ...samplers.core import VE, gaussian, guided
 from ...samplers.ode import sample_ancestral
 from ...samplers.picture.diffedit import difference_map, edit_mask, heat
-from ...samplers.picture.ilvr import sample_ilvr
 from ...samplers.picture.lowpass import bicubic_low_pass, dct_low_pass
 from ...samplers.picture.sdedit import sdedit_sigmas
 from ..guidance.ways import kid_of
@@ -24,9 +23,9 @@ from ..harness import Bench, kept_pictures, table
 from ..lab import Demo, some
 from . import conditional
 from .cartoon import EDIT_CFG, measure_cartoon
-from .fill import FILL_CFG, measure_fill
+from .fill import measure_fill
 from .mixtures import ALL, UNSEEN
-from .strips import error_chart, folder, ilvr_strip, sdedit_strip
+from .strips import error_chart, folder, ilvr, ilvr_strip, sdedit_strip
 
 
 @torch.no_grad()
@@ -34,21 +33,9 @@ def measure_ilvr(bench: Bench, demo: Demo) -> dict[str, float]:
     """Largest |phi(result) - phi(reference)| of a run that is conditioned to its end, by the filter."""
 
     def compute(phi):
-        part = some(4, 33, lambda s: s.texture > 0)
-        z = demo.encode(scenes.draw(part)[0])
-        denoise = guided(*demo.pair(some(4, 34, lambda s: s.texture == 0)), FILL_CFG)
-        sigmas, noise = sdedit_sigmas(demo.at, 1.0, 5 if bench.quick else 30).float(), gaussian(z, 3)
-        out = sample_ilvr(
-            denoise,
-            sigmas[0] * noise(),
-            sigmas,
-            reference=z,
-            low_pass=phi,
-            stop=len(sigmas) - 1,
-            process=VE,
-            noise=noise,
-        )
-        return float((phi(out) - phi(z)).abs().max())
+        z = demo.encode(scenes.draw(some(4, 33, lambda s: s.texture > 0))[0])
+        wanted = some(4, 34, lambda s: s.texture == 0)
+        return float((phi(ilvr(demo, z, wanted, phi, 1.0, 5 if bench.quick else 30)) - phi(z)).abs().max())
 
     return {
         "ilvr_constraint_error": bench.once("ilvr", lambda: compute(dct_low_pass(4))),
@@ -79,14 +66,8 @@ def measure_diffedit(bench: Bench, demo: Demo) -> dict[str, float]:
         image, masks = scenes.draw(part)
         z = demo.encode(image)
         source, target = demo.pair(part)[0], demo.pair(part.changed("colour", other[index]))[0]
-        h = difference_map(
-            lambda x, s: (source(x, s), target(x, s)),
-            z,
-            demo.at(0.5),
-            process=VE,
-            noise=gaussian(z, 300 + items[0]),
-            maps=10,
-        )
+        both, noise = lambda x, s: (source(x, s), target(x, s)), gaussian(z, 300 + items[0])
+        h = difference_map(both, z, demo.at(0.5), process=VE, noise=noise, maps=10)
         inside = F.avg_pool2d(masks[:, :1], 8)[:, 0] > 0.5
         rows = []
         for one, score, where in zip(edit_mask(h).bool(), heat(h), inside):
@@ -98,11 +79,8 @@ def measure_diffedit(bench: Bench, demo: Demo) -> dict[str, float]:
 
     rows = bench.each("diffedit", range(n), compute, batch=8)
     ap, iou, oracle = (sum(column) / len(rows) for column in zip(*rows))
-    print(
-        table(
-            ("DiffEdit's mask", "measured"), [["average precision", ap], ["IoU", iou], ["best threshold's IoU", oracle]]
-        )
-    )
+    found = [["average precision", ap], ["IoU", iou], ["best threshold's IoU", oracle]]
+    print(table(("DiffEdit's mask", "measured"), found))
     return {"diffedit_ap": ap, "diffedit_iou_over_oracle": iou / oracle}
 
 
@@ -123,11 +101,8 @@ def measure_sdedit(bench: Bench, demo: Demo) -> list[list]:
         z = demo.encode(strokes(part))
         sigmas, noise = sdedit_sigmas(demo.at, t0, 5 if bench.quick else 20).float(), gaussian(z, 400 + items[0])
         x = VE.noised(z, sigmas[0], noise())
-        return {
-            "image": demo.decode(
-                sample_ancestral(guided(*demo.pair(part), EDIT_CFG), x, sigmas, process=VE, noise=noise)
-            )
-        }
+        denoise = guided(*demo.pair(part), EDIT_CFG)
+        return {"image": demo.decode(sample_ancestral(denoise, x, sigmas, process=VE, noise=noise))}
 
     guide = strokes(truth)
     net = probe.load("features") if probe.FEATURES.exists() else None

@@ -58,15 +58,8 @@ def distance(fill: Tensor, case: Case) -> float:
 def error(case: Case, sample: Callable[..., Tensor], sigmas: Tensor, n: int, rows: int = 1, seed: int = 0) -> float:
     """Error of n fills, `rows` of the batch for each."""
     noise = gaussian(torch.empty(n * rows, len(case.values), dtype=torch.float64), seed)
-    fill = sample(
-        case.mixture.denoise,
-        sigmas[0] * noise(),
-        sigmas,
-        source=case.values.expand(n, -1),
-        mask=case.mask[None],
-        process=VE,
-        noise=noise,
-    )
+    known = {"source": case.values.expand(n, -1), "mask": case.mask[None], "process": VE, "noise": noise}
+    fill = sample(case.mixture.denoise, sigmas[0] * noise(), sigmas, **known)
     return distance(fill, case)
 
 

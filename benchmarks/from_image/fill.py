@@ -86,28 +86,17 @@ def measure_fill(bench: Bench, demo: Demo) -> dict[str, float]:
             levels = plan.sigmas(demo.at(0.001), demo.at(1.0), scale=scale)
             levels = sdedit_sigmas(demo.at, 1.0, plan.levels) if levels is None else levels
             levels = levels.float()
-            return sample_repaint_scheduled(
-                denoise,
-                levels[0] * noise(),
-                levels,
-                source=z,
-                mask=mask,
-                process=VE,
-                noise=noise,
-                schedule=plan,
-                scale=scale,
-            )
+            known = {"source": z, "mask": mask, "process": VE, "noise": noise}
+            return sample_repaint_scheduled(denoise, levels[0] * noise(), levels, **known, schedule=plan, scale=scale)
 
         return make
 
     def core(ancestral):
         def make(denoise, z, mask, noise):
             x, held = ordinary[0] * noise(), core_noise_mask(denoise, z, mask, noise())
-            return (
-                sample_ancestral(held, x, ordinary, process=VE, noise=noise)
-                if ancestral
-                else sample_euler(held, x, ordinary)
-            )
+            if ancestral:
+                return sample_ancestral(held, x, ordinary, process=VE, noise=noise)
+            return sample_euler(held, x, ordinary)
 
         return make
 

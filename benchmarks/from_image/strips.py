@@ -62,6 +62,14 @@ def save(title: str, rows: list[Row], columns: int, path: Path) -> None:
     contact_sheet(title, rows, columns).save(path, quality=85)
 
 
+def ilvr(demo: Demo, z: Tensor, wanted: scenes.Scenes, low_pass, stop: float, steps: int) -> Tensor:
+    """A run of `wanted` captions that keeps the coarse part of z for the share `stop` of its steps."""
+    denoise, noise = guided(*demo.pair(wanted), ILVR_CFG), gaussian(z, 3)
+    sigmas = sdedit_sigmas(demo.at, 1.0, steps).float()
+    x, count = sigmas[0] * noise(), round(stop * (len(sigmas) - 1))
+    return sample_ilvr(denoise, x, sigmas, reference=z, low_pass=low_pass, stop=count, process=VE, noise=noise)
+
+
 def ilvr_strip(bench: Bench, demo: Demo) -> None:
     """One reference and one caption, the same noise everywhere: rows of factors, columns of stops."""
     part = some(1, 33, lambda s: s.texture == 1)
@@ -71,19 +79,9 @@ def ilvr_strip(bench: Bench, demo: Demo) -> None:
 
     @torch.no_grad()
     def make(items: list[int]) -> dict[str, Tensor]:
-        z = demo.encode(source)
-        denoise = guided(*demo.pair(wanted), ILVR_CFG)
-        sigmas = sdedit_sigmas(demo.at, 1.0, 4 if bench.quick else 30).float()
-        out = []
-        for i in items:
-            (factor, stop), noise = settings[i], gaussian(z, 3)
-            count = round(stop * (len(sigmas) - 1))
-            x = sigmas[0] * noise()
-            x = sample_ilvr(
-                denoise, x, sigmas, reference=z, low_pass=bicubic_low_pass(factor), stop=count, process=VE, noise=noise
-            )
-            out.append(demo.decode(x))
-        return {"image": torch.cat(out)}
+        z, steps = demo.encode(source), 4 if bench.quick else 30
+        runs = [(bicubic_low_pass(factor), stop) for factor, stop in (settings[i] for i in items)]
+        return {"image": torch.cat([demo.decode(ilvr(demo, z, wanted, *run, steps)) for run in runs])}
 
     made = kept_pictures(bench, "ilvr strip, bicubic", len(settings), make, len(STOPS))["image"]
     rows = []
@@ -92,12 +90,8 @@ def ilvr_strip(bench: Bench, demo: Demo) -> None:
         for j, stop in enumerate(STOPS):
             cells.append((f"stop {stop:g}", shown(made[k * len(STOPS) + j])))
         rows.append(Row(f"factor {factor} cells ({8 * factor} pixels)", "", cells))
-    save(
-        "ILVR: coarse content of a reference, everything else by the prompt",
-        rows,
-        len(STOPS) + 1,
-        folder(bench) / "ilvr_strip.jpg",
-    )
+    title = "ILVR: coarse content of a reference, everything else by the prompt"
+    save(title, rows, len(STOPS) + 1, folder(bench) / "ilvr_strip.jpg")
 
 
 def sdedit_strip(bench: Bench, guide: Tensor, made: dict[float, Tensor], curve: list[list]) -> None:

@@ -23,14 +23,8 @@ from .ways import Lab, Way, share
 N, STEPS, LABEL = 4000, 60, 1
 MIXTURE = GaussianMixture(torch.tensor([[-2.0, 0.5], [1.8, -1.2], [0.5, 2.4], [2.6, 1.6]]), 0.4, labels=[0, 1, 1, 2])
 #: the bounds that the demo's workflows set, by term; scales as there
-WORKFLOW_BOUND = {
-    "classifier": 1.0,
-    "spherical": 1.0,
-    "contrastive": 1.0,
-    "semantic_content": 0.5,
-    "semantic_structure": 0.5,
-    "semantic_style": 0.5,
-}
+WORKFLOW_BOUND = dict.fromkeys(("classifier", "spherical", "contrastive"), 1.0)
+WORKFLOW_BOUND |= dict.fromkeys(("semantic_content", "semantic_structure", "semantic_style"), 0.5)
 SCALE = {"classifier": 40.0, "spherical": 100.0, "contrastive": 20.0}
 SEMANTIC = {"semantic_content": 300.0, "semantic_structure": 120.0, "semantic_style": 60.0}
 PICTURES = 16

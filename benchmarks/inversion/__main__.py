@@ -24,25 +24,10 @@ from .ways import CFG, CHANGES, EDIT_FRIENDLY, PAPER_RATE, RATE, WAYS, Batch, La
 CEILING = 120.0  # dB of a picture that came back to the last bit of fp32
 FEWEST = CELL * CELL  # pixels of a background that is measured: a latent cell
 #: figure's suffix -> the way that makes the edits
-EDITS = {
-    "ddim": "ddim_cfg7.5",
-    "null_text": "null_text_cfg7.5",
-    "negative_prompt": "negative_prompt_cfg7.5",
-    "exact": "exact_cfg7.5",
-    "edit_friendly": "edit_friendly",
-    "flow_edit": "flow_edit",
-    "infedit": "infedit",
-}
-PSNR = (
-    "ddim_cfg1",
-    "ddim_cfg7.5",
-    "null_text_cfg7.5",
-    "negative_prompt_cfg7.5",
-    "ddim_inverted_with_cfg7.5",
-    "global_null",
-    "random_pivot",
-    "conditional_embedding_optimised",
-)
+EDITED = ("ddim_cfg7.5", "null_text_cfg7.5", "negative_prompt_cfg7.5", "exact_cfg7.5")
+EDITS = {name.removesuffix("_cfg7.5"): name for name in (*EDITED, "edit_friendly", "flow_edit", "infedit")}
+NO_PSNR = ("exact_cfg7.5", "edit_friendly", "flow_edit", "infedit", "null_text_paper_rate")
+PSNR = tuple(name for name in WAYS if name not in NO_PSNR)
 
 
 def kept(lab: Lab, b: Batch, result: Result) -> list[dict]:

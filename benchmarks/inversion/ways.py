@@ -124,42 +124,32 @@ def negative(b: Batch) -> Result:
     return Result(walk(b.source), walk)
 
 
+def optimised(b: Batch, source: Denoise, pivot: Tensor, rate: float = RATE, net=None, start=None, **options):
+    """Null-text optimisation along a pivot, from the empty embedding unless another is given."""
+    net, start = net or b.lab.denoise, b.null if start is None else start
+    options |= {"cfg": CFG, "process": VE, "schedule": b.inner(rate)}
+    return optimise_null_text(net, source, pivot, b.sigmas, start, **options)
+
+
 def null_text(b: Batch, costs: Costs, rate: float = RATE) -> Result:
     """Timed, between two measurements of what a single call costs."""
     b.pivot  # noqa: B018 - its calls are not the optimisation's
     meter, rows = Meter(b.lab.denoise), len(b.source)
     costs.measure(b.lab.denoise, b.latent, b.null, b.sigmas)
     with meter.timed():
-        found = optimise_null_text(
-            meter,
-            partial(meter, embedding=b.source),
-            b.pivot,
-            b.sigmas,
-            b.null,
-            cfg=CFG,
-            process=VE,
-            schedule=b.inner(rate),
-        )
+        found = optimised(b, partial(meter, embedding=b.source), b.pivot, rate, meter)
     costs.measure(b.lab.denoise, b.latent, b.null, b.sigmas)
     work = found.stats
     assert (sum(meter.forwards), sum(meter.backwards)) == (work.forward_rows, work.backward_rows)
-    notes = {
-        "forwards": work.forward_rows / rows,
-        "backwards": work.backward_rows / rows,
-        "seconds": meter.seconds / rows,
-        "expected": costs.expected(meter) / rows,
-        "forward": costs.of("forward", rows) / rows,
-        "backward": costs.of("backward", rows) / rows,
-    }
-    return Result(found.reconstruction, partial(with_null, b, found.embeddings), notes)
+    notes = {"forwards": work.forward_rows, "backwards": work.backward_rows, "seconds": meter.seconds}
+    notes |= {"expected": costs.expected(meter)} | {k: costs.of(k, rows) for k in ("forward", "backward")}
+    per_picture = {name: value / rows for name, value in notes.items()}
+    return Result(found.reconstruction, partial(with_null, b, found.embeddings), per_picture)
 
 
 def random(b: Batch) -> Result:
     astray = random_pivot(b.latent, b.sigmas, process=VE, noise=b.noise()).trajectory
-    found = optimise_null_text(
-        b.lab.denoise, b.of(b.source), astray, b.sigmas, b.null, cfg=CFG, process=VE, schedule=b.inner(RATE)
-    )
-    return Result(found.reconstruction)
+    return Result(optimised(b, b.of(b.source), astray).reconstruction)
 
 
 def global_null(b: Batch) -> Result:
@@ -169,17 +159,7 @@ def global_null(b: Batch) -> Result:
 
 
 def conditional(b: Batch) -> Result:
-    found = optimise_null_text(
-        b.lab.denoise,
-        b.of(b.null),
-        b.pivot,
-        b.sigmas,
-        b.source,
-        cfg=CFG,
-        process=VE,
-        schedule=b.inner(RATE),
-        branch="conditional",
-    )
+    found = optimised(b, b.of(b.null), b.pivot, start=b.source, branch="conditional")
     return Result(found.reconstruction)
 
 
