@@ -227,14 +227,9 @@ def main(arguments: list[str]) -> int:
                 try:
                     flow = workflows.load(name)
                     if mine or options.prompt or options.edit:
-                        flow = own(
-                            flow,
-                            name,
-                            uploaded if image else None,
-                            options.prompt,
-                            options.edit,
-                            options.checkpoint.name if options.checkpoint else None,
-                        )
+                        checkpoint = options.checkpoint.name if options.checkpoint else None
+                        picture = uploaded if image else None
+                        flow = own(flow, name, picture, options.prompt, options.edit, checkpoint)
                     result = queue(server.client, name, flow)
                     row = keep(options.output, name, flow, result, [image] if image else source_pictures(flow))
                     measured[name] = figures(flow, result, row)
