@@ -1,6 +1,6 @@
 """Proximal guidance beside its controls, on edits of inverted demo scenes: `make bench NAME=proximal`.
 
-Held-out scenes, inverted by DDIM (no guidance, 25 steps), edited by one word (object colour, background colour) at cfg
+Held-out scenes, inverted by DDIM (no guidance, 20 steps), edited by one word (object colour, background colour) at cfg
 7.5 with the source prompt as the null branch. The controls: no threshold (negative-prompt inversion), as many numbers
 set to 0 at random, and the whole difference shrunk to the same size. Every figure is the mean over three draws of
 scenes, then the largest minus the smallest.
@@ -74,7 +74,7 @@ def one_draw(demo: Demo, n: int, seed: int) -> dict[str, tuple[float, float]]:
 def main(argv: list[str]) -> None:
     torch.set_num_threads(1)
     bench = Bench("proximal", __doc__.splitlines()[0], argv)
-    n, steps = (4, 5) if bench.quick else (12, 25)
+    n, steps = (4, 5) if bench.quick else (8, 20)
     print(f"Predicted: {len(DRAWS) * n * (steps * 0.25 + 3.5) / 60:.1f} minutes on one thread", flush=True)
     demo = Demo(steps)
     draws = [bench.once(f"{n} scenes, draw {seed}", lambda s=seed: one_draw(demo, n, s)) for seed in DRAWS]
