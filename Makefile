@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE ?= 1
 # a value given on the command line, as one quoted option
 option = $(if $(value $(1)),--$(2) '$(subst ','\'',$(value $(1)))')
 
-.PHONY: help demo demo-all test mutants serve workflows bench train env lock
+.PHONY: help demo demo-all test mutants serve publish bench train env lock
 
 help:
 	@echo "make demo        a picture inverted and edited in a real ComfyUI; results under output/"
@@ -16,7 +16,9 @@ help:
 	@echo "make test        lint, unit tests, server tests (also on COMFYUI_PATH when it names a ComfyUI)"
 	@echo "make mutants     breaks the algorithms one line at a time and says which breaks no test notices"
 	@echo "make serve       the same ComfyUI with its page, until Ctrl-C"
-	@echo "make workflows   the files for the page, from workflows/*.api.json    make bench NAME=...    make train"
+	@echo "make publish     every generated file: page workflows, thumbnails, help tables, gallery, translations"
+	@echo "                 make publish NAME=my_workflow ARGS='--pictures none'"
+	@echo "make bench NAME=...    make train"
 
 demo: env
 	@$(RUN) run $(call option,IMAGE,image) $(call option,PROMPT,prompt) $(call option,EDIT,edit) \
@@ -35,8 +37,8 @@ mutants: env
 serve: env
 	@$(RUN) serve $(call option,ENGINE,engine) $(call option,PORT,port) $(ARGS)
 
-workflows: env
-	@$(RUN) workflows $(NAME) $(ARGS)
+publish: env
+	@$(RUN) publish $(NAME) $(ARGS)
 
 bench: env
 	@$(RUN) $(or $(NAME),$(error say which: make bench NAME=inversion)) $(ARGS)

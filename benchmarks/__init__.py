@@ -1,4 +1,4 @@
-"""One module per table: `make bench NAME=...`, `python tools NAME`, or `python -m benchmarks.NAME` from this folder."""
+"""One folder per table: `make bench NAME=...`, `python tools NAME`, or `python -m benchmarks.NAME` from this folder."""
 
 import sys
 

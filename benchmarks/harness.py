@@ -16,6 +16,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "output" / "bench"
 WEIGHTS = "weights"  # under this key a run keeps the hash of what it measured
@@ -120,3 +124,26 @@ def ratio(a: Callable[[], Any], b: Callable[[], Any], repeats: int = 7) -> float
             t.append(time.perf_counter())
         out.append((t[1] - t[0]) / (t[2] - t[1]))
     return statistics.median(out)
+
+
+def kept_pictures(
+    bench: Bench, key: str, n: int, make: Callable[[list[int]], dict[str, Tensor]], batch: int
+) -> dict[str, Tensor]:
+    """make(indices) -> {name: images [B, 3, 128, 128] in 0..1} for all n items, each batch kept as a file.
+
+    Making pictures is what costs; what reads them (a probe) may come or change later."""
+    folder = OUTPUT / f"{bench.path.stem}.pictures"
+    if key not in bench.kept:
+        for old in folder.glob(f"{key} *"):
+            old.unlink()
+
+    def compute(items):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{key} {items[0]:04d}.safetensors"
+        made = {name: (image.clamp(0, 1) * 255).round().byte().contiguous() for name, image in make(items).items()}
+        save_file(made, path)
+        return [path.name] * len(items)
+
+    files = dict.fromkeys(bench.each(key, range(n), compute, batch))
+    parts = [load_file(folder / name) for name in files]
+    return {name: torch.cat([part[name] for part in parts]).float() / 255 for name in parts[0]}

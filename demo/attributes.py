@@ -17,13 +17,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..samplers.networks.encoder import Encoder, ResBlock, level_embedding
 from . import nets, pool, scenes
 from .training import DEVICE, STATE, Trainer, precision
-
-try:
-    from ..samplers.networks.encoder import Encoder, ResBlock, level_embedding
-except ImportError:  # run as `python -m demo.attributes` from the repository's root
-    from samplers.encoder import Encoder, ResBlock, level_embedding
 
 HEADS = {
     "colour": scenes.COLOURS,

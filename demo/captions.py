@@ -15,114 +15,27 @@ from .scenes import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, STYLES, TEXTURE
 BOS, EOS, LENGTH = 49406, 49407, 77
 ROWS = 192  # rows of the demo model's embedding table; row 0 is the unknown word
 
-TOKENS = {
-    "a": (320,),
-    "of": (539,),
-    "on": (525,),
-    "the": (518,),
-    "at": (536,),
-    "in": (530,),
-    "and": (537,),
-    ",": (267,),
-    "with": (593,),
-    "background": (5994,),
-    "photo": (1125,),
-    "photograph": (8853,),
-    "picture": (1674,),
-    "drawing": (3610,),
-    "sketch": (5269,),
-    "illustration": (6052,),
-    "cartoon": (7651,),
-    "small": (2442,),
-    "little": (1274,),
-    "tiny": (5591,),
-    "medium": (8675,),
-    "large": (3638,),
-    "big": (1205,),
-    "huge": (2699,),
-    "red": (736,),
-    "crimson": (19437,),
-    "scarlet": (20389,),
-    "green": (1901,),
-    "emerald": (16980,),
-    "blue": (1746,),
-    "azure": (18514,),
-    "yellow": (4481,),
-    "golden": (3878,),
-    "orange": (4287,),
-    "tangerine": (42045,),
-    "purple": (5496,),
-    "violet": (16118,),
-    "white": (1579,),
-    "snowy": (14191,),
-    "black": (1449,),
-    "dark": (3144,),
-    "pink": (3360,),
-    "rosy": (46705,),
-    "brown": (2866,),
-    "chocolate": (3820,),
-    "gray": (7048,),
-    "grey": (5046,),
-    "teal": (22821,),
-    "turquoise": (19899,),
-    "circle": (7117,),
-    "disc": (10712,),
-    "ball": (1069,),
-    "square": (3999,),
-    "box": (2063,),
-    "triangle": (14615,),
-    "pyramid": (18725,),
-    "star": (1565,),
-    "ring": (2540,),
-    "donut": (18471,),
-    "hoop": (19573,),
-    "cross": (3417,),
-    "plus": (3097,),
-    "left": (1823,),
-    "right": (1155,),
-    "top": (1253,),
-    "bottom": (5931,),
-    "middle": (3694,),
-    "center": (2119,),
-    "plain": (10709,),
-    "solid": (6148,),
-    "striped": (22192,),
-    "checkered": (1113, 26690),
-    "checked": (10387,),
-    "mottled": (44570, 912),
-    "cloudy": (13106,),
-}
-SYNONYMS = {
-    "red": ("crimson", "scarlet"),
-    "green": ("emerald",),
-    "blue": ("azure",),
-    "yellow": ("golden",),
-    "orange": ("tangerine",),
-    "purple": ("violet",),
-    "white": ("snowy",),
-    "black": ("dark",),
-    "pink": ("rosy",),
-    "brown": ("chocolate",),
-    "gray": ("grey",),
-    "teal": ("turquoise",),
-    "circle": ("disc", "ball"),
-    "square": ("box",),
-    "triangle": ("pyramid",),
-    "ring": ("donut", "hoop"),
-    "cross": ("plus",),
-    "small": ("little", "tiny"),
-    "large": ("big", "huge"),
-    "plain": ("solid",),
-    "checkered": ("checked",),
-    "mottled": ("cloudy",),
-}
-_PLACE = {
-    "left": "on the left",
-    "right": "on the right",
-    "top": "at the top",
-    "bottom": "at the bottom",
-    "middle": "in the middle",
-}
+#: each word of the captions and its BPE tokens in CLIP's vocabulary
+_TOKENS = """
+a 320; of 539; on 525; the 518; at 536; in 530; and 537; , 267; with 593; background 5994; photo 1125; photograph
+8853; picture 1674; drawing 3610; sketch 5269; illustration 6052; cartoon 7651; small 2442; little 1274; tiny 5591;
+medium 8675; large 3638; big 1205; huge 2699; red 736; crimson 19437; scarlet 20389; green 1901; emerald 16980; blue
+1746; azure 18514; yellow 4481; golden 3878; orange 4287; tangerine 42045; purple 5496; violet 16118; white 1579;
+snowy 14191; black 1449; dark 3144; pink 3360; rosy 46705; brown 2866; chocolate 3820; gray 7048; grey 5046; teal
+22821; turquoise 19899; circle 7117; disc 10712; ball 1069; square 3999; box 2063; triangle 14615; pyramid 18725;
+star 1565; ring 2540; donut 18471; hoop 19573; cross 3417; plus 3097; left 1823; right 1155; top 1253; bottom 5931;
+middle 3694; center 2119; plain 10709; solid 6148; striped 22192; checkered 1113 26690; checked 10387; mottled 44570
+912; cloudy 13106
+"""
+#: what else a word may be called in training
+_SYNONYMS = """
+red crimson scarlet; green emerald; blue azure; yellow golden; orange tangerine; purple violet; white snowy; black
+dark; pink rosy; brown chocolate; gray grey; teal turquoise; circle disc ball; square box; triangle pyramid; ring
+donut hoop; cross plus; small little tiny; large big huge; plain solid; checkered checked; mottled cloudy
+"""
+TOKENS = {word: tuple(map(int, ids)) for word, *ids in map(str.split, _TOKENS.split(";"))}
+SYNONYMS = {word: tuple(others) for word, *others in map(str.split, _SYNONYMS.split(";"))}
+_PLACE = {p: f"{'at' if p in ('top', 'bottom') else 'in' if p == 'middle' else 'on'} the {p}" for p in PLACES}
 _STYLE = {
     "photo": ("a photo of", "a photograph of", "a picture of"),
     "drawing": ("a drawing of", "a sketch of", "a cartoon of"),
@@ -146,16 +59,11 @@ def _kind(name, values, spell):
     _KINDS[name] = torch.tensor(rows)
 
 
+_VALUES = {"size": SIZES, "colour": COLOURS, "shape": SHAPES, "texture": TEXTURES, "background": BACKGROUNDS}
 _words = lambda v: (v, *SYNONYMS.get(v, ()))  # noqa: E731
 _kind("style", STYLES, _STYLE.__getitem__)
-for _name, _values in (
-    ("size", SIZES),
-    ("colour", COLOURS),
-    ("shape", SHAPES),
-    ("texture", TEXTURES),
-    ("background", BACKGROUNDS),
-):
-    _kind(_name, _values, _words)
+for _name in ("size", "colour", "shape", "texture", "background"):
+    _kind(_name, _VALUES[_name], _words)
 _kind("place", PLACES, lambda v: (_PLACE[v],))
 _A, _AND, _COMMA, _ON, _WITH, _BACKGROUND = (_add(p) for p in ("a", "and", ",", "on a", "with", "background"))
 
@@ -173,42 +81,10 @@ _width = max(len(tokens_of(p)) for p in PHRASES)
 _PHRASE_ROWS = torch.tensor([[_row[t] for t in tokens_of(p)] + [-1] * (_width - len(tokens_of(p))) for p in PHRASES])
 
 #: where colour and shape of the two objects stand in `phrases`' columns, for either form
-_FORM = (
-    "style",
-    "a",
-    "size0",
-    "colour0",
-    "shape0",
-    "place0",
-    "and",
-    "a1",
-    "size1",
-    "colour1",
-    "shape1",
-    "place1",
-    "join",
-    "texture",
-    "background",
-    "end",
-)
-_FORM_B = (
-    "style",
-    "join",
-    "texture",
-    "background",
-    "end",
-    "a",
-    "size0",
-    "colour0",
-    "shape0",
-    "place0",
-    "and",
-    "a1",
-    "size1",
-    "colour1",
-    "shape1",
-    "place1",
-)
+_OBJECT = ["a", "size0", "colour0", "shape0", "place0", "and", "a1", "size1", "colour1", "shape1", "place1"]
+_GROUND = ["join", "texture", "background", "end"]
+_FORM = ("style", *_OBJECT, *_GROUND)
+_FORM_B = ("style", *_GROUND, *_OBJECT)
 
 
 def phrases(s: Scenes, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,6 @@
 """Trains the two classifiers of the demo scenes that the guidance workflows use.
 
     python tools classifiers pictures    models/nulltext_colours.safetensors: a torchvision net, picture -> 8 colours
-    python tools classifiers folder      workflows/inputs/classes: two classes of pictures for Train Latent Classifier
     python tools classifiers latents     models/nulltext_pairs.safetensors: noise-aware, latent -> colour and shape, 48
     classes (after `python tools attributes`, which trains what it starts from)
 
@@ -121,36 +120,16 @@ def train_latents(steps: int, batch: int, size: int, device: torch.device) -> No
     print(f"latents: {figures}", flush=True)
 
 
-def write_folder(each: int = 8) -> None:
-    """Red circles and blue squares, `each` of either, as small drawings."""
-    from PIL import Image
-
-    from ..tools.inputs import FOLDER
-
-    draws = torch.Generator().manual_seed(41)
-    for name, colour, shape in (("red circle", "red", "circle"), ("blue square", "blue", "square")):
-        made = scenes.sample(each, draws, two=0).changed("style", 1).changed("texture", 0)
-        made = made.changed("colour", scenes.COLOURS.index(colour)).changed("shape", scenes.SHAPES.index(shape))
-        made = made.changed("background", torch.randint(6, 12, (each,), generator=draws))
-        place = FOLDER / "classes" / name
-        place.mkdir(parents=True, exist_ok=True)
-        for i, image in enumerate(scenes.draw(made)[0]):
-            array = (image.permute(1, 2, 0) * 255).round().byte().numpy()
-            Image.fromarray(array).save(place / f"{i + 1}.png", optimize=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("which", choices=("pictures", "latents", "folder"))
+    parser.add_argument("which", choices=("pictures", "latents"))
     parser.add_argument("--device", **DEVICE)
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--pool", type=int, default=10_000, help="scenes drawn and encoded for the latent classifier")
     args = parser.parse_args()
     device = args.device
-    if args.which == "folder":
-        write_folder()
-    elif args.which == "pictures":
+    if args.which == "pictures":
         train_pictures(args.steps or 500, args.batch, device)
     else:
         train_latents(args.steps or 0, args.batch, args.pool, device)

@@ -21,23 +21,15 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..samplers.networks.image_text import ImageText, TextTower
 from . import attributes, captions, nets, pool, scenes
 from .train import generator, load_autoencoder
 from .training import DEVICE, STATE, Trainer, precision
 
-try:
-    from ..samplers.networks.image_text import ImageText, TextTower
-except ImportError:  # run as `python -m demo.image_text` from the repository's root
-    from samplers.image_text import ImageText, TextTower
-
 EMBEDDING, IMAGE_SIZE = 128, 64
 WORDS = {word: i + 2 for i, word in enumerate(sorted(captions.TOKENS))}  # 0 is the unknown word, 1 padding
-IMAGE = (
-    {"out": EMBEDDING}
-    | attributes.TRUNK
-    | {"in_channels": 3, "size": IMAGE_SIZE, "stem_stride": 4, "noise_aware": False}
-)
 NOISY = {"out": EMBEDDING} | attributes.TRUNK
+IMAGE = NOISY | {"in_channels": 3, "size": IMAGE_SIZE, "stem_stride": 4, "noise_aware": False}
 TEXT = {"rows": len(WORDS) + 2, "out": EMBEDDING}
 _CONTENT = [i for i, name in enumerate(captions._FORM) if name in ("a", "colour0", "shape0")]
 _BEHIND = [i for i, name in enumerate(captions._FORM) if name in ("texture", "background", "end")]
@@ -217,12 +209,8 @@ def train_noisy(
     def report():
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(device)
         with torch.no_grad():
-            shares = [
-                pair_accuracy(
-                    trainer.average(scaled(latents, s, noise), torch.full((256,), s, device=device)), model, test
-                )
-                for s in (0.1, 0.5, 1.0, 2.0, 4.0)
-            ]
+            look = lambda s: trainer.average(scaled(latents, s, noise), torch.full((256,), s, device=device))
+            shares = [pair_accuracy(look(s), model, test) for s in (0.1, 0.5, 1.0, 2.0, 4.0)]
         return "colour and shape right at sigma .1 .5 1 2 4: " + " ".join(f"{s:.1%}" for s in shares)
 
     return trainer.run(step, batch, report)

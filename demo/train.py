@@ -18,10 +18,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..samplers.measure.metrics import psnr
 from ..samplers.ode import sample_euler
 from . import captions, nets, scenes
 from .model import TextToImage, denoiser, empty_rows, generate, schedule
-from .training import DEVICE, STATE, Trainer, chunks, die, grid, precision, psnr
+from .training import DEVICE, STATE, Trainer, chunks, die, grid, precision
 from .weights import (
     BOTTLENECK,
     CHECKPOINT,
@@ -93,7 +94,7 @@ def train_autoencoder(device: torch.device, minutes: float, batch: int, slim: bo
     def report():
         out = trainer.average.decode(trainer.average.encode(test)).clamp(0, 1)
         grid(torch.cat([test[:8], out[:8], test[8:16], out[8:16]]), trainer.path.parent / "autoencoder_samples.png")
-        return f"{psnr(test, out):.2f} dB on held-out scenes"
+        return f"{psnr(test, out).mean():.2f} dB on held-out scenes"
 
     return trainer.run(step, batch, report)
 

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..samplers.measure.charts import line_chart, tiles, to_picture
 from . import turn
 
 STATE = Path(__file__).resolve().parent.parent / ".training"
@@ -156,38 +157,18 @@ class Trainer:
         return self.average
 
 
-def plot_curve(curve: list[list[float]], path: Path, width: int = 640, height: int = 320) -> None:
+def plot_curve(curve: list[list[float]], path: Path) -> None:
     """The loss against samples seen, both logarithmic, as a PNG."""
-    from PIL import Image, ImageDraw
-
-    points = [(math.log(max(x, 1)), math.log(max(y, 1e-9))) for x, y in curve[1:]]
-    if len(points) < 2:
-        return
-    image = Image.new("RGB", (width, height), "white")
-    canvas = ImageDraw.Draw(image)
-    (x0, x1), (y0, y1) = ((min(c), max(c)) for c in zip(*points, strict=True))
-    place = [
-        (40 + (x - x0) / (x1 - x0 + 1e-9) * (width - 60), 20 + (y1 - y) / (y1 - y0 + 1e-9) * (height - 60))
-        for x, y in points
-    ]
-    canvas.line(place, fill=(30, 80, 200), width=2)
-    canvas.text((40, height - 30), f"samples {curve[1][0]:.0f} .. {curve[-1][0]:.0f} (log)", fill="black")
-    canvas.text((40, 4), f"loss {math.exp(y1):.4f} .. {math.exp(y0):.4f} (log), last {curve[-1][1]:.4f}", fill="black")
-    image.save(path)
+    points = [(math.log10(max(x, 1)), math.log10(max(y, 1e-9))) for x, y in curve[1:]]
+    if len(points) > 1:
+        x, y = zip(*points)
+        chart = line_chart(f"log10 of the loss, last {curve[-1][1]:.4f}", {"loss": y}, x, x_label="log10 of samples")
+        to_picture(chart).save(path)
 
 
-def psnr(a: Tensor, b: Tensor) -> float:
-    """Mean over the batch of the PSNR of images in 0..1, dB."""
-    return float((-10 * (a - b).square().flatten(1).mean(1).clamp(min=1e-10).log10()).mean())
-
-
-def grid(images: Tensor, path: Path, columns: int = 8) -> None:
-    """Images [B, 3, H, W] in 0..1 as one PNG."""
-    from PIL import Image
-
-    rows = [torch.cat(list(images[i : i + columns]), 2) for i in range(0, len(images) // columns * columns, columns)]
-    array = (torch.cat(rows, 1).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    Image.fromarray(array).save(path)
+def grid(images: Tensor, path: Path) -> None:
+    """Images [B, 3, H, W] in 0..1 as one PNG, eight in a row."""
+    to_picture(tiles(images)).save(path)
 
 
 def chunks(n: int, size: int) -> Iterator[slice]:

@@ -58,33 +58,30 @@ def write_checkpoint(
         raise ValueError(f"The vocabulary names {len(token_ids)} rows, the text encoder's table has {rows}.")
     if prediction not in ("v", "eps"):
         raise ValueError(f"A UNet of this family predicts 'v' or 'eps', not {prediction!r}.")
-    parts = {"unet": unet, "text": text, "autoencoder": autoencoder}
-    state = {
-        PREFIX[part] + key: value.detach().to("cpu", dtype).contiguous()
-        for part, values in parts.items()
-        for key, value in values.items()
-    }
+    state = {}
+    for part, values in (("unet", unet), ("text", text), ("autoencoder", autoencoder)):
+        state |= _kept(values, dtype, PREFIX[part])
     state[TOKEN_IDS] = torch.as_tensor(token_ids, dtype=torch.int32)
     state[PREFIX["autoencoder"] + "vae_scale"] = torch.tensor(SCALE)  # fp32: the loaders multiply by it
     state[PREFIX["autoencoder"] + "vae_shift"] = torch.tensor(0.0)
+    return _save(state, path, prediction, latent_rgb, metadata)
+
+
+def _kept(values: State, dtype: torch.dtype, prefix: str = "") -> State:
+    return {prefix + key: value.detach().to("cpu", dtype).contiguous() for key, value in values.items()}
+
+
+def _save(
+    state: State, path: str | Path, prediction: str | None, latent_rgb: Tensor | None, metadata: dict | None
+) -> Path:
     if prediction == "v":
         state["v_pred"] = torch.tensor([])
     if latent_rgb is not None:
         state["latent_rgb_factors"] = latent_rgb.detach().float().cpu().contiguous()
-    return _save(state, path, metadata)
-
-
-def _save(state: State, path: str | Path, metadata: dict | None) -> Path:
+    notes = {"format": "pt", **(metadata or {})}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(
-        state,
-        path,
-        {
-            key: value if isinstance(value, str) else json.dumps(value)
-            for key, value in {"format": "pt", **(metadata or {})}.items()
-        },
-    )
+    save_file(state, path, {k: v if isinstance(v, str) else json.dumps(v) for k, v in notes.items()})
     return path
 
 
@@ -99,12 +96,7 @@ def write_network(
 ) -> Path:
     """Write one UNet (keys as in nets.py, no prefix) for core's Load Diffusion Model. prediction "v", or None: eps, and
     what a sampling node after the loader says (the flow twin)."""
-    state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in unet.items()}
-    if prediction == "v":
-        state["v_pred"] = torch.tensor([])
-    if latent_rgb is not None:
-        state["latent_rgb_factors"] = latent_rgb.detach().float().cpu().contiguous()
-    return _save(state, path, metadata)
+    return _save(_kept(unet, dtype), path, prediction, latent_rgb, metadata)
 
 
 def read_part(path: str | Path, part: str) -> State:
@@ -154,16 +146,8 @@ def random_checkpoint(
 
     generator = torch.Generator().manual_seed(seed)
     unet, text, autoencoder = (_filled(m(), generator) for m in (nets.UNet, nets.TextEncoder, nets.AutoEncoder))
-    return write_checkpoint(
-        path,
-        unet,
-        text,
-        autoencoder,
-        captions.VOCABULARY,
-        prediction=prediction,
-        metadata={"random_seed": str(seed)},
-        dtype=dtype,
-    )
+    parts, options = (unet, text, autoencoder, captions.VOCABULARY), {"prediction": prediction, "dtype": dtype}
+    return write_checkpoint(path, *parts, metadata={"random_seed": str(seed)}, **options)
 
 
 def random_flow_checkpoint(path: str | Path, seed: int = 0, context: int = 128) -> Path:
@@ -199,7 +183,4 @@ def random_flow_checkpoint(path: str | Path, seed: int = 0, context: int = 128) 
         state[f"{PREFIX['unet']}{name}.weight"] = torch.randn(shape, generator=generator) * fan**-0.5
         state[f"{PREFIX['unet']}{name}.bias"] = torch.randn(shape[0], generator=generator) * 0.05
     state[PREFIX["unet"] + "pos_embed"] = torch.randn(1, side * side, width, generator=generator) * 0.1
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, path, {"format": "pt", "random_seed": str(seed)})
-    return path
+    return _save(state, path, None, None, {"random_seed": str(seed)})

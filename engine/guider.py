@@ -63,15 +63,31 @@ def guider_class() -> type:
 
 
 def set_cfg_scale(model, scale: Callable[[float], float]):
-    """A clone of the MODEL whose CFG scale is scale(sigma), whatever the sampler's is. A cfg function that is already
-    there is kept and gets the scale; else it is uncond + scale (cond - uncond)."""
+    """A clone of the MODEL whose CFG scale is scale(sigma), whatever the sampler's is."""
+    return _patch_cfg(model, lambda args, sigma: {"cond_scale": scale(sigma)})
+
+
+def patch_cond(model, change: Callable[[Tensor, Tensor, float], Tensor]):
+    """A clone of the MODEL whose conditional branch becomes change(cond, uncond, sigma) before CFG.
+
+    Both are x - D, sigma times the noise prediction (VE), [B, C, ...]."""
+
+    def changed(args: dict, sigma: float) -> dict:
+        cond = change(args["cond"], args["uncond"], sigma)
+        return {"cond": cond, "cond_denoised": args["input"] - cond}
+
+    return _patch_cfg(model, changed)
+
+
+def _patch_cfg(model, change: Callable[[dict, float], dict]):
+    """A cfg function that is already on the model is kept and gets what was changed; else it is ordinary CFG."""
     before = model.model_options.get("sampler_cfg_function")
 
     def cfg_function(args: dict):
-        k = scale(float(args["sigma"].flatten()[0]))
+        args = {**args, **change(args, float(args["sigma"].flatten()[0]))}
         if before is not None:
-            return before({**args, "cond_scale": k})
-        return apply_cfg(args["cond"], args["uncond"], k)  # of x - denoised, as the engine wants it
+            return before(args)
+        return apply_cfg(args["cond"], args["uncond"], args["cond_scale"])  # of x - D, as the engine wants it
 
     clone = model.clone()
     clone.set_model_sampler_cfg_function(cfg_function, disable_cfg1_optimization=True)

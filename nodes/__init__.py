@@ -1,37 +1,10 @@
-"""Every technique is a module with a tuple NODES; ComfyUI's two mappings are made from them."""
+"""Every technique is a module of this folder with a tuple NODES; ComfyUI's two mappings are made from them."""
 
 from importlib import import_module
+from pkgutil import iter_modules
 
-MODULES = (
-    "prompt",
-    "inversion",
-    "null_text",
-    "inverter",
-    "inversion_sampling",
-    "inversion_files",
-    "direct_edit",
-    "edit_grid",
-    "disturbance",
-    "disturbance_schedule",
-    "repaint",
-    "ilvr",
-    "sdedit",
-    "diffedit",
-    "blended",
-    "classifier",
-    "loaders",
-    "clip_guidance",
-    "semantic",
-    "start_noise",
-    "trace",
-    "rank",
-    "cfg_convention",
-    "attention",
-    "prompt_to_prompt",
-    "edit_score",
-)
-
-_CLASSES = [cls for name in MODULES for cls in import_module(f".{name}", __name__).NODES]
+_MODULES = [import_module(f".{module.name}", __name__) for module in iter_modules(__path__)]
+_CLASSES = [cls for module in _MODULES for cls in getattr(module, "NODES", ())]
 
 NODE_CLASS_MAPPINGS = {cls.ID: cls for cls in _CLASSES}
 NODE_DISPLAY_NAME_MAPPINGS = {cls.ID: cls.TITLE for cls in _CLASSES}

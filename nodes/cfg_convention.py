@@ -5,8 +5,8 @@ from __future__ import annotations
 from ..engine.comfy import sigma_range, sigmas_of, window
 from ..engine.guider import set_cfg_scale
 from ..samplers.guidance.cfg import SHAPES, ScheduleOfW, from_w
+from ..samplers.measure.charts import line_chart
 from .base import MODEL, Box, Choice, Float, Output, span
-from .plots import line_chart
 from .report import text_result
 
 

@@ -7,6 +7,7 @@ import torch
 from ..engine import classifiers, comfy, files, terms
 from ..engine.comfy import Progress, process_of
 from ..engine.fingerprint import fingerprint
+from ..samplers.measure.charts import line_chart
 from ..samplers.networks.latent_classifier import LatentClassifier, class_index, of_decoded, train_latent_classifier
 from .base import MODEL, SEED, VAE, Boolean, Box, Choice, Float, Int, Output, Socket, Text, optional
 from .guidance import (
@@ -24,7 +25,6 @@ from .guidance import (
     strength,
     term,
 )
-from .plots import line_chart
 from .report import text_result
 
 AUTO = "automatic"

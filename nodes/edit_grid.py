@@ -9,10 +9,10 @@ from ..engine.comfy import decode, encode
 from ..engine.noise import source_latent
 from ..engine.words import with_words
 from ..samplers.inversion.replay import calls_back, cfg_of, first_step
+from ..samplers.measure.charts import captioned_grid
 from . import words
 from .base import INVERSION, TARGET_CFG, VAE, Box, Output, Socket, Text, optional
 from .inversion_sampling import NULL, SAME_MODEL, STORED_OUTSIDE
-from .pictures import captioned_grid
 from .replay import replay
 from .report import text_result
 

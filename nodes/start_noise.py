@@ -10,8 +10,8 @@ from ..engine.gradients import bring, grad_mode, normal, short_of_memory
 from ..engine.noise import StartNoise, model_notes
 from ..engine.run import Run, sample_with
 from ..samplers.guidance.start_noise import optimise_start_noise
+from ..samplers.measure.charts import line_chart
 from .base import CFG, INVERSION, LATENT, MODEL, NEGATIVE, POSITIVE, SCHEDULER, SEED, STEPS, Box, Float, Int, Output
-from .plots import line_chart
 from .report import text_result
 
 

@@ -6,9 +6,8 @@ import torch
 
 from ..engine import terms
 from ..engine.comfy import latent_out
+from ..samplers.measure.charts import captioned_grid, line_chart, stacked
 from .base import LATENT, MODEL, VAE, Box, Int, Output
-from .pictures import captioned_grid
-from .plots import line_chart, stacked
 from .report import text_result
 
 

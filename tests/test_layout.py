@@ -103,6 +103,13 @@ def test_the_pack_never_needs_what_stands_on_top(path):
         assert not {"demo", "tools", "benchmarks", "tests"} & set(module.split("."))
 
 
+@pytest.mark.parametrize("path", sources("demo"), ids=name)
+def test_the_demo_stands_on_samplers_alone(path):
+    assert not absolute(path) & (ENGINE | {"nulltext"})
+    for level, module, _ in imports(path):
+        assert level < 2 or (level == 2 and module.split(".")[0] == "samplers"), f"{'.' * level}{module}"
+
+
 @pytest.mark.parametrize(
     "path", sources("samplers", "engine", "nodes", "demo", "tools", "benchmarks", "tests"), ids=name
 )

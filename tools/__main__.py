@@ -24,11 +24,9 @@ def load_pack() -> None:
 
 def main(arguments: list[str]) -> None:
     known = {
-        path.stem: folder
-        for folder in ("tools", "demo", "benchmarks")
-        for path in sorted((ROOT / folder).glob("*.py"))
-        if not path.stem.startswith("_")
+        path.stem: name for name in ("tools", "demo") for path in (ROOT / name).glob("*.py") if path.stem[0] != "_"
     }
+    known |= {path.parent.name: "benchmarks" for path in (ROOT / "benchmarks").glob("*/__main__.py")}
     if not arguments or arguments[0] not in known:
         sys.exit(f"usage: python tools NAME [arguments]; NAME is one of: {', '.join(sorted(known))}")
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() not in (ROOT, ROOT / "tools")]

@@ -81,13 +81,8 @@ def checkout(folder: str | Path | None = None) -> Engine:
     if python is None:
         missing = f"COMFYUI_PYTHON={named} is not there" if named else f"COMFYUI_PATH={folder} has no venv or .venv"
         raise EngineError(f"{missing}: name the interpreter of that ComfyUI in COMFYUI_PYTHON.")
-    return Engine(
-        "checkout",
-        f"ComfyUI {_version(folder)} from COMFYUI_PATH",
-        (str(python), str(folder / "main.py")),
-        "--base-directory",
-        folder,
-    )
+    title, command = f"ComfyUI {_version(folder)} from COMFYUI_PATH", (str(python), str(folder / "main.py"))
+    return Engine("checkout", title, command, "--base-directory", folder)
 
 
 def _version(folder: Path) -> str:
@@ -98,17 +93,8 @@ def _version(folder: Path) -> str:
 
 def plant(tree: Path, checkpoint: Path | None = None, inputs: Iterable[Path] = (), link: bool = True) -> Path:
     """Lay the tree of a server: the pack's link, the model folders, the pictures for LoadImage, one more checkpoint."""
-    for name in (
-        "custom_nodes",
-        "models/checkpoints",
-        "models/loras",
-        "models/vae",
-        "models/controlnet",
-        "input",
-        "output",
-        "temp",
-        "user",
-    ):
+    models = [f"models/{name}" for name in ("checkpoints", "loras", "vae", "controlnet")]
+    for name in ("custom_nodes", *models, "input", "output", "temp", "user"):
         (tree / name).mkdir(parents=True, exist_ok=True)
     pack = tree / "custom_nodes" / PACK
     if link and not pack.exists():
@@ -159,14 +145,8 @@ class Server:
         self.log = tree / "server.log"
         # An engine reads settings from COMFYUI_* variables; those of the caller are not meant for this server.
         env = {k: v for k, v in os.environ.items() if not k.startswith(("COMFYUI_", "PYTHONPATH", "PYTHONHOME"))}
-        env = {
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-            "HF_HUB_CACHE": str(tree / "temp"),
-            **env,
-            "PYTHONUNBUFFERED": "1",
-            **(variables or {}),
-        }
+        env = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tree / "temp"), **env}
+        env |= {"PYTHONUNBUFFERED": "1", **(variables or {})}
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 [*engine.arguments(tree, self.port), *extra],

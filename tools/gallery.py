@@ -1,11 +1,5 @@
-"""The gallery and the help pages' pictures, from the workflows' own runs.
-
-    python tools gallery
-
-The pictures are the thumbnails that `make workflows` keeps of real runs (source, then the last results). They are
-copied to web/docs/pictures/, where the help pages show them, and laid out with the settings beside them in
-docs/gallery.html, a static page that needs nothing else.
-"""
+"""docs/gallery.html, a static page: each workflow's thumbnail (source, then the last results of a real run) with its
+settings. The thumbnails are copied to web/docs/pictures/, where the help pages show them."""
 
 from __future__ import annotations
 
@@ -60,30 +54,26 @@ def section(name: str, picture: str) -> str:
     )
 
 
-def main() -> None:
+def copy_pictures() -> None:
+    """Thumbnails for the help pages, which can show only what lies beside them."""
     PICTURES.mkdir(parents=True, exist_ok=True)
-    PAGE.parent.mkdir(parents=True, exist_ok=True)
-    parts, missing = [], []
-    for name in workflows.names():
-        thumbnail = workflows.FOLDER / f"{name}.jpg"
-        if thumbnail.exists():
-            shutil.copyfile(thumbnail, PICTURES / thumbnail.name)
-            parts.append(section(name, f"../web/docs/pictures/{thumbnail.name}"))
-        else:
-            missing.append(name)
-    PAGE.write_text(
+    for name in shown():
+        shutil.copyfile(workflows.FOLDER / f"{name}.jpg", PICTURES / f"{name}.jpg")
+
+
+def shown() -> list[str]:
+    """The workflows that have a thumbnail."""
+    return [name for name in workflows.names() if (workflows.FOLDER / f"{name}.jpg").exists()]
+
+
+def text() -> str:
+    """The page."""
+    return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>ComfyUI-NullText: gallery</title>'
         f"<style>{STYLE}</style><h1>ComfyUI-NullText: every technique</h1>"
-        "<p>Made by <code>python tools gallery</code> from the shipped workflows. Every picture here was "
+        "<p>Made by <code>make publish</code> from the shipped workflows. Every picture here was "
         "drawn by the small demo model that comes with the pack, those of the workflows for Stable "
-        "Diffusion too: no real checkpoint was at hand.</p>" + "\n".join(parts) + "</html>\n",
-        encoding="utf-8",
+        "Diffusion too: no real checkpoint was at hand.</p>"
+        + "\n".join(section(name, f"../web/docs/pictures/{name}.jpg") for name in shown())
+        + "</html>\n"
     )
-    print(
-        f"{PAGE.relative_to(ROOT)}: {len(parts)} workflows"
-        + (f"; no picture yet: {', '.join(missing)}" if missing else "")
-    )
-
-
-if __name__ == "__main__":
-    main()

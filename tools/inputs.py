@@ -1,6 +1,6 @@
 """The input pictures of the shipped workflows: scenes of known content, with their captions.
 
-python tools inputs        writes workflows/inputs/*.png and captions.json
+python tools inputs        writes workflows/inputs/*.png, captions.json and classes/
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from ..demo import captions, scenes
+from ..samplers.measure.charts import to_picture
 
 FOLDER = Path(__file__).resolve().parent.parent / "workflows" / "inputs"
 
@@ -83,6 +84,20 @@ def write(folder: Path = FOLDER) -> dict[str, str]:
     return said
 
 
+def write_classes(each: int = 8) -> None:
+    """Red circles and blue squares, `each` of either, as small drawings: two classes for Train Latent Classifier."""
+    draws = torch.Generator().manual_seed(41)
+    for name, colour, shape in (("red circle", "red", "circle"), ("blue square", "blue", "square")):
+        made = scenes.sample(each, draws, two=0).changed("style", 1).changed("texture", 0)
+        made = made.changed("colour", scenes.COLOURS.index(colour)).changed("shape", scenes.SHAPES.index(shape))
+        made = made.changed("background", torch.randint(6, 12, (each,), generator=draws))
+        place = FOLDER / "classes" / name
+        place.mkdir(parents=True, exist_ok=True)
+        for i, image in enumerate(scenes.draw(made)[0]):
+            to_picture(image[None].movedim(1, -1)).save(place / f"{i + 1}.png", optimize=True)
+
+
 if __name__ == "__main__":
     for _name, _caption in write().items():
         print(f"{_name}: {_caption}")
+    write_classes()

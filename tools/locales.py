@@ -1,9 +1,8 @@
-"""The page's names and tooltips in files that can be translated: locales/en/nodeDefs.json, made from the node classes.
+"""The page's texts in other languages: locales/<language>/nodeDefs.json, written by hand.
 
-    python tools locales           writes the English file (in the interpreter that has ComfyUI)
-
-The other languages are written by hand, in the same shape; what they leave out appears in English. Braces, bars and
-at-signs are quoted, because the page reads these texts as message formats.
+English has no file: where a text is missing, the page shows the class's own. Only the search words at the end of each
+description are put there by `make publish`, because the old engine finds a node by its description alone. Braces, bars
+and at-signs are quoted ({'@'}): the page reads these texts as message formats.
 """
 
 from __future__ import annotations
@@ -12,7 +11,10 @@ import json
 import re
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent.parent / "locales"
+from . import help_pages
+
+FILES = sorted((Path(__file__).resolve().parent.parent / "locales").glob("*/nodeDefs.json"))
+SEARCH = {"de": "Suche"}  # what stands before the search words
 
 
 def quoted(text: str) -> str:
@@ -20,43 +22,38 @@ def quoted(text: str) -> str:
     return re.sub(r"[{}@|]", lambda sign: "{'" + sign[0] + "'}", text)
 
 
-def definition(node) -> dict:
-    """One node class: its display name, description, inputs by name and outputs by number."""
-    inputs = {
-        name: {"name": name, "tooltip": quoted(spec[1]["tooltip"])}
-        for part, group in node.INPUT_TYPES().items()
-        if part != "hidden"
-        for name, spec in group.items()
-    }
-    names = getattr(node, "RETURN_NAMES", node.RETURN_TYPES)
-    outputs = {
-        str(i): {"name": name, "tooltip": quoted(tip)}
-        for i, (name, tip) in enumerate(zip(names, getattr(node, "OUTPUT_TOOLTIPS", ()), strict=False))
-    }
-    found = {"display_name": quoted(node.TITLE), "description": quoted(node.DESCRIPTION), "inputs": inputs}
-    return {**found, "outputs": outputs} if outputs else found
-
-
-def english() -> dict:
-    """{node id: definition} of every class."""
+def classes() -> dict:
+    """{node id: class} of every node of the pack."""
     import nulltext
-
-    return {key: definition(node) for key, node in sorted(nulltext.NODE_CLASS_MAPPINGS.items())}
-
-
-def text(definitions: dict) -> str:
-    return json.dumps(definitions, indent=1, ensure_ascii=False) + "\n"
-
-
-def main() -> None:
     from nulltext.engine import comfy
 
     comfy.get("cli_args").args.cpu = True
-    file = FOLDER / "en" / "nodeDefs.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text(english()), encoding="utf-8")
-    print(f"{file.relative_to(FOLDER.parent)}: {len(english())} nodes")
+    return dict(sorted(nulltext.NODE_CLASS_MAPPINGS.items()))
 
 
-if __name__ == "__main__":
-    main()
+def missing(file: Path, classes: dict) -> list[str]:
+    """What a language doesn't say yet: "<node id>" for a whole node, "<node id>.inputs.<name>" for one text."""
+    said, found = json.loads(file.read_text(encoding="utf-8")), []
+    for key, node in classes.items():
+        if key not in said:
+            found.append(key)
+            continue
+        found += [f"{key}.{part}" for part in ("display_name", "description") if not said[key].get(part)]
+        outputs = [str(i) for i in range(len(help_pages.outputs(node)))]
+        for part, names in (("inputs", help_pages.inputs(node)), ("outputs", outputs)):
+            texts = said[key].get(part, {})
+            found += [f"{key}.{part}.{name}" for name in names if not texts.get(name, {}).get("tooltip")]
+    return found
+
+
+def texts(classes: dict) -> dict[Path, str]:
+    """{file: its text}: every description ends in its class's search words."""
+    found = {}
+    for file in FILES:
+        definitions, word = json.loads(file.read_text(encoding="utf-8")), SEARCH.get(file.parent.name, "Search")
+        for key, node in definitions.items():
+            if key in classes and node.get("description"):
+                body = node["description"].partition(f" {word}: ")[0]
+                node["description"] = f"{body} {word}: {quoted(', '.join(classes[key].SEARCH_ALIASES))}."
+        found[file] = json.dumps(definitions, indent=1, ensure_ascii=False) + "\n"
+    return found

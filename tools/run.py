@@ -20,6 +20,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..demo import turn
+from ..samplers.measure import charts, metrics
 from . import engines, sheet, workflows
 from .client import Client, Result
 
@@ -160,7 +161,8 @@ def figures(workflow: workflows.Workflow, result: Result, row: sheet.Row) -> dic
     against = next((picture for title, picture in row.cells if title.startswith(AUTOENCODER)), pictures.get("source"))
     for title, picture in row.cells:
         if title.startswith(RECONSTRUCTION) and against is not None and against.size == picture.size:
-            ratio = sheet.psnr(against, picture)
+            a, b = (charts.from_picture(one).movedim(-1, 1) for one in (against, picture))
+            ratio = float(metrics.psnr(a, b))
             found[f"psnr_{title.lower().replace(' ', '_')}_db"] = "exact" if ratio == math.inf else round(ratio, 2)
     if result.texts:
         found["reports"] = result.texts
@@ -225,14 +227,9 @@ def main(arguments: list[str]) -> int:
                 try:
                     flow = workflows.load(name)
                     if mine or options.prompt or options.edit:
-                        flow = own(
-                            flow,
-                            name,
-                            uploaded if image else None,
-                            options.prompt,
-                            options.edit,
-                            options.checkpoint.name if options.checkpoint else None,
-                        )
+                        checkpoint = options.checkpoint.name if options.checkpoint else None
+                        picture = uploaded if image else None
+                        flow = own(flow, name, picture, options.prompt, options.edit, checkpoint)
                     result = queue(server.client, name, flow)
                     row = keep(options.output, name, flow, result, [image] if image else source_pictures(flow))
                     measured[name] = figures(flow, result, row)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from PIL import Image, ImageDraw, ImageFont
+import torch
+from PIL import Image
 
-CELL, MARGIN, LINE = 224, 12, 17  # side of a picture, room around it, height of a line of text: pixels
-PAPER, INK, FAINT = (250, 250, 248), (25, 25, 25), (110, 110, 110)
+from ..samplers.measure.charts import captioned_grid, from_picture, heading, stacked, to_picture
+
+CELL, GAP = 224, 8  # side of a picture with the room beside it, pixels
 
 
 @dataclass
@@ -26,56 +27,22 @@ def fit(picture: Image.Image, side: int) -> Image.Image:
     scale = side / max(picture.size)
     size = tuple(max(1, round(edge * scale)) for edge in picture.size)
     resized = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    square = Image.new("RGB", (side, side), PAPER)
+    square = Image.new("RGB", (side, side), "white")
     square.paste(resized, ((side - size[0]) // 2, (side - size[1]) // 2))
     return square
 
 
-def _wrap(text: str, width: int, font) -> list[str]:
-    lines: list[str] = []
-    for word in text.split():
-        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(word)
-    return lines
-
-
 def contact_sheet(title: str, rows: Sequence[Row], columns: int = 6) -> Image.Image:
     """All rows on one page; a row longer than `columns` goes on below."""
-    font, bold = ImageFont.load_default(14), ImageFont.load_default(19)
-    wide = max([2, *(min(columns, len(row.cells)) for row in rows)])
-    width = MARGIN + wide * (CELL + MARGIN)
-    blocks = []
-    height = MARGIN + 2 * LINE
+    columns = max([2, *(min(columns, len(row.cells)) for row in rows)])
+    parts = [heading(title, columns * CELL, 19)]
     for row in rows:
-        head = _wrap(row.line, width - 2 * MARGIN, font)
-        lines = [
-            [(_wrap(caption, CELL, font), picture) for caption, picture in row.cells[i : i + wide]]
-            for i in range(0, len(row.cells), wide)
-        ]
-        blocks.append((row, head, lines))
-        height += 2 * LINE + LINE * len(head)
-        height += sum(CELL + MARGIN + LINE * max(len(text) for text, _ in line) for line in lines) + MARGIN
-    page = Image.new("RGB", (width, height), PAPER)
-    pen = ImageDraw.Draw(page)
-    pen.text((MARGIN, MARGIN), title, INK, bold)
-    y = MARGIN + 2 * LINE
-    for row, head, lines in blocks:
-        pen.text((MARGIN, y), row.title, INK, bold)
-        y += 2 * LINE - 8
-        for text in head:
-            pen.text((MARGIN, y), text, FAINT, font)
-            y += LINE
-        y += 8
-        for line in lines:
-            for i, (text, picture) in enumerate(line):
-                x = MARGIN + i * (CELL + MARGIN)
-                page.paste(fit(picture, CELL), (x, y))
-                pen.multiline_text((x, y + CELL + 2), "\n".join(text), INK, font, spacing=2)
-            y += CELL + MARGIN + LINE * max(len(text) for text, _ in line)
-        y += MARGIN
-    return page
+        parts += [heading(row.title, columns * CELL, 17)] if row.title else []
+        parts += [heading(row.line, columns * CELL)] if row.line else []
+        cells = torch.cat([from_picture(fit(picture, CELL - GAP)) for _, picture in row.cells])
+        cells = torch.nn.functional.pad(cells, (0, 0, 0, GAP, 0, GAP), value=1.0)
+        parts.append(captioned_grid(cells, [caption for caption, _ in row.cells], columns))
+    return to_picture(torch.nn.functional.pad(stacked(parts), (0, 0, GAP, 0, GAP, GAP), value=1.0))
 
 
 def tiled(pictures: Sequence[Image.Image], side: int = 256) -> Image.Image:
@@ -97,12 +64,3 @@ def thumbnail(sources: Sequence[Image.Image], results: Sequence[Image.Image], si
     for i, picture in enumerate(shown):
         page.paste(fit(picture, side), (i * (side + 4), 0))
     return page
-
-
-def psnr(a: Image.Image, b: Image.Image) -> float:
-    """Peak signal to noise ratio in dB of two 8-bit RGB pictures of one size; inf for equal ones."""
-    if a.size != b.size:
-        raise ValueError(f"The pictures differ in size: {a.size} and {b.size}.")
-    pairs = zip(a.convert("RGB").tobytes(), b.convert("RGB").tobytes(), strict=True)
-    error = sum((p - q) ** 2 for p, q in pairs) / (3 * a.width * a.height)
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)

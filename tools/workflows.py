@@ -1,18 +1,10 @@
-"""The shipped workflows: reading them, making them short for tests, and deriving the files that people open.
-
-    python tools workflows [NAME ...] [--pictures missing|all|none]
-
-turns every workflows/<name>.api.json, the one file written by hand, into workflows/<name>.json for the page, with the
-widget order that a running engine tells, and makes workflows/<name>.jpg, the thumbnail, from a real run where there is
-none yet (on the demo checkpoint for those that open on a real one).
-"""
+"""The shipped workflows, workflows/<name>.api.json: reading them, making them short for tests, and the page's form of
+them."""
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -137,45 +129,13 @@ def note(name: str, workflow: Workflow) -> str:
     return "\n".join(lines)
 
 
-def write_ui(name: str, infos: dict[str, Any]) -> Path:
-    """Write workflows/<name>.json from the API file; it must queue exactly what the API file says."""
+def page_text(name: str, infos: dict[str, Any]) -> str:
+    """What workflows/<name>.json holds: the API file as the page opens it, with the widget order that a running engine
+    tells (its /object_info). ValueError if it would not queue exactly what the API file says."""
     from . import litegraph
 
     workflow = load(name)
     graph = litegraph.to_ui(workflow, infos, note(name, workflow))
     if litegraph.to_api(graph, infos) != litegraph.filled(workflow, infos):
         raise ValueError(f"{name}: the graph would not queue what the API file says.")
-    path = FOLDER / f"{name}.json"
-    path.write_text(json.dumps(graph, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return path
-
-
-def main(arguments: list[str]) -> int:
-    from . import engines, inputs, run, sheet
-
-    parser = argparse.ArgumentParser(prog="make workflows", description=__doc__.split("\n\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_argument("--pictures", choices=("missing", "all", "none"), default="missing", help="thumbnails to make")
-    options = parser.parse_args(arguments)
-    inputs.write()
-    chosen = options.names or names()
-    failed = []
-    with engines.running(engines.embedded(), inputs=engines.pictures()) as server:
-        infos = server.client.object_info()
-        for name in chosen:
-            try:
-                print(write_ui(name, infos).relative_to(FOLDER.parent), flush=True)
-                thumbnail = FOLDER / f"{name}.jpg"
-                if options.pictures == "all" or (options.pictures == "missing" and not thumbnail.exists()):
-                    flow = load(name) if runs_here(name) else on_demo(load(name))
-                    result = run.queue(server.client, name, flow)
-                    shown = [sheet.tiled(result.pictures[key]) for key in sorted(result.pictures, key=int)]
-                    sheet.thumbnail(run.source_pictures(flow), shown).save(thumbnail, quality=88)
-            except (ValueError, RuntimeError, FileNotFoundError) as error:
-                failed.append(name)
-                print(f"{name}: {error}", file=sys.stderr)
-    return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    return json.dumps(graph, indent=1, ensure_ascii=False) + "\n"

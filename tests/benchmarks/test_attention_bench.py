@@ -1,6 +1,6 @@
 """The attention benchmark's own arithmetic, without a model."""
 
-from nulltext.benchmarks import attention
+from nulltext.benchmarks.attention import __main__ as attention
 
 
 def test_the_direct_way_is_timed_on_null_texts_edits_too():

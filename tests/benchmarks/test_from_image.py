@@ -4,14 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from nulltext.benchmarks import _cartoon, _strips
-from nulltext.benchmarks import _conditional as conditional
-from nulltext.benchmarks import _error_plot as error_plot
-from nulltext.benchmarks import _mixtures as mixtures
-from nulltext.benchmarks._cartoon import blur_of_equal_drop, blurred, drops, edges, middle, textures
-from nulltext.benchmarks._fill import core_noise_mask, seam_and_fill
-from nulltext.benchmarks.from_image import average_precision, intersection_over_union
+from nulltext.benchmarks.from_image import cartoon, conditional, mixtures, strips
+from nulltext.benchmarks.from_image.__main__ import average_precision, intersection_over_union
+from nulltext.benchmarks.from_image.cartoon import blur_of_equal_drop, blurred, drops, edges, middle, textures
+from nulltext.benchmarks.from_image.fill import core_noise_mask, seam_and_fill
 from nulltext.demo import scenes
+from nulltext.samplers.measure import charts
 from nulltext.samplers.picture.repaint_schedules import OURS, PRESETS
 from PIL import Image
 
@@ -80,23 +78,23 @@ def test_cartoon_figures_are_medians_with_the_spread_of_the_noise_seeds(monkeypa
     def ways(bench, key, n, make, batch):
         seed = int(key[-1])
         seeds.append(key)
-        truth = _cartoon.some(n, 31, lambda s: s.texture > 0)
+        truth = cartoon.some(n, 31, lambda s: s.texture > 0)
         clean = scenes.draw(truth.changed("texture", 0))[0] * 0 + 0.5
         grain = 0.05 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
         made = {f"plain, cfg {cfg}": clean + grain for cfg in (6, 10)}
-        made |= {name: clean + left(name, seed) * grain for name in _cartoon.LOOKS}
+        made |= {name: clean + left(name, seed) * grain for name in cartoon.LOOKS}
         if seed == 0:
-            made |= {name: clean + left(name, seed) * grain for name in [*_cartoon.BESIDE, "sdedit"]}
+            made |= {name: clean + left(name, seed) * grain for name in [*cartoon.BESIDE, "sdedit"]}
             made["source"] = clean
         made["backd_match"][0] = clean[0] + 20 * grain[0]  # one bad scene moves no median by much
         painted.append(made)
         return dict(made)
 
     kept = []
-    monkeypatch.setattr(_cartoon, "kept_pictures", ways)
-    monkeypatch.setattr(_cartoon, "objects_read", lambda judge, image, truth: float(image.std()))  # tells them apart
-    monkeypatch.setattr(_strips, "save", lambda title, rows, columns, path: kept.append((rows, path)))
-    figures = _cartoon.measure_cartoon(SimpleNamespace(quick=True), None)
+    monkeypatch.setattr(cartoon, "kept_pictures", ways)
+    monkeypatch.setattr(cartoon, "objects_read", lambda judge, image, truth: float(image.std()))  # tells them apart
+    monkeypatch.setattr(strips, "save", lambda title, rows, columns, path: kept.append((rows, path)))
+    figures = cartoon.measure_cartoon(SimpleNamespace(quick=True), None)
     assert len(set(seeds)) == 3
     assert {
         f"cartoon_{what}_{way}{end}"
@@ -113,12 +111,12 @@ def test_cartoon_figures_are_medians_with_the_spread_of_the_noise_seeds(monkeypa
     assert figures["cartoon_edges_backd_match_spread"] == pytest.approx(0.2, abs=1e-3)
     assert figures["cartoon_read_imaged_paper"] == sorted(float(made["imaged_paper"].std()) for made in painted)[1]
     ((rows, path),) = kept
-    assert path.name == "cartoon_strip.jpg" and path.parent == _strips.OUTPUT and len(rows) == 4  # quick: not the page
+    assert path.name == "cartoon_strip.jpg" and path.parent == strips.OUTPUT and len(rows) == 4  # quick: not the page
     captions, pictures = zip(*rows[0].cells)
     drop, edge = figures["cartoon_flat_median_imaged_paper"], figures["cartoon_edges_imaged_paper"]
     assert f"Image-D: flat drop {drop:.2f}, edges {edge:+.2f}" in captions
     for name, shown in zip(("source", "plain, cfg 6", "imaged_paper", "backd_paper"), pictures):
-        assert shown.tobytes() == _strips.to_picture(painted[0][name][0]).tobytes()
+        assert shown.tobytes() == strips.shown(painted[0][name][0]).tobytes()
 
 
 def test_every_disturbance_fades_alike_and_only_the_control_looks_at_x_itself(monkeypatch):
@@ -126,8 +124,8 @@ def test_every_disturbance_fades_alike_and_only_the_control_looks_at_x_itself(mo
     seen = {}
 
     class Stub:
-        sigmas = torch.linspace(0.03, 14.6, 1000)
-        at = lambda self, time: 0.0 if time <= 0 else float(self.sigmas[round(min(time, 1.0) * 999)])
+        table = torch.linspace(0.03, 14.6, 1000)
+        at = lambda self, time: 0.0 if time <= 0 else float(self.table[round(min(time, 1.0) * 999)])
         pair = lambda self, part: ((lambda x, s: x * 0), (lambda x, s: x * 0))
         decode = lambda self, x: x
 
@@ -136,11 +134,11 @@ def test_every_disturbance_fades_alike_and_only_the_control_looks_at_x_itself(mo
         seen[len(seen)] = (kind, cfg, match, [strength(float(s)) for s in (4.0, 0.03)])
         return cond
 
-    monkeypatch.setattr(_cartoon, "disturbed", spy)
+    monkeypatch.setattr(cartoon, "disturbed", spy)
     for cfg in (6.0, 10.0):
-        _cartoon.redrawn(Stub(), None, torch.zeros(1, 1, 2, 2), 0, cfg, _cartoon.LOOKS)
+        cartoon.redrawn(Stub(), None, torch.zeros(1, 1, 2, 2), 0, cfg, cartoon.LOOKS)
     ways = {(kind, cfg, match): faded for kind, cfg, match, faded in seen.values()}
-    rollback, picture = _cartoon.MATCH_ROLLBACK, _cartoon.MATCH_PICTURE
+    rollback, picture = cartoon.MATCH_ROLLBACK, cartoon.MATCH_PICTURE
     assert set(ways) == {
         ("image", 6.0, None),
         ("image", 6.0, picture),
@@ -236,13 +234,14 @@ def test_figures_are_ratios_to_the_authors_schedule_and_the_worst_is_of_the_unse
     assert found["repaint_worst_ratio_ours_349"] == 2.5 and found["repaint_worst_ratio_paper_105"] == 1
 
 
-def test_the_error_plot_has_a_row_for_every_mixture(tmp_path):
+def test_the_error_chart_has_a_line_for_every_way(tmp_path):
     ratios = {"a": dict.fromkeys(mixtures.UNSEEN, 0.5), "b": dict.fromkeys(mixtures.UNSEEN, 3.0)}
-    error_plot.plot(ratios, mixtures.UNSEEN, tmp_path / "x.png")
+    strips.error_chart(ratios, mixtures.UNSEEN, tmp_path / "x.png")
     with Image.open(tmp_path / "x.png") as page:
         pixels = torch.tensor(list(page.convert("RGB").getdata())).reshape(page.height, page.width, 3)
-    for i, colour in enumerate(error_plot.COLOURS[:2]):
+    heights = []
+    for colour in charts.COLOURS[:2]:
         y, x = (pixels == torch.tensor(colour)).all(2).nonzero().T
-        rows = y[x > error_plot.LEFT + 12]
-        seen = {int((row - error_plot.TOP) // error_plot.ROW) for row in rows}
-        assert set(range(len(mixtures.UNSEEN))) <= seen, i
+        assert x.max() - x.min() > 600
+        heights.append(float(y.double().mean()))
+    assert heights[0] > heights[1]  # 0.5 stands below 3

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from nulltext.benchmarks import _bound, guidance
-from nulltext.benchmarks._guidance import Lab, Way, kid_of, seconds_100, share
+from nulltext.benchmarks.guidance import __main__ as guidance
+from nulltext.benchmarks.guidance import bound as bound_table
+from nulltext.benchmarks.guidance.ways import Lab, Way, kid_of, seconds_100, share
 from nulltext.benchmarks.harness import Bench
 from nulltext.demo import scenes
 
@@ -75,7 +76,7 @@ def test_a_search_keeps_what_it_tried(lab, tmp_path, monkeypatch):
 
 
 def test_scale_1_of_an_exact_classifier_at_the_nodes_defaults():
-    lines, share = _bound.exact_table()
+    lines, share = bound_table.exact_table()
     rows = {(line[0], line[1]): line[2:] for line in lines}
     assert share >= 0.98 and rows["the node's defaults", 1.0] == [share, 0.0]
     assert rows["the class itself", ""][0] > 0.99 and rows["unguided", 0.0][0] < 0.6
@@ -83,14 +84,14 @@ def test_scale_1_of_an_exact_classifier_at_the_nodes_defaults():
     for scale in (1.0, 4.0):
         at, limited = rows["bound 0.5", scale]
         assert at < 0.85 and limited > 0.2
-    assert _bound.node_guidance(None).bound is None
+    assert bound_table.node_guidance(None).bound is None
 
 
 def test_a_bounds_share_is_measured_beside_the_run_without_it(lab, tmp_path, monkeypatch):
     monkeypatch.setattr("nulltext.benchmarks.harness.OUTPUT", tmp_path)
-    monkeypatch.setattr(_bound, "PICTURES", 2)
-    lines, shares = _bound.demo_shares(Bench("guidance", "", []), lab)
-    assert set(shares) == set(_bound.WORKFLOW_BOUND) and len(lines) == 2 * len(shares)
+    monkeypatch.setattr(bound_table, "PICTURES", 2)
+    lines, shares = bound_table.demo_shares(Bench("guidance", "", []), lab)
+    assert set(shares) == set(bound_table.WORKFLOW_BOUND) and len(lines) == 2 * len(shares)
     assert all(at == 0 for _, bound, _, at in lines if bound == "none") and max(shares.values()) > 0
 
 

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from nulltext.benchmarks import _changes as changes
-from nulltext.benchmarks import _inversion, harness, inversion
-from nulltext.benchmarks._cost import Costs, Meter
+from nulltext.benchmarks import harness, lab
+from nulltext.benchmarks.edits import Edit, other_value
+from nulltext.benchmarks.inversion import __main__ as inversion
+from nulltext.benchmarks.inversion.cost import Costs, Meter
+from nulltext.benchmarks.inversion.ways import CHANGES
 from nulltext.demo import probe, scenes
 from nulltext.samplers.core import VE
 from nulltext.samplers.inversion.null_text import Schedule, optimise_null_text
@@ -53,7 +55,7 @@ def toy(monkeypatch, tmp_path):
     """The benchmark with toy networks, its weights and output in a folder of its own; returns the UNet."""
     table, unet = torch.randn(192, 128, generator=torch.Generator().manual_seed(0)), ToyUNet()
     net = SimpleNamespace(unet=unet, text=lambda rows: table[rows])
-    monkeypatch.setattr(_inversion, "load", lambda: (net, ToyEncoder()))
+    monkeypatch.setattr(lab, "load", lambda: (net, ToyEncoder()))
     torch.manual_seed(0)
     judge = probe.ConvProbe(8)
     monkeypatch.setattr(probe, "load", lambda which: judge.eval().requires_grad_(False))
@@ -129,7 +131,7 @@ def test_single_costs_are_measured():
 
 
 def scene(**values):
-    truth = changes.one_object(60, 5)
+    truth = lab.some(60, 5)
     keep = torch.ones(len(truth), dtype=torch.bool)
     for name, value in values.items():
         there = getattr(truth, name)
@@ -138,25 +140,25 @@ def scene(**values):
 
 
 def test_changes_are_new_legible_and_held_out():
-    truth = changes.one_object(60, 5)
+    truth = lab.some(60, 5)
     assert bool(scenes.held_out(truth).all()) and not bool(scenes.unseen_pair(truth).any())
-    for change in changes.CHANGES:
-        values = changes.other_value(truth, change, 3)
+    for change in CHANGES:
+        values = other_value(truth, change, 3)
         new = truth.changed(change, values)
         assert not bool(scenes.unseen_pair(new).any()) and bool((new.colour[:, 0] != new.background).all())
         old = getattr(truth, change)
         assert not bool((values == (old[:, 0] if old.ndim == 2 else old)).any())
         assert len(set(values.tolist())) > 5
-        assert torch.equal(values, changes.other_value(truth, change, 3))
-        assert not torch.equal(values, changes.other_value(truth, change, 4))
+        assert torch.equal(values, other_value(truth, change, 3))
+        assert not torch.equal(values, other_value(truth, change, 4))
 
 
 def test_the_region_is_the_difference_and_one_cell_around_it():
     truth = scene(place=0, size=0)
-    target = truth.changed("colour", changes.other_value(truth, "colour", 1))
-    assert float(changes.changed_region(truth, truth).sum()) == 0
+    target = truth.changed("colour", other_value(truth, "colour", 1))
+    assert float(Edit("colour", truth, truth).region.sum()) == 0
     differ = scenes.difference(truth, target)[0]
-    region = changes.changed_region(truth, target)[0, 0].bool()
+    region = Edit("colour", truth, target).region[0, 0].bool()
     there = differ.nonzero()
     grid = torch.stack(torch.meshgrid(torch.arange(128), torch.arange(128), indexing="ij"), -1).reshape(-1, 1, 2)
     nearest = torch.cat([(part - there).abs().amax(-1).amin(1) for part in grid.split(1024)]).reshape(128, 128)
@@ -174,35 +176,30 @@ def reading_net(target, colour, background):
     return lambda image: logits
 
 
-@pytest.mark.parametrize("change", changes.CHANGES)
+@pytest.mark.parametrize("change", CHANGES)
 def test_an_edit_is_judged_by_its_attribute_and_its_background(change):
     truth = scene(size=2, shape=1)
-    value = changes.other_value(truth, change, 1)
-    edit = changes.edits_of(lambda rows: rows.float()[..., None], truth, {change: value})[0]
-    assert (
-        edit.change == change
-        and int((edit.context != changes.context_of(lambda rows: rows.float()[..., None], truth)).sum()) == 1
-    )  # one word
-    right = reading_net(truth, edit.target.colour[:, 0], edit.target.background)
+    value = other_value(truth, change, 1)
+    edit = Edit(change, truth, truth.changed(change, value))
+    assert sum(a != b for a, b in zip(edit.source.split(), edit.edited.split(), strict=True)) == 1
+    right = reading_net(truth, edit.after.colour[:, 0], edit.after.background)
     wrong = reading_net(truth, truth.colour[:, 0], truth.background)
     decoded = scenes.draw(truth)[0]
     region = edit.region
     inside = torch.where(region.bool(), 1 - decoded, decoded)
-    done = changes.judged(right, edit, truth, inside, decoded)[0]
-    assert done == {"success": 1, "background": changes.CEILING}
-    assert changes.judged(wrong, edit, truth, inside, decoded)[0]["success"] == 0
+    done = inversion.judged(right, edit, inside, decoded)[0]
+    assert done == {"success": 1, "background": inversion.CEILING}
+    assert inversion.judged(wrong, edit, inside, decoded)[0]["success"] == 0
     off = decoded + 0.1 * (1 - region)
-    assert changes.judged(right, edit, truth, off, decoded)[0]["background"] == pytest.approx(20, abs=0.01)
+    assert inversion.judged(right, edit, off, decoded)[0]["background"] == pytest.approx(20, abs=0.01)
 
 
 def test_no_background_left_is_not_measured():
     truth = scene(size=0, shape=4)  # a small ring: thinner than two cells
-    edit = changes.edits_of(
-        lambda rows: rows.float()[..., None], truth, {"background": changes.other_value(truth, "background", 1)}
-    )[0]
+    edit = Edit("background", truth, truth.changed("background", other_value(truth, "background", 1)))
     picture = scenes.draw(truth)[0]
     judge = reading_net(truth, truth.colour[:, 0], truth.background)
-    assert changes.judged(judge, edit, truth, picture, picture)[0] == {"success": 0, "background": None}
+    assert inversion.judged(judge, edit, picture, picture)[0] == {"success": 0, "background": None}
 
 
 def test_edit_figures_count_only_measured_backgrounds():

@@ -68,11 +68,3 @@ def test_the_noisy_nets_see_pairs_through_little_noise():
         assert abs(float(f.metadata()["accuracy_sigma_0.1"]) - shares[0.1][0]) < 0.15
     for low, high in zip(shares[0.1], shares[2.0], strict=True):
         assert low > 0.4 and low > high + 0.1
-
-
-def test_the_folder_of_two_classes(tmp_path, monkeypatch):
-    from nulltext.tools import inputs
-
-    monkeypatch.setattr(inputs, "FOLDER", tmp_path)
-    classifiers.write_folder(2)
-    assert sorted(p.parent.name for p in tmp_path.rglob("*.png")) == ["blue square"] * 2 + ["red circle"] * 2

@@ -4,8 +4,8 @@ import pytest
 import torch
 from nulltext.engine.noise import model_notes
 from nulltext.nodes import inversion_files, inversion_sampling
-from nulltext.nodes.pictures import captioned_grid
 from nulltext.samplers.inversion.record import Inversion
+from nulltext.samplers.measure.charts import captioned_grid
 
 SIGMAS = torch.tensor([4.0, 2.0, 1.0, 0.0])
 

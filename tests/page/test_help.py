@@ -7,10 +7,10 @@ import json
 import re
 
 import pytest
-from nulltext.tools import gallery, locales, workflows
+from nulltext import NODE_CLASS_MAPPINGS as NODES
+from nulltext.tools import gallery, help_pages, workflows
 
 PAGES = sorted((gallery.ROOT / "web" / "docs").glob("*.md"))
-NODES = json.loads((locales.FOLDER / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
 PICTURE = re.compile(r"!\[[^\]]+\]\(pictures/(\w+)\.jpg\)")
 
 each = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -31,16 +31,18 @@ def test_every_node_has_a_page():
 
 
 @each
-def test_the_outline_of_a_help_page(page):
+def test_the_outline_of_a_help_page(page, engine):
     found = parts(page.read_text(encoding="utf-8"))
     node, headings = NODES[page.stem], list(found)
-    outline = [node["display_name"], "When to use it", "Inputs", "Paper"]
+    outline = [node.TITLE, "When to use it", "Inputs", "Paper"]
     assert [heading for heading in headings if heading in outline] == outline and headings[0] == outline[0], headings
     said, *pictures = found[outline[0]].split("\n\n")
     assert sentences(said) == 3, f"what it does in three sentences, not {sentences(said)}"
     assert len(pictures) == 1 and PICTURE.fullmatch(pictures[0]), "then one picture"
     assert len(found["When to use it"].split()) >= 12
-    unnamed = [name for name in node["inputs"] if not re.search(rf"(?<![a-z_]){name}(?![a-z_])", found["Inputs"])]
+    unnamed = [
+        name for name in help_pages.inputs(node) if not re.search(rf"(?<![a-z_]){name}(?![a-z_])", found["Inputs"])
+    ]
     assert not unnamed, f"the inputs do not speak of {', '.join(unnamed)}"
     assert re.search(r"arXiv \d{4}\.\d{4,5}|^No paper of its own", found["Paper"]), found["Paper"]
 
@@ -49,14 +51,14 @@ def test_the_outline_of_a_help_page(page):
 def test_pictures_of_a_help_page(page):
     """A picture is the thumbnail of a real run."""
     for name in PICTURE.findall(page.read_text(encoding="utf-8")):
-        assert (page.parent / "pictures" / f"{name}.jpg").is_file(), "run `make workflows` and `python tools gallery`"
+        assert (page.parent / "pictures" / f"{name}.jpg").is_file(), "run `make publish`"
 
 
 def test_the_gallery_shows_every_workflow_that_has_a_picture():
     page = gallery.PAGE.read_text(encoding="utf-8")
     sections = re.findall(r'<section id="(\w+)">', page)
     assert sections == [name for name in workflows.names() if (workflows.FOLDER / f"{name}.jpg").exists()], (
-        "run `python tools gallery`"
+        "run `make publish`"
     )
     for source in re.findall(r'<img src="([^"]+)"', page):
         assert (gallery.PAGE.parent / source).resolve().is_file()

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from nulltext.demo import turn
-from nulltext.tools import client, engines, run, sheet, workflows
+from nulltext.tools import client, engines, inputs, run, sheet, workflows
 from PIL import Image
 
 # ------------------------------------------------------------------------------------------------ engines
@@ -167,14 +167,6 @@ def test_pictures_are_kept_and_measured(tmp_path):
     assert min(page.size) > 2 * sheet.CELL
 
 
-def test_psnr_is_the_textbook_figure():
-    a, b = Image.new("RGB", (4, 4), (0, 0, 0)), Image.new("RGB", (4, 4), (255, 255, 255))
-    assert sheet.psnr(a, b) == pytest.approx(0)
-    assert sheet.psnr(a, a) == float("inf")
-    with pytest.raises(ValueError, match="size"):
-        sheet.psnr(a, Image.new("RGB", (5, 4)))
-
-
 def demo(*arguments, **variables):
     command, variables = [sys.executable, str(engines.ROOT / "tools"), "run", *arguments], {**os.environ, **variables}
     return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=120)
@@ -197,3 +189,9 @@ def test_the_demo_names_workflows_that_ship():
         titles = set(run.titles(workflows.load(name)).values())
         assert {run.SOURCE, run.EDITED} <= titles
         json.dumps(run.own(workflows.load(name), name, "own.png", "a", "b", "c.safetensors"))
+
+
+def test_the_folder_of_two_classes(tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs, "FOLDER", tmp_path)
+    inputs.write_classes(2)
+    assert sorted(p.parent.name for p in tmp_path.rglob("*.png")) == ["blue square"] * 2 + ["red circle"] * 2

@@ -1,0 +1,152 @@
+"""Does the middle block of the second demo UNet matter, and can it be steered? Part of `make bench NAME=demo_model`.
+
+    zero     |D with h = 0  -  D| / |D| on noised held-out scenes; h is the middle block's output
+    steer    pictures are inverted (DDIM, no words) and come back by the asymmetric step of Asyrp (2210.10960),
+             x' = D~ + (s'/s)(x - D), D~ from h + k dh, where dh is, per level, the mean of h over scenes with one
+             attribute changed less its mean over the scenes themselves (Haas et al. 2303.11073). h is 4 x 4 places, so
+             an object's colour has a direction for each of the five places, and a picture gets that of its own
+
+The strength k is chosen on training scenes; the held-out ones judge, read by a probe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...demo import nets, probe, scenes
+from ...demo.weights import BOTTLENECK, read_network
+from ...samplers.core import VE, euler_step
+from ...samplers.inversion.pivots import invert_ddim
+from ..edits import value_of
+from ..lab import Demo, some
+
+STEPS, PAIRS, STRENGTHS = 20, 64, (0.5, 1.0, 1.5, 2.0)
+#: attribute -> the value that pictures are steered to
+TARGETS = {
+    "background": scenes.BACKGROUNDS.index("blue"),
+    "place": scenes.PLACES.index("left"),
+    "colour": scenes.COLOURS.index("red"),
+}
+
+
+class Bottleneck(Demo):
+    """The second UNet as a denoiser whose middle block can be read, shifted and silenced."""
+
+    def __init__(self, path=BOTTLENECK):
+        super().__init__(STEPS)
+        self.net.unet = nets.UNet(**nets.BOTTLENECK)
+        self.net.unet.load_state_dict(read_network(path))
+        self.net.eval().requires_grad_(False)
+        self.no_words, self._shift, self._factor, self.h = self.empty(1), None, 1.0, None
+        self.net.unet.middle_block[-1].register_forward_hook(self._middle)
+
+    def _middle(self, _module, _inputs, h: Tensor) -> Tensor:
+        self.h = h
+        h = h * self._factor
+        return h if self._shift is None else h + self._shift
+
+    def denoise(self, x: Tensor, sigma, shift: Tensor | None = None, factor: float = 1.0) -> Tensor:
+        """D [B, 4, 16, 16] at sigma with h -> factor h + shift."""
+        self._shift, self._factor = shift, factor
+        return super().denoise(x, sigma, self.no_words.expand(len(x), -1, -1))
+
+    def zero_change(self, x0: Tensor, sigma: float) -> float:
+        """Relative change of D when h is 0."""
+        x = x0 + sigma * torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
+        plain, silent = self.denoise(x, sigma), self.denoise(x, sigma, factor=0.0)
+        return float((silent - plain).norm() / plain.norm())
+
+    def mean_shift(self, sources: scenes.Scenes, targets: scenes.Scenes, groups: Tensor) -> list[Tensor]:
+        """dh [G, C, 4, 4] of every step: the mean over each group's pairs, both noised alike. groups [B] in 0..G-1."""
+        generator, pairs = (
+            torch.Generator().manual_seed(2),
+            [self.encode(scenes.draw(s)[0]) for s in (sources, targets)],
+        )
+        found = []
+        for sigma in self.sigmas[:-1]:
+            noise = torch.randn(pairs[0].shape, generator=generator)
+            read = []
+            for x0 in pairs:
+                self.denoise(x0 + sigma * noise, sigma)
+                read.append(self.h)
+            change = read[1] - read[0]
+            found.append(torch.stack([change[groups == g].mean(0) for g in range(int(groups.max()) + 1)]))
+        return found
+
+    def edit(self, x: Tensor, shifts: Sequence[Tensor], groups: Tensor, strength: float) -> Tensor:
+        """Pictures [B, 3, 128, 128] from x at the noise end, by the asymmetric step. groups [B]: whose shift."""
+        for i, (sigma, lower) in enumerate(zip(self.sigmas, self.sigmas[1:])):
+            plain = self.denoise(x, sigma)
+            steered = self.denoise(x, sigma, strength * shifts[i][groups]) if strength else plain
+            x = euler_step(x, plain, sigma, lower) + steered - plain
+        return self.decode(x)
+
+
+def groups_of(s: scenes.Scenes, attribute: str) -> Tensor:
+    """[B]: which direction a picture gets: its place's for an object's colour, the one there is otherwise."""
+    return s.place[:, 0] if attribute == "colour" else torch.zeros_like(s.place[:, 0])
+
+
+def one_object(n: int, split: str, seed: int, attribute: str, target: int) -> scenes.Scenes:
+    """n scenes of the split whose attribute is not the target yet."""
+    found = some(4 * n, seed, split=split)
+    return found[value_of(found, attribute) != target][:n]
+
+
+def read_off(judge, images: Tensor, truth: scenes.Scenes, attribute: str, target: int) -> tuple[float, float]:
+    """(share that reads as the target, mean share of the other four attributes that still read as they were)."""
+    reading = probe.read(judge, images)
+    rest = []
+    for name in ("background", "texture", "place", "colour", "shape"):
+        seen = reading.at_place(name) if name in ("colour", "shape") else getattr(reading, name)
+        if name == attribute:
+            reached = float((seen == target).float().mean())
+        else:
+            rest.append(float((seen == value_of(truth, name)).float().mean()))
+    return reached, sum(rest) / len(rest)
+
+
+@torch.no_grad()
+def measure_bottleneck(bench, n: int) -> tuple[dict[str, float], list[list]]:
+    """The figures, and lines for the table."""
+    model = Bottleneck()
+    held = model.encode(scenes.draw(some(n, 31))[0])
+    figures = {f"h_zero_change_sigma{s}": model.zero_change(held, float(s)) for s in (1, 5)}
+    lines = []
+
+    def walked(attribute, split, seed):
+        target = TARGETS[attribute]
+        truth = one_object(n, split, seed, attribute, target)
+        z = model.encode(scenes.draw(truth)[0])
+        return truth, invert_ddim(model.denoise, z, model.sigmas, process=VE).trajectory[0]
+
+    for attribute, target in TARGETS.items():
+
+        def compute(attribute=attribute, target=target):
+            sources = one_object(PAIRS * (5 if attribute == "colour" else 1), "train", 32, attribute, target)
+            shifts = model.mean_shift(sources, sources.changed(attribute, target), groups_of(sources, attribute))
+            generator = torch.Generator().manual_seed(35)
+            noise = [torch.randn(s.shape, generator=generator) for s in shifts]
+            control = [r * s.norm() / r.norm() for r, s in zip(noise, shifts)]
+
+            def judged(truth, x, way, k):
+                images = model.edit(x, way, groups_of(truth, attribute), k)
+                return read_off(model.judge, images, truth, attribute, target)
+
+            truth, x = walked(attribute, "train", 33)
+            tried = [(*judged(truth, x, shifts, k), k) for k in STRENGTHS]
+            strength = max(tried, key=lambda t: min(t[0] / 0.6, t[1] / 0.7))[2]
+            truth, x = walked(attribute, "held_out", 34)
+            ways = {"steered": (shifts, strength), "random shift": (control, strength), "reconstruction": (shifts, 0.0)}
+            return strength, {name: judged(truth, x, *way) for name, way in ways.items()}
+
+        strength, found = bench.once(f"bottleneck {attribute} {n}", compute)
+        figures[f"h_steer_{attribute}"], figures[f"h_kept_{attribute}"] = found["steered"]
+        lines += [
+            [f"h: {attribute}, {name} (k {strength:g}): reached", reached, f"kept {kept:.2f}"]
+            for name, (reached, kept) in found.items()
+        ]
+    return figures, lines

@@ -1,0 +1,137 @@
+"""What the benches need of the demo model: its networks as denoisers, its judge, and the embedded ComfyUI with its
+checkpoint. Latents are in model space, images [B, 3, 128, 128] in 0..1."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import tempfile
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor
+
+from ..demo import captions, nets, probe, scenes
+from ..demo.model import denoiser, empty_rows, load, schedule
+from ..demo.weights import CHECKPOINT
+from ..samplers.core import Denoise
+
+
+class Demo:
+    """Networks, noise table, and with `steps` the sigmas of a run; captions and embeddings as denoisers."""
+
+    def __init__(self, steps: int | None = None):
+        self.net, self.autoencoder = load()
+        self.table = nets.sigmas()
+        self.sigmas = None if steps is None else schedule(steps, self.table)
+
+    @cached_property
+    def judge(self) -> torch.nn.Module:
+        """The probe that reads attributes off pictures."""
+        return probe.load("conv")
+
+    def at(self, time: float) -> float:
+        """sigma at a share of the time."""
+        return 0.0 if time <= 0 else float(self.table[round(min(time, 1.0) * 999)])
+
+    def context(self, truth: scenes.Scenes) -> Tensor:
+        """[B, 77, 128] embeddings of the full captions."""
+        return self.net.text(captions.token_rows(*captions.phrases(truth))[0])
+
+    def empty(self, n: int) -> Tensor:
+        """[n, 77, 128] embeddings of the empty caption."""
+        return self.net.text(empty_rows(n))
+
+    def denoise(self, x: Tensor, sigma, embedding: Tensor) -> Tensor:
+        """D [B, 4, 16, 16] with an embedding [B, 77, 128] in the text's place."""
+        return denoiser(self.net.unet, embedding, self.table)(x, sigma)
+
+    def pair(self, truth: scenes.Scenes) -> tuple[Denoise, Denoise]:
+        """(conditional, unconditional) denoisers of the scenes' full captions."""
+        return tuple(partial(self.denoise, embedding=e) for e in (self.context(truth), self.empty(len(truth))))
+
+    def encode(self, image: Tensor) -> Tensor:
+        return self.autoencoder.encode(image)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return self.autoencoder.decode(latent).clamp(0, 1)
+
+
+def some(n: int, seed: int, keep=None, split: str = "held_out", **attributes) -> scenes.Scenes:
+    """n one-object scenes of a split; with `keep` those that it accepts, the named attributes set."""
+    draws = torch.Generator().manual_seed(seed)
+    if keep is None:
+        return scenes.sample(n, draws, split, two=0.0)
+    found = scenes.sample(40 * n, draws, split, two=0.0)
+    found = found[keep(found)][:n]
+    for name, value in attributes.items():
+        found = found.changed(name, value)
+    return found
+
+
+@functools.cache
+def _loaded():
+    """(MODEL, CLIP, VAE) as CheckpointLoaderSimple makes them."""
+    if not CHECKPOINT.exists():
+        raise FileNotFoundError(f"{CHECKPOINT.name} is not there: make train writes it.")
+    arguments, sys.argv = sys.argv, sys.argv[:1]
+    try:
+        from comfy.cli_args import args
+    finally:
+        sys.argv = arguments
+    args.cpu = True
+    args.cwd = tempfile.mkdtemp(prefix="nulltext-bench-")  # the engine makes folders where it stands
+    import comfy.sd
+    import comfy.utils
+
+    from ..engine import demo_family
+
+    demo_family.register()
+    comfy.utils.PROGRESS_BAR_ENABLED = False
+    with torch.inference_mode():
+        return comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT), output_vae=True, output_clip=True)[:3]
+
+
+class InEngine:
+    """The demo checkpoint in the embedded ComfyUI, in this process: MODEL, CLIP and VAE, without a server."""
+
+    def __init__(self, steps: int):
+        from ..engine.comfy import sigmas_of
+
+        self.model, self.clip, self.vae = _loaded()
+        self.steps, self.sigmas = steps, sigmas_of(self.model, "normal", steps)
+        self.nothing = self.prompt("")
+
+    def prompt(self, text: str) -> list:
+        """CONDITIONING with words, as the Prompt node makes it."""
+        from ..nodes.prompt import Prompt
+
+        return Prompt().run(self.clip, text)["result"][0]
+
+    def encode(self, image: Tensor) -> Tensor:
+        """[B, 3, H, W] in 0..1 -> LATENT samples."""
+        return self.vae.encode(image.movedim(1, -1))
+
+    def decode(self, samples: Tensor) -> Tensor:
+        """LATENT samples -> [B, 3, H, W] in 0..1."""
+        return self.vae.decode(samples).movedim(-1, 1).clamp(0, 1).clone()
+
+    def invert(self, text: str, image: Tensor):
+        """The INVERSION of a picture with its prompt: DDIM at cfg 1."""
+        from ..nodes.inversion import invert
+
+        latent = {"samples": self.encode(image)}
+        return invert(self.model, {"positive": self.prompt(text)}, latent, self.sigmas, "ddim", cache=False)[0]
+
+    def edited(self, text: str, inversion, cfg: float, **options) -> tuple[Tensor, float]:
+        """(picture, network rows) of prompt-to-prompt from an inversion."""
+        from ..engine.pair_guider import run_guider
+
+        result = run_guider(self.guider(text, inversion, cfg, **options), None, inversion.sigmas, 0)
+        return self.decode(result.edits), result.rows
+
+    def guider(self, text: str, inversion, cfg: float, **options):
+        from ..nodes.prompt_to_prompt import prepare
+
+        prompts = self.prompt(text), self.nothing
+        return prepare("bench", self.model, *prompts, cfg, None, inversion, (), False, **options)[0]

@@ -1,0 +1,93 @@
+"""Proximal guidance beside its controls, on edits of inverted demo scenes: `make bench NAME=proximal`.
+
+Held-out scenes, inverted by DDIM (no guidance, 20 steps), edited by one word (object colour, background colour) at cfg
+7.5 with the source prompt as the null branch. The controls: no threshold (negative-prompt inversion), as many numbers
+set to 0 at random, and the whole difference shrunk to the same size. Every figure is the mean over three draws of
+scenes, then the largest minus the smallest.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import Tensor
+
+from ...demo import scenes
+from ...samplers.core import VE
+from ...samplers.guidance.proximal import proximal, proximal_cond
+from ...samplers.inversion.pivots import invert_ddim
+from ...samplers.measure.metrics import to_psnr
+from ...samplers.ode import sample_euler
+from ..edits import CELL, Edit, other_value
+from ..harness import Bench, table
+from ..lab import Demo, some
+
+CFG, QUANTILE, DRAWS, KINDS = 7.5, 0.7, (81, 82, 83), ("colour", "background")
+
+
+def at_random(cond: Tensor, uncond: Tensor) -> Tensor:
+    """The control: QUANTILE of the difference's numbers set to 0, whichever they are."""
+    keep = torch.rand(cond.shape, generator=torch.Generator().manual_seed(7)) >= QUANTILE
+    return uncond + (cond - uncond) * keep
+
+
+def as_large(cond: Tensor, uncond: Tensor) -> Tensor:
+    """The control: the whole difference, shrunk to the size that the hard threshold leaves of it."""
+    change = cond - uncond
+    size, left = (d.flatten(1).norm(dim=1).view(-1, 1, 1, 1) for d in (change, proximal(change, QUANTILE)))
+    return uncond + change * left / size.clamp(min=1e-12)
+
+
+WAYS = {
+    "negative_prompt": lambda c, u: c,
+    "proximal_l0": lambda c, u: proximal_cond(c, u, QUANTILE, "l0"),
+    "proximal_l1": lambda c, u: proximal_cond(c, u, QUANTILE, "l1"),
+    "random": at_random,
+    "as_large": as_large,
+}
+
+
+@torch.no_grad()
+def one_draw(demo: Demo, n: int, seed: int) -> dict[str, tuple[float, float]]:
+    """{way: (share of edits that succeed, background PSNR in dB of the mean error)} over n scenes, edited twice."""
+    truth = some(n, seed)
+    z, source = demo.encode(scenes.draw(truth)[0]), demo.context(truth)
+    end = invert_ddim(lambda x, s: demo.denoise(x, s, source), z, demo.sigmas, process=VE).trajectory[0]
+    decoded, found = demo.decode(z), {name: ([], []) for name in WAYS}
+    for kind in KINDS:
+        edit = Edit(kind, truth, truth.changed(kind, other_value(truth, kind, seed)))
+        target = demo.context(edit.after)
+        for name, branch in WAYS.items():
+
+            def denoise(x, sigma, branch=branch, target=target):
+                cond, uncond = (demo.denoise(x, sigma, e) for e in (target, source))
+                return uncond + CFG * (branch(cond, uncond) - uncond)
+
+            image = demo.decode(sample_euler(denoise, end, demo.sigmas))
+            found[name][0].extend(edit.done(demo.judge, image).float().tolist())
+            found[name][1].extend(e for e in edit.background(image, decoded, CELL * CELL) if e is not None)
+    means = {name: [torch.tensor(values).mean() for values in both] for name, both in found.items()}
+    return {name: (float(success), float(to_psnr(error))) for name, (success, error) in means.items()}
+
+
+def main(argv: list[str]) -> None:
+    torch.set_num_threads(1)
+    bench = Bench("proximal", __doc__.splitlines()[0], argv)
+    n, steps = (4, 5) if bench.quick else (8, 20)
+    print(f"Predicted: {len(DRAWS) * n * (steps * 0.25 + 3.5) / 60:.1f} minutes on one thread", flush=True)
+    demo = Demo(steps)
+    draws = [bench.once(f"{n} scenes, draw {seed}", lambda s=seed: one_draw(demo, n, s)) for seed in DRAWS]
+    lines, figures = [], {}
+    for name in WAYS:
+        row = {}
+        for k, what in enumerate(("success", "background")):
+            values = [draw[name][k] for draw in draws]
+            row |= {f"{what}_{name}": sum(values) / len(values), f"{what}_{name}_spread": max(values) - min(values)}
+        lines.append([name, *row.values()])
+        figures |= row
+    bench.finish(table(("way", "success", "spread", "rest in dB", "spread"), lines), figures)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
