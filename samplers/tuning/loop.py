@@ -1,0 +1,340 @@
+"""One training loop: what is trained and the step that gives its loss go in, a resumable state comes out.
+
+The random numbers of a run come from one generator of its own on the CPU, never from torch's global one. A step is
+drawn and computed whole or not at all: whatever is raised in the middle of one (an interrupt, out of memory) leaves the
+state as it was before that step, so stopping and going on gives the same bits as never stopping.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .objective import Step
+
+FORMAT, VERSION = "nulltext tuning state", "1"
+OPTIMISERS = ("AdamW", "Adam", "SGD")
+SCHEDULES = ("constant", "cosine")
+#: an overflowing fp16 gradient halves the loss scale; below this it is the loss that is broken
+_SMALLEST_SCALE = 1.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """steps: optimiser steps in all. lr: the highest rate. optimiser, schedule: a name of `OPTIMISERS`, `SCHEDULES`.
+
+    accumulate: batches whose mean gradient makes one step. clip: largest norm of the whole gradient; 0: not clipped.
+    warmup: steps over which the rate rises from 0. ema: decay of a running mean of what is trained, 0: none; it starts
+    faster, min(ema, (1 + i)/(10 + i)). held_out_every: steps between two held-out losses; 0: before and after only.
+    loss_scale: above 1 for a net that computes in fp16, whose small gradients vanish otherwise; halved on overflow."""
+
+    steps: int = 500
+    lr: float = 1e-4
+    optimiser: str = "AdamW"
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    accumulate: int = 1
+    clip: float = 1.0
+    warmup: int = 0
+    schedule: str = "constant"
+    ema: float = 0.0
+    held_out_every: int = 0
+    loss_scale: float = 1.0
+
+    def __post_init__(self):
+        if self.optimiser not in OPTIMISERS:
+            raise ValueError(f"There is no optimiser {self.optimiser!r}: choose one of {', '.join(OPTIMISERS)}.")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"There is no schedule {self.schedule!r}: choose one of {', '.join(SCHEDULES)}.")
+        if self.steps < 0 or self.accumulate < 1 or self.warmup < 0 or self.held_out_every < 0:
+            raise ValueError("steps, warm-up and held-out steps can't be below 0, nor accumulation below 1.")
+        if not self.lr > 0 or not 0 <= self.ema < 1 or self.clip < 0 or self.loss_scale < 1:
+            raise ValueError("The rate must be above 0, ema in [0, 1), clip at least 0 and the loss scale at least 1.")
+
+    def rate(self, i: int) -> float:
+        """The learning rate of step i = 0, 1, ...: a straight rise over the warm-up, then constant or half a cosine
+        down to 0."""
+        if i < self.warmup:
+            return self.lr * (i + 1) / self.warmup
+        if self.schedule == "constant":
+            return self.lr
+        done = (i - self.warmup) / max(self.steps - self.warmup, 1)
+        return self.lr * (0.5 + 0.5 * math.cos(math.pi * min(done, 1.0)))
+
+
+class NotFinite(ArithmeticError):
+    """The loss or its gradient is NaN or infinite. The loop stands at the last state whose loss was finite."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """One optimiser step done. losses: the mean over its batches of all that `step` named, "loss" among them.
+
+    held_out: the latest held-out loss, None before the first. seconds: of this step. norm: of the gradient before
+    clipping."""
+
+    step: int
+    steps: int
+    losses: dict[str, float]
+    held_out: float | None
+    rate: float
+    norm: float
+    seconds: float
+
+    @property
+    def loss(self) -> float:
+        return self.losses["loss"]
+
+
+@dataclass(eq=False)
+class _Moment:
+    """What a step changes, copied."""
+
+    step: int
+    values: list[Tensor]
+    optimiser: list[dict[str, Tensor]]
+    average: list[Tensor]
+    generator: Tensor
+    curve: int
+    scale: float
+
+
+@dataclass(eq=False)
+class Loop:
+    """A training run over `parameters` by name (ordinary leaf tensors, floating point).
+
+    rates: factor on the learning rate for names that begin with a key, the longest key wins (1 elsewhere).
+    step: optimiser steps done. curve: (step, loss) of each. held: held-out loss by step. The caller's tensors are
+    trained in place. ValueError for tensors made in inference mode, which have no gradients."""
+
+    parameters: Mapping[str, Tensor]
+    settings: Settings
+    seed: int = 0
+    rates: Mapping[str, float] = field(default_factory=dict)
+
+    @torch.inference_mode(False)  # whoever calls: what is made here is written to later
+    def __post_init__(self):
+        if not self.parameters:
+            raise ValueError("There is nothing to train: no layer of the model was chosen.")
+        self.parameters = dict(self.parameters)
+        for name, p in self.parameters.items():
+            if p.is_inference() or not p.is_leaf or not p.is_floating_point():
+                raise ValueError(f"{name} can't be trained: it must be an ordinary floating point tensor.")
+            p.requires_grad_(True)
+        s = self.settings
+        groups: dict[float, list[Tensor]] = {}
+        for name, p in self.parameters.items():
+            fits = [key for key in self.rates if name.startswith(key)]
+            groups.setdefault(self.rates[max(fits, key=len)] if fits else 1.0, []).append(p)
+        options = {} if s.optimiser == "SGD" else {"betas": s.betas}
+        self.optimiser = getattr(torch.optim, s.optimiser)(
+            [{"params": tensors, "factor": factor} for factor, tensors in groups.items()],
+            lr=s.lr,
+            weight_decay=s.weight_decay,
+            **options,
+        )
+        self.generator = torch.Generator("cpu").manual_seed(self.seed)
+        self.average = {n: p.detach().clone() for n, p in self.parameters.items()} if s.ema else {}
+        self.step, self.curve, self.held = 0, [], {}
+        self.scale = s.loss_scale
+        self._good: _Moment | None = None
+
+    # -- the run
+
+    def run(
+        self,
+        step: Step,
+        *,
+        until: int | None = None,
+        held_out: Callable[[], float] | None = None,
+        on_step: Callable[[Report], bool | None] | None = None,
+        tick: Callable[[], None] | None = None,
+    ) -> None:
+        """Train up to `until` optimiser steps (all of them by default).
+
+        step(generator) -> {"loss": 0-d, ...} is called `accumulate` times a step and takes every random number from
+        that generator. held_out() -> the held-out loss, asked before, after and every `held_out_every` steps.
+        on_step(report) after each step; True ends the run. tick() before each call of `step`: what it raises
+        interrupts. Raises NotFinite for a NaN or infinite loss or gradient, with the last good state in place."""
+        last = self.settings.steps if until is None else min(until, self.settings.steps)
+        with torch.inference_mode(False), torch.enable_grad():
+            self._measure(held_out)
+            while self.step < last:
+                report = self._one(step, tick, held_out)
+                if report is not None and on_step is not None and on_step(report):
+                    break
+
+    def _measure(self, held_out) -> None:
+        every = self.settings.held_out_every
+        due = self.step in (0, self.settings.steps) or every and self.step % every == 0
+        if held_out is not None and due and self.step not in self.held:
+            self.held[self.step] = float(held_out())
+
+    def _one(self, step, tick, held_out) -> Report | None:
+        """One optimiser step; None where only the loss scale was halved."""
+        begun, before = time.perf_counter(), self.generator.get_state()
+        try:
+            losses = self._gradients(step, tick)
+            tensors = [p for p in self.parameters.values() if p.grad is not None]
+            norm = self._norm(tensors)
+        except BaseException:
+            self.generator.set_state(before)
+            self.optimiser.zero_grad(set_to_none=True)
+            raise
+        if not math.isfinite(losses["loss"]) or not math.isfinite(norm):
+            return self._not_finite(losses["loss"], before)
+        self._good = self._moment(before)
+        rate = self.settings.rate(self.step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate * group["factor"]
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self._follow()
+        self.step += 1
+        self.curve.append((self.step, losses["loss"]))
+        self._measure(held_out)
+        latest = self.held[max(self.held)] if self.held else None
+        return Report(self.step, self.settings.steps, losses, latest, rate, norm, time.perf_counter() - begun)
+
+    def _gradients(self, step, tick) -> dict[str, float]:
+        n, totals = self.settings.accumulate, {}
+        for _ in range(n):
+            if tick is not None:
+                tick()
+            losses = step(self.generator)
+            (losses["loss"] * (self.scale / n)).backward()
+            for name, value in losses.items():
+                totals[name] = totals.get(name, 0.0) + float(value.detach()) / n
+        return totals
+
+    def _norm(self, tensors: list[Tensor]) -> float:
+        """Unscale the gradients and clip them; their norm before clipping."""
+        if self.scale != 1:
+            torch._foreach_div_([p.grad for p in tensors], self.scale)
+        return float(torch.nn.utils.clip_grad_norm_(tensors, self.settings.clip or math.inf))
+
+    def _not_finite(self, loss: float, before: Tensor) -> None:
+        self.optimiser.zero_grad(set_to_none=True)
+        if math.isfinite(loss) and self.scale / 2 >= _SMALLEST_SCALE:
+            self.scale /= 2
+            return
+        at = self.step + 1
+        self.generator.set_state(before)
+        if not math.isfinite(loss) and self._good is not None:
+            self._back_to(self._good)  # the loss is taken before the update: the update before this one broke it
+        raise NotFinite(
+            f"The loss of step {at} is not finite: lower the learning rate. "
+            f"What was trained by step {self.step} is kept."
+        )
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        if self.average:
+            decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
+            torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - decay)
+
+    def result(self) -> dict[str, Tensor]:
+        """Copies of what was trained, the running mean where there is one."""
+        return {n: p.detach().clone() for n, p in (self.average or self.parameters).items()}
+
+    # -- the state
+
+    def _moment(self, generator: Tensor) -> _Moment:
+        inner = [self.optimiser.state.get(p, {}) for p in self.parameters.values()]
+        return _Moment(
+            self.step,
+            [p.detach().clone() for p in self.parameters.values()],
+            [{k: v.clone() for k, v in s.items() if isinstance(v, Tensor)} for s in inner],
+            [v.clone() for v in self.average.values()],
+            generator,
+            len(self.curve),
+            self.scale,
+        )
+
+    @torch.no_grad()
+    def _back_to(self, moment: _Moment) -> None:
+        for p, value, inner in zip(self.parameters.values(), moment.values, moment.optimiser):
+            p.copy_(value)
+            self.optimiser.state[p] = dict(inner)
+            if not inner:
+                del self.optimiser.state[p]
+        for own, value in zip(self.average.values(), moment.average):
+            own.copy_(value)
+        self.step, self.scale = moment.step, moment.scale
+        del self.curve[moment.curve :]
+        self.held = {at: value for at, value in self.held.items() if at <= self.step}
+        self.generator.set_state(moment.generator)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """All that is needed to go on, as one flat dict of CPU tensors and one of strings."""
+        tensors = {"generator": self.generator.get_state()}
+        for name, p in self.parameters.items():
+            tensors[f"value/{name}"] = p.detach()
+            for key, value in self.optimiser.state.get(p, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimiser/{key}/{name}"] = value
+        tensors.update({f"average/{name}": value for name, value in self.average.items()})
+        tensors["curve"] = torch.tensor(self.curve, dtype=torch.float64).reshape(-1, 2)
+        tensors["held"] = torch.tensor(list(self.held.items()), dtype=torch.float64).reshape(-1, 2)
+        strings = {"format": FORMAT, "version": VERSION, "step": str(self.step), "loss_scale": repr(self.scale)}
+        strings["settings"] = json.dumps(asdict(self.settings))
+        return {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, strings
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor], strings: Mapping[str, str]) -> None:
+        """Go on from what `state` gave. The rate, the number of steps and the like are this loop's, not the state's.
+
+        ValueError, before anything changes, for a state of other parameters or of another optimiser."""
+        if strings.get("format") != FORMAT or strings.get("version") != VERSION:
+            raise ValueError("This is no saved training of this version: begin a new one.")
+        settings = json.loads(strings["settings"])
+        saved = {k.removeprefix("value/"): v for k, v in tensors.items() if k.startswith("value/")}
+        if settings["optimiser"] != self.settings.optimiser or bool(settings["ema"]) != bool(self.settings.ema):
+            raise ValueError("The saved training has another optimiser or running mean: set those, or begin a new one.")
+        if {n: v.shape for n, v in saved.items()} != {n: p.shape for n, p in self.parameters.items()}:
+            raise ValueError("The saved training has other layers or another rank: set those, or begin a new one.")
+        for name, p in self.parameters.items():
+            p.copy_(saved[name])
+            inner = {}
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                value = tensors.get(f"optimiser/{key}/{name}")
+                if value is not None:
+                    inner[key] = value.clone() if key == "step" else value.to(p, copy=True)
+            if inner:
+                self.optimiser.state[p] = inner
+        for name, own in self.average.items():
+            own.copy_(tensors[f"average/{name}"])
+        self.generator.set_state(tensors["generator"].clone())
+        self.step, self.scale = int(strings["step"]), float(strings["loss_scale"])
+        self.curve = [(int(at), float(loss)) for at, loss in tensors["curve"].tolist()]
+        self.held = {int(at): float(loss) for at, loss in tensors["held"].tolist()}
+        self._good = None
+
+    def save(self, path: Path | str, **strings: str) -> None:
+        """The state, and any strings beside it, as one safetensors file; a file of that name is replaced whole."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors, own = self.state()
+        unfinished = path.with_suffix(".tmp")
+        save_file(tensors, unfinished, {**strings, **own})
+        unfinished.replace(path)
+
+    def load(self, path: Path | str) -> dict[str, str]:
+        """Go on from a file that `save` wrote; its strings. ValueError in one sentence for a foreign or damaged one."""
+        try:
+            with safe_open(path, "pt") as f:
+                tensors, strings = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"The saved training {Path(path).name} can't be read: begin a new one.") from error
+        self.restore(tensors, strings)
+        return strings

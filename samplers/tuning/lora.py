@@ -1,0 +1,137 @@
+"""LoRA: low-rank adaptation (Hu et al. 2106.09685), a trained change of a layer that leaves its weight alone.
+
+    W x  ->  W x + strength * (alpha/r) * up (down x),      down [r, in], up [out, r]
+
+A convolution's down has the layer's own kernel, stride, padding and dilation and r output channels, up is 1 x 1
+(LoCon). up begins at 0, so training begins at the bare model. Departure: both factors are kept apart from the layer and
+their product is added to its OUTPUT; the sum equals W + (alpha/r) up down but for rounding. Biases are not trained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+#: how the down factor begins: diffusers' (peft "gaussian"), normal of std 1/r; kohya's, uniform within 1/sqrt(in)
+INITS = ("diffusers", "kohya")
+_CONVOLUTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
+
+
+def _convolution(layer: nn.Module):
+    return next((f for kind, f in _CONVOLUTIONS.items() if isinstance(layer, kind)), None)
+
+
+def adaptable(layer: nn.Module) -> bool:
+    """Whether a low-rank change of this layer is defined: a Linear, or an ungrouped convolution padded with zeros."""
+    if _convolution(layer) is not None:
+        return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return isinstance(layer, nn.Linear)
+
+
+def largest_rank(layer: nn.Module) -> int:
+    """min(in, out) of the layer's weight seen as a matrix [out, in * kernel]: no change has a higher rank."""
+    out, *inside = layer.weight.shape
+    return min(out, math.prod(inside))
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """The factors of one layer. down [r, in, *kernel], up [out, r, 1, ...]; alpha/r is the scale of their product.
+
+    Holds nothing of the layer but the numbers of its convolution."""
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    def delta(self, x: Tensor) -> Tensor:
+        """What to add to the layer's output for its input x, in x's dtype; computed in the factors' dtype."""
+        inner = x.to(self.down.dtype)
+        if self.stride:
+            convolve = (F.conv1d, F.conv2d, F.conv3d)[self.down.ndim - 3]
+            out = convolve(convolve(inner, self.down, None, self.stride, self.padding, self.dilation), self.up)
+        else:
+            out = F.linear(F.linear(inner, self.down), self.up)
+        return (out * self.scale).to(x.dtype)
+
+    def weight(self) -> Tensor:
+        """The same change as a change of the layer's weight [out, in, *kernel]."""
+        return self.scale * (self.up.flatten(1) @ self.down.flatten(1)).reshape(self.up.shape[0], *self.down.shape[1:])
+
+
+def low_rank(
+    layer: nn.Module,
+    rank: int,
+    alpha: float | None = None,
+    init: str = "diffusers",
+    *,
+    generator: torch.Generator,
+    name: str = "the layer",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> LowRank:
+    """Fresh factors for a layer, up = 0, down drawn from `generator` (a CPU one: the same on every device).
+
+    alpha: None for rank (scale 1, diffusers); kohya's default is 1. ValueError for a layer that is not `adaptable` and
+    for a rank below 1 or above `largest_rank`."""
+    if init not in INITS:
+        raise ValueError(f"There is no start of the factors {init!r}: choose one of {', '.join(INITS)}.")
+    if not adaptable(layer):
+        raise ValueError(f"A low-rank change of {name} ({type(layer).__name__}) is not defined: leave it out.")
+    if not 1 <= rank <= largest_rank(layer):
+        raise ValueError(f"Rank {rank} does not fit {name}, whose weight has rank {largest_rank(layer)}: lower it.")
+    out, *inside = layer.weight.shape
+    if init == "diffusers":
+        down = torch.randn((rank, *inside), generator=generator) / rank
+    else:  # kaiming with a = sqrt(5)
+        bound = math.prod(inside) ** -0.5
+        down = (torch.rand((rank, *inside), generator=generator) * 2 - 1) * bound
+    numbers = {}
+    if _convolution(layer) is not None:
+        numbers = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+    with torch.inference_mode(False):
+        down = down.to(device=device, dtype=dtype).clone().requires_grad_()
+        up = torch.zeros((out, rank, *(1 for _ in inside[1:])), device=device, dtype=dtype).requires_grad_()
+    return LowRank(down, up, float(rank if alpha is None else alpha), **numbers)
+
+
+def low_rank_all(
+    layers: Iterable[tuple[str, nn.Module]],
+    rank: int,
+    alpha: float | None = None,
+    init: str = "diffusers",
+    *,
+    seed: int,
+    **where,
+) -> dict[str, LowRank]:
+    """Fresh factors for layers by name, in the layers' order, from one seed. Refuses like `low_rank`."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return {n: low_rank(layer, rank, alpha, init, generator=generator, name=n, **where) for n, layer in layers}
+
+
+def parameters(factors: Mapping[str, LowRank]) -> dict[str, Tensor]:
+    """What there is to train, by name: <layer>.down, <layer>.up."""
+    return {f"{name}.{part}": getattr(f, part) for name, f in factors.items() for part in ("down", "up")}
+
+
+@torch.no_grad()
+def put(factors: Mapping[str, LowRank], values: Mapping[str, Tensor]) -> None:
+    """Set the factors to values by the names of `parameters` (a loop's `result`)."""
+    for name, p in parameters(factors).items():
+        p.copy_(values[name])

@@ -1,0 +1,229 @@
+"""The loop on a linear net: the same bits whether stopped or not, the last good state on NaN, torch's optimisers."""
+
+import dataclasses
+
+import pytest
+import torch
+from nulltext.samplers.tuning.loop import Loop, NotFinite, Settings
+
+PLAN = Settings(steps=12, lr=0.05, warmup=3, schedule="cosine", ema=0.9, accumulate=2, held_out_every=4)
+
+
+def weights():
+    g = torch.Generator().manual_seed(7)
+    return {"a": torch.randn(3, 3, generator=g), "b": torch.randn(3, generator=g)}
+
+
+def make(settings=PLAN, seed=5, **extra):
+    return Loop(weights(), settings, seed, **extra)
+
+
+def step_of(loop):
+    def step(generator):
+        x = torch.randn(4, 3, generator=generator)
+        y = x @ loop.parameters["a"].T + loop.parameters["b"]
+        loss = (y - x.sin()).square().mean()
+        return {"loss": loss, "size": y.abs().mean()}
+
+    return step
+
+
+def held(loop):
+    x = torch.linspace(-1, 1, 12).reshape(4, 3)
+    return lambda: float((x @ loop.parameters["a"].T + loop.parameters["b"] - x.sin()).square().mean().detach())
+
+
+def everything(loop):
+    tensors, strings = loop.state()
+    return {**tensors}, strings
+
+
+def assert_same(one, other):
+    (a, m), (b, n) = everything(one), everything(other)
+    assert a.keys() == b.keys() and m == n
+    assert all(torch.equal(a[k], b[k]) for k in a), [k for k in a if not torch.equal(a[k], b[k])]
+
+
+@pytest.mark.parametrize("optimiser", ["AdamW", "Adam", "SGD"])
+@pytest.mark.parametrize("stop", [1, 5])
+def test_stop_and_resume_give_the_bits_of_an_uninterrupted_run(tmp_path, optimiser, stop):
+    plan = dataclasses.replace(PLAN, optimiser=optimiser)
+    whole, first, second = make(plan), make(plan), make(plan, seed=99)
+    whole.run(step_of(whole), held_out=held(whole))
+    first.run(step_of(first), until=stop, held_out=held(first))
+    first.save(tmp_path / "state.safetensors", note="five pictures")
+    with torch.inference_mode():  # as a node would
+        assert second.load(tmp_path / "state.safetensors")["note"] == "five pictures"
+    second.run(step_of(second), held_out=held(second))
+    assert_same(whole, second)
+    assert whole.step == 12 and sorted(whole.held) == [0, 4, 8, 12] and len(whole.curve) == 12
+
+
+@pytest.mark.parametrize("call", [1, 2, 4, 5])
+def test_an_interrupt_leaves_a_state_to_go_on_from(call):
+    """In the middle of a step too: with two batches a step, calls 2 and 4 are between them."""
+
+    class Interrupt(BaseException):
+        pass
+
+    calls = iter(range(1, 100))
+
+    def tick():
+        if next(calls) == call:
+            raise Interrupt
+
+    whole, broken = make(), make()
+    whole.run(step_of(whole), held_out=held(whole))
+    with pytest.raises(Interrupt):
+        broken.run(step_of(broken), held_out=held(broken), tick=tick)
+    assert broken.step == (call - 1) // 2
+    assert all(p.grad is None for p in broken.parameters.values())
+    broken.run(step_of(broken), held_out=held(broken))
+    assert_same(whole, broken)
+
+
+def test_an_interrupt_in_the_held_out_loss_loses_nothing():
+    whole, broken = make(), make()
+    whole.run(step_of(whole), held_out=held(whole))
+    seen = []
+
+    def failing():
+        seen.append(1)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return held(broken)()
+
+    with pytest.raises(KeyboardInterrupt):
+        broken.run(step_of(broken), held_out=failing)
+    broken.run(step_of(broken), held_out=held(broken))
+    assert_same(whole, broken)
+
+
+def test_nan_stops_with_the_last_good_state():
+    good, loop = make(), make()
+    good.run(step_of(good), until=5)
+    inner, count = step_of(loop), []
+
+    def step(generator):
+        count.append(1)
+        losses = inner(generator)
+        return {**losses, "loss": losses["loss"] * (torch.nan if len(count) > 12 else 1)}  # the seventh step
+
+    with pytest.raises(NotFinite, match="lower the learning rate"):
+        loop.run(step)
+    assert_same(good, loop)  # six updates were made; the loss of the state after the sixth was never finite
+    assert all(torch.isfinite(v).all() for v in loop.result().values())
+
+
+def test_a_nan_gradient_changes_nothing():
+    good, loop = make(), make()
+    good.run(step_of(good), until=2)
+    inner = step_of(loop)
+
+    def step(generator):
+        losses = inner(generator)
+        if loop.step == 2:
+            losses["loss"] = losses["loss"] + (loop.parameters["b"] * 0).sqrt().sum() * 0
+        return losses
+
+    with pytest.raises(NotFinite):
+        loop.run(step)
+    assert_same(good, loop)
+
+
+def test_the_step_is_torchs_own_on_the_mean_gradient():
+    plan = Settings(steps=3, lr=0.05, accumulate=2, clip=0.1, warmup=2)
+    loop, g = make(plan), torch.Generator().manual_seed(5)
+    values = [v.requires_grad_() for v in weights().values()]
+    optimiser = torch.optim.AdamW(values, lr=0.05, weight_decay=0.01)
+    for i in range(3):
+        optimiser.param_groups[0]["lr"] = 0.05 * min((i + 1) / 2, 1)
+        x = torch.cat([torch.randn(4, 3, generator=g) for _ in range(2)])
+        (x @ values[0].T + values[1] - x.sin()).square().mean().backward()
+        torch.nn.utils.clip_grad_norm_(values, 0.1)
+        optimiser.step()
+        optimiser.zero_grad()
+    loop.run(step_of(loop))
+    for got, want in zip(loop.result().values(), values):
+        torch.testing.assert_close(got, want.detach())
+
+
+def test_rates_by_name_and_over_the_run():
+    plan = Settings(steps=10, lr=1.0, warmup=2, schedule="cosine")
+    assert [plan.rate(i) for i in (0, 1, 2, 6)] == pytest.approx([0.5, 1.0, 1.0, 0.5])
+    assert plan.rate(10) == pytest.approx(0)
+    loop = make(Settings(steps=1, lr=0.05, optimiser="SGD", weight_decay=0.0, clip=0.0), rates={"b": 0.0})
+    loop.run(step_of(loop))
+    assert torch.equal(loop.parameters["b"], weights()["b"]) and not torch.equal(loop.parameters["a"], weights()["a"])
+
+
+def test_the_running_mean():
+    plan = Settings(steps=2, lr=0.05, ema=0.15)
+    loop, values = make(plan), []
+    loop.run(step_of(loop), on_step=lambda report: values.append(loop.parameters["b"].detach().clone()))
+    first = torch.lerp(weights()["b"], values[0], 0.9)  # decay 1/10, then 2/11 > .15
+    torch.testing.assert_close(loop.result()["b"], torch.lerp(first, values[1], 0.85))
+
+
+def test_reports_and_an_early_end():
+    loop, reports = make(), []
+
+    def on_step(report):
+        reports.append(report)
+        return report.step == 5
+
+    loop.run(step_of(loop), held_out=held(loop), on_step=on_step)
+    assert [r.step for r in reports] == [1, 2, 3, 4, 5] and loop.step == 5
+    assert reports[0].held_out == loop.held[0] and reports[4].held_out == loop.held[4] == pytest.approx(loop.held[4])
+    assert [(r.step, r.loss) for r in reports] == loop.curve and reports[0].losses.keys() == {"loss", "size"}
+
+
+def test_an_overflow_under_loss_scaling_is_tried_again_smaller():
+    plan = Settings(steps=4, lr=0.05, loss_scale=2.0**16)
+    loop = make(plan)
+    inner = step_of(loop)
+
+    class Narrow(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            return torch.where(g.abs() > 4096, torch.inf, g)
+
+    loop.run(lambda g: {"loss": Narrow.apply(inner(g)["loss"])})
+    assert loop.scale == 4096 and loop.step == 4
+    assert loop.state()[1]["loss_scale"] == "4096.0"
+
+
+def test_the_global_generator_is_not_touched():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    loop = make()
+    loop.run(step_of(loop))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(ValueError, match="nothing to train"):
+        Loop({}, PLAN)
+    with torch.inference_mode():
+        made = torch.zeros(2)
+    with pytest.raises(ValueError, match="can't be trained"):
+        Loop({"a": made}, PLAN)
+    for wrong in ({"optimiser": "Lion"}, {"schedule": "linear"}, {"lr": 0.0}, {"accumulate": 0}, {"ema": 1.0}):
+        with pytest.raises(ValueError):
+            dataclasses.replace(PLAN, **wrong)
+    state = make().state()
+    other = Loop({"a": torch.zeros(3, 4), "b": torch.zeros(3)}, PLAN)
+    with pytest.raises(ValueError, match="other layers or another rank"):
+        other.restore(*state)
+    assert not other.parameters["a"].any()
+    with pytest.raises(ValueError, match="another optimiser"):
+        make(dataclasses.replace(PLAN, optimiser="SGD")).restore(*state)
+    with pytest.raises(ValueError, match="no saved training"):
+        make().restore(state[0], {})
+    (tmp_path / "broken.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"broken.safetensors can't be read"):
+        make().load(tmp_path / "broken.safetensors")
