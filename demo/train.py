@@ -403,14 +403,19 @@ def pack_network(name: str, path: Path) -> None:
 
 
 def pack() -> None:
-    """Write the checkpoint from what was trained, with its metadata; its figures are added by `write_figures`."""
+    """Write the checkpoint from what was trained, and what was not from the committed one, with its metadata; its
+    figures are added by `write_figures`."""
     autoencoder = load_autoencoder(torch.device("cpu"))
     images = scenes.draw(scenes.sample(64, generator(torch.device("cpu"), 3)))[0]
     with torch.no_grad():
         factors = fit_rgb_factors(autoencoder.encode(images), images)
-    state = load_file(STATE / "diffusion.safetensors")
-    with safe_open(STATE / "diffusion.safetensors", "pt") as f:
-        samples = int(f.metadata()["samples"])
+    trained = STATE / "diffusion.safetensors"
+    if trained.exists():
+        state = load_file(trained)
+        with safe_open(trained, "pt") as f:
+            samples = int(f.metadata()["samples"])
+    else:
+        state, samples = committed_diffusion()
     part = {
         name: {k[len(name) + 1 :]: v for k, v in state.items() if k.startswith(name + ".")} for name in ("text", "unet")
     }
