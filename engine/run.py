@@ -24,7 +24,7 @@ class Run:
     latent: x0 in model space, fp32, on the device. sigmas: the run's schedule. All predictions are fp32."""
 
     def __init__(self, guider, patcher, sigmas: Tensor, latent: Tensor, options: dict, progress: Progress, seed: int):
-        self.guider, self.model = guider, guider.inner_model
+        self.guider, self.model, self.patcher = guider, guider.inner_model, patcher
         self.sigmas, self.latent, self.device = sigmas, latent.float(), latent.device
         self.progress, self.process, self._options, self._seed = progress, process_of(patcher), options, seed
         self.sigma_min, self.sigma_max = sigma_range(patcher)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from nulltext.engine import words
+from nulltext.engine import files, words
 from nulltext.engine.fingerprint import difference, fingerprint
 from nulltext.engine.run import sample_with
 from nulltext.engine.sampler import core_sampler, is_euler, own_sampler, sampler_name
@@ -59,7 +59,7 @@ def test_body_sees_what_the_engine_would(engine, tiny, make_condition, latent):
         x = run.latent
         c, u, t = run.predictions(x, 2.0, ["positive", "negative", "third"])
         guided = run.guided("positive", "negative", 5.0)(x, 2.0)
-        alone = run.denoiser("third")(x, 2.0)
+        alone = run.guided("third", None, 1.0)(x, 2.0)
         net = run.embedding_net("positive")(x, 2.0, conds["negative"][0][0])
         run.tick(3)
         return c, u, t, guided, alone, net, run.latent, run.process, run.progress.value, run.calls
@@ -152,7 +152,7 @@ def test_paths_stay_inside(engine, name):
 def test_paths_inside(engine):
     path = engine.full_path("output", "inversions/scene.safetensors")
     assert path.is_relative_to(engine.folder("output"))
-    assert engine.cache_folder().is_relative_to(engine.folder("user"))
+    assert files.cache_folder().is_relative_to(engine.folder("user"))
 
 
 def test_links_out_of_the_folder_are_refused(engine, tmp_path):

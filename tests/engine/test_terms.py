@@ -267,7 +267,10 @@ def test_refusals_come_before_sampling(tiny, make_model, vae, image_text, classi
         (lambda: clip(tiny, vae, image_text, mask=torch.zeros(1, 8, 8)), "mask is empty"),
         (lambda: semantic(tiny, image_text, text_weight=5.0), "needs a text"),
         (lambda: semantic(tiny, image_text, content_weight=5.0), "reference picture"),
-        (lambda: semantic(make_model("FLOW"), image_text, text="a red ring", text_weight=5.0), "no noise-aware tower"),
+        (
+            lambda: semantic(make_model("FLOW"), image_text, text="a red ring", text_weight=5.0),
+            "no encoder for this model's noisy latents",
+        ),
         (lambda: semantic(tiny, image_text, text="a red circle", text_weight=5.0, layers="x"), "Layers are numbers"),
     ]
     for call, words in cases:

@@ -21,7 +21,11 @@ def prompt(text):
 SOURCE, SWAPPED, LONGER = prompt("a red cat"), prompt("a red dog"), prompt("a big red cat")
 #: for each edit, the source's column that each of its columns looks at; None: its own
 COLUMNS = {"swapped": [0, 1, 2, 3, 4, 5, 6, 7, 8], "longer": [0, 1, None, 2, 3, 4, 5, 6, 7]}
-WEIGHTS = {"swapped": ("red: 3, dog: -0.5", {2: 3.0, 3: -0.5}), "longer": ("big: 2, cat: 0.25", {2: 2.0, 4: 0.25})}
+#: edit -> (factors by word, the same by column)
+WEIGHTS = {
+    "swapped": ({"red": 3.0, "dog": -0.5}, {2: 3.0, 3: -0.5}),
+    "longer": ({"big": 2.0, "cat": 0.25}, {2: 2.0, 4: 0.25}),
+}
 
 
 def qkv(seed):
@@ -56,9 +60,9 @@ def taken(own, source, columns):
 @pytest.mark.parametrize("cross", [0.3, 0.8, 1.0])
 def test_weights_act_in_the_window_on_the_sources_map(edit, cross):
     """alpha_k c Edit(M_src) + (1 - alpha_k) M_tgt, alpha_k = 1 for k < int(cross (N + 1)), as the authors run it."""
-    text, factors = WEIGHTS[edit]
+    words, factors = WEIGHTS[edit]
     controllers, _, _ = plan(
-        SOURCE, [SWAPPED if edit == "swapped" else LONGER], cross_steps=cross, self_steps=0.0, weights=text
+        SOURCE, [SWAPPED if edit == "swapped" else LONGER], cross_steps=cross, self_steps=0.0, weights=words
     )
     c = torch.tensor([factors.get(j, 1.0) for j in range(TOKENS)], dtype=torch.float64)
     for step in range(STEPS):
@@ -98,13 +102,13 @@ def test_a_words_own_window_is_its_weights_window():
 @pytest.mark.parametrize("edit", ["swapped", "longer"])
 @pytest.mark.parametrize("cross", [0.0, 0.3])
 def test_weights_at_every_step_act_on_whatever_map_stands_there(edit, cross):
-    text, factors = WEIGHTS[edit]
+    words, factors = WEIGHTS[edit]
     controllers, _, _ = plan(
         SOURCE,
         [SWAPPED if edit == "swapped" else LONGER],
         cross_steps=cross,
         self_steps=0.0,
-        weights=text,
+        weights=words,
         weights_act="at every step",
     )
     c = torch.tensor([factors.get(j, 1.0) for j in range(TOKENS)], dtype=torch.float64)
