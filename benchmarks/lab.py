@@ -133,5 +133,4 @@ class InEngine:
     def guider(self, text: str, inversion, cfg: float, **options):
         from ..nodes.prompt_to_prompt import prepare
 
-        prompts = self.prompt(text), self.nothing
-        return prepare("bench", self.model, *prompts, cfg, None, inversion, (), False, **options)[0]
+        return prepare("bench", self.model, self.prompt(text), self.nothing, cfg, inversion=inversion, **options)[0]
