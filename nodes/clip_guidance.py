@@ -322,7 +322,8 @@ class CLIPGuidance:
                     "A mask, smoothness and range_weight judge the decoded picture: set gradient_mode to "
                     "through decoder only, or leave them off."
                 )
-            likelihood = judge.noisy_log_likelihood(noisy_tower(model, image_text).embed_noisy)
+            tower, process = noisy_tower(model, image_text), process_of(model)
+            likelihood = judge.noisy_log_likelihood(lambda x, sigma: tower.embed_noisy(x, sigma, process))
         else:
             likelihood = judge.log_likelihood(decode)
         names = texts + ["target image"] * (len(targets) - len(texts)) + others
@@ -354,7 +355,7 @@ def noisy_tower(model, image_text):
     """The image-text model, if it has a noise-aware tower for this model's latents. ValueError otherwise."""
     tower = getattr(image_text, "noisy", None)
     channels = model.get_model_object("latent_format").latent_channels
-    if tower is None or tower.config["in_channels"] != channels or process_of(model).name != "ve":
+    if tower is None or tower.config["in_channels"] != channels:
         raise ValueError(
             "This image-text model has no noise-aware tower for this model's latents: set gradient_mode "
             "to through decoder only."

@@ -52,7 +52,11 @@ def vae(engine):
 @pytest.fixture(scope="module")
 def image_text():
     torch.manual_seed(0)
-    return ImageText(WORDS, IMAGE, TEXT, NOISY).eval().requires_grad_(False)
+    made = ImageText(WORDS, IMAGE, TEXT, NOISY)
+    for p in made.noisy.parameters():  # zero-initialised branches would hide mistakes
+        if p.ndim > 1 and not p.any():
+            torch.nn.init.normal_(p, std=0.3)
+    return made.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +181,22 @@ def test_the_push_is_the_gradient_by_finite_differences(engine, make_model, make
         a = 1 if kind == "EPS" else 1 - s
         factor *= a * v / (a * a * v + s * s)
     assert float((push * way).sum()) == pytest.approx(k * factor * slope, rel=0.03, abs=1e-5)
+
+
+def test_towers_of_noisy_latents_judge_a_flows_latents_too(engine, tiny, make_model, vae, image_text, classifier):
+    """What is trained on x0 + r n judges (1 - s) x0 + s n as the same latent, r = s / (1 - s)."""
+    x, s = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(7)), torch.tensor(0.6)
+    for attach in (
+        lambda m: classify(m, classifier),
+        lambda m: clip(m, vae, image_text, gradient_mode=LATENT),
+        lambda m: semantic(m, image_text, text="a red circle", text_weight=5.0),
+    ):
+        (ours,), (theirs,) = (guide.terms_of(attach(m)[0][0]) for m in (make_model("FLOW"), tiny))
+        value = ours.guidance.log_likelihood(x, s, x)
+        torch.testing.assert_close(value, theirs.guidance.log_likelihood(x / (1 - s), s / (1 - s), x))
+        if ours.probabilities is not None and ours.guidance.name.startswith("class"):
+            mine, other = ours.probabilities(x, s, x)[1], theirs.probabilities(x / (1 - s), s / (1 - s), x)[1]
+            torch.testing.assert_close(mine, other)
 
 
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
@@ -395,7 +415,7 @@ def test_refusals_come_before_sampling(engine, tiny, make_model, make_condition,
         (lambda: classify(tiny, Pixels(), gradient_mode=LATENT), "not latents"),
         (lambda: classify(tiny, Pixels()), "wire the VAE"),
         (lambda: classify(tiny, classifier, gradient_mode=DECODER), "noisy latents"),
-        (lambda: classify(make_model("FLOW"), classifier), "train one for this model"),
+        (lambda: classify(tiny, LatentClassifier.new(["cat", "dog"], 16, 8, width=16)), "train one for this model"),
         (lambda: classify(tiny, classifier, start_percent=0.9, end_percent=0.2), "empty"),
         (lambda: clip(tiny, vae, image_text, loss="contrastive", distractors=""), "distractor"),
         (lambda: clip(tiny, vae, image_text, loss="contrastive", distractors="a red circle"), "distractor"),
@@ -406,7 +426,7 @@ def test_refusals_come_before_sampling(engine, tiny, make_model, make_condition,
         (lambda: semantic(tiny, image_text, text_weight=5.0), "needs a text"),
         (lambda: semantic(tiny, image_text, content_weight=5.0), "reference picture"),
         (
-            lambda: semantic(make_model("FLOW"), image_text, text="a red circle", text_weight=5.0),
+            lambda: semantic(tiny, ImageText(WORDS, IMAGE, TEXT), text="a red circle", text_weight=5.0),
             "no noise-aware tower",
         ),
         (lambda: semantic(tiny, image_text, text="a red circle", text_weight=5.0, layers="x"), "Layers are numbers"),
