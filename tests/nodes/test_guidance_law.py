@@ -32,7 +32,7 @@ def defaults(node) -> dict:
 class ExactClassifier(LatentClassifier):
     """The mixture's own class probabilities at the noise level."""
 
-    def forward(self, x, sigma):
+    def forward(self, x, sigma, process=None):
         return MIXTURE.log_prob_class(x, sigma)
 
 
