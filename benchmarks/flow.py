@@ -54,7 +54,7 @@ SDEDIT = 0.6  # t0
 CLASS = "yellow star"
 COLOUR, SHAPE = scenes.COLOURS.index("yellow"), scenes.SHAPES.index("star")
 #: scale, bound and window (in sigma) of the classifier, as the workflow classifier_guidance_flow sets them
-GUIDANCE = (40.0, 1.0, (1.0, 0.0))
+GUIDANCE = (40.0, 1.0, (0.9, 0.1))
 SEED = 171  # of the scenes
 #: way -> network rows of a scene at full length (a backward counts two), for the predicted time
 ROWS = {
