@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from ..demo import captions, probe, scenes
 from ..demo.attributes import truth as value_of
 from ..demo.scenes import BACKGROUNDS, COLOURS, Scenes
-from ..samplers.measure.metrics import masked_mse
+from ..samplers.measure.metrics import masked_mse, to_psnr
 
 CELL = 8  # pixels of a latent cell
+CEILING = 120.0  # dB of a picture that came back to the last bit of fp32
+FEWEST = CELL * CELL  # pixels of a background that is measured: a latent cell
 KINDS = ("colour", "shape", "background", "texture")
 VALUES = {"colour": COLOURS, "shape": scenes.SHAPES, "background": BACKGROUNDS, "texture": scenes.TEXTURES}
 
@@ -67,6 +69,13 @@ class Edit:
         """Mean squared error outside the region, per picture; None where fewer pixels than that are left."""
         errors, left = masked_mse(image, decoded, self.region), (1 - self.region).sum((1, 2, 3))
         return [float(error) if n >= fewest else None for error, n in zip(errors, left)]
+
+
+def judged(judge: nn.Module, edit: Edit, image: Tensor, decoded: Tensor) -> list[dict]:
+    """Per picture {"success": 0 or 1, "background": dB or None where less than a latent cell is left to compare}."""
+    errors = edit.background(image, decoded, FEWEST)
+    rest = [None if e is None else min(float(to_psnr(torch.tensor(e))), CEILING) for e in errors]
+    return [{"success": int(s), "background": dB} for s, dB in zip(edit.done(judge, image), rest)]
 
 
 def allowed(truth: Scenes, kind: str) -> Tensor:

@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 
 from ..demo import captions, nets, probe, scenes
-from ..demo.model import denoiser, empty_rows, load, schedule
+from ..demo.model import denoiser, empty_rows, flow_denoiser, load, schedule
 from ..demo.weights import CHECKPOINT
 from ..samplers.core import Denoise
 
 
 class Demo:
-    """Networks, noise table, and with `steps` the sigmas of a run; captions and embeddings as denoisers."""
+    """Networks, noise table, and with `steps` the sigmas of a run; captions and embeddings as denoisers. flow: with the
+    flow twin as the network, at levels from 1 to 0."""
 
-    def __init__(self, steps: int | None = None):
-        self.net, self.autoencoder = load()
+    def __init__(self, steps: int | None = None, flow: bool = False):
+        self.net, self.autoencoder = load(flow=flow)
+        self.flow = flow
         self.table = nets.sigmas()
         self.sigmas = None if steps is None else schedule(steps, self.table)
 
@@ -44,7 +46,8 @@ class Demo:
 
     def denoise(self, x: Tensor, sigma, embedding: Tensor) -> Tensor:
         """D [B, 4, 16, 16] with an embedding [B, 77, 128] in the text's place."""
-        return denoiser(self.net.unet, embedding, self.table)(x, sigma)
+        made = flow_denoiser(self.net.unet, embedding) if self.flow else denoiser(self.net.unet, embedding, self.table)
+        return made(x, sigma)
 
     def pair(self, truth: scenes.Scenes) -> tuple[Denoise, Denoise]:
         """(conditional, unconditional) denoisers of the scenes' full captions."""

@@ -83,18 +83,17 @@ class ClassifierGuidance(Box):
                 "This classifier judges noisy latents: set gradient_mode to automatic, there is nothing to decode."
             )
         process, channels = process_of(model), model.get_model_object("latent_format").latent_channels
-        if classifier.process is not process or classifier.net.config["in_channels"] != channels:
+        if classifier.net.config["in_channels"] != channels:
             raise ValueError(
-                f"This classifier was trained on latents of {classifier.net.config['in_channels']} "
-                f"channels of a {classifier.process.name} model, but this model has {channels} and is "
-                f"{process.name}: train one for this model."
+                f"This classifier was trained on latents of {classifier.net.config['in_channels']} channels, but this "
+                f"model has {channels}: train one for this model."
             )
 
         def probabilities(x, sigma, _denoised):
-            return classifier.labels, classifier(x, sigma).softmax(1)
+            return classifier.labels, classifier(x, sigma, process).softmax(1)
 
         return term(
-            classifier.log_likelihood(name),
+            classifier.log_likelihood(name, process),
             f"class {name}",
             "latent",
             acts,

@@ -198,7 +198,8 @@ class CLIPGuidance(Box):
                     "A mask, smoothness and range_weight judge the decoded picture: set gradient_mode to through "
                     "decoder only, or leave them off."
                 )
-            likelihood = judge.noisy_log_likelihood(noisy_encoder(model, image_text).embed_noisy)
+            encoder, process = noisy_encoder(model, image_text), process_of(model)
+            likelihood = judge.noisy_log_likelihood(lambda x, sigma: encoder.embed_noisy(x, sigma, process))
         else:
             likelihood = judge.log_likelihood(decode)
         names = texts + ["target image"] * (len(wanted) - len(texts)) + others
@@ -227,7 +228,7 @@ def noisy_encoder(model, image_text):
     """The image-text model, if it has an encoder for this model's noisy latents. ValueError otherwise."""
     encoder = getattr(image_text, "noisy", None)
     channels = model.get_model_object("latent_format").latent_channels
-    if encoder is None or encoder.config["in_channels"] != channels or process_of(model).name != "ve":
+    if encoder is None or encoder.config["in_channels"] != channels:
         raise ValueError(
             "This image-text model has no encoder for this model's noisy latents: set gradient_mode to through "
             "decoder only."

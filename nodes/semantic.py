@@ -116,7 +116,13 @@ class SemanticGuidance(Box):
             latent = {"samples": vae.encode(reference[:1, ..., :3])}
             start = None if is_empty(latent) else to_model_space(model, latent)
         return (
-            goal.of_noisy(image_text.embed_noisy, image_text.noisy_features, start, process, seed % 2**63),
+            goal.of_noisy(
+                lambda x, sigma: image_text.embed_noisy(x, sigma, process),
+                lambda x, sigma: image_text.noisy_features(x, sigma, process),
+                start,
+                process,
+                seed % 2**63,
+            ),
             modules_of(image_text),
             (),
         )

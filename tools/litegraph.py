@@ -42,16 +42,20 @@ PANEL = {
 PICTURES = ("NullText_AttentionMap", "NullText_InvertImage", "NullText_Inverter", "NullText_Optimise")
 NOTE_WIDTH = 380
 
+#: widgets of core nodes that the engine of 2024 does not have yet and a newer one asks for, after those of both: a file
+#: keeps their values, and the older engine reads past them
+NEWER = {"UNETLoader": {"weight_dtype": (["default"], {})}}
+
 Info = dict[str, Any]  # one node class of /object_info
 
 
 def inputs_of(info: Info) -> dict[str, tuple[Any, dict]]:
-    """{input name: (type, options)} in the page's order: required, then optional."""
+    """{input name: (type, options)} in the page's order: required, then optional, then what a newer engine asks for."""
     found = {}
     for part in ("required", "optional"):
         for name, spec in (info["input"].get(part) or {}).items():
             found[name] = (spec[0], spec[1] if len(spec) > 1 and isinstance(spec[1], dict) else {})
-    return found
+    return found | {name: spec for name, spec in NEWER.get(info["name"], {}).items() if name not in found}
 
 
 def is_widget(kind: Any) -> bool:

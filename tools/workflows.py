@@ -115,16 +115,23 @@ def note(name: str, workflow: Workflow) -> str:
             f"Its thumbnail: {drawn_by(name)[0].lower()}{drawn_by(name)[1:]}",
         ]
         return "\n".join(lines)
+    networks = of_class(workflow, "UNETLoader")
     if loaders:
+        real = f"pick a Stable Diffusion checkpoint in ckpt_name (node {', '.join(loaders)})."
+        if networks:
+            real = (
+                f"pick a flow model's checkpoint (SD3 for example) in ckpt_name (node {', '.join(loaders)}), and wire "
+                f"its MODEL where that of node {', '.join(networks)} goes."
+            )
         lines += [
             "",
-            "It runs as it opens, on the small demo checkpoint (128 x 128 scenes of shapes). For a real one: "
-            f"pick a Stable Diffusion checkpoint in ckpt_name (node {', '.join(loaders)}).",
+            f"It runs as it opens, on the small demo checkpoint (128 x 128 scenes of shapes). For a real one: {real}",
         ]
     if pictures:
+        size = "1024 x 1024 for SD3" if networks else "512 x 512 for SD 1.x"
         lines.append(
             f"Your own picture: choose it in Load Image (node {', '.join(pictures)}), at the size the "
-            "checkpoint was trained for (512 x 512 for SD 1.x), and write what it shows into the prompt."
+            f"checkpoint was trained for ({size}), and write what it shows into the prompt."
         )
     return "\n".join(lines)
 

@@ -15,14 +15,12 @@ from statistics import mean
 
 import torch
 
-from ...samplers.measure.metrics import psnr, to_psnr
-from ..edits import CELL, Edit
+from ...samplers.measure.metrics import psnr
+from ..edits import CEILING, judged
 from ..harness import Bench, table
 from .cost import Costs
 from .ways import CFG, CHANGES, EDIT_FRIENDLY, PAPER_RATE, RATE, WAYS, Batch, Lab, Result
 
-CEILING = 120.0  # dB of a picture that came back to the last bit of fp32
-FEWEST = CELL * CELL  # pixels of a background that is measured: a latent cell
 #: figure's suffix -> the way that makes the edits
 EDITED = ("ddim_cfg7.5", "null_text_cfg7.5", "negative_prompt_cfg7.5", "exact_cfg7.5")
 EDITS = {name.removesuffix("_cfg7.5"): name for name in (*EDITED, "edit_friendly", "flow_edit", "infedit")}
@@ -41,13 +39,6 @@ def kept(lab: Lab, b: Batch, result: Result) -> list[dict]:
         for item, value in zip(out, judged(lab.judge, edit, lab.decode(result.edit(context)), b.decoded)):
             item[edit.kind] = value
     return out
-
-
-def judged(judge, edit: Edit, image: torch.Tensor, decoded: torch.Tensor) -> list[dict]:
-    """Per picture {"success": 0 or 1, "background": dB or None where less than a latent cell is left to compare}."""
-    errors = edit.background(image, decoded, FEWEST)
-    rest = [None if e is None else min(float(to_psnr(torch.tensor(e))), CEILING) for e in errors]
-    return [{"success": int(s), "background": dB} for s, dB in zip(edit.done(judge, image), rest)]
 
 
 def share(name: str) -> float:

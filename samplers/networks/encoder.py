@@ -19,11 +19,21 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import Sigma
+from ..core import NoiseProcess, Sigma, expand
+
+
+def noisy_input(x: Tensor, sigma: Sigma, process: NoiseProcess) -> tuple[Tensor, Sigma]:
+    """What a noise-aware encoder is shown of x_s = a x0 + s n: x_s / sqrt(a^2 + s^2), of unit scale, and the noise over
+    the signal s/a (a held at 1e-3 or above) as its level.
+
+    Both families come out alike, so an encoder trained on the noisy latents of one judges the other's too."""
+    s = torch.as_tensor(sigma)
+    a = process.signal(s)
+    return x * expand((a**2 + s**2) ** -0.5, x), s / a.clamp(min=1e-3)
 
 
 def level_embedding(sigma: Tensor, width: int = 64) -> Tensor:
-    """Sinusoids [B, width] of log(sigma)/4, sigma [B] > 0; a flow's and a VE model's levels use the same code."""
+    """Sinusoids [B, width] of log(sigma)/4, sigma [B] > 0."""
     frequencies = torch.exp(torch.linspace(0, math.log(100.0), width // 2, device=sigma.device))
     angles = sigma.float().clamp(min=1e-4).log()[:, None] / 4 * frequencies
     return torch.cat([angles.sin(), angles.cos()], 1)

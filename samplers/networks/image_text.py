@@ -15,9 +15,9 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..core import VE, NoiseProcess, Sigma, expand
+from ..core import VE, NoiseProcess, Sigma
 from ..guidance.cutouts import resize
-from .encoder import Encoder
+from .encoder import Encoder, noisy_input
 
 FORMAT = "nulltext-image-text-1"
 
@@ -106,10 +106,10 @@ class ImageText(nn.Module):
 
     def embed_noisy(self, x: Tensor, sigma: Sigma, process: NoiseProcess = VE) -> Tensor:
         """x_s [B, C, H, W] in model space at noise level s -> [B, D], in the image tower's space."""
-        return self._noisy()(x * expand(process.input_scale(torch.as_tensor(sigma)), x), sigma)
+        return self._noisy()(*noisy_input(x, sigma, process))
 
     def noisy_features(self, x: Tensor, sigma: Sigma, process: NoiseProcess = VE) -> list[Tensor]:
-        return self._noisy().features(x * expand(process.input_scale(torch.as_tensor(sigma)), x), sigma)
+        return self._noisy().features(*noisy_input(x, sigma, process))
 
     def _noisy(self) -> Encoder:
         if self.noisy is None:

@@ -1,8 +1,9 @@
 """A noise-aware, time-conditioned classifier of latents, and its training (Dhariwal & Nichol 2105.05233, section 4).
 
-The network is the encoder half of a UNet with attention pooling (encoder.py). It sees x_s scaled by the process's
-c_in and the level, and is trained by cross-entropy on latents noised to levels drawn from the model's own table of
-sigmas. As a guidance it needs neither the network's nor the decoder's gradient: mode `latent`.
+The network is the encoder half of a UNet with attention pooling (encoder.py). It sees x_s at unit scale and the noise
+over the signal as its level, alike for both families of noise, and is trained by cross-entropy on latents noised to
+levels drawn from the model's own table of sigmas. As a guidance it needs neither the network's nor the decoder's
+gradient: mode `latent`.
 
 Departures: latents, not pixels; AdamW with a one-cycle rate over a few hundred or thousand steps, a size for folders of
 tens to thousands of pictures; mirrored copies on request.
@@ -19,10 +20,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import PROCESSES, VE, NoiseProcess, Sigma, expand
+from ..core import PROCESSES, VE, NoiseProcess, Sigma
 from ..guidance.losses import class_log_prob
 from ..guidance.terms import LogLikelihood
-from .encoder import Encoder
+from .encoder import Encoder, noisy_input
 
 FORMAT = "nulltext-latent-classifier-1"
 
@@ -61,17 +62,18 @@ class LatentClassifier(nn.Module):
         }
         return cls(labels, config, process, fingerprint)
 
-    def forward(self, x: Tensor, sigma: Sigma) -> Tensor:
-        return self.net(x * expand(self.process.input_scale(torch.as_tensor(sigma)), x), sigma)
+    def forward(self, x: Tensor, sigma: Sigma, process: NoiseProcess | None = None) -> Tensor:
+        """process: the family that x_s belongs to; None: the one of the training."""
+        return self.net(*noisy_input(x, sigma, process or self.process))
 
     def index(self, label: str) -> int:
         """The index of a class by name. ValueError, naming the classes there are."""
         return class_index(self.labels, label)
 
-    def log_likelihood(self, label: str) -> LogLikelihood:
-        """log p(label | x_s) for a Guidance of mode `latent`."""
+    def log_likelihood(self, label: str, process: NoiseProcess | None = None) -> LogLikelihood:
+        """log p(label | x_s) for a Guidance of mode `latent`, x_s of this family (None: the training's)."""
         index = self.index(label)
-        return lambda x, sigma, _denoised: class_log_prob(self(x.float(), sigma), index)
+        return lambda x, sigma, _denoised: class_log_prob(self(x.float(), sigma, process), index)
 
     def metadata(self) -> dict[str, str]:
         return {

@@ -21,7 +21,7 @@ less than asked, and for b = 0 takes the initial noise; here s_old = sigma(t + b
 between two stored latents) and b = 0 is off. Their history lives on the sampler; ours is one run's.
 Strength mixes the null branch's input, X + strength (X' - X): 0 is ordinary guidance, 1 the paper's, and both cost
 the same. Above the first sigma of a run that starts from a picture, X_old = z + s_old n with the run's own noise n,
-as theirs. Flow models are untested anywhere: experimental.
+as theirs. Nobody has published it on a flow model: experimental there.
 
 Not of the paper. `matched_uncond` (an option, off by default) bounds the noise that the null branch sees by the
 conditional branch's own: at a strongly rolled-back latent a network's estimate is larger than the noise that is there,

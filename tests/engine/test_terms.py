@@ -3,8 +3,11 @@ classifier."""
 
 import pytest
 import torch
+from nulltext.demo.image_text import IMAGE, TEXT, WORDS
 from nulltext.engine import terms
 from nulltext.samplers.guidance.terms import Guidance
+from nulltext.samplers.networks.image_text import ImageText
+from nulltext.samplers.networks.latent_classifier import LatentClassifier
 from nulltext.tests.running import normal, run, walk
 
 EXACT, DECODER, LATENT = ("through network and decoder (exact)", "through decoder only", "on the latent (no decoder)")
@@ -86,6 +89,22 @@ def test_the_push_is_the_gradient_by_finite_differences(make_model, ends, vae, k
         a = 1 if kind == "EPS" else 1 - s
         factor *= a * v / (a * a * v + s * s)
     assert float((push * way).sum()) == pytest.approx(k * factor * slope, rel=0.03, abs=1e-5)
+
+
+def test_encoders_of_noisy_latents_judge_a_flows_latents_too(engine, tiny, make_model, vae, image_text, classifier):
+    """What is trained on x0 + r n judges (1 - s) x0 + s n as the same latent, r = s / (1 - s)."""
+    x, s = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(7)), torch.tensor(0.6)
+    for attach in (
+        lambda m: classify(m, classifier),
+        lambda m: clip(m, vae, image_text, gradient_mode=LATENT),
+        lambda m: semantic(m, image_text, text="a red circle", text_weight=5.0),
+    ):
+        (ours,), (theirs,) = (terms.terms_of(attach(m)[0]) for m in (make_model("FLOW"), tiny))
+        value = ours.guidance.log_likelihood(x, s, x)
+        torch.testing.assert_close(value, theirs.guidance.log_likelihood(x / (1 - s), s / (1 - s), x))
+        if ours.probabilities is not None and ours.guidance.name.startswith("class"):
+            mine, other = ours.probabilities(x, s, x)[1], theirs.probabilities(x / (1 - s), s / (1 - s), x)[1]
+            torch.testing.assert_close(mine, other)
 
 
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
@@ -257,7 +276,7 @@ def test_refusals_come_before_sampling(tiny, make_model, vae, image_text, classi
         (lambda: classify(tiny, Pixels(), gradient_mode=LATENT), "not latents"),
         (lambda: classify(tiny, Pixels()), "wire the VAE"),
         (lambda: classify(tiny, classifier, gradient_mode=DECODER), "noisy latents"),
-        (lambda: classify(make_model("FLOW"), classifier), "train one for this model"),
+        (lambda: classify(tiny, LatentClassifier.new(["cat", "dog"], 16, 8, width=16)), "train one for this model"),
         (lambda: classify(tiny, classifier, start_percent=0.9, end_percent=0.2), "empty"),
         (lambda: clip(tiny, vae, image_text, loss="contrastive", distractors=""), "distractor"),
         (lambda: clip(tiny, vae, image_text, loss="contrastive", distractors="a red circle"), "distractor"),
@@ -268,7 +287,7 @@ def test_refusals_come_before_sampling(tiny, make_model, vae, image_text, classi
         (lambda: semantic(tiny, image_text, text_weight=5.0), "needs a text"),
         (lambda: semantic(tiny, image_text, content_weight=5.0), "reference picture"),
         (
-            lambda: semantic(make_model("FLOW"), image_text, text="a red ring", text_weight=5.0),
+            lambda: semantic(tiny, ImageText(WORDS, IMAGE, TEXT), text="a red ring", text_weight=5.0),
             "no encoder for this model's noisy latents",
         ),
         (lambda: semantic(tiny, image_text, text="a red circle", text_weight=5.0, layers="x"), "Layers are numbers"),

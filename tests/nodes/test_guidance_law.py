@@ -22,7 +22,7 @@ MIXTURE = GaussianMixture(torch.cat([MEANS, torch.zeros(4, 2)], 1)[..., None, No
 class ExactClassifier(LatentClassifier):
     """The mixture's own class probabilities at the noise level."""
 
-    def forward(self, x, sigma):
+    def forward(self, x, sigma, process=None):
         return MIXTURE.log_prob_class(x, sigma)
 
 

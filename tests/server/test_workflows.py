@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from nulltext.demo import weights
 from nulltext.tools import engines, litegraph, workflows
 from PIL import Image
 
@@ -65,6 +66,8 @@ def test_it_opens_on_the_demo_checkpoint_and_shipped_pictures(name):
     flow = workflows.load(name)
     checkpoints = {node["inputs"]["ckpt_name"] for node in flow.values() if "ckpt_name" in node["inputs"]}
     assert (checkpoints == {workflows.DEMO_CHECKPOINT}) == workflows.runs_here(name)
+    for key in workflows.of_class(flow, "UNETLoader"):
+        assert (weights.FLOW.parent / flow[key]["inputs"]["unet_name"]).is_file()
     for key in workflows.of_class(flow, "LoadImage", "LoadImageMask"):
         assert (workflows.FOLDER / "inputs" / flow[key]["inputs"]["image"]).is_file()
 

@@ -75,6 +75,19 @@ def test_the_page_queues_what_the_api_file_says():
         litegraph.to_api(broken, INFOS)
 
 
+def test_a_widget_that_only_a_newer_engine_has_is_kept_for_both():
+    """The older page reads past its place; the newer engine asks for it."""
+    older = {"name": "UNETLoader", "input": {"required": {"unet_name": [["a", "b"]]}}, "output": ["MODEL"]}
+    types = {"weight_dtype": [["default", "fp8_e4m3fn"]]}
+    newer = {**older, "input": {"required": {**older["input"]["required"], **types}}}
+    flow = {"1": {"class_type": "UNETLoader", "inputs": {"unet_name": "b", "weight_dtype": "default"}}}
+    for info in (older, newer):
+        graph = litegraph.to_ui(flow, {"UNETLoader": info}, "")
+        assert node(graph, 1)["widgets_values"] == ["b", "default"]
+        for other in (older, newer):
+            assert litegraph.to_api(graph, {"UNETLoader": other}) == flow
+
+
 def test_nodes_go_from_left_to_right_and_do_not_overlap():
     graph = litegraph.to_ui(FLOW, INFOS, "a note")
     places = {n["id"]: (n["pos"], n["size"]) for n in graph["nodes"]}
@@ -137,6 +150,15 @@ def test_a_workflows_note_says_what_it_does_and_which_widget_to_change(name):
     said = workflows.note(name, flow).split("\n\n")
     assert len(said[0].split()) >= 15, "give a node of the file a `note` in its _meta"
     assert "ckpt_name (node" in said[1]
+
+
+def test_the_note_of_a_workflow_on_a_network_alone_says_where_a_checkpoints_model_goes():
+    flow = {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "a"}},
+        "2": {"class_type": "UNETLoader", "inputs": {"unet_name": "b"}},
+    }
+    assert "its MODEL where that of node 2 goes" in workflows.note("x", flow)
+    assert "flow" not in workflows.note("x", {"1": flow["1"]})
 
 
 def test_a_link_is_told_from_a_list():

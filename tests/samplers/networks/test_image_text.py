@@ -19,6 +19,9 @@ def model():
         {**ENCODER, "in_channels": 4, "noise_aware": True},
         image_size=8,
     )
+    for p in made.parameters():  # branches that begin at zero would hide what they are given
+        if p.ndim > 1 and not p.any():
+            torch.nn.init.normal_(p, std=0.3)
     return made.eval().requires_grad_(False)
 
 
@@ -44,12 +47,22 @@ def test_pictures_are_centred_and_brought_to_the_towers_size(model):
         torch.testing.assert_close(made, own)
 
 
-@pytest.mark.parametrize("process, scale", [(VE, 0.1**0.5), (FLOW, 1.0)])
-def test_the_noisy_tower_sees_latents_of_unit_scale(model, process, scale):
-    x, sigma = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2)), 3.0
-    torch.testing.assert_close(model.embed_noisy(x, sigma, process), model.noisy(x * scale, sigma))
-    for made, own in zip(model.noisy_features(x, sigma, process), model.noisy.features(x * scale, sigma)):
+@pytest.mark.parametrize("process, sigma, scale", [(VE, 3.0, 0.1**0.5), (FLOW, 0.75, 1.6**0.5)])
+def test_the_noisy_tower_sees_latents_of_unit_scale_at_their_noise_over_signal(model, process, sigma, scale):
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(model.embed_noisy(x, sigma, process), model.noisy(x * scale, 3.0))
+    for made, own in zip(model.noisy_features(x, sigma, process), model.noisy.features(x * scale, 3.0)):
         torch.testing.assert_close(made, own)
+
+
+def test_one_noisy_tower_serves_both_families(model):
+    """A flow's x_s is (1 - s) times the noisy latent at sigma s / (1 - s)."""
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    for s in (0.2, 0.9):
+        other = model.embed_noisy(x / (1 - s), s / (1 - s), VE)
+        torch.testing.assert_close(model.embed_noisy(x, s, FLOW), other, rtol=1e-4, atol=1e-5)
+        assert (model.embed_noisy(x, s, VE) - other).abs().max() > 1e-3
+    assert torch.isfinite(model.embed_noisy(x, 1.0, FLOW)).all()
 
 
 def test_a_file_gives_it_back_and_a_model_without_a_noisy_tower_says_so(model):

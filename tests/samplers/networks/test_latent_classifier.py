@@ -3,7 +3,7 @@
 import pytest
 import torch
 from nulltext.samplers.core import FLOW, VE
-from nulltext.samplers.guidance.terms import Guidance, with_guidance
+from nulltext.samplers.guidance.terms import Guidance, shift, with_guidance
 from nulltext.samplers.measure.mixture import GaussianMixture
 from nulltext.samplers.networks.latent_classifier import LatentClassifier, class_index, train_latent_classifier
 from nulltext.samplers.ode import sample_euler
@@ -47,6 +47,30 @@ def test_guidance_raises_the_class_share(trained):
     share = [
         float((MIXTURE.log_prob_class(sample_euler(d, x, sigmas)).argmax(1) == 2).float().mean())
         for d in (MIXTURE.denoise, with_guidance(MIXTURE.denoise, [term]))
+    ]
+    assert share[0] < 0.5 < 0.8 < share[1]
+
+
+def test_it_guides_a_flow_as_the_model_it_was_trained_for(trained):
+    """The same latent in the flow's coordinates is pushed by the same change of D: y = x/(1 - s) at r = s/(1 - s)."""
+    model, _ = trained
+    y, r = MIXTURE.sample(4, G).float() + 1.5 * torch.randn(4, *SHAPE, generator=G), torch.tensor(1.5)
+    x, s = y / (1 + r), r / (1 + r)
+    pushed = [
+        shift([Guidance(model.log_likelihood("dog", process), "latent")], at, level, at, process=process)
+        for process, at, level in ((VE, y, r), (FLOW, x, s))
+    ]
+    torch.testing.assert_close(pushed[1], pushed[0], rtol=1e-3, atol=1e-5)
+    assert pushed[0].abs().max() > 1e-3
+
+
+def test_guidance_raises_the_class_share_on_a_flow(trained):
+    model, _ = trained
+    term = Guidance(model.log_likelihood("owl", FLOW), mode="latent", scale=10.0, window=(0.94, 0.0))  # sigma 16 of VE
+    x, sigmas = torch.randn(48, *SHAPE, generator=G), torch.linspace(1, 0, 33)
+    share = [
+        float((MIXTURE.log_prob_class(sample_euler(d, x, sigmas)).argmax(1) == 2).float().mean())
+        for d in (MIXTURE.denoiser(FLOW), with_guidance(MIXTURE.denoiser(FLOW), [term], process=FLOW))
     ]
     assert share[0] < 0.5 < 0.8 < share[1]
 

@@ -1,0 +1,44 @@
+"""The flow bench's figures from rows of known numbers."""
+
+import nulltext.benchmarks.flow.__main__ as flow
+import pytest
+
+
+def row(success, **more):
+    return {change: {"success": success, "background": 30.0 + success} for change in flow.CHANGES} | more
+
+
+ROWS = {
+    "untouched": [row(0)],
+    "ddim_cfg1": [{"psnr": 20.0}],
+    "ddim_cfg5": [{"psnr": 10.0}],
+    "exact_cfg5": [row(1, psnr=90.0)],
+    "null_text_cfg5": [row(1, psnr=30.0)],
+    "inversion": [row(1), row(0)],
+    "fill": [{f"{name}_{what}": 0.1 for name in ("repaint", "straight") for what in ("seam", "fill")}],
+    "guidance": [{"guided": 1, "unguided": 0}, {"guided": 0, "unguided": 0}],
+    "disturbance": [{"backd": 0.4, "backd_colour": 1, "bound_alone": 0.2, "bound_alone_colour": 1}],
+    **{f"flow_edit {seed}": [row(seed > 0)] for seed in range(flow.SEEDS)},
+    **{f"sdedit {seed}": [row(1)] for seed in range(flow.SEEDS)},
+}
+
+
+def test_figures_are_shares_and_means_and_the_spread_is_between_seeds():
+    figures = flow.figures_of(ROWS)
+    assert figures["flow_edit_success_flow_edit"] == pytest.approx(2 / 3)
+    assert figures["flow_edit_spread_flow_edit"] == 1.0 and figures["flow_edit_spread_sdedit"] == 0.0
+    assert figures["flow_edit_success_inversion"] == 0.5 and figures["flow_rest_psnr_inversion"] == 30.5
+    assert figures["flow_edit_success_untouched"] == 0 and "flow_edit_spread_inversion" not in figures
+    assert figures["flow_class_share_guided"] == 0.5 and figures["flow_psnr_ddim_cfg1"] == 20.0
+    assert "flow_edit" in flow.tables(ROWS, figures)
+
+
+def test_both_edits_make_the_same_number_of_network_rows():
+    assert flow.ROWS["flow_edit"] / flow.SEEDS == 2 * 84  # 21 steps, two guided prompts, two edits
+    assert 3 * flow.WALKED == 84  # one row up, two down
+
+
+def test_the_scenes_of_the_fill_have_their_object_away_from_the_hole():
+    made = flow.filling(6)
+    assert len(made) == 6 and set(made.texture.tolist()) <= {1, 2}
+    assert not bool((made.place[:, 0] == flow.scenes.PLACES.index("middle")).any())
