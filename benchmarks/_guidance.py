@@ -58,8 +58,7 @@ class Lab:
     def __init__(self, steps: int):
         self.net, self.autoencoder = load()
         # the same function as the shipped shape, several times faster
-        self.slim = nets.AutoEncoder(nets.SLIM_SIZE).eval().requires_grad_(False)
-        self.slim.load_state_dict(nets.slimmed(self.autoencoder.state_dict()))
+        self.slim = nets.narrow(self.autoencoder.state_dict()).eval().requires_grad_(False)
         self.towers: ImageText = _file(IMAGE_TEXT, ImageText.build)
         self.classifier: LatentClassifier = _file(PAIRS, LatentClassifier.build)
         self.judge, self.second = probe.load("conv"), probe.load("query")

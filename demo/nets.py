@@ -64,6 +64,8 @@ class Block(nn.Module):
 #: (channels, blocks) at full, half, quarter and eighth resolution
 TAESD_SIZE = ((64, 1), (64, 3), (64, 3), (64, 3))
 SLIM_SIZE = ((16, 1), (32, 1), (64, 2), (64, 3))
+#: the committed decoder, grown from the slim one when it was trained further; its encoder stayed slim
+DECODER_SIZE = ((32, 1), (48, 2), (64, 3), (64, 3))
 
 
 def _encoder_layers(size) -> list[tuple[int, nn.Module]]:
@@ -111,9 +113,11 @@ class AutoEncoder(nn.Module):
     channels and blocks; `widened` writes it into TAESD's shape with zeros (a block of zeros passes a positive input
     through), so a slim net trains several times faster and computes exactly the same."""
 
-    def __init__(self, size=TAESD_SIZE):
+    def __init__(self, size=TAESD_SIZE, decoder_size=None):
         super().__init__()
-        self.taesd_encoder, self.taesd_decoder = Indexed(_encoder_layers(size)), Indexed(_decoder_layers(size))
+        self.decoder_size = decoder_size or size
+        self.taesd_encoder = Indexed(_encoder_layers(size))
+        self.taesd_decoder = Indexed(_decoder_layers(self.decoder_size))
         for module in self.modules():  # the signal keeps its size along the trunk; every block starts as the identity
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -141,13 +145,32 @@ def widened(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return full
 
 
-def slimmed(state: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """The slim state that `widened` made `state` from; None if it was trained at full size."""
-    slim = {
-        k: state[k][tuple(slice(n) for n in v.shape)].clone() for k, v in AutoEncoder(SLIM_SIZE).state_dict().items()
-    }
-    full = widened(slim)
-    return slim if all(torch.equal(full[k], v) for k, v in state.items()) else None
+def narrow(state: dict[str, Tensor]) -> AutoEncoder:
+    """The smallest autoencoder of the sizes above that computes what `state`, in TAESD's shape, computes."""
+    for decoder_size in (SLIM_SIZE, DECODER_SIZE):
+        net = AutoEncoder(SLIM_SIZE, decoder_size)
+        part = {k: state[k][tuple(slice(n) for n in v.shape)].clone() for k, v in net.state_dict().items()}
+        full = widened(part)
+        if all(torch.equal(full[k], v) for k, v in state.items()):
+            net.load_state_dict(part)
+            return net
+    net = AutoEncoder()
+    net.load_state_dict(state)
+    return net
+
+
+def grown(net: AutoEncoder) -> AutoEncoder:
+    """The same autoencoder with a decoder of DECODER_SIZE: new channels start at random, but nothing old reads them, so
+    at first it computes the same."""
+    wide = AutoEncoder(SLIM_SIZE, DECODER_SIZE)
+    state = wide.state_dict()
+    for key, value in net.state_dict().items():
+        old = tuple(slice(n) for n in value.shape)
+        if value.ndim == 4:
+            state[key][old[0], value.shape[1] :] = 0
+        state[key][old] = value
+    wide.load_state_dict(state)
+    return wide
 
 
 # --------------------------------------------------------------------------------------------------- text

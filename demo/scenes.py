@@ -35,6 +35,15 @@ RGB = {
     "gray": (0.54, 0.54, 0.56),
     "teal": (0.08, 0.60, 0.62),
 }
+#: colours that no training scene of the diffusion holds, for subjects that are taught and for the decoder's figure
+UNSEEN_COLOURS = {
+    "cyan": (0.05, 0.85, 0.92),
+    "magenta": (0.92, 0.10, 0.72),
+    "lime": (0.62, 0.95, 0.10),
+    "navy": (0.05, 0.08, 0.42),
+    "salmon": (0.98, 0.50, 0.44),
+    "olive": (0.48, 0.50, 0.06),
+}
 CENTRES = {"left": (0.25, 0.5), "right": (0.75, 0.5), "top": (0.5, 0.25), "bottom": (0.5, 0.75), "middle": (0.5, 0.5)}
 RADII = (0.135, 0.19, 0.25)
 
@@ -88,6 +97,13 @@ class Scenes:
         new = old.clone()
         (new[:, item] if old.ndim == 2 else new)[:] = torch.as_tensor(value, device=old.device)
         return replace(self, **{attribute: new})
+
+
+def unseen_paint(n: int) -> Tensor:
+    """[n, 2, 3] RGB for `draw`: objects in the unseen colours in turn."""
+    table = torch.tensor(list(UNSEEN_COLOURS.values()))
+    first = torch.arange(n) % len(table)
+    return table[torch.stack([first, (first + 1) % len(table)], 1)]
 
 
 def cat(parts: list[Scenes]) -> Scenes:
@@ -245,8 +261,10 @@ def _background(s: Scenes, x: Tensor, y: Tensor, pixel: float) -> Tensor:
     return image
 
 
-def draw(scenes: Scenes, size: int = 128) -> tuple[Tensor, Tensor]:
-    """Images [B, 3, size, size] in 0..1 and object masks [B, 2, size, size] in 0..1 (the second all 0 where absent)."""
+def draw(scenes: Scenes, size: int = 128, paint: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Images [B, 3, size, size] in 0..1 and object masks [B, 2, size, size] in 0..1 (the second all 0 where absent).
+
+    paint: [B, 2, 3] RGB in 0..1 of the objects, in place of their named colours."""
     s, u, device = scenes, scenes.nuisance, scenes.nuisance.device
     grid = (torch.arange(size, device=device) + 0.5) / size
     y, x = torch.meshgrid(grid, grid, indexing="ij")
@@ -282,7 +300,7 @@ def draw(scenes: Scenes, size: int = 128) -> tuple[Tensor, Tensor]:
         shadow = (0.5 - _distance(shape, sx, sy) * r / (9 * pixel)).clamp(0, 1) * there * photo * 0.38
         image = image * (1 - shadow[:, None])
 
-        colour = _rgb(COLOURS, s.colour[:, i])
+        colour = _rgb(COLOURS, s.colour[:, i]) if paint is None else paint[:, i, :, None, None]
         shade = (1 + 0.24 * (px * lx + py * ly))[:, None]
         glow = torch.exp(-((px - 0.38 * lx) ** 2 + (py - 0.38 * ly) ** 2) / 0.09)[:, None]
         solid = (colour * shade.clamp(0.6, 1.3) + 0.34 * glow * (1 - colour * 0.6)).clamp(0, 1)

@@ -12,7 +12,7 @@ from ..samplers.attention.controllers import Reweight
 from ..samplers.attention.heat import colours, heat, overlay, soft_mask, spread, strip
 from ..samplers.attention.layers import SigmaWindow
 from ..samplers.attention.maps import LayerChoice, Record
-from . import base
+from . import fields as base
 from .report import temporary, text_result
 
 LAYERS = (

@@ -13,7 +13,7 @@ from ..samplers.masks import to_grid
 from ..samplers.picture.blended import background_guided, sample_blended
 from ..samplers.picture.sdedit import sdedit_sigmas
 from ..samplers.walk import sample_walk
-from . import base
+from . import fields as base
 from .report import text_result
 
 BLEND, LOSS = "blend (Algorithm 2)", "loss (first variant, drifts)"

@@ -6,7 +6,7 @@ from ..engine import guide
 from ..engine.cfg_scale import set_cfg_scale
 from ..engine.comfy import sigma_range, sigmas_of
 from ..samplers.guidance.cfg import SHAPES, ScheduleOfW, from_w
-from . import base
+from . import fields as base
 from .plots import line_chart
 from .report import text_result
 

@@ -14,7 +14,7 @@ from ..samplers.networks.latent_classifier import (
     of_decoded,
     train_latent_classifier,
 )
-from . import base
+from . import fields as base
 from .guidance_inputs import (
     BOUND,
     DECODER,

@@ -10,7 +10,7 @@ from ..samplers.guidance.clip import LOSSES, ImageLoss
 from ..samplers.guidance.cutouts import Cutouts
 from ..samplers.guidance.losses import caption_log_probs
 from ..samplers.networks.image_text import FORMAT
-from . import base
+from . import fields as base
 from .guidance_inputs import (
     BOUND,
     DECODER,

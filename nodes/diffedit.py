@@ -13,7 +13,7 @@ from ..engine.sampling import is_empty, sample_latent, time_to_sigma
 from ..samplers.core import gaussian
 from ..samplers.masks import dilate, to_grid, to_pixels
 from ..samplers.picture.diffedit import CLAMP, THRESHOLD, difference_map, edit_mask, heat, sample_diffedit, smoothed
-from . import base
+from . import fields as base
 from .report import text_result
 
 _CELL = 8  # pixels of a latent cell; what ComfyUI's own latent nodes assume

@@ -10,7 +10,7 @@ from ..engine.sampling import is_empty, sample_latent, sigma_to_time, time_to_si
 from ..samplers.picture.disturbance import MATCH_PICTURE, MATCH_ROLLBACK, disturbance_schedule, gains, stable_strength
 from ..samplers.picture.disturbance import Disturbance as Looks
 from ..samplers.window import SigmaWindow
-from . import base
+from . import fields as base
 from .report import text_result
 from .schedules import picture_sigmas
 

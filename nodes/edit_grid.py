@@ -9,7 +9,8 @@ from ..engine.comfy import decode, encode
 from ..engine.noise import source_latent
 from ..engine.words import with_words
 from ..samplers.inversion.replay import calls_back, cfg_of, first_step
-from . import base, inverting
+from . import fields as base
+from . import inverting
 from .pictures import captioned_grid
 from .report import text_result
 

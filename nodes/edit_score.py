@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..engine.vision import text_embedding, vision_features
 from ..samplers.measure import metrics
-from . import base
+from . import fields as base
 from .report import text_result
 
 

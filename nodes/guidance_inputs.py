@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ..engine import guide
 from ..samplers.guidance.terms import Guidance
-from . import base
+from . import fields as base
 from .report import text_result
 
 NETWORK, DECODER, LATENT = "through network and decoder (exact)", "through decoder only", "on the latent (no decoder)"

@@ -12,7 +12,7 @@ from ..engine.sampling import is_empty, sample_latent, to_model_space
 from ..samplers.picture.ilvr import coarse_of, sample_ilvr
 from ..samplers.picture.lowpass import LOW_PASSES, kept
 from ..samplers.window import SigmaWindow
-from . import base
+from . import fields as base
 from .report import text_result
 
 ALIASES = [

@@ -9,7 +9,8 @@ from ..engine.guider import null_text_guider
 from ..engine.noise import InversionNoise, source_latent
 from ..engine.sampler import own_way_back
 from ..samplers.inversion.replay import calls_back, cfg_of, first_step
-from . import base, inverting
+from . import fields as base
+from . import inverting
 from .report import error_line, text_result
 
 _MODEL = ("MODEL", {"tooltip": "The model that the inversion was made with; another is refused."})

@@ -11,7 +11,7 @@ from ..engine.pair_guider import prompt_to_prompt_guider, run_guider, source_of
 from ..samplers.attention.heat import enlarged
 from ..samplers.attention.plan import WEIGHTS_ACT, plan
 from ..samplers.inversion.replay import cfg_of
-from . import base
+from . import fields as base
 from .attention import LAYERS
 from .report import text_result
 

@@ -7,7 +7,7 @@ import torch
 from ..engine import towers
 from ..engine.gradients import grad_mode
 from ..samplers.guidance.clip import rank
-from . import base
+from . import fields as base
 from .clip_guidance import IMAGE_TEXT, check_words, embed_targets, plain_mask, text_lines
 from .report import text_result
 

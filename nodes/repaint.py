@@ -17,7 +17,7 @@ from ..samplers.picture.particles import sample_particles
 from ..samplers.picture.repaint import describe
 from ..samplers.picture.repaint_schedules import CUSTOM, PRESETS, Schedule, data_scale, sample_repaint_scheduled
 from ..samplers.walk import network_calls
-from . import base
+from . import fields as base
 from .report import shown, text_result
 
 RESAMPLING, EXACT = "resampling (RePaint)", "exact-leaning (particles)"

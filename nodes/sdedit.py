@@ -10,7 +10,7 @@ from ..samplers.masks import to_grid
 from ..samplers.ode import sample_ancestral
 from ..samplers.picture.repaint import sample_repaint
 from ..samplers.picture.sdedit import meaning, sdedit_sigmas
-from . import base
+from .base import CFG, LATENT, MASK, MODEL, NEGATIVE, POSITIVE, SEED, Box, Choice, Float, Int, Output, Text
 from .report import text_result
 
 STOCHASTIC, DETERMINISTIC = "stochastic (the paper's)", "deterministic (DDIM)"
@@ -32,55 +32,34 @@ def levels_of(text: str) -> list[float]:
     return out
 
 
-class SDEdit:
-    ID = "NullText_SDEdit"
-    TITLE = "SDEdit"
-    CATEGORY = "NullText/from picture"
+class SDEdit(Box):
+    ID, TITLE, CATEGORY = "NullText_SDEdit", "SDEdit", "NullText/from picture"
     SEARCH_ALIASES = ["sdedit", "img2img", "image to image", "scribble to image", "stroke painting"]
-    DESCRIPTION = base.describe(
+    DESCRIPTION = (
         "Noises a picture or a scribble to level t0 and denoises it again (arXiv 2108.01073): small t0 is faithful, "
-        "large t0 realistic. With a mask only the masked part is redrawn.",
-        SEARCH_ALIASES,
+        "large t0 realistic. With a mask only the masked part is redrawn."
     )
-    FUNCTION = "run"
-    RETURN_TYPES = ("LATENT",)
-    OUTPUT_TOOLTIPS = ("The result; with further levels, one batch for each level in turn.",)
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {
-            "required": {
-                "model": base.MODEL,
-                "positive": base.POSITIVE,
-                "negative": base.NEGATIVE,
-                "latent": base.latent("The guide: a picture, or strokes over a background, encoded."),
-                "seed": base.SEED,
-                "cfg": base.cfg(5.0),
-                "t0": base.share(
-                    0.5,
-                    "Noise level as a share of the diffusion's time. Up to 0.2: almost untouched; 0.4: details "
-                    "redrawn; 0.6: layout and main colours kept (scribbles); 0.8: rough layout; 1: hardly anything.",
-                ),
-                "steps": base.steps(30, "Steps between t0 and 0, one network call each, whatever t0 is."),
-                "noise": base.choice(
-                    [STOCHASTIC, DETERMINISTIC], "Stochastic adds fresh noise at every step, as the paper does."
-                ),
-                "more_levels": (
-                    "STRING",
-                    {
-                        "default": "",
-                        "tooltip": "Further values of t0 with commas, for a strip: 0.2, 0.4, 0.8. Each "
-                        "costs its own run.",
-                    },
-                ),
-            },
-            "optional": {
-                "mask": (
-                    "MASK",
-                    {"tooltip": base.MASK[1]["tooltip"] + " Not wired: the latent's own noise mask, if it has one."},
-                )
-            },
-        }
+    INPUTS = (
+        MODEL,
+        POSITIVE,
+        NEGATIVE,
+        LATENT(tooltip="The guide: a picture, or strokes over a background, encoded."),
+        SEED,
+        CFG(default=5.0),
+        Float(
+            "t0",
+            0.5,
+            "Noise level as a share of the diffusion's time. Up to 0.2: almost untouched; 0.4: details "
+            "redrawn; 0.6: layout and main colours kept (scribbles); 0.8: rough layout; 1: hardly anything.",
+        ),
+        Int("steps", 30, "Steps between t0 and 0, one network call each, whatever t0 is."),
+        Choice("noise", [STOCHASTIC, DETERMINISTIC], "Stochastic adds fresh noise at every step, as the paper does."),
+        Text(
+            "more_levels", "", "Further values of t0 with commas, for a strip: 0.2, 0.4, 0.8. Each costs its own run."
+        ),
+        MASK(tooltip=MASK.tooltip + " Not wired: the latent's own noise mask, if it has one.").optional(),
+    )
+    OUTPUTS = (Output("LATENT", "The result; with further levels, one batch for each level in turn."),)
 
     def run(self, model, positive, negative, latent, seed, cfg, t0, steps, noise, more_levels, mask=None):
         if is_empty(latent):

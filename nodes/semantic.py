@@ -8,7 +8,7 @@ from ..engine import guide, towers
 from ..engine.comfy import process_of
 from ..engine.sampling import is_empty, to_model_space
 from ..samplers.guidance.semantic import Semantics
-from . import base
+from . import fields as base
 from .clip_guidance import CATEGORY, IMAGE_TEXT, check_words, noisy_tower, text_lines
 from .guidance_inputs import BOUND, DECODER, END, EVERY, LATENT, MODES, NETWORK, START, VARIANCE, attached, modes, term
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..engine.comfy import schedulers, sigmas_of
 from ..engine.start_noise import optimise
-from . import base
+from . import fields as base
 from .plots import line_chart
 from .report import text_result
 

@@ -6,7 +6,7 @@ import torch
 
 from ..engine import guide
 from ..engine.comfy import latent_out
-from . import base
+from . import fields as base
 from .pictures import captioned_grid
 from .plots import line_chart, stacked
 from .report import text_result

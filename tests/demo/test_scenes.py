@@ -84,9 +84,41 @@ def test_a_slim_autoencoder_written_wide_computes_the_same():
     assert latent.abs().max() > 1e-3
     for a, b in ((wide.encode(image), latent), (wide.decode(latent), slim.decode(latent))):
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
-    back = nets.slimmed(wide.state_dict())
+    back = nets.narrow(wide.state_dict()).state_dict()
     assert all(torch.equal(back[k], v) for k, v in slim.state_dict().items())
-    assert nets.slimmed(nets.AutoEncoder().state_dict()) is None
+    whole = nets.AutoEncoder().state_dict()
+    assert all(torch.equal(nets.narrow(whole).state_dict()[k], v) for k, v in whole.items())
+
+
+def test_a_grown_decoder_computes_the_same_and_every_new_weight_can_learn():
+    torch.manual_seed(0)
+    slim = nets.AutoEncoder(nets.SLIM_SIZE)
+    for p in slim.parameters():
+        torch.nn.init.normal_(p, std=0.08)
+    wide, latent = nets.grown(slim), torch.randn(2, 4, 4, 4)
+    out = slim.decode(latent)
+    assert (wide.decode(latent) - out).abs().max() <= 1e-5 * out.abs().max()
+    assert nets.narrow(nets.widened(wide.state_dict())).decoder_size == nets.DECODER_SIZE
+    optimiser = torch.optim.SGD(wide.parameters(), lr=1e-2)
+    for _ in range(3):  # what reads a new channel starts at 0, so the channel itself learns from the second step on
+        optimiser.zero_grad()
+        (wide.decode(latent) - 1).square().mean().backward()
+        optimiser.step()
+    idle = [k for k, p in wide.taesd_decoder.named_parameters() if not p.grad.flatten(1 if p.ndim > 1 else 0).any()]
+    assert not idle
+
+
+def test_objects_are_painted_in_any_colour():
+    """`paint` sets the objects' colour; with the named colours' own RGB the drawing is the same."""
+    s = scenes.sample(8, torch.Generator().manual_seed(3))
+    table = torch.tensor([scenes.RGB[c] for c in scenes.COLOURS])
+    image, mask = scenes.draw(s)
+    assert torch.equal(scenes.draw(s, paint=table[s.colour])[0], image)
+    cyan = torch.tensor(scenes.UNSEEN_COLOURS["cyan"]).expand(8, 2, 3)
+    painted = scenes.draw(s, paint=cyan)[0]
+    inside = mask.amax(1, keepdim=True).expand_as(image)
+    assert torch.equal(painted[inside == 0], image[inside == 0])
+    assert (painted - image).abs().mul(inside).sum() > 100
 
 
 def test_denoiser_turns_v_into_the_clean_latent():
