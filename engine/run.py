@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..samplers.core import Denoise, Sigma
-from .comfy import Progress, get, process_of, sigma_range
+from .comfy import Progress, get, process_of, sigma_range, with_patch
 from .gradients import grad_mode, keep_from_underflow, normal
 from .guider import guider_class, replace_embedding
 
@@ -105,18 +105,26 @@ class Run:
         return self.model.manual_cast_dtype or self.model.get_dtype()
 
     @contextlib.contextmanager
+    def patched(self, name: str, patch: Callable) -> Iterator[None]:
+        """One more transformer patch ("output_block_patch", ...) in every prediction of the duration."""
+        kept, self._options = self._options, with_patch(self._options, name, patch)
+        try:
+            yield
+        finally:
+            self._options = kept
+
+    @contextlib.contextmanager
     def gradients(self, checkpoint: bool = False) -> Iterator[None]:
         """`grad_mode` for the network and for every control net of the run; a foreign attention override steps
         aside."""
         controls = [m for m in getattr(self.guider, "loaded_models", []) if hasattr(m, "model")]
         kept, transformer = self._options, dict(self._options.get("transformer_options", {}))
         transformer.pop("optimized_attention_override", None)
+        options = {**kept, "transformer_options": transformer}
         if any("control" in c for conds in self.guider.conds.values() for c in conds):
             # control nets write into the skip connections, which the next block has saved for backward by then
-            name, patches = "input_block_patch_after_skip", transformer.get("patches", {})
-            own = [*patches.get(name, []), lambda h, _: h.clone()]
-            transformer["patches"] = {**patches, name: own}
-        self._options = {**kept, "transformer_options": transformer}
+            options = with_patch(options, "input_block_patch_after_skip", lambda h, _: h.clone())
+        self._options = options
         try:
             with grad_mode(self.model, *(m.model for m in controls), checkpoint=checkpoint):
                 yield
