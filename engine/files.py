@@ -1,4 +1,4 @@
-"""Inversions on disk: the files a user names, and the cache of those already made.
+"""Inversions and directions on disk: the files a user names, and the cache of inversions already made.
 
 The cache lies in ComfyUI's user folder under nulltext/inversions and is kept below `CACHE_BYTES`: the longest unused go
 first.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,20 +24,41 @@ _log = logging.getLogger("nulltext")
 
 
 def named(kind: str, name: str) -> Path:
-    """The path of an inversion file in ComfyUI's output or input folder; `..` is refused."""
+    """The path of a file of ours in ComfyUI's output or input folder; `..` is refused."""
     return full_path(kind, name if name.strip().lower().endswith(SUFFIX) or not name.strip() else name.strip() + SUFFIX)
 
 
-def find_file(name: str) -> Path:
-    """An existing inversion file by name, in the output folder first, then in the input folder. ValueError if none."""
+def find_file(name: str, what: str = "inversion", saved_by: str = "Save Inversion") -> Path:
+    """An existing file by name, in the output folder first, then in the input folder. ValueError if none."""
     places = [named(kind, name) for kind in ("output", "input")]
     for path in places:
         if path.is_file():
             return path
     raise ValueError(
-        f"There is no inversion file {places[0].name} in ComfyUI's output or input folder under that name: "
-        "save one with Save Inversion first, or correct the name."
+        f"There is no {what} file {places[0].name} in ComfyUI's output or input folder under that name: "
+        f"save one with {saved_by} first, or correct the name."
     )
+
+
+def new_file(name: str, overwrite: bool) -> Path:
+    """Where a file of that name goes in the output folder, its folders made; a number is added to the name where it is
+    taken and may not be overwritten."""
+    path = named("output", name)
+    number, stem = 1, path.stem
+    while path.exists() and not overwrite:
+        path = path.with_name(f"{stem}_{number:03}{SUFFIX}")
+        number += 1
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def state_of(find: Callable[[], Path]) -> str:
+    """What ComfyUI compares to see whether a file is another one than before."""
+    try:
+        state = find().stat()
+    except ValueError as error:
+        return str(error)
+    return f"{state.st_mtime_ns} {state.st_size}"
 
 
 def relative(kind: str, path: Path) -> str:
@@ -44,10 +66,11 @@ def relative(kind: str, path: Path) -> str:
     return path.relative_to(folder(kind)).as_posix()
 
 
-def read(path: Path) -> Inversion:
-    """The inversion in a file. ValueError in one sentence for a foreign, truncated or missing one."""
+def read(path: Path, kind: type = Inversion):
+    """The record (Inversion, Direction) in a file. ValueError in one sentence for a foreign, truncated or missing
+    one."""
     try:
-        return Inversion.load(path)
+        return kind.load(path)
     except FileNotFoundError as error:
         raise ValueError(str(error)) from None
 

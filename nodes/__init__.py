@@ -25,6 +25,9 @@ MODULES = (
     "attention",
     "prompt_to_prompt",
     "edit_score",
+    "h_space",
+    "h_map",
+    "h_space_files",
 )
 
 _CLASSES = [cls for name in MODULES for cls in import_module(f".{name}", __name__).NODES]

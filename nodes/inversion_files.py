@@ -52,12 +52,7 @@ class SaveInversion:
         }
 
     def run(self, inversion, name, overwrite):
-        path = files.named("output", name)
-        number, stem = 1, path.stem
-        while path.exists() and not overwrite:
-            path = path.with_name(f"{stem}_{number:03}{files.SUFFIX}")
-            number += 1
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = files.new_file(name, overwrite)
         inversion.save(path)
         name = files.relative("output", path)
         return text_result(f"Saved {name} ({path.stat().st_size / 2**20:.1f} MB): {_describe(inversion)}", name)
@@ -98,11 +93,7 @@ class LoadInversion:
     def IS_CHANGED(cls, name=None, model=None):
         if name is None:  # wired: the node before it decides
             return ""
-        try:
-            state = files.find_file(name).stat()
-        except ValueError as error:
-            return str(error)
-        return f"{state.st_mtime_ns} {state.st_size}"
+        return files.state_of(lambda: files.find_file(name))
 
     def run(self, name, model=None):
         inversion = files.read(files.find_file(name))

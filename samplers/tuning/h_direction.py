@@ -16,15 +16,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import PROCESSES, Sigma, check_descending, step_of
+from ..core import PROCESSES, NoiseProcess, NoiseSource, Sigma, check_descending, euler_step, step_of
 from ..record_file import read, write
 from .h_space import Change
 
@@ -243,3 +244,28 @@ def principal_components(samples: Tensor, count: int) -> tuple[Tensor, Tensor]:
     long = rows * sign * (values[:count, None] / math.sqrt(n - 1))
     share = values.square() / values.square().sum().clamp(min=1e-30)
     return long.reshape(count, *samples.shape[1:]).float(), share[:count].float()
+
+
+#: (x [B, C, ...], sigma) -> (h [B, C', h, w], D)
+Read = Callable[[Tensor, Sigma], tuple[Tensor, Tensor]]
+
+
+def h_of_walk(read: Read, x: Tensor, sigmas: Tensor) -> Tensor:
+    """h at every level of the Euler walk from x [B, C, ...] at sigmas[0]: [B, N, C', h, w]."""
+    found = []
+    for s, s_next in pairwise(sigmas):
+        h, denoised = read(x, s)
+        found.append(h)
+        x = euler_step(x, denoised, s, s_next)
+    return torch.stack(found, 1)
+
+
+def h_of_pictures(read: Read, x0: Tensor, sigmas: Tensor, process: NoiseProcess, noise: NoiseSource) -> Tensor:
+    """h of pictures x0 [B, C, ...] noised to every level with one noise each: [B, N, C', h, w]."""
+    drawn = noise()
+    return torch.stack([read(process.noised(x0, s, drawn), s)[0] for s in sigmas[:-1]], 1)
+
+
+def relative_size(shifts: Tensor, samples: Tensor) -> Tensor:
+    """|dh| of every level [N, C, ...] as a share of the mean |h| of samples [n, N, C, ...]: [N]."""
+    return shifts.flatten(1).norm(dim=1) / samples.flatten(2).norm(dim=2).mean(0).clamp(min=1e-12)

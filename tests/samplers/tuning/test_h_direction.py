@@ -4,14 +4,19 @@ import math
 
 import pytest
 import torch
+from nulltext.samplers.core import FLOW, gaussian
 from nulltext.samplers.inversion.record import Inversion
+from nulltext.samplers.ode import sample_euler
 from nulltext.samplers.tuning.h_direction import (
     DeltaBlock,
     Direction,
     free_shifts,
+    h_of_pictures,
+    h_of_walk,
     mean_difference,
     new_block,
     principal_components,
+    relative_size,
     time_of,
     together,
 )
@@ -189,3 +194,20 @@ def test_the_block_works_on_any_number_of_channels_and_dimensions():
     for channels in (3, 12, 64):
         assert DeltaBlock(channels)(torch.zeros(1, channels, 2, 2), 1.0, "ve").shape == (1, channels, 2, 2)
     assert DeltaBlock(8)(torch.zeros(2, 8, 5, 2, 2), 1.0, "flow").shape == (2, 8, 5, 2, 2)
+
+
+def test_h_is_read_along_the_walk_and_of_noised_pictures():
+    def read(x, s):
+        return 10 * x + s, x / (1 + s)
+
+    x, levels = torch.randn(3, 2, generator=torch.Generator().manual_seed(1)), []
+    sample_euler(lambda x, s: read(x, s)[1], x, SIGMAS, callback=lambda state: levels.append(state["x"]))
+    assert torch.allclose(h_of_walk(read, x, SIGMAS), torch.stack([10 * v + s for v, s in zip(levels, SIGMAS)], 1))
+    sigmas, noise = SIGMAS / 8, gaussian(x, 4)()
+    found = h_of_pictures(read, x, sigmas, FLOW, gaussian(x, 4))
+    assert torch.allclose(found, torch.stack([10 * ((1 - s) * x + s * noise) + s for s in sigmas[:-1]], 1), atol=1e-5)
+
+
+def test_the_relative_size_is_a_share_of_hs_own_norm():
+    h = shifts().expand(5, 4, 6, 2, 2)
+    assert torch.allclose(relative_size(0.3 * shifts(), h), torch.full((4,), 0.3))
