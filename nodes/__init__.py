@@ -28,6 +28,8 @@ MODULES = (
     "h_space",
     "h_map",
     "h_space_files",
+    "diffusion_clip",
+    "h_training",
 )
 
 _CLASSES = [cls for name in MODULES for cls in import_module(f".{name}", __name__).NODES]

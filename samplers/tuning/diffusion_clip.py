@@ -194,7 +194,7 @@ class Share:
         return self.weight if sigma in self.window else 0.0
 
 
-def check_shares(shares: Sequence[Share]) -> None:
+def check_shares(shares: Sequence[Share | Rest]) -> None:
     """ValueError where the weights of some level can't be normalised: a sum of 0 or below."""
     edges = {edge for share in shares for edge in (share.window.start, share.window.end)}
     for edge in edges:
@@ -205,7 +205,7 @@ def check_shares(shares: Sequence[Share]) -> None:
             )
 
 
-def mixed(models: Sequence[Denoise], shares: Sequence[Share]) -> Denoise:
+def mixed(models: Sequence[Denoise], shares: Sequence[Share | Rest]) -> Denoise:
     """D = sum r_i D_i / sum r_i of several denoisers. Models of weight 0 are not asked: r = (1, 0) is the first
     to the bit. ValueError for weights that `check_shares` refuses."""
     if len(models) != len(shares):
@@ -223,9 +223,23 @@ def mixed(models: Sequence[Denoise], shares: Sequence[Share]) -> Denoise:
     return denoise
 
 
-def degree(r: float) -> tuple[Share, Share]:
-    """(1 - r) of the original and r of the tuned model; above 1 the edit is carried on."""
-    return Share(1 - r), Share(r)
+@dataclass(frozen=True)
+class Rest:
+    """What the tuned models' weights leave of 1 to the original. Nothing where several of them sum to more than 1; one
+    alone may go beyond, and the edit is carried on."""
+
+    others: tuple[Share, ...]
+    window: SigmaWindow = ALWAYS
+
+    def at(self, sigma) -> float:
+        weights = [share.at(sigma) for share in self.others]
+        rest = 1 - sum(weights)
+        return rest if sum(map(bool, weights)) < 2 else max(rest, 0.0)
+
+
+def degrees(*shares: Share) -> list[Share | Rest]:
+    """The original's share and those of the tuned models: for one of weight r, (1 - r, r)."""
+    return [Rest(shares), *shares]
 
 
 def into_seen_domain(

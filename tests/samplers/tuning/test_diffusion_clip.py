@@ -12,7 +12,7 @@ from nulltext.samplers.tuning.diffusion_clip import (
     Pictures,
     Share,
     chain_step,
-    degree,
+    degrees,
     into_seen_domain,
     mixed,
     saving_step,
@@ -134,10 +134,10 @@ def test_weights_of_one_and_nought_are_the_first_model_to_the_bit():
     def broken(x, s):
         raise AssertionError("a model of weight 0 is not asked")
 
-    assert torch.equal(mixed([models()[0], broken], degree(0.0))(x, s), first)
-    assert torch.equal(mixed([broken, models()[1]], degree(1.0))(x, s), second)
-    assert torch.allclose(mixed(models()[:2], degree(0.25))(x, s), 0.75 * first + 0.25 * second)
-    assert torch.allclose(mixed(models()[:2], degree(1.5))(x, s), -0.5 * first + 1.5 * second, atol=1e-6)
+    assert torch.equal(mixed([models()[0], broken], degrees(Share(0.0)))(x, s), first)
+    assert torch.equal(mixed([broken, models()[1]], degrees(Share(1.0)))(x, s), second)
+    assert torch.allclose(mixed(models()[:2], degrees(Share(0.25)))(x, s), 0.75 * first + 0.25 * second)
+    assert torch.allclose(mixed(models()[:2], degrees(Share(1.5)))(x, s), -0.5 * first + 1.5 * second, atol=1e-6)
     several = mixed(models(), [Share(0.0), Share(2.0), Share(1.0)])(x, s)
     assert torch.allclose(several, (2 * second + third) / 3)
 
@@ -154,11 +154,19 @@ def test_mixing_is_affine_in_the_weights_and_windows_switch_it():
     assert torch.equal(denoise(x, torch.tensor(0.1)), second(x, torch.tensor(0.1)))  # nobody's level: the first model's
 
 
+def test_the_original_gets_what_the_tuned_models_leave():
+    early, late = SigmaWindow(float("inf"), 2.0), SigmaWindow(1.9, 0.0)
+    found = degrees(Share(0.3), Share(0.4, early), Share(1.0, late))
+    assert [s.at(4.0) for s in found] == pytest.approx([0.3, 0.3, 0.4, 0.0])
+    assert [s.at(1.0) for s in found] == pytest.approx([0.0, 0.3, 0.0, 1.0])  # 1.3: nothing is left
+    assert [s.at(1.0) for s in degrees(Share(1.5))] == [-0.5, 1.5]
+
+
 def test_weights_that_cannot_be_normalised_are_refused():
     with pytest.raises(ValueError, match="above 0"):
         mixed(models()[:2], [Share(1.0), Share(-1.0)])
     with pytest.raises(ValueError, match="as many weights"):
-        mixed(models(), degree(0.5))
+        mixed(models(), degrees(Share(0.5)))
     with pytest.raises(ValueError, match="each picture"):
         Pictures([torch.zeros(1, 1, 1, 1)], [], [])
 
