@@ -1,0 +1,129 @@
+"""Asyrp on the second demo UNet: does a direction in h edit inverted held-out pictures? Part of `make bench
+NAME=latent_directions`.
+
+The directions are mean differences over training pairs (`_bottleneck.py`'s); the strength is chosen on training scenes;
+two probes judge held-out ones. Beside it: the symmetric process, a random direction of the same norm, and no shift.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..demo import probe
+from ..samplers.core import VE
+from ..samplers.inversion.pivots import invert_ddim
+from ..samplers.tuning.h_direction import Direction, together
+from ..samplers.tuning.h_space import sample_asyrp
+from ._bottleneck import TARGETS, Bottleneck, groups_of, one_object, read_off
+from .harness import Bench, ratio
+
+STRENGTHS = (0.5, 1.0, 1.5, 2.0)
+STRIP = (0.0, 0.5, 1.0, 1.5)
+JUDGES = ("conv", "query")
+
+
+class Edits:
+    """Pictures of one split of an attribute, inverted, and their way back along a direction."""
+
+    def __init__(self, model: Bottleneck, attribute: str, n: int, split: str, seed: int):
+        self.model, self.attribute, self.target = model, attribute, TARGETS[attribute]
+        self.scenes = one_object(n, split, seed, attribute, self.target)
+        self.start = invert_ddim(model.denoise, model.encode(self.scenes), model.sigmas, process=VE).trajectory[0]
+
+    def images(self, directions: list[Direction], strength: float, symmetric: bool = False) -> Tensor:
+        """[B, 3, 128, 128]. directions: one for each group of pictures."""
+        groups, out = groups_of(self.scenes, self.attribute), torch.zeros(len(self.scenes), 3, 128, 128)
+        for g in groups.unique().tolist():
+            own = groups == g
+
+            def pair(x, sigma, change):
+                plain = self.model.denoise(x, sigma)
+                if change is None:
+                    return plain, plain
+                return plain, self.model.denoise(x, sigma, change(self.model.h))
+
+            changes = together([(directions[g], strength)], len(self.model.sigmas) - 1)
+            x = sample_asyrp(pair, self.start[own], self.model.sigmas, changes=changes, symmetric=symmetric)
+            out[own] = self.model.autoencoder.decode(x).clamp(0, 1)
+        return out
+
+    def judged(self, judge, images: Tensor) -> tuple[float, float]:
+        return read_off(judge, images, self.scenes, self.attribute, self.target)
+
+
+def directions_of(model: Bottleneck, attribute: str, pairs: int) -> tuple[list[Direction], list[Direction]]:
+    """(mean differences, random ones of the same norm at each level), one for each group."""
+    target = TARGETS[attribute]
+    sources = one_object(pairs * (5 if attribute == "colour" else 1), "train", 32, attribute, target)
+    shifts = model.mean_shift(sources, sources.changed(attribute, target), groups_of(sources, attribute))
+    found, generator = torch.stack(shifts, 1), torch.Generator().manual_seed(35)  # [G, N, C, 4, 4]
+    noise = torch.randn(found.shape, generator=generator)
+    noise = (
+        noise
+        * found.flatten(2).norm(dim=2)[..., None, None, None]
+        / noise.flatten(2).norm(dim=2)[..., None, None, None]
+    )
+    return tuple([Direction(model.sigmas, d) for d in each] for each in (found, noise))
+
+
+@torch.no_grad()
+def measure(bench: Bench, path) -> tuple[dict[str, float], list[list]]:
+    """The figures, and lines for the table."""
+    model, n, pairs = Bottleneck(path), 6 if bench.quick else 64, 8 if bench.quick else 64
+    judges = {name: probe.load(name) for name in JUDGES}
+    figures, lines = {}, []
+    for attribute in TARGETS:
+
+        def compute(attribute=attribute):
+            steered, control = directions_of(model, attribute, pairs)
+            some = Edits(model, attribute, n, "train", 33)
+            tried = [(*some.judged(judges["conv"], some.images(steered, k)), k) for k in STRENGTHS]
+            strength = max(tried, key=lambda t: min(t[0] / 0.7, t[1] / 0.75))[2]
+            held = Edits(model, attribute, n, "held_out", 34)
+            ways = {
+                "asymmetric": held.images(steered, strength),
+                "symmetric": held.images(steered, strength, symmetric=True),
+                "random direction": held.images(control, strength),
+                "no shift": held.images(steered, 0.0),
+            }
+            strip = [held.judged(judges["query"], held.images(steered, k * strength))[0] for k in STRIP]
+            return {
+                "strength": strength,
+                "strip": strip,
+                "ways": {
+                    way: {j: held.judged(net, images) for j, net in judges.items()} for way, images in ways.items()
+                },
+            }
+
+        found = bench.once(f"asyrp {attribute} {n}", compute)
+        ways, strip = found["ways"], found["strip"]
+        for way, seen in ways.items():
+            lines += [
+                [f"Asyrp {attribute}, {way}, k {found['strength']:g}", judge, reached, kept]
+                for judge, (reached, kept) in seen.items()
+            ]
+        reached, kept = ways["asymmetric"]["query"]
+        figures |= {
+            f"asyrp_target_{attribute}": reached,
+            f"asyrp_rest_kept_{attribute}": kept,
+            f"asyrp_symmetric_{attribute}": ways["symmetric"]["query"][0],
+            f"asyrp_random_{attribute}": ways["random direction"]["query"][0],
+            f"asyrp_monotone_{attribute}": float(all(a <= b for a, b in zip(strip, strip[1:]))),
+        }
+    figures["asyrp_time"] = bench.once("asyrp time", lambda: step_time(model))
+    return figures, lines
+
+
+@torch.no_grad()
+def step_time(model: Bottleneck) -> float:
+    """A step of two rows in one call, over two calls of one row."""
+    x, sigma = torch.randn(1, 4, 16, 16), model.sigmas[3]
+    model.denoise(x, sigma)
+    shift = torch.zeros_like(model.h)
+    both = torch.cat([shift, shift])
+    return ratio(
+        lambda: model.denoise(torch.cat([x, x]), sigma, both),
+        lambda: (model.denoise(x, sigma), model.denoise(x, sigma, shift)),
+        15,
+    )
