@@ -64,7 +64,7 @@ def directions_of(model: Bottleneck, attribute: str, pairs: int) -> tuple[list[D
         * found.flatten(2).norm(dim=2)[..., None, None, None]
         / noise.flatten(2).norm(dim=2)[..., None, None, None]
     )
-    return tuple([Direction(model.sigmas, d) for d in each] for each in (found, noise))
+    return tuple([Direction(model.sigmas, d) for d in each] for each in (found, noise * size))
 
 
 @torch.no_grad()

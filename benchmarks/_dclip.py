@@ -1,5 +1,8 @@
-"""DiffusionCLIP on the demo model: plain backgrounds tuned to striped ones by the image-text tower, judged by two probes
-on held-out scenes beside SDEdit and FlowEdit on the same scenes. Part of `make bench NAME=latent_directions`."""
+"""DiffusionCLIP on the demo model: plain backgrounds tuned to striped ones by the image-text tower. Part of `make bench
+NAME=latent_directions`.
+
+Two probes judge held-out scenes, beside SDEdit and FlowEdit on the same ones.
+"""
 
 from __future__ import annotations
 

@@ -8,13 +8,15 @@ that still read as they were.
 
 from __future__ import annotations
 
+import sys
+
 from ..demo.weights import BOTTLENECK
 from . import _asyrp, _dclip
 from .harness import READ, Bench, table
 
 
-def main() -> None:
-    bench = Bench("latent_directions", __doc__.splitlines()[0], read=(*READ, "diffusion_models/*.safetensors"))
+def main(argv: list[str] | None = None) -> None:
+    bench = Bench("latent_directions", __doc__.split(":")[0], argv, read=(*READ, "diffusion_models/*.safetensors"))
     figures, rows = _dclip.measure(bench)
     if BOTTLENECK.exists():
         more, lines = _asyrp.measure(bench, BOTTLENECK)
@@ -26,4 +28,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
