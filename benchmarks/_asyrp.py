@@ -59,11 +59,7 @@ def directions_of(model: Bottleneck, attribute: str, pairs: int) -> tuple[list[D
     shifts = model.mean_shift(sources, sources.changed(attribute, target), groups_of(sources, attribute))
     found, generator = torch.stack(shifts, 1), torch.Generator().manual_seed(35)  # [G, N, C, 4, 4]
     noise = torch.randn(found.shape, generator=generator)
-    noise = (
-        noise
-        * found.flatten(2).norm(dim=2)[..., None, None, None]
-        / noise.flatten(2).norm(dim=2)[..., None, None, None]
-    )
+    size = (found.flatten(2).norm(dim=2) / noise.flatten(2).norm(dim=2))[..., None, None, None]
     return tuple([Direction(model.sigmas, d) for d in each] for each in (found, noise * size))
 
 
