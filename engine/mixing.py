@@ -55,19 +55,16 @@ def _class() -> type:
             def model(number):
                 def ask(x, sigma):
                     self._on = number
-                    try:
-                        return samplers.sampling_function(
-                            self.inner_model,
-                            x,
-                            sigma,
-                            self.conds.get("negative"),
-                            self.conds["positive"],
-                            self.cfg,
-                            model_options=model_options,
-                            seed=seed,
-                        )
-                    finally:
-                        self._on = 0
+                    return samplers.sampling_function(
+                        self.inner_model,
+                        x,
+                        sigma,
+                        self.conds.get("negative"),
+                        self.conds["positive"],
+                        self.cfg,
+                        model_options=model_options,
+                        seed=seed,
+                    )
 
                 return ask
 
