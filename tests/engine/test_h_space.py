@@ -213,6 +213,10 @@ def test_what_has_no_such_place_is_refused(tiny, make_model, sigmas):
         h_space.check_site(tiny, 4)
     d = direction(tiny, sigmas)
     h_space.check_belongs(d, tiny)
+    patched = tiny.clone()
+    patched.add_patches({"diffusion_model.out.2.weight": (torch.ones(4, 32, 3, 3),)}, 0.1)
+    assert fingerprint(patched)["patches"] != fingerprint(tiny)["patches"]
+    h_space.check_belongs(d, patched)
     with pytest.raises(ValueError, match="flow"):
         h_space.check_belongs(d, make_model("FLOW"))
     with pytest.raises(ValueError, match="direction was made"):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from nulltext.demo import nets
-from nulltext.engine import files
+from nulltext.engine import files, unfinished
 from nulltext.nodes import diffusion_clip, h_space, h_training
 from nulltext.nodes.tuning_chain import TEMPLATES
 
@@ -142,3 +142,32 @@ def test_what_has_no_defined_result_is_refused(tiny, make_condition, pictures, v
         diffusion_clip.schedule(tiny, 0.0, 6)
     with pytest.raises(ValueError, match="empty"):
         tune(tiny, make_condition(), {"samples": torch.zeros(1, 4, 4, 4)}, vae)
+
+
+@pytest.mark.parametrize("gradient", [WHOLE, SAVING])
+def test_a_stopped_tuning_goes_on_with_the_same_bits(
+    tiny, engine, make_condition, pictures, vae, tmp_path, monkeypatch, gradient
+):
+    monkeypatch.setattr(unfinished, "folder", lambda kind: tmp_path)
+    args = (tiny, make_condition(), pictures, vae, 2, gradient)
+    whole = tune(*args)[1]
+    monkeypatch.setattr(files, "cache_key", lambda model, *given: "key" if isinstance(given[-1], list) else None)
+    manage, calls = engine.get("model_management"), []
+
+    def stop(module, given):
+        calls.append(1)
+        if len(calls) == 3 + 6:  # after the inversion, in the third or fourth step of the optimiser
+            manage.interrupt_current_processing(True)
+
+    hook = tiny.model.diffusion_model.register_forward_pre_hook(stop)
+    try:
+        with pytest.raises(engine.Interrupted()):
+            tune(*args)
+    finally:
+        hook.remove()
+        manage.interrupt_current_processing(False)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 1
+    assert not any(m._forward_hooks for m in tiny.model.diffusion_model.modules())
+    _, again, report = tune(*args)
+    assert "Went on" in report and not list(tmp_path.rglob("*.safetensors"))
+    assert all(torch.equal(again[k], v) for k, v in whole.items())
