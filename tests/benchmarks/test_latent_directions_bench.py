@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 from nulltext.benchmarks import _asyrp, _dclip
 from nulltext.demo import scenes
@@ -27,14 +28,15 @@ def test_the_random_directions_have_the_norm_of_the_found_ones_at_every_level():
             assert abs(float(torch.cosine_similarity(a.shifts.flatten(), b.shifts.flatten(), dim=0))) < 0.3
 
 
-def test_scenes_are_plain_before_and_the_object_counts_as_kept_by_thirds(monkeypatch):
+def test_scenes_are_plain_photos_before_and_the_object_counts_as_kept_by_thirds(monkeypatch):
     truth = _dclip.plain_scenes(6, "held_out", 1)
     assert bool((truth.texture == scenes.TEXTURES.index("plain")).all())
+    assert bool((truth.style == scenes.STYLES.index("photo")).all())
     reading = SimpleNamespace(
-        texture=torch.tensor([_dclip.STRIPED] * 3 + [0] * 3),
+        texture=torch.tensor([_dclip.STRIPES.after] * 3 + [0] * 3),
+        style=torch.tensor([_dclip.DRAWING.after] * 2 + [0] * 3 + [_dclip.DRAWING.after]),
         place=truth.place[:, 0],
         at_place=lambda name: getattr(truth, name)[:, 0] + (name == "shape"),
     )
     monkeypatch.setattr(_dclip.probe, "read", lambda judge, images: reading)
-    reached, kept = _dclip.judged(None, None, truth)
-    assert reached == 0.5 and abs(kept - 2 / 3) < 1e-6
+    assert _dclip.judged(None, None, truth) == pytest.approx([0.5, 0.5, 1 / 3, 2 / 3])
