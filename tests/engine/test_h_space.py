@@ -4,13 +4,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from nulltext.engine import h_space
+from nulltext.engine import h_space, weights
 from nulltext.engine.fingerprint import fingerprint
+from nulltext.engine.pair_guider import prompt_to_prompt_guider
 from nulltext.engine.run import sample_with
 from nulltext.engine.sampler import core_sampler, own_sampler
 from nulltext.engine.sampling import sample_latent, to_model_space
+from nulltext.nodes import ilvr
+from nulltext.samplers.attention.alignment import TokenMap
+from nulltext.samplers.attention.controllers import ReplaceCross, ReplaceSelf
+from nulltext.samplers.attention.layers import StepWindow
 from nulltext.samplers.inversion.record import Inversion
 from nulltext.samplers.ode import sample_euler
+from nulltext.samplers.picture.lowpass import LOW_PASSES, dct_low_pass
+from nulltext.samplers.tuning import lora
 from nulltext.samplers.tuning.h_direction import Direction, new_block
 from nulltext.samplers.window import SigmaWindow
 
@@ -248,3 +255,38 @@ def test_the_run_is_what_was_asked_for(tiny, engine, ends, latent, sigmas):
     ours = sampled(foreign, h_space.asyrp_sampler([(d, 0.0)]), *args)
     assert torch.equal(ours, sampled(foreign, own_sampler(sample_euler), *args))
     assert not torch.allclose(ours, sampled(tiny, own_sampler(sample_euler), *args), rtol=1e-2)
+
+
+def test_beside_other_techniques(tiny, ends, make_condition, latent, sigmas):
+    """Prompt-to-Prompt's guider and ILVR's patch, which count rows, with two calls; a LoRA in one."""
+    d = direction(tiny, sigmas, scale=1.0)
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(1))
+    controllers = [ReplaceCross([TokenMap(tuple(range(77)))], StepWindow(0, 1)), ReplaceSelf(StepWindow(0, 0.5))]
+
+    def p2p(sampler):
+        guider = prompt_to_prompt_guider(tiny, ends[0], [make_condition(4)], ends[1], 3.0, controllers)
+        with torch.inference_mode():
+            return guider.sample(noise, torch.zeros_like(latent), sampler, sigmas, disable_pbar=True, seed=1)
+
+    plain = p2p(own_sampler(sample_euler))
+    assert torch.allclose(p2p(h_space.asyrp_sampler([(d, 0.0)], two_calls=True)), plain, rtol=1e-4, atol=1e-4)
+    made = p2p(h_space.asyrp_sampler([(d, 1.0)], two_calls=True))
+    assert bool(torch.isfinite(made).all()) and not torch.allclose(made, plain, rtol=1e-2)
+
+    args = (ends, latent, sigmas)
+    with torch.inference_mode():
+        held = ilvr.ILVR().run(tiny, {"samples": latent.flip(0)}, 2.0, list(LOW_PASSES)[1], 1.0, 0.0, 1.0)
+    model = held["result"][0]
+    free, edited = (sampled(m, h_space.asyrp_sampler([(d, 1.0)], two_calls=True), *args) for m in (tiny, model))
+    low = dct_low_pass(2)
+    gaps = [float((low(out) - low(latent.flip(0))).abs().max()) for out in (edited, free)]
+    assert gaps[0] < 1e-3 and gaps[1] > 1
+    assert not torch.allclose(edited, sampled(model, own_sampler(sample_euler), *args), rtol=1e-2)
+
+    factors = lora.low_rank_all(weights.layers(tiny).items(), 2, seed=1)
+    for f in factors.values():
+        with torch.no_grad():
+            f.up.fill_(0.1)
+    tuned = weights.applied(tiny, None, weights.to_lora_model(factors))[0]
+    one, two = (sampled(tuned, h_space.asyrp_sampler([(d, 1.0)], two_calls=t), *args) for t in (False, True))
+    assert torch.allclose(one, two, atol=2e-5 * float(one.abs().max())) and not torch.allclose(one, free, rtol=1e-2)
