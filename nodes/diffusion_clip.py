@@ -153,14 +153,14 @@ class DiffusionCLIPTune(Box):
                 step = make(denoiser, pictures, back.to(run.device), decode, loss, on_call=run.tick)
                 loop = Loop(lora.parameters(factors), settings, seed)
                 with weights.attached(where, factors):
-                    reports = trained(loop, step, key, run)
+                    curve = trained(loop, step, key)
             words = {"source": source, "target": target, "t0": t0, "method": "DiffusionCLIP"}
             base = {**weights.base_of(model), "nulltext_tuned": json.dumps(words)}
-            return weights.to_lora_model(factors, base), reports
+            return weights.to_lora_model(factors, base), curve
 
         total = settings.steps * (1 if saving else steps)
-        made, reports = sample_with(model, {"positive": positive}, source_latent(inversion), back, body, total=total)
-        lines = [f"{source!r} -> {target!r}: {curve_line(reports)}", said, *notices]
+        made, curve = sample_with(model, {"positive": positive}, source_latent(inversion), back, body, total=total)
+        lines = [f"{source!r} -> {target!r}: {curve_line(*curve)}", said, *notices]
         if file.strip():
             path = files.new_file(file, False)
             weights.save(made, path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..engine import h_space
-from ..engine.comfy import latent_in, process_of, schedulers, sigmas_of
+from ..engine.comfy import check_latent, latent_in, process_of, schedulers, sigmas_of
 from ..engine.fingerprint import fingerprint
 from ..engine.record import check_belongs as check_inversion
 from ..engine.run import sample_with
@@ -102,12 +102,16 @@ class HSpaceDirection(Box):
                 f"{samples} samples have {samples - 1} components: ask for one of those, or raise samples."
             )
         sigmas = sigmas_of(model, scheduler, steps)
-        given = latent["samples"]
-        if way != PICTURES:
+        given, towards = check_latent(model, latent), None
+        if way == PICTURES:
+            towards = check_latent(model, target_latent)
+            if towards.shape[1:] != given.shape[1:]:
+                raise ValueError("The two sets of pictures have different sizes: scale them to one size first.")
+        else:
             given = torch.zeros((samples, *given.shape[1:]))
         names = ["positive", "target"] if way == PROMPTS else ["positive"]
         sets = 2 if way == PICTURES else len(names)
-        most = max(len(given), len(target_latent["samples"])) if way == PICTURES else samples
+        most = max(len(given), len(towards)) if way == PICTURES else samples
         total = sets * steps * -(-most // _ROWS)
 
         def body(run):
@@ -132,7 +136,7 @@ class HSpaceDirection(Box):
                 return torch.cat([h_of_walk(reader(name), x, run.sigmas) for x in start.split(_ROWS)])
 
             if way == PICTURES:
-                return [pictures(run.latent), pictures(latent_in(model, target_latent["samples"]).to(run.latent))]
+                return [pictures(run.latent), pictures(latent_in(model, towards).to(run.latent))]
             return [walks(name) for name in names]
 
         found = sample_with(model, conds, given, sigmas, body, total=total, seed=seed)

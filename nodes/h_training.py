@@ -148,11 +148,11 @@ class HSpaceTrain(Box):
                         every=3 * n * levels,
                     )
                     loop = Loop(values, settings, seed)
-                    reports = trained(loop, step, key, run)
-                return loop.result(), low, reports
+                    curve = trained(loop, step, key)
+                return loop.result(), low, curve
 
         total = 3 * n * passes * steps
-        found, low, reports = sample_with(
+        found, low, curve = sample_with(
             model, {"positive": positive}, source_latent(inversion), sigmas, body, total=total
         )
         parts = {"block": found}
@@ -172,7 +172,7 @@ class HSpaceTrain(Box):
             **parts,
         )
         lines = [
-            f"{source!r} -> {target!r}: {curve_line(reports)}",
+            f"{source!r} -> {target!r}: {curve_line(*curve)}",
             said,
             f"It acts down to sigma {low:.3g}; the cosine of the two texts is {cosine:.2f}.",
             *notices,

@@ -72,39 +72,33 @@ def pictures_of(inversion, decode, device, condition="positive") -> Pictures:
     return Pictures(starts, sources, [condition] * len(starts))
 
 
-def trained(loop: Loop, step, key: str | None, run) -> list[dict]:
-    """Run the loop to its end with progress and preview ticks; what every step reported. A stopped run of the same key
-    goes on where it stood."""
+def trained(loop: Loop, step, key: str | None) -> tuple[list, bool]:
+    """Run the loop to its end: (the report of every step, whether it went on from a stopped run of the same key)."""
     reports = []
     with resumable(loop, key) as states:
-        before = loop.step
+        resumed = loop.step > 0
 
         def note(report):
             reports.append(report)
-            if getattr(step, "between", True):
-                states.append(loop.state())
-                del states[:-1]
+            if getattr(step, "between", True):  # in the middle of a walk there is no state to go on from
+                states[:] = [loop.state()]
 
         loop.run(step, on_step=note, tick=check_interrupt)
-    if before:
-        reports.insert(0, None)
-    return reports
+    return reports, resumed
 
 
-def curve_line(reports: list) -> str:
+def curve_line(reports: list, resumed: bool) -> str:
     """First and last losses of a run, averaged over a tenth of it each."""
-    said = [r for r in reports if r is not None]
-    if not said:
+    if not reports:
         return "Nothing was left to train."
-    part = max(len(said) // 10, 1)
+    part = max(len(reports) // 10, 1)
 
-    def mean(some, name):
-        return sum(r.losses[name] for r in some) / len(some)
+    def means(name):
+        return [sum(r.losses[name] for r in some) / part for some in (reports[:part], reports[-part:])]
 
-    first, last = said[:part], said[-part:]
-    resumed = "Went on from a stopped run. " if reports[0] is None else ""
+    (loss, loss_now), (cosine, cosine_now) = means("loss"), means("cosine")
+    seconds = sum(r.seconds for r in reports) / len(reports)
     return (
-        f"{resumed}{len(said)} steps, {sum(r.seconds for r in said) / len(said):.2f} s each; loss "
-        f"{mean(first, 'loss'):.3f} -> {mean(last, 'loss'):.3f}, agreement with the words "
-        f"{mean(first, 'cosine'):+.2f} -> {mean(last, 'cosine'):+.2f}."
+        f"{'Went on from a stopped run. ' if resumed else ''}{len(reports)} steps, {seconds:.2f} s each; loss "
+        f"{loss:.3f} -> {loss_now:.3f}, agreement with the words {cosine:+.2f} -> {cosine_now:+.2f}."
     )

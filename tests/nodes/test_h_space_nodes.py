@@ -99,6 +99,8 @@ def test_what_has_no_defined_result_is_refused(tiny, make_model, ends, latent):
         made(tiny, ends[0], way=h_space.PROMPTS)
     with pytest.raises(ValueError, match="needs both"):
         made(tiny, ends[0], {"samples": latent}, h_space.PICTURES, target_latent=EMPTY)
+    with pytest.raises(ValueError, match="different sizes"):
+        made(tiny, ends[0], {"samples": latent}, h_space.PICTURES, target_latent={"samples": latent[..., :4]})
     with pytest.raises(ValueError, match="components"):
         made(tiny, ends[0], component=3)
     with pytest.raises(ValueError, match="sites"):
