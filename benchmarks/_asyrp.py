@@ -1,8 +1,8 @@
 """Asyrp on the second demo UNet: does a direction in h edit inverted held-out pictures? Part of `make bench
 NAME=latent_directions`.
 
-The directions are mean differences over training pairs (`_bottleneck.py`'s); the strength is chosen on training scenes;
-two probes judge held-out ones. Beside it: the symmetric process, a random direction of the same norm, and no shift.
+The directions are mean differences over training pairs (`_bottleneck.py`'s); the strength and t_edit are chosen on
+training scenes; two probes judge held-out ones. Beside it: the symmetric process, a random direction of the same norm, and no shift.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from ..samplers.core import VE
 from ..samplers.inversion.pivots import invert_ddim
 from ..samplers.tuning.h_direction import Direction, together
 from ..samplers.tuning.h_space import sample_asyrp
+from ..samplers.window import SigmaWindow
 from ._bottleneck import TARGETS, Bottleneck, groups_of, one_object, read_off
 from .harness import Bench, ratio
 
-STRENGTHS = (0.5, 1.0, 1.5, 2.0)
+STRENGTHS, T_EDIT = (0.3, 0.6, 1.0, 1.5), (0.5, 0.0)
 STRIP = (0.0, 0.5, 1.0, 1.5)
 JUDGES = ("conv", "query")
 
@@ -31,8 +32,11 @@ class Edits:
         self.scenes = one_object(n, split, seed, attribute, self.target)
         self.start = invert_ddim(model.denoise, model.encode(self.scenes), model.sigmas, process=VE).trajectory[0]
 
-    def images(self, directions: list[Direction], strength: float, symmetric: bool = False) -> Tensor:
-        """[B, 3, 128, 128]. directions: one for each group of pictures."""
+    def images(
+        self, directions: list[Direction], strength: float, t_edit: float = 0.0, symmetric: bool = False
+    ) -> Tensor:
+        """[B, 3, 128, 128]. directions: one for each group of pictures; t_edit: share of the time, as the box has it."""
+        window = SigmaWindow(float("inf"), float(self.model.table[int(999 * t_edit)]) if t_edit else 0.0)
         groups, out = groups_of(self.scenes, self.attribute), torch.zeros(len(self.scenes), 3, 128, 128)
         for g in groups.unique().tolist():
             own = groups == g
@@ -44,7 +48,9 @@ class Edits:
                 return plain, self.model.denoise(x, sigma, change(self.model.h))
 
             changes = together([(directions[g], strength)], len(self.model.sigmas) - 1)
-            x = sample_asyrp(pair, self.start[own], self.model.sigmas, changes=changes, symmetric=symmetric)
+            x = sample_asyrp(
+                pair, self.start[own], self.model.sigmas, changes=changes, window=window, symmetric=symmetric
+            )
             out[own] = self.model.autoencoder.decode(x).clamp(0, 1)
         return out
 
@@ -74,16 +80,16 @@ def measure(bench: Bench, path) -> tuple[dict[str, float], list[list]]:
         def compute(attribute=attribute):
             steered, control = directions_of(model, attribute, pairs)
             some = Edits(model, attribute, n, "train", 33)
-            tried = [(*some.judged(judges["conv"], some.images(steered, k)), k) for k in STRENGTHS]
-            strength = max(tried, key=lambda t: min(t[0] / 0.7, t[1] / 0.75))[2]
+            tried = {(k, t): some.judged(judges["conv"], some.images(steered, k, t)) for k in STRENGTHS for t in T_EDIT}
+            strength, t_edit = max(tried, key=lambda way: min(tried[way][0] / 0.7, tried[way][1] / 0.75))
             held = Edits(model, attribute, n, "held_out", 34)
             ways = {
-                "asymmetric": held.images(steered, strength),
-                "symmetric": held.images(steered, strength, symmetric=True),
-                "random direction": held.images(control, strength),
+                "asymmetric": held.images(steered, strength, t_edit),
+                "symmetric": held.images(steered, strength, t_edit, symmetric=True),
+                "random direction": held.images(control, strength, t_edit),
                 "no shift": held.images(steered, 0.0),
             }
-            strip = [held.judged(judges["query"], held.images(steered, k * strength))[0] for k in STRIP]
+            strip = [held.judged(judges["query"], held.images(steered, k * strength, t_edit))[0] for k in STRIP]
             return {
                 "strength": strength,
                 "strip": strip,
@@ -96,7 +102,7 @@ def measure(bench: Bench, path) -> tuple[dict[str, float], list[list]]:
         ways, strip = found["ways"], found["strip"]
         for way, seen in ways.items():
             lines += [
-                [f"Asyrp {attribute}, {way}, k {found['strength']:g}", judge, reached, kept]
+                [f"Asyrp {attribute}, {way}, k {found['strength']:g}, t_edit {found['t_edit']:g}", judge, reached, kept]
                 for judge, (reached, kept) in seen.items()
             ]
         reached, kept = ways["asymmetric"]["query"]
