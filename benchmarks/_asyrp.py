@@ -2,7 +2,8 @@
 NAME=latent_directions`.
 
 The directions are mean differences over training pairs (`_bottleneck.py`'s); the strength and t_edit are chosen on
-training scenes; two probes judge held-out ones. Beside it: the symmetric process, a random direction of the same norm, and no shift.
+training scenes; two probes judge held-out ones. Beside it: the symmetric process, a random direction of the same norm,
+and no shift.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Edits:
     def images(
         self, directions: list[Direction], strength: float, t_edit: float = 0.0, symmetric: bool = False
     ) -> Tensor:
-        """[B, 3, 128, 128]. directions: one for each group of pictures; t_edit: share of the time, as the box has it."""
+        """[B, 3, 128, 128]. directions: one for each group of pictures; t_edit: a share of the time."""
         window = SigmaWindow(float("inf"), float(self.model.table[int(999 * t_edit)]) if t_edit else 0.0)
         groups, out = groups_of(self.scenes, self.attribute), torch.zeros(len(self.scenes), 3, 128, 128)
         for g in groups.unique().tolist():
@@ -75,7 +76,7 @@ def measure(bench: Bench, path) -> tuple[dict[str, float], list[list]]:
     model, n, pairs = Bottleneck(path), 6 if bench.quick else 64, 8 if bench.quick else 64
     judges = {name: probe.load(name) for name in JUDGES}
     figures, lines = {}, []
-    for attribute in TARGETS:
+    for attribute in ["background"] if bench.quick else TARGETS:
 
         def compute(attribute=attribute):
             steered, control = directions_of(model, attribute, pairs)
