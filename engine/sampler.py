@@ -79,7 +79,7 @@ def own_sampler_class() -> type:
                 sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device)
                 timestep = sigma.expand(x.shape[0]).clone() if sigma.ndim == 0 else sigma
                 options, mask = model_options, None if self.holds_mask else denoise_mask
-                copies = len(x) // len(latent_image)  # a loop may ask for its batch several times in one call
+                copies = max(len(x) // len(latent_image), 1)  # a loop may ask for its batch several times in one call
                 if mask is not None:
                     if "denoise_mask_function" in options:
                         mask = options["denoise_mask_function"](
