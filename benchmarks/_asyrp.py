@@ -93,6 +93,7 @@ def measure(bench: Bench, path) -> tuple[dict[str, float], list[list]]:
             strip = [held.judged(judges["query"], held.images(steered, k * strength, t_edit))[0] for k in STRIP]
             return {
                 "strength": strength,
+                "t_edit": t_edit,
                 "strip": strip,
                 "ways": {
                     way: {j: held.judged(net, images) for j, net in judges.items()} for way, images in ways.items()

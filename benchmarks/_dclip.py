@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..demo import probe, scenes
+from ..demo import captions, probe, scenes
 from . import _engine
 from .harness import Bench
 
@@ -45,6 +45,19 @@ def empty(clip) -> list:
     from ..engine.comfy import encode
 
     return encode(clip, "")
+
+
+def prompts(clip, some: scenes.Scenes) -> list:
+    """CONDITIONING of the scenes' full captions, one for each row of a batch."""
+    from ..engine.comfy import encode
+
+    made = [encode(clip, text)[0] for text in captions.captions(some)]
+    return [
+        [
+            torch.cat([cond for cond, _ in made]),
+            {"pooled_output": torch.cat([more["pooled_output"] for _, more in made])},
+        ]
+    ]
 
 
 def tuned(bench: Bench, edit: Edit):
@@ -93,9 +106,15 @@ def judged(judge, images: Tensor, truth: scenes.Scenes) -> list[float]:
 class Ways:
     """Every way to edit the held-out scenes, as LATENT samples."""
 
-    def __init__(self, latent: dict, steps: int):
-        self.model, self.clip, self.vae = _engine.load()
-        self.latent, self.steps, self.nothing = latent, steps, empty(self.clip)
+    def __init__(self, truth: scenes.Scenes, steps: int):
+        self.model, self.clip, vae = _engine.load()
+        self.truth, self.steps, self.nothing = truth, steps, empty(self.clip)
+        self.latent = {"samples": _engine.encode(vae, scenes.draw(truth)[0])}
+
+    def ends(self, edit: Edit) -> list[list]:
+        """The captions before and after an edit: SDEdit and FlowEdit are told all that is there."""
+        after = self.truth.changed(edit.attribute, edit.after)
+        return [prompts(self.clip, some) for some in (self.truth, after)]
 
     def tuned(self, lora, degree: float) -> Tensor:
         from ..nodes.diffusion_clip import DiffusionCLIPEdit
@@ -124,14 +143,15 @@ class Ways:
     def sdedit(self, edit: Edit, t0: float) -> Tensor:
         from ..nodes.sdedit import STOCHASTIC, SDEdit
 
-        target = _engine.prompt(self.clip, edit.target)
-        made = SDEdit().run(self.model, target, self.nothing, self.latent, 3, 5.0, t0, self.steps, STOCHASTIC, "")
+        made = SDEdit().run(
+            self.model, self.ends(edit)[1], self.nothing, self.latent, 3, 5.0, t0, self.steps, STOCHASTIC, ""
+        )
         return made["result"][0]["samples"]
 
     def flow_edit(self, edit: Edit, strength: float) -> Tensor:
         from ..nodes.direct_edit import DirectEdit
 
-        ends = [_engine.prompt(self.clip, text) for text in (edit.source, edit.target)]
+        ends = self.ends(edit)
         made = DirectEdit().run(
             self.model, *ends, self.latent, "FlowEdit", self.steps, "normal", strength, 1.5, 5.0, 1, 0, 3, self.nothing
         )
@@ -147,7 +167,7 @@ def measure(bench: Bench) -> tuple[dict[str, float], list[list]]:
         loras, minutes = zip(*(tuned(bench, edit) for edit in (STRIPES, DRAWING)))
         truth = plain_scenes(n, "held_out", 52)
         _, _, vae = _engine.load()
-        ways = Ways({"samples": _engine.encode(vae, scenes.draw(truth)[0])}, steps)
+        ways = Ways(truth, steps)
         rows, judges = {}, {name: probe.load(name) for name in JUDGES}
 
         def read(name, samples):
