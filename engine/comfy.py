@@ -48,6 +48,15 @@ def check_interrupt() -> None:
     get("model_management").throw_exception_if_processing_interrupted()
 
 
+def with_patch(options: dict, name: str, patch) -> dict:
+    """model_options with one more transformer patch ("output_block_patch", ...), behind those that are there; what is
+    given is not changed."""
+    transformer = dict(options.get("transformer_options", {}))
+    patches = transformer.get("patches", {})
+    transformer["patches"] = {**patches, name: [*patches.get(name, []), patch]}
+    return {**options, "transformer_options": transformer}
+
+
 def load_models(models, memory: float = 0) -> None:
     """Bring MODEL patchers (or a VAE's patcher) onto the device, their weight patches applied."""
     get("model_management").load_models_gpu(list(models), memory)

@@ -1,4 +1,5 @@
-"""Files: models of this pack's kinds, inversions under the names that users give, and the cache of inversions made.
+"""Files: models of this pack's kinds, inversions and directions under the names that users give, and the cache of
+inversions made.
 
 The cache lies in ComfyUI's user folder under nulltext/inversions and is kept below `CACHE_BYTES`: the longest unused go
 first.
@@ -68,14 +69,6 @@ def find_file(kind: str, name: str) -> Path:
     return _first((place / name for place in places(kind)), missing)
 
 
-def changed(kind: str, name: str) -> str:
-    """What ComfyUI compares to see whether a file is another one than before."""
-    try:
-        return str(find_file(kind, name).stat().st_mtime_ns)
-    except ValueError:
-        return ""
-
-
 def new_file(kind: str, name: str) -> Path:
     """A path in ComfyUI's output/<kind> folder that doesn't exist yet; `..` is refused."""
     stem = name.strip().removesuffix(SUFFIX)
@@ -101,18 +94,39 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def named(kind: str, name: str) -> Path:
-    """The path of an inversion file in ComfyUI's output or input folder; `..` is refused."""
+    """The path of a file of ours in ComfyUI's output or input folder; `..` is refused."""
     return full_path(kind, name if name.strip().lower().endswith(SUFFIX) or not name.strip() else name.strip() + SUFFIX)
 
 
-def find_inversion(name: str) -> Path:
-    """An existing inversion file by name, in the output folder first, then in the input folder. ValueError if none."""
+def find_named(name: str, what: str = "inversion", saved_by: str = "Save Inversion") -> Path:
+    """An existing record file by name, in the output folder first, then in the input folder. ValueError if none."""
     paths = [named(kind, name) for kind in ("output", "input")]
     return _first(
         paths,
-        f"There is no inversion file {paths[0].name} in ComfyUI's output or input folder under that name: "
-        "save one with Save Inversion first, or correct the name.",
+        f"There is no {what} file {paths[0].name} in ComfyUI's output or input folder under that name: "
+        f"save one with {saved_by} first, or correct the name.",
     )
+
+
+def new_record(name: str, overwrite: bool) -> Path:
+    """Where a file of that name goes in the output folder, its folders made; a number is added to the name where it is
+    taken and may not be overwritten."""
+    path = named("output", name)
+    number, stem = 1, path.stem
+    while path.exists() and not overwrite:
+        path = path.with_name(f"{stem}_{number:03}{SUFFIX}")
+        number += 1
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def state_of(find: Callable[[], Path]) -> str:
+    """What ComfyUI compares to see whether a file is another one than before."""
+    try:
+        state = find().stat()
+    except ValueError as error:
+        return str(error)
+    return f"{state.st_mtime_ns} {state.st_size}"
 
 
 def relative(kind: str, path: Path) -> str:

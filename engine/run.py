@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..samplers.core import Denoise, Sigma, apply_cfg, gaussian
 from ..samplers.underflow import keep_from_underflow
-from .comfy import Progress, get, process_of, sigma_range, timestep
+from .comfy import Progress, get, process_of, sigma_range, timestep, with_patch
 from .gradients import grad_mode, normal, without_override
 from .guider import guider_class, replace_embedding
 
@@ -97,6 +97,15 @@ class Run:
         return scaled
 
     @contextlib.contextmanager
+    def patched(self, name: str, patch: Callable) -> Iterator[None]:
+        """One more transformer patch ("output_block_patch", ...) in every prediction of the duration."""
+        kept, self._options = self._options, with_patch(self._options, name, patch)
+        try:
+            yield
+        finally:
+            self._options = kept
+
+    @contextlib.contextmanager
     def gradients(self, checkpoint: bool = False) -> Iterator[None]:
         """`grad_mode` for the network and for every control net of the run; a foreign attention override steps
         aside."""
@@ -104,9 +113,7 @@ class Run:
         kept, self._options = self._options, without_override(self._options)
         if any("control" in c for conds in self.guider.conds.values() for c in conds):
             # control nets write into the skip connections, which the next block has saved for backward by then
-            name, transformer = "input_block_patch_after_skip", self._options["transformer_options"]
-            patches = transformer.get("patches", {})
-            transformer["patches"] = {**patches, name: [*patches.get(name, []), lambda h, _: h.clone()]}
+            self._options = with_patch(self._options, "input_block_patch_after_skip", lambda h, _: h.clone())
         try:
             with grad_mode(self.model, *(m.model for m in controls), checkpoint=checkpoint):
                 yield

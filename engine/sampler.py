@@ -13,7 +13,12 @@ from ..samplers.attention.branches import StoredSource
 from ..samplers.core import NoiseProcess, Sigma, gaussian
 from ..samplers.inversion.record import Inversion
 from ..samplers.inversion.replay import way_back
-from .comfy import check_interrupt, check_latent, get, process_of, timestep
+from .comfy import check_interrupt, check_latent, get, process_of, timestep, with_patch
+
+
+def repeated(rows: Tensor, copies: int) -> Tensor:
+    """The whole batch several times, one after the other; as it is for one copy, and where one row stands for all."""
+    return rows if copies == 1 or len(rows) == 1 else torch.cat([rows] * copies)
 
 
 @functools.cache
@@ -21,9 +26,9 @@ def own_sampler_class() -> type:
     """The Sampler behind `own_sampler`. Made on first use, since ComfyUI is imported lazily."""
 
     class OwnSampler(get("samplers").Sampler):
-        def __init__(self, function, start, known, calls, holds_mask: bool, options: dict):
+        def __init__(self, function, start, known, calls, holds_mask: bool, patches: dict, options: dict):
             self.function, self.start, self.known, self.calls = function, start, known, calls
-            self.holds_mask, self.options = holds_mask, options
+            self.holds_mask, self.patches, self.options = holds_mask, patches, options
 
         def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, *_):
             process, seed = process_of(model_wrap.model_patcher), extra_args.get("seed")
@@ -46,18 +51,24 @@ def own_sampler_class() -> type:
                     return self.known(sigma).to(x)
                 return process.noised(latent_image, sigma, noise)
 
+            model_options = extra_args["model_options"]
+            for name, patch in self.patches.items():
+                model_options = with_patch(model_options, name, patch)
+
             def denoise(x: Tensor, sigma: Sigma) -> Tensor:
                 check_interrupt()
                 t = timestep(sigma, x)
-                options, mask = extra_args["model_options"], None if self.holds_mask else denoise_mask
+                options, mask = model_options, None if self.holds_mask else denoise_mask
+                copies = max(len(x) // len(latent_image), 1)  # a loop may ask for its batch several times in one call
                 if mask is not None:
                     if "denoise_mask_function" in options:
                         mask = options["denoise_mask_function"](
                             t, mask, extra_options={"model": model_wrap, "sigmas": sigmas}
                         )
-                    x = x * mask + known(sigma) * (1 - mask)
+                    mask = repeated(mask, copies)
+                    x = x * mask + repeated(known(sigma), copies) * (1 - mask)
                 denoised = model_wrap(x, t, model_options=options, seed=seed)
-                return denoised if mask is None else denoised * mask + latent_image * (1 - mask)
+                return denoised if mask is None else denoised * mask + repeated(latent_image, copies) * (1 - mask)
 
             def step(state: dict) -> None:
                 check_interrupt()
@@ -89,6 +100,7 @@ def own_sampler(
     known: Callable[[Sigma], Tensor] | None = None,
     calls: Callable[[Tensor, NoiseProcess, Tensor, Tensor | None], int] | None = None,
     holds_mask: bool = False,
+    patches: dict[str, Callable] | None = None,
     **options,
 ):
     """SAMPLER that runs `function(denoise, x, sigmas, *, process, noise, callback, **options) -> x` of samplers/.
@@ -99,9 +111,11 @@ def own_sampler(
     (None: once per step).
     holds_mask: the function composites by the noise mask itself; it is given `mask` (None without one) and `source`,
     the clean latent. Else each call is composited as the engine does it: x and D, by m x + (1 - m) known.
+    patches: transformer patches by their kind, for this sampler's calls of the network alone.
+    denoise takes the batch once or several times in one call, [b1 b2 b1 b2].
     The result is model space at sigmas[-1]; nothing is scaled. A mask's value m (1 = change here) mixes exactly once,
     m D + (1 - m) source for a constant D; where it is 0 the result is the known part to the bit."""
-    return own_sampler_class()(function, start, known, calls, holds_mask, options)
+    return own_sampler_class()(function, start, known, calls, holds_mask, patches or {}, options)
 
 
 def own_way_back(inversion: Inversion, first: int = 0):

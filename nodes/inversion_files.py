@@ -35,12 +35,7 @@ class SaveInversion(Box):
     OUTPUTS = (Output("STRING", "The file's name inside the output folder, for Load Inversion.", "name"),)
 
     def run(self, inversion, name, overwrite):
-        path = files.named("output", name)
-        number, stem = 1, path.stem
-        while path.exists() and not overwrite:
-            path = path.with_name(f"{stem}_{number:03}{files.SUFFIX}")
-            number += 1
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = files.new_record(name, overwrite)
         inversion.save(path)
         name = files.relative("output", path)
         return text_result(f"Saved {name} ({path.stat().st_size / 2**20:.1f} MB): {_describe(inversion)}", name)
@@ -66,14 +61,10 @@ class LoadInversion(Box):
     def IS_CHANGED(cls, name=None, model=None):
         if name is None:  # wired: the node before it decides
             return ""
-        try:
-            state = files.find_inversion(name).stat()
-        except ValueError as error:
-            return str(error)
-        return f"{state.st_mtime_ns} {state.st_size}"
+        return files.state_of(lambda: files.find_named(name))
 
     def run(self, name, model=None):
-        inversion = Inversion.load(files.find_inversion(name))
+        inversion = Inversion.load(files.find_named(name))
         if model is not None:
             record.check_belongs(inversion, model)
         return text_result(f"Loaded {name}: {_describe(inversion)}", inversion, inversion.text)

@@ -28,7 +28,7 @@ class _Loader(Box):
 
     @classmethod
     def IS_CHANGED(cls, file, **_):
-        return files.changed(cls.KIND, file)
+        return files.state_of(lambda: files.find_file(cls.KIND, file))
 
 
 class LoadClassifier(_Loader):

@@ -21,6 +21,8 @@ LIMITS = {
     "inner_steps": 2,
     "iterations": 2,
     "train_steps": 4,
+    "inversion_steps": 4,
+    "passes": 1,
     "maps": 2,
     "steps_above": 2,
     "levels": 4,

@@ -16,11 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..core import PROCESSES, NoiseProcess, check_descending
+from ..record_file import read, write
 from .table import PIVOTS, PivotKind
 
 VERSION = 1
@@ -170,31 +169,12 @@ class Inversion:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write one safetensors file; it appears whole or not at all."""
-        tensors, metadata = self.to_tensors()
-        part = f"{os.fspath(path)}.part"
-        try:
-            save_file(tensors, part, metadata)
-            os.replace(part, path)
-        finally:
-            if os.path.exists(part):
-                os.remove(part)
+        write(path, *self.to_tensors())
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Inversion:
         """Read what `save` wrote; never unpickles. ValueError for anything else, FileNotFoundError for no file."""
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"There is no inversion file named {os.path.basename(path)}.")
-        try:
-            with safe_open(os.fspath(path), framework="pt") as file:
-                return cls.from_tensors(
-                    {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118
-                    file.metadata(),
-                )
-        except (SafetensorError, OSError):
-            raise ValueError(
-                f"{os.path.basename(path)} is cut short or not a safetensors file: copy it again or make "
-                "the inversion again."
-            ) from None
+        return cls.from_tensors(*read(path, "inversion"))
 
 
 def _plain(value: Tensor, name: str) -> Tensor:

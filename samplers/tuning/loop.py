@@ -23,7 +23,7 @@ from .objective import Step
 
 FORMAT, VERSION = "nulltext tuning state", "1"
 OPTIMISERS = ("AdamW", "Adam", "SGD")
-SCHEDULES = ("constant", "cosine")
+SCHEDULES = ("constant", "cosine", "geometric")
 #: an overflowing fp16 gradient halves the loss scale; below this it is the loss that is broken
 _SMALLEST_SCALE = 1.0
 
@@ -34,7 +34,8 @@ class Settings:
 
     accumulate: batches whose mean gradient makes one step. clip: largest norm of the whole gradient; 0: not clipped.
     warmup: steps over which the rate rises from 0. ema: decay of a running mean of what is trained, 0: none; it starts
-    faster, min(ema, (1 + i)/(10 + i)). held_out_every: steps between two held-out losses; 0: before and after only.
+    faster, min(ema, (1 + i)/(10 + i)). factor, every: a geometric rate is multiplied by factor after every so many
+    steps. held_out_every: steps between two held-out losses; 0: before and after only.
     loss_scale: above 1 for a net that computes in fp16, whose small gradients vanish otherwise; halved on overflow."""
 
     steps: int = 500
@@ -46,6 +47,8 @@ class Settings:
     clip: float = 1.0
     warmup: int = 0
     schedule: str = "constant"
+    factor: float = 1.0
+    every: int = 1
     ema: float = 0.0
     held_out_every: int = 0
     loss_scale: float = 1.0
@@ -57,14 +60,18 @@ class Settings:
             raise ValueError(f"There is no schedule {self.schedule!r}: choose one of {', '.join(SCHEDULES)}.")
         if self.steps < 0 or self.accumulate < 1 or self.warmup < 0 or self.held_out_every < 0:
             raise ValueError("steps, warm-up and held-out steps can't be below 0, nor accumulation below 1.")
+        if not self.factor > 0 or self.every < 1:
+            raise ValueError("A geometric rate needs a factor above 0 and at least 1 step between two changes.")
         if not self.lr > 0 or not 0 <= self.ema < 1 or self.clip < 0 or self.loss_scale < 1:
             raise ValueError("The rate must be above 0, ema in [0, 1), clip at least 0 and the loss scale at least 1.")
 
     def rate(self, i: int) -> float:
-        """The learning rate of step i = 0, 1, ...: a straight rise over the warm-up, then constant or half a cosine
-        down to 0."""
+        """The learning rate of step i = 0, 1, ...: a straight rise over the warm-up, then constant, half a cosine
+        down to 0, or lr * factor^(i // every)."""
         if i < self.warmup:
             return self.lr * (i + 1) / self.warmup
+        if self.schedule == "geometric":
+            return self.lr * self.factor ** (i // self.every)
         if self.schedule == "constant":
             return self.lr
         done = (i - self.warmup) / max(self.steps - self.warmup, 1)

@@ -227,3 +227,10 @@ def test_refusals(tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"broken.safetensors can't be read"):
         make().load(tmp_path / "broken.safetensors")
+
+
+def test_a_geometric_rate_is_multiplied_after_every_so_many_steps():
+    rates = Settings(steps=9, lr=0.5, schedule="geometric", factor=0.1, every=3)
+    assert [rates.rate(i) for i in range(9)] == pytest.approx([0.5] * 3 + [0.05] * 3 + [0.005] * 3)
+    with pytest.raises(ValueError, match="factor"):
+        Settings(schedule="geometric", factor=0.0)

@@ -1,0 +1,200 @@
+"""h-Space Train: a direction in the bottleneck trained by two texts, the net frozen (Asyrp)."""
+
+from __future__ import annotations
+
+import torch
+
+from ..engine import files, h_space
+from ..engine.comfy import process_of, sigmas_of, time_to_sigma
+from ..engine.fingerprint import fingerprint
+from ..engine.noise import source_latent
+from ..engine.run import sample_with
+from ..samplers.guidance.losses import cosine as apart
+from ..samplers.tuning.directional import FORMS, EditLoss
+from ..samplers.tuning.h_direction import Direction, free_shifts, new_block
+from ..samplers.tuning.h_space import distances, lowest_level, training_step
+from ..samplers.tuning.loop import Loop, Settings
+from .base import LATENT, MODEL, POSITIVE, SEED, Box, Choice, Float, Int, Output, Socket
+from .h_space import CATEGORY, SCHEDULER, SITE
+from .report import text_result
+from .tuning_chain import (
+    IMAGE_TEXT_INPUT,
+    SOURCE,
+    TARGET,
+    TEMPLATES_INPUT,
+    curve_line,
+    differentiable,
+    direction_of,
+    inverted,
+    pictures_of,
+    trained,
+)
+
+NETWORK, FREE = "network f (the paper's)", "one free shift a step"
+EDIT_SHARE = 0.33  # of a distance at which the authors' t_edit lies, times the cosine of the two texts
+
+
+class HSpaceTrain(Box):
+    ID, TITLE, CATEGORY = "NullText_HSpaceTrain", "h-Space Train", CATEGORY
+    SEARCH_ALIASES = ["asyrp", "h-space", "train direction", "delta block", "text direction"]
+    DESCRIPTION = (
+        "Trains a direction in a UNet's bottleneck that turns what pictures show from one text into another, the net "
+        "frozen (Asyrp, arXiv 2210.10960). Cost: pictures x passes x levels above t_edit, three calls and one backward "
+        "each."
+    )
+    INPUTS = (
+        MODEL,
+        POSITIVE(tooltip="The prompt the model is given with every picture, usually empty."),
+        LATENT(tooltip="The pictures, encoded, as one batch; the authors take 100."),
+        Socket("vae", "VAE", "The VAE that belongs to the model: the loss is taken on pictures."),
+        IMAGE_TEXT_INPUT,
+        SOURCE,
+        TARGET,
+        Choice("what", [NETWORK, FREE], "A small network of h and the level, which fits every size; or plain numbers."),
+        Int("steps", 50, "Levels of the inversion and of the walk.", 2),
+        SCHEDULER,
+        Float(
+            "t_edit",
+            0.5,
+            "The direction acts, and is trained, from pure noise (time 1) down to this time. 0: the level where the "
+            "prediction's embedding stands 0.33 x cos(texts) from the picture's (the paper measures by LPIPS).",
+        ),
+        Int("passes", 5, "Passes over the pictures; every level of every picture is one optimiser step.", 1, 1000),
+        Choice("optimiser", ["SGD", "Adam"], "The authors take SGD."),
+        Float(
+            "lr", 0.5, "Learning rate; a tenth of it after every three passes. The authors' script: 0.5.", 1e-6, 10.0
+        ),
+        Float("clip_weight", 1.0, "Weight of the directional loss.", 0.0, 100.0, 0.1),
+        Float(
+            "l1_weight",
+            3.0,
+            "Weight of the distance to the unedited prediction, times the cosine of the two texts.",
+            0.0,
+            100.0,
+            0.1,
+        ),
+        Choice("form", list(FORMS), "The directional loss: log as the authors' code has it, printed as the paper."),
+        SITE,
+        SEED,
+        TEMPLATES_INPUT,
+    )
+    OUTPUTS = (
+        Output("H_DIRECTION", "The trained direction.", "direction"),
+        Output("STRING", "Losses, times, levels.", "report"),
+    )
+
+    def run(
+        self,
+        model,
+        positive,
+        latent,
+        vae,
+        image_text,
+        source,
+        target,
+        what,
+        steps,
+        scheduler,
+        t_edit,
+        passes,
+        optimiser,
+        lr,
+        clip_weight,
+        l1_weight,
+        form,
+        site,
+        seed,
+        templates,
+    ):
+        h_space.check_site(model, site)
+        direction, cosine, notices = direction_of(image_text, source, target, templates)
+        sigmas, process = sigmas_of(model, scheduler, steps), process_of(model)
+        inversion, said = inverted(model, positive, latent, sigmas)
+        n = inversion.shape[0]
+        numbers = [what, t_edit, passes, optimiser, lr, clip_weight, l1_weight * cosine, form, site, seed]
+        key = files.cache_key(model, inversion.trajectory, direction, sigmas, numbers)
+
+        def body(run):
+            place = h_space.Place(site)
+            with differentiable(run, model, vae, image_text) as (decode, embed):
+                pictures = pictures_of(inversion, decode, run.device)
+                low = _edit_level(run, pictures, decode, embed, cosine, t_edit)
+                walked = run.sigmas[: int((run.sigmas >= low * (1 - 1e-6)).sum()) + 1].clone()
+                levels = len(walked) - 1
+                run.progress.total = run.progress.value + 3 * n * passes * levels
+                h, _ = h_space.read(run, place, pictures.starts[0], walked[0])
+                if what == NETWORK:
+                    net = new_block(h.shape[1], seed).to(run.device)
+                    values = dict(net.named_parameters())
+                    changes = lambda s: lambda h: net(h.float(), s, process.name)  # noqa: E731
+                else:
+                    shifts = free_shifts(levels, h.shape[1:], seed).to(run.device)
+                    values = {"shifts": shifts}
+                    table = [float(s) for s in walked]
+                    changes = lambda s: lambda h: shifts[table.index(float(s))]  # noqa: E731
+                loss = EditLoss(embed, direction.to(run.device), clip_weight, max(l1_weight * cosine, 0.0), form=form)
+                with run.patched(h_space.PATCH, place.patch):
+                    pair = lambda name: h_space.training_pair(run, place, name)  # noqa: E731
+                    step = training_step(pair, pictures, walked, changes, decode, loss, process, lambda: run.tick(3))
+                    settings = Settings(
+                        steps=n * passes * levels,
+                        lr=lr,
+                        optimiser=optimiser,
+                        weight_decay=0.0,
+                        clip=0.0,
+                        schedule="geometric",
+                        factor=0.1,
+                        every=3 * n * levels,
+                    )
+                    loop = Loop(values, settings, seed)
+                    curve = trained(loop, step, key)
+                return loop.result(), low, curve
+
+        total = 3 * n * passes * steps
+        found, low, curve = sample_with(
+            model, {"positive": positive}, source_latent(inversion), sigmas, body, total=total
+        )
+        parts = {"block": found}
+        if what == FREE:
+            rest = torch.zeros((steps - len(found["shifts"]), *found["shifts"].shape[1:]))
+            parts = {"shifts": torch.cat([found["shifts"].cpu(), rest])}
+        made = Direction(
+            sigmas,
+            process=process.name,
+            site=site,
+            edit=low,
+            source=source,
+            target=target,
+            made_by=f"trained, {what}",
+            fingerprint=fingerprint(model),
+            metadata={"text_cosine": cosine, "pictures": n, "passes": passes},
+            **parts,
+        )
+        lines = [
+            f"{source!r} -> {target!r}: {curve_line(*curve)}",
+            said,
+            f"It acts down to sigma {low:.3g}; the cosine of the two texts is {cosine:.2f}.",
+            *notices,
+        ]
+        text = "\n".join(lines)
+        return text_result(text, made, text)
+
+
+def _edit_level(run, pictures, decode, embed, cosine: float, t_edit: float) -> float:
+    """s_edit: by hand, or for t_edit 0 the measured one, on the first pictures."""
+    if t_edit > 0:
+        return time_to_sigma(run.patcher)(t_edit)
+    start, x0 = torch.cat(list(pictures.starts[:8])), torch.cat(list(pictures.sources[:8]))
+
+    def distance(x, picture):
+        return apart(embed(decode(x).clamp(0, 1)), embed(picture))
+
+    def denoise(x, sigma):
+        run.tick()
+        return run.predictions(x, sigma, ["positive"])[0]
+
+    predicted, _ = distances(denoise, start, run.sigmas, x0, distance)
+    return lowest_level(run.sigmas, predicted, EDIT_SHARE * cosine)
+
+
+NODES = (HSpaceTrain,)

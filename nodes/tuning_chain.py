@@ -1,0 +1,103 @@
+"""What DiffusionCLIP and Asyrp's training share: inverted pictures, a loss by text direction, the loop."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+from ..engine.comfy import check_interrupt, load_models
+from ..engine.gradients import bring, grad_mode
+from ..engine.image_text import modules_of, patchers_of
+from ..engine.terms import decoder
+from ..engine.unfinished import resumable
+from ..samplers.tuning.diffusion_clip import Pictures
+from ..samplers.tuning.directional import text_cosine, text_direction
+from ..samplers.tuning.loop import Loop
+from .base import Socket, Text
+from .clip_guidance import IMAGE_TEXT, check_words
+from .inversion import invert
+
+TEMPLATES = "{}\na photo of {}\na picture of {}\na drawing of {}"
+SOURCE = Text("source", "plain background", "What the pictures show, in the words that the edit changes.")
+TARGET = Text("target", "striped background", "What they shall show instead.")
+TEMPLATES_INPUT = Text(
+    "templates",
+    TEMPLATES,
+    "Sentences, one a line, with {} where the text goes; their mean is the text.",
+    multiline=True,
+)
+IMAGE_TEXT_INPUT = Socket("image_text", "IMAGE_TEXT", IMAGE_TEXT[1]["tooltip"])
+
+
+def direction_of(image_text, source: str, target: str, templates: str):
+    """(text direction, cosine of the two texts, notices)."""
+    lines = [line.strip() for line in templates.splitlines() if line.strip()]
+    notices = check_words(image_text, [source, target])
+    with torch.inference_mode(False), torch.no_grad():
+        return (
+            text_direction(image_text.embed_text, source, target, lines).clone(),
+            text_cosine(image_text.embed_text, source, target),
+            notices,
+        )
+
+
+def inverted(model, positive, latent: dict, sigmas, cache: bool = True):
+    """INVERSION of the pictures along these sigmas by the frozen net, and its line for the report."""
+    inversion, found = invert(model, {"positive": positive}, latent, sigmas, "ddim", cache=cache)
+    return inversion, f"Inverted {inversion.shape[0]} pictures to sigma {float(sigmas[0]):.3g}" + (
+        " (found in the cache)." if found else f" in {inversion.steps} steps."
+    )
+
+
+@contextlib.contextmanager
+def differentiable(run, model, vae, image_text):
+    """(decode, embed) of pictures, and the network, decoder and tower ready for gradients."""
+    load_models([run.patcher, vae.patcher, *patchers_of(image_text)])
+    decode = decoder(model, vae)
+    modules = modules_of(image_text)
+    bring(run.device, (), modules)
+    with run.gradients(), grad_mode(vae.first_stage_model, *modules):
+        yield decode, image_text.embed_image
+
+
+def pictures_of(inversion, decode, device, condition="positive") -> Pictures:
+    """What is trained on: each picture's noise at s0, and the picture as the decoder shows it."""
+    starts = [inversion.x_T[i : i + 1].to(device) for i in range(inversion.shape[0])]
+    with torch.no_grad():
+        sources = [
+            decode(inversion.source[i : i + 1].to(device)).clamp(0, 1).clone() for i in range(inversion.shape[0])
+        ]
+    return Pictures(starts, sources, [condition] * len(starts))
+
+
+def trained(loop: Loop, step, key: str | None) -> tuple[list, bool]:
+    """Run the loop to its end: (the report of every step, whether it went on from a stopped run of the same key)."""
+    reports = []
+    with resumable(loop, key) as states:
+        resumed = loop.step > 0
+
+        def note(report):
+            reports.append(report)
+            if getattr(step, "between", True):  # in the middle of a walk there is no state to go on from
+                states[:] = [loop.state()]
+
+        loop.run(step, on_step=note, tick=check_interrupt)
+    return reports, resumed
+
+
+def curve_line(reports: list, resumed: bool) -> str:
+    """First and last losses of a run, averaged over a tenth of it each."""
+    if not reports:
+        return "Nothing was left to train."
+    part = max(len(reports) // 10, 1)
+
+    def means(name):
+        return [sum(r.losses[name] for r in some) / part for some in (reports[:part], reports[-part:])]
+
+    (loss, loss_now), (cosine, cosine_now) = means("loss"), means("cosine")
+    seconds = sum(r.seconds for r in reports) / len(reports)
+    return (
+        f"{'Went on from a stopped run. ' if resumed else ''}{len(reports)} steps, {seconds:.2f} s each; loss "
+        f"{loss:.3f} -> {loss_now:.3f}, agreement with the words {cosine:+.2f} -> {cosine_now:+.2f}."
+    )

@@ -1,0 +1,261 @@
+"""DiffusionCLIP (Kim et al. 2110.02711): a net is tuned by a text direction through its own sampling chain.
+
+    x_s0 = deterministic inversion of x0 up to s0 by the frozen net
+    x^   = Euler(theta', x_s0) in few steps               min over theta' of L(x^, x0) of `directional.py`
+
+    whole chain      the gradient passes all steps of the sampler; on a Gaussian it is the product of the steps' factors
+    memory-saving    one optimiser step at each sampling step, on D(x_s) with x_s detached (the authors' second variant)
+
+Degree and several attributes are mixed as predictions, not as weights:
+
+    D = sum_i r_i(s) D_i / sum_i r_i(s)         degree r of one attribute: (1 - r) D_0 + r D_1
+
+with weights that a window over sigma switches. From one unseen domain to another: the picture is noised to s0 and
+brought back by the original net, several times, and then edited.
+
+Departures: pictures are drawn with replacement, so that a run's state is its random numbers alone; a level where no
+weight acts is the first model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..core import VE, Denoise, NoiseProcess, NoiseSource, euler_step
+from ..ode import sample_euler
+from ..window import ALWAYS, SigmaWindow
+from .directional import EditLoss
+from .loop import Settings
+from .objective import Step
+
+State = TypeVar("State")
+Losses = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The numbers of one published run. t0: share of the diffusion's time. steps: of inversion, training, sampling.
+
+    clip, l1, identity: weights of the losses; growth: the rate is multiplied by it after every pass."""
+
+    t0: float
+    inversion: int
+    train: int
+    sample: int
+    clip: float
+    l1: float
+    identity: float
+    lr: float
+    growth: float
+    pictures: int = 50
+    passes: int = 5
+    form: str = "log"
+
+    def settings(self, pictures: int | None = None, passes: int | None = None, **changes) -> Settings:
+        """The loop's numbers for so many pictures, one a step."""
+        n = pictures or self.pictures
+        given = {
+            "steps": n * (passes or self.passes),
+            "lr": self.lr,
+            "optimiser": "Adam",
+            "weight_decay": 0.0,
+            "clip": 0.0,
+            "schedule": "geometric",
+            "factor": self.growth,
+            "every": n,
+        }
+        return Settings(**(given | changes))
+
+
+#: the released code's defaults, and its README's example
+PRESETS = {
+    "code": Preset(0.4, 40, 6, 40, 3.0, 0.0, 0.0, 2e-6, 1.3),
+    "README": Preset(0.5, 40, 6, 40, 3.0, 1.0, 0.0, 8e-6, 1.3),
+}
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What is tuned on. starts: x at s0 [1, C, ...] each, from the frozen net; sources: pictures [1, 3, H, W] in 0..1;
+    conditions: what the net shall be given with each."""
+
+    starts: Sequence[Tensor]
+    sources: Sequence[Tensor]
+    conditions: Sequence[Any]
+
+    def __post_init__(self):
+        if not self.starts or not len(self.starts) == len(self.sources) == len(self.conditions):
+            raise ValueError(
+                f"There are {len(self.starts)} starts, {len(self.sources)} pictures and {len(self.conditions)} "
+                "conditions: each picture needs one of each."
+            )
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def draw(self, generator: torch.Generator) -> int:
+        return int(torch.randint(len(self), (1,), generator=generator))
+
+
+def chain_step(
+    net: Callable[[Any], Denoise],
+    pictures: Pictures,
+    sigmas: Tensor,
+    decode: Callable[[Tensor], Tensor],
+    loss: EditLoss,
+    on_call: Callable[[], None] | None = None,
+) -> Step:
+    """The training step through the whole chain: one picture, sampled from its start in all steps, one loss.
+
+    net(condition) -> the tuned denoiser; decode: model space -> pictures. on_call() before each network call."""
+
+    def step(generator):
+        i = pictures.draw(generator)
+        denoise = _counted(net(pictures.conditions[i]), on_call)
+        edited = decode(sample_euler(denoise, pictures.starts[i], sigmas))
+        return loss(edited, pictures.sources[i])
+
+    return step
+
+
+def _counted(denoise: Denoise, on_call: Callable[[], None] | None) -> Denoise:
+    if on_call is None:
+        return denoise
+
+    def ask(x, sigma):
+        on_call()
+        return denoise(x, sigma)
+
+    return ask
+
+
+class Walks(Generic[State]):
+    """A training step for `Loop` that goes along a sampling walk: one optimiser step at each of `steps` levels.
+
+    begin(generator) -> the state at the first level; advance(state, i) -> (losses, the next state, detached). Between
+    two walks (`between`) the step carries nothing but the generator: there a run may be saved and taken up again."""
+
+    def __init__(
+        self,
+        steps: int,
+        begin: Callable[[torch.Generator], State],
+        advance: Callable[[State, int], tuple[Losses, State]],
+    ):
+        self.steps, self._begin, self._advance = steps, begin, advance
+        self._at, self._state = 0, None
+
+    @property
+    def between(self) -> bool:
+        return self._at == 0
+
+    def __call__(self, generator: torch.Generator) -> Losses:
+        state = self._begin(generator) if self.between else self._state
+        losses, after = self._advance(state, self._at)
+        self._state, self._at = after, (self._at + 1) % self.steps
+        return losses
+
+
+def saving_step(
+    net: Callable[[Any], Denoise],
+    pictures: Pictures,
+    sigmas: Tensor,
+    decode: Callable[[Tensor], Tensor],
+    loss: EditLoss,
+    on_call: Callable[[], None] | None = None,
+) -> Walks:
+    """The memory-saving form of `chain_step`: the loss of every D(x_s), x_s a constant."""
+
+    def advance(state, i):
+        x, picture = state
+        denoised = _counted(net(pictures.conditions[picture]), on_call)(x, sigmas[i])
+        losses = loss(decode(denoised), pictures.sources[picture])
+        return losses, (euler_step(x, denoised.detach(), sigmas[i], sigmas[i + 1]), picture)
+
+    def begin(generator):
+        i = pictures.draw(generator)
+        return pictures.starts[i], i
+
+    return Walks(len(sigmas) - 1, begin, advance)
+
+
+@dataclass(frozen=True)
+class Share:
+    """How much of a model's prediction counts, and at which levels."""
+
+    weight: float
+    window: SigmaWindow = ALWAYS
+
+    def at(self, sigma) -> float:
+        return self.weight if sigma in self.window else 0.0
+
+
+def check_shares(shares: Sequence[Share | Rest]) -> None:
+    """ValueError where the weights of some level can't be normalised: a sum of 0 or below."""
+    edges = {edge for share in shares for edge in (share.window.start, share.window.end)}
+    for edge in edges:
+        found = [share.at(edge) for share in shares]
+        if any(found) and not sum(found) > 0:
+            raise ValueError(
+                f"The weights of the mixed models sum to {sum(found):g} at sigma {edge:.3g}: the sum must be above 0."
+            )
+
+
+def mixed(models: Sequence[Denoise], shares: Sequence[Share | Rest]) -> Denoise:
+    """D = sum r_i D_i / sum r_i of several denoisers. Models of weight 0 are not asked: r = (1, 0) is the first
+    to the bit. ValueError for weights that `check_shares` refuses."""
+    if len(models) != len(shares):
+        raise ValueError(f"{len(models)} models are mixed by as many weights; got {len(shares)}.")
+    check_shares(shares)
+
+    def denoise(x, sigma):
+        weights = [share.at(sigma) for share in shares]
+        asked = [(w, model) for w, model in zip(weights, models) if w]
+        if not asked:
+            return models[0](x, sigma)
+        total = sum(w for w, _ in asked)
+        return sum((w / total) * model(x, sigma) for w, model in asked)
+
+    return denoise
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What the tuned models' weights leave of 1 to the original. Nothing where several of them sum to more than 1; one
+    alone may go beyond, and the edit is carried on."""
+
+    others: tuple[Share, ...]
+    window: SigmaWindow = ALWAYS
+
+    def at(self, sigma) -> float:
+        weights = [share.at(sigma) for share in self.others]
+        rest = 1 - sum(weights)
+        return rest if sum(map(bool, weights)) < 2 else max(rest, 0.0)
+
+
+def degrees(*shares: Share) -> list[Share | Rest]:
+    """The original's share and those of the tuned models: for one of weight r, (1 - r, r)."""
+    return [Rest(shares), *shares]
+
+
+def into_seen_domain(
+    denoise: Denoise,
+    x0: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: NoiseSource,
+    process: NoiseProcess = VE,
+    repeats: int = 8,
+    on_pass: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """A picture [B, C, ...] that the net was not trained on, brought among those it was: noised to sigmas[0] and walked
+    down by the original net, `repeats` times (the authors advise more than 8, in 6 steps each)."""
+    for i in range(repeats):
+        x0 = sample_euler(denoise, process.noised(x0, sigmas[0], noise()), sigmas)
+        if on_pass is not None:
+            on_pass(i, x0)
+    return x0

@@ -1,0 +1,42 @@
+"""What the bench of latent directions reckons itself, without trained weights."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from nulltext.benchmarks.latent_directions import asyrp, dclip
+from nulltext.demo import scenes
+
+
+class Model:
+    """Two levels; h of a pair differs by its group's own vector."""
+
+    sigmas = torch.tensor([4.0, 1.0, 0.0])
+
+    def mean_shift(self, sources, targets, groups):
+        count = int(groups.max()) + 1
+        generator = torch.Generator().manual_seed(0)
+        return [torch.randn(count, 3, 4, 4, generator=generator) for _ in range(2)]
+
+
+def test_the_random_directions_have_the_norm_of_the_found_ones_at_every_level():
+    for attribute, groups in (("background", 1), ("colour", 5)):
+        found, control = asyrp.directions_of(Model(), attribute, 8)
+        assert len(found) == len(control) == groups
+        for a, b in zip(found, control):
+            assert torch.allclose(a.shifts.flatten(1).norm(dim=1), b.shifts.flatten(1).norm(dim=1), rtol=1e-5)
+            assert abs(float(torch.cosine_similarity(a.shifts.flatten(), b.shifts.flatten(), dim=0))) < 0.3
+
+
+def test_scenes_are_plain_photos_before_and_the_object_counts_as_kept_by_thirds(monkeypatch):
+    truth = dclip.plain_scenes(6, "held_out", 1)
+    assert bool((truth.texture == scenes.TEXTURES.index("plain")).all())
+    assert bool((truth.style == scenes.STYLES.index("photo")).all())
+    reading = SimpleNamespace(
+        texture=torch.tensor([dclip.STRIPES.after] * 3 + [0] * 3),
+        style=torch.tensor([dclip.DRAWING.after] * 2 + [0] * 3 + [dclip.DRAWING.after]),
+        place=truth.place[:, 0],
+        at_place=lambda name: getattr(truth, name)[:, 0] + (name == "shape"),
+    )
+    monkeypatch.setattr(dclip.probe, "read", lambda judge, images: reading)
+    assert dclip.judged(None, None, truth) == pytest.approx([0.5, 0.5, 1 / 3, 2 / 3])

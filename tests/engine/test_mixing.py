@@ -1,0 +1,154 @@
+"""Mixing predictions: r = (1, 0) is the model to the bit, weights sum to one, no hook stays, unfinished runs go on."""
+
+import dataclasses
+
+import pytest
+import torch
+from nulltext.engine import mixing, weights
+from nulltext.engine.sampler import own_sampler, sample_latent
+from nulltext.engine.unfinished import resumable
+from nulltext.samplers.ode import sample_euler
+from nulltext.samplers.tuning import lora
+from nulltext.samplers.tuning.diffusion_clip import Share
+from nulltext.samplers.tuning.loop import Loop, Settings
+from nulltext.samplers.window import SigmaWindow
+
+
+def a_lora(model, seed, scale=0.4, layers="attention"):
+    factors = lora.low_rank_all(weights.layers(model, layers).items(), 2, seed=seed)
+    g = torch.Generator().manual_seed(seed)
+    for f in factors.values():
+        with torch.no_grad():
+            f.up.copy_(scale * torch.randn(f.up.shape, generator=g))
+    return weights.to_lora_model(factors, weights.base_of(model))
+
+
+@pytest.fixture
+def ends(make_condition):
+    return make_condition(1), make_condition(2)
+
+
+@pytest.fixture
+def sigmas(tiny, engine):
+    return engine.sigmas_of(tiny, "normal", 3)
+
+
+def mix(model, tuned, ends, latent, sigmas, cfg=3.0):
+    with torch.inference_mode():
+        guider = mixing.mix_guider(model, tuned, *ends, cfg)
+        return guider.sample(
+            torch.zeros_like(latent),
+            latent,
+            own_sampler(sample_euler, start=3 * latent),
+            sigmas,
+            disable_pbar=True,
+            seed=1,
+        )
+
+
+def plain(model, ends, latent, sigmas, cfg=3.0):
+    with torch.inference_mode():
+        sampler = own_sampler(sample_euler, start=3 * latent)
+        return sample_latent(model, *ends, cfg, sampler, sigmas, {"samples": latent}, 1)["samples"]
+
+
+def test_weight_0_is_the_model_and_weight_1_the_lora_alone(tiny, ends, latent, sigmas):
+    a, args = a_lora(tiny, 1, 0.1), (ends, latent, sigmas[-2:])
+    bare = plain(tiny, *args)
+    assert torch.equal(mix(tiny, [(a, Share(0.0))], *args), bare)
+    loaded = plain(weights.applied(tiny, None, a)[0], *args)  # core's loader: the product is in the weights
+    made = mix(tiny, [(a, Share(1.0))], *args)
+    assert not torch.allclose(bare, loaded, rtol=1e-2)
+    assert float((made - loaded).norm() / (bare - loaded).norm()) < 1e-4
+    assert torch.equal(plain(tiny, *args), bare)
+
+
+def test_half_and_half_is_the_mean_of_the_predictions(tiny, ends, latent, sigmas):
+    """One step to 0 gives D itself."""
+    a, b, one = a_lora(tiny, 1), a_lora(tiny, 2), sigmas[-2:]
+    args = (ends, latent, one)
+    bare, first, second = plain(tiny, *args), *(mix(tiny, [(x, Share(1.0))], *args) for x in (a, b))
+    found = mix(tiny, [(a, Share(0.3))], *args)
+    assert torch.allclose(found, 0.7 * bare + 0.3 * first, atol=1e-4)
+    both = mix(tiny, [(a, Share(1.0)), (b, Share(1.0))], *args)
+    assert torch.allclose(both, (first + second) / 2, atol=1e-4)
+    assert not torch.allclose(first, second, rtol=1e-2)
+
+
+def test_a_window_is_where_the_lora_counts(tiny, ends, latent, sigmas):
+    a = a_lora(tiny, 1)
+    early = SigmaWindow(float("inf"), float(sigmas[1]) + 1e-3)
+    rows = []
+    tiny.model.diffusion_model.register_forward_pre_hook(lambda m, args: rows.append(1))
+    found = mix(tiny, [(a, Share(0.5, early))], ends, latent, sigmas)
+    assert len(rows) == 4  # two predictions at the first level, one at the others
+    assert not torch.allclose(found, mix(tiny, [(a, Share(0.5))], ends, latent, sigmas), rtol=1e-3)
+
+
+def test_no_hook_stays_after_success_error_and_interrupt(tiny, engine, ends, latent, sigmas):
+    a, manage = a_lora(tiny, 1), engine.get("model_management")
+    args = (ends, latent, sigmas)
+    bare, net, calls = plain(tiny, *args), tiny.model.diffusion_model, []
+
+    def hooks():
+        return sum(len(m._forward_hooks) for m in net.modules())
+
+    before = hooks()
+    mix(tiny, [(a, Share(0.5))], *args)
+    assert hooks() == before
+
+    def fail(module, given):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("the second call")
+        if len(calls) == 4:
+            manage.interrupt_current_processing(True)
+
+    handle = net.register_forward_pre_hook(fail)
+    try:
+        with pytest.raises(RuntimeError, match="second"):
+            mix(tiny, [(a, Share(0.5))], *args)
+        with pytest.raises(engine.Interrupted()):
+            mix(tiny, [(a, Share(0.5))], *args)
+    finally:
+        handle.remove()
+        manage.interrupt_current_processing(False)
+    assert hooks() == before and torch.equal(plain(tiny, *args), bare)
+
+
+def test_a_lora_of_another_model_is_refused(tiny, make_model, ends):
+    other = a_lora(make_model("V_PREDICTION"), 1)
+    with pytest.raises(ValueError, match="LoRA"):
+        mixing.mix_guider(tiny, [(other, Share(1.0))], *ends, 1.0)
+
+
+def test_a_stopped_run_goes_on_and_an_ended_one_leaves_nothing(engine, tmp_path, monkeypatch):
+    import nulltext.engine.unfinished as module
+
+    monkeypatch.setattr(module, "folder", lambda kind: tmp_path)
+    start = Settings(steps=6, lr=0.1)
+
+    def run(stop_at=None, settings=start):
+        loop = Loop({"a": torch.zeros(2)}, settings, 3)
+
+        def step(generator):
+            if loop.step == stop_at:
+                raise KeyboardInterrupt
+            return {"loss": (loop.parameters["a"] - torch.randn(2, generator=generator)).square().sum()}
+
+        with resumable(loop, "key") as states:
+            begun = loop.step
+            loop.run(step, on_step=lambda report: states.append(loop.state()))
+        return loop.result()["a"], begun
+
+    whole, _ = run()
+    assert not list(tmp_path.rglob("*.*"))
+    with pytest.raises(KeyboardInterrupt):
+        run(stop_at=4)
+    assert len(list(tmp_path.rglob("key.safetensors"))) == 1
+    again, begun = run()
+    assert begun == 4 and torch.equal(again, whole) and not list(tmp_path.rglob("*.*"))
+    with pytest.raises(KeyboardInterrupt):
+        run(stop_at=2)
+    begun = run(settings=dataclasses.replace(start, optimiser="SGD"))[1]
+    assert begun == 0  # a state of another kind is not taken up

@@ -1,0 +1,157 @@
+"""The h-space boxes on a small random model: what they refuse, that they edit, that files bring directions back."""
+
+import uuid
+
+import pytest
+import torch
+from nulltext.engine.sampler import own_sampler, sample_latent
+from nulltext.nodes import h_map, h_space, h_space_files
+from nulltext.samplers.ode import sample_euler
+
+EMPTY = {"samples": torch.zeros(1, 4, 8, 8)}
+
+
+@pytest.fixture(autouse=True)
+def inference():
+    with torch.inference_mode():
+        yield
+
+
+def made(model, positive, latent=EMPTY, way=h_space.COMPONENT, steps=4, samples=3, component=1, site=0, seed=5, **more):
+    return h_space.HSpaceDirection().run(
+        model, positive, latent, way, steps, "normal", samples, component, site, seed, **more
+    )["result"][0]
+
+
+def sampler(model, direction, strength=1.0, t_edit=0.0, t_boost=0.0, way=h_space.ASYMMETRIC, **more):
+    return h_space.AsyrpSampler().run(
+        model, direction, strength, way, t_edit, t_boost, True, True, h_space.ONE_CALL, **more
+    )["result"]
+
+
+def sampled(model, ends, latent, parts):
+    return sample_latent(model, *ends, 3.0, parts[0], parts[1], {"samples": latent}, 3)["samples"]
+
+
+@pytest.fixture
+def ends(make_condition):
+    return make_condition(1), make_condition(2)
+
+
+def test_equal_prompts_and_equal_pictures_have_no_direction(tiny, ends, latent):
+    for d in (
+        made(tiny, ends[0], way=h_space.PROMPTS, target=ends[0]),
+        made(tiny, ends[0], {"samples": latent}, h_space.PICTURES, target_latent={"samples": latent}),
+    ):
+        assert torch.equal(d.shifts, torch.zeros_like(d.shifts)) and d.shifts.shape == (4, 64, 4, 4)
+    d = made(tiny, ends[0], way=h_space.PROMPTS, target=ends[1])
+    back = made(tiny, ends[1], way=h_space.PROMPTS, target=ends[0])
+    assert float(d.shifts.norm()) > 1 and torch.allclose(d.shifts, -back.shifts, atol=1e-4)
+
+
+def test_a_set_of_pictures_is_the_mean_of_its_pictures(tiny, ends, latent):
+    """More pictures than stand in one call; the sets may differ in number."""
+    many = torch.cat([latent] * 5)
+    d = made(tiny, ends[0], {"samples": many}, h_space.PICTURES, target_latent={"samples": latent.flip(0) * 2})
+    assert d.shifts.shape == (4, 64, 4, 4) and float(d.shifts.norm()) > 1
+
+
+def test_components_come_in_order_and_are_reproducible(tiny, ends):
+    first, second = made(tiny, ends[0]), made(tiny, ends[0], component=2)
+    assert float(first.shifts.norm()) > float(second.shifts.norm()) > 0
+    assert float((first.shifts * second.shifts).sum().abs()) < 1e-2 * float(first.shifts.square().sum())
+    assert torch.equal(first.shifts, made(tiny, ends[0]).shifts)
+    assert not torch.allclose(first.shifts, made(tiny, ends[0], seed=6).shifts)
+
+
+def test_the_sampler_edits_and_at_strength_0_is_euler(tiny, ends, latent):
+    d = made(tiny, ends[0])
+    parts = sampler(tiny, d, 0.0)
+    euler = sampled(tiny, ends, latent, (own_sampler(sample_euler), parts[1]))
+    assert torch.equal(sampled(tiny, ends, latent, parts), euler)
+    edits = [sampled(tiny, ends, latent, sampler(tiny, d, s)) for s in (0.5, 1.0, -1.0)]
+    far = [float((e - euler).norm()) for e in edits]
+    assert 0 < far[0] < far[1] and float(((edits[1] - euler) * (edits[2] - euler)).sum()) < 0
+    for changed in (
+        sampler(tiny, d, way=h_space.SYMMETRIC),
+        sampler(tiny, d, t_edit=0.6),
+        sampler(tiny, d, t_boost=0.5),
+        sampler(tiny, d, direction_2=d, strength_2=1.0),
+    ):
+        assert not torch.allclose(sampled(tiny, ends, latent, changed), edits[1], rtol=1e-3)
+    none = sampler(tiny, d, t_edit=1.0)  # a window that holds its first level alone
+    assert not torch.allclose(sampled(tiny, ends, latent, none), edits[1], rtol=1e-3)
+
+
+def test_a_later_site_has_its_own_h_and_is_edited_there(tiny, ends, latent):
+    d = made(tiny, ends[0], site=2)
+    assert d.site == 2 and d.shifts.shape == (4, 64, 8, 8)
+    parts = sampler(tiny, d)
+    assert not torch.allclose(sampled(tiny, ends, latent, parts), sampled(tiny, ends, latent, sampler(tiny, d, 0.0)))
+
+
+def test_what_has_no_defined_result_is_refused(tiny, make_model, ends, latent):
+    d = made(tiny, ends[0])
+    with pytest.raises(ValueError, match="another|made with"):
+        sampler(make_model("V_PREDICTION"), d)
+    with pytest.raises(ValueError, match="wire target"):
+        made(tiny, ends[0], way=h_space.PROMPTS)
+    with pytest.raises(ValueError, match="needs both"):
+        made(tiny, ends[0], {"samples": latent}, h_space.PICTURES, target_latent=EMPTY)
+    with pytest.raises(ValueError, match="different sizes"):
+        made(tiny, ends[0], {"samples": latent}, h_space.PICTURES, target_latent={"samples": latent[..., :4]})
+    with pytest.raises(ValueError, match="components"):
+        made(tiny, ends[0], component=3)
+    with pytest.raises(ValueError, match="sites"):
+        made(tiny, ends[0], site=9)
+
+
+def test_a_saved_direction_edits_to_the_bit(tiny, make_model, ends, latent):
+    d = made(tiny, ends[0])
+    name = f"directions_{uuid.uuid4().hex}/way"
+    save, load = h_space_files.SaveDirection(), h_space_files.LoadDirection()
+    assert save.run(d, name, True)["result"] == (f"{name}.safetensors",)
+    assert save.run(d, name, False)["result"] == (f"{name}_001.safetensors",)
+    back = load.run(name, tiny)["result"][0]
+    assert torch.equal(sampled(tiny, ends, latent, sampler(tiny, back)), sampled(tiny, ends, latent, sampler(tiny, d)))
+    with pytest.raises(ValueError, match="direction"):
+        load.run(name, make_model("FLOW"))
+    with pytest.raises(ValueError, match="Save h-Space Direction"):
+        load.run(name + "_other")
+    with pytest.raises(ValueError, match=r"\.\."):
+        save.run(d, "../out", True)
+    assert load.IS_CHANGED(name) != load.IS_CHANGED(name + "_other")
+
+
+class Tower(torch.nn.Module):
+    image_size = 8
+
+    def embed_image(self, pictures):
+        return torch.nn.functional.one_hot((pictures.mean((1, 2, 3)) > 0.5).long(), 2).float()
+
+    def embed_text(self, texts):
+        return torch.tensor([[1.0, 0.0] if t == "dark" else [0.0, 1.0] for t in texts])
+
+    def unknown(self, text):
+        return []
+
+
+def test_the_map_has_a_column_for_each_strength(tiny, ends, latent):
+    d = made(tiny, ends[0])
+
+    class Vae:
+        def decode(self, samples):
+            return (samples[:, :3] * 0 + 0.2 + 0.6 * (samples[:, :1] == samples[:, :1])).movedim(1, -1)
+
+    def run(strengths, attributes):
+        return h_map.HSpaceMap().run(
+            tiny, *ends, Vae(), d, Tower(), {"samples": latent}, 3, 1.0, 4, "normal", 0.0, strengths, attributes
+        )["result"]
+
+    strip, table, images = run("0, 1, 2", "dark | light")
+    assert images.shape == (6, 8, 8, 3) and strip.shape[2] == 24
+    assert [line.split() for line in table.splitlines()[1:]] == [["dark"] + ["0.00"] * 3, ["light"] + ["1.00"] * 3]
+    with pytest.raises(ValueError, match="strengths"):
+        run("0, x", "dark | light")
+    with pytest.raises(ValueError, match="two values"):
+        run("0", "dark")

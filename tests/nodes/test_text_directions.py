@@ -1,0 +1,173 @@
+"""DiffusionCLIP's and Asyrp's training boxes on a small random model: they train, repeat, go on, and refuse."""
+
+import pytest
+import torch
+from nulltext.demo import nets
+from nulltext.engine import files, unfinished
+from nulltext.nodes import diffusion_clip, h_space, h_training
+from nulltext.nodes.tuning_chain import TEMPLATES
+
+WHOLE, SAVING = diffusion_clip.WHOLE, diffusion_clip.SAVING
+
+
+class Tower(torch.nn.Module):
+    """Reads the mean red and blue of a picture."""
+
+    image_size = 8
+
+    def embed_image(self, pictures):
+        return torch.stack(
+            [pictures[:, 0].mean((1, 2)), pictures[:, 2].mean((1, 2)), 0.3 + 0 * pictures[:, 0, 0, 0]], 1
+        )
+
+    def embed_text(self, texts):
+        return torch.tensor([[1.0, 0.0, 0.3] if "red" in t else [0.0, 1.0, 0.3] for t in texts])
+
+    def unknown(self, text):
+        return []
+
+
+@pytest.fixture(scope="module")
+def vae(engine):
+    torch.manual_seed(0)
+    sd = dict(nets.AutoEncoder(nets.SLIM_SIZE).state_dict())
+    sd = nets.widened(sd) | {"vae_scale": torch.tensor(0.18215), "vae_shift": torch.tensor(0.0)}
+    with torch.inference_mode():
+        return engine.get("sd").VAE(sd=sd)
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch):
+    """Inversions are made anew, and no state is left between tests."""
+    monkeypatch.setattr(files, "cache_key", lambda *a: None)
+
+
+@pytest.fixture
+def pictures():
+    with torch.inference_mode():
+        return {"samples": torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(3)) / 0.18215}
+
+
+def tune(model, positive, pictures, vae, passes=2, gradient=WHOLE, lr=1e-2, seed=3, target="red", l1=0.0):
+    with torch.inference_mode():
+        return diffusion_clip.DiffusionCLIPTune().run(
+            model, positive, pictures, vae, Tower(), "blue", target, 0.5, 3, 2, passes, lr, 1.0, 3.0, l1, 0.0, "log",
+            gradient, "attention", 2, seed, TEMPLATES, "",
+        )["result"]  # fmt: skip
+
+
+def agreement(report):
+    before, after = report.split("words ")[1].split(".\n")[0].split(" -> ")
+    return float(before), float(after.rstrip("."))
+
+
+@pytest.mark.parametrize("gradient", [WHOLE, SAVING])
+def test_tuning_turns_the_pictures_towards_the_words(tiny, make_condition, pictures, vae, gradient):
+    before = [p.clone() for p in tiny.model.parameters()]
+    patched, found, report = tune(tiny, make_condition(), pictures, vae, passes=6, gradient=gradient)
+    first, last = agreement(report)
+    assert last > first
+    assert any(float(v.abs().sum()) > 0 for k, v in found.items() if "lora_up" in k)
+    assert patched is not tiny and patched.patches and not tiny.patches
+    assert all(torch.equal(a, b) for a, b in zip(before, tiny.model.parameters()))
+    assert not any(m._forward_hooks for m in tiny.model.diffusion_model.modules())
+    again = tune(tiny, make_condition(), pictures, vae, passes=6, gradient=gradient)[1]
+    assert all(torch.equal(again[k], v) for k, v in found.items())
+
+
+def test_an_edit_of_degree_0_is_the_models_own_walk_and_more_goes_further(tiny, make_condition, pictures, vae):
+    positive = make_condition()
+    found = tune(tiny, positive, pictures, vae)[1]
+
+    def edit(degree, unseen=0, steps=4):
+        with torch.inference_mode():
+            return diffusion_clip.DiffusionCLIPEdit().run(
+                tiny, positive, pictures, found, degree, 0.5, 3, steps, unseen, 2, 1
+            )["result"][0]["samples"]
+
+    back, half, whole = edit(0.0), edit(0.5), edit(1.0)
+    far = [float((e - back).norm()) for e in (half, whole)]
+    assert 0 < far[0] < far[1]
+    assert not torch.allclose(edit(0.0, unseen=1), back, rtol=1e-2)
+    finer = edit(0.0, steps=3)  # the steps of the inversion: the picture comes back about as DDIM does
+    own = pictures["samples"]
+    assert float((finer - own).norm()) < 0.7 * float((edit(0.0, unseen=1) - own).norm())
+
+
+def test_the_mixing_box_takes_up_to_three(tiny, make_condition, pictures, vae):
+    found = tune(tiny, make_condition(), pictures, vae, passes=1)[1]
+    guider = diffusion_clip.MixModels().run(
+        tiny, make_condition(), make_condition(2), 2.0, found, 0.4, 0.0, 0.5,
+        lora_model_3=found, weight_3=0.2, start_percent_3=0.5, end_percent_3=1.0,
+    )["result"][0]  # fmt: skip
+    assert len(guider.tuned) == 2
+    assert [s.at(0.02) for s in guider.shares] == pytest.approx([0.8, 0.0, 0.2])
+    assert [s.at(14.0) for s in guider.shares] == pytest.approx([0.6, 0.4, 0.0])
+
+
+def train(model, positive, pictures, vae, what=h_training.NETWORK, passes=2, t_edit=0.5, lr=0.05, optimiser="Adam"):
+    with torch.inference_mode():
+        return h_training.HSpaceTrain().run(
+            model, positive, pictures, vae, Tower(), "blue", "red", what, 4, "normal", t_edit, passes, optimiser, lr,
+            1.0, 0.0, "log", 0, 5, TEMPLATES,
+        )["result"]  # fmt: skip
+
+
+@pytest.mark.parametrize("what", [h_training.NETWORK, h_training.FREE])
+def test_training_in_h_turns_the_predictions_towards_the_words(tiny, make_condition, pictures, vae, what):
+    before = [p.clone() for p in tiny.model.parameters()]
+    direction, report = train(tiny, make_condition(), pictures, vae, what, passes=8)
+    first, last = agreement(report)
+    assert last > first
+    assert direction.kind == ("block" if what == h_training.NETWORK else "steps") and direction.target == "red"
+    assert all(torch.equal(a, b) for a, b in zip(before, tiny.model.parameters()))
+    again, _ = train(tiny, make_condition(), pictures, vae, what, passes=8)
+    h = torch.randn(1, 64, 2, 2, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(direction.at(14.0)(h), again.at(14.0)(h))
+    assert direction.edit > 0 and direction.at(direction.edit * 0.9) is None
+    with torch.inference_mode():
+        h_space.AsyrpSampler().run(tiny, direction, 1.0, h_space.ASYMMETRIC, 0.0, 0.0, True, True, h_space.ONE_CALL)
+
+
+def test_the_level_of_the_edit_can_be_measured(tiny, make_condition, pictures, vae):
+    direction, report = train(tiny, make_condition(), pictures, vae, passes=1, t_edit=0.0)
+    assert float(direction.sigmas[-2]) <= direction.edit <= float(direction.sigmas[0])
+    assert f"sigma {direction.edit:.3g}" in report
+
+
+def test_what_has_no_defined_result_is_refused(tiny, make_condition, pictures, vae):
+    with pytest.raises(ValueError, match="tells apart"):
+        tune(tiny, make_condition(), pictures, vae, target="blue too")
+    with pytest.raises(ValueError, match="raise them"):
+        diffusion_clip.schedule(tiny, 0.0, 6)
+    with pytest.raises(ValueError, match="empty"):
+        tune(tiny, make_condition(), {"samples": torch.zeros(1, 4, 4, 4)}, vae)
+
+
+@pytest.mark.parametrize("gradient", [WHOLE, SAVING])
+def test_a_stopped_tuning_goes_on_with_the_same_bits(
+    tiny, engine, make_condition, pictures, vae, tmp_path, monkeypatch, gradient
+):
+    monkeypatch.setattr(unfinished, "folder", lambda kind: tmp_path)
+    args = (tiny, make_condition(), pictures, vae, 2, gradient)
+    whole = tune(*args)[1]
+    monkeypatch.setattr(files, "cache_key", lambda model, *given: "key" if isinstance(given[-1], list) else None)
+    manage, calls = engine.get("model_management"), []
+
+    def stop(module, given):
+        calls.append(1)
+        if len(calls) == 3 + 6:  # after the inversion, in the third or fourth step of the optimiser
+            manage.interrupt_current_processing(True)
+
+    hook = tiny.model.diffusion_model.register_forward_pre_hook(stop)
+    try:
+        with pytest.raises(engine.Interrupted()):
+            tune(*args)
+    finally:
+        hook.remove()
+        manage.interrupt_current_processing(False)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 1
+    assert not any(m._forward_hooks for m in tiny.model.diffusion_model.modules())
+    _, again, report = tune(*args)
+    assert "Went on" in report and not list(tmp_path.rglob("*.safetensors"))
+    assert all(torch.equal(again[k], v) for k, v in whole.items())

@@ -1,0 +1,30 @@
+"""A record's file is whole or it is not there, and what can't be read is said in one sentence."""
+
+import pytest
+import torch
+from nulltext.samplers import record_file
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    record_file.write(path, {"x": torch.arange(3.0)}, {"k": "old"})
+
+    def fail(tensors, where, metadata):
+        with open(where, "wb") as file:
+            file.write(b"half")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(record_file, "save_file", fail)
+    with pytest.raises(OSError, match="full"):
+        record_file.write(path, {"x": torch.zeros(3)}, {"k": "new"})
+    tensors, metadata = record_file.read(path, "record")
+    assert torch.equal(tensors["x"], torch.arange(3.0)) and metadata == {"k": "old"}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no record file named none\."):
+        record_file.read(tmp_path / "none.safetensors", "record")
+    (tmp_path / "bad.safetensors").write_bytes(b"\x10")
+    with pytest.raises(ValueError, match=r"bad\.safetensors .* make the record again"):
+        record_file.read(tmp_path / "bad.safetensors", "record")
