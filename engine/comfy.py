@@ -8,6 +8,7 @@ import importlib.util
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..samplers.core import FLOW, VE, NoiseProcess
@@ -71,6 +72,12 @@ class Progress:
         self._previewer = None
         if model is not None:
             self._previewer = get("latent_preview").get_previewer(model.load_device, model.model.latent_format)
+
+    def show(self, image: Tensor) -> None:
+        """A picture [1, H, W, 3] in 0..1 as the preview, where the bar stands."""
+        pixels = (image[0, ..., :3].detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+        picture = Image.fromarray(pixels.numpy())
+        self._bar.update_absolute(min(self.value, self.total), self.total, ("JPEG", picture, max(picture.size)))
 
     def tick(self, n: int = 1, x0: Tensor | None = None) -> None:
         """n more units done; x0 [B, C, ...] in model space is shown if previews are on. Raises on interrupt."""
@@ -172,9 +179,23 @@ def full_path(kind: str, name: str) -> Path:
     return path
 
 
-def cache_folder() -> Path:
-    """This pack's own folder inside ComfyUI's user folder; made if missing."""
-    path = folder("user") / "nulltext" / "inversions"
+def model_file(kind: str, name: str) -> Path:
+    """Where a file of that name goes in ComfyUI's own folder of models of that kind ("loras", "embeddings").
+
+    ValueError for a name that leaves the folder or names none."""
+    root = Path(get("folder_paths").get_folder_paths(kind)[0]).resolve()
+    relative = Path(name.strip().replace("\\", "/").removesuffix(".safetensors") + ".safetensors")
+    path = (root / relative).resolve()
+    if relative.name == ".safetensors" or relative.is_absolute() or ".." in relative.parts or ":" in name:
+        raise ValueError(f"The file name {name!r} must name a file inside models/{kind}, without '..' or a drive.")
+    if not path.is_relative_to(root):
+        raise ValueError(f"The file name {name!r} leaves the folder models/{kind}: choose another.")
+    return path
+
+
+def cache_folder(kind: str = "inversions") -> Path:
+    """This pack's own folder of that kind inside ComfyUI's user folder; made if missing."""
+    path = folder("user") / "nulltext" / kind
     path.mkdir(parents=True, exist_ok=True)
     return path
 
