@@ -83,12 +83,15 @@ def fingerprint(model) -> dict[str, str]:
     }
 
 
-def difference(saved: dict[str, str], now: dict[str, str]) -> str | None:
-    """None if both tell the same model, else one sentence that names what differs."""
+def difference(
+    saved: dict[str, str], now: dict[str, str], what: str = "inversion", again: str = "invert with this"
+) -> str | None:
+    """None if both tell the same model, else one sentence that names what differs. what: was made with the saved one;
+    again: what to do where that one is gone."""
     for key, name in _NAMES.items():
         if saved.get(key) != now.get(key):
             if key == "weights" and saved.get("precision") != now.get("precision"):
                 key, name = "precision", "weights in another precision"  # equal values in a wider type: no difference
             told = f" ({saved.get(key)} then, {now.get(key)} now)" if key in ("prediction", "precision") else ""
-            return f"This inversion was made with a model that has {name}{told}: use that one, or invert with this."
+            return f"This {what} was made with a model that has {name}{told}: use that one, or {again}."
     return None

@@ -135,18 +135,18 @@ def test_a_batch_has_one_size_and_every_picture_is_equally_likely():
     small, large = examples(4), examples(2, size=6)
     both = Examples(small.latents + large.latents, range(6))
     g, counts = torch.Generator().manual_seed(0), torch.zeros(6)
-    for _ in range(4000):
+    for _ in range(1500):
         batch = draw(both, 3, Levels(), g)
         for i in batch.conditions:
             counts[i] += 1
         assert batch.x0.shape == (3, *both.latents[batch.conditions[0]].shape)
-    assert float((counts / counts.sum() - 1 / 6).abs().max()) < 0.012
+    assert float((counts / counts.sum() - 1 / 6).abs().max()) < 0.02
 
 
 def test_dropped_captions_are_the_empty_one():
     g = torch.Generator().manual_seed(0)
-    captions = [c for _ in range(800) for c in draw(examples(empty=""), 4, Levels(), g, dropout=0.1).conditions]
-    assert captions.count("") / len(captions) == pytest.approx(0.1, abs=0.02)
+    captions = [c for _ in range(400) for c in draw(examples(empty=""), 4, Levels(), g, dropout=0.1).conditions]
+    assert captions.count("") / len(captions) == pytest.approx(0.1, abs=0.025)
     assert "" not in draw(examples(empty=""), 400, Levels(), g).conditions
 
 

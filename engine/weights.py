@@ -1,0 +1,227 @@
+"""LoRA on ComfyUI's networks: added to the layers' outputs while it trains, saved under the names that loaders know.
+
+Hooks leave every weight alone, so they work the same on cast, low-memory and fp8 weights and on both engines. What
+comes out is a `LoraModel`, core's LORA_MODEL: a flat dict that core's LoraLoader, SaveLoRA and other tools take.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ..samplers.tuning import lora
+from ..samplers.tuning.lora import LowRank
+from .comfy import get
+from .fingerprint import difference, fingerprint
+from .gradients import check_differentiable, normal
+
+#: choices of the network's layers. "transformers" adds the projections around a UNet's transformers (kohya's choice);
+#: "all linear and conv" every layer inside the blocks; the first and last layers and the time's are left out.
+TARGETS = ("attention", "attention+ff", "transformers", "all linear and conv")
+#: choices of a CLIP text encoder's layers: q, k, v, out; with its two feed-forward layers
+TEXT_TARGETS = ("attention", "attention+ff")
+
+_ATTENTION = re.compile(r"(^|\.)\w*(attn|attention)\w*\.")
+_FEED_FORWARD = re.compile(r"(^|\.)(\w+_)?(ff|mlp|feed_forward)(_\w+)?\.")
+_PROJECTION = re.compile(r"\.proj_(in|out)$")
+_BLOCK = re.compile(r"(^|\.)\w*(block|blocks|layers)\.")
+_PREFIX = "diffusion_model."
+_TEXT = re.compile(r"^(clip_[a-z])\.transformer\.(text_model\.encoder\.layers\.\d+\.(self_attn|mlp)\.\w+)$")
+BASE = "nulltext_base"  # the metadata entry that holds the base model's fingerprint
+
+
+class LoraModel(dict):
+    """Tensors by their standard names, and `metadata`, strings that go into the file beside them."""
+
+    def __init__(self, tensors: Mapping[str, Tensor] = {}, metadata: Mapping[str, str] = {}):  # noqa: B006 (not kept)
+        super().__init__(tensors)
+        self.metadata = dict(metadata)
+
+    @property
+    def keys_of_layers(self) -> list[str]:
+        return sorted({key.split(".", 1)[0] for key in self})
+
+
+# -- which layers
+
+
+def _refuse_unknown(name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        raise ValueError(f"There is no choice of layers {name!r}: choose one of {', '.join(known)}.")
+
+
+def _chosen(path: str, layer: nn.Module, targets: str) -> bool:
+    if targets == "all linear and conv":
+        return bool(_BLOCK.search(path)) and path != "input_blocks.0.0"
+    if targets == "transformers" and _PROJECTION.search(path) and _BLOCK.search(path):
+        return True
+    plain = isinstance(layer, nn.Linear)
+    if plain and _ATTENTION.search(path + "."):
+        return True
+    return plain and targets != "attention" and bool(_FEED_FORWARD.search(path + "."))
+
+
+def layers(model, targets: str = "attention") -> dict[str, nn.Module]:
+    """The MODEL's layers of a choice of `TARGETS` by their standard names, in the network's order.
+
+    ValueError for an unknown choice, a network that has none of them, and quantised weights."""
+    _refuse_unknown(targets, TARGETS)
+    network = model.model.diffusion_model
+    found = {
+        f"lora_unet_{path.replace('.', '_')}": layer
+        for path, layer in network.named_modules()
+        if lora.adaptable(layer) and _chosen(path, layer, targets)
+    }
+    if not found:
+        raise ValueError(f"This model has no layers of the choice {targets!r}: choose 'all linear and conv'.")
+    check_differentiable(*found.values())
+    return found
+
+
+def text_layers(clip, targets: str = "attention") -> dict[str, nn.Module]:
+    """The layers of a CLIP's text encoders by their standard names: lora_te_ for one encoder, lora_te1_ (CLIP-L) and
+    lora_te2_ (CLIP-G) where there are both.
+
+    ValueError for an unknown choice, for text encoders that are no CLIP, and quantised weights."""
+    _refuse_unknown(targets, TEXT_TARGETS)
+    encoders = clip.cond_stage_model
+    names = [name for name in ("clip_l", "clip_g", "clip_h") if hasattr(encoders, name)]
+    prefixes = dict(zip(names, ("lora_te1_", "lora_te2_") if names[:2] == ["clip_l", "clip_g"] else ("lora_te_",)))
+    found = {}
+    for path, layer in encoders.named_modules():
+        match = _TEXT.match(path)
+        if match and lora.adaptable(layer) and (match[3] == "self_attn" or targets != "attention"):
+            if match[1] in prefixes:
+                found[prefixes[match[1]] + match[2].replace(".", "_")] = layer
+    if not found:
+        raise ValueError("This text encoder is no CLIP, and only CLIP's can be trained: train the network alone.")
+    check_differentiable(*found.values())
+    return found
+
+
+# -- while it trains
+
+
+@contextlib.contextmanager
+def attached(
+    where: Mapping[str, nn.Module], factors: Mapping[str, LowRank], strength: float | Callable[[], float] = 1.0
+) -> Iterator[None]:
+    """Add strength * delta to the outputs of the layers for the duration; no hook stays, on errors and interrupts too.
+
+    strength may be asked anew at each call; at 0 the layer's own output is passed on, to the bit. Gradients reach the
+    factors inside `grad_mode`. ValueError, before anything is attached, for factors of layers that are not there."""
+    missing = sorted(set(factors) - set(where))
+    if missing:
+        raise ValueError(f"This model has no layer {missing[0]} ({len(missing)} such): take the model that was tuned.")
+    with contextlib.ExitStack() as undo:
+        for name, factor in factors.items():
+            undo.callback(where[name].register_forward_hook(_hook(factor, strength)).remove)
+        yield
+
+
+def _hook(factor: LowRank, strength):
+    def add(_layer, inputs, output):
+        by = strength() if callable(strength) else strength
+        if by == 0:
+            return None
+        x = inputs[0]
+        return output + by * factor.delta(x if torch.is_inference_mode_enabled() else normal(x))
+
+    return add
+
+
+# -- what comes out
+
+
+def to_lora_model(factors: Mapping[str, LowRank], metadata: Mapping[str, str] = {}) -> LoraModel:  # noqa: B006
+    """The factors as core's LORA_MODEL: <layer>.lora_up.weight, .lora_down.weight, .alpha; fp32 copies on the CPU."""
+    tensors = {}
+    with torch.inference_mode(False), torch.no_grad():
+        for name, factor in factors.items():
+            for part, value in (("lora_up", factor.up), ("lora_down", factor.down)):
+                tensors[f"{name}.{part}.weight"] = value.detach().float().cpu().contiguous().clone()
+            tensors[f"{name}.alpha"] = torch.tensor(float(factor.alpha))
+    return LoraModel(tensors, metadata)
+
+
+def from_lora_model(model: Mapping[str, Tensor], where: Mapping[str, nn.Module]) -> dict[str, LowRank]:
+    """Trainable factors for those layers, from a LORA_MODEL with the standard names; layers it lacks are left out.
+
+    ValueError if it holds none of them, or factors of another shape than the layer's."""
+    out = {}
+    for i, (name, layer) in enumerate(where.items()):
+        up, down = (model.get(f"{name}.{part}.weight") for part in ("lora_up", "lora_down"))
+        if up is None or down is None:
+            continue
+        rank = down.shape[0]
+        fresh = lora.low_rank(layer, rank, generator=torch.Generator().manual_seed(i), name=name)
+        if fresh.up.shape != up.shape or fresh.down.shape != down.shape:
+            raise ValueError(
+                f"The LoRA's {name} has another shape than the model's layer: take the model it belongs to."
+            )
+        alpha = model.get(f"{name}.alpha")
+        numbers = {key: getattr(fresh, key) for key in ("stride", "padding", "dilation")}
+        with torch.no_grad():
+            fresh.up.copy_(up)
+            fresh.down.copy_(down)
+        out[name] = LowRank(fresh.down, fresh.up, float(rank if alpha is None else alpha), **numbers)
+    if not out:
+        raise ValueError("The LoRA holds no layer of this choice under the standard names: choose the layers it has.")
+    return out
+
+
+def applied(model, clip, tensors: Mapping[str, Tensor], strength: float = 1.0, text_strength: float | None = None):
+    """(MODEL, CLIP) with the LoRA as weight patches, by core's own loader; clip may be None.
+
+    What is given is not changed; at strength 0 it is given back as it is."""
+    text_strength = strength if text_strength is None else text_strength
+    if strength == 0 and (clip is None or text_strength == 0):
+        return model, clip
+    patched, text = get("sd").load_lora_for_models(model, clip, dict(tensors), strength, text_strength)
+    return (model if strength == 0 else patched), (clip if text_strength == 0 else text)
+
+
+# -- files and what they belong to
+
+
+def base_of(model) -> dict[str, str]:
+    """The metadata entry that tells which MODEL a LoRA was trained on."""
+    return {BASE: json.dumps(fingerprint(model))}
+
+
+def check_base(metadata: Mapping[str, str], model) -> None:
+    """ValueError in one sentence if these strings say that training began on another model than this one.
+
+    Files without that entry, from other tools, pass."""
+    if BASE in metadata:
+        differs = difference(json.loads(metadata[BASE]), fingerprint(model), what="LoRA", again="train anew on this")
+        if differs:
+            raise ValueError(differs)
+
+
+def save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] = {}) -> None:  # noqa: B006
+    """One safetensors file that core's LoraLoader reads; a file of that name is replaced whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    own = getattr(tensors, "metadata", {})
+    get("utils").save_torch_file(dict(tensors), str(unfinished), metadata={**own, **metadata} or None)
+    unfinished.replace(path)
+
+
+def load(path: Path) -> LoraModel:
+    """A LoRA file of any tool. ValueError in one sentence for a missing, foreign or damaged one."""
+    try:
+        with safe_open(path, "pt") as f:
+            found = LoraModel({k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"The LoRA file {path.name} can't be read: check the name, or load it anew.") from error
+    if not any("lora" in key or ".diff" in key for key in found):
+        raise ValueError(f"The file {path.name} holds no LoRA: choose a file of the loras folder.")
+    return found
