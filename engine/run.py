@@ -47,7 +47,8 @@ class Run:
         """D of each condition (a name or a processed list) at x [B, C, ...], batched in one call where memory allows;
         no CFG."""
         self.calls += 1
-        return self.guider.predict(x.float(), self._timestep(x, sigma), names, self._options)
+        options = self._options if torch.is_inference_mode_enabled() else normal(self._options)
+        return self.guider.predict(x.float(), self._timestep(x, sigma), names, options)
 
     def guided(self, positive: str, negative: str | None, cfg: float) -> Denoise:
         """The engine's own guided denoiser, the model's cfg patches included. cfg 1 asks for the positive alone."""

@@ -1,0 +1,219 @@
+"""What a training run asks of ComfyUI: predictions for rows of different captions, texts encoded with gradients, and a
+word whose vectors are its own."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..samplers.tuning.objective import Net
+from ..samplers.tuning.textual_inversion import with_word
+from .comfy import get, load_models
+from .gradients import grad_mode, normal
+from .run import Run
+
+#: what makes a processed condition more than a caption
+_REGIONAL = ("area", "mask", "control", "gligen", "timestep_start", "timestep_end")
+#: CLIP's last ordinary token: ids for new words are taken from here downwards
+_LAST_TOKEN = 49405
+
+
+@contextlib.contextmanager
+def training(run: Run, clip=None, checkpoint: bool = False) -> Iterator[None]:
+    """The run's network, and a CLIP's text encoders where one is given, ready for backward; both on the device.
+
+    checkpoint: recompute the network's blocks in backward, for less memory. ValueError for quantised weights."""
+    if clip is not None:
+        load_models([run.patcher, clip.patcher])
+    with run.gradients(checkpoint), grad_mode(clip.cond_stage_model) if clip is not None else contextlib.nullcontext():
+        yield
+
+
+def loss_scale(run: Run) -> float:
+    """What `Settings.loss_scale` should be: large where the network computes in fp16, whose small gradients vanish."""
+    return 2.0**16 if run.compute_dtype == torch.float16 else 1.0
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A condition of the run by name, with another text embedding [1, T, D] and pooled vector [1, P] in it."""
+
+    name: str
+    embedding: Tensor
+    pooled: Tensor | None = None
+
+
+def caption_net(run: Run) -> Net:
+    """net(x, sigma, captions) -> D, a caption for each row: a name of the run's conditions, or a `Caption`.
+
+    All that a condition carries (pooled vector, sizes, guidance) goes with its row. Differentiable inside `training`.
+    ValueError, before any work, for conditions that are combined, regional or have a control net."""
+    for name, conds in run.guider.conds.items():
+        if len(conds) != 1 or any(conds[0].get(key) is not None for key in _REGIONAL):
+            raise ValueError(
+                f"The caption {name!r} must be one plain prompt: not combined, regional or with ControlNet."
+            )
+    ordinary = functools.cache(lambda name: normal(run.guider.conds[name][0]))
+
+    def row(caption: str | Caption) -> dict:
+        name = caption if isinstance(caption, str) else caption.name
+        cond = run.guider.conds[name][0] if torch.is_inference_mode_enabled() else ordinary(name)
+        return cond if isinstance(caption, str) else _replaced(cond, caption)
+
+    def net(x, sigma, captions):
+        return run.predictions(normal(x), normal(sigma), [[_joined([row(c) for c in captions])]])[0]
+
+    return net
+
+
+def _replaced(cond: dict, caption: Caption) -> dict:
+    parts = dict(cond["model_conds"])
+    parts["c_crossattn"] = _with(parts["c_crossattn"], caption.embedding)
+    if caption.pooled is not None and "y" in parts:  # the pooled vector comes first in every family's y
+        old = parts["y"].cond
+        pooled = caption.pooled.to(old)
+        parts["y"] = _with(parts["y"], torch.cat([pooled, old[:, pooled.shape[1] :]], 1))
+    return {**cond, "model_conds": parts, "cross_attn": caption.embedding}
+
+
+def _with(part, value):
+    out = copy.copy(part)
+    out.cond = value
+    return out
+
+
+def _joined(rows: list[dict]) -> dict:
+    """One processed condition whose batch is these rows."""
+    first, *others = (row["model_conds"] for row in rows)
+    if any(other.keys() != first.keys() for other in others):
+        raise ValueError("The captions carry different extras (sizes, guidance): encode them all in the same way.")
+    parts = {}
+    for key, part in first.items():
+        rest = [other[key] for other in others]
+        if not all(part.can_concat(other) for other in rest):
+            raise ValueError(f"The captions can't stand in one batch, their {key} differ in size: encode them alike.")
+        parts[key] = _with(part, part.concat(rest))
+    return {**rows[0], "model_conds": parts}
+
+
+def encode(clip, tokens: Mapping) -> tuple[Tensor, Tensor | None]:
+    """(embedding [1, T, D], pooled [1, P]) of tokens as `clip.tokenize` gives them, as ComfyUI's text node encodes
+    them; differentiable inside `training`, since nothing is loaded anew."""
+    model = clip.cond_stage_model
+    model.reset_clip_options()
+    if clip.layer_idx is not None:
+        model.set_clip_options({"layer": clip.layer_idx})
+    return model.encode_token_weights(tokens)[:2]
+
+
+def with_trained_text(net: Net, encoded: Callable[[str], tuple[Tensor, Tensor | None]], device=None) -> Net:
+    """The net of `caption_net` whose captions are encoded anew at every call, each distinct one once."""
+
+    def encode_all(x, sigma, captions):
+        made = {
+            name: Caption(name, *(t if t is None else t.to(x.device) for t in encoded(name))) for name in set(captions)
+        }
+        return net(x, sigma, [made[name] for name in captions])
+
+    return encode_all
+
+
+# -- a new word
+
+
+def encoders(clip) -> dict[str, torch.nn.Module]:
+    """CLIP's text encoders by their name in embedding files (clip_l, clip_g). ValueError where there is none."""
+    found = {
+        n: getattr(clip.cond_stage_model, n)
+        for n in ("clip_l", "clip_g", "clip_h")
+        if hasattr(clip.cond_stage_model, n)
+    }
+    if not found:
+        raise ValueError("This text encoder is no CLIP, and only CLIP's words can be learnt: use a LoRA instead.")
+    return found
+
+
+def table(encoder: torch.nn.Module) -> torch.nn.Module:
+    """The token embedding of one of `encoders`: a module with `weight` [words, width]."""
+    return encoder.transformer.get_input_embeddings()
+
+
+def word_tokens(clip, text: str) -> dict[str, list[int]]:
+    """The ids that a text has in each tokenizer ("l", "g"), without begin, end and padding."""
+    return {name: _body(chunks[0]) for name, chunks in clip.tokenize(text).items()}
+
+
+def _body(chunk: list) -> list[int]:
+    ids = [entry[0] for entry in chunk[1:]]
+    return ids[: ids.index(49407)] if 49407 in ids else ids
+
+
+def own_ids(count: int) -> list[int]:
+    """Token ids that stand for a new word's vectors while it is learnt: CLIP's last ordinary ones."""
+    return [_LAST_TOKEN - i for i in range(count)]
+
+
+def tokens_with_word(clip, text: str, word: str, own: Sequence[int]) -> dict[str, list]:
+    """The tokens of a caption, `own` wherever the word stood.
+
+    ValueError if the caption lacks the word, uses one of those ids, or is too long with it."""
+    word_ids, out = word_tokens(clip, word), {}
+    for name, chunks in clip.tokenize(text).items():
+        found, out[name] = False, []
+        for chunk in chunks:
+            body, ids = [], _body(chunk)
+            if set(ids) & set(own):
+                raise ValueError(f"The caption {text!r} uses a token that stands for the new word: say it otherwise.")
+            i = 0
+            while i < len(ids):
+                if ids[i : i + len(word_ids[name])] == word_ids[name] and word_ids[name]:
+                    body += [(token, 1.0) for token in own]
+                    i, found = i + len(word_ids[name]), True
+                else:
+                    body.append(tuple(chunk[1 + i][:2]))
+                    i += 1
+            if len(body) + 2 > len(chunk):
+                raise ValueError(f"The caption {text!r} is too long with the word's {len(own)} vectors: shorten it.")
+            end = (49407, 1.0)
+            pad = tuple(chunk[-1][:2]) if len(ids) + 2 < len(chunk) else end
+            out[name].append([tuple(chunk[0][:2]), *body, end] + [pad] * (len(chunk) - len(body) - 2))
+        if not found:
+            raise ValueError(
+                f"The caption {text!r} does not have the word {word!r} in it: put it where the subject is."
+            )
+    return out
+
+
+@contextlib.contextmanager
+def word_attached(clip, own: Sequence[int], vectors: Mapping[str, Tensor]) -> Iterator[None]:
+    """For the duration, own[j] reads as vectors[encoder][j] ([k, width] each); no other id is touched and no hook
+    stays. ValueError, before anything is attached, for a width that is not the encoder's."""
+    known = encoders(clip)
+    for name, value in vectors.items():
+        width = table(known[name]).weight.shape[1] if name in known else None
+        if value.ndim != 2 or value.shape[1] != width:
+            raise ValueError(
+                f"The word's vectors for {name} have shape {list(value.shape)}, and this model's text encoder has "
+                f"width {width}: learn the word with this model's CLIP."
+            )
+    with contextlib.ExitStack() as undo:
+        for name, value in vectors.items():
+            hook = lambda _, inputs, output, value=value: with_word(output, inputs[0], own, value)
+            undo.callback(table(known[name]).register_forward_hook(hook).remove)
+        yield
+
+
+def save_word(vectors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] = {}) -> None:  # noqa: B006
+    """One safetensors file that core reads as `embedding:<name>`; a file of that name is replaced whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    tensors = {name: value.detach().float().cpu().contiguous().clone() for name, value in vectors.items()}
+    get("utils").save_torch_file(tensors, str(unfinished), metadata=dict(metadata) or None)
+    unfinished.replace(path)
