@@ -204,3 +204,28 @@ def decode(vae, samples: Tensor) -> Tensor:
     """LATENT samples -> IMAGE [B, H, W, 3] in 0..1 on the CPU; the frames of a video latent become the batch."""
     images = vae.decode(samples).float().cpu().clamp(0, 1)
     return images.reshape(-1, *images.shape[-3:])
+
+
+def model_name(kind: str, path: Path) -> str:
+    """How ComfyUI calls a file of its folder of models of that kind, without the ending."""
+    root = Path(get("folder_paths").get_folder_paths(kind)[0]).resolve()
+    return path.relative_to(root).with_suffix("").as_posix()
+
+
+def model_list(kind: str) -> list[str]:
+    """The files of that kind as ComfyUI lists them."""
+    return list(get("folder_paths").get_filename_list(kind))
+
+
+def found_model(kind: str, name: str) -> Path:
+    """The path of a file of that kind by its listed name. ValueError if there is none."""
+    path = get("folder_paths").get_full_path(kind, name)
+    if path is None or ".." in Path(name).parts:
+        raise ValueError(f"There is no file {name!r} in models/{kind}: correct the name, or save one there first.")
+    return Path(path)
+
+
+def model_changed(kind: str, name: str | None) -> str:
+    """What ComfyUI compares to see whether a file is another one than before."""
+    path = get("folder_paths").get_full_path(kind, name) if name else None
+    return "" if path is None else str(Path(path).stat().st_mtime_ns)

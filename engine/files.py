@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..samplers.inversion.record import FORMAT, VERSION, Inversion
@@ -50,6 +51,15 @@ def read(path: Path) -> Inversion:
         return Inversion.load(path)
     except FileNotFoundError as error:
         raise ValueError(str(error)) from None
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """The strings of a safetensors file; none where it can't be read."""
+    try:
+        with safe_open(path, "pt") as f:
+            return f.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
 
 
 def _feed(digest, value) -> bool:

@@ -99,26 +99,6 @@ class Run:
 
         return scaled
 
-    def text_net(self) -> Callable[[Tensor, Sigma, Tensor, Tensor | None], Tensor]:
-        """net(x [B, C, ...], sigma, embedding [B, T, D], pooled [B, P] or None) -> D, a text for each row.
-
-        Everything else that the network is told (SDXL's sizes) is what the engine makes of x. Differentiable in all
-        of it inside `gradients()`. ValueError for a network that wants a picture beside the text."""
-        if getattr(self.model, "concat_keys", ()):
-            raise ValueError(
-                "This model wants a picture beside the text (an inpainting model): training needs a model of text alone."
-            )
-
-        def net(x, sigma, embedding, pooled=None):
-            self.calls += 1
-            extra = {} if pooled is None else {"pooled_output": pooled}
-            x, options = normal(x).float(), normal(self._options)
-            conds = get("sampler_helpers").convert_cond([[normal(embedding), normal(extra)]])
-            conds = get("samplers").encode_model_conds(self.model.extra_conds, conds, x, x.device, "positive")
-            return self.guider.predict(x, self._timestep(x, normal(torch.as_tensor(sigma))), [conds], options)[0]
-
-        return net
-
     @property
     def compute_dtype(self) -> torch.dtype:
         """What the network computes in, whatever its weights are stored in."""

@@ -7,10 +7,9 @@ ComfyUI's own; what is trained when a run ends early is kept.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -20,18 +19,18 @@ from torch import Tensor
 from ..samplers.ode import sample_euler
 from ..samplers.tuning.loop import Loop, NotFinite, Report
 from ..samplers.tuning.objective import HeldOut, Levels, Net, Objective, Step
-from .comfy import check_interrupt, latent_out, load_models, process_of, sigma_range, sigmas_of
+from .comfy import check_interrupt, latent_out, process_of, sigma_range, sigmas_of
 from .gradients import check_differentiable
 from .run import Run, sample_with
-from .texts import Text, joined
 from .training_store import Store
+from .tuning import caption_net, training, with_trained_text
 
 FP16_LOSS_SCALE = 65536.0
 _SAVE_SECONDS, _SHOW_SECONDS, _SAY_SECONDS = 120.0, 2.0, 20.0
 _log = logging.getLogger("nulltext")
 
-#: captions of a batch -> their texts; called at every step, with gradients on
-Encode = Callable[[Sequence[str]], list[Text]]
+#: a caption -> (embedding [1, T, D], pooled [1, P] or None), anew at every call, differentiable
+Encode = Callable[[str], tuple[Tensor, Tensor | None]]
 
 
 def levels_of(model, name: str = "the model's own") -> Levels:
@@ -58,7 +57,7 @@ def own_weight(model) -> str:
 
 
 def loss_scale(model) -> float:
-    """Above 1 where the network computes in fp16, whose small gradients vanish otherwise."""
+    """`Settings.loss_scale` for a MODEL that is not running yet: above 1 where it computes in fp16."""
     dtype = model.model.manual_cast_dtype or model.model.get_dtype()
     return FP16_LOSS_SCALE if dtype == torch.float16 else 1.0
 
@@ -74,13 +73,14 @@ def check_trainable(model, clip=None) -> None:
 @dataclass(frozen=True)
 class Look:
     """A picture drawn every `every` optimiser steps (0: never), to see what the training does: `text` against `empty`
-    at `cfg`, `steps` Euler steps from the noise of `seed`."""
+    at `cfg`, `steps` Euler steps from the noise of `seed`. Both are names of the run's captions."""
 
     text: str = ""
     every: int = 100
     seed: int = 0
     steps: int = 12
     cfg: float = 5.0
+    empty: str = ""
 
 
 @dataclass
@@ -103,57 +103,46 @@ def train(
     model,
     loop: Loop,
     make_step: Callable[[Net, torch.device], Step],
+    captions: Mapping[str, list],
     shape: Sequence[int],
     *,
-    encode: Encode,
-    attached: Callable[[Run], AbstractContextManager],
+    attached: Callable[[], AbstractContextManager],
     clip=None,
-    encoder: Callable[[], AbstractContextManager] = contextlib.nullcontext,
+    encode: Encode | None = None,
+    wrap: Callable[[Net], Net] | None = None,
     held_out: HeldOut | None = None,
     objective: Objective | None = None,
     look: Look | None = None,
     draw: Draw | None = None,
     checkpoint: bool = False,
     store: Store | None = None,
-    memory: float = 0.0,
 ) -> Outcome:
     """Run `loop` up to its number of steps on a MODEL.
 
-    make_step(net, device) gives the loop's step; net's conditions are captions. shape: of one latent [C, ...]. encode:
-    captions -> texts. attached(run): entered around the whole run, puts what is trained into the network; encoder():
-    the same for the text encoder of `clip`, which is loaded too. store: where the state is kept, read at the start.
+    make_step(net, device) gives the loop's step; net's conditions are names of `captions`, CONDITIONINGs. shape: of
+    one latent [C, ...]. attached(): entered around the whole run, puts what is trained into the network. encode: where
+    the text encoder of `clip` or a word learns too. wrap: the net in another form. store: where the state is kept.
 
     An interrupt and a loss that is not finite keep what was trained by then in the store; the interrupt goes on to
     ComfyUI, the other ends the run with a sentence in `stopped`."""
     outcome, left = Outcome(), loop.settings.steps - loop.step
     looks = 0 if look is None or not look.every else left // look.every + 1
     total = left * loop.settings.accumulate + looks * (0 if look is None else look.steps)
-    blank = torch.zeros(1, *shape)
 
     def body(run: Run):
-        if clip is not None:
-            load_models([clip.patcher, model], memory)
-        watch = _Watch(run, loop, outcome, look, draw, store, encode)
-        with run.gradients(checkpoint=checkpoint), encoder(), attached(run):
-            text_net = run.text_net()
-
-            def net(x, sigma, captions):
-                embedding, pooled = joined(encode(captions))
-                return text_net(x, sigma, embedding.to(x), None if pooled is None else pooled.to(x))
-
-            watch.net = net
-            measure = None
-            if held_out is not None:
-                measure = lambda: held_out.loss(net, objective, run.device)  # noqa: E731
-            loop.run(
-                make_step(net, run.device), held_out=measure, on_step=watch.step, tick=watch.tick
-            )
+        with training(run, clip, checkpoint), attached():
+            net = caption_net(run)
+            net = net if encode is None else with_trained_text(net, encode)
+            net = net if wrap is None else wrap(net)
+            measure = None if held_out is None else (lambda: held_out.loss(net, objective, run.device))
+            watch = _Watch(run, loop, outcome, net, look, draw, store)
+            loop.run(make_step(net, run.device), held_out=measure, on_step=watch.step, tick=watch.tick)
 
     device, begun, first = torch.device(model.load_device), time.perf_counter(), loop.step
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:
-        sample_with(model, {"positive": _any_text(encode)}, blank, sigmas_of(model, "normal", 2), body, total=total)
+        sample_with(model, dict(captions), torch.zeros(1, *shape), sigmas_of(model, "normal", 2), body, total=total)
     except NotFinite as error:
         outcome.stopped = str(error)
     finally:
@@ -165,19 +154,12 @@ def train(
     return outcome
 
 
-def _any_text(encode: Encode) -> list:
-    """A CONDITIONING for the engine's run, which asks for one; nothing is sampled from it."""
-    with torch.no_grad():
-        text = encode([""])[0]
-    return [[text.embedding, {} if text.pooled is None else {"pooled_output": text.pooled}]]
-
-
 class _Watch:
     """Counts, previews, looks and saves while a loop runs."""
 
-    def __init__(self, run: Run, loop: Loop, outcome: Outcome, look, draw, store, encode):
-        self.run, self.loop, self.outcome, self.look = run, loop, outcome, look
-        self.draw, self.store, self.encode, self.net = draw, store, encode, None
+    def __init__(self, run: Run, loop: Loop, outcome: Outcome, net: Net, look, draw, store):
+        self.run, self.loop, self.outcome, self.net = run, loop, outcome, net
+        self.look, self.draw, self.store = look, draw, store
         self.begun = self.saved = self.shown = self.said = time.perf_counter()
         self.first = loop.step
 
@@ -218,7 +200,7 @@ class _Watch:
             check_interrupt()
             run.tick(1)
             rows = torch.as_tensor(sigma, device=x.device).expand(2)
-            cond, uncond = net(torch.cat([x, x]), rows, [look.text, ""]).chunk(2)
+            cond, uncond = net(torch.cat([x, x]), rows, [look.text, look.empty]).chunk(2)
             return uncond + look.cfg * (cond - uncond)
 
         start = run.process.noised(torch.zeros_like(noise), sigmas[0], noise)
@@ -233,4 +215,3 @@ def duration(seconds: float) -> str:
     minutes, seconds = divmod(whole, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-

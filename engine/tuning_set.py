@@ -6,6 +6,8 @@ same area whose sides are whole steps: a square of `size` pixels for a square pi
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..samplers.tuning.objective import Examples
-from .comfy import Progress, full_path, latent_in
+from .comfy import Progress, cache_folder, full_path, latent_in
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
@@ -96,9 +100,7 @@ def folder_pictures(name: str) -> list[tuple[str, Image.Image, str | None]]:
             with Image.open(path) as opened:
                 picture = ImageOps.exif_transpose(opened).convert("RGB")
         except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(
-                f"The picture {name}/{path.name} can't be read ({error}): replace or remove it."
-            ) from None
+            raise ValueError(f"The picture {name}/{path.name} can't be read ({error}): replace or remove it.") from None
         out.append((path.name, picture, _text_beside(path)))
     if not out:
         raise ValueError(f"The folder {name!r} holds no picture ({', '.join(sorted(_SUFFIXES))}): put some there.")
@@ -169,3 +171,36 @@ def _mask(mask: Tensor, side: tuple[int, int], grid: Sequence[int], name: str) -
     if not bool((out > 0).any()):
         raise ValueError(f"The mask of {name} is black everywhere: paint white where the loss shall count.")
     return out
+
+
+def changed(name: str) -> str:
+    """What ComfyUI compares to see whether a folder's pictures or captions are others than before."""
+    try:
+        root = full_path("input", name)
+        told = [(p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(root.iterdir()) if p.is_file()]
+    except (ValueError, OSError) as error:
+        return str(error)
+    return hashlib.sha256(repr(told).encode()).hexdigest()
+
+
+def _prior_path(key: str) -> Path:
+    return cache_folder("tuning") / f"prior_{key}.safetensors"
+
+
+def find_prior(key: str | None) -> Tensor | None:
+    """Class pictures [N, C, h, w] drawn before for the same inputs, or None."""
+    if key is None or not _prior_path(key).is_file():
+        return None
+    try:
+        with torch.inference_mode(False):
+            return load_file(_prior_path(key))["latents"]
+    except (SafetensorError, OSError, KeyError):
+        _prior_path(key).unlink(missing_ok=True)
+        return None
+
+
+def keep_prior(key: str | None, latents: Tensor) -> None:
+    """Put class pictures where `find_prior` looks. A full disk is no error."""
+    if key is not None:
+        with contextlib.suppress(OSError):
+            save_file({"latents": latents.contiguous().clone()}, _prior_path(key))

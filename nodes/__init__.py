@@ -25,6 +25,11 @@ MODULES = (
     "attention",
     "prompt_to_prompt",
     "edit_score",
+    "tuning_pictures",
+    "train_lora",
+    "train_embedding",
+    "imagic",
+    "tuning_files",
 )
 
 _CLASSES = [cls for name in MODULES for cls in import_module(f".{name}", __name__).NODES]
