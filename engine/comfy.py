@@ -200,6 +200,15 @@ def cache_folder(kind: str = "inversions") -> Path:
     return path
 
 
+def decode_fits(vae, samples: Tensor) -> bool:
+    """Whether a decode now leaves every loaded model where it is; on the CPU it does."""
+    management = get("model_management")
+    if torch.device(vae.device).type == "cpu":
+        return True
+    needed = vae.memory_used_decode(samples.shape, vae.vae_dtype) + management.module_size(vae.first_stage_model)
+    return management.get_free_memory(vae.device) > 1.2 * needed
+
+
 def decode(vae, samples: Tensor) -> Tensor:
     """LATENT samples -> IMAGE [B, H, W, 3] in 0..1 on the CPU; the frames of a video latent become the batch."""
     images = vae.decode(samples).float().cpu().clamp(0, 1)

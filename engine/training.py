@@ -177,7 +177,8 @@ class _Watch:
         now = time.perf_counter()
         left = (now - self.begun) / (report.step - self.first) * (report.steps - report.step)
         if self.draw is not None and now - self.shown > _SHOW_SECONDS:
-            image, self.shown = self.draw(report, left, self.outcome.looks), now
+            with torch.inference_mode():
+                image, self.shown = self.draw(report, left, self.outcome.looks), now
             if image is not None:
                 self.run.progress.show(image)
         if now - self.said > _SAY_SECONDS:

@@ -111,6 +111,8 @@ def preview(loop: Loop, vae):
         if vae is None or not looks:
             return chart
         step, samples = looks[-1]
+        if step not in decoded and not comfy.decode_fits(vae, samples):
+            return chart
         if step not in decoded:
             decoded.clear()
             decoded[step] = comfy.decode(vae, samples)[:1]
