@@ -65,7 +65,7 @@ def caption_net(run: Run) -> Net:
     def row(caption: str | Caption) -> dict:
         name = caption if isinstance(caption, str) else caption.name
         cond = run.guider.conds[name][0] if torch.is_inference_mode_enabled() else ordinary(name)
-        return cond if isinstance(caption, str) else _replaced(cond, caption)
+        return _on(run.device, cond if isinstance(caption, str) else _replaced(cond, caption))
 
     def net(x, sigma, captions):
         return run.predictions(normal(x), normal(sigma), [[_joined([row(c) for c in captions])]])[0]
@@ -81,6 +81,13 @@ def _replaced(cond: dict, caption: Caption) -> dict:
         pooled = caption.pooled.to(old)
         parts["y"] = _with(parts["y"], torch.cat([pooled, old[:, pooled.shape[1] :]], 1))
     return {**cond, "model_conds": parts, "cross_attn": caption.embedding}
+
+
+def _on(device: torch.device, cond: dict) -> dict:
+    parts = {
+        k: _with(p, p.cond.to(device)) if isinstance(p.cond, Tensor) else p for k, p in cond["model_conds"].items()
+    }
+    return {**cond, "model_conds": parts}
 
 
 def _with(part, value):
@@ -152,6 +159,8 @@ def word_tokens(clip, text: str) -> dict[str, list[int]]:
 
 def _body(chunk: list) -> list[int]:
     ids = [entry[0] for entry in chunk[1:]]
+    if not all(isinstance(token, int) for token in ids):
+        raise ValueError("A caption names a saved embedding: leave it out while a word is learnt.")
     return ids[: ids.index(49407)] if 49407 in ids else ids
 
 

@@ -29,7 +29,7 @@ TARGETS = ("attention", "attention+ff", "transformers", "all linear and conv")
 TEXT_TARGETS = ("attention", "attention+ff")
 
 _ATTENTION = re.compile(r"(^|\.)\w*(attn|attention)\w*\.")
-_FEED_FORWARD = re.compile(r"(^|\.)(\w+_)?(ff|mlp|feed_forward)(_\w+)?\.")
+_FEED_FORWARD = re.compile(r"(^|\.)(\w+_)?(ff|ffn|mlp|feed_forward)(_\w+)?\.")
 _PROJECTION = re.compile(r"\.proj_(in|out)$")
 _BLOCK = re.compile(r"(^|\.)\w*(block|blocks|layers)\.")
 _PREFIX = "diffusion_model."
@@ -58,9 +58,9 @@ def _refuse_unknown(name: str, known: tuple[str, ...]) -> None:
 
 
 def _chosen(path: str, layer: nn.Module, targets: str) -> bool:
-    if targets == "all linear and conv":
-        return bool(_BLOCK.search(path)) and path != "input_blocks.0.0"
-    if targets == "transformers" and _PROJECTION.search(path) and _BLOCK.search(path):
+    if not _BLOCK.search(path) or path == "input_blocks.0.0":
+        return False
+    if targets == "all linear and conv" or targets == "transformers" and _PROJECTION.search(path):
         return True
     plain = isinstance(layer, nn.Linear)
     if plain and _ATTENTION.search(path + "."):

@@ -16,7 +16,7 @@ averages over all samples of the batch, so that its loss is half of this one for
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -60,7 +60,7 @@ class Preset:
     """A published way to train, as data. lr: of the network's factors; text_lr: of the text encoder's, 0: not trained.
 
     prior_pictures: how many pictures of the class; 0: none. init: a name of `lora.INITS`. alpha None: the rank.
-    targets: a name of the choice of layers. rates: factor on lr by the beginning of a layer's name."""
+    targets: a name of the choice of layers. rest: factor on lr for layers outside attention."""
 
     steps: int
     lr: float
@@ -80,19 +80,30 @@ class Preset:
     warmup: int = 0
     schedule: str = "constant"
     dropout: float = 0.0
-    rates: dict[str, float] = field(default_factory=dict)
+    rest: float = 1.0
 
 
 #: "paper": its steps and prior on factors of everything; its rate, 5e-6 on Stable Diffusion, is one of whole weights
 #: and the factors take the 1e-4 that diffusers advises. "diffusers": train_dreambooth_lora.py with its README's rate.
 #: "kohya": sd-scripts' networks.lora as its documentation trains it. "UniTune": the paper's steps, rate and batch.
+#: "UniTune code": the unofficial implementation's (xuduo35), attention first.
 PRESETS = {
     "paper": Preset(
         steps=1000, lr=1e-4, text_lr=1e-4, prior_pictures=1000, rank=8, targets="all linear and conv", clip=0.0
     ),
     "diffusers": Preset(steps=500, lr=1e-4),
-    "kohya": Preset(steps=1600, lr=1e-4, text_lr=1e-4, alpha=1.0, init="kohya", targets="attention+ff"),
+    "kohya": Preset(steps=1600, lr=1e-4, text_lr=1e-4, alpha=1.0, init="kohya", targets="transformers"),
     "UniTune": Preset(
         steps=128, lr=1e-4, batch=4, prior_weight=0.0, prior_pictures=0, rank=8, targets="all linear and conv"
+    ),
+    "UniTune code": Preset(
+        steps=100,
+        lr=9e-5,
+        accumulate=4,
+        prior_weight=0.0,
+        prior_pictures=0,
+        rank=8,
+        targets="all linear and conv",
+        rest=1e-3,
     ),
 }

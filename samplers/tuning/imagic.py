@@ -13,7 +13,7 @@ embedding's rms.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ def embedding_loop(target: Tensor, settings: Settings, relative_lr: float | None
 
     relative_lr: rate in units of the target's rms, in place of the settings' absolute one."""
     if relative_lr is not None:
-        settings = Settings(**{**vars(settings), "lr": relative_lr * rms(target)})
+        settings = replace(settings, lr=relative_lr * rms(target))
     kind = torch.promote_types(target.dtype, torch.float32)
     with torch.inference_mode(False):
         return Loop({"embedding": target.detach().to(kind).clone()}, settings, seed)

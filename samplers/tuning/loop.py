@@ -95,7 +95,7 @@ class Report:
         return self.losses["loss"]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Moment:
     """What a step changes, copied."""
 
@@ -108,7 +108,7 @@ class _Moment:
     scale: float
 
 
-@dataclass
+@dataclass(eq=False)
 class Loop:
     """A training run over `parameters` by name (ordinary leaf tensors, floating point).
 

@@ -2,6 +2,7 @@
 nothing left behind."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -101,6 +102,37 @@ def test_choices_of_layers(tiny):
     assert chosen["transformers"] < everything and "lora_unet_input_blocks_1_0_in_layers_2" in everything
     outside = ("time_embed", "out_2", "input_blocks_0_0")
     assert not any(name.startswith(tuple(f"lora_unet_{part}" for part in outside)) for name in everything)
+
+
+#: layers of SD3, Flux, AuraFlow, Wan and Lumina by the smallest choice they belong to
+FURTHER = {
+    "attention": "joint_blocks.0.x_block.attn.qkv double_blocks.1.img_attn.proj single_layers.0.attn.w1q "
+    "blocks.2.self_attn.q layers.0.attention.out",
+    "attention+ff": "joint_blocks.0.x_block.mlp.fc1 double_blocks.1.txt_mlp.2 blocks.2.ffn.0 layers.0.feed_forward.w1",
+    "all linear and conv": "joint_blocks.0.x_block.adaLN_modulation.1 single_blocks.0.linear1 "
+    "double_blocks.1.img_mod.lin",
+    "none": "t_embedder.mlp.0 x_embedder.proj final_layer.linear img_in",
+}
+
+
+def test_choices_of_layers_of_transformers():
+    network = nn.Module()
+    for path in " ".join(FURTHER.values()).split():
+        at = network
+        *parents, last = path.split(".")
+        for name in parents:
+            if not hasattr(at, name):
+                at.add_module(name, nn.Module())
+            at = getattr(at, name)
+        at.add_module(last, nn.Linear(2, 2))
+    model = SimpleNamespace(model=SimpleNamespace(diffusion_model=network))
+    want = set()
+    for targets in ("attention", "attention+ff", "all linear and conv"):
+        want |= {f"lora_unet_{path.replace('.', '_')}" for path in FURTHER[targets].split()}
+        assert set(weights.layers(model, targets)) == want
+    model.model.diffusion_model = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="no layers of the choice 'attention'"):
+        weights.layers(model)
 
 
 @pytest.mark.parametrize("targets", ["attention", "all linear and conv"])

@@ -152,6 +152,9 @@ def test_captions_without_the_word_or_of_another_width_are_refused(demo):
         tuning.tokens_with_word(demo.clip, " ".join(["red"] * 74) + " sks", "sks", [1, 2, 3])
     with pytest.raises(ValueError, match="uses a token"):
         tuning.tokens_with_word(demo.clip, "a red sks", "sks", tuning.word_tokens(demo.clip, "red")["l"])
+    saved = SimpleNamespace(tokenize=lambda text: {"l": [[(49406, 1.0), (torch.zeros(128), 1.0), (49407, 1.0)]]})
+    with pytest.raises(ValueError, match="saved embedding"):
+        tuning.tokens_with_word(saved, "a embedding:mine sks", "sks", own)
     before = text_hooks(demo.clip)
     with (
         pytest.raises(ValueError, match=r"\[1, 5\].*width 128"),
