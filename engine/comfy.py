@@ -221,20 +221,19 @@ def model_name(kind: str, path: Path) -> str:
     return path.relative_to(root).with_suffix("").as_posix()
 
 
-def model_list(kind: str) -> list[str]:
-    """The files of that kind as ComfyUI lists them."""
-    return list(get("folder_paths").get_filename_list(kind))
-
-
 def found_model(kind: str, name: str) -> Path:
-    """The path of a file of that kind by its listed name. ValueError if there is none."""
-    path = get("folder_paths").get_full_path(kind, name)
-    if path is None or ".." in Path(name).parts:
-        raise ValueError(f"There is no file {name!r} in models/{kind}: correct the name, or save one there first.")
+    """The path of a safetensors file of that kind by its listed name, with or without the ending. ValueError if there
+    is none."""
+    full = name.strip().removesuffix(".safetensors") + ".safetensors"
+    path = None if ".." in Path(full).parts else get("folder_paths").get_full_path(kind, full)
+    if path is None or not Path(path).is_file():
+        raise ValueError(f"There is no file {full!r} in models/{kind}: correct the name, or save one there first.")
     return Path(path)
 
 
 def model_changed(kind: str, name: str | None) -> str:
     """What ComfyUI compares to see whether a file is another one than before."""
-    path = get("folder_paths").get_full_path(kind, name) if name else None
-    return "" if path is None else str(Path(path).stat().st_mtime_ns)
+    try:
+        return str(found_model(kind, name or "").stat().st_mtime_ns)
+    except ValueError as error:
+        return str(error)

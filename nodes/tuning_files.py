@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from ..engine import comfy, weights
-from .base import Boolean, Box, Choice, Float, Output, Socket, Text
+from .base import Boolean, Box, Float, Output, Socket, Text
 from .report import text_result
 from .tuning_inputs import CATEGORY, CLIP, free_path
-
-_NONE = "no LoRA found: save or train one"
 
 
 def _describe(lora) -> str:
@@ -52,7 +50,7 @@ class LoadLora(Box):
     INPUTS = (
         Socket("model", "MODEL", "The model it is laid on; it is cloned, never changed."),
         CLIP(tooltip="The text encoder it is laid on, if it has a part for it."),
-        Choice("file", lambda: comfy.model_list("loras") or [_NONE], "A file of models/loras."),
+        Text("file", "nulltext/subject", "Name of a file in models/loras, as Save LoRA tells it."),
         Float("strength", 1.0, "How much it counts; 0: not at all.", -10.0, 10.0),
         Boolean("same_model", True, "Refuse a LoRA that was trained on another checkpoint, where the file says so."),
     )
@@ -61,10 +59,6 @@ class LoadLora(Box):
         Output("CLIP", "The text encoder with the LoRA."),
         Output("LORA_MODEL", "The LoRA alone.", "lora"),
     )
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, file):
-        return True  # a file may be newer than the list on the page; run says what is wrong with it
 
     @classmethod
     def IS_CHANGED(cls, file=None, **_):
