@@ -182,7 +182,9 @@ class TrainLora(Box):
         texts = list(dict.fromkeys([*pictures.texts(), *(used.texts() if used else []), sample_prompt]))
         captions = {text: comfy.encode(clip, text) for text in texts}
         settings = settings_of(way, training.loss_scale(model))
-        rates = {**way.rates, **({"lora_te": way.text_lr / way.lr} if way.text_lr else {})}
+        rates = {"lora_te": way.text_lr / way.lr} if way.text_lr else {}
+        if way.rest != 1:
+            rates |= {f"{name}.": way.rest for name in where.keys() - weights.layers(model, "attention").keys()}
         loop = Loop(lora.parameters(factors), settings, seed, rates)
         objective = Objective(comfy.process_of(model), weight_of(model, way, loss_weight))
         drawn = training.levels_of(model, levels)

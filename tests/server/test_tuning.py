@@ -2,6 +2,7 @@
 
 import pytest
 
+
 def report(result, words):
     return next(text for text in result.texts if words in text)
 
