@@ -7,23 +7,27 @@ ComfyUI's own; what is trained when a run ends early is kept.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..samplers.ode import sample_euler
 from ..samplers.tuning.loop import Loop, NotFinite, Report
+from ..samplers.tuning.lora import LowRank
 from ..samplers.tuning.objective import HeldOut, Levels, Net, Objective, Step
 from .comfy import check_interrupt, latent_out, process_of, sigma_range, sigmas_of
 from .gradients import check_differentiable
 from .run import Run, sample_with
+from .training_memory import needed
 from .training_store import Store
 from .tuning import caption_net, training, with_trained_text
+from .weights import attached as attached_factors
 
 FP16_LOSS_SCALE = 65536.0
 _SAVE_SECONDS, _SHOW_SECONDS, _SAY_SECONDS = 120.0, 2.0, 20.0
@@ -86,12 +90,14 @@ class Look:
 @dataclass
 class Outcome:
     """What a run leaves: looks [(step, LATENT samples [1, C, ...])], seconds of training, steps made now, how it
-    ended ("" where it came to its end, else a sentence), peak: device memory in bytes (0 on a CPU)."""
+    ended ("" where it came to its end, else a sentence), memory: bytes told before the start (None: not known), peak:
+    device memory in bytes (0 on a CPU)."""
 
     looks: list[tuple[int, Tensor]] = field(default_factory=list)
     seconds: float = 0.0
     made: int = 0
     stopped: str = ""
+    memory: int | None = None
     peak: int = 0
 
 
@@ -116,12 +122,15 @@ def train(
     draw: Draw | None = None,
     checkpoint: bool = False,
     store: Store | None = None,
+    rows: int = 1,
+    measured: Callable[[], AbstractContextManager] = contextlib.nullcontext,
 ) -> Outcome:
     """Run `loop` up to its number of steps on a MODEL.
 
     make_step(net, device) gives the loop's step; net's conditions are names of `captions`, CONDITIONINGs. shape: of
     one latent [C, ...]. attached(): entered around the whole run, puts what is trained into the network. encode: where
     the text encoder of `clip` or a word learns too. wrap: the net in another form. store: where the state is kept.
+    rows: of one call of the net, and measured(): like `attached` on the meta device; both for the memory said before.
 
     An interrupt and a loss that is not finite keep what was trained by then in the store; the interrupt goes on to
     ComfyUI, the other ends the run with a sentence in `stopped`."""
@@ -130,6 +139,10 @@ def train(
     total = left * loop.settings.accumulate + looks * (0 if look is None else look.steps)
 
     def body(run: Run):
+        with training(run, clip, checkpoint):
+            outcome.memory = needed(run, next(iter(captions)), rows, loop.parameters, measured, checkpoint)
+            if outcome.memory is not None:
+                _log.info("about %.1f GB of memory are needed", outcome.memory / 1e9)
         with training(run, clip, checkpoint), attached():
             net = caption_net(run)
             net = net if encode is None else with_trained_text(net, encode)
@@ -152,6 +165,17 @@ def train(
         if store is not None and outcome.made:
             store.save(loop)
     return outcome
+
+
+@contextlib.contextmanager
+def on_meta(where: Mapping[str, nn.Module], factors: Mapping[str, LowRank]) -> Iterator[None]:
+    """`weights.attached` for a run on the meta device."""
+    moved = {
+        name: replace(f, **{part: getattr(f, part).detach().to("meta").requires_grad_() for part in ("down", "up")})
+        for name, f in factors.items()
+    }
+    with attached_factors(where, moved):
+        yield
 
 
 class _Watch:

@@ -177,6 +177,7 @@ class ImagicOptimise(Box):
                 wrap=at(live),
                 draw=preview(texts, vae),
                 store=store,
+                rows=batch,
                 **common,
             )
         optimised = texts.result()["embedding"]
@@ -206,6 +207,8 @@ class ImagicOptimise(Box):
                     look=training.Look(TARGET, sample_every, seed, cfg=way.cfg, empty=EMPTY),
                     draw=preview(loop, vae),
                     store=store2,
+                    rows=batch,
+                    measured=lambda: training.on_meta(where, factors),
                     **common,
                 )
         except comfy.Interrupted():

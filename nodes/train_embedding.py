@@ -168,6 +168,7 @@ class TrainEmbedding(Box):
                     draw=preview(loop, vae),
                     checkpoint=checkpointing,
                     store=store,
+                    rows=batch,
                 )
         except comfy.Interrupted():
             if loop.step:

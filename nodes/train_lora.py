@@ -247,6 +247,8 @@ class TrainLora(Box):
                     draw=preview(loop, vae),
                     checkpoint=checkpointing,
                     store=store,
+                    rows=way.batch * (2 if used else 1),
+                    measured=lambda: training.on_meta(where, {name: factors[name] for name in where}),
                 )
         except comfy.Interrupted():
             if loop.step:

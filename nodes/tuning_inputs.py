@@ -141,8 +141,10 @@ def training_line(loop: Loop, outcome: Outcome, began_at: int) -> str:
     if loop.held:
         first, last = loop.held[min(loop.held)], loop.held[max(loop.held)]
         said += f" Held-out loss {first:.4g} before, {last:.4g} after."
+    if outcome.memory is not None:
+        said += f" About {outcome.memory / 1e9:.1f} GB of memory, told before the start."
     if outcome.peak:
-        said += f" Most memory in use: {outcome.peak / 2**30:.1f} GB."
+        said += f" In use at most: {outcome.peak / 1e9:.1f} GB."
     return said
 
 
