@@ -179,8 +179,8 @@ class TrainLora(Box):
         elif prior is not None and len(prior) < way.prior_pictures:
             said.append(f"Notice: {len(prior)} prior pictures; this preset's source uses {way.prior_pictures}.")
         used = prior if way.prior_weight else None
-        texts = list(dict.fromkeys([*pictures.texts(), *(used.texts() if used else []), sample_prompt]))
-        captions = {text: comfy.encode(clip, text) for text in texts}
+        taught = dict.fromkeys([*pictures.texts(), *(used.texts() if used else [])])
+        captions = {text: comfy.encode(clip, text) for text in [*taught, sample_prompt]}
         settings = settings_of(way, training.loss_scale(model))
         rates = {"lora_te": way.text_lr / way.lr} if way.text_lr else {}
         if way.rest != 1:
@@ -194,7 +194,7 @@ class TrainLora(Box):
             [way.targets, bool(way.text_lr), objective.weight, levels],
             pictures.content(),
             used.content() if used else None,
-            {text: captions[text] for text in captions if text != sample_prompt or text in pictures.captions},
+            {text: captions[text] for text in taught},
         )
         store, began_at = Store(key), 0
         began_at = store.resume(loop)
