@@ -140,7 +140,15 @@ def train(
 
     def body(run: Run):
         with training(run, clip, checkpoint):
-            outcome.memory = needed(run, next(iter(captions)), rows, loop.parameters, measured, checkpoint)
+            outcome.memory = needed(
+                run,
+                next(iter(captions)),
+                rows,
+                loop.parameters,
+                measured,
+                checkpoint,
+                encode is not None or wrap is not None,
+            )
             if outcome.memory is not None:
                 _log.info("about %.1f GB of memory are needed", outcome.memory / 1e9)
         with training(run, clip, checkpoint), attached():

@@ -82,11 +82,12 @@ def needed(
     trained: Mapping[str, Tensor],
     attached: Callable[[], AbstractContextManager],
     checkpoint: bool,
+    of_text: bool = False,
 ) -> int | None:
     """Bytes on the device for a step of `rows` rows with the caption `name`: weights, what is trained with its gradient
     and two moments, and what the backward pass keeps. None where the network can't be run this way.
 
-    attached(): what is trained, put into the network on the meta device."""
+    attached(): what is trained, put into the network on the meta device. of_text: the caption's embedding learns."""
     network, model = run.model.diffusion_model, run.model
     parts = run.guider.conds[name][0]["model_conds"]
     try:
@@ -99,8 +100,7 @@ def needed(
                 dtype = run.compute_dtype if cond.is_floating_point() else cond.dtype
                 extra["context" if key == "c_crossattn" else key] = torch.empty(shape, dtype=dtype, device="meta")
         x = torch.empty((rows, *run.latent.shape[1:]), dtype=run.compute_dtype, device="meta")
-        # a leaf at the very start makes autograd keep what a gradient through all layers needs
-        extra["context"] = extra["context"].requires_grad_()
+        extra["context"] = extra["context"].requires_grad_(of_text)
         with attached(), counted(network, weights) as kept:
             time = torch.ones(rows, device="meta", dtype=torch.float32)
             torch.func.functional_call(network, values, (x, time), extra)
