@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from .comfy import get
 from .gradients import _BLOCKS
 
 _log = logging.getLogger("nulltext")
@@ -68,6 +69,37 @@ def counted(network: nn.Module, weights: set[int]) -> Iterator[Kept]:
         yield kept
 
 
+class _Attention(torch.autograd.Function):
+    """Attention's memory and nothing of its numbers: fused attention keeps q, k, v and its output."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, shape):
+        out = q.new_empty(shape)
+        ctx.save_for_backward(q, k, v, out)
+        return out
+
+
+def _attention(q, k, v, heads, *_, skip_reshape=False, skip_output_reshape=False, **__) -> Tensor:
+    if skip_reshape:
+        b, h, n, d = q.shape
+        return _Attention.apply(q, k, v, (b, h, n, d) if skip_output_reshape else (b, n, h * d))
+    return _Attention.apply(q, k, v, q.shape)
+
+
+@contextlib.contextmanager
+def _fused_attention() -> Iterator[None]:
+    """In the place of the network's attention; the meta device has only the form that keeps every weight."""
+    module = get("ldm.modules.attention")
+    before = {n: getattr(module, n) for n in ("optimized_attention", "optimized_attention_masked")}
+    try:
+        for name in before:
+            setattr(module, name, _attention)
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(module, name, function)
+
+
 def on_meta(network: nn.Module) -> tuple[dict[str, Tensor], set[int]]:
     """The network's parameters and buffers as meta tensors by name, and their storages."""
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
@@ -101,7 +133,7 @@ def needed(
                 extra["context" if key == "c_crossattn" else key] = torch.empty(shape, dtype=dtype, device="meta")
         x = torch.empty((rows, *run.latent.shape[1:]), dtype=run.compute_dtype, device="meta")
         extra["context"] = extra["context"].requires_grad_(of_text)
-        with attached(), counted(network, weights) as kept:
+        with attached(), _fused_attention(), counted(network, weights) as kept:
             time = torch.ones(rows, device="meta", dtype=torch.float32)
             torch.func.functional_call(network, values, (x, time), extra)
     except Exception as error:  # noqa: BLE001 (an estimate never stops a training)
