@@ -101,8 +101,8 @@ def main(argv=None) -> int:
         "imagic_place_reached": place,
         "imagic_rest_kept": kept,
         "imagic_psnr_at_eta_0": statistics.fmean(c["1 0"]["psnr"] for c in curves),
-        "unitune_edit": statistics.fmean(e["texture"] for e in edits),
-        "unitune_background_psnr": statistics.fmean(e["object_psnr"] for e in edits),
+        "unitune_edit": statistics.fmean(e["colour"] for e in edits),
+        "unitune_background_psnr": statistics.fmean(e["background_psnr"] for e in edits),
         "lora_loader_difference": difference,
         "seconds_per_step_over_core": None,  # needs an engine whose core has Train LoRA; not measured here
         "lora_kb": of(with_prior, "kb"),

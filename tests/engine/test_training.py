@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from nulltext.engine import comfy as engine
 from nulltext.engine import training, training_memory, tuning, weights
 from nulltext.engine.run import sample_with
 from nulltext.samplers.tuning import lora
+from nulltext.samplers.tuning.loop import Loop, Settings
+from nulltext.samplers.tuning.objective import Examples, HeldOut, Objective, denoising_step
 
 SIGMAS = torch.tensor([5.0, 1.0, 0.0])
 
@@ -62,3 +65,41 @@ def test_the_memory_said_before_is_what_a_step_keeps(make_model, make_condition,
 
 def test_a_duration_reads_as_one():
     assert [training.duration(s) for s in (8.6, 75, 3909)] == ["9 s", "1:15", "1:05:09"]
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("kind", ["EPS", "FLOW", "adm"])
+def test_a_run_trains_factors_and_nothing_else(make_model, make_condition, kind, checkpoint):
+    model = make_model(adm=96) if kind == "adm" else make_model(kind)
+    if kind == "adm":
+        model.model.encode_adm = lambda **kw: torch.cat([kw["pooled_output"], torch.ones(1, 32)], 1)
+    before = {k: v.clone() for k, v in model.model.state_dict().items()}
+    where = weights.layers(model, "all linear and conv")
+    factors = lora.low_rank_all(where.items(), 2, seed=0)
+    loop = Loop(lora.parameters(factors), Settings(steps=2, lr=1e-2), 3)
+    generator = torch.Generator().manual_seed(4)
+    sizes = ((4, 8, 8), (4, 8, 4))  # two buckets
+    examples = Examples(tuple(torch.randn(s, generator=generator) for s in sizes), ("a", "b"), empty="")
+    objective = Objective(engine.process_of(model), training.own_weight(model))
+    levels = training.levels_of(model)
+    conds = {name: make_condition(i) for i, name in enumerate(("", "a", "b"))}
+    with torch.inference_mode():
+        out = training.train(
+            model,
+            loop,
+            lambda net, device: denoising_step(net, examples, objective, levels, 2, 0.3, device),
+            conds,
+            sizes[0],
+            attached=lambda: weights.attached(where, factors),
+            held_out=HeldOut.of(examples, levels, 4),
+            objective=objective,
+            look=training.Look("a", 1, steps=2),
+            checkpoint=checkpoint,
+        )
+    assert out.made == 2 and not out.stopped and set(loop.held) == {0, 2}
+    assert loop.held[0] != loop.held[2] and [step for step, _ in out.looks] == [1, 2]
+    assert not torch.equal(out.looks[0][1], out.looks[1][1])
+    moved = [name for name, f in factors.items() if f.up.abs().max() > 0]
+    assert len(moved) >= 0.9 * len(factors)
+    assert all(torch.equal(v, before[k]) for k, v in model.model.state_dict().items())
+    assert not any(m._forward_hooks for m in model.model.diffusion_model.modules())

