@@ -73,7 +73,7 @@ def some(n: int, seed: int, keep=None, split: str = "held_out", **attributes) ->
 
 
 @functools.cache
-def _loaded():
+def loaded():
     """(MODEL, CLIP, VAE) as CheckpointLoaderSimple makes them."""
     if not CHECKPOINT.exists():
         raise FileNotFoundError(f"{CHECKPOINT.name} is not there: make train writes it.")
@@ -95,13 +95,23 @@ def _loaded():
         return comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT), output_vae=True, output_clip=True)[:3]
 
 
+def encode(vae, image: Tensor) -> Tensor:
+    """[B, 3, H, W] in 0..1 -> LATENT samples."""
+    return vae.encode(image.movedim(1, -1))
+
+
+def decode(vae, samples: Tensor) -> Tensor:
+    """LATENT samples -> [B, 3, H, W] in 0..1."""
+    return vae.decode(samples).movedim(-1, 1).clamp(0, 1).clone()
+
+
 class InEngine:
     """The demo checkpoint in the embedded ComfyUI, in this process: MODEL, CLIP and VAE, without a server."""
 
     def __init__(self, steps: int):
         from ..engine.comfy import sigmas_of
 
-        self.model, self.clip, self.vae = _loaded()
+        self.model, self.clip, self.vae = loaded()
         self.steps, self.sigmas = steps, sigmas_of(self.model, "normal", steps)
         self.nothing = self.prompt("")
 
@@ -112,12 +122,10 @@ class InEngine:
         return Prompt().run(self.clip, text)["result"][0]
 
     def encode(self, image: Tensor) -> Tensor:
-        """[B, 3, H, W] in 0..1 -> LATENT samples."""
-        return self.vae.encode(image.movedim(1, -1))
+        return encode(self.vae, image)
 
     def decode(self, samples: Tensor) -> Tensor:
-        """LATENT samples -> [B, 3, H, W] in 0..1."""
-        return self.vae.decode(samples).movedim(-1, 1).clamp(0, 1).clone()
+        return decode(self.vae, samples)
 
     def invert(self, text: str, image: Tensor):
         """The INVERSION of a picture with its prompt: DDIM at cfg 1."""

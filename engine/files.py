@@ -134,6 +134,15 @@ def relative(kind: str, path: Path) -> str:
     return path.relative_to(folder(kind)).as_posix()
 
 
+def metadata(path: Path) -> dict[str, str]:
+    """The strings of a safetensors file; none where it can't be read."""
+    try:
+        with safe_open(path, "pt") as f:
+            return f.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
+
+
 def _whole(t: Tensor) -> bytes:
     data = t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return repr((tuple(t.shape), str(t.dtype))).encode() + data
@@ -157,9 +166,9 @@ def _filled(value) -> bool:
     return any(_filled(v) for v in value.values()) if isinstance(value, dict) else bool(value)
 
 
-def cache_folder() -> Path:
-    """This pack's own folder inside ComfyUI's user folder; made if missing."""
-    path = folder("user") / "nulltext" / "inversions"
+def cache_folder(kind: str = "inversions") -> Path:
+    """This pack's own folder of that kind inside ComfyUI's user folder; made if missing."""
+    path = folder("user") / "nulltext" / kind
     path.mkdir(parents=True, exist_ok=True)
     return path
 
