@@ -42,8 +42,8 @@ def loader_difference() -> float:
 
         return sample_with(m, conds, torch.zeros(1, 4, 16, 16), comfy.sigmas_of(m, "normal", 2), body)
 
-    base, hooked, loaded = asked(model, False), asked(model, True), asked(patched, False)
-    return float((hooked - loaded).abs().max() / (hooked - base).abs().max())
+    base, hooked, merged = asked(model, False), asked(model, True), asked(patched, False)
+    return float((hooked - merged).abs().max() / (hooked - base).abs().max())
 
 
 def spread(values: list[float]) -> str:

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from nulltext.engine import files, words
-from nulltext.engine.fingerprint import difference, fingerprint
 from nulltext.engine.run import sample_with
 from nulltext.engine.sampler import core_sampler, is_euler, own_sampler, sampler_name
 from nulltext.samplers.core import FLOW, VE
@@ -162,43 +161,6 @@ def test_links_out_of_the_folder_are_refused(engine, tmp_path):
         link.symlink_to(tmp_path)
     with pytest.raises(ValueError, match="file name"):
         engine.full_path("output", "link/x")
-
-
-def test_fingerprint_tells_what_differs(engine, tiny, make_model):
-    base = fingerprint(tiny)
-    assert difference(base, fingerprint(tiny.clone())) is None
-    other = make_model()
-    with torch.inference_mode():
-        for p in other.model.parameters():
-            p.mul_(1.01)
-    assert "other weights" in difference(base, fingerprint(other))
-    assert "prediction type" in difference(base, fingerprint(make_model("V_PREDICTION")))
-    half = make_model(dtype=torch.float16)
-    assert "precision (float32 then, float16 now)" in difference(base, fingerprint(half))
-    with torch.inference_mode():
-        half.model.float()
-    assert difference(fingerprint(make_model(dtype=torch.float16)), fingerprint(half)) is None
-    assert "architecture" in difference(base, fingerprint(make_model(adm=64)))
-
-
-def test_fingerprint_counts_patches_and_sees_through_loaded_ones(engine, tiny):
-    name = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v.weight"
-    base, shape = fingerprint(tiny), dict(tiny.model.named_parameters())[name].shape
-    patched, stronger = tiny.clone(), tiny.clone()
-    patch = torch.randn(shape)
-    patched.add_patches({name: (patch,)}, 0.5)
-    stronger.add_patches({name: (patch,)}, 1.0)
-    assert "LoRA" in difference(base, fingerprint(patched))
-    assert "LoRA" in difference(fingerprint(stronger), fingerprint(patched))
-    all_names = {n: (torch.ones_like(p),) for n, p in tiny.model.named_parameters()}
-    merged = tiny.clone()
-    merged.add_patches(all_names, 1.0)
-    with torch.inference_mode():
-        engine.load_models([merged])
-        assert difference(base, fingerprint(tiny)) is None  # its weights lie patched in memory now
-        import comfy.model_management
-
-        comfy.model_management.unload_all_models()
 
 
 class Clip:
