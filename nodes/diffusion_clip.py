@@ -20,9 +20,9 @@ from ..samplers.tuning.directional import FORMS, EditLoss
 from ..samplers.tuning.loop import Loop
 from ..samplers.window import SigmaWindow
 from .base import CFG, LATENT, MODEL, NEGATIVE, POSITIVE, SEED, Box, Choice, Float, Int, Output, Socket, Text
+from .guidance import IMAGE_TEXT
 from .report import text_result
 from .tuning_chain import (
-    IMAGE_TEXT_INPUT,
     SOURCE,
     TARGET,
     TEMPLATES_INPUT,
@@ -64,7 +64,7 @@ class DiffusionCLIPTune(Box):
         POSITIVE(tooltip="The prompt the model is given with every picture, usually empty."),
         LATENT(tooltip="The pictures, encoded, as one batch; the authors take 50."),
         VAE,
-        IMAGE_TEXT_INPUT,
+        IMAGE_TEXT,
         SOURCE,
         TARGET,
         T0,

@@ -12,7 +12,8 @@ from ..engine.sampler import sample_latent
 from ..samplers.guidance.losses import caption_log_probs
 from ..samplers.measure.charts import captioned_grid
 from .base import CFG, LATENT, MODEL, NEGATIVE, POSITIVE, SEED, Box, Float, Int, Output, Socket, Text
-from .clip_guidance import IMAGE_TEXT, check_words
+from .clip_guidance import check_words
+from .guidance import IMAGE_TEXT
 from .h_space import CATEGORY, DIRECTION, SCHEDULER, sampler_of
 from .report import text_result
 
@@ -51,7 +52,7 @@ class HSpaceMap(Box):
         NEGATIVE,
         Socket("vae", "VAE", "Decodes the pictures."),
         DIRECTION,
-        Socket("image_text", "IMAGE_TEXT", IMAGE_TEXT[1]["tooltip"]),
+        IMAGE_TEXT,
         LATENT(tooltip="An empty latent of the size and batch to sample; not read where an inversion is wired."),
         SEED,
         CFG(default=1.0),

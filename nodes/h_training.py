@@ -15,10 +15,10 @@ from ..samplers.tuning.h_direction import Direction, free_shifts, new_block
 from ..samplers.tuning.h_space import distances, lowest_level, training_step
 from ..samplers.tuning.loop import Loop, Settings
 from .base import LATENT, MODEL, POSITIVE, SEED, Box, Choice, Float, Int, Output, Socket
+from .guidance import IMAGE_TEXT
 from .h_space import CATEGORY, SCHEDULER, SITE
 from .report import text_result
 from .tuning_chain import (
-    IMAGE_TEXT_INPUT,
     SOURCE,
     TARGET,
     TEMPLATES_INPUT,
@@ -47,7 +47,7 @@ class HSpaceTrain(Box):
         POSITIVE(tooltip="The prompt the model is given with every picture, usually empty."),
         LATENT(tooltip="The pictures, encoded, as one batch; the authors take 100."),
         Socket("vae", "VAE", "The VAE that belongs to the model: the loss is taken on pictures."),
-        IMAGE_TEXT_INPUT,
+        IMAGE_TEXT,
         SOURCE,
         TARGET,
         Choice("what", [NETWORK, FREE], "A small network of h and the level, which fits every size; or plain numbers."),

@@ -14,8 +14,8 @@ from ..engine.unfinished import resumable
 from ..samplers.tuning.diffusion_clip import Pictures
 from ..samplers.tuning.directional import text_cosine, text_direction
 from ..samplers.tuning.loop import Loop
-from .base import Socket, Text
-from .clip_guidance import IMAGE_TEXT, check_words
+from .base import Text
+from .clip_guidance import check_words
 from .inversion import invert
 
 TEMPLATES = "{}\na photo of {}\na picture of {}\na drawing of {}"
@@ -27,7 +27,6 @@ TEMPLATES_INPUT = Text(
     "Sentences, one a line, with {} where the text goes; their mean is the text.",
     multiline=True,
 )
-IMAGE_TEXT_INPUT = Socket("image_text", "IMAGE_TEXT", IMAGE_TEXT[1]["tooltip"])
 
 
 def direction_of(image_text, source: str, target: str, templates: str):
