@@ -89,12 +89,17 @@ class Run:
             return self.guider.predict(x.float(), timestep(sigma, x), [replace_embedding(conds, embedding)], options)[0]
 
         def scaled(x, sigma, embedding):
-            computes_in = self.model.manual_cast_dtype or self.model.get_dtype()  # whatever its weights are stored in
-            if torch.is_grad_enabled() and not torch.is_inference_mode_enabled() and computes_in == torch.float16:
+            differentiating = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+            if differentiating and self.compute_dtype == torch.float16:
                 return keep_from_underflow(net)(x, sigma, embedding)
             return net(x, sigma, embedding)
 
         return scaled
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the network computes in, whatever its weights are stored in."""
+        return self.model.manual_cast_dtype or self.model.get_dtype()
 
     @contextlib.contextmanager
     def patched(self, name: str, patch: Callable) -> Iterator[None]:

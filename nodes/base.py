@@ -114,6 +114,9 @@ class Box:
     OUTPUTS: tuple[Output, ...] = ()
 
     def __init_subclass__(cls) -> None:
+        names = [each.name for each in cls.INPUTS]
+        if len(set(names)) != len(names):
+            raise TypeError(f"{cls.__name__} has two inputs of one name: {names}.")
         if "DESCRIPTION" in cls.__dict__:
             cls.DESCRIPTION = f"{cls.DESCRIPTION} Search: {', '.join(cls.SEARCH_ALIASES)}."
         cls.RETURN_TYPES = tuple(out.kind for out in cls.OUTPUTS)

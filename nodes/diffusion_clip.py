@@ -178,7 +178,7 @@ END = Float("end_percent", 1.0, "Up to this part of the schedule (1: done).")
 
 def _numbered(number: int):
     return tuple(
-        item(f"{item.name}_{number}").optional()
+        item(name=f"{item.name}_{number}").optional()
         for item in (LORA(tooltip="A further LoRA of the same model."), WEIGHT, START, END)
     )
 

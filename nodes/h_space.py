@@ -234,9 +234,9 @@ class AsyrpSampler(Box):
         Choice("calls", [ONE_CALL, TWO_CALLS], "Two calls need less memory, and suit guiders that count their rows."),
         Socket("inversion", "INVERSION", "Start from its noise instead of the sampling node's.").optional(),
         Socket("direction_2", "H_DIRECTION", "A second direction; the sum of n is divided by sqrt(n).").optional(),
-        STRENGTH("strength_2").optional(),
+        STRENGTH(name="strength_2").optional(),
         Socket("direction_3", "H_DIRECTION", "A third direction.").optional(),
-        STRENGTH("strength_3").optional(),
+        STRENGTH(name="strength_3").optional(),
     )
     OUTPUTS = (
         Output("SAMPLER", "For SamplerCustom and SamplerCustomAdvanced."),

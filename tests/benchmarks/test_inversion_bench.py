@@ -55,7 +55,7 @@ def toy(monkeypatch, tmp_path):
     """The benchmark with toy networks, its weights and output in a folder of its own; returns the UNet."""
     table, unet = torch.randn(192, 128, generator=torch.Generator().manual_seed(0)), ToyUNet()
     net = SimpleNamespace(unet=unet, text=lambda rows: table[rows])
-    monkeypatch.setattr(lab, "load", lambda: (net, ToyEncoder()))
+    monkeypatch.setattr(lab, "load", lambda flow=False: (net, ToyEncoder()))
     torch.manual_seed(0)
     judge = probe.ConvProbe(8)
     monkeypatch.setattr(probe, "load", lambda which: judge.eval().requires_grad_(False))
