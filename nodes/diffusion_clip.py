@@ -248,7 +248,7 @@ class DiffusionCLIPEdit(Box):
 
             def body(run):
                 return into_seen_domain(
-                    run.denoiser("positive"),
+                    run.guided("positive", None, 1.0),
                     run.latent,
                     few.to(run.device),
                     noise=gaussian(run.latent, seed),
