@@ -23,7 +23,7 @@ from ...samplers.inversion.pivots import invert_ddim
 from ..edits import value_of
 from ..lab import Demo, some
 
-STEPS, PAIRS, STRENGTHS = 20, 64, (0.5, 1.0, 1.5, 2.0)
+STEPS, PAIRS, STRENGTHS = 20, 64, (0.2, 0.3, 0.4, 0.5, 1.0)
 #: attribute -> the value that pictures are steered to
 TARGETS = {
     "background": scenes.BACKGROUNDS.index("blue"),
