@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..samplers.measure.metrics import psnr
 from ..samplers.ode import sample_euler
-from . import captions, nets, scenes
+from . import captions, control, nets, scenes
 from .model import TextToImage, denoiser, empty_rows, generate, schedule
 from .training import DEVICE, STATE, Trainer, chunks, die, grid, precision
 from .weights import (
@@ -162,10 +162,13 @@ USES = 6  # times that a scene is seen on average before it is replaced
 class Latents:
     """A pool of encoded scenes on the device, refreshed a little at a time so that no scene is seen often.
 
-    two: share of scenes with two objects, as `scenes.sample` takes it."""
+    two: share of scenes with two objects, as `scenes.sample` takes it. whole: masks in pixels, not on the latent's
+    grid."""
 
-    def __init__(self, size: int, autoencoder: nn.Module, draws: torch.Generator, two: float = 0.35):
-        self.autoencoder, self.draws, self.size, self.two = autoencoder, draws, size, two
+    def __init__(
+        self, size: int, autoencoder: nn.Module, draws: torch.Generator, two: float = 0.35, whole: bool = False
+    ):
+        self.autoencoder, self.draws, self.size, self.two, self.whole = autoencoder, draws, size, two, whole
         at_once = 1024 if draws.device.type == "cuda" else 64  # more would fall out of a CPU's cache
         parts = [self._make(part.stop - part.start) for part in chunks(size, at_once)]
         self.latent, self.mask = (torch.cat([part[i] for part in parts]) for i in range(2))
@@ -177,7 +180,7 @@ class Latents:
         image, mask = scenes.draw(batch)
         with precision(image.device):
             latent = self.autoencoder.encode(image.contiguous(memory_format=torch.channels_last))
-        return latent.half(), F.avg_pool2d(mask, 8).half(), batch
+        return latent.half(), (mask if self.whole else F.avg_pool2d(mask, 8)).half(), batch
 
     def refresh(self, n: int) -> None:
         latent, mask, batch = self._make(n)
@@ -375,6 +378,42 @@ def train_bottleneck(device: torch.device, minutes: float, batch: int, pool: int
     return trainer.run(step, batch, report, save_every=60 if device.type == "cuda" else 420)
 
 
+def train_controlnet(device: torch.device, minutes: float, batch: int, pool: int, lr: float, folder=STATE) -> nn.Module:
+    """The object's mask as a hint: the small form on the locked, committed UNet (`control.py`)."""
+    torch.manual_seed(0)
+    autoencoder = load_autoencoder(device, folder)
+    net = control.locked().to(device)
+    trainer = Trainer(
+        "controlnet", control.Control(net.unet).to(device), minutes, lr=lr, ema=0.995, folder=folder, warmup=100
+    )
+    draws = generator(device, trainer.samples + 8)
+    latents = Latents(pool, autoencoder, draws, whole=True)
+
+    def step(i):
+        if i % 8 == 7:
+            latents.refresh(min(batch * 8 // USES, pool))
+        x0, mask, batch_scenes = latents.take(batch)
+        seen, hint = v_prediction(x0, draws), control.hint_of(mask)
+        with precision(device):
+            with torch.no_grad():
+                context = net.text(control.control_rows(batch_scenes, draws))
+            added = trainer.net(seen.x, hint, seen.timestep, context)
+            v = net.unet(seen.x, seen.timestep, context, control=added)
+        return {"loss": weighed_loss(v, seen.target, F.avg_pool2d(mask, 8))}
+
+    test = scenes.sample(16, generator(device, 13), "held_out", two=0.0)
+    masks = scenes.draw(test)[1]
+    rows, hint = captions.token_rows(*control.sparing(test))[0], control.hint_of(masks)
+
+    @torch.no_grad()
+    def report():
+        made = control.generate(net, autoencoder, trainer.average, rows, hint, 12)
+        grid(torch.cat([hint[:8], made[:8], hint[8:], made[8:]]), trainer.path.with_name("controlnet_samples.png"))
+        return f"mask IoU {control.object_iou(made, masks, test.colour[:, 0], test.background).mean():.3f} on 16 held-out hints, captions without place and size"
+
+    return trainer.run(step, batch, report, save_every=60 if device.type == "cuda" else 300)
+
+
 def set_rare_rows(text: dict[str, Tensor], strength: float = RARE_STRENGTH) -> None:
     """Give the rare words their rows in a text encoder's state: the unknown word's row, which means "any word", plus a
     fixed random direction of `strength` times its norm. So each is as neutral as an unknown word and still its own."""
@@ -467,9 +506,11 @@ def main() -> None:
             "diffusion",
             "flow",
             "bottleneck",
+            "controlnet",
             "pack",
             "pack_flow",
             "pack_bottleneck",
+            "pack_controlnet",
             "figures",
             "all",
         ),
@@ -519,8 +560,18 @@ def main() -> None:
             args.pool or (200_000 if gpu else 8192),
             args.lr,
         )
+    if args.stage == "controlnet":
+        train_controlnet(
+            device,
+            args.minutes or (5 if gpu else 60),
+            args.batch or (256 if gpu else 32),
+            args.pool or (20_000 if gpu else 1024),
+            args.lr,
+        )
     if args.stage in ("pack", "all"):
         pack()
+    if args.stage == "pack_controlnet":
+        control.pack(STATE / "controlnet.safetensors")
     for name, path in (("flow", FLOW), ("bottleneck", BOTTLENECK)):
         if args.stage == f"pack_{name}":
             pack_network(name, path)
