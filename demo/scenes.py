@@ -8,6 +8,7 @@ deterministic by seed. Runs on CPU and GPU; images are [B, 3, H, W] in 0..1.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -261,10 +262,13 @@ def _background(s: Scenes, x: Tensor, y: Tensor, pixel: float) -> Tensor:
     return image
 
 
-def draw(scenes: Scenes, size: int = 128, paint: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def draw(
+    scenes: Scenes, size: int = 128, paint: Tensor | None = None, form: Callable[[Tensor, Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """Images [B, 3, size, size] in 0..1 and object masks [B, 2, size, size] in 0..1 (the second all 0 where absent).
 
-    paint: [B, 2, 3] RGB in 0..1 of the objects, in place of their named colours."""
+    paint: [B, 2, 3] RGB in 0..1 of the objects, in place of their named colours. form: the objects' signed distance as
+    a function of (x, y) in units of the radius, in place of their named shapes."""
     s, u, device = scenes, scenes.nuisance, scenes.nuisance.device
     grid = (torch.arange(size, device=device) + 0.5) / size
     y, x = torch.meshgrid(grid, grid, indexing="ij")
@@ -290,14 +294,15 @@ def draw(scenes: Scenes, size: int = 128, paint: Tensor | None = None) -> tuple[
         px, py = (x - cx[:, None, None]) / r, (y - cy[:, None, None]) / r
         qx, qy = px * torch.cos(turn) + py * torch.sin(turn), py * torch.cos(turn) - px * torch.sin(turn)
         shape = s.shape[:, i, None, None]
-        inside = _distance(shape, qx, qy) * r
+        distance = (lambda x, y, shape=shape: _distance(shape, x, y)) if form is None else form
+        inside = distance(qx, qy) * r
         alpha = (0.5 - inside / (1.6 * pixel)).clamp(0, 1) * there
 
         # soft shadow away from the light, photo only
         ox, oy = lx * 0.3, ly * 0.3
         sx = (px + ox) * torch.cos(turn) + (py + oy) * torch.sin(turn)
         sy = (py + oy) * torch.cos(turn) - (px + ox) * torch.sin(turn)
-        shadow = (0.5 - _distance(shape, sx, sy) * r / (9 * pixel)).clamp(0, 1) * there * photo * 0.38
+        shadow = (0.5 - distance(sx, sy) * r / (9 * pixel)).clamp(0, 1) * there * photo * 0.38
         image = image * (1 - shadow[:, None])
 
         colour = _rgb(COLOURS, s.colour[:, i]) if paint is None else paint[:, i, :, None, None]

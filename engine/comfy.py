@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..samplers.core import FLOW, VE, NoiseProcess, Sigma
@@ -68,6 +69,12 @@ class Progress:
         self._previewer = None
         if model is not None:
             self._previewer = get("latent_preview").get_previewer(model.load_device, model.model.latent_format)
+
+    def show(self, image: Tensor) -> None:
+        """A picture [1, H, W, 3] in 0..1 as the preview, where the bar stands."""
+        pixels = (image[0, ..., :3].detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+        picture = Image.fromarray(pixels.numpy())
+        self._bar.update_absolute(min(self.value, self.total), self.total, ("JPEG", picture, max(picture.size)))
 
     def tick(self, n: int = 1, x0: Tensor | None = None) -> None:
         """n more units done; x0 [B, C, ...] in model space is shown if previews are on. Raises on interrupt."""
@@ -232,7 +239,61 @@ def full_path(kind: str, name: str) -> Path:
     return path
 
 
+def model_file(kind: str, name: str) -> Path:
+    """Where a file of that name goes in ComfyUI's own folder of models of that kind ("loras", "embeddings").
+
+    ValueError for a name that leaves the folder or names none."""
+    root = Path(get("folder_paths").get_folder_paths(kind)[0]).resolve()
+    relative = Path(name.strip().replace("\\", "/").removesuffix(".safetensors") + ".safetensors")
+    path = (root / relative).resolve()
+    if relative.name == ".safetensors" or relative.is_absolute() or ".." in relative.parts or ":" in name:
+        raise ValueError(f"The file name {name!r} must name a file inside models/{kind}, without '..' or a drive.")
+    if not path.is_relative_to(root):
+        raise ValueError(f"The file name {name!r} leaves the folder models/{kind}: choose another.")
+    return path
+
+
+def cache_folder(kind: str = "inversions") -> Path:
+    """This pack's own folder of that kind inside ComfyUI's user folder; made if missing."""
+    path = folder("user") / "nulltext" / kind
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def decode_fits(vae, samples: Tensor) -> bool:
+    """Whether a decode now leaves every loaded model where it is; on the CPU it does."""
+    management = get("model_management")
+    if torch.device(vae.device).type == "cpu":
+        return True
+    needed = vae.memory_used_decode(samples.shape, vae.vae_dtype) + management.module_size(vae.first_stage_model)
+    return management.get_free_memory(vae.device) > 1.2 * needed
+
+
 def decode(vae, samples: Tensor) -> Tensor:
     """LATENT samples -> IMAGE [B, H, W, 3] in 0..1 on the CPU; the frames of a video latent become the batch."""
     images = vae.decode(samples).float().cpu().clamp(0, 1)
     return images.reshape(-1, *images.shape[-3:])
+
+
+def model_name(kind: str, path: Path) -> str:
+    """How ComfyUI calls a file of its folder of models of that kind, without the ending."""
+    root = Path(get("folder_paths").get_folder_paths(kind)[0]).resolve()
+    return path.relative_to(root).with_suffix("").as_posix()
+
+
+def found_model(kind: str, name: str) -> Path:
+    """The path of a safetensors file of that kind by its listed name, with or without the ending. ValueError if there
+    is none."""
+    full = name.strip().removesuffix(".safetensors") + ".safetensors"
+    path = None if ".." in Path(full).parts else get("folder_paths").get_full_path(kind, full)
+    if path is None or not Path(path).is_file():
+        raise ValueError(f"There is no file {full!r} in models/{kind}: correct the name, or save one there first.")
+    return Path(path)
+
+
+def model_changed(kind: str, name: str | None) -> str:
+    """What ComfyUI compares to see whether a file is another one than before."""
+    try:
+        return str(found_model(kind, name or "").stat().st_mtime_ns)
+    except ValueError as error:
+        return str(error)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..samplers.inversion.record import FORMAT, VERSION, Inversion
-from .comfy import folder, full_path, get
+from .comfy import cache_folder, folder, full_path, get
 from .fingerprint import feed
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
@@ -125,6 +125,15 @@ def _whole(t: Tensor) -> bytes:
     return repr((tuple(t.shape), str(t.dtype))).encode() + data
 
 
+def metadata(path: Path) -> dict[str, str]:
+    """The strings of a safetensors file; none where it can't be read."""
+    try:
+        with safe_open(path, "pt") as f:
+            return f.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
+
+
 def cache_key(model, *inputs) -> str | None:
     """A name for what is made from these inputs. None where their content can't be told: control nets, a model whose
     attention, guidance or network calls somebody patched."""
@@ -141,13 +150,6 @@ def cache_key(model, *inputs) -> str | None:
 def _filled(value) -> bool:
     """Whether a (nested) table holds anything."""
     return any(_filled(v) for v in value.values()) if isinstance(value, dict) else bool(value)
-
-
-def cache_folder() -> Path:
-    """This pack's own folder inside ComfyUI's user folder; made if missing."""
-    path = folder("user") / "nulltext" / "inversions"
-    path.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def find(key: str | None) -> Inversion | None:

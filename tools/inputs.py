@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
-from ..demo import captions, scenes
+from ..demo import captions, scenes, subjects
 from ..samplers.measure.charts import to_picture
 
 FOLDER = Path(__file__).resolve().parent.parent / "workflows" / "inputs"
@@ -58,6 +58,25 @@ def scribble(image: Image.Image) -> Image.Image:
     return image
 
 
+#: the folder of a subject's pictures: five scenes whose object is something that the demo model never saw
+SUBJECT, SUBJECT_NAME, SUBJECT_SEED = "cyan_crescent", "cyan crescent", 11
+
+
+def write_subject(folder: Path) -> dict[str, str]:
+    """The subject's pictures with their captions beside them as .txt, which `sks` stands in; captions by file name."""
+    place = folder / SUBJECT
+    place.mkdir(parents=True, exist_ok=True)
+    drawn = subjects.sample(SUBJECT_NAME, 5, torch.Generator().manual_seed(SUBJECT_SEED))
+    images, _ = subjects.draw(SUBJECT_NAME, drawn)
+    said = {}
+    for i, (image, text) in enumerate(zip(images, subjects.caption(SUBJECT_NAME, drawn, "sks")), 1):
+        rgb = (image.permute(1, 2, 0) * 255).round().byte()
+        Image.fromarray(rgb.numpy()).save(place / f"{i}.png", optimize=True)
+        (place / f"{i}.txt").write_text(text + "\n")
+        said[f"{SUBJECT}/{i}.png"] = text
+    return said
+
+
 def write(folder: Path = FOLDER) -> dict[str, str]:
     """Draw every picture, demo_scene once more with its object cut out (alpha 0 there: LoadImage's mask), and
     demo_scene_square with a scribble on it.
@@ -80,6 +99,7 @@ def write(folder: Path = FOLDER) -> dict[str, str]:
     scribble(scribbled).save(folder / "demo_scribble.png", optimize=True)
     both = "on the left and a large yellow circle on the right"
     said["demo_scribble.png"] = said["demo_scene_square.png"].replace("on the left", both)
+    said.update(write_subject(folder))
     (folder / "captions.json").write_text(json.dumps(said, indent=1) + "\n")
     return said
 

@@ -1,4 +1,4 @@
-"""ControlNet (Zhang, Rao, Agrawala 2302.05543): a trained copy of a UNet's encoder that steers the locked UNet by a hint.
+"""ControlNet (Zhang, Rao, Agrawala 2302.05543): a trained copy of a UNet's encoder steers the locked UNet by a hint.
 
     c_i = Z_i(F_i(x + H(hint); theta)),     skip_i += strength * c_i,   middle += strength * c_mid
 

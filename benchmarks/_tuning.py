@@ -1,0 +1,75 @@
+"""What the parts of the tuning bench share: nodes run with the demo's numbers, sampling, and reading what came out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..demo import probe, scenes
+from ..demo.scenes import Scenes
+from ..engine import comfy
+from ..engine.sampler import core_sampler
+from ..engine.sampling import sample_latent
+from ._engine import decode, encode, load
+
+STEPS, CFG = 20, 5.0
+#: the demo's own numbers; the nodes' defaults are for real checkpoints
+DREAMBOOTH = {"learning_rate": 2e-3, "rank": 8, "alpha": 8.0, "batch": 2, "preset": "diffusers"}
+JUDGES = ("conv", "query")
+
+
+def defaults(box, **own) -> dict:
+    """A node's inputs at their defaults, with these in their place; nothing is shown meanwhile."""
+    wanted = box.INPUT_TYPES()["required"]
+    return {n: spec[1]["default"] for n, spec in wanted.items() if "default" in spec[1]} | {"sample_every": 0} | own
+
+
+@torch.inference_mode()
+def drawn(model, clip, vae, captions: list[str], seed: int, steps: int = STEPS, cfg: float = CFG) -> Tensor:
+    """Pictures [N, 3, 128, 128] in 0..1 of these captions by Euler steps, each from the noise of its number."""
+    sigmas, sampler = comfy.sigmas_of(model, "normal", steps), core_sampler("euler")
+    negative, out = comfy.encode(clip, ""), []
+    for i, text in enumerate(captions):
+        latent = {"samples": torch.zeros(1, 4, 16, 16)}
+        positive = comfy.encode(clip, text)
+        made = sample_latent(model, positive, negative, cfg, sampler, sigmas, latent, seed + i)["samples"]
+        out.append(decode(vae, made))
+    return torch.cat(out)
+
+
+@torch.inference_mode()
+def through_autoencoder(images: Tensor) -> Tensor:
+    """What is left of a drawn picture after encoding and decoding: the best that any training can reach."""
+    _, _, vae = load()
+    return torch.cat([decode(vae, encode(vae, image[None])) for image in images])
+
+
+def right(images: Tensor, s: Scenes, names: tuple[str, ...]) -> dict[str, float]:
+    """Share read right by attribute, the mean of both judges. colour and shape are read at the asked place."""
+    shares = dict.fromkeys(names, 0.0)
+    for judge in JUDGES:
+        seen = probe.read(probe.load(judge), images)
+        for name in names:
+            if name == "place":
+                got, asked = seen.place, s.place[:, 0]
+            elif name in ("colour", "shape", "size"):
+                got, asked = seen.at_place(name, s.place[:, 0]), getattr(s, name)[:, 0]
+            else:
+                got, asked = getattr(seen, name), getattr(s, name)
+            shares[name] += float((got == asked).float().mean()) / len(JUDGES)
+    return shares
+
+
+def one_object(n: int, seed: int, **fixed: int) -> Scenes:
+    """n scenes of one object, never trained combinations among them, with these attributes fixed."""
+    s = scenes.sample(n, torch.Generator().manual_seed(seed), "any", two=0.0)
+    for name, value in fixed.items():
+        s = s.changed(name, value)
+    return s
+
+
+def lora_file_kb(name: str) -> float:
+    path: Path = comfy.model_file("loras", name)
+    return path.stat().st_size / 1000

@@ -1,0 +1,92 @@
+"""Imagic and UniTune: one picture each, and an edit that the probes can read."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..demo import captions, scenes
+from ..engine import comfy
+from ..engine.sampler import core_sampler
+from ..engine.sampling import time_to_sigma
+from ..engine.tuning_set import TuningSet
+from ..nodes.imagic import ImagicGuider, ImagicOptimise
+from ..nodes.train_lora import TrainLora
+from ..samplers.measure.metrics import psnr
+from ..samplers.picture.sdedit import sdedit_sigmas
+from ._engine import decode, encode, load
+from ._tuning import defaults, one_object, right, through_autoencoder
+
+ETAS = (0.0, 0.5, 0.7, 0.85, 1.0)
+STRENGTHS = (1.0, 0.5, 0.25)
+REST = ("colour", "shape", "background", "texture")
+
+
+def guided(guider, sigmas: Tensor, latent: Tensor, seed: int, noise: bool = True) -> Tensor:
+    """LATENT samples of a GUIDER by euler."""
+    drawn = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))
+    return guider.sample(drawn, latent, core_sampler("euler"), sigmas, disable_pbar=True, seed=seed)
+
+
+@torch.inference_mode()
+def measure_imagic(i: int, quick: bool) -> dict[str, dict[str, float]]:
+    """Picture i: strength -> "eta e" -> figures. The edit moves the object to another place."""
+    model, clip, vae = load()
+    before = one_object(i + 1, 51)[i]
+    after = before.changed("place", (before.place[:, 0] + 1) % 4)
+    picture = scenes.draw(before)[0]
+    latent = encode(vae, picture)
+    texts = [comfy.encode(clip, text) for text in (captions.captions(after)[0], "")]
+    given = defaults(
+        ImagicOptimise,
+        embedding_steps=2 if quick else 60,
+        embedding_rate=0.0115,
+        model_steps=2 if quick else 90,
+        model_rate=2e-3,
+        batch=4,
+        rank=8,
+        targets="attention",
+        seed=1,
+        file_name=f"bench/imagic_{i}",
+    )
+    made = ImagicOptimise().run(model=model, target=texts[0], negative=texts[1], latent={"samples": latent}, **given)
+    optimised, lora, *_ = made["result"]
+    sigmas, out = comfy.sigmas_of(model, "normal", 4 if quick else 20), {}
+    for strength in STRENGTHS:
+        more = ", ".join(map(str, ETAS[1:]))
+        box = ImagicGuider().run(model, *texts, ETAS[0], more, 3.0, strength, 1.0, 0.0, optimised=optimised, lora=lora)[
+            0
+        ]
+        images = decode(vae, guided(box, sigmas, torch.zeros(1, 4, 16, 16), 5))
+        for eta, image in zip(ETAS, images):
+            read = right(image[None], after, ("place", *REST))
+            figures = {"place": read["place"], "kept": sum(read[n] for n in REST) / len(REST)}
+            figures["psnr"] = float(psnr(image[None], picture)[0])
+            out[f"{strength:g} {eta:g}"] = figures
+    return out
+
+
+@torch.inference_mode()
+def measure_unitune(i: int, quick: bool) -> dict[str, float]:
+    """Picture i, another texture behind the object; PSNR where the object and its surroundings are."""
+    model, clip, vae = load()
+    before = one_object(i + 1, 61)[i]
+    after = before.changed("texture", (before.texture + 1) % 4)
+    picture, masks = scenes.draw(before)
+    latent = encode(vae, picture)
+    taught = TuningSet((latent[0].float().cpu(),), ("sks",), (None,), ("picture 1",))
+    given = defaults(
+        TrainLora, preset="UniTune", steps=2 if quick else 100, learning_rate=2e-3, targets="attention", rank=8, seed=1
+    )
+    lora = TrainLora().run(model=model, clip=clip, pictures=taught, **(given | {"file_name": f"bench/unitune_{i}"}))[
+        "result"
+    ][2]
+    told, empty = (comfy.encode(clip, text) for text in (f"sks {captions.captions(after)[0]}", ""))
+    box = ImagicGuider().run(model, told, empty, 1.0, "", 8.0, 1.0, 1.0, 0.4, lora=lora)[0]
+    sigmas = sdedit_sigmas(time_to_sigma(model), 0.8, 4 if quick else 30).float()
+    image = decode(vae, guided(box, sigmas, latent, 5))
+    inside = masks[:, :1] > 0.5
+    error = (image - through_autoencoder(picture)).square()
+    object_psnr = -10 * torch.log10(error[inside.expand_as(error)].mean().clamp(min=1e-8))
+    read = right(image, after, ("texture", *REST[:3], "place"))
+    return read | {"object_psnr": float(object_psnr), "psnr": float(psnr(image, picture)[0])}

@@ -1,0 +1,124 @@
+"""DreamBooth and textual inversion on subjects that no training scene holds: with the class's pictures and without."""
+
+from __future__ import annotations
+
+import torch
+
+from ..demo import captions, scenes, subjects
+from ..engine.tuning_set import TuningSet
+from ..nodes.train_embedding import TrainEmbedding
+from ..nodes.train_lora import LEAVE, TrainLora
+from ..nodes.tuning_pictures import PriorPictures
+from ._engine import encode, load
+from ._tuning import CFG, DREAMBOOTH, STEPS, defaults, drawn, lora_file_kb, one_object, right, through_autoencoder
+
+LEAKED = 0.4  # an untrained word drew the subject if the overlap is above this
+ARMS = ("with the class's pictures", "without")
+
+
+def subject_set(name: str, n: int = 5, word: str = "sks") -> TuningSet:
+    """The n pictures that are taught, encoded, with captions."""
+    s = subjects.sample(name, n, torch.Generator().manual_seed(11))
+    images, _ = subjects.draw(name, s)
+    _, _, vae = load()
+    with torch.inference_mode():
+        latents = tuple(encode(vae, image[None])[0].float().cpu().clone() for image in images)
+    return TuningSet(
+        latents, tuple(subjects.caption(name, s, word)), (None,) * n, tuple(f"picture {i}" for i in range(n))
+    )
+
+
+def prior_set(name: str, count: int, steps: int) -> TuningSet:
+    """Pictures of the class by the untuned model, with full captions of many scenes."""
+    model, clip, _ = load()
+    kind = scenes.SHAPES.index(subjects.SUBJECTS[name][2])
+    told = captions.captions(one_object(count, 21, shape=kind))
+    given = defaults(
+        PriorPictures,
+        class_prompt="\n".join(told),
+        count=count,
+        width=128,
+        height=128,
+        seed=3,
+        steps=steps,
+        cfg=CFG,
+        batch=1,
+    )
+    given.pop("sample_every")
+    with torch.inference_mode():
+        return PriorPictures().run(model=model, clip=clip, **given)["result"][0]
+
+
+def overlap(name: str, images, asked) -> list[float]:
+    return [subjects.best_iou(name, image, subjects.pose(asked, i)) for i, image in enumerate(images)]
+
+
+def scores(name: str, model, clip, word: str, n: int, steps: int, leak: bool = True) -> dict[str, float]:
+    """One model's figures: the subject in new scenes, the class, other shapes, an untrained word."""
+    _, _, vae = load()
+    asked = subjects.sample(name, n, torch.Generator().manual_seed(31))
+    kind = scenes.SHAPES.index(subjects.SUBJECTS[name][2])
+    images = drawn(model, clip, vae, subjects.caption(name, asked, word), 100, steps)
+    found = overlap(name, images, asked)
+    of_class = one_object(n, 41, shape=kind)
+    others = one_object(n, 42)
+    others = others.changed("shape", (kind + 1 + torch.arange(n) % (len(scenes.SHAPES) - 1)) % len(scenes.SHAPES))
+    kept = right(drawn(model, clip, vae, captions.captions(of_class), 200, steps), of_class, ("colour", "shape"))
+    rest = right(drawn(model, clip, vae, captions.captions(others), 300, steps), others, ("colour", "shape"))
+    seen = right(images, asked, ("background", "texture", "place"))
+    out = {
+        "iou": sum(found) / n,
+        "background": seen["background"],
+        "texture": seen["texture"],
+        "place": seen["place"],
+        "class_colour": kept["colour"],
+        "class_shape": kept["shape"],
+        "others": (rest["colour"] + rest["shape"]) / 2,
+    }
+    if leak:
+        away = drawn(model, clip, vae, subjects.caption(name, asked, "zwx"), 100, steps)
+        out["leak"] = sum(v > LEAKED for v in overlap(name, away, asked)) / n
+    return out
+
+
+def measure_subject(name: str, quick: bool) -> dict[str, dict[str, float]]:
+    """All of one subject: truth through the autoencoder, untuned, DreamBooth in both arms, textual inversion."""
+    model, clip, _ = load()
+    n, steps, train_steps, prior_count = (2, 4, 3, 4) if quick else (8, STEPS, 300, 100)
+    asked = subjects.sample(name, n, torch.Generator().manual_seed(31))
+    truth = through_autoencoder(subjects.draw(name, asked)[0])
+    out = {
+        "truth": {"iou": sum(overlap(name, truth, asked)) / n},
+        "untuned": scores(name, model, clip, "sks", n, steps),
+    }
+    taught, prior = subject_set(name), prior_set(name, prior_count, steps)
+    for arm in ARMS:
+        given = defaults(TrainLora, steps=train_steps, seed=1, text_encoder=LEAVE, **DREAMBOOTH)
+        given["file_name"] = f"bench/{name} {arm}".replace(" ", "_").replace("'", "")
+        wired = {"prior": prior} if arm == ARMS[0] else {"prior_weight": 0.0, "batch": 4}  # equal rows a step
+        with torch.inference_mode():
+            made = TrainLora().run(model=model, clip=clip, pictures=taught, **(given | wired))["result"]
+        out[arm] = scores(name, made[0], made[1], "sks", n, steps) | {"kb": lora_file_kb(given["file_name"])}
+    given = defaults(
+        TrainEmbedding,
+        start_word=subjects.SUBJECTS[name][2],
+        steps=train_steps,
+        learning_rate=0.3,
+        batch=4,
+        seed=1,
+        file_name=f"bench_{name}".replace(" ", "_"),
+    )
+    with torch.inference_mode():
+        told = TrainEmbedding().run(model=model, clip=clip, pictures=taught, **given)["result"][0]
+    out["textual inversion"] = word_scores(name, model, clip, told, n, steps)
+    return out
+
+
+def word_scores(name: str, model, clip, word: str, n: int, steps: int) -> dict[str, float]:
+    """The untouched model with `embedding:...` as the word; read through core's own embedding files."""
+    from ..engine import comfy
+
+    clip.tokenizer.clip_l.embedding_directory = str(comfy.model_file("embeddings", "x").parent)
+    return {
+        k: v for k, v in scores(name, model, clip, word, n, steps, leak=False).items() if k in ("iou", "background")
+    }

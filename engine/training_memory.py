@@ -1,0 +1,144 @@
+"""How much memory a training step will need, told before the first one.
+
+The network is run once on PyTorch's meta device, where tensors have shapes and no content: nothing is computed and
+nothing allocated, and what the backward pass would keep is counted by its size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from .comfy import get
+from .gradients import _BLOCKS
+
+_log = logging.getLogger("nulltext")
+_SLACK = 1.15  # what the allocator and the largest single layer need on top, as a factor on the activations
+
+
+@dataclass
+class Kept:
+    """Bytes that the backward pass keeps: inside checkpointable blocks, one entry each, and outside of them; and of the
+    blocks' inputs, all that checkpointing keeps of a block."""
+
+    outside: int = 0
+    blocks: list[int] = field(default_factory=list)
+    inputs: int = 0
+
+    def bytes(self, checkpoint: bool) -> int:
+        if not checkpoint or not self.blocks:
+            return self.outside + sum(self.blocks)
+        return self.outside + self.inputs + max(self.blocks)  # one block at a time is computed again
+
+
+@contextlib.contextmanager
+def counted(network: nn.Module, weights: set[int]) -> Iterator[Kept]:
+    """Counts what autograd saves while the network runs forward; `weights`: storages that are there anyway."""
+    kept, seen, inside, hooks = Kept(), {}, [], contextlib.ExitStack()
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights and storage._cdata not in seen:
+            seen[storage._cdata] = storage  # held, so that no other gets its address
+            if inside:
+                kept.blocks[-1] += storage.nbytes()
+            else:
+                kept.outside += storage.nbytes()
+        return tensor
+
+    def enter(_, args):
+        if not inside:
+            kept.blocks.append(0)
+            kept.inputs += sum(a.nbytes for a in args if isinstance(a, Tensor))
+        inside.append(1)
+
+    def leave(*_):
+        inside.pop()
+
+    with hooks, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        for module in network.modules():
+            if type(module).__name__ in _BLOCKS:
+                hooks.callback(module.register_forward_pre_hook(enter).remove)
+                hooks.callback(module.register_forward_hook(leave).remove)
+        yield kept
+
+
+class _Attention(torch.autograd.Function):
+    """Attention's memory and nothing of its numbers: fused attention keeps q, k, v and its output."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, shape):
+        out = q.new_empty(shape)
+        ctx.save_for_backward(q, k, v, out)
+        return out
+
+
+def _attention(q, k, v, heads, *_, skip_reshape=False, skip_output_reshape=False, **__) -> Tensor:
+    if skip_reshape:
+        b, h, n, d = q.shape
+        return _Attention.apply(q, k, v, (b, h, n, d) if skip_output_reshape else (b, n, h * d))
+    return _Attention.apply(q, k, v, q.shape)
+
+
+@contextlib.contextmanager
+def _fused_attention() -> Iterator[None]:
+    """In the place of the network's attention; the meta device has only the form that keeps every weight."""
+    module = get("ldm.modules.attention")
+    before = {n: getattr(module, n) for n in ("optimized_attention", "optimized_attention_masked")}
+    try:
+        for name in before:
+            setattr(module, name, _attention)
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(module, name, function)
+
+
+def on_meta(network: nn.Module) -> tuple[dict[str, Tensor], set[int]]:
+    """The network's parameters and buffers as meta tensors by name, and their storages."""
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    made = {name: torch.empty_like(t, device="meta", requires_grad=False) for name, t in tensors.items()}
+    return made, {t.untyped_storage()._cdata for t in made.values()}
+
+
+def needed(
+    run,
+    name: str,
+    rows: int,
+    trained: Mapping[str, Tensor],
+    attached: Callable[[], AbstractContextManager],
+    checkpoint: bool,
+    of_text: bool = False,
+) -> int | None:
+    """Bytes on the device for a step of `rows` rows with the caption `name`: weights, what is trained with its gradient
+    and two moments, and what the backward pass keeps. None where the network can't be run this way.
+
+    attached(): what is trained, put into the network on the meta device. of_text: the caption's embedding learns."""
+    network, model = run.model.diffusion_model, run.model
+    parts = run.guider.conds[name][0]["model_conds"]
+    try:
+        values, weights = on_meta(network)
+        extra = {}
+        for key, part in parts.items():
+            cond = getattr(part, "cond", None)
+            if isinstance(cond, Tensor):
+                shape = (rows, *cond.shape[1:])
+                dtype = run.compute_dtype if cond.is_floating_point() else cond.dtype
+                extra["context" if key == "c_crossattn" else key] = torch.empty(shape, dtype=dtype, device="meta")
+        x = torch.empty((rows, *run.latent.shape[1:]), dtype=run.compute_dtype, device="meta")
+        extra["context"] = extra["context"].requires_grad_(of_text)
+        with attached(), _fused_attention(), counted(network, weights) as kept:
+            time = torch.ones(rows, device="meta", dtype=torch.float32)
+            torch.func.functional_call(network, values, (x, time), extra)
+    except Exception as error:  # noqa: BLE001 (an estimate never stops a training)
+        _log.info("the memory can't be told before the start: %s", error)
+        return None
+    of_trained = sum(p.numel() for p in trained.values()) * 4 * 4
+    of_weights = sum(p.nbytes for p in model.parameters())
+    return int(of_weights + of_trained + _SLACK * kept.bytes(checkpoint))

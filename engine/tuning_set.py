@@ -1,0 +1,206 @@
+"""Pictures to train on: read, cut to a few sizes, encoded, with a caption each.
+
+Pictures of one shape train in one batch. So each picture is scaled and cut, as little as possible, to the size of the
+same area whose sides are whole steps: a square of `size` pixels for a square picture, a wide one for a wide picture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..samplers.tuning.objective import Examples
+from .comfy import Progress, cache_folder, full_path, latent_in
+
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+@dataclass(frozen=True)
+class TuningSet:
+    """latents: LATENT samples [C, h, w], fp32 on the CPU (not in model space). captions: one each. masks: [1, h, w] in
+    0..1 or None each, 1 where the loss counts. names: what to call a picture in a message."""
+
+    latents: tuple[Tensor, ...]
+    captions: tuple[str, ...]
+    masks: tuple[Tensor | None, ...] = ()
+    names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def examples(self, model) -> Examples:
+        """As the loop takes them: in the MODEL's space; a dropped caption is the empty one. ValueError for latents of
+        another kind of model."""
+        channels = model.get_model_object("latent_format").latent_channels
+        if self.latents[0].shape[0] != channels:
+            raise ValueError(
+                f"The pictures were encoded to {self.latents[0].shape[0]} channels and this model works on {channels}: "
+                "encode them with the VAE that belongs to the model."
+            )
+        with torch.inference_mode(False):
+            latents = tuple(latent_in(model, z[None].clone())[0].float() for z in self.latents)
+            masks = tuple(None if m is None else m.clone() for m in self.masks)
+            return Examples(latents, self.captions, masks if any(m is not None for m in masks) else (), empty="")
+
+    def texts(self) -> list[str]:
+        """Every different caption, and the empty one first."""
+        return list(dict.fromkeys(["", *self.captions]))
+
+    def content(self) -> list:
+        """All that enters a training, for the name under which it is kept."""
+        return [list(self.latents), list(self.captions), [m for m in self.masks if m is not None]]
+
+    def sizes(self) -> dict[tuple[int, int], int]:
+        """How many pictures there are of each latent size (height, width)."""
+        found: dict[tuple[int, int], int] = {}
+        for z in self.latents:
+            key = tuple(z.shape[-2:])
+            found[key] = found.get(key, 0) + 1
+        return found
+
+    def check_word(self, word: str) -> None:
+        """ValueError if a caption lacks the word that the training shall teach."""
+        if not word.strip():
+            raise ValueError("The word to be taught is empty: choose a rare one, and write it into every caption.")
+        for i, caption in enumerate(self.captions):
+            if word.strip().lower() not in caption.lower().replace(",", " ").split():
+                name = self.names[i] if self.names else f"picture {i + 1}"
+                raise ValueError(
+                    f"The caption of {name} ({caption!r}) lacks the word {word!r}: write it into every caption."
+                )
+
+
+def bucket(width: int, height: int, size: int) -> tuple[int, int]:
+    """(width, height) to train at: about size^2 pixels in the picture's own proportions, whole steps of 64 pixels (of a
+    quarter of `size` where that is less)."""
+    step, root = min(64, max(size // 4, 8)), math.sqrt(width / height)
+    return tuple(max(step, round(size * part / step) * step) for part in (root, 1 / root))
+
+
+def folder_pictures(name: str) -> list[tuple[str, Image.Image, str | None]]:
+    """(file name, picture, the .txt beside it or None) of input/<name>, sorted by name. ValueError for no folder, no
+    picture, one that can't be read, and a caption that is no text."""
+    root = full_path("input", name)
+    if not root.is_dir():
+        raise ValueError(f"There is no folder {name!r} in ComfyUI's input folder: put the pictures into one there.")
+    out = []
+    for path in sorted(p for p in root.iterdir() if p.suffix.lower() in _SUFFIXES):
+        try:
+            with Image.open(path) as opened:
+                picture = ImageOps.exif_transpose(opened).convert("RGB")
+        except (UnidentifiedImageError, OSError) as error:
+            raise ValueError(f"The picture {name}/{path.name} can't be read ({error}): replace or remove it.") from None
+        out.append((path.name, picture, _text_beside(path)))
+    if not out:
+        raise ValueError(f"The folder {name!r} holds no picture ({', '.join(sorted(_SUFFIXES))}): put some there.")
+    return out
+
+
+def _text_beside(path: Path) -> str | None:
+    beside = path.with_suffix(".txt")
+    if not beside.is_file():
+        return None
+    try:
+        return " ".join(beside.read_text(encoding="utf-8").split())
+    except UnicodeDecodeError:
+        raise ValueError(f"The caption {beside.name} is no UTF-8 text: save it as UTF-8.") from None
+
+
+def batch_pictures(images: Tensor) -> list[tuple[str, Image.Image, None]]:
+    """The pictures of an IMAGE [B, H, W, 3]. ValueError for values that aren't finite."""
+    if not bool(torch.isfinite(images).all()):
+        raise ValueError("A picture holds NaN or infinite values: check what made it.")
+    pixels = (images[..., :3].float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    return [(f"picture {i + 1}", Image.fromarray(p), None) for i, p in enumerate(pixels)]
+
+
+def captions_of(lines: str, found: Sequence[tuple[str, Image.Image, str | None]]) -> list[str]:
+    """A caption for each picture: the .txt beside it, else its own line, else the one line for all.
+
+    ValueError where a picture would have none, or the number of lines is another."""
+    typed = [line.strip() for line in lines.splitlines() if line.strip()]
+    if len(typed) not in (0, 1, len(found)):
+        raise ValueError(
+            f"There are {len(typed)} captions for {len(found)} pictures: write one line for all, or one for each."
+        )
+    out = []
+    for i, (name, _, beside) in enumerate(found):
+        caption = beside or (typed[i] if len(typed) == len(found) else typed[0] if typed else "")
+        if not caption:
+            raise ValueError(f"{name} has no caption: write one, or put a .txt of its name beside it.")
+        out.append(caption)
+    return out
+
+
+def build(vae, found: Sequence[tuple[str, Image.Image, str | None]], lines: str, size: int, masks) -> TuningSet:
+    """The set: each picture cut to its bucket and encoded. masks: MASK [1 or B, H, W] or None; 1 where the loss counts.
+
+    ValueError for masks of another number and for a mask that is black everywhere."""
+    captions = captions_of(lines, found)
+    if masks is not None and len(masks) not in (1, len(found)):
+        raise ValueError(f"There are {len(masks)} masks for {len(found)} pictures: give one for all, or one for each.")
+    progress, latents, cut = Progress(len(found)), [], []
+    for i, (name, picture, _) in enumerate(found):
+        if min(picture.size) < 8:
+            raise ValueError(f"{name} has {picture.size[0]} x {picture.size[1]} pixels: replace or remove it.")
+        side = bucket(*picture.size, size)
+        fitted = ImageOps.fit(picture, side, Image.Resampling.LANCZOS)
+        pixels = torch.from_numpy(np.asarray(fitted, np.float32) / 255)[None]
+        latents.append(vae.encode(pixels).float().cpu()[0].clone())
+        cut.append(None if masks is None else _mask(masks[i % len(masks)], side, latents[-1].shape[-2:], name))
+        progress.tick(1)
+    return TuningSet(tuple(latents), tuple(captions), tuple(cut), tuple(name for name, _, _ in found))
+
+
+def _mask(mask: Tensor, side: tuple[int, int], grid: Sequence[int], name: str) -> Tensor:
+    """A MASK [H, W] cut like its picture, on the latent's grid [1, h, w]."""
+    whole = Image.fromarray((mask.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+    fitted = np.asarray(ImageOps.fit(whole, side, Image.Resampling.BILINEAR), np.float32) / 255
+    out = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(fitted)[None], tuple(grid))
+    if not bool((out > 0).any()):
+        raise ValueError(f"The mask of {name} is black everywhere: paint white where the loss shall count.")
+    return out
+
+
+def changed(name: str) -> str:
+    """What ComfyUI compares to see whether a folder's pictures or captions are others than before."""
+    try:
+        root = full_path("input", name)
+        told = [(p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(root.iterdir()) if p.is_file()]
+    except (ValueError, OSError) as error:
+        return str(error)
+    return hashlib.sha256(repr(told).encode()).hexdigest()
+
+
+def _prior_path(key: str) -> Path:
+    return cache_folder("tuning") / f"prior_{key}.safetensors"
+
+
+def find_prior(key: str | None) -> Tensor | None:
+    """Class pictures [N, C, h, w] drawn before for the same inputs, or None."""
+    if key is None or not _prior_path(key).is_file():
+        return None
+    try:
+        with torch.inference_mode(False):
+            return load_file(_prior_path(key))["latents"]
+    except (SafetensorError, OSError, KeyError):
+        _prior_path(key).unlink(missing_ok=True)
+        return None
+
+
+def keep_prior(key: str | None, latents: Tensor) -> None:
+    """Put class pictures where `find_prior` looks. A full disk is no error."""
+    if key is not None:
+        with contextlib.suppress(OSError):
+            save_file({"latents": latents.contiguous().clone()}, _prior_path(key))

@@ -1,0 +1,295 @@
+"""Imagic: a picture's own text and the model that gives it back, then a walk towards the text that edits it."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import asdict
+
+import torch
+
+from ..engine import comfy, training, weights
+from ..engine.comfy import is_empty, time_to_sigma, to_model_space
+from ..engine.imagic import imagic_guider, plain
+from ..engine.training_store import Store
+from ..engine.tuning import Caption
+from ..samplers.tuning import lora
+from ..samplers.tuning.imagic import PRESETS, embedding_loop
+from ..samplers.tuning.loop import Loop, Settings
+from ..samplers.tuning.objective import Examples, HeldOut, Objective, denoising_step
+from .base import CFG, LATENT, MODEL, NEGATIVE, SEED, Box, Choice, Float, Int, Output, Socket, Text
+from .report import text_result
+from .tuning_inputs import (
+    BATCH,
+    CATEGORY,
+    CHECKPOINT,
+    LEVELS,
+    LOOK_EVERY,
+    OWN,
+    RANK,
+    VAE,
+    WEIGHT,
+    file_name,
+    free_path,
+    loss_figure,
+    metadata,
+    preset_choice,
+    preview,
+    shown,
+    training_key,
+    training_line,
+)
+
+HELD_OUT = 16
+TARGET, EMPTY = "target", "empty"
+
+
+class ImagicOptimise(Box):
+    ID, TITLE, CATEGORY = "NullText_ImagicOptimise", "Imagic Optimise", CATEGORY
+    SEARCH_ALIASES = ["imagic", "edit one picture", "optimise embedding", "optimize embedding", "text-based editing"]
+    DESCRIPTION = (
+        "The two trainings of Imagic (arXiv 2210.09276) on one picture: first the target text's embedding moves until "
+        "it describes the picture, then low-rank factors of the model learn to give the picture back from it."
+    )
+    INPUTS = (
+        MODEL,
+        Socket("target", "CONDITIONING", "The text that says what the picture shall become."),
+        Socket("negative", "CONDITIONING", "The empty prompt, for the sample pictures."),
+        LATENT(tooltip="The picture, encoded; one only."),
+        preset_choice(PRESETS, "paper", "A published way; what stands at 0 below is taken from it."),
+        Int("embedding_steps", 0, "Steps of the first training; 0: as the preset.", 0, 100_000),
+        Float(
+            "embedding_rate",
+            0.0,
+            "Its learning rate in units of the embedding's root mean square; 0: as the preset.",
+            0.0,
+            10.0,
+            0.0001,
+        ),
+        Int("model_steps", 0, "Steps of the second training; 0: as the preset.", 0, 100_000),
+        Float("model_rate", 0.0, "Learning rate of the factors; 0: as the preset.", 0.0, 1.0, 1e-6),
+        BATCH(tooltip="Levels and noises a step; 0: as the preset."),
+        RANK,
+        Choice("targets", ["all linear and conv", *weights.TARGETS[:-1]], "Which of the network's layers get factors."),
+        LEVELS,
+        WEIGHT,
+        CHECKPOINT,
+        SEED(control_after_generate=False),
+        file_name("nulltext/imagic", "loras"),
+        LOOK_EVERY,
+        VAE,
+    )
+    OUTPUTS = (
+        Output("CONDITIONING", "The optimised text: it describes the picture.", "optimised"),
+        Output("LORA_MODEL", "What the model learnt, for Imagic Guider.", "lora"),
+        Output("IMAGE", "Both losses as figures.", "loss_figure"),
+        Output("STRING", "What was done.", "report"),
+    )
+    OUTPUT_NODE = True
+
+    def run(
+        self,
+        model,
+        target,
+        negative,
+        latent,
+        preset,
+        embedding_steps,
+        embedding_rate,
+        model_steps,
+        model_rate,
+        batch,
+        rank,
+        targets,
+        levels,
+        loss_weight,
+        checkpointing,
+        seed,
+        file_name,
+        sample_every,
+        vae=None,
+    ):
+        way = PRESETS[preset]
+        if is_empty(latent) or len(latent["samples"]) != 1:
+            raise ValueError("Imagic learns one picture: wire the latent of a single encoded picture.")
+        embedding, extra = plain(target, "target")
+        training.check_trainable(model)
+        comfy.model_file("loras", file_name)
+        where = weights.layers(model, targets)
+        rank, batch = rank or way.rank, batch or way.batch
+        factors = lora.low_rank_all(where.items(), rank, seed=seed, device=model.load_device)
+        scale = training.loss_scale(model)
+        first = Settings(steps=embedding_steps or way.embedding_steps, optimiser=way.optimiser, loss_scale=scale)
+        first = Settings(**{**asdict(first), "weight_decay": 0.0})
+        second = Settings(
+            steps=model_steps or way.model_steps,
+            lr=model_rate or way.model_lr,
+            optimiser=way.optimiser,
+            weight_decay=0.0,
+            loss_scale=scale,
+        )
+        with torch.inference_mode(False):
+            start = embedding.detach().float().clone()
+        objective = Objective(
+            comfy.process_of(model), training.own_weight(model) if loss_weight == OWN else loss_weight
+        )
+        drawn = training.levels_of(model, levels)
+        with torch.inference_mode(False):
+            x0 = to_model_space(model, latent)[0].float().clone()
+        words = [[embedding, extra]], negative
+        captions = {TARGET: words[0], EMPTY: words[1]}
+        examples = Examples((x0,), (TARGET,), empty=EMPTY)
+        held = HeldOut.of(examples, drawn, HELD_OUT)
+        texts = embedding_loop(start, first, embedding_rate or way.embedding_lr, seed)
+        key = training_key(
+            model,
+            ["imagic", texts.settings.lr, first.optimiser, scale, seed, batch, objective.weight, levels],
+            [target, negative, x0],
+        )
+        store = Store(key)
+        began = store.resume(texts)
+        common = {"held_out": held, "objective": objective, "checkpoint": checkpointing}
+
+        def step(net, device):
+            return denoising_step(net, examples, objective, drawn, batch, device=device)
+
+        def at(value):
+            """The net with every target caption read as this embedding."""
+
+            def wrap(net):
+                def inner(x, sigma, names):
+                    said = [Caption(TARGET, value.to(x.device)) if name == TARGET else name for name in names]
+                    return net(x, sigma, said)
+
+                return inner
+
+            return wrap
+
+        done = training.Outcome()
+        if texts.step < first.steps:
+            live = texts.parameters["embedding"]
+            done = training.train(
+                model,
+                texts,
+                step,
+                captions,
+                x0.shape,
+                attached=contextlib.nullcontext,
+                wrap=at(live),
+                draw=preview(texts, vae),
+                store=store,
+                rows=batch,
+                **common,
+            )
+        optimised = texts.result()["embedding"]
+        loop = Loop(lora.parameters(factors), second, seed)
+        key2 = None if key is None else training_key(model, [key, first.steps, second.lr, rank, targets], optimised)
+        store2 = Store(key2)
+        began2, path = store2.resume(loop), free_path("loras", file_name, key2)
+
+        def written():
+            lora.put(factors, loop.result())
+            told = metadata(model, key2, [], loop, nulltext_preset=preset, ss_network_dim=rank, ss_network_alpha=rank)
+            made = weights.to_lora_model(factors, told)
+            weights.save(made, path)
+            return made
+
+        outcome = training.Outcome()
+        try:
+            if loop.step < second.steps and not done.stopped:
+                outcome = training.train(
+                    model,
+                    loop,
+                    step,
+                    captions,
+                    x0.shape,
+                    attached=lambda: weights.attached(where, factors),
+                    wrap=at(optimised),
+                    look=training.Look(TARGET, sample_every, seed, cfg=way.cfg, empty=EMPTY),
+                    draw=preview(loop, vae),
+                    store=store2,
+                    rows=batch,
+                    measured=lambda: training.on_meta(where, factors),
+                    **common,
+                )
+        except comfy.Interrupted():
+            if loop.step:
+                written()
+            raise
+        made = written()
+        moved = float((optimised - start).norm())
+        figures = [loss_figure(texts, "text: loss of each step and held-out"), loss_figure(loop, "model: the same")]
+        figure = torch.cat(figures, dim=1)
+        report = "\n".join(
+            [
+                f"Text: {training_line(texts, done, began)} It moved by {moved:.3g}.",
+                f"Model: {training_line(loop, outcome, began2)}",
+                f"Saved as {path.name} in {path.parent}.",
+            ]
+        )
+        conditioning = [[optimised, dict(extra)]]
+        return text_result(report, conditioning, made, figure, report, **shown(vae, outcome, figure))
+
+
+class ImagicGuider(Box):
+    ID, TITLE, CATEGORY = "NullText_ImagicGuider", "Imagic Guider", CATEGORY
+    SEARCH_ALIASES = ["imagic", "unitune", "interpolate embeddings", "lora strength", "lora schedule"]
+    DESCRIPTION = (
+        "Samples between the optimised text (eta 0, the picture) and the target text (eta 1) with what the model "
+        "learnt (Imagic, arXiv 2210.09276); the LoRA's strength and its window of noise levels are ours."
+    )
+    INPUTS = (
+        MODEL(tooltip="The untuned model: the LoRA is laid on it while it samples."),
+        Socket("target", "CONDITIONING", "The text that says what the picture shall become."),
+        NEGATIVE,
+        Float(
+            "eta",
+            0.7,
+            "0: the picture, 1: the target text. The paper edits at 0.6 to 0.8; beyond 1 is allowed.",
+            0.0,
+            2.0,
+        ),
+        Text("more_etas", "", "Further values of eta with commas, for a strip from the same noise: 0, 0.5, 1."),
+        CFG,
+        Float(
+            "lora_strength",
+            1.0,
+            "How much the tuned factors count; the paper: 1. Ours: less, where no eta moves the picture.",
+            0.0,
+            2.0,
+        ),
+        Float(
+            "lora_from",
+            1.0,
+            "The LoRA acts from this share of the diffusion's time downwards; 1: from pure noise, as in the paper.",
+        ),
+        Float("lora_to", 0.0, "And down to this share; 0: to the end. UniTune's blend: half and half."),
+        Socket(
+            "optimised", "CONDITIONING", "The text from Imagic Optimise; without it the target text alone."
+        ).optional(),
+        Socket("lora", "LORA_MODEL", "From Imagic Optimise, Train LoRA or Load LoRA.").optional(),
+    )
+    OUTPUTS = (Output("GUIDER", "For SamplerCustomAdvanced; a strip needs one latent."),)
+
+    def run(
+        self, model, target, negative, eta, more_etas, cfg, lora_strength, lora_from, lora_to, optimised=None, lora=None
+    ):
+        if lora_from <= lora_to:
+            raise ValueError(
+                f"The LoRA's window runs from {lora_from:g} down to {lora_to:g}: set lora_from above lora_to."
+            )
+        etas = [eta, *numbers(more_etas)]
+        sigma = time_to_sigma(model)
+        window = (sigma(lora_to), float("inf") if lora_from >= 1 else sigma(lora_from))
+        guider = imagic_guider(model, lora, target, optimised, negative, cfg, etas, lora_strength, window)
+        return (guider,)
+
+
+def numbers(text: str) -> list[float]:
+    """ "0.3, 0.6" -> [0.3, 0.6]. ValueError for anything that is no number."""
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ValueError(f"{text!r} is no list of numbers: write them with commas between, as in 0, 0.5, 1.") from None
+
+
+NODES = (ImagicOptimise, ImagicGuider)

@@ -1,0 +1,209 @@
+"""Train Embedding: a new word by textual inversion, in a file that ComfyUI reads as `embedding:name`."""
+
+from __future__ import annotations
+
+import torch
+
+from ..engine import comfy, training, tuning
+from ..engine.training_store import Store
+from ..samplers.tuning.loop import Loop, Settings
+from ..samplers.tuning.objective import HeldOut, Objective, denoising_step
+from ..samplers.tuning.textual_inversion import PRESETS, rms, start_vectors
+from .base import MODEL, SEED, Box, Float, Int, Output, Text
+from .report import text_result
+from .tuning_inputs import (
+    BATCH,
+    CATEGORY,
+    CHECKPOINT,
+    CLIP,
+    DROPOUT,
+    LEVELS,
+    LOOK_EVERY,
+    OWN,
+    PICTURES,
+    TRAIN_STEPS,
+    VAE,
+    WEIGHT,
+    file_name,
+    free_path,
+    loss_figure,
+    loss_map,
+    metadata,
+    preset_choice,
+    preview,
+    shown,
+    training_key,
+    training_line,
+)
+
+HELD_OUT = 16
+
+
+class TrainEmbedding(Box):
+    ID, TITLE, CATEGORY = "NullText_TrainEmbedding", "Train Embedding (Textual Inversion)", CATEGORY
+    SEARCH_ALIASES = ["textual inversion", "embedding training", "new word", "concept", "personalization"]
+    DESCRIPTION = (
+        "Learns a new word from a few pictures: only the word's vectors in the text encoder's table are trained "
+        "(arXiv 2208.01618). It writes an embedding file for prompts: embedding:name."
+    )
+    INPUTS = (
+        MODEL,
+        CLIP,
+        PICTURES,
+        Text("word", "sks", "What stands for the new word in the captions; it must stand in every one."),
+        Text("start_word", "dog", "A word that is near: the new one begins as it."),
+        preset_choice(PRESETS, "paper", "A published way to train; what stands at 0 below is taken from it."),
+        TRAIN_STEPS,
+        Float(
+            "learning_rate",
+            0.0,
+            "Learning rate in units of the table's own size (its root mean square), so that one number fits every "
+            "text encoder; 0: as the preset.",
+            0.0,
+            100.0,
+            0.001,
+        ),
+        BATCH,
+        Int("vectors", 0, "How many tokens the word takes; 0: as the preset, one.", 0, 32),
+        LEVELS,
+        WEIGHT,
+        DROPOUT,
+        CHECKPOINT,
+        SEED(control_after_generate=False),
+        file_name("nulltext_word", "embeddings"),
+        LOOK_EVERY,
+        Text("sample_prompt", "", "Prompt of the sample pictures; empty: the first caption."),
+        VAE,
+    )
+    OUTPUTS = (
+        Output("STRING", "What to write in a prompt for the new word: embedding:name.", "word"),
+        Output("CONDITIONING", "The sample prompt with the new word in it."),
+        Output("LOSS_MAP", "The loss of each step, for core's Plot Loss Graph.", "loss"),
+        Output("IMAGE", "The loss as a figure.", "loss_figure"),
+        Output("STRING", "What was done.", "report"),
+    )
+    OUTPUT_NODE = True
+
+    def run(
+        self,
+        model,
+        clip,
+        pictures,
+        word,
+        start_word,
+        preset,
+        steps,
+        learning_rate,
+        batch,
+        vectors,
+        levels,
+        loss_weight,
+        caption_dropout,
+        checkpointing,
+        seed,
+        file_name,
+        sample_every,
+        sample_prompt,
+        vae=None,
+    ):
+        way = PRESETS[preset]
+        steps, batch, count = steps or way.steps, batch or way.batch, vectors or way.vectors
+        rate = learning_rate or way.relative_lr
+        training.check_trainable(model, clip)
+        pictures.check_word(word)
+        comfy.model_file("embeddings", file_name)
+        own = tuning.own_ids(count)
+        prompt = sample_prompt or pictures.captions[0]
+        tokens = {text: tuning.tokens_with_word(clip, text, word, own) for text in dict.fromkeys(pictures.captions)}
+        tokens[""] = clip.tokenize("")
+        if prompt not in tokens:
+            with_it = word.lower() in prompt.lower()
+            tokens[prompt] = tuning.tokens_with_word(clip, prompt, word, own) if with_it else clip.tokenize(prompt)
+        captions = {text: comfy.encode(clip, text) for text in tokens}
+        new, sizes = begun(clip, start_word, count)
+        first = next(iter(new))
+        settings = Settings(
+            steps=steps,
+            lr=rate * sizes[first],
+            optimiser=way.optimiser,
+            weight_decay=way.weight_decay,
+            loss_scale=training.loss_scale(model),
+        )
+        loop = Loop(new, settings, seed, {name: size / sizes[first] for name, size in sizes.items()})
+        objective = Objective(
+            comfy.process_of(model), training.own_weight(model) if loss_weight == OWN else loss_weight
+        )
+        drawn = training.levels_of(model, levels)
+        key = training_key(
+            model,
+            ["textual inversion", settings.lr, settings.optimiser, settings.weight_decay, settings.loss_scale],
+            [seed, batch, count, caption_dropout, objective.weight, levels, word, start_word],
+            pictures.content(),
+            {text: captions[text] for text in ("", *pictures.captions)},
+        )
+        store = Store(key)
+        began_at = store.resume(loop)
+        examples = pictures.examples(model)
+        path = free_path("embeddings", file_name, key)
+
+        def written():
+            told = metadata(model, key, pictures.captions, loop, nulltext_word=word, nulltext_preset=preset)
+            tuning.save_word(loop.result(), path, told)
+
+        outcome = training.Outcome()
+        try:
+            if loop.step < steps:
+                outcome = training.train(
+                    model,
+                    loop,
+                    lambda net, device: denoising_step(net, examples, objective, drawn, batch, caption_dropout, device),
+                    captions,
+                    pictures.latents[0].shape,
+                    attached=lambda: tuning.word_attached(clip, own, loop.parameters),
+                    clip=clip,
+                    encode=lambda text: tuning.encode(clip, tokens[text]),
+                    held_out=HeldOut.of(examples, drawn, HELD_OUT),
+                    objective=objective,
+                    look=training.Look(prompt, sample_every, seed),
+                    draw=preview(loop, vae),
+                    checkpoint=checkpointing,
+                    store=store,
+                    rows=batch,
+                )
+        except comfy.Interrupted():
+            if loop.step:
+                written()
+            raise
+        written()
+        with tuning.word_attached(clip, own, loop.result()), torch.no_grad():
+            embedding, pooled = tuning.encode(clip, tokens[prompt])
+        figure = loss_figure(loop)
+        name = f"embedding:{comfy.model_name('embeddings', path)}"
+        grown = ", ".join(f"{n} {rms(v) / sizes[n]:.2g} times" for n, v in loop.result().items())
+        report = "\n".join(
+            [
+                training_line(loop, outcome, began_at),
+                f"Saved as {path.name} in {path.parent}: write {name} in a prompt. Size of its numbers against the "
+                f"table's: {grown}.",
+            ]
+        )
+        conditioning = [[embedding, {"pooled_output": pooled}]]
+        return text_result(report, name, conditioning, loss_map(loop), figure, report, **shown(vae, outcome, figure))
+
+
+def begun(clip, start_word: str, count: int) -> tuple[dict, dict[str, float]]:
+    """(vectors [count, width] by encoder, begun at the start word's rows; the rms of each encoder's table)."""
+    ids, new, sizes = tuning.word_tokens(clip, start_word), {}, {}
+    comfy.load_models([clip.patcher])
+    for name, encoder in tuning.encoders(clip).items():
+        table, own = tuning.table(encoder), ids[name.removeprefix("clip_")]
+        if not own:
+            raise ValueError("The start word is empty: name something near to the new word, such as its class.")
+        with torch.no_grad():
+            near = table(torch.tensor([own], device=clip.patcher.load_device))[0]
+        new[name] = start_vectors(near, range(len(own)), count)
+        sizes[name] = rms(table.weight)
+    return new, sizes
+
+
+NODES = (TrainEmbedding,)

@@ -1,0 +1,306 @@
+"""Train LoRA: DreamBooth, and UniTune as its case without a class."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import asdict, replace
+
+from ..engine import comfy, training, tuning, weights
+from ..engine.training_store import Store
+from ..samplers.tuning import lora
+from ..samplers.tuning.dreambooth import PRESETS, Preset, dreambooth_step
+from ..samplers.tuning.loop import Loop, Settings
+from ..samplers.tuning.objective import HeldOut, Objective
+from .base import MODEL, SEED, Box, Choice, Float, Output, Socket, Text
+from .report import text_result
+from .tuning_inputs import (
+    BATCH,
+    CATEGORY,
+    CHECKPOINT,
+    CLIP,
+    DROPOUT,
+    LEVELS,
+    LOOK_EVERY,
+    OWN,
+    PICTURES,
+    PRESET,
+    RANK,
+    TRAIN_STEPS,
+    VAE,
+    WEIGHT,
+    file_name,
+    free_path,
+    loss_figure,
+    loss_map,
+    metadata,
+    preset_choice,
+    preview,
+    shown,
+    training_key,
+    training_line,
+)
+
+HELD_OUT = 16  # fixed (picture, level, noise) triples
+TRAIN, LEAVE = "train it", "leave it"
+TEXT = "text_encoder"
+
+
+def settings_of(preset: Preset, scale: float) -> Settings:
+    """The loop's settings of a preset, whose own fields the widgets have replaced already."""
+    return Settings(
+        steps=preset.steps,
+        lr=preset.lr,
+        optimiser=preset.optimiser,
+        weight_decay=preset.weight_decay,
+        accumulate=preset.accumulate,
+        clip=preset.clip,
+        warmup=preset.warmup,
+        schedule=preset.schedule,
+        loss_scale=scale,
+    )
+
+
+def entering(settings: Settings) -> list:
+    """What of the settings decides the numbers trained; the number of steps does not where the rate is constant."""
+    told = asdict(settings)
+    if settings.schedule == "constant":
+        told.pop("steps")
+    return [told]
+
+
+class TrainLora(Box):
+    ID, TITLE, CATEGORY = "NullText_TrainLora", "Train LoRA (DreamBooth)", CATEGORY
+    SEARCH_ALIASES = ["dreambooth", "lora training", "fine-tune", "subject", "unitune", "personalization"]
+    DESCRIPTION = (
+        "Teaches the model a subject from a few pictures: low-rank factors beside its weights learn that a rare word "
+        "means it (DreamBooth, arXiv 2208.12242). It writes a LoRA that every ComfyUI loads."
+    )
+    INPUTS = (
+        MODEL,
+        CLIP,
+        PICTURES,
+        Text("word", "sks", "The rare word that shall mean the subject. It must stand in every caption."),
+        preset_choice(
+            PRESETS,
+            "diffusers",
+            "A published way to train; what stands at 0 or 'as the preset' below is taken from it. UniTune: one "
+            "picture, its caption the word alone, no prior.",
+        ),
+        TRAIN_STEPS,
+        Float(
+            "learning_rate", 0.0, "Highest learning rate of the network's factors; 0: as the preset.", 0.0, 1.0, 1e-6
+        ),
+        BATCH(tooltip="Pictures of the subject a step, and as many of the class; 0: as the preset."),
+        RANK,
+        Float("alpha", 0.0, "The factors act at alpha / rank; 0: as the preset.", 0.0, 256.0, 0.1),
+        Choice("targets", [PRESET, *weights.TARGETS], "Which of the network's layers get factors."),
+        Choice(TEXT, [PRESET, TRAIN, LEAVE], "Whether CLIP's attention layers get factors too."),
+        Float(
+            "prior_weight",
+            -1.0,
+            "Lambda, how much the class pictures count; the paper: 1. Below 0: as the preset.",
+            -1.0,
+            100.0,
+            0.1,
+        ),
+        LEVELS,
+        WEIGHT,
+        DROPOUT,
+        CHECKPOINT,
+        SEED(control_after_generate=False),
+        file_name("nulltext/subject", "loras"),
+        LOOK_EVERY,
+        Text("sample_prompt", "", "Prompt of the sample pictures; empty: the first caption."),
+        Socket(
+            "prior", "TUNING_SET", "Pictures of the class by the untuned model, from Prior Pictures; without: no prior."
+        ).optional(),
+        VAE,
+    )
+    OUTPUTS = (
+        Output("MODEL", "The model with the LoRA."),
+        Output("CLIP", "The text encoder, with its part of the LoRA where it was trained."),
+        Output("LORA_MODEL", "The LoRA alone, for Imagic Guider, Save LoRA and core's nodes.", "lora"),
+        Output("LOSS_MAP", "The loss of each step, for core's Plot Loss Graph.", "loss"),
+        Output("IMAGE", "The loss as a figure.", "loss_figure"),
+        Output("STRING", "What was done.", "report"),
+    )
+    OUTPUT_NODE = True
+
+    def run(
+        self,
+        model,
+        clip,
+        pictures,
+        word,
+        preset,
+        steps,
+        learning_rate,
+        batch,
+        rank,
+        alpha,
+        targets,
+        text_encoder,
+        prior_weight,
+        levels,
+        loss_weight,
+        caption_dropout,
+        checkpointing,
+        seed,
+        file_name,
+        sample_every,
+        sample_prompt,
+        prior=None,
+        vae=None,
+    ):
+        way = chosen(
+            PRESETS[preset],
+            steps=steps,
+            lr=learning_rate,
+            batch=batch,
+            rank=rank,
+            alpha=alpha,
+            targets=targets,
+            text=text_encoder,
+            prior_weight=prior_weight,
+            dropout=caption_dropout,
+        )
+        training.check_trainable(model, clip if way.text_lr else None)
+        pictures.check_word(word)
+        comfy.model_file("loras", file_name)  # refused before any work
+        where, text_where = weights.layers(model, way.targets), weights.text_layers(clip) if way.text_lr else {}
+        start = (way.rank, way.alpha, way.init)
+        factors = lora.low_rank_all(where.items(), *start, seed=seed, device=model.load_device)
+        factors |= lora.low_rank_all(text_where.items(), *start, seed=seed, device=clip.patcher.load_device)
+        said = []
+        if prior is None and way.prior_weight:
+            said.append("Notice: without prior pictures the model forgets the class; Prior Pictures makes them.")
+        elif prior is not None and not way.prior_weight:
+            said.append("Notice: lambda is 0, so the prior pictures are not used.")
+        elif prior is not None and len(prior) < way.prior_pictures:
+            said.append(f"Notice: {len(prior)} prior pictures; this preset's source uses {way.prior_pictures}.")
+        used = prior if way.prior_weight else None
+        taught = dict.fromkeys([*pictures.texts(), *(used.texts() if used else [])])
+        captions = {text: comfy.encode(clip, text) for text in [*taught, sample_prompt]}
+        settings = settings_of(way, training.loss_scale(model))
+        rates = {"lora_te": way.text_lr / way.lr} if way.text_lr else {}
+        if way.rest != 1:
+            rates |= {f"{name}.": way.rest for name in where.keys() - weights.layers(model, "attention").keys()}
+        loop = Loop(lora.parameters(factors), settings, seed, rates)
+        objective = Objective(comfy.process_of(model), weight_of(model, way, loss_weight))
+        drawn = training.levels_of(model, levels)
+        key = training_key(
+            model,
+            [*entering(settings), rates, seed, way.rank, way.alpha, way.init, way.batch, way.dropout, way.prior_weight],
+            [way.targets, bool(way.text_lr), objective.weight, levels],
+            pictures.content(),
+            used.content() if used else None,
+            {text: captions[text] for text in taught},
+        )
+        store, began_at = Store(key), 0
+        began_at = store.resume(loop)
+        examples, of_class = pictures.examples(model), used.examples(model) if used else None
+        held = HeldOut.of(examples, drawn, HELD_OUT)
+
+        def step(net, device):
+            return dreambooth_step(
+                net, examples, of_class, objective, drawn, way.batch, way.prior_weight, way.dropout, device
+            )
+
+        @contextlib.contextmanager
+        def attached():
+            of_text = {name: factors[name] for name in text_where}
+            of_net = {name: factors[name] for name in where}
+            with weights.attached(where, of_net), weights.attached(text_where, of_text):
+                yield
+
+        path = free_path("loras", file_name, key)
+
+        def written():
+            lora.put(factors, loop.result())
+            more = {
+                "nulltext_word": word,
+                "nulltext_preset": preset,
+                "ss_network_module": "networks.lora",
+                "ss_network_dim": way.rank,
+                "ss_network_alpha": way.rank if way.alpha is None else way.alpha,
+            }
+            told = metadata(model, key, pictures.captions, loop, **more)
+            made = weights.to_lora_model(factors, told)
+            weights.save(made, path)
+            return made
+
+        outcome = training.Outcome()
+        try:
+            if loop.step < settings.steps:
+                outcome = training.train(
+                    model,
+                    loop,
+                    step,
+                    captions,
+                    pictures.latents[0].shape,
+                    attached=attached,
+                    clip=clip if way.text_lr else None,
+                    encode=(lambda text: tuning.encode(clip, clip.tokenize(text))) if way.text_lr else None,
+                    held_out=held,
+                    objective=objective,
+                    look=training.Look(sample_prompt or pictures.captions[0], sample_every, seed),
+                    draw=preview(loop, vae),
+                    checkpoint=checkpointing,
+                    store=store,
+                    rows=way.batch * (2 if used else 1),
+                    measured=lambda: training.on_meta(where, {name: factors[name] for name in where}),
+                )
+        except comfy.Interrupted():
+            if loop.step:
+                written()
+            raise
+        made = written()
+        patched, text = weights.applied(model, clip if way.text_lr else None, made)
+        figure = loss_figure(loop)
+        size = path.stat().st_size / 1000
+        said = [
+            training_line(loop, outcome, began_at),
+            f"Saved as {path.name} ({size:.0f} kB) in {path.parent}: {len(factors)} layers, rank {way.rank}.",
+            *said,
+        ]
+        if key is None:
+            said.append("Notice: the model carries patches whose content can't be told, so the training is not kept.")
+        report = "\n".join(said)
+        return text_result(
+            report,
+            patched,
+            text if way.text_lr else clip,
+            made,
+            loss_map(loop),
+            figure,
+            report,
+            **shown(vae, outcome, figure),
+        )
+
+
+def chosen(preset: Preset, *, steps, lr, batch, rank, alpha, targets, text, prior_weight, dropout) -> Preset:
+    """The preset with the widgets' own values in place of its own."""
+    lr = lr or preset.lr
+    text_lr = {PRESET: preset.text_lr and preset.text_lr / preset.lr * lr, TRAIN: lr, LEAVE: 0.0}[text]
+    return replace(
+        preset,
+        steps=steps or preset.steps,
+        lr=lr,
+        text_lr=text_lr,
+        batch=batch or preset.batch,
+        rank=rank or preset.rank,
+        alpha=alpha or preset.alpha,
+        targets=preset.targets if targets == PRESET else targets,
+        prior_weight=preset.prior_weight if prior_weight < 0 else prior_weight,
+        dropout=dropout or preset.dropout,
+    )
+
+
+def weight_of(model, way: Preset, wanted: str) -> str:
+    """The loss weight's name; a preset's "eps" means the model's own, which is eps where the papers trained."""
+    if wanted != OWN:
+        return wanted
+    return training.own_weight(model) if way.weight == "eps" else way.weight
+
+
+NODES = (TrainLora,)

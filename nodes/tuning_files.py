@@ -1,0 +1,75 @@
+"""Save LoRA and Load LoRA: LORA_MODEL to and from files, on engines whose core has no such nodes too."""
+
+from __future__ import annotations
+
+from ..engine import comfy, weights
+from .base import Boolean, Box, Float, Output, Socket, Text
+from .report import text_result
+from .tuning_inputs import CATEGORY, CLIP, free_path
+
+
+def _describe(lora) -> str:
+    ranks = sorted({v.shape[0] for k, v in lora.items() if k.endswith("lora_down.weight")})
+    told = {k.removeprefix("nulltext_"): v for k, v in getattr(lora, "metadata", {}).items()}
+    said = [f"{len(lora.keys_of_layers) if hasattr(lora, 'keys_of_layers') else len(lora)} layers"]
+    said += [f"rank {', '.join(map(str, ranks))}"] if ranks else []
+    said += [f"word {told['word']!r}"] if told.get("word") else []
+    said += [f"{told['ss_steps']} steps"] if told.get("ss_steps") else []
+    return ", ".join(said)
+
+
+class SaveLora(Box):
+    ID, TITLE, CATEGORY = "NullText_SaveLora", "Save LoRA", CATEGORY
+    SEARCH_ALIASES = ["save lora", "export lora", "lora file"]
+    DESCRIPTION = "Writes a LORA_MODEL into models/loras, under the names that every ComfyUI and other tools read."
+    INPUTS = (
+        Socket("lora", "LORA_MODEL", "The LoRA, from Train LoRA, Imagic Optimise or core's trainer."),
+        Text(
+            "file_name",
+            "nulltext/copy",
+            "Name of the file in models/loras; sub-folders are made. A number is added if taken.",
+        ),
+    )
+    OUTPUTS = (Output("STRING", "The file's name, as LoRA loaders list it.", "name"),)
+    OUTPUT_NODE = True
+
+    def run(self, lora, file_name):
+        path = free_path("loras", file_name, None)
+        weights.save(lora, path)
+        name = comfy.model_name("loras", path) + ".safetensors"
+        return text_result(f"Saved {name} ({path.stat().st_size / 1000:.0f} kB): {_describe(lora)}.", name)
+
+
+class LoadLora(Box):
+    ID, TITLE, CATEGORY = "NullText_LoadLora", "Load LoRA (tuned)", CATEGORY
+    SEARCH_ALIASES = ["load lora", "lora model", "apply lora"]
+    DESCRIPTION = (
+        "Reads a LoRA file of any tool as LORA_MODEL, and lays it on the model. It says when the LoRA was trained on "
+        "another checkpoint, if the file tells."
+    )
+    INPUTS = (
+        Socket("model", "MODEL", "The model it is laid on; it is cloned, never changed."),
+        CLIP(tooltip="The text encoder it is laid on, if it has a part for it."),
+        Text("file", "nulltext/subject", "Name of a file in models/loras, as Save LoRA tells it."),
+        Float("strength", 1.0, "How much it counts; 0: not at all.", -10.0, 10.0),
+        Boolean("same_model", True, "Refuse a LoRA that was trained on another checkpoint, where the file says so."),
+    )
+    OUTPUTS = (
+        Output("MODEL", "The model with the LoRA."),
+        Output("CLIP", "The text encoder with the LoRA."),
+        Output("LORA_MODEL", "The LoRA alone.", "lora"),
+    )
+
+    @classmethod
+    def IS_CHANGED(cls, file=None, **_):
+        return comfy.model_changed("loras", file)
+
+    def run(self, model, clip, file, strength, same_model):
+        lora = weights.load(comfy.found_model("loras", file))
+        if same_model:
+            weights.check_base(lora.metadata, model)
+        patched, text = weights.applied(model, clip, lora, strength)
+        return text_result(f"Loaded {file}: {_describe(lora)}.", patched, text, lora)
+
+
+NODES = (SaveLora, LoadLora)
