@@ -30,6 +30,11 @@ class Run:
         self.sigma_min, self.sigma_max = sigma_range(patcher)
         self.calls = 0
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the network computes in, whatever its weights are stored in."""
+        return self.model.manual_cast_dtype or self.model.get_dtype()
+
     def tick(self, n: int = 1) -> None:
         """n network calls done: progress, and the place where an interrupt is noticed."""
         self.progress.tick(n)
@@ -89,8 +94,8 @@ class Run:
             return self.guider.predict(x.float(), timestep(sigma, x), [replace_embedding(conds, embedding)], options)[0]
 
         def scaled(x, sigma, embedding):
-            computes_in = self.model.manual_cast_dtype or self.model.get_dtype()  # whatever its weights are stored in
-            if torch.is_grad_enabled() and not torch.is_inference_mode_enabled() and computes_in == torch.float16:
+            learning = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+            if learning and self.compute_dtype == torch.float16:
                 return keep_from_underflow(net)(x, sigma, embedding)
             return net(x, sigma, embedding)
 

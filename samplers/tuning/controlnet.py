@@ -15,9 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .objective import Examples, Levels, Net, Objective, Step, batch_losses, draw
 
 #: parts that the network has not: prefixes of their names
 ZERO, HINT = ("zero_convs.", "middle_block_out."), ("input_hint_block.",)
@@ -117,3 +121,35 @@ def gradient_norms(form: Mapping[str, Tensor]) -> dict[str, float]:
         if value.grad is not None:
             sums[part(name, last)] += float(value.grad.double().square().sum())
     return {name: total**0.5 for name, total in sums.items()}
+
+
+# -- the step of a training
+
+
+@dataclass(frozen=True)
+class Hinted:
+    """What a controlled row is told: its caption (never looked into) and its hint [3, H, W] in 0..1."""
+
+    caption: Any
+    hint: Tensor
+
+
+def control_step(
+    net: Net,
+    examples: Examples,
+    objective: Objective,
+    levels: Levels,
+    size: int = 4,
+    dropout: float = 0.5,
+    device: torch.device | str = "cpu",
+) -> Step:
+    """`objective.denoising_step` for examples whose conditions are `Hinted`: a dropped caption (the paper drops half
+    of them) leaves the hint, so that the hint alone must say what stands where."""
+
+    def step(generator):
+        batch = draw(examples, size, levels, generator)
+        dropped = torch.rand(size, generator=generator) < dropout
+        told = [replace(c, caption=examples.empty) if gone else c for c, gone in zip(batch.conditions, dropped)]
+        return {"loss": batch_losses(net, objective, replace(batch, conditions=told).to(device)).mean()}
+
+    return step
