@@ -73,13 +73,13 @@ def form_of(control) -> Form:
         return {k: v.detach().float().cpu().clone() for k, v in weights.items() if k != MARKER}
 
 
-def save(form: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] = {}, dtype=torch.float16) -> None:  # noqa: B006
+def save(form: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] = {}, half: bool = True) -> None:  # noqa: B006
     """One safetensors file that core's ControlNetLoader reads on both engines; a file of that name is replaced
     whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")
     with torch.inference_mode(False):
-        tensors = forms.file_of(form, dtype)
+        tensors = forms.file_of(form, torch.float16 if half else torch.float32)
     get("utils").save_torch_file(tensors, str(unfinished), metadata=dict(metadata) or None)
     unfinished.replace(path)
 
@@ -98,7 +98,7 @@ def control_of(form: Mapping[str, Tensor], folder: Path):
         return get("controlnet").ControlLora({**form, MARKER: torch.tensor([])})
     path = folder / f"control_{id(form):x}.safetensors"
     try:
-        save(form, path, dtype=torch.float32)
+        save(form, path, half=False)
         return loaded(path)
     finally:
         path.unlink(missing_ok=True)

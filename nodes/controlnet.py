@@ -253,7 +253,7 @@ class SaveControlNet(Box):
     def run(self, control_net, file_name, precision):
         form, path = controlnet.form_of(control_net), free_path("controlnet", file_name, None)
         told = {"nulltext_form": "small" if is_small(form) else "full"}
-        controlnet.save(form, path, told, torch.float16 if precision == "fp16" else torch.float32)
+        controlnet.save(form, path, told, precision == "fp16")
         name = comfy.model_name("controlnet", path) + ".safetensors"
         return text_result(f"Saved {name} ({path.stat().st_size / 1e6:.2f} MB).", name)
 
