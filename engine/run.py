@@ -101,11 +101,21 @@ class Run:
 
         return scaled
 
+    def _control_models(self) -> list[torch.nn.Module]:
+        """The control nets' own networks; a Control-LoRA's is made for the run, and the engine's loader has none."""
+        found = []
+        for control in (c.get("control") for conds in self.guider.conds.values() for c in conds):
+            while control is not None:
+                found.append(getattr(control, "control_model", None))
+                control = getattr(control, "previous_controlnet", None)
+        return [m for m in found if isinstance(m, torch.nn.Module)]
+
     @contextlib.contextmanager
     def gradients(self, checkpoint: bool = False) -> Iterator[None]:
         """`grad_mode` for the network and for every control net of the run; a foreign attention override steps
         aside."""
-        controls = [m for m in getattr(self.guider, "loaded_models", []) if hasattr(m, "model")]
+        controls = [m.model for m in getattr(self.guider, "loaded_models", []) if hasattr(m, "model")]
+        controls += self._control_models()
         kept, self._options = self._options, without_override(self._options)
         if any("control" in c for conds in self.guider.conds.values() for c in conds):
             # control nets write into the skip connections, which the next block has saved for backward by then
@@ -113,7 +123,7 @@ class Run:
             patches = transformer.get("patches", {})
             transformer["patches"] = {**patches, name: [*patches.get(name, []), lambda h, _: h.clone()]}
         try:
-            with grad_mode(self.model, *(m.model for m in controls), checkpoint=checkpoint):
+            with grad_mode(self.model, *controls, checkpoint=checkpoint):
                 yield
         finally:
             self._options = kept
