@@ -44,11 +44,16 @@ class Control(nn.Module):
         """The small form by its names."""
         return {name.replace("|", "."): value for name, value in self.form.items()}
 
-    def forward(self, x: Tensor, hint: Tensor, t: Tensor, context: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, hint: Tensor, t: Tensor, context: Tensor, seen: Tensor | None = None) -> list[Tensor]:
         skeleton, network = self._other
-        return torch.func.functional_call(
-            skeleton, controlnet.merged(self.tensors(), network), (x, hint, t, context), strict=False
-        )
+        weights = controlnet.merged(self.tensors(), network)
+        return torch.func.functional_call(skeleton, weights, (x, hint, t, context, seen), strict=False)
+
+    def encoded(self, hint: Tensor) -> Tensor:
+        """What the hint encoder makes of a hint: the same at every step."""
+        (prefix,) = controlnet.HINT
+        own = {k.removeprefix(prefix): v for k, v in self.tensors().items() if k.startswith(prefix)}
+        return torch.func.functional_call(self._other[0].input_hint_block, own, (hint,))
 
 
 def hint_of(mask: Tensor) -> Tensor:
@@ -73,15 +78,15 @@ def control_rows(batch: scenes.Scenes, draws: torch.Generator) -> Tensor:
     return torch.where(empty, empty_rows(len(rows), rows.device), rows)
 
 
-def controlled(unet: nn.Module, control: nn.Module, context: Tensor, hint: Tensor, strength: float = 1.0) -> Denoise:
+def controlled(unet: nn.Module, control: Control, context: Tensor, hint: Tensor, strength: float = 1.0) -> Denoise:
     """v-prediction as a denoiser with the control in it; context [B, 77, 128], hint [B, 3, 8h, 8w]."""
-    table = nets.sigmas()
+    table, seen = nets.sigmas(), control.encoded(hint)
 
     def denoise(x, sigma):
         s = torch.as_tensor(sigma, device=x.device, dtype=x.dtype)
         t = (table.log() - s.cpu().clamp(min=1e-9).log()).abs().argmin().to(x.device).expand(len(x))
         a = (1 + s * s).rsqrt()
-        added = None if strength == 0 else [strength * c for c in control(a * x, hint, t, context)]
+        added = None if strength == 0 else [strength * c for c in control(a * x, hint, t, context, seen)]
         return a * a * x - s * a * unet(a * x, t, context, control=added)
 
     return denoise
@@ -91,7 +96,7 @@ def controlled(unet: nn.Module, control: nn.Module, context: Tensor, hint: Tenso
 def generate(
     net: TextToImage,
     autoencoder: nn.Module,
-    control: nn.Module,
+    control: Control,
     rows: Tensor,
     hint: Tensor,
     steps: int = 20,

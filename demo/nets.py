@@ -458,9 +458,10 @@ class ControlNet(nn.Module):
         middle = block_width(unet.middle_block)
         self.middle_block_out = nn.ModuleList([nn.Conv2d(middle, middle, 1)])
 
-    def forward(self, x: Tensor, hint: Tensor, t: Tensor, context: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, hint: Tensor, t: Tensor, context: Tensor, seen: Tensor | None = None) -> list[Tensor]:
+        """seen: what the hint encoder made of the hint, where the caller has it already."""
         emb = self.time_embed(timestep_embedding(t, self.channels))
-        features = encoded(self, x, emb, context, self.input_hint_block(hint))
+        features = encoded(self, x, emb, context, self.input_hint_block(hint) if seen is None else seen)
         return [conv[0](f) for conv, f in zip([*self.zero_convs, self.middle_block_out], features, strict=True)]
 
 

@@ -1,5 +1,5 @@
-"""What composes with a ControlNet: every technique runs with one in its conditionings, an untrained one changes nothing,
-one that lets the hint through does. The same table stands on Make ControlNet's help page."""
+"""What composes with a ControlNet: every technique runs with one in its conditionings, an untrained one changes
+nothing, one that lets the hint through does. The same table stands on Make ControlNet's help page."""
 
 from types import SimpleNamespace
 
