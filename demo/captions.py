@@ -130,6 +130,12 @@ def phrases(s: Scenes, generator: torch.Generator | None = None) -> tuple[Tensor
     return torch.where(form[:, None] == 1, b, a), form
 
 
+def columns(kind: str, form: Tensor) -> Tensor:
+    """Where `phrases` says "size", "colour", "shape" or "place" of either object: [B, 16] bool for forms [B]."""
+    where = torch.tensor([[name in (f"{kind}0", f"{kind}1") for name in names] for names in (_FORM, _FORM_B)])
+    return where.to(form.device)[form]
+
+
 def text(indices: Tensor, form: Tensor) -> list[str]:
     """The captions as strings."""
     out = []

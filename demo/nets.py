@@ -7,7 +7,9 @@ from the same file is held by tests/nodes/family/test_networks.py. Sizes: UNet 5
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
@@ -331,6 +333,31 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
     return torch.cat([torch.cos(args), torch.sin(args)], -1)
 
 
+def through(layers, h: Tensor, emb: Tensor, context: Tensor, name: str, maps: dict, map_layers: tuple[str, ...]):
+    """One block of a UNet, layer by layer; its attention map goes into `maps` where `name` is asked for."""
+    for layer in layers:
+        if isinstance(layer, ResBlock):
+            h = layer(h, emb)
+        elif isinstance(layer, SpatialTransformer):
+            h, m = layer(h, context, name in map_layers)
+            if m is not None:
+                maps[name] = m
+        else:
+            h = layer(h)
+    return h
+
+
+def encoded(net, x: Tensor, emb: Tensor, context: Tensor, hint: Tensor | None = None, maps=None, map_layers=()):
+    """The outputs of a net's input blocks and, last, of its middle block. hint: added after the first convolution."""
+    maps, features, h = {} if maps is None else maps, [], x
+    for i, layers in enumerate(net.input_blocks):
+        h = through(layers, h, emb, context, f"input_{i}", maps, map_layers)
+        if i == 0 and hint is not None:
+            h = h + hint
+        features.append(h)
+    return [*features, through(net.middle_block, h, emb, context, "middle_0", maps, map_layers)]
+
+
 class UNet(nn.Module):
     """Noisy latent [B, 4, h, w], timestep [B], context [B, 77, 128] -> v [B, 4, h, w] (and maps {layer: [B, hw, 77]}).
 
@@ -376,29 +403,22 @@ class UNet(nn.Module):
                     nn.init.zeros_(last.bias)
         nn.init.zeros_(self.out[-1].weight)
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor, map_layers: tuple[str, ...] = ()):
-        emb = self.time_embed(timestep_embedding(t, self.channels))
-        maps = {}
-
-        def run(layers, h, name=""):
-            for layer in layers:
-                if isinstance(layer, ResBlock):
-                    h = layer(h, emb)
-                elif isinstance(layer, SpatialTransformer):
-                    h, m = layer(h, context, name in map_layers)
-                    if m is not None:
-                        maps[name] = m
-                else:
-                    h = layer(h)
-            return h
-
-        skips, h = [], x
-        for i, layers in enumerate(self.input_blocks):
-            h = run(layers, h, f"input_{i}")
-            skips.append(h)
-        h = run(self.middle_block, h, "middle_0")
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        context: Tensor,
+        map_layers: tuple[str, ...] = (),
+        control: Sequence[Tensor] | None = None,
+    ):
+        """control: what a `ControlNet` adds to each skip and, last, to the middle block's output."""
+        emb, maps = self.time_embed(timestep_embedding(t, self.channels)), {}
+        *skips, h = encoded(self, x, emb, context, maps=maps, map_layers=map_layers)
+        if control is not None:
+            *added, middle = control
+            skips, h = [skip + c for skip, c in zip(skips, added, strict=True)], h + middle
         for i, layers in enumerate(self.output_blocks):
-            h = run(layers, torch.cat([h, skips.pop()], 1), f"output_{i}")
+            h = through(layers, torch.cat([h, skips.pop()], 1), emb, context, f"output_{i}", maps, map_layers)
         h = self.out(h)
         return (h, maps) if map_layers else h
 
@@ -414,3 +434,38 @@ class UNet(nn.Module):
                 open_columns[:, :width] = 1
                 weight.mul_(open_columns)
                 weight.register_hook(lambda gradient, open_columns=open_columns: gradient * open_columns)
+
+
+class ControlNet(nn.Module):
+    """The encoder side of a UNet with a hint encoder and a 1 x 1 convolution for each skip and the middle, under the
+    names of the published code (2302.05543): noisy latent [B, 4, h, w], hint [B, 3, 8h, 8w] in 0..1, timestep [B],
+    context [B, 77, 128] -> what to add to each skip and, last, to the middle block's output."""
+
+    def __init__(self, unet: UNet):
+        super().__init__()
+        self.channels = unet.channels
+        self.time_embed, self.input_blocks, self.middle_block = (
+            copy.deepcopy(part) for part in (unet.time_embed, unet.input_blocks, unet.middle_block)
+        )
+        widths = [16, 16, 32, 32, 96, 96, 256]
+        layers = []
+        for i, (n_in, n_out) in enumerate(zip([3, *widths], [*widths, unet.channels], strict=True)):
+            layers += [conv(n_in, n_out, stride=2 if i in (2, 4, 6) else 1), nn.SiLU()]
+        self.input_hint_block = nn.Sequential(*layers[:-1])
+        self.zero_convs = nn.ModuleList(
+            nn.ModuleList([nn.Conv2d(width, width, 1)]) for width in [block_width(b) for b in unet.input_blocks]
+        )
+        middle = block_width(unet.middle_block)
+        self.middle_block_out = nn.ModuleList([nn.Conv2d(middle, middle, 1)])
+
+    def forward(self, x: Tensor, hint: Tensor, t: Tensor, context: Tensor, seen: Tensor | None = None) -> list[Tensor]:
+        """seen: what the hint encoder made of the hint, where the caller has it already."""
+        emb = self.time_embed(timestep_embedding(t, self.channels))
+        features = encoded(self, x, emb, context, self.input_hint_block(hint) if seen is None else seen)
+        return [conv[0](f) for conv, f in zip([*self.zero_convs, self.middle_block_out], features, strict=True)]
+
+
+def block_width(block: nn.ModuleList) -> int:
+    """Channels of a block's output."""
+    last = [m for m in block.modules() if isinstance(m, nn.Conv2d)][-1]
+    return last.out_channels

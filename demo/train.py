@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,9 +19,10 @@ from torch import Tensor, nn
 
 from ..samplers.measure.metrics import psnr
 from ..samplers.ode import sample_euler
-from . import captions, nets, scenes
+from . import captions, control, nets, scenes
+from .latents import USES, Latents, generator, rectified_flow, v_prediction, weighed_loss
 from .model import TextToImage, denoiser, empty_rows, generate, schedule
-from .training import DEVICE, STATE, Trainer, chunks, die, grid, precision
+from .training import DEVICE, STATE, Trainer, die, grid, precision
 from .weights import (
     BOTTLENECK,
     CHECKPOINT,
@@ -33,11 +33,6 @@ from .weights import (
     write_checkpoint,
     write_network,
 )
-
-
-def generator(device: torch.device, seed: int) -> torch.Generator:
-    return torch.Generator(device).manual_seed(seed)
-
 
 # --------------------------------------------------------------------------------------------------- autoencoder
 
@@ -152,43 +147,7 @@ def load_autoencoder(device: torch.device, folder=STATE) -> nets.AutoEncoder:
 # --------------------------------------------------------------------------------------------------- diffusion
 
 FIGURES = CHECKPOINT.parents[2] / "output" / "bench" / "demo_model.figures.json"
-#: weight of an object's latent pixels in the loss; timesteps where outlines are decided (sigma about 1 to 40)
-ON_OBJECT, OUTLINES = 4.0, (300, 950)
 RARE_STRENGTH = 0.5  # of a rare word's own direction, beside the norm of the unknown word's row
-FLOW_OUTLINES = (0.45, 0.98)  # the same sigmas as flow levels s / (1 + s)
-USES = 6  # times that a scene is seen on average before it is replaced
-
-
-class Latents:
-    """A pool of encoded scenes on the device, refreshed a little at a time so that no scene is seen often.
-
-    two: share of scenes with two objects, as `scenes.sample` takes it."""
-
-    def __init__(self, size: int, autoencoder: nn.Module, draws: torch.Generator, two: float = 0.35):
-        self.autoencoder, self.draws, self.size, self.two = autoencoder, draws, size, two
-        at_once = 1024 if draws.device.type == "cuda" else 64  # more would fall out of a CPU's cache
-        parts = [self._make(part.stop - part.start) for part in chunks(size, at_once)]
-        self.latent, self.mask = (torch.cat([part[i] for part in parts]) for i in range(2))
-        self.scenes = scenes.cat([part[2] for part in parts])
-
-    @torch.no_grad()
-    def _make(self, n):
-        batch = scenes.sample(n, self.draws, two=self.two)
-        image, mask = scenes.draw(batch)
-        with precision(image.device):
-            latent = self.autoencoder.encode(image.contiguous(memory_format=torch.channels_last))
-        return latent.half(), F.avg_pool2d(mask, 8).half(), batch
-
-    def refresh(self, n: int) -> None:
-        latent, mask, batch = self._make(n)
-        at = torch.randint(0, len(self.latent) - n + 1, (1,)).item()
-        self.latent[at : at + n], self.mask[at : at + n] = latent, mask
-        for field in scenes.Scenes.__dataclass_fields__:
-            getattr(self.scenes, field)[at : at + n] = getattr(batch, field)
-
-    def take(self, n: int) -> tuple[Tensor, Tensor, scenes.Scenes]:
-        index = torch.randint(len(self.latent), (n,), generator=self.draws, device=self.latent.device)
-        return self.latent[index].float(), self.mask[index].float(), self.scenes[index]
 
 
 def caption_rows(batch: scenes.Scenes, draws: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -202,12 +161,6 @@ def caption_rows(batch: scenes.Scenes, draws: torch.Generator) -> tuple[Tensor, 
     rows = torch.where((rows > 2) & chance(0.1, 1) & chance(0.12, rows.shape[1]), 0, rows)
     empty = chance(0.1)
     return torch.where(empty[:, None], empty_rows(n, device), rows), torch.where(empty[:, None, None], 0, words)
-
-
-def weighed_loss(out: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error of out and target [B, 4, h, w] with objects, mask [B, 2, h, w], and their rims weighed."""
-    weight = 1 + (ON_OBJECT - 1) * F.max_pool2d((mask.amax(1, keepdim=True) > 0.05).float(), 3, 1, 1)
-    return ((out.float() - target).square() * (weight / weight.mean())).mean()
 
 
 def map_loss(maps: dict[str, Tensor], words: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
@@ -236,41 +189,6 @@ def committed_twin(net: TextToImage) -> tuple[dict[str, Tensor], int]:
     with safe_open(FLOW, "pt") as f:
         samples = int(f.metadata()["samples_seen"])
     return net.state_dict() | {f"unet.{k}": v for k, v in read_network(FLOW).items()}, samples
-
-
-@dataclass(frozen=True)
-class Corrupted:
-    """What the UNet sees and what it shall say: input [B, 4, h, w], timestep [B], target [B, 4, h, w], and where the
-    words' attention is taught [B] bool (below, the object's place is still open)."""
-
-    x: Tensor
-    timestep: Tensor
-    target: Tensor
-    attend: Tensor
-
-
-def v_prediction(x0: Tensor, draws: torch.Generator) -> Corrupted:
-    """VP latents a x0 + s a n at a trained timestep, target v = a n - s a x0; every other timestep lies where outlines
-    are decided."""
-    n = len(x0)
-    t = torch.randint(1000, (n,), generator=draws, device=x0.device)
-    t[::2] = torch.randint(*OUTLINES, (len(t[::2]),), generator=draws, device=x0.device)
-    s = nets.sigmas().to(x0.device)[t][:, None, None, None]
-    a = (1 + s * s).rsqrt()
-    noise = torch.randn(x0.shape, generator=draws, device=x0.device)
-    return Corrupted(a * x0 + s * a * noise, t, a * noise - s * a * x0, t < 750)
-
-
-def rectified_flow(x0: Tensor, draws: torch.Generator) -> Corrupted:
-    """(1 - s) x0 + s n at timestep 1000 s, target n - x0 (Liu et al. 2209.03003); s uniform in (0, 1], every other one
-    where outlines are decided."""
-    n = len(x0)
-    s = 1 - torch.rand(n, generator=draws, device=x0.device)
-    low, high = FLOW_OUTLINES
-    s[::2] = low + (high - low) * torch.rand(len(s[::2]), generator=draws, device=x0.device)
-    noise = torch.randn(x0.shape, generator=draws, device=x0.device)
-    at = s[:, None, None, None]
-    return Corrupted((1 - at) * x0 + at * noise, 1000 * s, noise - x0, s < 0.85)
 
 
 def train_diffusion(
@@ -467,9 +385,11 @@ def main() -> None:
             "diffusion",
             "flow",
             "bottleneck",
+            "controlnet",
             "pack",
             "pack_flow",
             "pack_bottleneck",
+            "pack_controlnet",
             "figures",
             "all",
         ),
@@ -519,8 +439,19 @@ def main() -> None:
             args.pool or (200_000 if gpu else 8192),
             args.lr,
         )
+    if args.stage == "controlnet":
+        control.train(
+            device,
+            load_autoencoder(device),
+            args.minutes or (5 if gpu else 60),
+            args.batch or (256 if gpu else 32),
+            args.pool or (20_000 if gpu else 1024),
+            args.lr,
+        )
     if args.stage in ("pack", "all"):
         pack()
+    if args.stage == "pack_controlnet":
+        control.pack(STATE / "controlnet.safetensors")
     for name, path in (("flow", FLOW), ("bottleneck", BOTTLENECK)):
         if args.stage == f"pack_{name}":
             pack_network(name, path)

@@ -18,7 +18,7 @@ __all__ = ["NAME", "CHECKPOINTS", "family", "register", "unknown_words"]
 NAME = "nulltext_demo"
 #: a folder of its own: ComfyUI lists whatever lies in a checkpoint folder, probes and classifiers too
 MODELS = Path(__file__).resolve().parents[1] / "models"
-CHECKPOINTS, NETWORKS = MODELS / "checkpoints", MODELS / "diffusion_models"
+CHECKPOINTS, NETWORKS, CONTROLS = MODELS / "checkpoints", MODELS / "diffusion_models", MODELS / "controlnet"
 TOKEN_IDS = "cond_stage_model.transformer.text_model.embeddings.token_ids"
 
 
@@ -87,6 +87,6 @@ def register() -> bool:
     if any(getattr(model, "nulltext_family", None) == NAME for model in known):  # by this copy of the pack or another
         return False
     known += [family(), bottleneck_family()]
-    for kind, folder in (("checkpoints", CHECKPOINTS), ("unet", NETWORKS)):
+    for kind, folder in (("checkpoints", CHECKPOINTS), ("unet", NETWORKS), ("controlnet", CONTROLS)):
         comfy.get("folder_paths").add_model_folder_path(kind, str(folder))
     return True

@@ -30,6 +30,11 @@ class Run:
         self.sigma_min, self.sigma_max = sigma_range(patcher)
         self.calls = 0
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the network computes in, whatever its weights are stored in."""
+        return self.model.manual_cast_dtype or self.model.get_dtype()
+
     def tick(self, n: int = 1) -> None:
         """n network calls done: progress, and the place where an interrupt is noticed."""
         self.progress.tick(n)
@@ -96,11 +101,6 @@ class Run:
 
         return scaled
 
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """What the network computes in, whatever its weights are stored in."""
-        return self.model.manual_cast_dtype or self.model.get_dtype()
-
     @contextlib.contextmanager
     def patched(self, name: str, patch: Callable) -> Iterator[None]:
         """One more transformer patch ("output_block_patch", ...) in every prediction of the duration."""
@@ -110,17 +110,27 @@ class Run:
         finally:
             self._options = kept
 
+    def _control_models(self) -> list[torch.nn.Module]:
+        """The control nets' own networks; a Control-LoRA's is made for the run, and the engine's loader has none."""
+        found = []
+        for control in (c.get("control") for conds in self.guider.conds.values() for c in conds):
+            while control is not None:
+                found.append(getattr(control, "control_model", None))
+                control = getattr(control, "previous_controlnet", None)
+        return [m for m in found if isinstance(m, torch.nn.Module)]
+
     @contextlib.contextmanager
     def gradients(self, checkpoint: bool = False) -> Iterator[None]:
         """`grad_mode` for the network and for every control net of the run; a foreign attention override steps
         aside."""
-        controls = [m for m in getattr(self.guider, "loaded_models", []) if hasattr(m, "model")]
+        controls = [m.model for m in getattr(self.guider, "loaded_models", []) if hasattr(m, "model")]
+        controls += self._control_models()
         kept, self._options = self._options, without_override(self._options)
         if any("control" in c for conds in self.guider.conds.values() for c in conds):
             # control nets write into the skip connections, which the next block has saved for backward by then
             self._options = with_patch(self._options, "input_block_patch_after_skip", lambda h, _: h.clone())
         try:
-            with grad_mode(self.model, *(m.model for m in controls), checkpoint=checkpoint):
+            with grad_mode(self.model, *controls, checkpoint=checkpoint):
                 yield
         finally:
             self._options = kept

@@ -51,7 +51,8 @@ class Caption:
 
 
 def caption_net(run: Run) -> Net:
-    """net(x, sigma, captions) -> D, a caption for each row: a name of the run's conditions, or a `Caption`.
+    """net(x, sigma, captions) -> D, a caption for each row: a name of the run's conditions, or a `Caption`. control=: a
+    control net for all rows.
 
     All that a condition carries (pooled vector, sizes, guidance) goes with its row. Differentiable inside `training`.
     ValueError, before any work, for conditions that are combined, regional or have a control net."""
@@ -67,8 +68,11 @@ def caption_net(run: Run) -> Net:
         cond = run.guider.conds[name][0] if torch.is_inference_mode_enabled() else ordinary(name)
         return _on(run.device, cond if isinstance(caption, str) else _replaced(cond, caption))
 
-    def net(x, sigma, captions):
-        return run.predictions(normal(x), normal(sigma), [[_joined([row(c) for c in captions])]])[0]
+    def net(x, sigma, captions, control=None):
+        joined = _joined([row(c) for c in captions])
+        if control is not None:
+            joined["control"] = control
+        return run.predictions(normal(x), normal(sigma), [[joined]])[0]
 
     return net
 

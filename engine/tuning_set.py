@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..samplers.tuning.controlnet import HINT_SCALE
 from ..samplers.tuning.objective import Examples
 from .comfy import Progress, full_path, latent_in
 from .files import cache_folder
@@ -172,6 +173,20 @@ def _mask(mask: Tensor, side: tuple[int, int], grid: Sequence[int], name: str) -
     if not bool((out > 0).any()):
         raise ValueError(f"The mask of {name} is black everywhere: paint white where the loss shall count.")
     return out
+
+
+def hints_for(pictures: TuningSet, images: Tensor) -> tuple[Tensor, ...]:
+    """Each picture's hint [3, 8h, 8w] in 0..1, cut like the picture itself; images: IMAGE [B, H, W, 3], one each.
+
+    ValueError for another number of hints, and for values that aren't finite."""
+    if len(images) != len(pictures):
+        raise ValueError(f"There are {len(images)} hints for {len(pictures)} pictures: give one for each, in order.")
+    out = []
+    for (_, hint, _), latent in zip(batch_pictures(images), pictures.latents):
+        side = (latent.shape[-1] * HINT_SCALE, latent.shape[-2] * HINT_SCALE)
+        fitted = ImageOps.fit(hint.convert("RGB"), side, Image.Resampling.BILINEAR)
+        out.append(torch.from_numpy(np.asarray(fitted, np.float32) / 255).movedim(-1, 0).clone())
+    return tuple(out)
 
 
 def changed(name: str) -> str:

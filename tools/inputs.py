@@ -58,6 +58,14 @@ def scribble(image: Image.Image) -> Image.Image:
     return image
 
 
+def hint() -> Image.Image:
+    """A star as a hand would paint it, white on black: a mask for the demo's ControlNet."""
+    image = Image.new("RGB", (128, 128), "black")
+    corners = (38, 14), (47, 35), (69, 37), (52, 52), (58, 75), (39, 63), (19, 74), (25, 51), (9, 36), (31, 35)
+    ImageDraw.Draw(image).polygon([(x + 4, y + 22) for x, y in corners], fill="white")
+    return image
+
+
 #: the folder of a subject's pictures: five scenes whose object is something that the demo model never saw
 SUBJECT, SUBJECT_NAME, SUBJECT_SEED = "cyan_crescent", "cyan crescent", 11
 
@@ -78,8 +86,8 @@ def write_subject(folder: Path) -> dict[str, str]:
 
 
 def write(folder: Path = FOLDER) -> dict[str, str]:
-    """Draw every picture, demo_scene once more with its object cut out (alpha 0 there: LoadImage's mask), and
-    demo_scene_square with a scribble on it.
+    """Draw every picture, demo_scene once more with its object cut out (alpha 0 there: LoadImage's mask),
+    demo_scene_square with a scribble on it, and a hint.
 
     The captions, by file name."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,6 +107,8 @@ def write(folder: Path = FOLDER) -> dict[str, str]:
     scribble(scribbled).save(folder / "demo_scribble.png", optimize=True)
     both = "on the left and a large yellow circle on the right"
     said["demo_scribble.png"] = said["demo_scene_square.png"].replace("on the left", both)
+    hint().save(folder / "demo_hint.png", optimize=True)
+    said["demo_hint.png"] = "a photo of a yellow star, striped blue background"
     said.update(write_subject(folder))
     (folder / "captions.json").write_text(json.dumps(said, indent=1) + "\n")
     return said

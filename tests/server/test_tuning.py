@@ -56,6 +56,7 @@ def test_unitune_saves_and_loads(comfy):
         ("dreambooth", {"folder": "no such folder"}, "no folder"),
         ("textual_inversion", {"start_word": ""}, "start word is empty"),
         ("imagic", {"lora_to": 1.0}, "lora_from above"),
+        ("train_controlnet", {"file_name": "../away"}, "'..'"),
     ],
 )
 def test_refusals(comfy, name, own, words):
@@ -63,3 +64,18 @@ def test_refusals(comfy, name, own, words):
     if name == "imagic":
         flow["6"]["inputs"].update(embedding_steps=1, model_steps=1)
     comfy.refuses(flow, words)
+
+
+def test_a_trained_control_net_loads_through_core_and_leads(comfy):
+    flow = comfy.workflow("train_controlnet", steps=3)
+    flow["6"]["inputs"]["file_name"] = "server/edges"
+    result = comfy.run(flow).check()
+    assert "Trained 3 steps" in report(result, "Saved as edges.safetensors")
+    assert (comfy.tree / "models" / "controlnet" / "server" / "edges.safetensors").is_file()
+    flow["20"] = {"class_type": "ControlNetLoader", "inputs": {"control_net_name": "server/edges.safetensors"}}
+    flow["9"]["inputs"]["control_net"] = ["20", 0]
+    assert comfy.run(flow).check().images
+
+
+def test_the_shipped_control_net_draws_after_a_hand_painted_mask(comfy):
+    assert len(comfy.run(comfy.workflow("controlnet", steps=3)).check().images) >= 4

@@ -1,0 +1,158 @@
+"""ControlNets of ComfyUI's own class: made from a loaded UNet, trained through core's control path, saved for core's
+loader.
+
+What a node hands on is core's CONTROL_NET, as the loader makes it, so Apply ControlNet and every sampler take it. What
+is trained is its form (samplers/tuning/controlnet), a dict of weights; the locked network is never touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..samplers.tuning import controlnet as forms
+from ..samplers.tuning.controlnet import MARKER, Hinted
+from ..samplers.tuning.objective import Net
+from .comfy import get, load_models, process_of
+from .gradients import check_differentiable, grad_mode, normal
+
+Form = dict[str, Tensor]
+
+
+def check_unet(model) -> None:
+    """ValueError for a model whose ControlNet would be another thing: a flow or transformer network, quantised
+    weights."""
+    network = model.model.diffusion_model
+    if process_of(model).name == "flow" or not hasattr(network, "input_blocks") or not hasattr(network, "middle_block"):
+        raise ValueError(
+            "This model is no UNet, and a ControlNet here is a copy of a UNet's encoder: take a model of the SD 1, "
+            "SD 2 or SDXL kind."
+        )
+    check_differentiable(network)
+
+
+def _skeleton(model, device, dtype: torch.dtype, hint_channels: int = 3) -> nn.Module:
+    """Core's own network class in the MODEL's configuration; its weights are whatever memory held."""
+    config = dict(model.model.model_config.unet_config)
+    config.pop("out_channels", None)
+    config |= {"operations": get("ops").disable_weight_init, "dtype": dtype, "device": device}
+    with torch.inference_mode(False):
+        return get("cldm.cldm").ControlNet(**config, hint_channels=hint_channels)
+
+
+def _network(model) -> dict[str, Tensor]:
+    return dict(model.model.diffusion_model.state_dict())
+
+
+def fresh(model, kind: str = "small", rank: int = 16, seed: int = 0, zero_conv: bool = True) -> Form:
+    """A new ControlNet's form, "full" or "small", fp32 on the CPU; the network's own patches are part of a full copy.
+
+    ValueError like `check_unet`, before anything is made."""
+    check_unet(model)
+    load_models([model])
+    shapes = {k: v.shape for k, v in _skeleton(model, "meta", torch.float32).state_dict().items()}
+    with torch.inference_mode(False), torch.no_grad():
+        full = forms.initial(shapes, normal(_network(model)), seed, zero_conv)
+        return forms.small(full, rank, seed) if kind == "small" else full
+
+
+def form_of(control) -> Form:
+    """The form of a CONTROL_NET, made here or read by core's loader; fp32 copies on the CPU.
+
+    ValueError for an adapter, or a control net of another kind of network."""
+    weights = getattr(control, "control_weights", None)
+    if weights is None and hasattr(getattr(control, "control_model", None), "zero_convs"):
+        weights = control.control_model.state_dict()
+    if weights is None or "zero_convs.0.0.weight" not in weights:
+        raise ValueError("This control net is no copy of a UNet's encoder: make one, or load a file of that kind.")
+    with torch.inference_mode(False), torch.no_grad():
+        return {k: v.detach().float().cpu().clone() for k, v in weights.items() if k != MARKER}
+
+
+def save(form: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] = {}, half: bool = True) -> None:  # noqa: B006
+    """One safetensors file that core's ControlNetLoader reads on both engines; a file of that name is replaced
+    whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    with torch.inference_mode(False):
+        tensors = forms.file_of(form, torch.float16 if half else torch.float32)
+    get("utils").save_torch_file(tensors, str(unfinished), metadata=dict(metadata) or None)
+    unfinished.replace(path)
+
+
+def loaded(path: Path):
+    """CONTROL_NET of a file, by core's own loader. ValueError where core can't tell what it is."""
+    control = get("controlnet").load_controlnet(str(path))
+    if control is None:
+        raise ValueError(f"The file {path.name} holds no ControlNet: choose another.")
+    return control
+
+
+def control_of(form: Mapping[str, Tensor], folder: Path):
+    """CONTROL_NET of a form, exactly as its fp32 file would load; nothing stays in `folder`."""
+    if forms.is_small(form):
+        return get("controlnet").ControlLora({**form, MARKER: torch.tensor([])})
+    path = folder / f"control_{id(form):x}.safetensors"
+    try:
+        save(form, path, half=False)
+        return loaded(path)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+# -- while it trains
+
+
+class _Live:
+    """Core's network called with weights that are made anew at every call: gradients reach the form."""
+
+    def __init__(self, model, form: Mapping[str, Tensor], device):
+        self.dtype = model.model.manual_cast_dtype or model.model.get_dtype()
+        self.form, self.model = form, model
+        self.module = _skeleton(model, device, self.dtype)
+
+    def __call__(self, **inputs):
+        network = self.model.model.diffusion_model
+        own = {**dict(network.named_parameters()), **dict(network.named_buffers())} if forms.is_small(self.form) else {}
+        weights = forms.merged(self.form, {k: v for k, v in own.items() if v.ndim > 1})
+        kept = {k: v for k, v in own.items() if k not in weights and k in self._names}
+        values = {k: v.to(self.dtype) for k, v in (kept | weights).items()}
+        return torch.func.functional_call(self.module, values, (), {k: v for k, v in inputs.items() if v is not None})
+
+    @property
+    def _names(self) -> set[str]:
+        return {name for name, _ in self.module.named_parameters()} | {name for name, _ in self.module.named_buffers()}
+
+
+class Controlled:
+    """A form on a MODEL as a net whose conditions are `Hinted`, for `training.train`'s `wrap` and `attached`."""
+
+    def __init__(self, model, form: Mapping[str, Tensor]):
+        self.model, self.form, self.live = model, form, None
+
+    @contextlib.contextmanager
+    def attached(self) -> Iterator[None]:
+        """For the duration the form's network stands on the MODEL's device; nothing is left behind."""
+        self.live = _Live(self.model, self.form, self.model.load_device)
+        try:
+            with grad_mode(self.live.module):
+                yield
+        finally:
+            self.live = None
+
+    def wrap(self, net: Net) -> Net:
+        """net(x, sigma, conditions [B] of `Hinted`) -> D, through core's own control path."""
+
+        def controlled(x: Tensor, sigma: Tensor, conditions: Sequence[Hinted]) -> Tensor:
+            control = get("controlnet").ControlNet(None, load_device=x.device)
+            control.control_model, control.device = self.live, x.device
+            control.model_sampling_current = self.model.model.model_sampling
+            hints = torch.stack([normal(c.hint) for c in conditions])
+            control.set_cond_hint(hints.to(x.device))
+            return net(x, sigma, [c.caption for c in conditions], control=control)
+
+        return controlled

@@ -1,0 +1,261 @@
+"""ControlNet: hints from pictures, a copy of the model's encoder, its training, and the file that core loads."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import torch
+
+from ..engine import comfy, controlnet, training, tuning_set
+from ..engine.training_store import Store
+from ..samplers.picture import hints
+from ..samplers.tuning.controlnet import Hinted, control_step, is_small
+from ..samplers.tuning.loop import Loop, Settings
+from ..samplers.tuning.objective import HeldOut, Objective
+from .base import IMAGE, MODEL, SEED, Box, Choice, Float, Int, Output, Socket
+from .report import text_result
+from .tuning_inputs import (
+    CATEGORY,
+    CHECKPOINT,
+    CLIP,
+    LEVELS,
+    LOOK_EVERY,
+    OWN,
+    PICTURES,
+    VAE,
+    WEIGHT,
+    file_name,
+    free_path,
+    loss_figure,
+    loss_map,
+    metadata,
+    preview,
+    shown,
+    training_key,
+    training_line,
+)
+
+SMALL, FULL = "small (Control-LoRA)", "full (the paper's)"
+ZERO, ORDINARY = "zero convolutions (the paper's)", "ordinary convolutions"
+HELD_OUT = 16  # fixed (picture, level, noise) triples
+CONTROL = Socket("control_net", "CONTROL_NET", "From Make ControlNet, or a file of core's Load ControlNet Model.")
+
+
+class HintMaker(Box):
+    ID, TITLE, CATEGORY = "NullText_HintMaker", "Hint Maker", CATEGORY
+    SEARCH_ALIASES = ["controlnet preprocessor", "canny", "edge map", "scribble", "segmentation mask", "depth"]
+    DESCRIPTION = (
+        "Makes hints for a ControlNet from pictures by well-known filters: Canny edges, a scribble, a mask, or the "
+        "picture's large-scale shading (which is no measured depth)."
+    )
+    INPUTS = (
+        IMAGE("The pictures; one hint is made of each."),
+        Choice(
+            "kind",
+            list(hints.KINDS),
+            "Edges: Canny's thin lines. Scribble: thick soft lines. Mask: white where bright. Shading: blurred "
+            "brightness.",
+        ),
+        Float(
+            "threshold",
+            0.1,
+            "Edges and scribble: how strong a line must be, in brightness per pixel. Mask: the brightness above which "
+            "it is white. Shading has none.",
+        ),
+        Float(
+            "blur", 1.0, "Blur before the filter, in pixels: small things vanish. The mask has none.", 0.0, 64.0, 0.1
+        ),
+        Socket("mask", "MASK", "With the kind 'mask': this mask is the hint, and the picture is not read.").optional(),
+    )
+    OUTPUTS = (Output("IMAGE", "The hints, as large as the pictures.", "hints"),)
+
+    def run(self, image, kind, threshold, blur, mask=None):
+        if mask is not None and kind == "mask":
+            return (mask.float().reshape(-1, 1, *mask.shape[-2:]).movedim(1, -1).repeat(1, 1, 1, 3).clamp(0, 1),)
+        made = hints.hint(image[..., :3].float().movedim(-1, 1), kind, threshold, blur)
+        return (made.movedim(1, -1).contiguous(),)
+
+
+class MakeControlNet(Box):
+    ID, TITLE, CATEGORY = "NullText_MakeControlNet", "Make ControlNet", CATEGORY
+    SEARCH_ALIASES = ["controlnet training", "zero convolution", "control lora", "new controlnet"]
+    DESCRIPTION = (
+        "Begins a ControlNet for the loaded UNet (arXiv 2302.05543): a copy of its encoder and middle block, a hint "
+        "encoder, and convolutions that begin at zero. Untrained, it changes nothing; Train ControlNet teaches it."
+    )
+    INPUTS = (
+        MODEL(tooltip="The UNet that shall be steered: SD 1, SD 2 or SDXL. Its weights never change."),
+        Choice(
+            "form",
+            [SMALL, FULL],
+            "Small: the copy is stored as low-rank changes of the model's own weights, for this model alone. Full: "
+            "every weight, as the paper has it.",
+        ),
+        Int(
+            "rank",
+            128,
+            "Small form: how much the copy can differ from the model. It is lowered where it can't fit.",
+            1,
+            1024,
+        ),
+        Choice(
+            "start",
+            [ZERO, ORDINARY],
+            "Zero convolutions leave the model as it is at the first step. Ordinary ones, for comparison, break it.",
+        ),
+        SEED(control_after_generate=False),
+    )
+    OUTPUTS = (Output("CONTROL_NET", "The untrained ControlNet."), Output("STRING", "What was made.", "report"))
+
+    def run(self, model, form, rank, start, seed):
+        made = controlnet.fresh(model, "small" if form == SMALL else "full", rank, seed, start == ZERO)
+        report = f"{sum(v.numel() for v in made.values()) / 1e6:.2f} million weights to train, {form}, {start}."
+        return text_result(report, controlnet.control_of(made, comfy.folder("temp")), report)
+
+
+class TrainControlNet(Box):
+    ID, TITLE, CATEGORY = "NullText_TrainControlNet", "Train ControlNet", CATEGORY
+    SEARCH_ALIASES = ["controlnet training", "fine-tune controlnet", "sudden convergence", "hint"]
+    DESCRIPTION = (
+        "Teaches a ControlNet what its hints mean (arXiv 2302.05543): from pictures and a hint for each, while the "
+        "model stays locked. For long nothing is seen, then the hint is followed within a few hundred steps."
+    )
+    INPUTS = (
+        MODEL(tooltip="The model that the ControlNet was made from. Its weights never change."),
+        CLIP,
+        CONTROL,
+        PICTURES,
+        Socket("hints", "IMAGE", "One hint for each picture, in their order, from Hint Maker."),
+        Int(
+            "steps",
+            4000,
+            "Optimiser steps in all. The paper's follow-up: 3000 to 7000 until the hint is followed.",
+            1,
+            1_000_000,
+        ),
+        Float("learning_rate", 1e-5, "The published rate is 0.00001.", 1e-7, 1.0, 1e-6),
+        Int("batch", 4, "Pictures of one network call.", 1, 64),
+        Int("accumulate", 1, "Batches whose mean gradient makes one step: a larger batch for the same memory.", 1, 256),
+        Float("caption_dropout", 0.5, "Share of captions left out, so that the hint alone must tell. The paper: 0.5."),
+        LEVELS,
+        WEIGHT,
+        CHECKPOINT,
+        SEED(control_after_generate=False),
+        file_name("nulltext/control", "controlnet"),
+        LOOK_EVERY,
+        VAE,
+    )
+    OUTPUTS = (
+        Output("CONTROL_NET", "The trained ControlNet, for Apply ControlNet."),
+        Output("LOSS_MAP", "The loss of each step, for core's Plot Loss Graph.", "loss"),
+        Output("IMAGE", "The loss as a figure.", "loss_figure"),
+        Output("STRING", "What was done.", "report"),
+    )
+    OUTPUT_NODE = True
+
+    def run(
+        self,
+        model,
+        clip,
+        control_net,
+        pictures,
+        hints,
+        steps,
+        learning_rate,
+        batch,
+        accumulate,
+        caption_dropout,
+        levels,
+        loss_weight,
+        checkpointing,
+        seed,
+        file_name,
+        sample_every,
+        vae=None,
+    ):
+        controlnet.check_unet(model)
+        begun = controlnet.form_of(control_net)
+        shown_hints = tuning_set.hints_for(pictures, hints)
+        comfy.model_file("controlnet", file_name)  # refused before any work
+        captions = {text: comfy.encode(clip, text) for text in pictures.texts()}
+        scale = training.loss_scale(model)
+        settings = Settings(steps=steps, lr=learning_rate, accumulate=accumulate, loss_scale=scale)
+        objective = Objective(
+            comfy.process_of(model), training.own_weight(model) if loss_weight == OWN else loss_weight
+        )
+        drawn = training.levels_of(model, levels)
+        told = {k: v for k, v in asdict(settings).items() if k != "steps"}
+        key = training_key(
+            model,
+            [told, seed, batch, caption_dropout, objective.weight, levels, "controlnet"],
+            [begun, pictures.content(), list(shown_hints), captions],
+        )
+        with torch.inference_mode(False):
+            form = {name: value.to(model.load_device, copy=True) for name, value in begun.items()}
+        loop, store = Loop(form, settings, seed), Store(key)
+        began_at = store.resume(loop)
+        examples = pictures.examples(model)
+        examples = replace(examples, conditions=[Hinted(c, h) for c, h in zip(examples.conditions, shown_hints)])
+        controlled = controlnet.Controlled(model, form)
+        path = free_path("controlnet", file_name, key)
+
+        def written():
+            made = loop.result()
+            more = {"nulltext_form": "small" if is_small(made) else "full"}
+            controlnet.save(made, path, metadata(model, key, pictures.captions, loop, **more))
+            return made
+
+        outcome = training.Outcome()
+        try:
+            if loop.step < steps:
+                outcome = training.train(
+                    model,
+                    loop,
+                    lambda net, device: control_step(net, examples, objective, drawn, batch, caption_dropout, device),
+                    captions,
+                    pictures.latents[0].shape,
+                    attached=controlled.attached,
+                    wrap=controlled.wrap,
+                    held_out=HeldOut.of(examples, drawn, HELD_OUT),
+                    objective=objective,
+                    look=training.Look(examples.conditions[0], sample_every, seed, empty=Hinted("", shown_hints[0])),
+                    draw=preview(loop, vae),
+                    checkpoint=checkpointing,
+                    store=store,
+                    rows=batch,
+                )
+        except comfy.Interrupted():
+            if loop.step:
+                written()
+            raise
+        made = written()
+        figure, size = loss_figure(loop), path.stat().st_size / 1e6
+        said = [training_line(loop, outcome, began_at), f"Saved as {path.name} ({size:.2f} MB) in {path.parent}."]
+        if key is None:
+            said.append("Notice: the model carries patches whose content can't be told, so the training is not kept.")
+        report = "\n".join(said)
+        trained = controlnet.control_of(made, comfy.folder("temp"))
+        return text_result(report, trained, loss_map(loop), figure, report, **shown(vae, outcome, figure))
+
+
+class SaveControlNet(Box):
+    ID, TITLE, CATEGORY = "NullText_SaveControlNet", "Save ControlNet", CATEGORY
+    SEARCH_ALIASES = ["save controlnet", "export controlnet", "controlnet file"]
+    DESCRIPTION = "Writes a ControlNet into models/controlnet, as core's Load ControlNet Model reads it."
+    INPUTS = (
+        CONTROL(tooltip="From Make ControlNet, Train ControlNet or a file."),
+        file_name("nulltext/control_copy", "controlnet"),
+        Choice("precision", ["fp16", "fp32"], "fp16 halves the file."),
+    )
+    OUTPUTS = (Output("STRING", "The file's name, as ControlNet loaders list it.", "name"),)
+    OUTPUT_NODE = True
+
+    def run(self, control_net, file_name, precision):
+        form, path = controlnet.form_of(control_net), free_path("controlnet", file_name, None)
+        told = {"nulltext_form": "small" if is_small(form) else "full"}
+        controlnet.save(form, path, told, precision == "fp16")
+        name = comfy.model_name("controlnet", path) + ".safetensors"
+        return text_result(f"Saved {name} ({path.stat().st_size / 1e6:.2f} MB).", name)
+
+
+NODES = (HintMaker, MakeControlNet, TrainControlNet, SaveControlNet)

@@ -1,0 +1,155 @@
+"""ControlNet (Zhang, Rao, Agrawala 2302.05543): a trained copy of a UNet's encoder steers the locked UNet by a hint.
+
+    c_i = Z_i(F_i(x + H(hint); theta)),     skip_i += strength * c_i,   middle += strength * c_mid
+
+F is a copy of the encoder and the middle block (theta begins at the network's own weights), H the hint's encoder, added
+after the first convolution, Z_i one 1 x 1 convolution for each skip. Z and H's last layer begin at 0: the first step
+leaves the locked network as it is, and gradients arrive in the order Z, then F and H's last layer, then the rest of H.
+
+Everything here is a dict of weights under the names of the published code (`PARTS`), so one owner serves any network
+with those names. Two forms: "full" holds every weight; "small" (Control-LoRA, Stability 2023) holds Z and H whole and
+the copy as low-rank changes of the network's weights, W + up down.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .objective import Examples, Levels, Net, Objective, Step, batch_losses, draw
+
+#: parts that the network has not: prefixes of their names
+ZERO, HINT = ("zero_convs.", "middle_block_out."), ("input_hint_block.",)
+PARTS = ("zero convolutions", "copy", "hint's last layer", "hint")
+#: the entry that tells loaders a file holds the small form
+MARKER = "lora_controlnet"
+#: a hint is this many times as high and wide as the latent
+HINT_SCALE = 8
+
+
+def part(name: str, last: str = "input_hint_block.14") -> str:
+    """Which of `PARTS` a weight belongs to. last: the hint encoder's last layer."""
+    if name.startswith(ZERO):
+        return PARTS[0]
+    if name.startswith(HINT):
+        return PARTS[2] if name.startswith(last + ".") else PARTS[3]
+    return PARTS[1]
+
+
+def last_hint_layer(names: Iterable[str]) -> str:
+    """The name of the hint encoder's last layer. ValueError where there is none."""
+    numbers = [int(n.split(".")[1]) for n in names if n.startswith(HINT)]
+    if not numbers:
+        raise ValueError("These weights have no hint encoder: they are no ControlNet's.")
+    return f"{HINT[0]}{max(numbers)}"
+
+
+def initial(
+    shapes: Mapping[str, torch.Size], network: Mapping[str, Tensor], seed: int = 0, zero_conv: bool = True
+) -> dict[str, Tensor]:
+    """A ControlNet's weights at the start, fp32 on the CPU: the network's own where it has that name, 0 for the zero
+    convolutions and the hint's last layer, uniform within 1/sqrt(fan in) for the rest of the hint encoder.
+
+    shapes: of every weight of the ControlNet. zero_conv False: the zero convolutions and the hint's last layer begin
+    like any other layer (the paper's ablation). ValueError for a weight that neither the network nor the hint has."""
+    generator, out, last = torch.Generator("cpu").manual_seed(seed), {}, last_hint_layer(shapes)
+    for name, shape in shapes.items():
+        kind = part(name, last)
+        if kind == PARTS[1]:
+            if name not in network or network[name].shape != shape:
+                raise ValueError(f"The network has no weight {name} of shape {list(shape)} to copy.")
+            out[name] = network[name].detach().float().cpu().clone()
+            continue
+        weight = shapes.get(name.rsplit(".", 1)[0] + ".weight", shape)
+        bound = math.prod(weight[1:]) ** -0.5
+        drawn = (torch.rand(shape, generator=generator) * 2 - 1) * bound
+        out[name] = torch.zeros(shape) if zero_conv and kind in (PARTS[0], PARTS[2]) else drawn
+    return out
+
+
+def small(full: Mapping[str, Tensor], rank: int = 16, seed: int = 0) -> dict[str, Tensor]:
+    """The small form at its start: every matrix of the copy as up = 0 [out, r] and down [r, in, ...], the new parts
+    whole. Ranks above a weight's own are lowered to it. ValueError for a rank below 1."""
+    if rank < 1:
+        raise ValueError(f"The rank must be at least 1; got {rank}.")
+    generator, out = torch.Generator("cpu").manual_seed(seed), {}
+    for name, value in full.items():
+        if part(name) != PARTS[1]:
+            out[name] = value.clone()
+        elif value.ndim > 1:
+            layer, r = name.removesuffix(".weight"), min(rank, value.shape[0], math.prod(value.shape[1:]))
+            out[f"{layer}.down"] = torch.randn((r, *value.shape[1:]), generator=generator) / r
+            out[f"{layer}.up"] = torch.zeros(value.shape[0], r)
+    return out
+
+
+def is_small(form: Mapping[str, Tensor]) -> bool:
+    return MARKER in form or any(name.endswith(".up") for name in form)
+
+
+def merged(form: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every weight of either form, differentiable in the form's tensors: W + up down in the small one."""
+    out = {}
+    for name, value in form.items():
+        if name.endswith(".up"):
+            layer = name.removesuffix(".up")
+            base = network[f"{layer}.weight"]
+            change = (value.flatten(1) @ form[f"{layer}.down"].flatten(1)).reshape(base.shape)
+            out[f"{layer}.weight"] = base.to(change) + change
+        elif name != MARKER and not name.endswith(".down"):
+            out[name] = value
+    return out
+
+
+def file_of(form: Mapping[str, Tensor], dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
+    """The tensors of a file that loaders know, with the marker in the small form."""
+    out = {name: value.detach().to("cpu", dtype).contiguous().clone() for name, value in form.items()}
+    if is_small(form):
+        out[MARKER] = torch.tensor([])
+    return out
+
+
+def gradient_norms(form: Mapping[str, Tensor]) -> dict[str, float]:
+    """The gradient's norm by part, 0 where nothing has arrived."""
+    last, sums = last_hint_layer(form), dict.fromkeys(PARTS, 0.0)
+    for name, value in form.items():
+        if value.grad is not None:
+            sums[part(name, last)] += float(value.grad.double().square().sum())
+    return {name: total**0.5 for name, total in sums.items()}
+
+
+# -- the step of a training
+
+
+@dataclass(frozen=True)
+class Hinted:
+    """What a controlled row is told: its caption (never looked into) and its hint [3, H, W] in 0..1."""
+
+    caption: Any
+    hint: Tensor
+
+
+def control_step(
+    net: Net,
+    examples: Examples,
+    objective: Objective,
+    levels: Levels,
+    size: int = 4,
+    dropout: float = 0.5,
+    device: torch.device | str = "cpu",
+) -> Step:
+    """`objective.denoising_step` for examples whose conditions are `Hinted`: a dropped caption (the paper drops half
+    of them) leaves the hint, so that the hint alone must say what stands where."""
+
+    def step(generator):
+        batch = draw(examples, size, levels, generator)
+        dropped = torch.rand(size, generator=generator) < dropout
+        told = [replace(c, caption=examples.empty) if gone else c for c, gone in zip(batch.conditions, dropped)]
+        return {"loss": batch_losses(net, objective, replace(batch, conditions=told).to(device)).mean()}
+
+    return step

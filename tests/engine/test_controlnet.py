@@ -1,0 +1,121 @@
+"""ControlNets in ComfyUI: what trains is what core draws, gradients in their order, and what composes with them."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from nulltext.demo import weights as demo_weights
+from nulltext.engine import controlnet, training
+from nulltext.engine.comfy import process_of, sigmas_of
+from nulltext.engine.run import sample_with
+from nulltext.samplers.tuning import controlnet as forms
+from nulltext.samplers.tuning.loop import Loop, Settings
+from nulltext.samplers.tuning.objective import Examples, Objective
+
+
+@pytest.fixture(autouse=True)
+def inference():
+    with torch.inference_mode():  # as nodes run
+        yield
+
+
+@pytest.fixture(scope="module")
+def parts(engine, tmp_path_factory):
+    import nulltext.engine.demo_family as family
+
+    family.register()
+    path = tmp_path_factory.mktemp("checkpoints") / "controlled.safetensors"
+    demo_weights.random_checkpoint(path, seed=2)
+    with torch.inference_mode():
+        model, clip = engine.get("sd").load_checkpoint_guess_config(str(path))[:2]
+        conds = {"a": engine.encode(clip, "a red circle"), "": engine.encode(clip, "")}
+    return SimpleNamespace(model=model, conds=conds)
+
+
+HINTS = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+LATENTS = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(4))
+
+
+def shaken(form):
+    """A form as after some training: nothing at zero."""
+    g = torch.Generator().manual_seed(5)
+    with torch.inference_mode(False):
+        return {k: v.clone() + 0.02 * torch.randn(v.shape, generator=g) for k, v in form.items()}
+
+
+def hooks(module):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules())
+
+
+@pytest.mark.parametrize("kind", ["small", "full"])
+def test_what_trains_is_what_core_computes_from_the_file(engine, parts, tmp_path, kind):
+    form = shaken(controlnet.fresh(parts.model, kind, rank=4))
+    live = controlnet.Controlled(parts.model, form)
+    sigma, before = torch.tensor([2.0, 2.0]), hooks(parts.model.model.diffusion_model)
+    out = {}
+
+    def body(run):
+        from nulltext.engine.tuning import caption_net
+        from nulltext.engine.tuning import training as differentiable
+
+        with differentiable(run), live.attached(), torch.no_grad():
+            told = [forms.Hinted("a", h) for h in HINTS]
+            out["live"] = live.wrap(caption_net(run))(LATENTS, sigma, told)
+            out["bare"] = caption_net(run)(LATENTS, sigma, ["a", "a"])
+
+    sample_with(parts.model, parts.conds, torch.zeros(1, 4, 8, 8), sigmas_of(parts.model, "normal", 2), body)
+    assert live.live is None and hooks(parts.model.model.diffusion_model) == before
+    control = controlnet.control_of(form, tmp_path)
+    assert not list(tmp_path.iterdir())
+    apply = engine.get("nodes").ControlNetApplyAdvanced().apply_controlnet
+    positive = apply(parts.conds["a"], parts.conds[""], control, HINTS.movedim(1, -1), 1.0, 0.0, 1.0)[0]
+
+    def by_core(run):
+        out["core"] = run.predictions(LATENTS, sigma, ["positive"])[0]
+
+    sample_with(
+        parts.model, {"positive": positive}, torch.zeros(1, 4, 8, 8), sigmas_of(parts.model, "normal", 2), by_core
+    )
+    change = float((out["core"] - out["bare"]).norm())
+    assert change > 0.01 * float(out["bare"].norm())
+    assert float((out["live"] - out["core"]).norm()) <= 1e-4 * change
+
+
+@pytest.mark.parametrize("kind", ["small", "full"])
+def test_gradients_arrive_in_their_order_through_cores_path(parts, kind):
+    with torch.inference_mode(False):
+        form = {k: v.clone().requires_grad_() for k, v in controlnet.fresh(parts.model, kind, rank=4).items()}
+    live, arrived = controlnet.Controlled(parts.model, form), []
+    told = tuple(forms.Hinted("a", h) for h in HINTS)
+    examples = Examples(tuple(LATENTS), told, empty="")
+    objective = Objective(process_of(parts.model), training.own_weight(parts.model))
+
+    def make_step(net, device):
+        inner = forms.control_step(net, examples, objective, training.levels_of(parts.model), 2, 0.5, device)
+
+        def step(generator):
+            losses = inner(generator)
+            for name, p in form.items():
+                p.register_hook(lambda g, name=name: seen.add(forms.part(name)) if bool((g != 0).any()) else None)
+            return losses
+
+        return step
+
+    seen: set[str] = set()
+
+    def on_step_end():
+        arrived.append(set(seen))
+        seen.clear()
+
+    loop = Loop(form, Settings(steps=3, lr=1e-3))
+    whole = loop._one
+    loop._one = lambda *args: (whole(*args), on_step_end())[0]
+    training.train(parts.model, loop, make_step, parts.conds, (4, 8, 8), attached=live.attached, wrap=live.wrap)
+    zero, copy, last, rest = forms.PARTS
+    assert arrived == [{zero}, {zero, copy, last}, {zero, copy, last, rest}]
+    assert all(torch.isfinite(v).all() for v in loop.result().values())
+
+
+def test_an_adapter_is_no_form():
+    with pytest.raises(ValueError, match="no copy of a UNet"):
+        controlnet.form_of(SimpleNamespace(control_model=torch.nn.Linear(2, 2)))

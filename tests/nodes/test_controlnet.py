@@ -1,0 +1,187 @@
+"""The ControlNet nodes on a small random checkpoint: neutral at first, trained through core, saved, refused."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from nulltext.demo import weights as demo_weights
+from nulltext.engine import controlnet as engine_controlnet
+from nulltext.engine import training_store, tuning_set
+from nulltext.nodes import controlnet as boxes
+from nulltext.nodes import tuning_pictures
+
+
+@pytest.fixture(autouse=True)
+def inference():
+    with torch.inference_mode():  # as nodes run
+        yield
+
+
+@pytest.fixture(scope="module")
+def parts(engine, tmp_path_factory):
+    import nulltext.engine.demo_family as family
+
+    family.register()
+    path = tmp_path_factory.mktemp("checkpoints") / "controlled.safetensors"
+    demo_weights.random_checkpoint(path, seed=1)
+    with torch.inference_mode():
+        model, clip, vae = engine.get("sd").load_checkpoint_guess_config(str(path))[:3]
+    flow_path = path.with_name("flow.safetensors")
+    demo_weights.random_flow_checkpoint(flow_path)
+    with torch.inference_mode():
+        flow = engine.get("sd").load_checkpoint_guess_config(str(flow_path), output_vae=False, output_clip=False)[0]
+    return SimpleNamespace(model=model, clip=clip, vae=vae, flow=flow)
+
+
+@pytest.fixture(autouse=True)
+def own_folders(engine, tmp_path, monkeypatch):
+    paths = engine.get("folder_paths")
+    monkeypatch.setattr(paths, "get_folder_paths", lambda kind: [str(tmp_path / kind)])
+
+    def cache(kind="inversions"):
+        (tmp_path / "user" / kind).mkdir(parents=True, exist_ok=True)
+        return tmp_path / "user" / kind
+
+    monkeypatch.setattr(training_store, "cache_folder", cache)
+    monkeypatch.setattr(tuning_set, "cache_folder", cache)
+    monkeypatch.setattr(boxes.comfy, "folder", lambda kind: cache(kind))
+    return tmp_path
+
+
+def defaults(box, **own):
+    required = box.INPUT_TYPES()["required"]
+    return (
+        {name: spec[1]["default"] for name, spec in required.items() if "default" in spec[1]}
+        | {
+            name: spec[0][0]
+            for name, spec in required.items()
+            if isinstance(spec[0], list) and "default" not in spec[1]
+        }
+        | own
+    )
+
+
+IMAGES = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(3))
+
+
+def made(parts, form=boxes.SMALL, **own):
+    given = defaults(boxes.MakeControlNet, model=parts.model, rank=4) | {"form": form} | own
+    return boxes.MakeControlNet().run(**given)["result"][0]
+
+
+def trained(parts, control, **own):
+    given = defaults(tuning_pictures.TuningPictures, vae=parts.vae, captions="a circle", size=64, images=IMAGES)
+    pictures = tuning_pictures.TuningPictures().run(**given)["result"][0]
+    hint = boxes.HintMaker().run(**defaults(boxes.HintMaker, image=IMAGES))[0]
+    given = {"model": parts.model, "clip": parts.clip, "control_net": control, "pictures": pictures, "hints": hint}
+    given |= {"steps": 4, "learning_rate": 1e-2, "batch": 2, "sample_every": 0}
+    return boxes.TrainControlNet().run(**(defaults(boxes.TrainControlNet, **given) | own))
+
+
+def sampled(engine, parts, control=None, strength=1.0, start=0.0, end=1.0, negative_too=True, previous=None):
+    positive, negative = (engine.encode(parts.clip, text) for text in ("a circle", ""))
+    nodes = engine.get("nodes")
+    hint = IMAGES[:1]
+    for each in (previous, control):
+        if each is not None:
+            apply = nodes.ControlNetApplyAdvanced().apply_controlnet
+            both = apply(positive, negative, each, hint, strength, start, end)[:2]
+            positive, negative = both if negative_too else (both[0], negative)
+    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    return nodes.KSampler().sample(parts.model, 3, 4, 4.0, "euler", "normal", positive, negative, latent, 1.0)[0][
+        "samples"
+    ]
+
+
+@pytest.mark.parametrize("form", [boxes.SMALL, boxes.FULL])
+def test_untrained_and_at_strength_0_it_is_no_control_net_to_the_bit(engine, parts, form):
+    plain = sampled(engine, parts)
+    control = made(parts, form)
+    assert torch.equal(sampled(engine, parts, control), plain)
+    before = {k: v.clone() for k, v in parts.model.model.diffusion_model.state_dict().items()}
+    after = trained(parts, control)["result"][0]
+    assert torch.equal(sampled(engine, parts, after, strength=0.0), plain)
+    assert not torch.equal(sampled(engine, parts, after), plain)
+    assert torch.equal(sampled(engine, parts, control), plain)  # what was given is not trained in place
+    now = parts.model.model.diffusion_model.state_dict()
+    assert all(torch.equal(now[k], v) for k, v in before.items())
+
+
+def test_an_ordinary_start_changes_the_picture(engine, parts):
+    assert not torch.equal(sampled(engine, parts, made(parts, start=boxes.ORDINARY)), sampled(engine, parts))
+
+
+@pytest.mark.parametrize("form", [boxes.SMALL, boxes.FULL])
+def test_the_file_is_what_was_trained(engine, parts, own_folders, form):
+    result = trained(parts, made(parts, form), file_name="mine/edges")
+    assert "Trained 4 steps" in result["ui"]["text"][0]
+    saved = boxes.SaveControlNet().run(
+        **defaults(boxes.SaveControlNet, control_net=result["result"][0], precision="fp32")
+    )
+    path = own_folders / "controlnet" / saved["result"][0]
+    again = engine_controlnet.loaded(path)
+    a, b = sampled(engine, parts, result["result"][0]), sampled(engine, parts, again)
+    assert float((a - b).abs().max()) <= 1e-5 * float(a.abs().max())
+    half = engine_controlnet.loaded(own_folders / "controlnet" / "mine" / "edges.safetensors")
+    change = (a - sampled(engine, parts)).abs().max()
+    assert float((a - sampled(engine, parts, half)).abs().max()) < 0.02 * float(change)
+
+
+def test_what_trains_is_what_the_loader_draws(engine, parts):
+    """The loss through the live weights is the loss through core's own object: one more step of rate ~0 sees it."""
+    first = trained(parts, made(parts))
+    control = first["result"][0]
+    held = lambda result: float(result["ui"]["text"][0].split("Held-out loss ")[1].split(" ")[0])  # noqa: E731
+    after = float(first["ui"]["text"][0].split("before, ")[1].split(" after")[0])
+    assert held(trained(parts, control, steps=1, learning_rate=1e-7)) == pytest.approx(after, rel=1e-3)
+
+
+def test_the_same_training_is_found_again_and_more_steps_go_on(parts):
+    control = made(parts)
+    trained(parts, control)
+    assert "nothing was trained" in trained(parts, control)["ui"]["text"][0]
+    assert "going on from step 4" in trained(parts, control, steps=5)["ui"]["text"][0]
+
+
+def test_start_end_and_branches_are_cores(engine, parts):
+    control, plain = trained(parts, made(parts))["result"][0], sampled(engine, parts)
+    whole = sampled(engine, parts, control)
+    part = sampled(engine, parts, control, start=0.5)
+    assert torch.equal(sampled(engine, parts, control, start=1.0, end=1.0), plain)
+    assert not torch.equal(part, whole) and not torch.equal(part, plain)
+    assert not torch.equal(sampled(engine, parts, control, negative_too=False), whole)
+
+
+def test_several_controls_add_up(engine, parts):
+    control = trained(parts, made(parts))["result"][0]
+    one, two = sampled(engine, parts, control), sampled(engine, parts, control, previous=control)
+    assert not torch.equal(one, two)
+    untrained = made(parts)
+    torch.testing.assert_close(sampled(engine, parts, control, previous=untrained), one, rtol=1e-5, atol=1e-5)
+
+
+def test_strength_is_monotone(engine, parts):
+    control, plain = trained(parts, made(parts), learning_rate=1e-3)["result"][0], sampled(engine, parts)
+    away = [float((sampled(engine, parts, control, s) - plain).norm()) for s in (0.0, 0.25, 0.5, 1.0)]
+    assert away == sorted(away) and away[0] == 0 and away[-1] > 0
+
+
+def test_hints(parts):
+    mask = torch.zeros(2, 64, 64)
+    mask[:, 10:30] = 1
+    hint = boxes.HintMaker().run(**defaults(boxes.HintMaker, image=IMAGES, kind="mask", mask=mask))[0]
+    assert torch.equal(hint, mask[..., None].expand(-1, -1, -1, 3))
+    assert boxes.HintMaker().run(**defaults(boxes.HintMaker, image=IMAGES))[0].shape == IMAGES.shape
+
+
+def test_refusals(parts):
+    with pytest.raises(ValueError, match="no UNet"):
+        made(SimpleNamespace(model=parts.flow))
+    with pytest.raises(ValueError, match="no UNet"):
+        trained(parts, made(parts), model=parts.flow)
+    with pytest.raises(ValueError, match="3 hints for 2 pictures"):
+        trained(parts, made(parts), hints=torch.rand(3, 64, 64, 3))
+    with pytest.raises(ValueError, match="no copy of a UNet"):
+        trained(parts, SimpleNamespace())
+    with pytest.raises(ValueError, match="'..'"):
+        trained(parts, made(parts), file_name="../away")
