@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("__init__.py", "samplers", "engine", "nodes", "tests")
+COPIED = ("__init__.py", "samplers", "engine", "nodes", "demo", "tests")
 #: before the first fork, so that no mutation pays for it; the last ones are what torch's comparisons load
 IMPORTED_ONCE = (
     "pytest",
