@@ -41,6 +41,12 @@ PANEL = {
 }
 PICTURES = ("NullText_AttentionMap", "NullText_InvertImage", "NullText_Inverter", "NullText_Optimise")
 NOTE_WIDTH = 380
+#: reports of another height than most: what trains shows its loss and samples, a map its strip
+REPORTS = {"NullText_Prompt": 70} | dict.fromkeys(
+    ("NullText_HSpaceMap", "NullText_ImagicOptimise", "NullText_TrainControlNet", "NullText_TrainEmbedding")
+    + ("NullText_TrainLora", "NullText_HSpaceTrain", "NullText_DiffusionCLIPTune"),
+    380,
+)
 
 #: widgets of core nodes that the engine of 2024 does not have yet and a newer one asks for, after those of both: a file
 #: keeps their values, and the older engine reads past them
@@ -233,7 +239,7 @@ def _room(info: Info) -> int:
     ours, name = info["name"].startswith("NullText_"), info["name"]
     samples = "LATENT" in info["output"] and any(kind == "MODEL" for kind, _ in inputs_of(info).values())
     preview = samples or name == "SamplerCustomAdvanced"
-    report = 70 if name == "NullText_Prompt" else REPORT
+    report = REPORTS.get(name, REPORT)
     return report * ours + PICTURE * (name in PICTURES) + PREVIEW * preview
 
 
