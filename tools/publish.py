@@ -1,4 +1,4 @@
-"""make publish: makes every file that is generated, from the node classes and from workflows/*.api.json.
+"""make publish: makes every file that is generated, from the node classes and from workflows/api/*.api.json.
 
     python tools publish [NAME ...] [--pictures missing|all|none]
 

@@ -1,5 +1,5 @@
-"""The shipped workflows, workflows/<name>.api.json: reading them, making them short for tests, and the page's form of
-them."""
+"""The shipped workflows, workflows/api/<name>.api.json: reading them, making them short for tests, and the page's form
+of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent.parent / "workflows"
-SUFFIX = ".api.json"
+API, SUFFIX = FOLDER / "api", ".api.json"  # the files that queue over HTTP as they are
 DEMO_CHECKPOINT = "nulltext_demo.safetensors"
 DEMO_SIDE = 128  # pixels
 REAL = "_sd"  # ends the name of a workflow for a checkpoint that is not shipped
@@ -37,14 +37,14 @@ LIMITS = {
 
 def names() -> list[str]:
     """Names of the shipped workflows, sorted."""
-    return sorted(path.name[: -len(SUFFIX)] for path in FOLDER.glob("*" + SUFFIX))
+    return sorted(path.name[: -len(SUFFIX)] for path in API.glob("*" + SUFFIX))
 
 
 def load(name: str) -> Workflow:
     """A shipped workflow in API format. FileNotFoundError names the ones there are."""
     if name not in names():
         raise FileNotFoundError(f"There is no workflow {name!r}; shipped are: {', '.join(names()) or 'none'}.")
-    return json.loads((FOLDER / (name + SUFFIX)).read_text(encoding="utf-8"))
+    return json.loads((API / (name + SUFFIX)).read_text(encoding="utf-8"))
 
 
 def runs_here(name: str) -> bool:
