@@ -19,10 +19,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..batch import engines
+from ..batch.client import Client, Result
 from ..demo import turn
 from ..samplers.measure import charts, metrics
-from . import engines, sheet, workflows
-from .client import Client, Result
+from . import sheet, workflows
 
 #: what `make demo` runs: the road, and one workflow of each further technique
 DEMO = (
@@ -216,7 +217,7 @@ def main(arguments: list[str]) -> int:
     try:
         engine = engines.embedded() if options.engine == "embedded" else engines.checkout()
         print(f"starting {engine.title} ...", file=sys.stderr, flush=True)
-        server_of = engines.running(engine, checkpoint=options.checkpoint, inputs=engines.pictures())
+        server_of = engines.running(engine, checkpoint=options.checkpoint, inputs=workflows.pictures())
         with turn.compute(), server_of as server:
             image = None
             if options.image:
