@@ -1,4 +1,4 @@
-"""The arrows: tools, benchmarks -> nodes -> engine -> samplers; demo -> samplers; tools -> batch, which stands alone."""
+"""The arrows: tools, benchmarks -> nodes -> engine -> samplers; demo -> samplers; tools -> batch. Files fit a head."""
 
 from __future__ import annotations
 
