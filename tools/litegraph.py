@@ -32,6 +32,7 @@ PANEL = {
     "NullText_InvertImage": COST,
     "NullText_Inverter": COST,
     "NullText_Optimise": COST,
+    "NullText_LoadPicture": PICTURE,
     "NullText_OptimiseStartNoise": COST,
     "NullText_PromptToPrompt": CHIPS + COST + 26,
     "NullText_PromptToPromptGuider": CHIPS + 26,
@@ -42,7 +43,7 @@ PANEL = {
 PICTURES = ("NullText_AttentionMap", "NullText_InvertImage", "NullText_Inverter", "NullText_Optimise")
 NOTE_WIDTH = 380
 #: reports of another height than most: what trains shows its loss and samples, a map its strip
-REPORTS = {"NullText_Prompt": 70} | dict.fromkeys(
+REPORTS = {"NullText_Prompt": 70, "NullText_LoadPicture": 40} | dict.fromkeys(
     ("NullText_HSpaceMap", "NullText_ImagicOptimise", "NullText_TrainControlNet", "NullText_TrainEmbedding")
     + ("NullText_TrainLora", "NullText_HSpaceTrain", "NullText_DiffusionCLIPTune"),
     380,

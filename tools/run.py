@@ -98,8 +98,8 @@ def queue(
 def source_pictures(workflow: workflows.Workflow) -> list[Image.Image]:
     """The shipped pictures that the workflow loads."""
     found = [
-        workflows.FOLDER / "inputs" / workflow[key]["inputs"]["image"]
-        for key in workflows.of_class(workflow, "LoadImage")
+        workflows.FOLDER / "inputs" / workflow[key]["inputs"]["image"].removesuffix(workflows.SAMPLE)
+        for key in workflows.of_class(workflow, *workflows.PICTURES)
     ]
     return [Image.open(path).convert("RGB") for path in found if path.is_file()]
 
@@ -135,7 +135,7 @@ def own(
     for node in workflow.values():
         if checkpoint is not None and "ckpt_name" in node["inputs"]:
             node["inputs"]["ckpt_name"] = checkpoint
-        if image is not None and node["class_type"] == "LoadImage":
+        if image is not None and node["class_type"] in workflows.PICTURES:
             node["inputs"]["image"] = image
     return workflow
 

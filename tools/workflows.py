@@ -14,6 +14,10 @@ DEMO_CHECKPOINT = "nulltext_demo.safetensors"
 DEMO_SIDE = 128  # pixels
 REAL = "_sd"  # ends the name of a workflow for a checkpoint that is not shipped
 
+#: classes that load a picture of one's own
+PICTURES = ("NullText_LoadPicture", "LoadImage")
+SAMPLE = " [sample]"  # ends the name of a picture that the pack brings
+
 Workflow = dict[str, dict[str, Any]]
 
 #: inputs that make a run long, and the most that `short` leaves of them
@@ -108,13 +112,13 @@ def note(name: str, workflow: Workflow) -> str:
         if node.get("_meta", {}).get("note")
     ]
     loaders = sorted((key for key, node in workflow.items() if "ckpt_name" in node["inputs"]), key=int)
-    pictures, scales = of_class(workflow, "LoadImage"), of_class(workflow, "ImageScale")
+    pictures, scales = of_class(workflow, *PICTURES), of_class(workflow, "ImageScale")
     lines = [title(name), *said]
     if not runs_here(name):
         lines += [
             "",
             "It needs Stable Diffusion 1.5 (any checkpoint of that family): pick yours in ckpt_name "
-            f"(node {', '.join(loaders)}). Then choose your photo in Load Image (node {', '.join(pictures)}; "
+            f"(node {', '.join(loaders)}). Then choose your photo in Load Picture (node {', '.join(pictures)}; "
             f"node {', '.join(scales)} cuts it to 512 x 512) and write what it shows into the source prompt.",
             "",
             f"Its thumbnail: {drawn_by(name)[0].lower()}{drawn_by(name)[1:]}",
@@ -135,7 +139,7 @@ def note(name: str, workflow: Workflow) -> str:
     if pictures:
         size = "1024 x 1024 for SD3" if networks else "512 x 512 for SD 1.x"
         lines.append(
-            f"Your own picture: choose it in Load Image (node {', '.join(pictures)}), at the size the "
+            f"Your own picture: choose it in Load Picture (node {', '.join(pictures)}), at the size the "
             f"checkpoint was trained for ({size}), and write what it shows into the prompt."
         )
     return "\n".join(lines)
