@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 
 from ..engine import record
-from ..engine.comfy import decode, encode
+from ..engine.comfy import decode
 from ..engine.noise import source_latent
-from ..engine.words import with_words
 from ..samplers.inversion.replay import calls_back, cfg_of, first_step
 from ..samplers.measure.charts import captioned_grid
 from . import words
 from .base import INVERSION, TARGET_CFG, VAE, Box, Output, Socket, Text, optional
 from .inversion_sampling import NULL, SAME_MODEL, STORED_OUTSIDE
+from .prompt import worded
 from .replay import replay
 from .report import text_result
 
@@ -57,7 +57,7 @@ class EditGrid(Box):
         source, edits, captions = source_latent(inversion), [], []
         calls = seconds = 0
         for text in texts:
-            positive = with_words(encode(clip, text), clip, text)
+            positive = worded(clip, text)
             for strength in values:
                 first = first_step(strength, inversion.steps)
                 if first == inversion.steps:

@@ -30,6 +30,7 @@ from .base import (
 )
 from .masked import check_picture
 from .report import model_unchanged, text_result
+from .shown import SEEN, EditBox
 
 ALIASES = [
     "ilvr",
@@ -114,7 +115,7 @@ class ILVR(Box):
         )
 
 
-class ILVRSampler(Box):
+class ILVRSampler(EditBox):
     ID, TITLE, CATEGORY = "NullText_ILVRSampler", "ILVR Sampler", "NullText/reference"
     SEARCH_ALIASES = ALIASES
     DESCRIPTION = (
@@ -144,10 +145,16 @@ class ILVRSampler(Box):
             "Further settings as factor@stop, with commas: 2@0.8, 8@0.8, 4@0.5. Each costs a run of its own; the same "
             "noise serves all.",
         ),
+        SEEN,
     )
     OUTPUTS = (
         Output("LATENT", "One latent per reference picture; with a strip, one batch for each of its settings in turn."),
     )
+
+    AFTER = "result"
+
+    def before(self, inputs, outputs):
+        return inputs["reference"]["samples"]
 
     def run(self, model, positive, negative, reference, seed, cfg, steps, scheduler, factor, filter, stop, strip):
         check_picture(reference, "ILVR needs a reference picture")

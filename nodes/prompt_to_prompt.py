@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ..engine import record
 from ..engine.attention import prompts_of
@@ -13,6 +14,7 @@ from ..samplers.inversion.replay import cfg_of
 from ..samplers.masks import to_pixels
 from .attention import LAYERS
 from .base import (
+    CELL,
     CFG,
     INVERSION,
     LATENT,
@@ -31,6 +33,7 @@ from .base import (
     optional,
 )
 from .report import text_result
+from .shown import SEEN, EditBox
 from .words import edit_plan
 
 ALIASES = ["prompt2prompt", "p2p", "attention edit", "attention control", "word swap", "masactrl", "edit real image"]
@@ -145,6 +148,14 @@ def prepare(
     return guider, blend, notes, cfg
 
 
+def mask_of(blend, result) -> Tensor:
+    """MASK [edits * B, H, W]: where the local blend let the edit through; all ones without a blend."""
+    mask = torch.ones(len(result.edits), *result.edits.shape[-2:])
+    if blend is not None and blend.target.sums:
+        mask = torch.stack([blend.mask(e, b, tuple(mask.shape[-2:])) for e, b in result.pairs])
+    return to_pixels(mask, tuple(CELL * side for side in mask.shape[-2:]))
+
+
 class PromptToPromptGuider(Box):
     ID, TITLE, CATEGORY = "NullText_PromptToPromptGuider", "Prompt-to-Prompt Guider", "NullText/attention"
     SEARCH_ALIASES = ALIASES
@@ -171,7 +182,7 @@ class PromptToPromptGuider(Box):
         return text_result("; ".join(notes), guider)
 
 
-class PromptToPrompt(Box):
+class PromptToPrompt(EditBox):
     ID, TITLE, CATEGORY = "NullText_PromptToPrompt", "Prompt-to-Prompt", "NullText/attention"
     SEARCH_ALIASES = ALIASES
     DESCRIPTION = (
@@ -188,6 +199,7 @@ class PromptToPrompt(Box):
         *_EDIT,
         LATENT("An empty latent that sets size and count. Not needed with an inversion.").optional(),
         *_SOURCES,
+        SEEN,
     )
     OUTPUTS = (
         Output("LATENT", "The edited latents: all images of the first edit, then of the second, ...", "edit"),
@@ -195,6 +207,12 @@ class PromptToPrompt(Box):
         Output("MASK", "Where local blend let the edit through (all ones without a blend).", "mask"),
         Output("STRING", "What was matched how, and what it cost.", "report"),
     )
+
+    def before(self, inputs, outputs):
+        return outputs[1]["samples"]
+
+    def mask(self, inputs, outputs):
+        return outputs[2]
 
     def run(self, model, edited, negative, cfg, seed, steps, scheduler, latent=None, inversion=None, **options):
         if inversion is None and latent is None:
@@ -205,10 +223,7 @@ class PromptToPrompt(Box):
             notes.append("Notice: latent is not read with an inversion, which brings its own")
         sigmas = sigmas_of(model, scheduler, steps) if inversion is None else inversion.sigmas
         result = run_guider(guider, latent, sigmas, seed)
-        mask = torch.ones(len(result.edits), *result.edits.shape[-2:])
-        if blend is not None and blend.target.sums:
-            mask = torch.stack([blend.mask(e, b, tuple(mask.shape[-2:])) for e, b in result.pairs])
-        mask = to_pixels(mask, tuple(8 * side for side in mask.shape[-2:]))
+        mask = mask_of(blend, result)
         notes.append(f"{len(sigmas) - 1} steps at cfg {cfg:g}, {result.rows} network rows, {result.seconds:.1f} s")
         if blend is not None:
             notes.append(f"local blend lets {100 * float(mask.mean()):.0f} % through")

@@ -21,7 +21,8 @@ onOurNodes((node, type) => {
     onResult(node, (output) => {
         if (output.nulltext_heat?.length) showHeat(section("picture"), output.nulltext_heat[0]);
         if (output.a_images?.length && output.b_images?.length) {
-            showCompare(section("picture"), output.a_images, output.b_images, output.nulltext_psnr ?? []);
+            showCompare(section("picture"), output.a_images, output.b_images, output.nulltext_said ?? [],
+                String(output.nulltext_what ?? "edit"));
         }
         if (output.text?.length) {
             section("report").replaceChildren(make("div", { class: "nulltext-report", role: "status", tabindex: "0" },

@@ -193,6 +193,18 @@ def token_map(source: dict, target: dict, edit: str = "auto") -> tuple[TokenMap,
     return refine_map(source, target), "refine" + why
 
 
+def differing_words(source: dict, target: dict) -> tuple[list[dict], list[dict]]:
+    """The words of each prompt that the other does not have at that place, in order: what an edit replaces, and by
+    what. Either may be empty (words only added, or only taken out)."""
+    a, b = ([normal_word(word["text"]) for word in prompt["words"]] for prompt in (source, target))
+    names = {word: i for i, word in enumerate(dict.fromkeys([*a, *b]))}
+    places = align([names[word] for word in a], [names[word] for word in b])
+    return (
+        [word for i, word in enumerate(source["words"]) if i not in places],
+        [word for word, place in zip(target["words"], places, strict=True) if place < 0],
+    )
+
+
 def factor_columns(prompts: list[dict], factors: dict[str, float]) -> list[dict[int, float]]:
     """Per prompt {column: factor}; a word must be in one of the prompts at least."""
     found = in_some_prompt(prompts, list(factors))
