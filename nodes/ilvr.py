@@ -28,6 +28,7 @@ from .base import (
     Text,
     span,
 )
+from .early import early
 from .masked import check_picture
 from .report import model_unchanged, text_result
 from .shown import SEEN, EditBox
@@ -150,6 +151,10 @@ class ILVRSampler(EditBox):
     OUTPUTS = (
         Output("LATENT", "One latent per reference picture; with a strip, one batch for each of its settings in turn."),
     )
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, strip=None):
+        return early(cls, lambda strip: words.settings(strip), strip=strip)
 
     AFTER = "result"
 

@@ -9,6 +9,8 @@ from ..engine import record
 from ..engine.attention import prompts_of
 from ..engine.comfy import sigmas_of
 from ..engine.pair_guider import prompt_to_prompt_guider, run_guider, source_of
+from ..samplers.attention.alignment import normal_word
+from ..samplers.attention.maps import LayerChoice
 from ..samplers.attention.plan import WEIGHTS_ACT, plan
 from ..samplers.inversion.replay import cfg_of
 from ..samplers.masks import to_pixels
@@ -32,6 +34,7 @@ from .base import (
     Text,
     optional,
 )
+from .early import early
 from .report import text_result
 from .shown import SEEN, EditBox
 from .words import edit_plan
@@ -116,6 +119,21 @@ _EDIT = (
 )
 
 
+def check_texts(word_windows: str, weights: str, blend_words: str, keep_words: str, blend_layers: str) -> None:
+    """ValueError for a text that can't be read, and for a word that shall change and shall not."""
+    given = {"word_windows": word_windows, "weights": weights, "blend_layers": blend_layers}
+    read = edit_plan({**given, "blend_words": blend_words, "keep_words": keep_words})
+    LayerChoice(*read["blend_layers"])
+    both = {normal_word(word) for word in read["blend_words"]} & {normal_word(word) for word in read["keep_words"]}
+    if both:
+        raise ValueError(
+            f'The word "{sorted(both)[0]}" stands in blend_words and in keep_words: take it out of one of them.'
+        )
+
+
+_TEXTS = ("word_windows", "weights", "blend_words", "keep_words", "blend_layers")
+
+
 def prepare(
     title: str,
     model,
@@ -141,6 +159,7 @@ def prepare(
         source = source_of(inversion)
     edits = [e for e in (edited, edited_2, edited_3) if e is not None]
     prompts = [prompts_of(c, title)[0] for c in (source, *edits)]
+    check_texts(**{name: widgets.get(name, "") for name in _TEXTS})
     controllers, blend, notes = plan(prompts[0], prompts[1:], **edit_plan(widgets))
     guider = prompt_to_prompt_guider(
         model, source, edits, negative, cfg, controllers, inversion=inversion, keep_source=keep_source
@@ -173,6 +192,18 @@ class PromptToPromptGuider(Box):
         *_SOURCES,
     )
     OUTPUTS = (Output("GUIDER", "The guider: returns the edits (and the sources in front, if asked)."),)
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, word_windows=None, weights=None, blend_words=None, keep_words=None, blend_layers=None):
+        return early(
+            cls,
+            check_texts,
+            word_windows=word_windows,
+            weights=weights,
+            blend_words=blend_words,
+            keep_words=keep_words,
+            blend_layers=blend_layers,
+        )
 
     def run(self, model, edited, negative, cfg, keep_source, inversion=None, **options):
         options |= {"keep_source": keep_source, "inversion": inversion}
@@ -207,6 +238,18 @@ class PromptToPrompt(EditBox):
         Output("MASK", "Where local blend let the edit through (all ones without a blend).", "mask"),
         Output("STRING", "What was matched how, and what it cost.", "report"),
     )
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, word_windows=None, weights=None, blend_words=None, keep_words=None, blend_layers=None):
+        return early(
+            cls,
+            check_texts,
+            word_windows=word_windows,
+            weights=weights,
+            blend_words=blend_words,
+            keep_words=keep_words,
+            blend_layers=blend_layers,
+        )
 
     def before(self, inputs, outputs):
         return outputs[1]["samples"]

@@ -11,6 +11,7 @@ from ..samplers.picture.repaint import sample_repaint
 from ..samplers.picture.sdedit import meaning, sdedit_sigmas
 from . import words
 from .base import CFG, LATENT, MASK, MODEL, NEGATIVE, POSITIVE, SEED, Choice, Float, Int, Output, Text
+from .early import early
 from .masked import MaskedEdit, check_picture
 from .report import text_result, unchanged
 from .shown import SEEN, EditBox
@@ -47,6 +48,10 @@ class SDEdit(EditBox):
         SEEN,
     )
     OUTPUTS = (Output("LATENT", "The result; with further levels, one batch for each level in turn."),)
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, more_levels=None):
+        return early(cls, lambda more_levels: words.fractions(more_levels, "noise levels"), more_levels=more_levels)
 
     def run(self, model, positive, negative, latent, seed, cfg, t0, steps, noise, more_levels, mask=None):
         check_picture(latent, "SDEdit starts from a picture", "encode an image or a scribble")

@@ -16,6 +16,7 @@ from ..samplers.attention.heat import colours, heat, overlay, soft_mask
 from ..samplers.attention.maps import LayerChoice, MapRecorder
 from ..samplers.core import gaussian
 from .base import CELL, IMAGE, LATENT, MODEL, SEED, VAE, Box, Float, Int, Output, Socket, Text, advanced, optional
+from .early import early
 from .masked import check_picture
 from .prompt import worded
 from .report import temporary, text_result
@@ -43,6 +44,14 @@ def look(
     conds = {"positive": conditioning}
     sample_with(seen, conds, samples, torch.tensor([*levels, 0.0]), body, total=looks, seed=seed)
     return [record.maps.maps(image) for image in record.maps.images()]
+
+
+def chosen_words(words: str) -> list[str]:
+    """The words of the text. ValueError for none."""
+    chosen = items(words)
+    if not chosen:
+        raise ValueError("No word is chosen: click one under the node, or write it into words.")
+    return chosen
 
 
 class WordMask(Box):
@@ -78,12 +87,14 @@ class WordMask(Box):
         Output("IMAGE", "The heat map over the picture.", "heat_map"),
     )
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, words=None):
+        return early(cls, chosen_words, words=words)
+
     def run(self, model, clip, vae, prompt, words, threshold, image=None, latent=None, looks=5, blur=0.0, seed=0):
         if image is None and latent is None:
             raise ValueError("Word Mask has no picture: wire image, from Load Picture for one, or latent.")
-        chosen = items(words)
-        if not chosen:
-            raise ValueError("No word is chosen: click one under the node, or write it into words.")
+        chosen = chosen_words(words)
         conditioning = worded(clip, prompt)
         record = prompts_of(conditioning, self.TITLE)[0]
         columns = [t for word in chosen for t in columns_of(record, word)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from .alignment import differing_words, factor_columns, in_some_prompt, token_map, words_in
+from .alignment import differing_words, factor_columns, in_some_prompt, spoken_of, token_map, words_in
 from .controllers import MutualSelf, ReplaceCross, ReplaceSelf, Reweight
 from .layers import StepWindow
 from .maps import LayerChoice, LocalBlend
@@ -44,7 +44,8 @@ def plan(
     a notice where an edit has the source's own words, every window is closed, or a weight has no window to act in.
     word_windows: {word: (start, end) as fractions of the steps}; weights: {word: factor}; blend_layers: the names of a
     `LayerChoice`. blend_words: a word that is in no prompt is left out with a notice; where none is left, and for
-    "auto", the words stand in that the prompts do not share. ValueError for other words that are in no prompt."""
+    "auto", the words stand in that the prompts do not share, each with what it describes. ValueError for other words
+    that are in no prompt."""
     maps, said = zip(*(token_map(source, prompt, edit) for prompt in edits))
     if len(edits) > 1:
         said = [f"edit {i + 1}: {done}" for i, done in enumerate(said)]
@@ -116,6 +117,7 @@ def _blended(source: dict, edits: list[dict], blend_words: Sequence[str]):
         found = [[t for word in row for t in word] for row in in_some_prompt(prompts, known)]
         return [found[0]] * len(edits), found[1:], said
     pairs = [differing_words(source, edit) for edit in edits]
+    pairs = [(spoken_of(source, before), spoken_of(edit, after)) for (before, after), edit in zip(pairs, edits)]
     names = ["/".join(" ".join(w["text"] for w in words) or "-" for words in pair) for pair in pairs]
     said.append(f"local blend where these look: {', '.join(names)}")
     of_source, of_edits = ([[t for word in pair[i] for t in word["tokens"]] for pair in pairs] for i in (0, 1))

@@ -44,6 +44,8 @@ export function showCompare(place, before, after, lines, what) {
         left.src = pictureUrl(after[picture]);
         right.src = pictureUrl(before[picture]);
         said.replaceChildren(make("span", {}, lines[picture] ?? ""),
+            make("a", { href: right.src, target: "_blank", title: "open it in a tab of its own" }, "source"),
+            make("a", { href: left.src, target: "_blank", title: "open it in a tab of its own" }, what),
             ...turns(before.length, picture, (to) => { picture = to; draw(); }));
     }
 
