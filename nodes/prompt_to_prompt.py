@@ -10,10 +10,10 @@ from ..engine.attention import prompts_of
 from ..engine.comfy import sigmas_of
 from ..engine.pair_guider import prompt_to_prompt_guider, run_guider, source_of
 from ..samplers.attention.alignment import normal_word
-from ..samplers.attention.maps import LayerChoice
+from ..samplers.attention.maps import LayerChoice, MaskBlend
 from ..samplers.attention.plan import WEIGHTS_ACT, plan
 from ..samplers.inversion.replay import cfg_of
-from ..samplers.masks import to_pixels
+from ..samplers.masks import to_grid, to_pixels
 from .attention import LAYERS
 from .base import (
     CELL,
@@ -105,8 +105,8 @@ _EDIT = (
         "blend_words",
         "",
         "Local blend: only the regions that these words of either prompt attend to may change (with commas; several "
-        "words in a row count as one). Empty: no blend. Exact with the euler sampler; with others it acts on the "
-        "denoised prediction.",
+        "words in a row count as one). auto: the words that differ, with what they describe. Empty: no blend. Exact "
+        "with the euler sampler; with others it acts on the denoised prediction.",
     ),
     Text(
         "keep_words",
@@ -146,10 +146,11 @@ def prepare(
     edited_2=None,
     edited_3=None,
     keep_source=False,
+    mask=None,
     **widgets,
 ):
     """The guider, its blend (or None), the sentences for the report, and the cfg in force. title: of the node;
-    widgets: those of `_EDIT`, as they are written."""
+    mask: a MASK [B or 1, H, W] in place of the words' own regions; widgets: those of `_EDIT`, as they are written."""
     if inversion is not None:
         record.check_belongs(inversion, model)
     cfg = cfg_of(inversion, cfg)
@@ -161,6 +162,9 @@ def prepare(
     prompts = [prompts_of(c, title)[0] for c in (source, *edits)]
     check_texts(**{name: widgets.get(name, "") for name in _TEXTS})
     controllers, blend, notes = plan(prompts[0], prompts[1:], **edit_plan(widgets))
+    if mask is not None:
+        blend = MaskBlend((to_grid(mask, inversion.shape[-2:])[:, 0] > 0).float())
+        controllers.append(blend)
     guider = prompt_to_prompt_guider(
         model, source, edits, negative, cfg, controllers, inversion=inversion, keep_source=keep_source
     )
