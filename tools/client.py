@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ class Result:
     """What one queued workflow left behind. `outputs` is the server's: {node id: {"images": [..], "text": [..]}}."""
 
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    pictures: dict[str, list[Image.Image]] = field(default_factory=dict)  # by node id, RGB
+    files: dict[str, list[bytes]] = field(
+        default_factory=dict
+    )  # by node id: the pictures' files as the server made them
     error: str | None = None  # one sentence of the node, or of the server's validation
     where: str | None = None  # the class of the node that failed
     error_type: str | None = None  # the exception's class name; "validation" before anything ran
@@ -37,6 +40,13 @@ class Result:
     previews: int = 0  # live preview images seen
     steps: int = 0  # progress ticks seen
     seconds: float = 0.0
+
+    @cached_property
+    def pictures(self) -> dict[str, list[Image.Image]]:
+        """The pictures by node id, RGB."""
+        return {
+            key: [Image.open(io.BytesIO(each)).convert("RGB") for each in files] for key, files in self.files.items()
+        }
 
     @property
     def images(self) -> list[Image.Image]:
@@ -105,9 +115,12 @@ class Client:
         answer.raise_for_status()
         return answer.json()["name"]
 
-    def queue(self, workflow: dict[str, Any]) -> tuple[str | None, Result]:
-        """(prompt id, Result); the id is None if the server refused the workflow, and the Result says why."""
-        answer = self.post("/prompt", {"prompt": workflow, "client_id": self.id})
+    def queue(self, workflow: dict[str, Any], graph: dict[str, Any] | None = None) -> tuple[str | None, Result]:
+        """(prompt id, Result); the id is None if the server refused the workflow, and the Result says why.
+
+        `graph` is the workflow as the page would open it: the server writes it into the pictures that it saves."""
+        more = {} if graph is None else {"extra_data": {"extra_pnginfo": {"workflow": graph}}}
+        answer = self.post("/prompt", {"prompt": workflow, "client_id": self.id, **more})
         try:
             body = answer.json()
         except requests.JSONDecodeError:
@@ -119,14 +132,20 @@ class Client:
             result.error_type = "validation"
         return body.get("prompt_id"), result
 
-    def run(self, workflow: dict[str, Any], on_progress: OnProgress | None = None, timeout: float = 600) -> Result:
+    def run(
+        self,
+        workflow: dict[str, Any],
+        on_progress: OnProgress | None = None,
+        timeout: float = 600,
+        graph: dict[str, Any] | None = None,
+    ) -> Result:
         """Queue a workflow in API format, wait for its end, read everything back. A failed workflow does not raise."""
         start = time.monotonic()
         socket = websocket.create_connection(
             f"{self.address.replace('http', 'ws', 1)}/ws?clientId={self.id}", timeout=30, http_no_proxy=["*"]
         )
         try:
-            prompt_id, result = self.queue(workflow)
+            prompt_id, result = self.queue(workflow, graph)
             if prompt_id is None:
                 return result
             entry = self._follow(socket, prompt_id, result, on_progress, start + timeout)
@@ -199,15 +218,15 @@ class Client:
         for key, output in result.outputs.items():
             files = [f for f in output.get("images", ()) if isinstance(f, dict) and "filename" in f]
             if files:
-                result.pictures[key] = [self.picture(f) for f in files]
+                result.files[key] = [self.view(f) for f in files]
 
-    def picture(self, file: dict[str, str]) -> Image.Image:
-        """The RGB picture that an output record {"filename", "subfolder", "type"} names."""
+    def view(self, file: dict[str, str]) -> bytes:
+        """The file that an output record {"filename", "subfolder", "type"} names."""
         answer = self.get(
             "/view", filename=file["filename"], subfolder=file.get("subfolder", ""), type=file.get("type", "output")
         )
         answer.raise_for_status()
-        return Image.open(io.BytesIO(answer.content)).convert("RGB")
+        return answer.content
 
 
 def _refusal(body: dict) -> tuple[str | None, str | None]:

@@ -1,4 +1,4 @@
-"""make publish: makes every file that is generated, from the node classes and from workflows/*.api.json.
+"""make publish: makes every file that is generated, from the node classes and from workflows/api/*.api.json.
 
     python tools publish [NAME ...] [--pictures missing|all|none]
 
@@ -35,9 +35,9 @@ def page_workflows(chosen: list[str], pictures: str) -> list[str]:
                     flow = (
                         workflows.load(name) if workflows.runs_here(name) else workflows.on_demo(workflows.load(name))
                     )
-                    result = run.queue(server.client, name, flow)
+                    result = run.queue(server.client, name, flow, infos)
                     shown = [sheet.tiled(result.pictures[key]) for key in sorted(result.pictures, key=int)]
-                    sheet.thumbnail(run.source_pictures(flow), shown).save(thumbnail, quality=88)
+                    sheet.thumbnail(workflows.source_pictures(flow), shown).save(thumbnail, quality=88)
             except (ValueError, RuntimeError, FileNotFoundError) as error:
                 failed.append(f"{name}: {error}")
     return failed

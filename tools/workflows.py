@@ -1,5 +1,5 @@
-"""The shipped workflows, workflows/<name>.api.json: reading them, making them short for tests, and the page's form of
-them."""
+"""The shipped workflows, workflows/api/<name>.api.json: reading them, making them short for tests, and the page's form
+of them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 FOLDER = Path(__file__).resolve().parent.parent / "workflows"
-SUFFIX = ".api.json"
+API, SUFFIX = FOLDER / "api", ".api.json"  # the files that queue over HTTP as they are
 DEMO_CHECKPOINT = "nulltext_demo.safetensors"
 DEMO_SIDE = 128  # pixels
 REAL = "_sd"  # ends the name of a workflow for a checkpoint that is not shipped
@@ -37,14 +39,14 @@ LIMITS = {
 
 def names() -> list[str]:
     """Names of the shipped workflows, sorted."""
-    return sorted(path.name[: -len(SUFFIX)] for path in FOLDER.glob("*" + SUFFIX))
+    return sorted(path.name[: -len(SUFFIX)] for path in API.glob("*" + SUFFIX))
 
 
 def load(name: str) -> Workflow:
     """A shipped workflow in API format. FileNotFoundError names the ones there are."""
     if name not in names():
         raise FileNotFoundError(f"There is no workflow {name!r}; shipped are: {', '.join(names()) or 'none'}.")
-    return json.loads((FOLDER / (name + SUFFIX)).read_text(encoding="utf-8"))
+    return json.loads((API / (name + SUFFIX)).read_text(encoding="utf-8"))
 
 
 def runs_here(name: str) -> bool:
@@ -82,6 +84,29 @@ def short(workflow: Workflow, steps: int = 3) -> Workflow:
 def of_class(workflow: Workflow, *classes: str) -> list[str]:
     """Ids of the nodes of these classes, in order."""
     return sorted((key for key, node in workflow.items() if node["class_type"] in classes), key=int)
+
+
+def titles(workflow: Workflow) -> dict[str, str]:
+    """What a person calls each node: its title, else its class."""
+    return {key: node.get("_meta", {}).get("title") or node["class_type"] for key, node in workflow.items()}
+
+
+def source_names(workflow: Workflow) -> list[str]:
+    """The shipped pictures that the workflow loads, by file name, in the order of the nodes."""
+    named = [node["inputs"].get("image") for _, node in sorted(workflow.items(), key=lambda item: int(item[0]))]
+    return [name for name in named if isinstance(name, str) and (FOLDER / "inputs" / name).is_file()]
+
+
+def source_pictures(workflow: Workflow) -> list[Image.Image]:
+    """The same as pictures."""
+    return [Image.open(FOLDER / "inputs" / name).convert("RGB") for name in source_names(workflow)]
+
+
+def result(workflow: Workflow) -> str | None:
+    """The node whose pictures are the workflow's result: the one that says what it shows, else the last that saves."""
+    saving = of_class(workflow, "SaveImage", "PreviewImage")
+    said = [key for key in saving if "shows" in workflow[key].get("_meta", {})]
+    return (said or saving or [None])[-1]
 
 
 def title(name: str) -> str:

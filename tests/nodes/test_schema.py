@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NODES = nulltext.NODE_CLASS_MAPPINGS
 USED = {
     node["class_type"]
-    for path in (ROOT / "workflows").glob("*.api.json")
+    for path in (ROOT / "workflows" / "api").glob("*.api.json")
     for node in json.loads(path.read_text()).values()
 }
 
