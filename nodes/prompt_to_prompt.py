@@ -32,6 +32,7 @@ from .base import (
     Float,
     Output,
     Text,
+    advanced,
     optional,
 )
 from .early import early
@@ -66,11 +67,13 @@ _SOURCES = optional(
     POSITIVE("A third edit of the same source, in the same run.", name="edited_3"),
 )
 _EDIT = (
-    Choice(
-        "edit",
-        ["auto", "replace", "refine"],
-        "How the prompts are matched. replace: word by word, for as many words; refine: what both say is kept, new "
-        "words are free. auto: replace where the word counts are equal, else refine.",
+    *advanced(
+        Choice(
+            "edit",
+            ["auto", "replace", "refine"],
+            "How the prompts are matched. replace: word by word, for as many words; refine: what both say is kept, new "
+            "words are free. auto: replace where the word counts are equal, else refine.",
+        )
     ),
     Float(
         "cross_steps",
@@ -82,24 +85,26 @@ _EDIT = (
         0.4,
         "Self-attention follows the source for this fraction of the steps: layout and shapes. 0 for changes of shape.",
     ),
-    Choice(
-        "self_attention",
-        ["replace", "mutual (MasaCtrl)"],
-        "replace: the source's self-attention until self_steps. mutual: from 8 % of the steps on, the later layers "
-        "attend to the source's contents instead, for changes of pose; self_steps is not read.",
-    ),
-    Text(
-        "word_windows",
-        "",
-        "Windows of single words of the edited prompt in place of cross_steps, as fractions of the steps: cat: 0.4, "
-        "red: 0.2-0.8 .",
-    ),
-    Text("weights", "", "Words of the edited prompt that count more or less: red: 2, car: 0.5 (negative allowed)."),
-    Choice(
-        "weights_act",
-        WEIGHTS_ACT,
-        "in the cross window: as in the authors' code, a weight multiplies the source's attention while the word's "
-        "cross-attention follows it. at every step: it multiplies the attention that the word has, to the end.",
+    *advanced(
+        Choice(
+            "self_attention",
+            ["replace", "mutual (MasaCtrl)"],
+            "replace: the source's self-attention until self_steps. mutual: from 8 % of the steps on, the later layers "
+            "attend to the source's contents instead, for changes of pose; self_steps is not read.",
+        ),
+        Text(
+            "word_windows",
+            "",
+            "Windows of single words of the edited prompt in place of cross_steps, as fractions of the steps: cat: 0.4, "
+            "red: 0.2-0.8 .",
+        ),
+        Text("weights", "", "Words of the edited prompt that count more or less: red: 2, car: 0.5 (negative allowed)."),
+        Choice(
+            "weights_act",
+            WEIGHTS_ACT,
+            "in the cross window: as in the authors' code, a weight multiplies the source's attention while the word's "
+            "cross-attention follows it. at every step: it multiplies the attention that the word has, to the end.",
+        ),
     ),
     Text(
         "blend_words",
@@ -108,14 +113,18 @@ _EDIT = (
         "words in a row count as one). auto: the words that differ, with what they describe. Empty: no blend. Exact "
         "with the euler sampler; with others it acts on the denoised prediction.",
     ),
-    Text(
-        "keep_words",
-        "",
-        "Words whose regions may not change (written as blend_words); without blend_words everything else may.",
+    *advanced(
+        Text(
+            "keep_words",
+            "",
+            "Words whose regions may not change (written as blend_words); without blend_words everything else may.",
+        ),
+        Float(
+            "blend_threshold", 0.3, "The fraction of a word's largest attention above which a place is in its region."
+        ),
+        Float("blend_start", 0.2, "The blend begins at this fraction of the steps."),
+        LAYERS(name="blend_layers"),
     ),
-    Float("blend_threshold", 0.3, "The fraction of a word's largest attention above which a place is in its region."),
-    Float("blend_start", 0.2, "The blend begins at this fraction of the steps."),
-    LAYERS(name="blend_layers"),
 )
 
 
@@ -150,7 +159,7 @@ def prepare(
     **widgets,
 ):
     """The guider, its blend (or None), the sentences for the report, and the cfg in force. title: of the node;
-    mask: a MASK [B or 1, H, W] in place of the words' own regions; widgets: those of `_EDIT`, as they are written."""
+    mask: a MASK [B or 1, H, W] in place of the words' own regions; widgets: those of `_EDIT`, as written."""
     if inversion is not None:
         record.check_belongs(inversion, model)
     cfg = cfg_of(inversion, cfg)
@@ -218,7 +227,7 @@ class PromptToPromptGuider(Box):
 
 
 class PromptToPrompt(EditBox):
-    ID, TITLE, CATEGORY = "NullText_PromptToPrompt", "Prompt-to-Prompt", "NullText/attention"
+    ID, TITLE, CATEGORY = "NullText_PromptToPrompt", "Prompt-to-Prompt (prompt2prompt)", "NullText/attention"
     SEARCH_ALIASES = ALIASES
     DESCRIPTION = (
         "Edits a picture by changing words of its prompt; everything else is kept through attention (arXiv "
@@ -230,7 +239,7 @@ class PromptToPrompt(EditBox):
         *_ENDS,
         SEED,
         STEPS("Steps N from noise; an inversion brings its own. Cost: N x 4 network rows, from an inversion N x 3."),
-        SCHEDULER("How the steps are spaced; an inversion brings its own."),
+        *advanced(SCHEDULER("How the steps are spaced; an inversion brings its own.")),
         *_EDIT,
         LATENT("An empty latent that sets size and count. Not needed with an inversion.").optional(),
         *_SOURCES,
