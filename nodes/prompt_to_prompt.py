@@ -95,8 +95,8 @@ _EDIT = (
         Text(
             "word_windows",
             "",
-            "Windows of single words of the edited prompt in place of cross_steps, as fractions of the steps: cat: 0.4, "
-            "red: 0.2-0.8 .",
+            "Windows of single words of the edited prompt in place of cross_steps, as fractions of the steps: "
+            "cat: 0.4, red: 0.2-0.8 .",
         ),
         Text("weights", "", "Words of the edited prompt that count more or less: red: 2, car: 0.5 (negative allowed)."),
         Choice(

@@ -101,3 +101,10 @@ def test_an_empty_prompt_is_refused_when_it_is_queued(comfy):
     flow["3"]["inputs"]["edited_prompt"] = " "
     answer = comfy.client.post("/prompt", {"prompt": flow})
     assert answer.status_code == 400 and "what it shall show" in answer.text
+
+
+def test_the_page_is_served_the_samples_and_nothing_else(comfy):
+    got = comfy.client.get("/nulltext/sample", name="demo_scene.png [sample]")
+    assert got.status_code == 200 and got.content[:8] == b"\x89PNG\r\n\x1a\n"
+    for name in ("demo_scene.png", "../../README.md [sample]", "captions.json [sample]", ""):
+        assert comfy.client.get("/nulltext/sample", name=name).status_code == 404, name
