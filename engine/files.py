@@ -7,12 +7,13 @@ first.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
 import struct
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from .fingerprint import feed
 MODELS = Path(__file__).resolve().parents[1] / "models"
 CACHE_BYTES = 2 * 2**30
 SUFFIX = ".safetensors"
+LARGEST_PICTURE = 1 << 27  #: pixels that one picture may have: 128 million
 _log = logging.getLogger("nulltext")
 
 
@@ -116,25 +118,38 @@ def of_file(path: Path, build: Callable[[dict[str, Tensor], dict[str, str]], Any
         ) from None
 
 
-def read_picture(path: Path, called: str | None = None) -> Image.Image:
-    """A picture file upright and in RGB. ValueError for one that is cut short, absurdly large or no picture."""
+@contextlib.contextmanager
+def opened_picture(path: Path, called: str | None = None) -> Iterator[Image.Image]:
+    """A picture file. ValueError, in the body too, for one that is cut short, absurdly large or no picture."""
     called = called or path.name
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # LARGEST_PICTURE is the limit
             with Image.open(path) as opened:
-                if min(opened.size) < 2:
-                    raise ValueError(f"The picture {called} has {opened.width} x {opened.height} pixels: replace it.")
-                upright = ImageOps.exif_transpose(opened)
-                if upright.mode.startswith("I"):  # 16 bits: PIL's own way to RGB cuts them off
-                    values = np.asarray(upright).astype(np.float32)
-                    upright = Image.fromarray((values / max(values.max(), 65535) * 255).clip(0, 255).astype(np.uint8))
-                return upright.convert("RGB")
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+                if opened.width * opened.height > LARGEST_PICTURE or min(opened.size) < 2:
+                    told = f"has {opened.width} x {opened.height} pixels"
+                    raise ValueError(f"The picture {called} {told}: bring it to a useful size first.")
+                yield opened
+    except Image.DecompressionBombError:
         raise ValueError(f"The picture {called} has too many pixels: make it smaller.") from None
     except (UnidentifiedImageError, OSError, SyntaxError, EOFError, struct.error, OverflowError) as error:
-        told = "it is cut short or no picture" if not isinstance(error, PermissionError) else "it may not be opened"
+        told = "it may not be opened" if isinstance(error, PermissionError) else "it is cut short or no picture"
         raise ValueError(f"The picture {called} can't be read ({told}): replace or remove it.") from None
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """The picture as it is meant to be seen: turned as its camera noted, 16 bits brought to 8."""
+    turned = ImageOps.exif_transpose(picture)
+    if turned.mode.startswith("I"):  # PIL's own way to RGB cuts these off at 255
+        values = np.asarray(turned).astype(np.float32)
+        turned = Image.fromarray((values / max(float(values.max()), 65535) * 255).clip(0, 255).astype(np.uint8))
+    return turned.convert("RGB") if turned.mode in ("CMYK", "YCbCr", "LAB", "HSV", "F") else turned
+
+
+def read_picture(path: Path, called: str | None = None) -> Image.Image:
+    """A picture file upright and in RGB. ValueError as `opened_picture` says."""
+    with opened_picture(path, called) as picture:
+        return upright(picture).convert("RGB")
 
 
 # --------------------------------------------------------------------------------------------------- inversions

@@ -107,6 +107,11 @@ def optional(*inputs: Input) -> tuple[Input, ...]:
     return tuple(each.optional() for each in inputs)
 
 
+def advanced(*inputs: Input) -> tuple[Input, ...]:
+    """The inputs as ones that newer front ends fold away until they are asked for."""
+    return tuple(each(advanced=True) for each in inputs)
+
+
 def Socket(name: str, kind: str, tooltip: str) -> Input:
     """A wire: MODEL, LATENT, INVERSION, ..."""
     return Input(name, kind, {"tooltip": tooltip})

@@ -2,6 +2,7 @@
 
 GET /nulltext/words?text=...             {"words": ["a", "red", ...]}      as CLIP's tokenizer cuts them
 GET /nulltext/schedule?kind=repaint&...  what `drawing` returns, or 400 {"error": one sentence}
+GET /nulltext/sample?name=...            a picture of the pack, by the name that Load Picture lists
 
 Every number is held to its widget's own range and every answer to a size, so that no address can be made to work long.
 
@@ -21,7 +22,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from ..engine import comfy, demo_family
+from ..engine import comfy, demo_family, samples
 from ..engine.comfy import time_to_sigma
 from ..engine.gate import short
 from ..engine.words import describe
@@ -204,5 +205,10 @@ def register() -> bool:
     @server.routes.get("/nulltext/schedule")
     async def get_schedule(request):
         return await answered(request, lambda: drawing(dict(request.query)))
+
+    @server.routes.get("/nulltext/sample")
+    async def get_sample(request):
+        path = samples.sample_path(request.query.get("name", ""))
+        return web.FileResponse(path) if path else web.json_response({"error": "There is no such sample."}, status=404)
 
     return True

@@ -113,9 +113,24 @@ def test_before_and_after_need_a_vae_and_tell_the_psnr(engine):
 
     assert report.before_after(None, torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8)) == ("", {})
     line, ui = report.before_after(VAE(), torch.full((2, 3, 8, 8), 0.5), torch.full((2, 3, 8, 8), 0.6))
-    assert "20.0, 20.0 dB" in line and ui["nulltext_psnr"] == ["20.0", "20.0"]
+    assert "20.0, 20.0 dB" in line and ui["nulltext_said"] == ["PSNR 20.0 dB"] * 2
     assert len(ui["a_images"]) == len(ui["b_images"]) == 2
     from PIL import Image
 
     with Image.open(report.comfy.folder("temp") / ui["a_images"][0]["filename"]) as picture:
         assert picture.size == (8, 8) and picture.getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_an_edit_is_measured_outside_its_mask(engine):
+    from nulltext.nodes import report
+
+    before, after = torch.full((1, 16, 16, 3), 0.5), torch.full((2, 16, 16, 3), 0.6)
+    after[:, :8] = 1.0
+    mask = torch.zeros(1, 16, 16)
+    mask[:, :8] = 1
+    line, ui = report.compared(before, after, mask)
+    assert ui["nulltext_said"] == ["PSNR 20.0 dB outside the mask"] * 2 and "edit" in line
+    assert len(ui["a_images"]) == 2
+    for everything in (None, torch.ones(1, 16, 16), torch.zeros(1, 16, 16)):
+        line, ui = report.compared(before, after, everything)
+        assert "outside" not in line and float(ui["nulltext_said"][0].split()[1]) < 10
