@@ -17,7 +17,7 @@ from ..samplers.guidance.losses import weighted
 from ..samplers.guidance.terms import Guidance, shift
 from ..samplers.window import ROUNDING
 from .clock import Clock
-from .comfy import check_interrupt, get, latent_out, process_of, timestep
+from .comfy import check_interrupt, get, process_of, timestep
 from .gradients import bring, grad_mode, normal, short_of_memory, without_override
 
 _MARK = "nulltext_guidance"
@@ -70,11 +70,14 @@ def decoder(model, vae) -> Callable[[Tensor], Tensor]:
             "that belongs to the model."
         )
 
+    # a closure that held the MODEL would keep it loaded for good: the engine counts who refers to it
+    to_latent, stage = model.get_model_object("latent_format").process_out, vae.first_stage_model
+
     def decode(denoised: Tensor) -> Tensor:
         if denoised.ndim != 4:
             raise ValueError("Guidance by a decoded picture works on images, not on video latents.")
-        z = latent_out(model, denoised)
-        return (vae.first_stage_model.decode(z.to(next(vae.first_stage_model.parameters()).dtype)).float() + 1) / 2
+        z = to_latent(denoised)
+        return (stage.decode(z.to(next(stage.parameters()).dtype)).float() + 1) / 2
 
     return decode
 
