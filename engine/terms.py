@@ -18,7 +18,7 @@ from ..samplers.guidance.terms import Guidance, shift
 from ..samplers.window import ROUNDING
 from .clock import Clock
 from .comfy import check_interrupt, get, process_of, timestep
-from .gradients import bring, grad_mode, normal, short_of_memory, without_override
+from .gradients import bring, control_models, grad_mode, normal, short_of_memory, without_override
 
 _MARK = "nulltext_guidance"
 _KEPT = 4  # samples of a batch whose estimates are recorded
@@ -170,7 +170,8 @@ def _post_cfg(model, terms: list[Term]):
         modules = [*{id(m): m for t in live for m in t.modules}.values()]
         bring(x.device, [p for t in live for p in t.patchers], modules)
         advice = _advice([t.guidance.mode for t in live])
-        with short_of_memory(advice), grad_mode(*modules, *([args["model"]] if through else [])):
+        networks = [args["model"], *control_models(args["cond"], args["uncond"])] if through else []
+        with short_of_memory(advice), grad_mode(*modules, *networks):
             change = shift(
                 [t.guidance for t in live],
                 *(normal(x).float(), sigma.clone().float()[0], normal(denoised).float()),
@@ -213,7 +214,7 @@ def _network(args: dict):
         scale = 1.0 if scale is None else scale
     if abs(scale - 1) > 1e-4:
         conds.append(args["uncond"])
-    conds, options = normal(conds), without_override(normal(args["model_options"]))
+    conds, options = normal(conds), without_override(normal(args["model_options"]), *conds)
 
     def denoise(x, sigma):
         out = get("samplers").calc_cond_batch(args["model"], conds, x, timestep(sigma, x), options)
