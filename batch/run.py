@@ -107,9 +107,11 @@ def start_ray(workers: int, dashboard: bool = False) -> None:
     engines.end_like_ctrl_c()  # Ray has put its own answers to signals there
 
 
-def stream(rows: list[str], settings: Settings, workers: int, servers: list[str], gpus: float = 0.0) -> Iterator[dict]:
+def stream(
+    rows: list[str], settings: Settings, workers: int, servers: list[str], gpus: float = 0.0, threads: int = 1
+) -> Iterator[dict]:
     """The records of these rows, as they end: Ray Data hands the rows to a pool of workers, and gives a row that was
-    lost with its worker or its machine to another one."""
+    lost with its worker or its machine to another one. `threads`: rows at a time in one worker."""
     import ray.data
 
     more = {"num_cpus": 1, "num_gpus": gpus} if gpus else {"num_cpus": 1}
@@ -121,7 +123,12 @@ def stream(rows: list[str], settings: Settings, workers: int, servers: list[str]
         }
     # a second row waits at its worker where there are many: no worker waits for the next, and the end stays even
     ahead = 2 if len(rows) > 10 * workers else 1
-    pool = ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=ahead)
+    pool = ray.data.ActorPoolStrategy(
+        size=workers,
+        max_tasks_in_flight_per_actor=ahead * threads,
+        max_concurrent_calls_per_actor=threads,
+        enable_true_multi_threading=threads > 1,
+    )
     data = ray.data.from_items([{"row": row} for row in rows], override_num_blocks=min(len(rows), BLOCKS))
     done = data.map(Worker, fn_constructor_args=(settings,), compute=pool, **more)
     for item in done.iter_rows():
