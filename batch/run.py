@@ -96,7 +96,11 @@ def start_ray(workers: int, dashboard: bool = False) -> None:
     if not ray.is_initialized():
         more = {}
         if not os.environ.get("RAY_ADDRESS"):
-            more = {"num_cpus": workers + 1, "object_store_memory": LOCAL_STORE, "include_dashboard": dashboard}
+            more = {
+                "num_cpus": max(workers + 1, os.cpu_count() or 1),
+                "object_store_memory": LOCAL_STORE,
+                "include_dashboard": dashboard,
+            }
         ray.init(log_to_driver=False, logging_level="ERROR", **more)
     # the room's code goes with the work: a worker needs the pack's files for its server only
     ray.cloudpickle.register_pickle_by_value(sys.modules[__package__])
