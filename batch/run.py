@@ -21,6 +21,7 @@ from .worker import Settings, Worker
 
 #: quiet, and nothing is told to anybody outside
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+QUIET |= {"RAY_prestart_worker_first_driver": "0"}  # no process before there is work for it
 LOCAL_STORE = 128 * 2**20  # bytes of Ray's object store where this command starts Ray: rows are small
 BLOCKS = 20_000  # parts of the table that Ray hands out; a row each, unless the table is longer
 
