@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as run_checkpointed
 
-from .comfy import get, load_models
+from .comfy import get, load_models, with_patch
 
 # Blocks whose activations are recomputed instead of kept when `checkpoint` is asked for.
 _BLOCKS = ("ResBlock", "BasicTransformerBlock", "JointBlock", "DoubleStreamBlock", "SingleStreamBlock")
@@ -60,11 +60,26 @@ def short_of_memory(advice: str) -> Iterator[None]:
         raise ValueError(f"Not enough GPU memory for {advice}") from None
 
 
-def without_override(options: dict) -> dict:
-    """model_options without another pack's attention, which may have no backward."""
+def control_models(*conds: list[dict] | None) -> list[nn.Module]:
+    """The networks of the control nets of processed conditions; a Control-LoRA's is made for the run, and the engine's
+    loader has none."""
+    found = []
+    for control in (c.get("control") for each in conds for c in each or []):
+        while control is not None:
+            found.append(getattr(control, "control_model", None))
+            control = getattr(control, "previous_controlnet", None)
+    return [m for m in found if isinstance(m, nn.Module)]
+
+
+def without_override(options: dict, *conds: list[dict] | None) -> dict:
+    """model_options without another pack's attention, which may have no backward. Where one of the processed conditions
+    has a control net, skip connections are copied: it writes into what the next block has saved by then."""
     transformer = dict(options.get("transformer_options", {}))
     transformer.pop("optimized_attention_override", None)
-    return {**options, "transformer_options": transformer}
+    options = {**options, "transformer_options": transformer}
+    if any(c.get("control") is not None for each in conds for c in each or []):
+        return with_patch(options, "input_block_patch_after_skip", lambda h, _: h.clone())
+    return options
 
 
 def attention_notice() -> str | None:

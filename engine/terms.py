@@ -17,8 +17,8 @@ from ..samplers.guidance.losses import weighted
 from ..samplers.guidance.terms import Guidance, shift
 from ..samplers.window import ROUNDING
 from .clock import Clock
-from .comfy import check_interrupt, get, latent_out, process_of, timestep
-from .gradients import bring, grad_mode, normal, short_of_memory, without_override
+from .comfy import check_interrupt, get, process_of, timestep
+from .gradients import bring, control_models, grad_mode, normal, short_of_memory, without_override
 
 _MARK = "nulltext_guidance"
 _KEPT = 4  # samples of a batch whose estimates are recorded
@@ -70,11 +70,14 @@ def decoder(model, vae) -> Callable[[Tensor], Tensor]:
             "that belongs to the model."
         )
 
+    # a closure that held the MODEL would keep it loaded for good: the engine counts who refers to it
+    to_latent, stage = model.get_model_object("latent_format").process_out, vae.first_stage_model
+
     def decode(denoised: Tensor) -> Tensor:
         if denoised.ndim != 4:
             raise ValueError("Guidance by a decoded picture works on images, not on video latents.")
-        z = latent_out(model, denoised)
-        return (vae.first_stage_model.decode(z.to(next(vae.first_stage_model.parameters()).dtype)).float() + 1) / 2
+        z = to_latent(denoised)
+        return (stage.decode(z.to(next(stage.parameters()).dtype)).float() + 1) / 2
 
     return decode
 
@@ -167,7 +170,8 @@ def _post_cfg(model, terms: list[Term]):
         modules = [*{id(m): m for t in live for m in t.modules}.values()]
         bring(x.device, [p for t in live for p in t.patchers], modules)
         advice = _advice([t.guidance.mode for t in live])
-        with short_of_memory(advice), grad_mode(*modules, *([args["model"]] if through else [])):
+        networks = [args["model"], *control_models(args["cond"], args["uncond"])] if through else []
+        with short_of_memory(advice), grad_mode(*modules, *networks):
             change = shift(
                 [t.guidance for t in live],
                 *(normal(x).float(), sigma.clone().float()[0], normal(denoised).float()),
@@ -210,7 +214,7 @@ def _network(args: dict):
         scale = 1.0 if scale is None else scale
     if abs(scale - 1) > 1e-4:
         conds.append(args["uncond"])
-    conds, options = normal(conds), without_override(normal(args["model_options"]))
+    conds, options = normal(conds), without_override(normal(args["model_options"]), *conds)
 
     def denoise(x, sigma):
         out = get("samplers").calc_cond_batch(args["model"], conds, x, timestep(sigma, x), options)
