@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..samplers.networks.image_classifier import ImageClassifier, build
 from ..samplers.networks.latent_classifier import FORMAT, LatentClassifier
-from .comfy import full_path, latent_in
+from .comfy import as_image, full_path, latent_in
 from .files import read_tensors
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -58,7 +58,7 @@ def encode_pictures(model, vae, pictures: list[Path], size: int, progress) -> Te
                 f"The picture {path.parent.name}/{path.name} can't be read ({error}): replace or remove it."
             ) from None
         pixels = torch.from_numpy(np.asarray(square, np.float32) / 255)[None]
-        out.append(latent_in(model, vae.encode(pixels)).float().cpu())
+        out.append(as_image(latent_in(model, vae.encode(pixels))).float().cpu())
         progress.tick(1)
     return torch.cat(out)
 

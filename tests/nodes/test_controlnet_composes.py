@@ -7,7 +7,9 @@ import pytest
 import torch
 from nulltext import NODE_CLASS_MAPPINGS as NODES
 from nulltext.demo import weights as demo_weights
-from nulltext.engine import controlnet
+from nulltext.engine import controlnet, terms
+from nulltext.engine.comfy import get
+from nulltext.samplers.guidance.terms import Guidance
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +96,15 @@ def prompt_to_prompt(m, p, n):
     return run("NullText_PromptToPrompt", model=m, source=p, edited=p, negative=n, latent={"samples": LATENT * 0})[0]
 
 
+def guided_through_the_network(m, p, n):
+    """Under core's KSampler, which works in inference mode: the control net's weights are in the graph too."""
+    darker = Guidance(lambda x, sigma, denoised: -denoised.square().flatten(1).mean(1), "network", scale=3.0)
+    model = terms.attach(m, [terms.Term(darker)])
+    return get("nodes").common_ksampler(model, 3, 2, 3.0, "euler", "normal", p, n, {"samples": LATENT})[0]
+
+
 TECHNIQUES = (inversion, null_text, repaint, disturbance, sdedit, ilvr, blended, direct_edit, prompt_to_prompt)
+TECHNIQUES += (guided_through_the_network,)
 
 
 def tensor(value):
