@@ -59,6 +59,11 @@ def encode_pictures(model, vae, pictures: list[Path], size: int, progress) -> Te
             ) from None
         pixels = torch.from_numpy(np.asarray(square, np.float32) / 255)[None]
         out.append(as_image(latent_in(model, vae.encode(pixels))).float().cpu())
+        if not bool(torch.isfinite(out[-1]).all()):
+            raise ValueError(
+                f"The picture {path.parent.name}/{path.name} becomes NaN or infinite in the VAE: use the one that "
+                "belongs to the model, in fp32 or bf16."
+            )
         progress.tick(1)
     return torch.cat(out)
 

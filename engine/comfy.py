@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import math
@@ -189,16 +190,29 @@ def is_empty(latent: dict) -> bool:
     return not bool(torch.count_nonzero(latent["samples"]))
 
 
+def _latent_format(model):
+    """The MODEL's latent format; outside of inference mode with ordinary tensors, which a gradient may pass: some
+    formats hold means and deviations (Wan, Qwen-Image) that were made while the model was loaded."""
+    fmt = model.get_model_object("latent_format")
+    if torch.is_inference_mode_enabled():
+        return fmt
+    fmt = copy.copy(fmt)
+    for name, value in list(vars(fmt).items()):
+        if isinstance(value, Tensor) and value.is_inference():
+            setattr(fmt, name, value.clone())
+    return fmt
+
+
 def latent_in(model, samples: Tensor) -> Tensor:
     """LATENT samples -> model space. Like the engine, an all-zero (empty) latent is left alone."""
     if is_empty({"samples": samples}):
         return samples
-    return model.get_model_object("latent_format").process_in(samples)
+    return _latent_format(model).process_in(samples)
 
 
 def latent_out(model, x: Tensor) -> Tensor:
     """Model space -> LATENT samples."""
-    return model.get_model_object("latent_format").process_out(x)
+    return _latent_format(model).process_out(x)
 
 
 def fitted(model, latent: dict) -> dict:
@@ -210,7 +224,7 @@ def fitted(model, latent: dict) -> dict:
     ndim = 2 + getattr(fmt, "latent_dimensions", samples.ndim - 2)
     if is_empty(latent) and samples.ndim >= 2 and samples.shape[1] != fmt.latent_channels:
         samples = samples[:, :1].expand(-1, fmt.latent_channels, *samples.shape[2:]).contiguous()
-    if samples.ndim == ndim - 1:
+    if samples.ndim == 4 and ndim == 5:
         samples = samples.unsqueeze(2)  # one frame of a video latent
     if samples.ndim != ndim or samples.shape[1] != fmt.latent_channels:
         raise ValueError(

@@ -59,8 +59,8 @@ class Trace:
 
 
 def decoder(model, vae) -> Callable[[Tensor], Tensor]:
-    """D [B, C, H, W] in model space, without an axis of frames -> pictures [B, 3, h, w], differentiable, not clamped to
-    0..1.
+    """D [B, C, H, W] in model space, with or without the model's axis of one frame -> pictures [B, 3, h, w],
+    differentiable, not clamped to 0..1.
 
     ValueError if the VAE's latents are not the model's."""
     channels = model.get_model_object("latent_format").latent_channels
@@ -73,7 +73,7 @@ def decoder(model, vae) -> Callable[[Tensor], Tensor]:
         )
 
     def decode(denoised: Tensor) -> Tensor:
-        z = latent_out(model, denoised.unsqueeze(2) if frames else denoised)
+        z = latent_out(model, denoised.unsqueeze(2) if frames and denoised.ndim == 4 else denoised)
         decoded = vae.first_stage_model.decode(z.to(next(vae.first_stage_model.parameters()).dtype))
         return (as_image(decoded).float() + 1) / 2
 
@@ -229,7 +229,7 @@ def loss_of(terms: list[Term], sigma: float) -> Callable[[Tensor], Tensor]:
     scales = [float(t.guidance.scale) for t in terms]
 
     def loss(x0: Tensor) -> Tensor:
-        x = x0.float()
+        x = as_image(x0).float()
         level = torch.tensor(sigma, device=x.device)
         return weighted([-t.guidance.log_likelihood(x, level, x) for t in terms], scales)
 

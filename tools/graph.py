@@ -30,7 +30,7 @@ class Graph(dict):
         self.wires.update(links)
         return self
 
-    def add(self, kind: str, **inputs) -> Node:
+    def add(self, kind: str, /, **inputs) -> Node:
         """A node of the class; an input that is None stays open. The same node again is the one that is there."""
         required = self.infos[kind]["input"].get("required", {})
         given = {**{name: link for name, link in self.wires.items() if name in required}, **inputs}

@@ -18,6 +18,7 @@ from ...nodes import NODE_CLASS_MAPPINGS
 from ...tools import engines
 from ..harness import OUTPUT, table
 from .cells import CELLS
+from .graphs import BESIDE
 from .run import FAILS, LAW, REFUSED, WORKS, figures, plant_stand_ins, run_cells
 from .stand_ins import FAMILIES, WEIGHTS
 
@@ -65,6 +66,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), help="only these")
     parser.add_argument("--nodes", nargs="+", help="only these, by id")
     parser.add_argument("--weights", default=WEIGHTS[0], choices=WEIGHTS, help="the precision of the networks' weights")
+    parser.add_argument("--beside", default="", choices=BESIDE, help="what stands beside a plain run")
     parser.add_argument("--write", action="store_true", help="put the table into README")
     args = parser.parse_args(argv)
     engine = engines.checkout() if os.environ.get("COMFYUI_PATH") else engines.embedded()
@@ -77,8 +79,9 @@ def main(argv: list[str]) -> int:
         tree = Path(folder)
         plant_stand_ins(tree)
         with engines.running(engine, tree, inputs=engines.pictures()) as server:
-            found = run_cells(server, args.families, nodes, args.weights, told)
-            log = server.tail(400)
+            options = {"weights": args.weights, "beside": args.beside}
+            found = run_cells(server, args.families, nodes, told, **options)
+            log = server.tail(1_000_000)
     names = list(dict.fromkeys(family for _, family in found))
     rows = [
         [title(node), *(MARKS[found[node, family].kind] for family in names), summary([found[node, f] for f in names])]

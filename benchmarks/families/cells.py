@@ -6,148 +6,27 @@ that does not hold is a `LawBroken`.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Generator
-
 import torch
-from torch import Tensor
 
 from ...samplers.picture.lowpass import dct_low_pass
-from ...tools.graph import Graph, Node
-from ...tools.workflows import DEMO_CHECKPOINT
+from ...tools.graph import Node
+from .graphs import (
+    CELLS,
+    EDIT,
+    EULER,
+    FamilyGraph,
+    Left,
+    cell,
+    changes,
+    decibels,
+    equal,
+    held,
+    kept_outside,
+    law,
+    round_trip,
+)
 
-SOURCE, EDIT, CELL = "a red circle", "a blue circle", 8
-EXACT, SAME = 60.0, 1e-4  # dB of a way back that is exact but for rounding; relative difference of two equal runs
-EULER = {"sampler_name": "euler"}
-
-
-class LawBroken(AssertionError):
-    """What a node returned is not what its technique promises."""
-
-
-class FamilyGraph(Graph):
-    """A graph whose model, text encoder, VAE, picture and prompts are a family's."""
-
-    def __init__(self, infos: dict, family: str, weights: str, size: int, number: int):
-        self.number = number
-        super().__init__(infos, DEMO_CHECKPOINT)
-        self.family, self.size = family, size
-        self.wire(model=self.add("Families_Model", family=family, weights=weights))
-        self.wire(clip=self.add("Families_Clip", clip=self.clip, family=family))
-        self.model, self.clip = self.wires["model"], self.wires["clip"]
-        self.vae = self.add("Families_Vae")
-        self.picture = self.latent(1)
-        self.source, self.edit, self.empty_prompt = (self.prompt(text, True) for text in (SOURCE, EDIT, ""))
-        whole, half = (
-            self.add("SolidMask", value=value, width=width, height=size * CELL)
-            for value, width in ((0.0, size * CELL), (1.0, size * CELL // 2))
-        )
-        more = {"x": size * CELL // 2, "y": 0, "operation": "add"}
-        self.half = self.add("MaskComposite", destination=whole, source=half, **more)
-        self.wire(vae=self.vae, latent=self.picture, reference=self.picture, positive=self.source, mask=self.half)
-        self.wire(negative=self.empty_prompt, source=self.source, target=self.edit, edited=self.edit)
-        self.wire(image=self.add("LoadImage", image="demo_scene_square.png"))
-
-    def key(self, kind: str) -> str:  # the 2024 engine keys its cache by id and inputs: no id comes twice
-        return f"{self.number}-{len(self) + 1}-{kind}"
-
-    @property
-    def side(self) -> int:
-        return self.size * CELL
-
-    def latent(self, seed: int, batch: int = 1, frames: int = 1) -> Node:
-        return self.add("Families_Latent", seed=seed, size=self.size, batch=batch, frames=frames)
-
-    def own(self, name: str, **inputs) -> Node:
-        """A node of the pack, by its id without the prefix."""
-        return self.add(f"NullText_{name}", **inputs)
-
-    def towers(self) -> Node:
-        return self.own("LoadImageText")
-
-    def drawn(self, model=None, cfg: float = 5.0, steps: int = 3, **more) -> Node:
-        """KSampler's result over the picture's shape, saved."""
-        chosen = {"model": self.model if model is None else model, "cfg": cfg, "steps": steps, "seed": 3, **EULER}
-        return self.kept(self.add("KSampler", **chosen, scheduler="normal", denoise=1.0, **more))
-
-    def guided(self, guider, parts=None) -> Node:
-        """SamplerCustomAdvanced's result, saved; parts: of an inversion."""
-        if parts is not None:
-            noise, sigmas, latent, sampler = (parts[i] for i in range(4))
-        else:
-            noise, latent = self.add("RandomNoise", noise_seed=3), self.picture
-            sigmas = self.add("BasicScheduler", scheduler="normal", steps=3, denoise=1.0)
-            sampler = self.add("KSamplerSelect", **EULER)
-        return self.kept(self.sample(noise, guider, sampler, sigmas, latent))
-
-    def plain_guider(self, positive=None, cfg: float = 5.0) -> Node:
-        return self.add("CFGGuider", positive=positive or self.source, cfg=cfg)
-
-    def inversion(self, pivot: str = "edit-friendly DDPM", steps: int = 4, **more) -> Node:
-        return self.own("InvertImage", pivot=pivot, steps=steps, use_cache=False, **more)
-
-    def kept(self, latent) -> Node:
-        return self.save(latent, f"families/{self.number}-{len(self)}")
-
-    def shown(self, images) -> Node:
-        return self.show(images)
-
-
-class Left:
-    """What a graph left behind: `latent(node)` of a SaveLatent, `pixels(node)` of a PreviewImage, `texts`."""
-
-    def __init__(self, result, latent: Callable[[Node], Tensor]):
-        self.result, self.latent, self.texts = result, latent, result.texts
-
-    def pixels(self, node: Node) -> Tensor:
-        pictures = self.result.pictures[node.key]
-        flat = [torch.frombuffer(bytearray(p.convert("RGB").tobytes()), dtype=torch.uint8).float() for p in pictures]
-        return torch.stack([f.view(p.height, p.width, 3) for f, p in zip(flat, pictures)])
-
-
-Cell = Generator[FamilyGraph, Left, str]
-CELLS: dict[str, Callable[[Callable[[], FamilyGraph]], Cell]] = {}
-
-
-def cell(function):
-    CELLS[f"NullText_{function.__name__}"] = function
-    return function
-
-
-def decibels(there: Tensor, back: Tensor) -> float:
-    error = (there - back).square().mean()
-    return math.inf if error == 0 else float(10 * torch.log10(there.var() / error))
-
-
-def law(holds: bool, says: str) -> str:
-    if not holds:
-        raise LawBroken(says)
-    return says
-
-
-def round_trip(there: Tensor, back: Tensor, least: float = EXACT) -> str:
-    law(there.shape == back.shape, f"shape {list(back.shape)} for a picture of {list(there.shape)}")
-    found = decibels(there, back)
-    return law(found >= least, f"comes back {'to the bit' if found == math.inf else f'at {found:.0f} dB'}")
-
-
-def equal(a: Tensor, b: Tensor, says: str) -> str:
-    law(a.shape == b.shape, f"shape {list(b.shape)}, not {list(a.shape)}")
-    far = float((a - b).abs().max() / a.abs().max())
-    return law(far <= SAME, says if far <= SAME else f"{says}: no, {far:.2g} away")
-
-
-def changes(a: Tensor, b: Tensor) -> str:
-    return law(float((a - b).abs().max()) > 0, "changes the picture") if a.shape == b.shape else equal(a, b, "")
-
-
-def held(source: Tensor, edited: Tensor, grown: int = 0) -> str:
-    """The left half comes back to the bit, and the right half does not."""
-    law(source.shape == edited.shape, f"shape {list(edited.shape)} for a picture of {list(source.shape)}")
-    left = source.shape[-1] // 2 - grown
-    law(not torch.equal(source, edited), "nothing was painted inside the mask")
-    return law(torch.equal(source[..., :left], edited[..., :left]), "outside the mask as it was")
-
+__all__ = ["CELLS"]
 
 # inversion ------------------------------------------------------------------------------------------------------
 
@@ -250,7 +129,7 @@ def DirectEdit(new):
 def SDEdit(new):
     g = new()
     flat = g.latent(1, frames=0)  # as an image node makes it, where the model's latents have frames
-    edit, none = (g.kept(g.own("SDEdit", latent=flat, steps=3, t0=t0)) for t0 in (0.5, 0.0))
+    edit, none = (g.kept(g.own("SDEdit", latent=flat, mask=g.half, steps=3, t0=t0)) for t0 in (0.5, 0.0))
     there = g.kept(g.picture)
     left = yield g
     equal(left.latent(there), left.latent(none), "t0 0 is the picture")
@@ -275,10 +154,7 @@ def RePaint(new):
     made = g.add("SamplerCustom", noise_seed=3, cfg=3.0, sampler=sampler, sigmas=sigmas, latent_image=masked)
     edit, there = g.kept(made), g.kept(g.picture)
     left = yield g
-    source, edited = left.latent(there), left.latent(edit)
-    half = source.shape[-1] // 2
-    changes(source, edited)
-    return equal(source[..., :half], edited[..., :half], "outside the mask as it was")
+    return kept_outside(left.latent(there), left.latent(edit))
 
 
 @cell
@@ -297,7 +173,7 @@ def DiffEdit(new):
     g = new()
     edit, there = g.kept(g.own("DiffEdit", positive=g.edit, inversion=g.inversion("DDIM"))), g.kept(g.picture)
     left = yield g
-    return held(left.latent(there), left.latent(edit))
+    return kept_outside(left.latent(there), left.latent(edit))
 
 
 @cell
@@ -417,7 +293,8 @@ def ProximalGuidance(new):
 @cell
 def OptimiseStartNoise(new):
     g = new()
-    made = g.own("OptimiseStartNoise", steps=2, iterations=2)
+    model = g.own("CLIPGuidance", image_text=g.towers(), cutouts=1, mask=None, image=None)
+    made = g.own("OptimiseStartNoise", model=model, steps=2, iterations=2)
     optimised, there = g.kept(made), g.kept(g.picture)
     left = yield g
     return law(left.latent(optimised).shape == left.latent(there).shape, "optimises")
@@ -501,6 +378,9 @@ def PromptToPromptGuider(new):
 # h-space --------------------------------------------------------------------------------------------------------
 
 
+WORDS = {"source": "plain background", "target": "striped background"}
+
+
 def direction(g: FamilyGraph) -> Node:
     return g.own("HSpaceDirection", way="two prompts", target=g.edit, steps=2, samples=2)
 
@@ -516,7 +396,7 @@ def HSpaceDirection(new):
 @cell
 def HSpaceTrain(new):
     g = new()
-    made = g.own("HSpaceTrain", image_text=g.towers(), steps=2, passes=1)
+    made = g.own("HSpaceTrain", image_text=g.towers(), steps=2, passes=1, **WORDS)
     g.own("SaveDirection", direction=made, name="h_directions/families")
     yield g
     return "trains"
@@ -566,7 +446,7 @@ def pictures(g: FamilyGraph) -> Node:
 
 def lora(g: FamilyGraph) -> Node:
     more = {"steps": 1, "batch": 1, "rank": 2, "text_encoder": "leave it", "prior_weight": 0.0}
-    return g.own("TrainLora", pictures=pictures(g), file_name="nulltext/families", **more)
+    return g.own("TrainLora", pictures=pictures(g), file_name=f"nulltext/families_{g.number}", **more)
 
 
 @cell
@@ -582,10 +462,11 @@ def TrainLora(new):
 def LoadLora(new):
     g = new()
     g.shown(lora(g)[4])
+    file = f"nulltext/families_{g.number}"
     yield g
     g = new()
-    none = g.drawn(g.own("LoadLora", file="nulltext/families", strength=0.0))
-    some, plain = g.drawn(g.own("LoadLora", file="nulltext/families")), g.drawn()
+    none = g.drawn(g.own("LoadLora", file=file, strength=0.0))
+    some, plain = g.drawn(g.own("LoadLora", file=file)), g.drawn()
     left = yield g
     changes(left.latent(plain), left.latent(some))
     return equal(left.latent(plain), left.latent(none), "strength 0 changes nothing")
@@ -664,7 +545,7 @@ def ImagicGuider(new):
 
 
 def tuned(g: FamilyGraph) -> Node:
-    more = {"inversion_steps": 2, "train_steps": 2, "passes": 1, "rank": 2}
+    more = {**WORDS, "inversion_steps": 2, "train_steps": 2, "passes": 1, "rank": 2}
     return g.own("DiffusionCLIPTune", image_text=g.towers(), **more)
 
 

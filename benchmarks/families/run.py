@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from ...tools.client import Result
 from ...tools.engines import Server
-from .cells import CELLS, FamilyGraph, LawBroken, Left
+from .cells import CELLS
+from .graphs import FamilyGraph, LawBroken, Left
 
 STAND_INS = Path(__file__).with_name("stand_ins.py")
 WORKS, REFUSED, FAILS, LAW = "works", "refused", "fails", "law"
@@ -55,7 +56,7 @@ def _saved(result: Result, tree: Path, node):
 def one_sentence(result: Result) -> bool:
     """Whether an error is a refusal: one line that a person reads, raised on purpose."""
     said = result.error or ""
-    return result.error_type in ("validation", "ValueError") and "\n" not in said and 20 <= len(said) <= 500
+    return result.error_type == "ValueError" and "\n" not in said and 20 <= len(said) <= 500
 
 
 class Lab:
@@ -63,12 +64,13 @@ class Lab:
 
     number = 0
 
-    def __init__(self, server: Server, infos: dict, family: str, weights: str = "float32"):
-        self.server, self.infos, self.family, self.weights = server, infos, family, weights
+    def __init__(self, server: Server, infos: dict, family: str, **options):
+        """options: `weights` and `beside` of `FamilyGraph`."""
+        self.server, self.infos, self.family, self.options = server, infos, family, options
 
     def graph(self) -> FamilyGraph:
         Lab.number += 1
-        return FamilyGraph(self.infos, self.family, self.weights, SIZES.get(self.family, SIZE), Lab.number)
+        return FamilyGraph(self.infos, self.family, SIZES.get(self.family, SIZE), Lab.number, **self.options)
 
     def left(self, graph: FamilyGraph, seconds: float = 300) -> Left:
         """Run a graph. `Stopped` where it ends with an error."""
@@ -99,13 +101,14 @@ def run_cells(
     server: Server,
     chosen: Iterable[str] | None = None,
     nodes: Iterable[str] | None = None,
-    weights: str = "float32",
     told: Callable[[str, str, Outcome], None] = lambda *_: None,
+    **options,
 ) -> dict[tuple[str, str], Outcome]:
-    """{(node id, family): outcome} for these families (None: all that the engine knows) and nodes (None: all)."""
+    """{(node id, family): outcome} for these families (None: all that the engine knows) and nodes (None: all).
+    options: of `Lab`."""
     infos, found = server.client.object_info(), {}
     for family in chosen or families(infos):
-        lab = Lab(server, infos, family, weights)
+        lab = Lab(server, infos, family, **options)
         for name in nodes or CELLS:
             found[name, family] = lab.run(name)
             told(name, family, found[name, family])

@@ -101,7 +101,9 @@ FAMILIES = {
         {},
     ),
 }
-WEIGHTS = ["float32", "float16", "bfloat16", "float8_e4m3fn"]
+LAST = ("out.2", "final_layer.linear", "final_linear", "proj_out", "head.head")
+#: int8: quantised layers that unpack their weights in every call, as GGUF files are run
+WEIGHTS = ["float32", "float16", "bfloat16", "float8_e4m3fn", "int8"]
 
 
 def known() -> list[str]:
@@ -122,21 +124,29 @@ def made_config(name: str, dtype: torch.dtype):
     return made
 
 
+def _drawn(state: dict) -> dict:
+    """Random weights of these shapes that keep activations near one: the engine leaves them as the memory was."""
+    generator, drawn = torch.Generator().manual_seed(0), {}
+    for key, value in state.items():
+        if not value.is_floating_point() or key in ("vae_scale", "vae_shift"):
+            drawn[key] = value
+        elif value.ndim > 1 and not key.endswith("gamma"):
+            drawn[key] = torch.randn(value.shape, generator=generator) * value[0].numel() ** -0.5
+        else:
+            one = 1.0 if key.endswith(("weight", "scale", "gamma")) else 0.0
+            drawn[key] = torch.randn(value.shape, generator=generator) * 0.02 + one
+    return drawn
+
+
 def write(name: str, path: str) -> None:
     """A checkpoint of the family with random weights that keep activations near one."""
-    model = made_config(name, torch.float32).get_model({}, "", device="cpu").diffusion_model
-    generator, state = torch.Generator().manual_seed(len(name)), {}
-    for key, value in model.state_dict().items():
-        if not value.is_floating_point():
-            state[key] = value
-        elif value.ndim > 1:
-            state[key] = torch.randn(value.shape, generator=generator) * value[0].numel() ** -0.5
-        else:
-            scale = key.endswith(("weight", "scale", "gamma"))
-            state[key] = torch.randn(value.shape, generator=generator) * 0.02 + (1.0 if scale else 0.0)
+    state = _drawn(made_config(name, torch.float32).get_model({}, "", device="cpu").diffusion_model.state_dict())
     if name == "SD2.1-v":  # what the engine tells v-prediction by
         key = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
-        state[key] = torch.randn(state[key].shape, generator=generator) * 0.2
+        state[key] = torch.randn(state[key].shape, generator=torch.Generator().manual_seed(1)) * 0.2
+    for key in LAST:  # a quiet network, whose steps an inversion can follow
+        if f"{key}.weight" in state:
+            state[f"{key}.weight"] *= 0.2
     os.makedirs(os.path.dirname(path), exist_ok=True)
     save_file({key: value.contiguous() for key, value in state.items()}, path)
 
@@ -159,12 +169,53 @@ class Model:
         path = os.path.join(root, "diffusion_models", f"{family}.safetensors")
         if not os.path.exists(path):
             write(family, path)
-        dtype = getattr(torch, weights)
+        dtype = torch.float32 if weights == "int8" else getattr(torch, weights)
         state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in load_file(path).items()}
         model = made_config(family, dtype).get_model(state, "", device="cpu")
         model.load_model_weights(state, "")
+        if weights == "int8":
+            _quantise(model.diffusion_model)
         devices = management.get_torch_device(), management.unet_offload_device()
         return (comfy.model_patcher.ModelPatcher(model, *devices),)
+
+
+class Int8Linear(torch.nn.Module):
+    """A linear layer of whole numbers and one scale."""
+
+    def __init__(self, layer):
+        super().__init__()
+        scale = layer.weight.detach().abs().max() / 127
+        self.weight = torch.nn.Parameter((layer.weight.detach() / scale).round().to(torch.int8), requires_grad=False)
+        self.register_buffer("scale", scale)
+        self.bias = layer.bias
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.weight.to(x.dtype) * self.scale.to(x.dtype), self.bias)
+
+
+def _quantise(network) -> None:
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, torch.nn.Linear):
+                setattr(parent, name, Int8Linear(child))
+
+
+class Patched:
+    """The MODEL with a weight patch on one layer of its network, as a LoRA loader leaves it."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "seed": ("INT", {"default": 0, "min": 0, "max": 64})}}
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "patch", "families"
+
+    def patch(self, model, seed):
+        layers = {name: value for name, value in model.model.named_parameters() if value.ndim == 2 and "blocks" in name}
+        name, value = sorted(layers.items())[0]
+        change = torch.randn(value.shape, generator=torch.Generator().manual_seed(seed)) * value.shape[1] ** -0.5
+        other = model.clone()
+        other.add_patches({name: (0.1 * change,)})
+        return (other,)
 
 
 def _smooth(shape, seed: int) -> torch.Tensor:
@@ -255,12 +306,11 @@ class Vae:
 
         form = model.get_model_object("latent_format")
         channels = form.latent_channels
-        torch.manual_seed(0)
         try:
             taesd = comfy.taesd.taesd.TAESD(latent_channels=channels)
         except TypeError:
             taesd = comfy.taesd.taesd.TAESD()
-        state = {key: value.detach() for key, value in taesd.state_dict().items()}
+        state = _drawn(taesd.state_dict())
         vae = comfy.sd.VAE(sd=state)
         if getattr(form, "latent_dimensions", 2) == 3:
             import math
@@ -269,9 +319,7 @@ class Vae:
 
             narrow = {"dim": 16, "z_dim": channels, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 1, "attn_scales": []}
             made = comfy.ldm.wan.vae.WanVAE(**narrow, temperal_downsample=[False, True, True], dropout=0.0)
-            for p in made.parameters():
-                if p.ndim > 1:
-                    p.data.normal_(std=p[0].numel() ** -0.5)
+            made.load_state_dict(_drawn(made.state_dict()))
             vae.latent_dim, vae.first_stage_model = 3, made.eval()
             vae.upscale_ratio = (lambda a: max(0, a * 4 - 3), 8, 8)
             vae.upscale_index_formula = vae.downscale_index_formula = (4, 8, 8)
@@ -282,4 +330,4 @@ class Vae:
         return (vae,)
 
 
-NODE_CLASS_MAPPINGS = {f"Families_{kind.__name__}": kind for kind in (Model, Latent, Clip, Vae)}
+NODE_CLASS_MAPPINGS = {f"Families_{kind.__name__}": kind for kind in (Model, Patched, Latent, Clip, Vae)}

@@ -100,3 +100,20 @@ def test_a_map_of_frames_is_one_map(engine):
 
     framed = of(*(t.unsqueeze(2).repeat(1, 1, 3, 1, 1) for t in (x, pull)))
     assert torch.allclose(of(x, pull), framed) and torch.allclose(framed, pull.abs().mean(1) / 2)
+
+
+def test_a_gradient_passes_a_format_that_was_made_in_inference_mode(engine):
+    """Wan's and Qwen-Image's mean and deviation are tensors of the loader's."""
+
+    class Form:
+        def __init__(self):
+            self.deviation = torch.full((1, 16, 1, 1, 1), 2.0)
+
+        def process_out(self, x):
+            return x * self.deviation
+
+    with torch.inference_mode():
+        form = Form()
+    x = torch.randn(1, 16, 1, 8, 8, requires_grad=True)
+    out = engine.latent_out(SimpleNamespace(get_model_object=lambda name: form), x)
+    assert torch.equal(torch.autograd.grad(out.sum(), x)[0], torch.full_like(x, 2.0)) and form.deviation.is_inference()

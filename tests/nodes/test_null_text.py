@@ -170,7 +170,7 @@ def test_prompts_that_cannot_be_kept_are_asked_for(tiny, inverted):
         record.prompts(inversion, None, None, 5.0)
 
 
-def test_small_extras_of_both_prompts_travel_with_the_inversion(tiny, inverted):
+def test_small_extras_of_both_prompts_travel_with_the_inversion(tiny, inverted, optimised):
     """Lumina 2's network asks for its text's attention_mask; what is too large is asked for again."""
     mask = torch.tensor([[1, 1, 0]])
     fields = record.conditioning_fields([[torch.zeros(1, 3, 64), {"attention_mask": mask, "guidance": 3.5}]])
