@@ -33,6 +33,7 @@ from .base import (
 )
 from .masked import MaskedEdit, check_pair, check_picture
 from .report import text_result, unchanged
+from .shown import SEEN, EditBox
 
 RESAMPLING, EXACT = "resampling (RePaint)", "exact-leaning (particles)"
 RENEWED, POSTERIOR = "renewed (ours, for few levels)", "posterior (the paper's)"
@@ -161,7 +162,7 @@ class RePaint(Box):
         return text_result(text + ".", sampler)
 
 
-class RePaintSampler(Box):
+class RePaintSampler(EditBox):
     ID, TITLE, CATEGORY = "NullText_RePaintSampler", "RePaint Sampler", "NullText/inpaint"
     SEARCH_ALIASES = ["repaint", "inpaint", "outpaint", "fill", "remove object"]
     DESCRIPTION = (
@@ -187,7 +188,9 @@ class RePaintSampler(Box):
         ),
         *_NUMBERS,
         Int("grow", 1, "Latent cells by which the mask grows, so that no mixed cell is taken for known.", 0, 64),
+        SEEN,
     )
+    AFTER = "filled"
     OUTPUTS = (Output("LATENT", "The filled latent; outside the mask it is the given one to the bit."),)
 
     def run(self, model, positive, negative, latent, mask, seed, cfg, mode, particles, grow, **schedule):

@@ -132,6 +132,6 @@ def reconstructed(lines: list[str], inversion: Inversion, result: Result | None,
     """What the inverting nodes return: record, reconstruction, report, and both pictures for the page. The line with
     the PSNR comes third. result None: nobody looks, the source stands in."""
     result = untouched(inversion) if result is None else result
-    line, pictures = before_after(vae, source_latent(inversion), result.samples)
+    line, pictures = before_after(vae, source_latent(inversion), result.samples, what="reconstruction")
     text = "\n".join([*lines[:2], *([line] if line else []), *lines[2:]])
     return text_result(text, inversion, {"samples": result.samples}, text, **pictures)

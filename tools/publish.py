@@ -16,14 +16,15 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import engines, gallery, help_pages, inputs, locales, run, sheet, workflows
+from ..batch import engines
+from . import gallery, help_pages, inputs, locales, run, sheet, workflows
 
 
 def page_workflows(chosen: list[str], pictures: str) -> list[str]:
     """Write the page's form of these workflows, and their thumbnails ("missing", "all" or "none" of them), with a
     running engine. What failed, in one line each."""
     failed = []
-    with engines.running(engines.embedded(), inputs=engines.pictures()) as server:
+    with engines.running(engines.embedded()) as server:
         infos = server.client.object_info()
         for name in chosen:
             try:

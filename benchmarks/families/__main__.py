@@ -14,8 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from ...batch import engines
 from ...nodes import NODE_CLASS_MAPPINGS
-from ...tools import engines
 from ..harness import OUTPUT, table
 from .cells import CELLS
 from .graphs import BESIDE
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="nulltext-") as folder:
         tree = Path(folder)
         plant_stand_ins(tree)
-        with engines.running(engine, tree, inputs=engines.pictures()) as server:
+        with engines.running(engine, tree) as server:
             options = {"weights": args.weights, "beside": args.beside}
             found = run_cells(server, args.families, nodes, told, **options)
             log = server.tail(1_000_000)

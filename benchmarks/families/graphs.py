@@ -48,7 +48,7 @@ class FamilyGraph(Graph):
         self.wire(latent_image=self.picture)
         self.wire(vae=self.vae, latent=self.picture, reference=self.picture, positive=self.source, mask=self.half)
         self.wire(negative=self.empty_prompt, source=self.source, target=self.edit, edited=self.edit)
-        self.wire(image=self.add("LoadImage", image="demo_scene_square.png"))
+        self.wire(image=self.picture("demo_scene_square.png"))
 
     def key(self, kind: str) -> str:  # the 2024 engine keys its cache by id and inputs: no id comes twice
         return f"{self.number}-{len(self) + 1}-{kind}"

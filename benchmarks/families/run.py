@@ -9,8 +9,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from ...tools.client import Result
-from ...tools.engines import Server
+from ...batch.client import Result
+from ...batch.engines import Server
 from .cells import CELLS
 from .graphs import FamilyGraph, LawBroken, Left
 

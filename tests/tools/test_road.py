@@ -8,8 +8,9 @@ import subprocess
 import sys
 
 import pytest
+from nulltext.batch import client, engines
 from nulltext.demo import turn
-from nulltext.tools import client, engines, inputs, results, run, sheet, workflows
+from nulltext.tools import inputs, results, run, sheet, workflows
 from PIL import Image
 
 # ------------------------------------------------------------------------------------------------ engines
@@ -126,7 +127,7 @@ FLOW = {
     "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "nulltext_demo.safetensors"}},
     "2": {"class_type": "NullText_Prompt", "inputs": {"text": "a cat"}, "_meta": {"title": "Source prompt"}},
     "3": {"class_type": "NullText_Prompt", "inputs": {"text": "a dog"}, "_meta": {"title": "Edited prompt"}},
-    "4": {"class_type": "LoadImage", "inputs": {"image": "demo_scene.png"}},
+    "4": {"class_type": "NullText_LoadPicture", "inputs": {"image": "demo_scene.png [sample]"}},
     "5": {"class_type": "PreviewImage", "inputs": {"images": ["4", 0]}, "_meta": {"title": "Reconstruction"}},
 }
 
