@@ -195,29 +195,28 @@ def is_empty(latent: dict) -> bool:
     return not bool(torch.count_nonzero(latent["samples"]))
 
 
-def _latent_format(model):
-    """The MODEL's latent format; outside of inference mode with ordinary tensors, which a gradient may pass: some
-    formats hold means and deviations (Wan, Qwen-Image) that were made while the model was loaded."""
-    fmt = model.get_model_object("latent_format")
+def ordinary(form):
+    """A latent format; outside of inference mode with ordinary tensors, which a gradient may pass: some hold means and
+    deviations (Wan, Qwen-Image) that were made while the model was loaded."""
     if torch.is_inference_mode_enabled():
-        return fmt
-    fmt = copy.copy(fmt)
-    for name, value in list(vars(fmt).items()):
+        return form
+    form = copy.copy(form)
+    for name, value in list(vars(form).items()):
         if isinstance(value, Tensor) and value.is_inference():
-            setattr(fmt, name, value.clone())
-    return fmt
+            setattr(form, name, value.clone())
+    return form
 
 
 def latent_in(model, samples: Tensor) -> Tensor:
     """LATENT samples -> model space. Like the engine, an all-zero (empty) latent is left alone."""
     if is_empty({"samples": samples}):
         return samples
-    return _latent_format(model).process_in(samples)
+    return ordinary(model.get_model_object("latent_format")).process_in(samples)
 
 
 def latent_out(model, x: Tensor) -> Tensor:
     """Model space -> LATENT samples."""
-    return _latent_format(model).process_out(x)
+    return ordinary(model.get_model_object("latent_format")).process_out(x)
 
 
 def fitted(model, latent: dict) -> dict:
@@ -272,13 +271,27 @@ def folder(kind: str) -> Path:
     return Path(getter() if getter else getattr(paths, f"{kind}_directory")).resolve()
 
 
+def _resolved(path: Path) -> Path:
+    """The path with its links followed. ValueError for links in a circle, and for a name that no disk takes."""
+    try:
+        path = path.resolve()
+        path.exists()  # too long, or a file where a folder should be
+        return path
+    except (OSError, RuntimeError, ValueError):
+        raise ValueError(
+            f"The file name {path.name[:60]!r} can't be used here: it is too long, or a link in its folders leads "
+            "nowhere. Choose another."
+        ) from None
+
+
 def full_path(kind: str, name: str) -> Path:
     """The path of `name` inside that folder. ValueError if it would lie outside it."""
     root = folder(kind)
     relative = Path(name.strip().replace("\\", "/"))
-    path = (root / relative).resolve()
+    path = _resolved(root / relative)
     if (
         not name.strip()
+        or "\0" in name
         or relative.is_absolute()
         or ".." in relative.parts
         or not path.is_relative_to(root)
@@ -296,7 +309,7 @@ def model_file(kind: str, name: str) -> Path:
     ValueError for a name that leaves the folder or names none."""
     root = Path(get("folder_paths").get_folder_paths(kind)[0]).resolve()
     relative = Path(name.strip().replace("\\", "/").removesuffix(".safetensors") + ".safetensors")
-    path = (root / relative).resolve()
+    path = _resolved(root / relative)
     if relative.name == ".safetensors" or relative.is_absolute() or ".." in relative.parts or ":" in name:
         raise ValueError(f"The file name {name!r} must name a file inside models/{kind}, without '..' or a drive.")
     if not path.is_relative_to(root):
@@ -329,9 +342,12 @@ def found_model(kind: str, name: str) -> Path:
     """The path of a safetensors file of that kind by its listed name, with or without the ending. ValueError if there
     is none."""
     full = name.strip().removesuffix(".safetensors") + ".safetensors"
-    path = None if ".." in Path(full).parts else get("folder_paths").get_full_path(kind, full)
+    strange = ".." in Path(full.replace("\\", "/")).parts or "\0" in full or len(full) > 1000
+    path = None if strange else get("folder_paths").get_full_path(kind, full)
     if path is None or not Path(path).is_file():
-        raise ValueError(f"There is no file {full!r} in models/{kind}: correct the name, or save one there first.")
+        raise ValueError(
+            f"There is no file {full[:200]!r} in models/{kind}: correct the name, or save one there first."
+        )
     return Path(path)
 
 

@@ -3,15 +3,37 @@ against them later, and the source prompt back out of it."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from ..samplers.inversion.record import Inversion
 from .comfy import check_latent, process_of
-from .fingerprint import difference, fingerprint
+from .files import of_file
+from .fingerprint import ASPECTS, difference, fingerprint
 from .words import KEY, text_of, words_of
 
 _SMALL = 4096  # tensors of a condition with at most so many numbers travel in an inversion's metadata
+
+
+def loaded(path: Path) -> Inversion:
+    """The inversion in a file. ValueError in one sentence for one that doesn't say which model it belongs to, and for
+    whatever else is wrong with it."""
+    found = of_file(path, Inversion.from_tensors, "inversion")
+    missing = [key for key in ASPECTS if not found.fingerprint.get(key)]
+    if missing:
+        raise ValueError(
+            f"The inversion in {path.name} doesn't say which model it was made with ({', '.join(missing)}): make it "
+            "again."
+        )
+    check_sigmas(found.sigmas)
+    if any({"words", "ids", "chunks"} - set(record) for record in found.words or []):
+        raise ValueError(f"The inversion in {path.name} holds damaged words: make it again.")
+    gains = found.metadata.get("latent_gain"), found.metadata.get("latent_offset")
+    if any(g is not None and len(g) not in (1, found.shape[1]) for g in gains) or gains[0] and 0 in gains[0]:
+        raise ValueError(f"The inversion in {path.name} has scalings of another latent: make it again.")
+    return found
 
 
 def check_prompt(conditioning: list, what: str = "source prompt") -> None:

@@ -17,7 +17,7 @@ from ..samplers.guidance.losses import weighted
 from ..samplers.guidance.terms import Guidance, shift
 from ..samplers.window import ROUNDING
 from .clock import Clock
-from .comfy import as_image, check_interrupt, get, latent_out, process_of, timestep
+from .comfy import as_image, check_interrupt, get, ordinary, process_of, timestep
 from .gradients import beside_controls, bring, control_networks, grad_mode, normal, short_of_memory, without_override
 
 _MARK = "nulltext_guidance"
@@ -72,10 +72,12 @@ def decoder(model, vae) -> Callable[[Tensor], Tensor]:
             "that belongs to the model."
         )
 
+    # a closure that held the MODEL would keep it loaded for good: the engine counts who refers to it
+    form, stage = model.get_model_object("latent_format"), vae.first_stage_model
+
     def decode(denoised: Tensor) -> Tensor:
-        z = latent_out(model, denoised.unsqueeze(2) if frames and denoised.ndim == 4 else denoised)
-        decoded = vae.first_stage_model.decode(z.to(next(vae.first_stage_model.parameters()).dtype))
-        return (as_image(decoded).float() + 1) / 2
+        z = ordinary(form).process_out(denoised.unsqueeze(2) if frames and denoised.ndim == 4 else denoised)
+        return (as_image(stage.decode(z.to(next(stage.parameters()).dtype))).float() + 1) / 2
 
     return decode
 

@@ -73,8 +73,8 @@ class Input:
         """A finite number within the widget's range; NaN passes ComfyUI's own comparison with min and max."""
         low, high = self.options.get("min", -math.inf), self.options.get("max", math.inf)
         whole = self.kind == "INT"
-        known = isinstance(value, int | float) and math.isfinite(value) and (not whole or value == int(value))
-        if not known or not low <= value <= high:
+        known = isinstance(value, int) or isinstance(value, float) and math.isfinite(value)
+        if not known or not low <= value <= high or whole and value != int(value):
             told = f"{'whole ' * whole}number from {low:g} to {high:g}"
             raise ValueError(f"{self.name} must be a {told}; got {gate.short(repr(value), 60)}.")
         return int(value) if whole else float(value)

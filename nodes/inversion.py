@@ -166,7 +166,7 @@ def invert(
 
 
 class InvertImage(Inverting, Box):
-    ID, TITLE, CATEGORY = "NullText_InvertImage", "Invert Image", "NullText/inversion"
+    ID, TITLE, CATEGORY = "NullText_InvertImage", "Invert Image (unsampler)", "NullText/inversion"
     SEARCH_ALIASES = ["unsampler", "ddim inversion", "noise inversion", "unsample", "rf inversion"]
     DESCRIPTION = (
         "Follows a picture back to the noise it could have come from, so that it can be sampled again with another "

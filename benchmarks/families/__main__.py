@@ -19,10 +19,11 @@ from ...nodes import NODE_CLASS_MAPPINGS
 from ..harness import OUTPUT, table
 from .cells import CELLS
 from .graphs import BESIDE
-from .run import FAILS, LAW, REFUSED, WORKS, figures, plant_stand_ins, run_cells
+from .run import FAILS, LAW, REFUSED, WORKS, Outcome, figures, plant_stand_ins, run_cells
 from .stand_ins import FAMILIES, WEIGHTS
 
 MARKS = {WORKS: "✓", REFUSED: "–", FAILS: "✗", LAW: "law"}
+KEPT = OUTPUT / "families.json"
 README = engines.ROOT / "README.md"
 START, END = "<!-- families: made by make families -->", "<!-- families: end -->"
 
@@ -54,6 +55,19 @@ def markdown(found, engine: str) -> str:
     )
 
 
+def kept(engine: str) -> dict[tuple[str, str], Outcome]:
+    """What the plain runs on this engine left, so that a table may be made in several goes."""
+    read = json.loads(KEPT.read_text()).get(engine, []) if KEPT.exists() else []
+    return {(node, family): Outcome(kind, says) for node, family, kind, says in read}
+
+
+def keep(engine: str, found: dict[tuple[str, str], Outcome]) -> None:
+    known = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    known[engine] = [[*key, each.kind, each.says] for key, each in {**kept(engine), **found}.items()]
+    KEPT.parent.mkdir(parents=True, exist_ok=True)
+    KEPT.write_text(json.dumps(known, indent=1))
+
+
 def write_readme(text: str) -> None:
     whole = README.read_text(encoding="utf-8")
     before, rest = whole.split(START)
@@ -67,6 +81,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--nodes", nargs="+", help="only these, by id")
     parser.add_argument("--weights", default=WEIGHTS[0], choices=WEIGHTS, help="the precision of the networks' weights")
     parser.add_argument("--beside", default="", choices=BESIDE, help="what stands beside a plain run")
+    parser.add_argument("--kept", action="store_true", help="run nothing: the table of what earlier runs left")
     parser.add_argument("--write", action="store_true", help="put the table into README")
     args = parser.parse_args(argv)
     engine = engines.checkout() if os.environ.get("COMFYUI_PATH") else engines.embedded()
@@ -75,14 +90,24 @@ def main(argv: list[str]) -> int:
     def told(node, family, outcome):
         print(f"  {family}: {node}: {outcome.kind}: {outcome.says}", flush=True)
 
-    with tempfile.TemporaryDirectory(prefix="nulltext-") as folder:
-        tree = Path(folder)
-        plant_stand_ins(tree)
-        with engines.running(engine, tree) as server:
-            options = {"weights": args.weights, "beside": args.beside}
-            found = run_cells(server, args.families, nodes, told, **options)
-            log = server.tail(1_000_000)
+    plain = args.weights == WEIGHTS[0] and not args.beside
+    if args.kept:
+        found = kept(engine.title)
+    else:
+        with tempfile.TemporaryDirectory(prefix="nulltext-") as folder:
+            tree = Path(folder)
+            plant_stand_ins(tree)
+            with engines.running(engine, tree) as server:
+                options = {"weights": args.weights, "beside": args.beside}
+                found = run_cells(server, args.families, nodes, told, **options)
+                OUTPUT.mkdir(parents=True, exist_ok=True)
+                (OUTPUT / "families.log").write_text(server.tail(1_000_000))
+        if plain:
+            keep(engine.title, found)
+    order = [(node, family) for family in FAMILIES for node in nodes]
+    found = {key: found[key] for key in order if key in found}
     names = list(dict.fromkeys(family for _, family in found))
+    nodes = [node for node in nodes if any((node, family) in found for family in names)]
     rows = [
         [title(node), *(MARKS[found[node, family].kind] for family in names), summary([found[node, f] for f in names])]
         for node in nodes
@@ -91,10 +116,6 @@ def main(argv: list[str]) -> int:
     for (node, family), outcome in found.items():
         if outcome.kind != WORKS:
             print(f"{MARKS[outcome.kind]} {title(node)} on {family}: {outcome.says}")
-    OUTPUT.mkdir(parents=True, exist_ok=True)
-    kept = [{"node": n, "family": f, "kind": o.kind, "says": o.says} for (n, f), o in found.items()]
-    (OUTPUT / "families.json").write_text(json.dumps({"engine": engine.title, "cells": kept}, indent=1))
-    (OUTPUT / "families.log").write_text(log)
     if args.write:
         write_readme(markdown(found, engine.title.removesuffix(" from COMFYUI_PATH")))
     told_figures = figures(found)

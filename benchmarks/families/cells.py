@@ -34,7 +34,7 @@ __all__ = ["CELLS"]
 @cell
 def InvertImage(new):
     g = new()
-    made, there = g.kept(g.inversion()[1]), g.kept(g.picture)
+    made, there = g.kept(g.inversion()[1]), g.kept(g.original)
     left = yield g
     return round_trip(left.latent(there), left.latent(made))
 
@@ -45,7 +45,7 @@ def Inverter(new):
     g = new()
     more = {"steps": 3, "cfg": 3.0, "inner_steps": 4, "tolerance": 0.0, "use_cache": False}
     ways = [g.kept(g.own("Inverter", correction=way, **more)[1]) for way in ("null-text", "none")]
-    there = g.kept(g.picture)
+    there = g.kept(g.original)
     left = yield g
     best, bare = (decibels(left.latent(there), left.latent(way)) for way in ways)
     return law(best >= bare - 0.1, f"null-text {best:.0f} dB, without {bare:.0f}")
@@ -66,7 +66,7 @@ def Optimise(new):
 def Guider(new):
     g = new()
     made = g.inversion()
-    back, there = g.guided(g.own("Guider", inversion=made), g.own("InversionParts", inversion=made)), g.kept(g.picture)
+    back, there = g.guided(g.own("Guider", inversion=made), g.own("InversionParts", inversion=made)), g.kept(g.original)
     left = yield g
     return round_trip(left.latent(there), left.latent(back))
 
@@ -80,7 +80,7 @@ def Sampler(new):
     open_ = {"positive": None, "negative": None, "mask": None}
     wired = {"positive": g.source, "negative": g.empty_prompt} if g.family == "HunyuanDiT" else {}
     again = g.kept(g.own("Sampler", inversion=made, **{**open_, **wired}))
-    none, there = g.kept(g.own("Sampler", inversion=made, **{**open_, **wired, "strength": 0.0})), g.kept(g.picture)
+    none, there = g.kept(g.own("Sampler", inversion=made, **{**open_, **wired, "strength": 0.0})), g.kept(g.original)
     first = g.kept(made[1])
     left = yield g
     round_trip(left.latent(there), left.latent(none))
@@ -94,7 +94,7 @@ def LoadInversion(new):
     yield g
     g = new()
     loaded = g.own("LoadInversion", name="inversions/families", model=g.model)
-    back, there = g.guided(g.own("Guider", inversion=loaded), g.own("InversionParts", inversion=loaded)), g.picture
+    back, there = g.guided(g.own("Guider", inversion=loaded), g.own("InversionParts", inversion=loaded)), g.original
     there = g.kept(there)
     left = yield g
     return round_trip(left.latent(there), left.latent(back))
@@ -115,7 +115,7 @@ def DirectEdit(new):
     more = {"steps": 3, "negative": g.empty_prompt, "mask": None}
     same = g.kept(g.own("DirectEdit", target=g.source, source_cfg=3.0, target_cfg=3.0, **more))
     edits = [g.kept(g.own("DirectEdit", method=method, **more)) for method in ("FlowEdit", "InfEdit")]
-    there = g.kept(g.picture)
+    there = g.kept(g.original)
     left = yield g
     for edit in edits:
         changes(left.latent(there), left.latent(edit))
@@ -130,7 +130,7 @@ def SDEdit(new):
     g = new()
     flat = g.latent(1, frames=0)  # as an image node makes it, where the model's latents have frames
     edit, none = (g.kept(g.own("SDEdit", latent=flat, mask=g.half, steps=3, t0=t0)) for t0 in (0.5, 0.0))
-    there = g.kept(g.picture)
+    there = g.kept(g.original)
     left = yield g
     equal(left.latent(there), left.latent(none), "t0 0 is the picture")
     return held(left.latent(there), left.latent(edit))
@@ -140,7 +140,7 @@ def SDEdit(new):
 def RePaintSampler(new):
     g = new()
     more = {"schedule": "custom", "levels": 4, "jump": 2, "resamples": 2}
-    edit, there = g.kept(g.own("RePaintSampler", latent=g.latent(1, frames=0), **more)), g.kept(g.picture)
+    edit, there = g.kept(g.own("RePaintSampler", latent=g.latent(1, frames=0), **more)), g.kept(g.original)
     left = yield g
     return held(left.latent(there), left.latent(edit), 1)
 
@@ -150,9 +150,9 @@ def RePaint(new):
     g = new()
     sigmas = g.add("BasicScheduler", scheduler="normal", steps=3, denoise=1.0)
     sampler = g.own("RePaint", schedule="custom", jump=1, resamples=2, model=g.model, sigmas=sigmas)
-    masked = g.add("SetLatentNoiseMask", samples=g.picture, mask=g.half)
+    masked = g.add("SetLatentNoiseMask", samples=g.original, mask=g.half)
     made = g.add("SamplerCustom", noise_seed=3, cfg=3.0, sampler=sampler, sigmas=sigmas, latent_image=masked)
-    edit, there = g.kept(made), g.kept(g.picture)
+    edit, there = g.kept(made), g.kept(g.original)
     left = yield g
     return kept_outside(left.latent(there), left.latent(edit))
 
@@ -162,7 +162,7 @@ def BlendedDiffusion(new):
     g = new()
     edit = g.kept(g.own("BlendedDiffusion", latent=g.latent(1, frames=0), steps=3, shrink=1))
     loss = g.kept(g.own("BlendedDiffusion", steps=2, hold="loss (first variant, drifts)"))
-    there = g.kept(g.picture)
+    there = g.kept(g.original)
     left = yield g
     changes(left.latent(there), left.latent(loss))
     return held(left.latent(there), left.latent(edit))
@@ -171,7 +171,7 @@ def BlendedDiffusion(new):
 @cell
 def DiffEdit(new):
     g = new()
-    edit, there = g.kept(g.own("DiffEdit", positive=g.edit, inversion=g.inversion("DDIM"))), g.kept(g.picture)
+    edit, there = g.kept(g.own("DiffEdit", positive=g.edit, inversion=g.inversion("DDIM"))), g.kept(g.original)
     left = yield g
     return kept_outside(left.latent(there), left.latent(edit))
 
@@ -203,10 +203,21 @@ def ILVRSampler(new):
     made = g.own(
         "ILVRSampler", reference=g.latent(1, frames=0), steps=3, factor=2.0, filter="cosines (exact)", stop=1.0
     )
-    edit, there = g.kept(made), g.kept(g.picture)
+    edit, there = g.kept(made), g.kept(g.original)
     left = yield g
     coarse = dct_low_pass(2.0)
     return equal(*(coarse(left.latent(node)) for node in (there, edit)), "the reference's coarse part")
+
+
+@cell
+def EditPhoto(new):
+    g = new()
+    more = {"source_prompt": SOURCE, "latent": g.original, "steps": 4, "blend": False, "method": "draft"}
+    same, edit = (g.kept(g.own("EditPhoto", edited_prompt=text, **more)[1]) for text in (SOURCE, EDIT))
+    there = g.kept(g.original)
+    left = yield g
+    changes(left.latent(there), left.latent(edit))
+    return equal(left.latent(there), left.latent(same), "equal prompts give the source")
 
 
 # guidance -------------------------------------------------------------------------------------------------------
@@ -295,7 +306,7 @@ def OptimiseStartNoise(new):
     g = new()
     model = g.own("CLIPGuidance", image_text=g.towers(), cutouts=1, mask=None, image=None)
     made = g.own("OptimiseStartNoise", model=model, steps=2, iterations=2)
-    optimised, there = g.kept(made), g.kept(g.picture)
+    optimised, there = g.kept(made), g.kept(g.original)
     left = yield g
     return law(left.latent(optimised).shape == left.latent(there).shape, "optimises")
 
@@ -326,8 +337,8 @@ def DisturbanceSchedule(new):
     g = new()
     sigmas = g.add("BasicScheduler", scheduler="normal", steps=3, denoise=1.0)
     given = {"sigmas": g.own("DisturbanceSchedule", sigmas=sigmas, steps_above=2, steps_below=2), "noise_seed": 3}
-    given |= {"sampler": g.add("KSamplerSelect", **EULER), "latent_image": g.picture, "cfg": 5.0}
-    made, there = g.kept(g.add("SamplerCustom", **given)), g.kept(g.picture)
+    given |= {"sampler": g.add("KSamplerSelect", **EULER), "latent_image": g.original, "cfg": 5.0}
+    made, there = g.kept(g.add("SamplerCustom", **given)), g.kept(g.original)
     left = yield g
     return changes(left.latent(there), left.latent(made))
 
@@ -373,6 +384,15 @@ def PromptToPromptGuider(new):
     made = g.guided(g.own("PromptToPromptGuider", edited=g.source, source=g.source, cfg=5.0))
     left = yield g
     return equal(left.latent(plain), left.latent(made), "equal prompts give the plain picture")
+
+
+@cell
+def WordMask(new):
+    g = new()
+    made = g.own("WordMask", prompt=SOURCE, words="circle", latent=g.original, looks=2)
+    shown = g.shown(g.add("MaskToImage", mask=made))
+    left = yield g
+    return law(left.pixels(shown).max() > 0, "finds a place")
 
 
 # h-space --------------------------------------------------------------------------------------------------------
@@ -485,7 +505,7 @@ def TrainEmbedding(new):
 def PriorPictures(new):
     g = new()
     more = {"width": g.side, "height": g.side, "steps": 2, "batch": 1, "class_prompt": "a circle"}
-    drawn, there = g.kept(g.own("PriorPictures", count=1, **more)[1]), g.kept(g.picture)
+    drawn, there = g.kept(g.own("PriorPictures", count=1, **more)[1]), g.kept(g.original)
     left = yield g
     return law(left.latent(drawn).shape == left.latent(there).shape, "draws")
 
@@ -561,7 +581,7 @@ def DiffusionCLIPTune(new):
 def DiffusionCLIPEdit(new):
     g = new()
     more = {"lora_model": tuned(g)[1], "inversion_steps": 2, "steps": 2, "unseen_passes": 1, "unseen_steps": 2}
-    made, there = g.kept(g.own("DiffusionCLIPEdit", **more)), g.kept(g.picture)
+    made, there = g.kept(g.own("DiffusionCLIPEdit", **more)), g.kept(g.original)
     left = yield g
     return changes(left.latent(there), left.latent(made))
 

@@ -43,10 +43,10 @@ class FamilyGraph(Graph):
         )
         more = {"x": size * CELL // 2, "y": 0, "operation": "add"}
         self.half = self.add("MaskComposite", destination=whole, source=half, **more)
-        self.picture = self.latent(1)
+        self.original = self.latent(1)
         self.source = self.told(self.source)
-        self.wire(latent_image=self.picture)
-        self.wire(vae=self.vae, latent=self.picture, reference=self.picture, positive=self.source, mask=self.half)
+        self.wire(latent_image=self.original)
+        self.wire(vae=self.vae, latent=self.original, reference=self.original, positive=self.source, mask=self.half)
         self.wire(negative=self.empty_prompt, source=self.source, target=self.edit, edited=self.edit)
         self.wire(image=self.picture("demo_scene_square.png"))
 
@@ -95,7 +95,7 @@ class FamilyGraph(Graph):
         if parts is not None:
             noise, sigmas, latent, sampler = (parts[i] for i in range(4))
         else:
-            noise, latent = self.add("RandomNoise", noise_seed=3), self.picture
+            noise, latent = self.add("RandomNoise", noise_seed=3), self.original
             sigmas = self.add("BasicScheduler", scheduler="normal", steps=3, denoise=1.0)
             sampler = self.add("KSamplerSelect", **EULER)
         return self.kept(self.sample(noise, guider, sampler, sigmas, latent))
