@@ -14,6 +14,7 @@ from .graphs import (
     CELLS,
     EDIT,
     EULER,
+    SOURCE,
     FamilyGraph,
     Left,
     cell,
