@@ -9,7 +9,8 @@ def _running() -> list[dict]:
     """The prompts that the engine is running, as they were queued; none where there is no server."""
     try:
         items = get("server").PromptServer.instance.prompt_queue.currently_running.values()
-        return [getattr(item, "queue_tuple", item)[2] for item in list(items)]
+        prompts = [getattr(item, "queue_tuple", item)[2] for item in list(items)]
+        return [prompt for prompt in prompts if isinstance(prompt, dict)]
     except (ImportError, AttributeError, IndexError, TypeError):
         return []
 

@@ -95,6 +95,8 @@ class Lab:
             kind = REFUSED if one_sentence(result) else FAILS
             said = result.error if kind == REFUSED else f"{result.where}: {result.error_type}: {result.error}"
             return Outcome(kind, str(said))
+        except Exception as error:  # a mistake in one cell ends no run of hundreds
+            return Outcome(FAILS, f"the cell itself: {type(error).__name__}: {error}")
 
 
 def run_cells(
