@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 
-from ..engine.comfy import process_of, sigma_range, sigmas_of, to_model_space
+from ..engine.comfy import fitted, process_of, sigma_range, sigmas_of, to_model_space
 from ..engine.sampler import own_sampler, sample_latent
 from ..samplers.core import VE
 from ..samplers.masks import composite, to_grid
@@ -195,6 +195,7 @@ class RePaintSampler(EditBox):
 
     def run(self, model, positive, negative, latent, mask, seed, cfg, mode, particles, grow, **schedule):
         check_picture(latent, "RePaint needs a picture around the mask")
+        latent = fitted(model, latent)
         edit = MaskedEdit(latent["samples"], mask, grow)
         if edit.empty or (mode == EXACT and nothing_hard(edit.grid)):
             return text_result(unchanged("the mask is empty" if edit.empty else SOFT), latent)
