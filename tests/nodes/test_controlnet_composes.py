@@ -191,7 +191,7 @@ def diffusion_clip_edit(m, p, n):
 
 def directed(m, p):
     given = {"model": m, "positive": p, "latent": {"samples": LATENT}, "target_latent": {"samples": -LATENT}}
-    return run("NullText_HSpaceDirection", **given, samples=1)[0]
+    return run("NullText_HSpaceDirection", **given, samples=2)[0]
 
 
 def h_space_direction(m, p, n):
