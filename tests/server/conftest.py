@@ -82,7 +82,7 @@ class Comfy:
         progress = None if on_progress is None else lambda node, i, n: on_progress(back.get(node, node), i, n)
         result = self.client.run(renamed, progress, timeout)
         result.outputs = {back.get(key, key): value for key, value in result.outputs.items()}
-        result.pictures = {back.get(key, key): value for key, value in result.pictures.items()}
+        result.files = {back.get(key, key): value for key, value in result.files.items()}
         result.cached = tuple(back.get(key, key) for key in result.cached)
         result.ran = {back.get(key, key) for key in result.ran}
         if not self.server.alive():
