@@ -4,7 +4,8 @@
     def VALIDATE_INPUTS(cls, more_levels=None):
         return early(cls, lambda more_levels: words.fractions(more_levels, "noise levels"), more_levels=more_levels)
 
-The engine leaves its own checks out for the inputs that VALIDATE_INPUTS names, so `early` makes them too.
+The engine leaves its own checks out for the inputs that VALIDATE_INPUTS names, so `early` makes them too, but for lists
+of files, which may be newer than the page's.
 """
 
 from __future__ import annotations
