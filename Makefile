@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE ?= 1
 # a value given on the command line, as one quoted option
 option = $(if $(value $(1)),--$(2) '$(subst ','\'',$(value $(1)))')
 
-.PHONY: help demo demo-all test mutants families serve publish bench batch train env lock
+.PHONY: help demo demo-all test mutants families hostile serve publish bench batch train env lock
 
 help:
 	@echo "make demo        a picture inverted and edited in a real ComfyUI; results under output/"
@@ -15,6 +15,7 @@ help:
 	@echo "make demo-all    every shipped workflow"
 	@echo "make test        lint, unit tests, server tests (also on COMFYUI_PATH when it names a ComfyUI)"
 	@echo "make mutants     breaks the algorithms one line at a time and says which breaks no test notices"
+	@echo "make hostile     1,000 seeded attacks over HTTP on a real server; goes on where it stopped (about 30 minutes)"
 	@echo "make families    every node on tiny stand-ins of every model family, on COMFYUI_PATH (README's table: ARGS=--write)"
 	@echo "make serve       the same ComfyUI with its page, until Ctrl-C"
 	@echo "make publish     every generated file: page workflows, thumbnails, help tables, gallery, translations"
@@ -33,6 +34,9 @@ demo-all: env
 test: env
 	@$(PYTHON) requirements/env.py --browser
 	@.venv/bin/python tests/run.py $(ARGS)
+
+hostile: env
+	@.venv/bin/python tests/hostile $(ARGS)
 
 mutants: env
 	@.venv/bin/python tests/mutants/run.py $(ARGS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 
-from ..engine.comfy import fitted, process_of, sigma_range, sigmas_of, to_model_space
+from ..engine.comfy import check_interrupt, fitted, process_of, sigma_range, sigmas_of, to_model_space
 from ..engine.sampler import own_sampler, sample_latent
 from ..samplers.core import VE
 from ..samplers.masks import composite, to_grid
@@ -231,7 +231,9 @@ class PixelComposite(Box):
 
     def run(self, original, edited, mask, feather):
         check_pair(original, edited)
-        soft = feathered(to_grid(mask, original.shape[1:3], batch=len(edited), of="edit")[:, 0], feather)
+        soft = feathered(
+            to_grid(mask, original.shape[1:3], batch=len(edited), of="edit")[:, 0], feather, check_interrupt
+        )
         out = composite(original.expand_as(edited), edited, soft)
         if not bool((soft > 0).any()):
             return text_result(unchanged("the mask is empty", "original"), out, soft)
