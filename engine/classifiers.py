@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..samplers.networks.image_classifier import ImageClassifier, build
 from ..samplers.networks.latent_classifier import FORMAT, LatentClassifier
-from .comfy import full_path, latent_in
+from .comfy import latent_in
 from .files import read_tensors
+from .samples import folder_path
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
@@ -22,7 +23,7 @@ def class_folder(folder: str) -> tuple[list[str], list[Path], list[int]]:
     """Labels (names of the sub-folders of input/<folder>, sorted), pictures, and each picture's class.
 
     ValueError unless there are at least two classes with two pictures each."""
-    root = full_path("input", folder)
+    root = folder_path(folder)
     if not root.is_dir():
         raise ValueError(
             f"There is no folder {folder!r} in ComfyUI's input folder: put one sub-folder of pictures per class there."

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from ..samplers.tuning.controlnet import HINT_SCALE
 from ..samplers.tuning.objective import Examples
-from .comfy import Progress, full_path, latent_in
+from .comfy import Progress, latent_in
 from .files import cache_folder
+from .samples import folder_path
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
@@ -93,7 +94,7 @@ def bucket(width: int, height: int, size: int) -> tuple[int, int]:
 def folder_pictures(name: str) -> list[tuple[str, Image.Image, str | None]]:
     """(file name, picture, the .txt beside it or None) of input/<name>, sorted by name. ValueError for no folder, no
     picture, one that can't be read, and a caption that is no text."""
-    root = full_path("input", name)
+    root = folder_path(name)
     if not root.is_dir():
         raise ValueError(f"There is no folder {name!r} in ComfyUI's input folder: put the pictures into one there.")
     out = []
@@ -192,7 +193,7 @@ def hints_for(pictures: TuningSet, images: Tensor) -> tuple[Tensor, ...]:
 def changed(name: str) -> str:
     """What ComfyUI compares to see whether a folder's pictures or captions are others than before."""
     try:
-        root = full_path("input", name)
+        root = folder_path(name)
         told = [(p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(root.iterdir()) if p.is_file()]
     except (ValueError, OSError) as error:
         return str(error)

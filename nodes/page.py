@@ -2,6 +2,7 @@
 
 GET /nulltext/words?text=...             {"words": ["a", "red", ...]}      as CLIP's tokenizer cuts them
 GET /nulltext/schedule?kind=repaint&...  what `drawing` returns, or 400 {"error": one sentence}
+GET /nulltext/sample?name=...            a picture of the pack, by the name that Load Picture lists
 
 The sigmas drawn are those of the checkpoint's family where its name tells it (the demo model), else Stable Diffusion
 1's; `drawing["noise"]` names it. The node's report has the figures of the run itself.
@@ -19,7 +20,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from ..engine import comfy, demo_family
+from ..engine import comfy, demo_family, samples
 from ..engine.comfy import time_to_sigma
 from ..engine.words import describe
 from ..samplers.attention.alignment import normal_word
@@ -157,5 +158,10 @@ def register() -> bool:
             return web.json_response(await asyncio.to_thread(drawing, dict(request.query)))
         except ValueError as error:
             return web.json_response({"error": str(error)}, status=400)
+
+    @server.routes.get("/nulltext/sample")
+    async def get_sample(request):
+        path = samples.sample_path(request.query.get("name", ""))
+        return web.FileResponse(path) if path else web.json_response({"error": "There is no such sample."}, status=404)
 
     return True

@@ -37,6 +37,7 @@ class Result:
     error_type: str | None = None  # the exception's class name; "validation" before anything ran
     interrupted: bool = False
     cached: tuple[str, ...] = ()  # ids of nodes that did not run again
+    ran: set[str] = field(default_factory=set)  # ids of nodes that ran
     previews: int = 0  # live preview images seen
     steps: int = 0  # progress ticks seen
     seconds: float = 0.0
@@ -183,6 +184,8 @@ class Client:
                 elif what == "executing" and body.get("prompt_id", prompt_id) == prompt_id:
                     node = body.get("node") or node
                     ended = body.get("node") is None
+                    if not ended:
+                        result.ran.add(str(node))
                 elif what == "execution_cached":
                     result.cached = tuple(body.get("nodes", ()))
                 elif what in ("execution_error", "execution_interrupted", "execution_success"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from . import workflows
 from .workflows import Workflow, is_link
 
 WIDTH = 1600  # pixels of the page, from the note to the end of the last group
@@ -41,6 +42,7 @@ PANEL = {
     "NullText_InvertImage": COST,
     "NullText_Inverter": COST,
     "NullText_Optimise": COST,
+    "NullText_LoadPicture": 260,
     "NullText_OptimiseStartNoise": COST,
     "NullText_PromptToPrompt": CHIPS + COST + 26,
     "NullText_PromptToPromptGuider": CHIPS + 26,
@@ -50,7 +52,7 @@ PANEL = {
 }
 PICTURES = ("NullText_AttentionMap", "NullText_InvertImage", "NullText_Inverter", "NullText_Optimise")
 #: reports of another height than most: what trains shows its loss and samples, a map its strip
-REPORTS = {"NullText_Prompt": 70} | dict.fromkeys(
+REPORTS = {"NullText_Prompt": 70, "NullText_LoadPicture": 40} | dict.fromkeys(
     ("NullText_HSpaceMap", "NullText_ImagicOptimise", "NullText_TrainControlNet", "NullText_TrainEmbedding")
     + ("NullText_TrainLora", "NullText_HSpaceTrain", "NullText_DiffusionCLIPTune"),
     380,
@@ -210,7 +212,7 @@ def place(workflow: Workflow, nodes: dict[str, dict], infos: dict[str, Info], no
 
 def is_picture(node: dict) -> bool:
     """Whether a node of an API file loads a picture."""
-    return isinstance(node["inputs"].get("image"), str) or isinstance(node["inputs"].get("folder"), str)
+    return node["class_type"] in (*workflows.PICTURES, "NullText_TuningPictures")
 
 
 def _fit(inside: dict[int, list[str]], boxes: dict[str, Box], width: int) -> tuple[int, dict[int, list[list[str]]]]:

@@ -107,7 +107,7 @@ def own(
             node["_meta"] |= {"shows": "", "keeps": 0}
         if checkpoint is not None and "ckpt_name" in node["inputs"]:
             node["inputs"]["ckpt_name"] = checkpoint
-        if image is not None and isinstance(node["inputs"].get("image"), str):
+        if image is not None and node["class_type"] in workflows.PICTURES:
             node["inputs"]["image"] = image
     return workflow
 

@@ -16,6 +16,10 @@ DEMO_CHECKPOINT = "nulltext_demo.safetensors"
 DEMO_SIDE = 128  # pixels
 REAL = "_sd"  # ends the name of a workflow for a checkpoint that is not shipped
 
+#: classes that load a picture of one's own
+PICTURES = ("NullText_LoadPicture", "LoadImage")
+SAMPLE = " [sample]"  # ends the name of a picture that the pack brings
+
 Workflow = dict[str, dict[str, Any]]
 
 #: inputs that make a run long, and the most that `short` leaves of them
@@ -93,8 +97,8 @@ def titles(workflow: Workflow) -> dict[str, str]:
 
 def source_names(workflow: Workflow) -> list[str]:
     """The shipped pictures that the workflow loads, by file name, in the order of the nodes."""
-    named = [node["inputs"].get("image") for _, node in sorted(workflow.items(), key=lambda item: int(item[0]))]
-    return [name for name in named if isinstance(name, str) and (FOLDER / "inputs" / name).is_file()]
+    named = [str(workflow[key]["inputs"]["image"]) for key in of_class(workflow, *PICTURES)]
+    return [name.removesuffix(SAMPLE) for name in named if name.endswith(SAMPLE)]
 
 
 def source_pictures(workflow: Workflow) -> list[Image.Image]:
@@ -133,13 +137,13 @@ def note(name: str, workflow: Workflow) -> str:
         if node.get("_meta", {}).get("note")
     ]
     loaders = sorted((key for key, node in workflow.items() if "ckpt_name" in node["inputs"]), key=int)
-    pictures, scales = of_class(workflow, "LoadImage"), of_class(workflow, "ImageScale")
+    pictures, scales = of_class(workflow, *PICTURES), of_class(workflow, "ImageScale")
     lines = [title(name), *said]
     if not runs_here(name):
         lines += [
             "",
             "It needs Stable Diffusion 1.5 (any checkpoint of that family): pick yours in ckpt_name "
-            f"(node {', '.join(loaders)}). Then choose your photo in Load Image (node {', '.join(pictures)}; "
+            f"(node {', '.join(loaders)}). Then choose your photo in Load Picture (node {', '.join(pictures)}; "
             f"node {', '.join(scales)} cuts it to 512 x 512) and write what it shows into the source prompt.",
             "",
             f"Its thumbnail: {drawn_by(name)[0].lower()}{drawn_by(name)[1:]}",
@@ -160,7 +164,7 @@ def note(name: str, workflow: Workflow) -> str:
     if pictures:
         size = "1024 x 1024 for SD3" if networks else "512 x 512 for SD 1.x"
         lines.append(
-            f"Your own picture: choose it in Load Image (node {', '.join(pictures)}), at the size the "
+            f"Your own picture: choose it in Load Picture (node {', '.join(pictures)}), at the size the "
             f"checkpoint was trained for ({size}), and write what it shows into the prompt."
         )
     return "\n".join(lines)

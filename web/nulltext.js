@@ -3,11 +3,13 @@ import { onOurNodes, onResult, values, watch } from "./js/adapter.js";
 import { CHIPS, addChips } from "./js/chips.js";
 import { COSTED, costOf } from "./js/cost.js";
 import { make, panelOf } from "./js/panel.js";
+import { addPicker } from "./js/picker.js";
 import { showCompare, showHeat } from "./js/pictures.js";
 import { TIMELINES, addTimeline } from "./js/timeline.js";
 
 onOurNodes((node, type) => {
     const section = panelOf(node);
+    if (type === "NullText_LoadPicture") addPicker(node, section("picker"));
     if (CHIPS[type]) addChips(node, CHIPS[type], section("chips"));
     if (TIMELINES[type]) addTimeline(node, type, section("timeline"));
     if (COSTED.includes(type)) {

@@ -242,7 +242,7 @@ def servers():
                 tree = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nulltext-")))
                 engine = engines.embedded() if name == "embedded" else engines.checkout()
                 made[name] = stack.enter_context(
-                    engines.running(engine, tree, inputs=engines.pictures(), extra=["--preview-method", "latent2rgb"])
+                    engines.running(engine, tree, extra=["--preview-method", "latent2rgb"])
                 )
             return made[name]
 

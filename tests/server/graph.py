@@ -50,7 +50,8 @@ class Graph(dict):
         return self.add("NullText_Prompt" if words else "CLIPTextEncode", text=text)
 
     def picture(self, name: str) -> Node:
-        return self.add("LoadImage", image=name)
+        """A picture of the pack; the server's input folder is empty."""
+        return self.add("NullText_LoadPicture", image=f"{name} [sample]")
 
     def encode(self, picture) -> Node:
         return self.add("VAEEncode", pixels=picture)

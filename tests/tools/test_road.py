@@ -126,7 +126,7 @@ FLOW = {
     "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "nulltext_demo.safetensors"}},
     "2": {"class_type": "NullText_Prompt", "inputs": {"text": "a cat"}, "_meta": {"title": "Source prompt"}},
     "3": {"class_type": "NullText_Prompt", "inputs": {"text": "a dog"}, "_meta": {"title": "Edited prompt"}},
-    "4": {"class_type": "LoadImage", "inputs": {"image": "demo_scene.png"}},
+    "4": {"class_type": "NullText_LoadPicture", "inputs": {"image": "demo_scene.png [sample]"}},
     "5": {"class_type": "PreviewImage", "inputs": {"images": ["4", 0]}, "_meta": {"title": "Reconstruction"}},
 }
 

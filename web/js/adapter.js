@@ -93,10 +93,13 @@ const widgetOf = (node, name) => node.widgets?.find((/** @type {any} */ widget) 
 /** A widget's value, undefined if the node has none of that name. @param {any} node @param {string} name */
 export const value = (node, name) => widgetOf(node, name)?.value;
 
-/** Set a widget as if a person had typed it. @param {any} node @param {string} name @param {any} to */
-export function setValue(node, name, to) {
+/** Set a widget as if a person had typed it. @param {any} node @param {string} name @param {any} to
+ * @param {boolean} list put the value into a list's choices too */
+export function setValue(node, name, to, list = false) {
     const widget = widgetOf(node, name);
     if (!widget || widget.value === to) return;
+    const choices = widget.options?.values;
+    if (list && Array.isArray(choices) && !choices.includes(to)) choices.unshift(to);
     widget.value = to;
     if (widget.inputEl && widget.inputEl.value !== to) widget.inputEl.value = to;
     widget.callback?.(to, app.canvas, node);
@@ -152,6 +155,35 @@ export function targets(node) {
 export function pictureUrl(file) {
     const query = new URLSearchParams({ filename: file.filename, subfolder: file.subfolder ?? "", type: file.type ?? "temp" });
     return api.apiURL(`/view?${query}`);
+}
+
+/** The address of a picture of the pack. @param {string} name */
+export const sampleUrl = (name) => api.apiURL(`/nulltext/sample?${new URLSearchParams({ name })}`);
+
+/** Put a file into ComfyUI's input folder. @param {File} file @returns {Promise<string|null>} the name it has there */
+export async function upload(file) {
+    const body = new FormData();
+    body.append("image", file);
+    try {
+        const answer = await api.fetchApi("/upload/image", { method: "POST", body });
+        const { name, subfolder } = await answer.json();
+        return subfolder ? `${subfolder}/${name}` : name;
+    } catch {
+        return null;
+    }
+}
+
+/** Call `take(files)` for files dropped on the node, or pasted while it is selected.
+ * @param {any} node @param {(files: File[]) => any} take */
+export function onFiles(node, take) {
+    node.onDragOver = (/** @type {DragEvent} */ event) => [...(event.dataTransfer?.items ?? [])].some((item) => item.kind === "file");
+    node.onDragDrop = (/** @type {DragEvent} */ event) => {
+        const files = [...(event.dataTransfer?.files ?? [])].filter((file) => file.type.startsWith("image/"));
+        if (files.length) take(files);
+        return files.length > 0;
+    };
+    node.pasteFile = (/** @type {File} */ file) => { take([file]); };
+    node.pasteFiles = (/** @type {File[]} */ files) => { take(files); return true; };
 }
 
 /** JSON from one of the pack's own addresses, or null. @param {string} path @param {Record<string, any>} query */

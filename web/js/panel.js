@@ -51,7 +51,7 @@ export function panelOf(node) {
     }
     const inner = make("div", { class: "nulltext-inner" });
     const outer = make("div", { class: "nulltext-panel" }, inner);
-    const order = ["chips", "cost", "timeline", "picture", "report"];
+    const order = ["picker", "chips", "cost", "timeline", "picture", "report"];
     const resized = addPanel(node, outer, () => inner.offsetHeight);
     new ResizeObserver(resized).observe(inner);
     for (const kind of ["pointerdown", "mousedown", "dblclick"]) outer.addEventListener(kind, (event) => event.stopPropagation());
