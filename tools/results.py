@@ -32,7 +32,7 @@ def row(name: str, workflow: workflows.Workflow, result: Result, source: list[Im
     keys += [last] if last in result.pictures else sorted(result.pictures, key=int)[-1:]
     cells = [("source", picture) for picture in source[:1]]
     cells += [(named[key], sheet.tiled(result.pictures[key])) for key in keys]
-    return sheet.Row(workflows.title(name), "", cells)
+    return sheet.Row(workflows.headed(workflow).get("heading", name), "", cells)
 
 
 def figures(workflow: workflows.Workflow, result: Result, source: list[Image.Image]) -> dict[str, object]:
