@@ -10,15 +10,16 @@ option = $(if $(value $(1)),--$(2) '$(subst ','\'',$(value $(1)))')
 .PHONY: help demo demo-all test mutants serve publish bench train env lock
 
 help:
-	@echo "make demo        a picture inverted and edited in a real ComfyUI; results under output/"
+	@echo "make demo        one picture changed in five ways in a real ComfyUI; results under output/"
 	@echo '                 make demo IMAGE=photo.jpg PROMPT="a cat" EDIT="a dog" CKPT=model.safetensors'
 	@echo "make demo-all    every shipped workflow"
 	@echo "make test        lint, unit tests, server tests (also on COMFYUI_PATH when it names a ComfyUI)"
 	@echo "make mutants     breaks the algorithms one line at a time and says which breaks no test notices"
 	@echo "make serve       the same ComfyUI with its page, until Ctrl-C"
-	@echo "make publish     every generated file: page workflows, thumbnails, help tables, gallery, translations"
+	@echo "make publish     every generated file: page workflows, pictures, help tables, gallery, translations"
 	@echo "                 make publish NAME=my_workflow ARGS='--pictures none'"
-	@echo "make bench NAME=...    make train"
+	@echo "make bench       the tables that can be measured; make bench NAME=inversion measures one"
+	@echo "make train       the demo model"
 
 demo: env
 	@$(RUN) run $(call option,IMAGE,image) $(call option,PROMPT,prompt) $(call option,EDIT,edit) \
@@ -41,7 +42,7 @@ publish: env
 	@$(RUN) publish $(NAME) $(ARGS)
 
 bench: env
-	@$(RUN) $(or $(NAME),$(error say which: make bench NAME=inversion)) $(ARGS)
+	@$(RUN) $(or $(NAME),bench) $(ARGS)
 
 train: env
 	@$(RUN) train $(ARGS)
