@@ -12,8 +12,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from ..batch.client import Result
 from . import judge, sheet, workflows
-from .client import Result
 
 STRIPS = workflows.FOLDER.parent / "web" / "docs" / "pictures"
 SIDE = 256

@@ -18,14 +18,15 @@ import argparse
 import json
 import sys
 
-from . import engines, gallery, help_pages, inputs, locales, pictures, run, workflows
+from ..batch import engines
+from . import gallery, help_pages, inputs, locales, pictures, run, workflows
 
 
 def page_workflows(chosen: list[str], which: str) -> list[str]:
     """Write the page's form of these workflows, and their pictures ("missing", "all" or "none" of them), with a running
     engine. What failed, in one line each; a picture that fails its judge is not written."""
     failed = []
-    with engines.running(engines.embedded(), inputs=engines.pictures()) as server:
+    with engines.running(engines.embedded(), inputs=workflows.pictures()) as server:
         infos = server.client.object_info()
         for name in chosen:
             try:

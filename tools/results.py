@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..batch.client import Result
 from ..samplers.measure import charts, metrics
 from . import judge, sheet, workflows
-from .client import Result
 
 RECONSTRUCTION, REPORTS = "Reconstruction", "reports.txt"
 

@@ -21,9 +21,10 @@ from typing import Any
 
 from PIL import Image
 
+from ..batch import engines
+from ..batch.client import Client, Result
 from ..demo import turn
-from . import engines, litegraph, results, workflows
-from .client import Client, Result
+from . import litegraph, results, workflows
 
 #: what `make demo` runs: one picture, five ways to change it
 DEMO = ("null_text", "prompt_to_prompt_photo", "direct_edit", "diffedit", "repaint")
@@ -149,7 +150,7 @@ def main(arguments: list[str]) -> int:
     try:
         engine = engines.embedded() if options.engine == "embedded" else engines.checkout()
         print(f"starting {engine.title} ...", file=sys.stderr, flush=True)
-        server_of = engines.running(engine, checkpoint=options.checkpoint, inputs=engines.pictures())
+        server_of = engines.running(engine, checkpoint=options.checkpoint, inputs=workflows.pictures())
         with turn.compute(), server_of as server:
             run_all(server, chosen, options, kept)
     except (engines.EngineError, ValueError) as error:

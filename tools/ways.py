@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from ..batch import engines
 from ..samplers.measure.charts import from_picture, heading, stacked, to_picture
-from . import engines, judge, run, sheet, workflows
+from . import judge, run, sheet, workflows
 
 FIGURE = Path(__file__).resolve().parent.parent / "docs" / "pictures" / "six_ways.jpg"
 #: workflow -> what the figure calls it; all edit demo_scene.png by the same two prompts
@@ -49,7 +50,7 @@ def figure(cells: list[torch.Tensor], source: torch.Tensor) -> Image.Image:
 
 def main() -> int:
     cells, words = [], ""
-    with engines.running(engines.embedded(), inputs=engines.pictures()) as server:
+    with engines.running(engines.embedded(), inputs=workflows.pictures()) as server:
         infos = server.client.object_info()
         for name, title in WAYS.items():
             flow = workflows.load(name)

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import pytest
 import requests
-from nulltext.tools import engines, litegraph, workflows
+from nulltext.batch import engines
+from nulltext.tools import litegraph, workflows
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from nulltext.batch import engines
+from nulltext.batch.client import Result
 from nulltext.demo import weights
 from nulltext.tests.server.graph import Graph, Node
-from nulltext.tools import engines, workflows
-from nulltext.tools.client import Result
+from nulltext.tools import workflows
 from safetensors.torch import load_file
 
 PROBE = {

@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
+from nulltext.batch import engines
 from nulltext.demo import weights
-from nulltext.tools import engines
 from PIL import Image
 
 

@@ -3,7 +3,7 @@
 import pytest
 import tomllib
 from nulltext import NODE_CLASS_MAPPINGS
-from nulltext.tools import engines
+from nulltext.batch import engines
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,9 @@ def test_every_package_is_listed():
     """A module that pyproject.toml forgets is missing from the wheel."""
     listed = set(tomllib.loads((engines.ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     folders = {
-        path.parent for top in ("nodes", "engine", "samplers") for path in (engines.ROOT / top).rglob("__init__.py")
+        path.parent
+        for top in ("nodes", "engine", "samplers", "batch")
+        for path in (engines.ROOT / top).rglob("__init__.py")
     }
     there = {".".join(("nulltext", *folder.relative_to(engines.ROOT).parts)) for folder in folders}
     assert {"nulltext"} | there == listed

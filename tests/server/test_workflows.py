@@ -3,8 +3,9 @@
 import json
 
 import pytest
+from nulltext.batch import engines
 from nulltext.demo import weights
-from nulltext.tools import engines, litegraph, workflows
+from nulltext.tools import litegraph, workflows
 from PIL import Image
 
 each = pytest.mark.parametrize("name", workflows.names())

@@ -8,7 +8,8 @@ import json
 import re
 
 import pytest
-from nulltext.tools import client, gallery, help_pages, locales, pictures, workflows
+from nulltext.batch import client
+from nulltext.tools import gallery, help_pages, locales, pictures, workflows
 from PIL import Image
 
 CURRENT = "run `make publish ARGS='--pictures none'`"

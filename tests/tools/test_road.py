@@ -8,8 +8,9 @@ import subprocess
 import sys
 
 import pytest
+from nulltext.batch import client, engines
 from nulltext.demo import turn
-from nulltext.tools import client, engines, inputs, results, run, sheet, workflows
+from nulltext.tools import inputs, results, run, sheet, workflows
 from PIL import Image
 
 # ------------------------------------------------------------------------------------------------ engines

@@ -209,8 +209,3 @@ def running(
         server = Server(engine, plant(tree, checkpoint, inputs, link), port, extra, variables)
         stack.callback(server.stop)
         yield server.wait()
-
-
-def pictures() -> list[Path]:
-    """The input pictures, and folders of pictures, that the shipped workflows name."""
-    return sorted(p for p in (ROOT / "workflows" / "inputs").iterdir() if p.suffix == ".png" or p.is_dir())
