@@ -39,6 +39,7 @@ PANEL = {
     "NullText_DisturbanceSampler": SCHEDULE,
     "NullText_DisturbanceSchedule": SCHEDULE,
     "NullText_ILVRSampler": COST,
+    "NullText_EditPhoto": CHIPS,
     "NullText_InvertImage": COST,
     "NullText_Inverter": COST,
     "NullText_Optimise": COST,
@@ -49,8 +50,12 @@ PANEL = {
     "NullText_RePaint": SCHEDULE,
     "NullText_RePaintSampler": SCHEDULE,
     "NullText_SDEdit": COST,
+    "NullText_WordMask": CHIPS,
 }
 PICTURES = ("NullText_AttentionMap", "NullText_InvertImage", "NullText_Inverter", "NullText_Optimise")
+PICTURES += ("NullText_BlendedDiffusion", "NullText_DiffEdit", "NullText_DirectEdit", "NullText_DisturbanceSampler")
+PICTURES += ("NullText_EditPhoto", "NullText_ILVRSampler", "NullText_PromptToPrompt", "NullText_RePaintSampler")
+PICTURES += ("NullText_SDEdit", "NullText_Sampler", "NullText_WordMask")
 #: reports of another height than most: what trains shows its loss and samples, a map its strip
 REPORTS = {"NullText_Prompt": 70, "NullText_LoadPicture": 40} | dict.fromkeys(
     ("NullText_HSpaceMap", "NullText_ImagicOptimise", "NullText_TrainControlNet", "NullText_TrainEmbedding")

@@ -1,5 +1,5 @@
 // The page's side of ComfyUI-NullText: what each node shows under its widgets.
-import { onOurNodes, onResult, values, watch } from "./js/adapter.js";
+import { onOurNodes, onResult, openNamed, values, watch } from "./js/adapter.js";
 import { CHIPS, addChips } from "./js/chips.js";
 import { COSTED, costOf } from "./js/cost.js";
 import { make, panelOf } from "./js/panel.js";
@@ -7,6 +7,7 @@ import { addPicker } from "./js/picker.js";
 import { showCompare, showHeat } from "./js/pictures.js";
 import { TIMELINES, addTimeline } from "./js/timeline.js";
 
+openNamed();
 onOurNodes((node, type) => {
     const section = panelOf(node);
     if (type === "NullText_LoadPicture") addPicker(node, section("picker"));
