@@ -186,6 +186,8 @@ class Client:
                     ended = body.get("node") is None
                     if not ended:
                         result.ran.add(str(node))
+                elif what == "executed":  # with a result of its own, or served by an equal node of this run
+                    result.ran.add(str(body.get("node")))
                 elif what == "execution_cached":
                     result.cached = tuple(body.get("nodes", ()))
                 elif what in ("execution_error", "execution_interrupted", "execution_success"):

@@ -44,6 +44,11 @@ def Interrupted() -> type[BaseException]:
         return get("model_management").InterruptProcessingException
 
 
+def allows_other_origins() -> bool:
+    """Whether the server was told to answer pages of other sites (--enable-cors-header)."""
+    return bool(getattr(get("cli_args").args, "enable_cors_header", None))
+
+
 def check_interrupt() -> None:
     """Raise the engine's own exception if the user asked to stop."""
     get("model_management").throw_exception_if_processing_interrupted()

@@ -215,8 +215,13 @@ def run_guider(guider, latent: dict | None, sigmas: Tensor, seed: int) -> Edited
         mask = latent.get("noise_mask")
     else:
         samples, noise, mask = source_latent(inversion), torch.zeros(inversion.shape), None
-    callback = get("latent_preview").prepare_callback(model, len(sigmas) - 1)
+    preview = get("latent_preview").prepare_callback(model, len(sigmas) - 1)
     started, batch = time.perf_counter(), len(samples)
+    first = batch if guider.keep_source else 0  # row of the first edit: the preview shows one row
+
+    def callback(i, x0, x, total):
+        return preview(i, x0[first:], x[first:], total)
+
     out = guider.sample(noise, samples, sampler, sigmas, mask, callback, disable_pbar=True, seed=seed).cpu()
     source, edits = (out[:batch], out[batch:]) if guider.keep_source else (samples, out)
     pairs = [(e, b) for e in range(guider.edits) for b in range(batch)]

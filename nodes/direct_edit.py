@@ -22,7 +22,6 @@ from .base import (
     SCHEDULER,
     SIGMAS,
     STEPS,
-    Box,
     Choice,
     Float,
     Int,
@@ -31,6 +30,7 @@ from .base import (
 )
 from .replay import Result
 from .report import nothing_to_change, text_result
+from .shown import SEEN, EditBox
 
 METHODS = {"FlowEdit": sample_flow_edit, "InfEdit": sample_infedit}
 
@@ -141,7 +141,7 @@ def edit(
     return Result(out, made, time.perf_counter() - began, error), None
 
 
-class DirectEdit(Box):
+class DirectEdit(EditBox):
     ID, TITLE, CATEGORY = "NullText_DirectEdit", "Direct Edit (FlowEdit, InfEdit)", "NullText/edit"
     SEARCH_ALIASES = ["FlowEdit", "InfEdit", "inversion free editing", "image edit", "DDCM"]
     DESCRIPTION = (
@@ -191,6 +191,7 @@ class DirectEdit(Box):
             NEGATIVE("The negative (empty) prompt; needed where a scale is above 1."),
             MASK("Change only here (1 = change); outside the source's latent is kept exactly."),
             SIGMAS,
+            SEEN,
         ),
     )
     OUTPUTS = (

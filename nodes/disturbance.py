@@ -28,6 +28,7 @@ from .base import (
 from .disturbance_schedule import SPAN, picture_sigmas, stability
 from .masked import check_picture
 from .report import model_unchanged, text_result, unchanged
+from .shown import SEEN, EditBox
 
 ROLLBACK, PICTURE, ITSELF = "rollback (Back-D)", "picture (Image-D)", "itself, bounded (no disturbance)"
 ALIASES = [
@@ -64,8 +65,8 @@ _LOOK = (
 _MATCH = Boolean(
     "match",
     False,
-    "Off: the paper's formula. On: an addition of our own that limits the noise which the null branch predicts. Turn it "
-    "on where the picture becomes noise. It also smooths by itself, and its limits were chosen on the demo model.",
+    "Off: the paper's formula. On: an addition of our own that limits the noise which the null branch predicts. Turn "
+    "it on where the picture becomes noise. It also smooths by itself, and its limits were chosen on the demo model.",
 )
 _MATCHED = "match is on: our own smoothing beside the paper's formula."
 
@@ -154,7 +155,7 @@ class Disturbance(Box):
         return text_result("\n".join(lines), patched)
 
 
-class DisturbanceSampler(Box):
+class DisturbanceSampler(EditBox):
     ID, TITLE, CATEGORY = "NullText_DisturbanceSampler", "Null-Text Disturbance Sampler", "NullText/cartoon"
     SEARCH_ALIASES = ALIASES
     DESCRIPTION = (
@@ -180,9 +181,12 @@ class DisturbanceSampler(Box):
         Int(
             "steps_below", 0, "Steps inside the window; 0: as many as cfg needs. Cost: one network call each.", 0, 1000
         ),
-        *optional(LATENT("Image-D: what the null branch is given, if not the latent itself.", name="picture"), _MATCH),
+        *optional(
+            LATENT("Image-D: what the null branch is given, if not the latent itself.", name="picture"), _MATCH, SEEN
+        ),
     )
     OUTPUTS = (Output("LATENT", "The cartoon."),)
+    AFTER = "cartoon"
 
     def run(
         self,

@@ -28,8 +28,10 @@ from .base import (
     Text,
     span,
 )
+from .early import early
 from .masked import check_picture
 from .report import model_unchanged, text_result
+from .shown import SEEN, EditBox
 
 ALIASES = [
     "ilvr",
@@ -114,7 +116,7 @@ class ILVR(Box):
         )
 
 
-class ILVRSampler(Box):
+class ILVRSampler(EditBox):
     ID, TITLE, CATEGORY = "NullText_ILVRSampler", "ILVR Sampler", "NullText/reference"
     SEARCH_ALIASES = ALIASES
     DESCRIPTION = (
@@ -144,10 +146,20 @@ class ILVRSampler(Box):
             "Further settings as factor@stop, with commas: 2@0.8, 8@0.8, 4@0.5. Each costs a run of its own; the same "
             "noise serves all.",
         ),
+        SEEN,
     )
     OUTPUTS = (
         Output("LATENT", "One latent per reference picture; with a strip, one batch for each of its settings in turn."),
     )
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, strip=None):
+        return early(cls, lambda strip: words.settings(strip), strip=strip)
+
+    AFTER = "result"
+
+    def before(self, inputs, outputs):
+        return inputs["reference"]["samples"]
 
     def run(self, model, positive, negative, reference, seed, cfg, steps, scheduler, factor, filter, stop, strip):
         check_picture(reference, "ILVR needs a reference picture")

@@ -8,6 +8,7 @@ from ..samplers.inversion.corrections import negative_prompt
 from ..samplers.inversion.record import Inversion
 from ..samplers.inversion.table import BY_TITLE, PIVOTS
 from .base import SIGMAS, Box, Choice, optional
+from .early import early
 from .inversion import COMPARED, ITERATIONS, OUTPUTS, PATCHED, PICTURE, PIVOT, SHOWS, USE_CACHE, WALK, invert
 from .null_text import CFG, CHECKPOINTING, EMPTY, FOR_ALL, INNER, PER_STEP, RATE, corrected, refuse_cfg_1
 from .replay import cost_line, error_line, noise_line, reconstructed, replay, untouched
@@ -37,6 +38,12 @@ def uncorrected(inversion: Inversion, cfg: float, correction: str = "none") -> I
     """The pivot as it is, to be sampled at `cfg` ("overwrite": by nodes that set the source branch back to its
     trajectory)."""
     return inversion.replace(null_embeddings=None, correction=correction, cfg=cfg)
+
+
+def check_cfg(correction: str, cfg: float) -> None:
+    """ValueError for cfg 1 with a correction of the null branch, which is not asked there."""
+    if cfg == 1 and correction in (NULL_TEXT, GLOBAL, NEGATIVE_PROMPT):
+        refuse_cfg_1()
 
 
 class NullTextInverter(Box):
@@ -77,6 +84,10 @@ class NullTextInverter(Box):
     )
     OUTPUTS = OUTPUTS
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, correction=None, cfg=None):
+        return early(cls, check_cfg, correction=correction, cfg=cfg)
+
     def run(
         self,
         model,
@@ -95,8 +106,7 @@ class NullTextInverter(Box):
         **widgets,
     ):
         sigmas = sigmas_of(model, scheduler, steps) if sigmas is None else sigmas
-        if cfg == 1 and correction in (NULL_TEXT, GLOBAL, NEGATIVE_PROMPT):
-            refuse_cfg_1()
+        check_cfg(correction, cfg)
         conds = {"positive": positive}
         inversion, found = invert(model, conds, latent, sigmas, BY_TITLE[pivot], iterations=iterations, cache=use_cache)
         if correction in (NULL_TEXT, GLOBAL):

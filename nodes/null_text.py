@@ -14,6 +14,7 @@ from ..engine.run import Run, sample_with
 from ..samplers.inversion.null_text import default_rate, optimise_global_null, optimise_null_text, paper_schedule
 from ..samplers.inversion.record import Inversion
 from .base import INVERSION, NEGATIVE, POSITIVE, Boolean, Box, Choice, Float, Int, optional
+from .early import early
 from .inversion import COMPARED, OUTPUTS, PATCHED, USE_CACHE
 from .replay import Result, error_line, reconstructed, replay
 
@@ -67,11 +68,16 @@ def refuse_cfg_1() -> None:
     )
 
 
+def check_cfg(cfg: float) -> None:
+    """ValueError where there is no null branch."""
+    if cfg == 1:
+        refuse_cfg_1()
+
+
 def check_optimisable(inversion: Inversion, model, negative: list, cfg: float) -> None:
     """Every refusal that can be spoken before any work."""
     record.check_belongs(inversion, model)
-    if cfg == 1:
-        refuse_cfg_1()
+    check_cfg(cfg)
     if inversion.kind.needs:
         raise ValueError(
             f"An inversion by {inversion.pivot.replace('_', ' ')} comes back by itself and has nothing "
@@ -261,6 +267,10 @@ class NullTextOptimise(Box):
         ),
     )
     OUTPUTS = OUTPUTS
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, cfg=None):
+        return early(cls, check_cfg, cfg=cfg)
 
     def run(self, model, inversion, negative, cfg, positive=None, vae=None, **widgets):
         return corrected(model, inversion, negative, cfg, positive, vae, **widgets)

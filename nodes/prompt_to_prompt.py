@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ..engine import record
 from ..engine.attention import prompts_of
 from ..engine.comfy import sigmas_of
 from ..engine.pair_guider import prompt_to_prompt_guider, run_guider, source_of
+from ..samplers.attention.alignment import normal_word
+from ..samplers.attention.maps import LayerChoice
 from ..samplers.attention.plan import WEIGHTS_ACT, plan
 from ..samplers.inversion.replay import cfg_of
 from ..samplers.masks import to_pixels
 from .attention import LAYERS
 from .base import (
+    CELL,
     CFG,
     INVERSION,
     LATENT,
@@ -30,7 +34,9 @@ from .base import (
     Text,
     optional,
 )
+from .early import early
 from .report import text_result
+from .shown import SEEN, EditBox
 from .words import edit_plan
 
 ALIASES = ["prompt2prompt", "p2p", "attention edit", "attention control", "word swap", "masactrl", "edit real image"]
@@ -113,6 +119,21 @@ _EDIT = (
 )
 
 
+def check_texts(word_windows: str, weights: str, blend_words: str, keep_words: str, blend_layers: str) -> None:
+    """ValueError for a text that can't be read, and for a word that shall change and shall not."""
+    given = {"word_windows": word_windows, "weights": weights, "blend_layers": blend_layers}
+    read = edit_plan({**given, "blend_words": blend_words, "keep_words": keep_words})
+    LayerChoice(*read["blend_layers"])
+    both = {normal_word(word) for word in read["blend_words"]} & {normal_word(word) for word in read["keep_words"]}
+    if both:
+        raise ValueError(
+            f'The word "{sorted(both)[0]}" stands in blend_words and in keep_words: take it out of one of them.'
+        )
+
+
+_TEXTS = ("word_windows", "weights", "blend_words", "keep_words", "blend_layers")
+
+
 def prepare(
     title: str,
     model,
@@ -138,11 +159,20 @@ def prepare(
         source = source_of(inversion)
     edits = [e for e in (edited, edited_2, edited_3) if e is not None]
     prompts = [prompts_of(c, title)[0] for c in (source, *edits)]
+    check_texts(**{name: widgets.get(name, "") for name in _TEXTS})
     controllers, blend, notes = plan(prompts[0], prompts[1:], **edit_plan(widgets))
     guider = prompt_to_prompt_guider(
         model, source, edits, negative, cfg, controllers, inversion=inversion, keep_source=keep_source
     )
     return guider, blend, notes, cfg
+
+
+def mask_of(blend, result) -> Tensor:
+    """MASK [edits * B, H, W]: where the local blend let the edit through; all ones without a blend."""
+    mask = torch.ones(len(result.edits), *result.edits.shape[-2:])
+    if blend is not None and blend.target.sums:
+        mask = torch.stack([blend.mask(e, b, tuple(mask.shape[-2:])) for e, b in result.pairs])
+    return to_pixels(mask, tuple(CELL * side for side in mask.shape[-2:]))
 
 
 class PromptToPromptGuider(Box):
@@ -163,6 +193,18 @@ class PromptToPromptGuider(Box):
     )
     OUTPUTS = (Output("GUIDER", "The guider: returns the edits (and the sources in front, if asked)."),)
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, word_windows=None, weights=None, blend_words=None, keep_words=None, blend_layers=None):
+        return early(
+            cls,
+            check_texts,
+            word_windows=word_windows,
+            weights=weights,
+            blend_words=blend_words,
+            keep_words=keep_words,
+            blend_layers=blend_layers,
+        )
+
     def run(self, model, edited, negative, cfg, keep_source, inversion=None, **options):
         options |= {"keep_source": keep_source, "inversion": inversion}
         guider, _, notes, _ = prepare(self.TITLE, model, edited, negative, cfg, **options)
@@ -171,7 +213,7 @@ class PromptToPromptGuider(Box):
         return text_result("; ".join(notes), guider)
 
 
-class PromptToPrompt(Box):
+class PromptToPrompt(EditBox):
     ID, TITLE, CATEGORY = "NullText_PromptToPrompt", "Prompt-to-Prompt", "NullText/attention"
     SEARCH_ALIASES = ALIASES
     DESCRIPTION = (
@@ -188,6 +230,7 @@ class PromptToPrompt(Box):
         *_EDIT,
         LATENT("An empty latent that sets size and count. Not needed with an inversion.").optional(),
         *_SOURCES,
+        SEEN,
     )
     OUTPUTS = (
         Output("LATENT", "The edited latents: all images of the first edit, then of the second, ...", "edit"),
@@ -195,6 +238,24 @@ class PromptToPrompt(Box):
         Output("MASK", "Where local blend let the edit through (all ones without a blend).", "mask"),
         Output("STRING", "What was matched how, and what it cost.", "report"),
     )
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, word_windows=None, weights=None, blend_words=None, keep_words=None, blend_layers=None):
+        return early(
+            cls,
+            check_texts,
+            word_windows=word_windows,
+            weights=weights,
+            blend_words=blend_words,
+            keep_words=keep_words,
+            blend_layers=blend_layers,
+        )
+
+    def before(self, inputs, outputs):
+        return outputs[1]["samples"]
+
+    def mask(self, inputs, outputs):
+        return outputs[2]
 
     def run(self, model, edited, negative, cfg, seed, steps, scheduler, latent=None, inversion=None, **options):
         if inversion is None and latent is None:
@@ -205,10 +266,7 @@ class PromptToPrompt(Box):
             notes.append("Notice: latent is not read with an inversion, which brings its own")
         sigmas = sigmas_of(model, scheduler, steps) if inversion is None else inversion.sigmas
         result = run_guider(guider, latent, sigmas, seed)
-        mask = torch.ones(len(result.edits), *result.edits.shape[-2:])
-        if blend is not None and blend.target.sums:
-            mask = torch.stack([blend.mask(e, b, tuple(mask.shape[-2:])) for e, b in result.pairs])
-        mask = to_pixels(mask, tuple(8 * side for side in mask.shape[-2:]))
+        mask = mask_of(blend, result)
         notes.append(f"{len(sigmas) - 1} steps at cfg {cfg:g}, {result.rows} network rows, {result.seconds:.1f} s")
         if blend is not None:
             notes.append(f"local blend lets {100 * float(mask.mean()):.0f} % through")

@@ -33,6 +33,7 @@ from .base import (
 )
 from .masked import MaskedEdit, check_pair, check_picture
 from .report import text_result, unchanged
+from .shown import SEEN, EditBox
 
 RESAMPLING, EXACT = "resampling (RePaint)", "exact-leaning (particles)"
 RENEWED, POSTERIOR = "renewed (ours, for few levels)", "posterior (the paper's)"
@@ -60,8 +61,8 @@ _NUMBERS = (
     Choice(
         "noise",
         [POSTERIOR, RENEWED],
-        f"{_CUSTOM} Posterior: the paper's ancestral steps. Renewed: choose it where there are few levels. Above `high` "
-        "each step draws all of its noise anew, below `low` none.",
+        f"{_CUSTOM} Posterior: the paper's ancestral steps. Renewed: choose it where there are few levels. Above "
+        "`high` each step draws all of its noise anew, below `low` none.",
     ),
     Choice(
         "mode",
@@ -161,7 +162,7 @@ class RePaint(Box):
         return text_result(text + ".", sampler)
 
 
-class RePaintSampler(Box):
+class RePaintSampler(EditBox):
     ID, TITLE, CATEGORY = "NullText_RePaintSampler", "RePaint Sampler", "NullText/inpaint"
     SEARCH_ALIASES = ["repaint", "inpaint", "outpaint", "fill", "remove object"]
     DESCRIPTION = (
@@ -187,7 +188,9 @@ class RePaintSampler(Box):
         ),
         *_NUMBERS,
         Int("grow", 1, "Latent cells by which the mask grows, so that no mixed cell is taken for known.", 0, 64),
+        SEEN,
     )
+    AFTER = "filled"
     OUTPUTS = (Output("LATENT", "The filled latent; outside the mask it is the given one to the bit."),)
 
     def run(self, model, positive, negative, latent, mask, seed, cfg, mode, particles, grow, **schedule):

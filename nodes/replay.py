@@ -107,6 +107,6 @@ def noise_line(inversion: Inversion) -> str:
 def reconstructed(lines: list[str], inversion: Inversion, result: Result, vae) -> dict:
     """What the inverting nodes return: record, reconstruction, report, and both pictures for the page. The line with
     the PSNR comes third."""
-    line, pictures = before_after(vae, source_latent(inversion), result.samples)
+    line, pictures = before_after(vae, source_latent(inversion), result.samples, what="reconstruction")
     text = "\n".join([*lines[:2], *([line] if line else []), *lines[2:]])
     return text_result(text, inversion, {"samples": result.samples}, text, **pictures)

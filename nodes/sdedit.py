@@ -10,14 +10,16 @@ from ..samplers.ode import sample_ancestral
 from ..samplers.picture.repaint import sample_repaint
 from ..samplers.picture.sdedit import meaning, sdedit_sigmas
 from . import words
-from .base import CFG, LATENT, MASK, MODEL, NEGATIVE, POSITIVE, SEED, Box, Choice, Float, Int, Output, Text
+from .base import CFG, LATENT, MASK, MODEL, NEGATIVE, POSITIVE, SEED, Choice, Float, Int, Output, Text
+from .early import early
 from .masked import MaskedEdit, check_picture
 from .report import text_result, unchanged
+from .shown import SEEN, EditBox
 
 STOCHASTIC, DETERMINISTIC = "stochastic (the paper's)", "deterministic (DDIM)"
 
 
-class SDEdit(Box):
+class SDEdit(EditBox):
     ID, TITLE, CATEGORY = "NullText_SDEdit", "SDEdit", "NullText/from picture"
     SEARCH_ALIASES = ["sdedit", "img2img", "image to image", "scribble to image", "stroke painting"]
     DESCRIPTION = (
@@ -34,8 +36,8 @@ class SDEdit(Box):
         Float(
             "t0",
             0.5,
-            "How much noise is added, as a fraction of the diffusion's time: little keeps the picture, much draws a new "
-            "one. The paper recommends 0.3 to 0.6; more_levels shows several at once.",
+            "How much noise is added, as a fraction of the diffusion's time: little keeps the picture, much draws a "
+            "new one. The paper recommends 0.3 to 0.6; more_levels shows several at once.",
         ),
         Int("steps", 30, "Steps between t0 and 0, one network call each, whatever t0 is."),
         Choice("noise", [STOCHASTIC, DETERMINISTIC], "Stochastic adds fresh noise at every step, as the paper does."),
@@ -43,8 +45,13 @@ class SDEdit(Box):
             "more_levels", "", "Further values of t0 with commas, for a strip: 0.2, 0.4, 0.8. Each costs its own run."
         ),
         MASK(MASK.tooltip + " Not wired: the latent's own noise mask, if it has one.").optional(),
+        SEEN,
     )
     OUTPUTS = (Output("LATENT", "The result; with further levels, one batch for each level in turn."),)
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, more_levels=None):
+        return early(cls, lambda more_levels: words.fractions(more_levels, "noise levels"), more_levels=more_levels)
 
     def run(self, model, positive, negative, latent, seed, cfg, t0, steps, noise, more_levels, mask=None):
         check_picture(latent, "SDEdit starts from a picture", "encode an image or a scribble")

@@ -26,7 +26,7 @@ def page_workflows(chosen: list[str], which: str) -> list[str]:
     """Write the page's form of these workflows, and their pictures ("missing", "all" or "none" of them), with a running
     engine. What failed, in one line each; a picture that fails its judge is not written."""
     failed = []
-    with engines.running(engines.embedded(), inputs=workflows.pictures()) as server:
+    with engines.running(engines.embedded()) as server:
         infos = server.client.object_info()
         for name in chosen:
             try:

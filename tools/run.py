@@ -150,7 +150,7 @@ def main(arguments: list[str]) -> int:
     try:
         engine = engines.embedded() if options.engine == "embedded" else engines.checkout()
         print(f"starting {engine.title} ...", file=sys.stderr, flush=True)
-        server_of = engines.running(engine, checkpoint=options.checkpoint, inputs=workflows.pictures())
+        server_of = engines.running(engine, checkpoint=options.checkpoint)
         with turn.compute(), server_of as server:
             run_all(server, chosen, options, kept)
     except (engines.EngineError, ValueError) as error:

@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
             f"What it says meanwhile: {tree / 'server.log'}",
             flush=True,
         )
-        with engines.running(engine, tree, inputs=workflows.pictures(), port=port_or_free(options.port)) as server:
+        with engines.running(engine, tree, port=port_or_free(options.port)) as server:
             first = next((name for name in FIRST if name in names), names[0])
             address = f"{server.address}/?nulltext={first}"
             print(

@@ -50,7 +50,7 @@ def figure(cells: list[torch.Tensor], source: torch.Tensor) -> Image.Image:
 
 def main() -> int:
     cells, words = [], ""
-    with engines.running(engines.embedded(), inputs=workflows.pictures()) as server:
+    with engines.running(engines.embedded()) as server:
         infos = server.client.object_info()
         for name, title in WAYS.items():
             flow = workflows.load(name)

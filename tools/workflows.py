@@ -70,11 +70,6 @@ def load(name: str) -> Workflow:
     return json.loads((API / (name + SUFFIX)).read_text(encoding="utf-8"))
 
 
-def pictures() -> list[Path]:
-    """The input pictures, and folders of pictures, that the shipped workflows name."""
-    return sorted(p for p in (FOLDER / "inputs").iterdir() if p.suffix == ".png" or p.is_dir())
-
-
 def runs_here(name: str) -> bool:
     """Whether a workflow runs as it opens, on what the pack ships; the others wait for a real checkpoint."""
     return not name.endswith(REAL)
@@ -88,6 +83,8 @@ def on_demo(workflow: Workflow) -> Workflow:
             node["inputs"]["ckpt_name"] = DEMO_CHECKPOINT
         if node["class_type"] == "ImageScale":
             node["inputs"].update(width=DEMO_SIDE, height=DEMO_SIDE)
+        if node["class_type"] in PICTURES and node["inputs"].get("size"):
+            node["inputs"]["size"] = DEMO_SIDE
     return workflow
 
 

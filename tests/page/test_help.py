@@ -83,3 +83,21 @@ def test_settings_are_the_workflows_own():
         "2": {"class_type": "KSampler", "inputs": {"seed": 1}},
     }
     assert gallery.settings(flow) == [("X", [("a", "3")])]
+
+
+def said(text: str) -> list[str]:
+    """The sentences of a text of six words or more, without marks; cells of a table are sentences too."""
+    text = re.sub(r"`[^`]*`", lambda found: found[0].replace(".", " "), text)
+    pieces = [part for line in text.splitlines() for part in re.split(r"(?<=[.;:!?])\s+|\|", line)]
+    plain = [re.sub(r"\W+", " ", part).strip().lower() for part in pieces]
+    return [part for part in plain if len(part.split()) >= 6]
+
+
+@each
+def test_a_page_says_no_sentence_twice(page):
+    """The table may repeat itself where two inputs are alike (weight, weight_2); prose repeats nothing."""
+    text = page.read_text(encoding="utf-8")
+    table = text[text.index(help_pages.BEGIN) : text.index(help_pages.END)]
+    prose = said(text.replace(table, ""))
+    assert len(prose) == len(set(prose)) and not set(prose) & set(said(table))
+    assert text.count("\n## Inputs\n") == 1

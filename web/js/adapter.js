@@ -201,6 +201,19 @@ export function onFiles(node, take) {
     node.pasteFiles = (/** @type {File[]} */ files) => { take(files); return true; };
 }
 
+/** Take away the blurred live preview that the page leaves under a node after its run. @param {any} node */
+export function clearPreview(node) {
+    const previews = app.nodePreviewImages;
+    if (previews) for (const key of [node.id, String(node.id)]) delete previews[key];
+    node.imgs = node.preview = node.images = undefined;
+    const at = node.widgets?.findIndex((/** @type {any} */ widget) => widget.name === "$$canvas-image-preview") ?? -1;
+    if (at >= 0) {
+        node.widgets[at].onRemove?.();
+        node.widgets.splice(at, 1);
+    }
+    node.setDirtyCanvas?.(true, true);
+}
+
 /** JSON from one of the pack's own addresses, or null. @param {string} path @param {Record<string, any>} query */
 export async function ask(path, query) {
     try {
