@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 
-from nulltext.demo import weights
 from nulltext.tools import workflows
 from PIL import Image
 
@@ -13,7 +12,7 @@ SCRIPT = workflows.FOLDER.parent / "docs" / "edit_folder.py"
 
 def edit_folder(comfy, *arguments):
     environment = {**os.environ, "COMFYUI_SERVER": comfy.client.address.removeprefix("http://"), "NO_PROXY": "*"}
-    command = [sys.executable, str(SCRIPT), str(workflows.API / "direct_edit.api.json"), *map(str, arguments)]
+    command = [sys.executable, str(SCRIPT), str(workflows.API / "edit_photo.api.json"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
 
 
@@ -22,13 +21,12 @@ def test_the_script_edits_a_folder(comfy, tmp_path):
     photos.mkdir(), edited.mkdir()
     for name in ("one.png", "two.jpg"):
         Image.new("RGB", (128, 128), "red").save(photos / name)
-    words = ("Source prompt.text=a red square", "Edited prompt.text=a green square")
-    assert weights.CHECKPOINT.exists()
+    words = ("Edit Photo.source_prompt=a red square", "Edit Photo.edited_prompt=a green square")
     done = edit_folder(comfy, photos, edited, *words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["one.png done", "two.jpg done"]
-    assert {path.name for path in edited.iterdir()} >= {"one FlowEdit.png", "two FlowEdit.png", "one InfEdit.png"}
-    with Image.open(edited / "one FlowEdit.png") as picture:
+    assert {path.name for path in edited.iterdir()} >= {"one Edit.png", "two Edit.png"}
+    with Image.open(edited / "one Edit.png") as picture:
         assert picture.size == (128, 128)
 
 
