@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from ..batch.client import Result
 from . import judge, sheet, workflows
 
 STRIPS = workflows.FOLDER.parent / "web" / "docs" / "pictures"
-SIDE = 256
+SIDE, SIGNATURE = 256, 16  # pixels: of a picture, of the line under it
 WORKFLOW, PROMPT = 0x010F, 0x0110  # the tags in which ComfyUI's page looks
 
 
@@ -73,6 +73,15 @@ def faults(workflow: workflows.Workflow, result: Result) -> list[str]:
     return [f"{title}: {said}" for title, said in found if said]
 
 
+def signed(picture: Image.Image, name: str) -> Image.Image:
+    """A strip with a line beneath that says which model drew it."""
+    page = Image.new("RGB", (picture.width, picture.height + SIGNATURE), "white")
+    page.paste(picture)
+    text = "Drawn by the demo model" + ("" if workflows.runs_here(name) else ", not by Stable Diffusion")
+    ImageDraw.Draw(page).text((2, picture.height + 2), text, "#666", ImageFont.load_default(11))
+    return page
+
+
 def save(name: str, workflow: workflows.Workflow, result: Result, graph: dict[str, Any]) -> None:
     """Write both. ValueError with the judge's sentences if they may not be shipped."""
     if wrong := faults(workflow, result):
@@ -80,7 +89,7 @@ def save(name: str, workflow: workflows.Workflow, result: Result, graph: dict[st
     last = workflows.result(workflow)
     tile(before(workflow, result), result.pictures[last]).save(tile_path(name), quality=88)
     data = io.BytesIO()
-    strip(workflow, result).save(data, "WEBP", quality=85, method=6, exif=_exif(graph, workflow))
+    signed(strip(workflow, result), name).save(data, "WEBP", quality=85, method=6, exif=_exif(graph, workflow))
     strip_path(name).write_bytes(data.getvalue())
 
 

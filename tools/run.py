@@ -149,7 +149,7 @@ def main(arguments: list[str]) -> int:
     every = [name for name in workflows.names() if workflows.runs_here(name)]
     chosen = options.names or (every if options.all else list(OWN if mine else DEMO))
     options.output.mkdir(parents=True, exist_ok=True)
-    kept = results.Kept(options.output)
+    kept = results.Kept(options.output, options.checkpoint.stem if options.checkpoint else "the demo model")
     start = time.monotonic()
     try:
         engine = engines.embedded() if options.engine == "embedded" else engines.checkout()

@@ -66,6 +66,9 @@ def test_a_picture_that_fails_its_judge_is_not_written(result, tmp_path, monkeyp
     assert not list(tmp_path.iterdir())
     pictures.save("x", FLOW, result, {"nodes": []})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.jpg", "x.webp"]
+    with Image.open(tmp_path / "x.webp") as strip:
+        signature = strip.convert("L").crop((0, pictures.SIDE + 2, strip.width, strip.height))
+        assert min(signature.getdata()) < 160, "no line says which model drew it"
 
 
 def test_a_strip_takes_another_workflow_and_keeps_its_picture(result, tmp_path, monkeypatch):
