@@ -147,7 +147,7 @@ def _like(article: str, *names: str) -> Callable[[str, Any], Any]:
     """A check that the value has one of these methods; what it is called in the sentence."""
 
     def check(name: str, value):
-        if not any(hasattr(value, each) for each in names):
+        if isinstance(value, str | bytes) or not any(hasattr(value, each) for each in names):
             told = "nothing" if value is None else f"a {type(value).__name__}"
             raise ValueError(
                 f"The input {name} must be {article}; {told} is wired"
@@ -197,7 +197,7 @@ def together(values: Mapping[str, tuple[str, Any]]) -> None:
     """ValueError where the values of one box, {name: (kind, value)}, can't belong together: masks that are not one for
     each latent, a prompt or a schedule made for another model."""
     counted, of = next(((_count(*values[name]), of) for name, of in _MASKED.items() if name in values), (None, ""))
-    for name, (kind, value) in values.items():
+    for kind, value in values.values():
         if kind == "MASK" and counted is not None and len(value) not in (1, counted):
             raise ValueError(
                 f"There are {len(value)} masks for {counted} {of}{'s' * (counted != 1)}: give one, or one for each."

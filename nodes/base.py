@@ -73,8 +73,8 @@ class Input:
         """A finite number within the widget's range; NaN passes ComfyUI's own comparison with min and max."""
         low, high = self.options.get("min", -math.inf), self.options.get("max", math.inf)
         whole = self.kind == "INT"
-        known = isinstance(value, int | float) and math.isfinite(value) and (not whole or value == int(value))
-        if not known or not low <= value <= high:
+        known = isinstance(value, int) or isinstance(value, float) and math.isfinite(value)
+        if not known or not low <= value <= high or whole and value != int(value):
             told = f"{'whole ' * whole}number from {low:g} to {high:g}"
             raise ValueError(f"{self.name} must be a {told}; got {gate.short(repr(value), 60)}.")
         return int(value) if whole else float(value)
@@ -197,6 +197,7 @@ class Box:
     The search words are added to DESCRIPTION, because old front ends look for words there alone."""
 
     FUNCTION = "run"
+    HIDDEN: dict[str, str] = {}  # what ComfyUI itself tells `run`: {"unique_id": "UNIQUE_ID"}
     INPUTS: tuple[Input, ...] = ()
     OUTPUTS: tuple[Output, ...] = ()
 
@@ -216,7 +217,8 @@ class Box:
     def INPUT_TYPES(cls) -> dict[str, dict[str, tuple]]:
         required = {i.name: i.v1() for i in cls.INPUTS if i.wanted}
         optional = {i.name: i.v1() for i in cls.INPUTS if not i.wanted}
-        return {"required": required} | ({"optional": optional} if optional else {})
+        more = {"optional": optional, "hidden": dict(cls.HIDDEN)}
+        return {"required": required} | {name: group for name, group in more.items() if group}
 
 
 # inputs that several boxes share, so that a word means the same in every one

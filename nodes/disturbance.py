@@ -156,7 +156,7 @@ class Disturbance(Box):
 
 
 class DisturbanceSampler(EditBox):
-    ID, TITLE, CATEGORY = "NullText_DisturbanceSampler", "Null-Text Disturbance Sampler", "NullText/cartoon"
+    ID, TITLE, CATEGORY = "NullText_DisturbanceSampler", "Cartoon (Null-Text Disturbance)", "NullText/cartoon"
     SEARCH_ALIASES = ALIASES
     DESCRIPTION = (
         "A cartoon in one box: patch, stable schedule and Euler sampler. Free generation from an empty latent, or a "

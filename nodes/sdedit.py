@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..engine.comfy import time_to_sigma
+from ..engine.comfy import fitted, time_to_sigma
 from ..engine.sampler import own_sampler, sample_latent
 from ..samplers.ode import sample_ancestral
 from ..samplers.picture.repaint import sample_repaint
@@ -55,6 +55,7 @@ class SDEdit(EditBox):
 
     def run(self, model, positive, negative, latent, seed, cfg, t0, steps, noise, more_levels, mask=None):
         check_picture(latent, "SDEdit starts from a picture", "encode an image or a scribble")
+        latent = fitted(model, latent)
         edit = MaskedEdit(latent["samples"], latent.get("noise_mask") if mask is None else mask)
         eta = 1.0 if noise == STOCHASTIC else 0.0
         if edit.grid is None:

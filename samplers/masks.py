@@ -8,8 +8,11 @@ from torch.nn import functional as F
 
 
 def dilate(mask: Tensor, cells: int) -> Tensor:
-    """Grow the mask [B, 1, H, W] by `cells` in every direction (a square of 2 cells + 1)."""
-    return mask if cells <= 0 else F.max_pool2d(mask, 2 * cells + 1, stride=1, padding=cells)
+    """Grow the mask [..., H, W] by `cells` in every direction (a square of 2 cells + 1)."""
+    if cells <= 0:
+        return mask
+    flat = mask.reshape(-1, 1, *mask.shape[-2:])
+    return F.max_pool2d(flat, 2 * cells + 1, stride=1, padding=cells).reshape(mask.shape)
 
 
 def to_grid(mask: Tensor, size: tuple[int, int], grow: int = 0, batch: int | None = None, of: str = "latent") -> Tensor:
@@ -46,8 +49,8 @@ def feather(mask: Tensor, pixels: int) -> Tensor:
 
 
 def put_back(source: Tensor, edited: Tensor, known: Tensor) -> Tensor:
-    """The ending of a masked edit: edited [B, C, ..., h, w], and where `known` [B or 1, 1, h, w] is true the source to
-    the bit; in the source's dtype and on its device."""
+    """The ending of a masked edit: edited [B, C, ..., h, w], and where `known` [B or 1, 1, ..., h, w] is true the
+    source to the bit; in the source's dtype and on its device."""
     known = known.to(source.device).reshape(len(known), 1, *(1,) * (source.ndim - 4), *known.shape[-2:])
     return torch.where(known, source, edited.to(source))
 

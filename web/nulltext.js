@@ -1,5 +1,6 @@
 // The page's side of ComfyUI-NullText: what each node shows under its widgets.
-import { clearPreview, onOurNodes, onResult, openNamed, values, watch } from "./js/adapter.js";
+import { ADVISED, adviceFor } from "./js/advice.js";
+import { clearPreview, onOurNodes, onResult, openNamed, samplerOf, values, watch } from "./js/adapter.js";
 import { CHIPS, addChips } from "./js/chips.js";
 import { COSTED, costOf } from "./js/cost.js";
 import { make, panelOf } from "./js/panel.js";
@@ -20,6 +21,12 @@ onOurNodes((node, type) => {
         section("cost").append(line);
         const cost = () => costOf(type, values(node)) ?? "";
         watch(node, cost, () => { line.textContent = cost() && `Cost: ${cost()}`; });
+    }
+    if (ADVISED.includes(type)) {
+        const line = make("div", { class: "nulltext-advice", role: "status" });
+        section("advice").append(line);
+        const said = () => node.graph ? adviceFor(type, { ...values(node), sampler: samplerOf(node) }) : "";
+        watch(node, said, () => { line.textContent = said(); });
     }
     onResult(node, (output) => {
         if (output.nulltext_heat?.length) showHeat(section("picture"), output.nulltext_heat[0]);

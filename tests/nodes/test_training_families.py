@@ -99,7 +99,7 @@ def reached(tensors, prefix):
 
 def test_sdxl_trains_the_network_and_both_text_encoders(engine, xl, own_folders):
     before = [p.clone() for m in (xl.model.model, xl.clip.cond_stage_model) for p in m.parameters()]
-    model, clip, lora, loss, _, report = lora_of(xl, pictures(), prior=pictures(n=1), prior_weight=1.0)["result"]
+    _, clip, lora, loss, _, report = lora_of(xl, pictures(), prior=pictures(n=1), prior_weight=1.0)["result"]
     after = [p for m in (xl.model.model, xl.clip.cond_stage_model) for p in m.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(before, after))
     assert len(loss["loss"]) == 2 and "Trained 2 steps" in report and "told before the start" in report

@@ -103,7 +103,7 @@ export function addPanel(node, element, height) {
 }
 
 /** @param {any} node @param {string} name */
-const widgetOf = (node, name) => node.widgets?.find((/** @type {any} */ widget) => widget.name === name);
+const widgetOf = (node, name) => node?.widgets?.find((/** @type {any} */ widget) => widget.name === name);
 
 /** A widget's value, undefined if the node has none of that name. @param {any} node @param {string} name */
 export const value = (node, name) => widgetOf(node, name)?.value;
@@ -164,6 +164,15 @@ export function targets(node) {
         }
     }
     return found;
+}
+
+/** The name of the sampler that the runs of a guider use, where a core node chooses it; else "". @param {any} node */
+export function samplerOf(node) {
+    for (const user of targets(node)) {
+        const chosen = value(source(user, "sampler"), "sampler_name");
+        if (typeof chosen === "string") return chosen;
+    }
+    return "";
 }
 
 /** The address of a picture that a result names. @param {{filename: string, subfolder?: string, type?: string}} file */
