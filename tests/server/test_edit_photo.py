@@ -17,7 +17,7 @@ def flat(kind: str, colour: str, ground: str, side: int) -> Image.Image:
 
 def scene(seed: int, **wanted) -> tuple[Image.Image, str]:
     """A scene of the held-out split with one object, and its caption."""
-    pool = scenes.sample(400, torch.Generator().manual_seed(seed), "held_out", two=0.0)
+    pool = scenes.sample(2000, torch.Generator().manual_seed(seed), "held_out", two=0.0)
     keep = torch.ones(len(pool), dtype=torch.bool)
     for name, value in wanted.items():
         column = getattr(pool, name)
@@ -31,7 +31,7 @@ def pairs() -> list[tuple[str, Image.Image, str, str, str, str]]:
     at = scenes.COLOURS.index
     ball, ball_says = scene(11, colour=at("blue"), shape=scenes.SHAPES.index("circle"), size=2)
     cross, cross_says = scene(12, colour=at("purple"), shape=scenes.SHAPES.index("cross"), size=2)
-    wall, wall_says = scene(13, background=scenes.BACKGROUNDS.index("teal"), texture=0, size=1)
+    wall, wall_says = scene(13, background=scenes.BACKGROUNDS.index("teal"), texture=0)
     disc, disc_says = (
         flat("ellipse", "green", "white", 300),
         "a drawing of a large green circle, plain white background",
