@@ -4,6 +4,8 @@ checkpoint. Latents are in model space, images [B, 3, 128, 128] in 0..1."""
 from __future__ import annotations
 
 import functools
+import importlib.util
+import os
 import sys
 import tempfile
 from functools import cached_property, partial
@@ -77,13 +79,17 @@ def loaded():
     """(MODEL, CLIP, VAE) as CheckpointLoaderSimple makes them."""
     if not CHECKPOINT.exists():
         raise FileNotFoundError(f"{CHECKPOINT.name} is not there: make train writes it.")
+    if importlib.util.find_spec("comfy") is None and os.environ.get("COMFYUI_PATH"):
+        sys.path.insert(0, os.environ["COMFYUI_PATH"])  # under that engine's own interpreter
     arguments, sys.argv = sys.argv, sys.argv[:1]
     try:
         from comfy.cli_args import args
     finally:
         sys.argv = arguments
     args.cpu = True
-    args.cwd = tempfile.mkdtemp(prefix="nulltext-bench-")  # the engine makes folders where it stands
+    args.cwd = args.base_directory = tempfile.mkdtemp(
+        prefix="nulltext-bench-"
+    )  # the engine makes folders where it stands
     import comfy.sd
     import comfy.utils
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..samplers.attention.layers import QKV, Ask, Controller, Layer, Moment, attend
 from .comfy import get
 from .joint_attention import attach_jointly, joint_places
-from .rows import PairEdit, Place, WordEdit, in_order, jobs_for, layer_at, moment_of
+from .rows import PairEdit, Place, WordEdit, check_joined, in_order, jobs_for, layer_at, moment_of
 from .words import words_of
 
 _CONTEXT = "nulltext_context"
@@ -115,6 +115,8 @@ def attach(model, edits: Sequence[PairEdit | WordEdit], kinds: Sequence[str] = (
     ValueError for a network that edits can't reach, and when another patch owns one of the layers: named, with its
     owner."""
     places = attention_places(model)
+    for edit in edits:
+        check_joined(getattr(edit, "conditioning", []))
     if not unet_places(model):
         return attach_jointly(model, edits, places)
     clone = model.clone()

@@ -14,20 +14,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..samplers.record_file import whole_file
 from ..samplers.tuning import controlnet as forms
 from ..samplers.tuning.controlnet import MARKER, Hinted
 from ..samplers.tuning.objective import Net
-from .comfy import get, load_models, process_of
+from .comfy import get, load_models
 from .gradients import check_differentiable, grad_mode, normal
 
 Form = dict[str, Tensor]
 
 
 def check_unet(model) -> None:
-    """ValueError for a model whose ControlNet would be another thing: a flow or transformer network, quantised
-    weights."""
+    """ValueError for a model whose ControlNet would be another thing: a transformer, quantised weights. A UNet that
+    samples a flow has one like any other UNet."""
     network = model.model.diffusion_model
-    if process_of(model).name == "flow" or not hasattr(network, "input_blocks") or not hasattr(network, "middle_block"):
+    if not hasattr(network, "input_blocks") or not hasattr(network, "middle_block"):
         raise ValueError(
             "This model is no UNet, and a ControlNet here is a copy of a UNet's encoder: take a model of the SD 1, "
             "SD 2 or SDXL kind."
@@ -76,12 +77,10 @@ def form_of(control) -> Form:
 def save(form: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] = {}, half: bool = True) -> None:  # noqa: B006
     """One safetensors file that core's ControlNetLoader reads on both engines; a file of that name is replaced
     whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
     with torch.inference_mode(False):
         tensors = forms.file_of(form, torch.float16 if half else torch.float32)
-    get("utils").save_torch_file(tensors, str(unfinished), metadata=dict(metadata) or None)
-    unfinished.replace(path)
+    with whole_file(path) as part:
+        get("utils").save_torch_file(tensors, str(part), metadata=dict(metadata) or None)
 
 
 def loaded(path: Path):
@@ -143,6 +142,26 @@ class Controlled:
                 yield
         finally:
             self.live = None
+
+    @contextlib.contextmanager
+    def measured(self) -> Iterator[list[Tensor]]:
+        """`attached` on the meta device, for the memory said before the start: a call of the MODEL's network calls the
+        form's first. What is yielded is memory that is counted elsewhere: the form itself."""
+        form = {k: torch.empty_like(v, device="meta").requires_grad_() for k, v in self.form.items()}
+        live = _Live(self.model, form, "meta")
+
+        def controlled(_, args, given):
+            x, time = args
+            hint = x.new_empty((len(x), 3, *(n * forms.HINT_SCALE for n in x.shape[-2:])))
+            made = live(x=x, hint=hint, timesteps=time, context=given["context"], y=given.get("y"))
+            if not isinstance(made, dict):
+                made = {"output": made[:-1], "middle": made[-1:]}
+            return args, {**given, "control": made}
+
+        with grad_mode(live.module), contextlib.ExitStack() as undo:
+            network = self.model.model.diffusion_model
+            undo.callback(network.register_forward_pre_hook(controlled, with_kwargs=True).remove)
+            yield list(form.values())
 
     def wrap(self, net: Net) -> Net:
         """net(x, sigma, conditions [B] of `Hinted`) -> D, through core's own control path."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 _PARAMETERS, _VALUES = 64, 16
+_FLOAT32_WHOLE = 2**24  # from here on float32 skips whole numbers
 # In the order in which a difference is named: the first one explains the others.
 _NAMES = {
     "structure": "another architecture (parameter names or shapes)",
@@ -23,10 +24,22 @@ _NAMES = {
     "patches": "other weight patches (LoRA or its strength)",
 }
 
+ASPECTS = tuple(_NAMES)  #: what a whole fingerprint tells
+
+
+def _places(size: int) -> Tensor:
+    """Where a tensor of so many numbers is read: up to `_VALUES` indices from 0 to size - 1, evenly spaced, int64.
+
+    Up to 2^24 numbers they are those that float32 tells, which older files were fingerprinted with."""
+    count = min(_VALUES, size)
+    if size <= _FLOAT32_WHOLE:
+        return torch.linspace(0, max(size - 1, 0), count).long()
+    return torch.arange(count) * (size - 1) // (count - 1)
+
 
 def _sample(t: Tensor) -> bytes:
     flat = t.detach().reshape(-1)
-    index = torch.linspace(0, max(flat.numel() - 1, 0), min(_VALUES, flat.numel())).long()
+    index = _places(flat.numel())
     values = flat[index.to(flat.device)].to("cpu", torch.float32)
     return repr((tuple(t.shape), values.tolist())).encode()
 

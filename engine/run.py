@@ -14,7 +14,7 @@ from torch import Tensor
 from ..samplers.core import Denoise, Sigma, apply_cfg, gaussian
 from ..samplers.underflow import keep_from_underflow
 from .comfy import Progress, get, process_of, sigma_range, timestep, with_patch
-from .gradients import grad_mode, normal, without_override
+from .gradients import beside_controls, control_networks, grad_mode, normal, without_override
 from .guider import guider_class, replace_embedding
 
 
@@ -110,25 +110,14 @@ class Run:
         finally:
             self._options = kept
 
-    def _control_models(self) -> list[torch.nn.Module]:
-        """The control nets' own networks; a Control-LoRA's is made for the run, and the engine's loader has none."""
-        found = []
-        for control in (c.get("control") for conds in self.guider.conds.values() for c in conds):
-            while control is not None:
-                found.append(getattr(control, "control_model", None))
-                control = getattr(control, "previous_controlnet", None)
-        return [m for m in found if isinstance(m, torch.nn.Module)]
-
     @contextlib.contextmanager
     def gradients(self, checkpoint: bool = False) -> Iterator[None]:
         """`grad_mode` for the network and for every control net of the run; a foreign attention override steps
         aside."""
         controls = [m.model for m in getattr(self.guider, "loaded_models", []) if hasattr(m, "model")]
-        controls += self._control_models()
-        kept, self._options = self._options, without_override(self._options)
-        if any("control" in c for conds in self.guider.conds.values() for c in conds):
-            # control nets write into the skip connections, which the next block has saved for backward by then
-            self._options = with_patch(self._options, "input_block_patch_after_skip", lambda h, _: h.clone())
+        conds = list(self.guider.conds.values())
+        controls += control_networks(conds)
+        kept, self._options = self._options, beside_controls(without_override(self._options), conds)
         try:
             with grad_mode(self.model, *controls, checkpoint=checkpoint):
                 yield

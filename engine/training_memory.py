@@ -119,7 +119,8 @@ def needed(
     """Bytes on the device for a step of `rows` rows with the caption `name`: weights, what is trained with its gradient
     and two moments, and what the backward pass keeps. None where the network can't be run this way.
 
-    attached(): what is trained, put into the network on the meta device. of_text: the caption's embedding learns."""
+    attached(): what is trained, put into the network on the meta device; tensors that it yields are counted as trained
+    already. of_text: the caption's embedding learns."""
     network, model = run.model.diffusion_model, run.model
     parts = run.guider.conds[name][0]["model_conds"]
     try:
@@ -133,9 +134,11 @@ def needed(
                 extra["context" if key == "c_crossattn" else key] = torch.empty(shape, dtype=dtype, device="meta")
         x = torch.empty((rows, *run.latent.shape[1:]), dtype=run.compute_dtype, device="meta")
         extra["context"] = extra["context"].requires_grad_(of_text)
-        with attached(), _fused_attention(), counted(network, weights) as kept:
-            time = torch.ones(rows, device="meta", dtype=torch.float32)
-            torch.func.functional_call(network, values, (x, time), extra)
+        with attached() as there, _fused_attention():
+            weights |= {t.untyped_storage()._cdata for t in there or ()}
+            with counted(network, weights) as kept:
+                time = torch.ones(rows, device="meta", dtype=torch.float32)
+                torch.func.functional_call(network, values, (x, time), extra)
     except Exception as error:  # noqa: BLE001 (an estimate never stops a training)
         _log.info("the memory can't be told before the start: %s", error)
         return None

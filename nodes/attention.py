@@ -13,6 +13,7 @@ from ..samplers.attention.heat import colours, heat, overlay, soft_mask, spread,
 from ..samplers.attention.layers import SigmaWindow
 from ..samplers.attention.maps import LayerChoice, MapRecorder
 from .base import IMAGE, MODEL, POSITIVE, Box, Float, Int, Output, Socket, Text, span
+from .early import early
 from .report import temporary, text_result
 from .words import factors as factors_of
 from .words import items
@@ -50,6 +51,10 @@ class AttentionReweight(Box):
     OUTPUTS = (
         Output("MODEL", "The model with the words re-weighted, for any sampler. The model given stays as it was."),
     )
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, weights=None):
+        return early(cls, lambda weights: factors_of(weights), weights=weights)
 
     def run(self, model, positive, weights, start_percent, end_percent):
         factors = factors_of(weights)

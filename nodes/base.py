@@ -15,14 +15,19 @@ ones. Schema and execution stay apart (`INPUTS`, `run`), so that ComfyUI's V3 fo
 
 from __future__ import annotations
 
+import functools
+import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..engine import gate
 from ..engine.comfy import schedulers
 
 CELL = 8  #: pixels of a latent cell, as ComfyUI's own latent nodes assume
 LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
+LONGEST_TEXT = 100_000
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Input:
     kind: str | Sequence[str] | Callable[[], list[str]]
     options: dict[str, Any] = field(default_factory=dict)
     wanted: bool = True
+    none_too: bool = False  #: whether a loader's output that holds nothing (a checkpoint without CLIP) is taken
 
     def optional(self) -> Input:
         return replace(self, wanted=False)
@@ -54,10 +60,56 @@ class Input:
             return kind, ({"default": kind[0]} if kind else {}) | self.options
         return kind, dict(self.options)
 
+    def checked(self, value):
+        """The value that a run is given here, fit for use. ValueError in one sentence that names the input."""
+        if value is None and (not self.wanted or self.none_too):
+            return None
+        if not isinstance(self.kind, str):
+            return self._word(value)
+        check = {"FLOAT": self._number, "INT": self._number, "STRING": self._text, "BOOLEAN": self._switch}
+        return check[self.kind](value) if self.kind in check else gate.checked(self.kind, self.name, value)
+
+    def _number(self, value):
+        """A finite number within the widget's range; NaN passes ComfyUI's own comparison with min and max."""
+        low, high = self.options.get("min", -math.inf), self.options.get("max", math.inf)
+        whole = self.kind == "INT"
+        known = isinstance(value, int) or isinstance(value, float) and math.isfinite(value)
+        if not known or not low <= value <= high or whole and value != int(value):
+            told = f"{'whole ' * whole}number from {low:g} to {high:g}"
+            raise ValueError(f"{self.name} must be a {told}; got {gate.short(repr(value), 60)}.")
+        return int(value) if whole else float(value)
+
+    def _text(self, value):
+        if not isinstance(value, str):
+            raise ValueError(f"{self.name} must be a text; got a {type(value).__name__}.")
+        if len(value) > LONGEST_TEXT:
+            raise ValueError(f"{self.name} has {len(value)} characters: {LONGEST_TEXT} are the most.")
+        if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
+            raise ValueError(f"{self.name} holds characters that are no text (NUL or half of a pair): remove them.")
+        return value
+
+    def _switch(self, value):
+        if not isinstance(value, bool | int):
+            raise ValueError(f"{self.name} must be true or false; got {gate.short(repr(value), 60)}.")
+        return bool(value)
+
+    def _word(self, value):
+        """One of the words; of a list that is made anew (files) any text, for a file may be newer than the list."""
+        listed = None if callable(self.kind) else list(self.kind)
+        if not isinstance(value, str) or listed is not None and value not in listed:
+            told = f"one of {', '.join(listed)}" if listed else "a text"
+            raise ValueError(f"{self.name} must be {told}; got {gate.short(repr(value), 60)}.")
+        return value if listed is not None else self._text(value)
+
 
 def optional(*inputs: Input) -> tuple[Input, ...]:
     """The inputs as ones that may stay unwired."""
     return tuple(each.optional() for each in inputs)
+
+
+def advanced(*inputs: Input) -> tuple[Input, ...]:
+    """The inputs as ones that newer front ends fold away until they are asked for."""
+    return tuple(each(advanced=True) for each in inputs)
 
 
 def Socket(name: str, kind: str, tooltip: str) -> Input:
@@ -104,12 +156,48 @@ class Output:
     name: str | None = None
 
 
+def _passed(cls: type, run: Callable) -> Callable:
+    """`run` behind the gate: every value is checked by its input before it, every result after it, and what is refused
+    is refused in one short sentence."""
+    names = list(inspect.signature(run).parameters)[1:]
+
+    @functools.wraps(run)
+    def passed(self, *args, **kwargs):
+        given = dict(zip(names, args)) | kwargs
+        inputs = {each.name: each for each in cls.INPUTS}
+        try:
+            values = {name: inputs[name].checked(v) if name in inputs else v for name, v in given.items()}
+            gate.together({n: (inputs[n].kind, v) for n, v in values.items() if n in inputs and v is not None})
+            result = run(self, **values)
+            _outputs(cls, result)
+            return result
+        except ValueError as error:
+            if len(str(error)) <= gate.LONGEST_MESSAGE:
+                raise
+            raise ValueError(gate.short(str(error))) from None
+        except OSError as error:
+            raise ValueError(
+                f"A file can't be read or written ({error.strerror or type(error).__name__}): correct its name, free "
+                "some room on the disk, or ask who may write there."
+            ) from error
+
+    return passed
+
+
+def _outputs(cls: type, result) -> None:
+    """ValueError where a tensor that a box gives back holds NaN."""
+    values = result.get("result", ()) if isinstance(result, dict) else result
+    for output, value in zip(cls.OUTPUTS, values) if isinstance(values, tuple | list) else ():
+        gate.finite(output.kind, value, cls.TITLE)
+
+
 class Box:
     """A node. Subclasses set ID, TITLE, CATEGORY, SEARCH_ALIASES, DESCRIPTION, INPUTS, OUTPUTS and write `run`.
 
     The search words are added to DESCRIPTION, because old front ends look for words there alone."""
 
     FUNCTION = "run"
+    HIDDEN: dict[str, str] = {}  # what ComfyUI itself tells `run`: {"unique_id": "UNIQUE_ID"}
     INPUTS: tuple[Input, ...] = ()
     OUTPUTS: tuple[Output, ...] = ()
 
@@ -122,12 +210,15 @@ class Box:
         cls.RETURN_TYPES = tuple(out.kind for out in cls.OUTPUTS)
         cls.RETURN_NAMES = tuple(out.name or out.kind for out in cls.OUTPUTS)
         cls.OUTPUT_TOOLTIPS = tuple(out.tooltip for out in cls.OUTPUTS)
+        if "run" in cls.__dict__:
+            cls.run = _passed(cls, cls.run)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, dict[str, tuple]]:
         required = {i.name: i.v1() for i in cls.INPUTS if i.wanted}
         optional = {i.name: i.v1() for i in cls.INPUTS if not i.wanted}
-        return {"required": required} | ({"optional": optional} if optional else {})
+        more = {"optional": optional, "hidden": dict(cls.HIDDEN)}
+        return {"required": required} | {name: group for name, group in more.items() if group}
 
 
 # inputs that several boxes share, so that a word means the same in every one

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import torch
 
-from ..engine.comfy import check_latent, latent_out, time_to_sigma
+from ..engine.comfy import check_latent, fitted, latent_out, time_to_sigma
 from ..engine.run import sample_with
 from ..engine.sampler import own_sampler, sample_latent
 from ..samplers.core import expand, gaussian
 from ..samplers.picture.blended import background_guided, sample_blended
 from ..samplers.picture.sdedit import sdedit_sigmas
 from ..samplers.walk import sample_walk
-from .base import CFG, LATENT, MASK, MODEL, NEGATIVE, POSITIVE, SEED, STEPS, Box, Choice, Float, Int, Output
+from .base import CFG, LATENT, MASK, MODEL, NEGATIVE, POSITIVE, SEED, STEPS, Choice, Float, Int, Output
 from .masked import MaskedEdit, check_picture
 from .report import text_result, unchanged
+from .shown import SEEN, EditBox
 
 BLEND, LOSS = "blend (Algorithm 2)", "loss (first variant, drifts)"
 
 
-class BlendedDiffusion(Box):
+class BlendedDiffusion(EditBox):
     ID, TITLE, CATEGORY = "NullText_BlendedDiffusion", "Blended Diffusion", "NullText/inpaint"
     SEARCH_ALIASES = ["blended diffusion", "blended latent diffusion", "local edit", "inpaint", "insert object"]
     DESCRIPTION = (
@@ -65,11 +66,13 @@ class BlendedDiffusion(Box):
             "costs a backward pass per step, and the background drifts.",
         ),
         Float("weight", 1.0, "Weight of that loss; 0 holds nothing.", 0.0, 1000.0, 0.1),
+        SEEN,
     )
     OUTPUTS = (Output("LATENT", "The edited latent; with blending it is the given one to the bit outside the mask."),)
 
     def run(self, model, positive, negative, latent, mask, seed, cfg, steps, t0, start, shrink, noise, hold, weight):
         check_picture(latent, "Blended diffusion edits a picture")
+        latent = fitted(model, latent)
         samples = check_latent(model, latent)
         edit = MaskedEdit(samples, mask)
         if t0 == 0 or edit.empty:

@@ -223,6 +223,7 @@ class TrainControlNet(Box):
                     checkpoint=checkpointing,
                     store=store,
                     rows=batch,
+                    measured=controlled.measured,
                 )
         except comfy.Interrupted():
             if loop.step:

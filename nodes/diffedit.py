@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ..engine.comfy import check_latent, time_to_sigma
 from ..engine.noise import source_latent
@@ -23,6 +24,29 @@ from ..samplers.picture.diffedit import (
 from .base import CELL, CFG, INVERSION, LATENT, MASK, MODEL, NEGATIVE, POSITIVE, SEED, Box, Float, Int, Output, Socket
 from .masked import MaskedEdit, check_picture
 from .report import text_result, unchanged
+from .shown import SEEN, EditBox
+
+
+def difference(model, source: list, target: list, samples: Tensor, *, maps: int, sigma: float, seed: int) -> Tensor:
+    """[B, h, w]: how far two prompts' noise predictions lie apart on the picture at a noise level, mean of `maps`."""
+
+    def body(run):
+        def pair(x, s):
+            run.tick()
+            return run.predictions(x, s, ["source", "positive"])
+
+        return difference_map(
+            pair, run.latent, sigma, process=run.process, noise=gaussian(run.latent, seed), maps=maps
+        ).cpu()
+
+    conds = {"positive": target, "source": source}
+    return sample_with(model, conds, samples, torch.tensor([sigma, 0.0]), body, total=maps, seed=seed)
+
+
+def to_mask(map_: Tensor, threshold: float = THRESHOLD, clamp: float = CLAMP, grow: int = 0) -> Tensor:
+    """A smoothed difference map as a MASK [B, H, W] of 0 and 1 in pixels."""
+    size = tuple(n * CELL for n in map_.shape[-2:])
+    return to_pixels(dilate(edit_mask(map_, threshold, clamp)[:, None], grow)[:, 0], size)
 
 
 class DiffEditMask(Box):
@@ -74,20 +98,9 @@ class DiffEditMask(Box):
             )
         sigma = time_to_sigma(model)(strength)
 
-        def body(run):
-            def pair(x, s):
-                run.tick()
-                return run.predictions(x, s, ["source", "positive"])
-
-            return difference_map(
-                pair, run.latent, sigma, process=run.process, noise=gaussian(run.latent, seed), maps=maps
-            ).cpu()
-
-        conds = {"positive": target, "source": source}
-        map_ = sample_with(model, conds, samples, torch.tensor([sigma, 0.0]), body, total=maps, seed=seed)
-        map_ = smoothed(map_, smooth)
+        map_ = smoothed(difference(model, source, target, samples, maps=maps, sigma=sigma, seed=seed), smooth)
+        mask = to_mask(map_, threshold, clamp, grow)
         size = tuple(n * CELL for n in samples.shape[-2:])
-        mask = to_pixels(dilate(edit_mask(map_, threshold, clamp)[:, None], grow)[:, 0], size)
         image = to_pixels(normalised(map_, clamp), size)[..., None].expand(-1, -1, -1, 3).contiguous()
         text = f"{float(mask.mean()):.0%} of the picture differs. {maps} calls with both prompts at sigma {sigma:.3g}."
         if not bool((mask > 0).any()):
@@ -95,7 +108,7 @@ class DiffEditMask(Box):
         return text_result(text, mask, image)
 
 
-class DiffEdit(Box):
+class DiffEdit(EditBox):
     ID, TITLE, CATEGORY = "NullText_DiffEdit", "DiffEdit", "NullText/from picture"
     SEARCH_ALIASES = ["diffedit", "masked edit", "inversion edit", "local edit"]
     DESCRIPTION = (
@@ -115,14 +128,21 @@ class DiffEdit(Box):
             "How much of the inversion is undone (the paper's encoding ratio 0.8). More changes more; the cost is "
             "depth times the inversion's steps.",
         ),
+        SEEN,
     )
     OUTPUTS = (Output("LATENT", "The edited latent."),)
 
     def run(self, model, positive, negative, inversion, mask, cfg, depth):
         check_belongs(inversion, model)
         check_stored(inversion, "DiffEdit")
-        steps = len(inversion.sigmas) - 1
-        first = steps - round(depth * steps)
+        steps = inversion.steps
+        whole = inversion.metadata.get("schedule_steps", steps)  # an inversion may have climbed a part of the way
+        first = steps - round(depth * whole)
+        if first < 0:
+            raise ValueError(
+                f"The inversion climbed to depth {steps / whole:g}, and this edit starts at {depth:g}: invert as deep, "
+                "or lower the depth here."
+            )
         clean = source_latent(inversion)
         edit = MaskedEdit(clean, mask)
         if first == steps or edit.empty:

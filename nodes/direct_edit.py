@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..engine import record
-from ..engine.comfy import check_latent, get, latent_out, sigmas_of
+from ..engine.comfy import check_latent, fitted, get, latent_out, sigmas_of
 from ..engine.run import Run, sample_with
 from ..samplers.core import gaussian
 from ..samplers.inversion.direct_edit import sample_flow_edit, sample_infedit
@@ -22,7 +22,6 @@ from .base import (
     SCHEDULER,
     SIGMAS,
     STEPS,
-    Box,
     Choice,
     Float,
     Int,
@@ -31,6 +30,7 @@ from .base import (
 )
 from .replay import Result
 from .report import nothing_to_change, text_result
+from .shown import SEEN, EditBox
 
 METHODS = {"FlowEdit": sample_flow_edit, "InfEdit": sample_infedit}
 
@@ -104,7 +104,7 @@ def edit(
     ):
         reason = "source and target ask for the same"
     if reason:
-        return Result(latent["samples"], 0, 0.0, torch.zeros(len(samples))), reason
+        return Result(fitted(model, latent)["samples"], 0, 0.0, torch.zeros(len(samples))), reason
 
     def body(run: Run):
         def branch(name, cfg):
@@ -141,7 +141,7 @@ def edit(
     return Result(out, made, time.perf_counter() - began, error), None
 
 
-class DirectEdit(Box):
+class DirectEdit(EditBox):
     ID, TITLE, CATEGORY = "NullText_DirectEdit", "Direct Edit (FlowEdit, InfEdit)", "NullText/edit"
     SEARCH_ALIASES = ["FlowEdit", "InfEdit", "inversion free editing", "image edit", "DDCM"]
     DESCRIPTION = (
@@ -191,6 +191,7 @@ class DirectEdit(Box):
             NEGATIVE("The negative (empty) prompt; needed where a scale is above 1."),
             MASK("Change only here (1 = change); outside the source's latent is kept exactly."),
             SIGMAS,
+            SEEN,
         ),
     )
     OUTPUTS = (

@@ -28,6 +28,7 @@ from .base import (
 from .disturbance_schedule import SPAN, picture_sigmas, stability
 from .masked import check_picture
 from .report import model_unchanged, text_result, unchanged
+from .shown import SEEN, EditBox
 
 ROLLBACK, PICTURE, ITSELF = "rollback (Back-D)", "picture (Image-D)", "itself, bounded (no disturbance)"
 ALIASES = [
@@ -156,8 +157,8 @@ class Disturbance(Box):
         return text_result("\n".join(lines), patched)
 
 
-class DisturbanceSampler(Box):
-    ID, TITLE, CATEGORY = "NullText_DisturbanceSampler", "Null-Text Disturbance Sampler", "NullText/cartoon"
+class DisturbanceSampler(EditBox):
+    ID, TITLE, CATEGORY = "NullText_DisturbanceSampler", "Cartoon (Null-Text Disturbance)", "NullText/cartoon"
     SEARCH_ALIASES = ALIASES
     DESCRIPTION = (
         "A cartoon in one box: patch, stable schedule and Euler sampler. Free generation from an empty latent, or a "
@@ -182,9 +183,12 @@ class DisturbanceSampler(Box):
         Int(
             "steps_below", 0, "Steps inside the window; 0: as many as cfg needs. Cost: one network call each.", 0, 1000
         ),
-        *optional(LATENT("Image-D: what the null branch is given, if not the latent itself.", name="picture"), _MATCH),
+        *optional(
+            LATENT("Image-D: what the null branch is given, if not the latent itself.", name="picture"), _MATCH, SEEN
+        ),
     )
     OUTPUTS = (Output("LATENT", "The cartoon."),)
+    AFTER = "cartoon"
 
     def run(
         self,

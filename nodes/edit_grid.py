@@ -5,16 +5,25 @@ from __future__ import annotations
 import torch
 
 from ..engine import record
-from ..engine.comfy import decode, encode
+from ..engine.comfy import decode
 from ..engine.noise import source_latent
-from ..engine.words import with_words
 from ..samplers.inversion.replay import calls_back, cfg_of, first_step
 from ..samplers.measure.charts import captioned_grid
 from . import words
 from .base import INVERSION, TARGET_CFG, VAE, Box, Output, Socket, Text, optional
+from .early import early
 from .inversion_sampling import NULL, SAME_MODEL, STORED_OUTSIDE
+from .prompt import worded
 from .replay import replay
 from .report import text_result
+
+
+def check_lists(prompts: str, strengths: str) -> tuple[list[str], list[float]]:
+    """The prompts and strengths of the two texts. ValueError where one is missing or can't be read."""
+    texts, values = words.lines(prompts), words.fractions(strengths, "strengths")
+    if not texts or not values:
+        raise ValueError(f"There is no {'strength' if texts else 'edited prompt'}: write one at least.")
+    return texts, values
 
 
 class EditGrid(Box):
@@ -47,17 +56,19 @@ class EditGrid(Box):
         Output("LATENT", "Their latents in the same order.", "latents"),
     )
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, prompts=None, strengths=None):
+        return early(cls, check_lists, prompts=prompts, strengths=strengths)
+
     def run(self, model, clip, vae, inversion, prompts, strengths, negative=None, mask=None, target_cfg=0.0):
         record.check_belongs(inversion, model)
-        texts, values = words.lines(prompts), words.fractions(strengths, "strengths")
-        if not texts or not values:
-            raise ValueError(f"There is no {'strength' if texts else 'edited prompt'}: write one at least.")
+        texts, values = check_lists(prompts, strengths)
         cfg = cfg_of(inversion, target_cfg)
         record.prompts(inversion, [], negative, cfg)  # refuses a missing negative before any work
         source, edits, captions = source_latent(inversion), [], []
         calls = seconds = 0
         for text in texts:
-            positive = with_words(encode(clip, text), clip, text)
+            positive = worded(clip, text)
             for strength in values:
                 first = first_step(strength, inversion.steps)
                 if first == inversion.steps:

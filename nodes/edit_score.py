@@ -17,6 +17,7 @@ class EditScore(Box):
         "and with CLIP vision the similarity to the prompt. The masked figures are PIE-Bench's: images times the "
         "mask's complement, so that a small background raises PSNR. No network calls of the diffusion model."
     )
+    OUTPUT_NODE = True
     INPUTS = (
         IMAGE("The picture before the edit.", name="source"),
         IMAGE("The picture after the edit, of the same size and as many.", name="edit"),

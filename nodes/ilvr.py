@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..engine.comfy import sigmas_of, to_model_space, window
+from ..engine.comfy import fitted, sigmas_of, to_model_space, window
 from ..engine.guider import patch_denoised
 from ..engine.sampler import own_sampler, sample_latent
 from ..samplers.picture.ilvr import coarse_of, sample_ilvr
@@ -28,8 +28,10 @@ from .base import (
     Text,
     span,
 )
+from .early import early
 from .masked import check_picture
 from .report import model_unchanged, text_result
+from .shown import SEEN, EditBox
 
 ALIASES = [
     "ilvr",
@@ -114,7 +116,7 @@ class ILVR(Box):
         )
 
 
-class ILVRSampler(Box):
+class ILVRSampler(EditBox):
     ID, TITLE, CATEGORY = "NullText_ILVRSampler", "ILVR Sampler", "NullText/reference"
     SEARCH_ALIASES = ALIASES
     DESCRIPTION = (
@@ -144,13 +146,24 @@ class ILVRSampler(Box):
             "Further settings as factor@stop, with commas: 2@0.8, 8@0.8, 4@0.5. Each costs a run of its own; the same "
             "noise serves all.",
         ),
+        SEEN,
     )
     OUTPUTS = (
         Output("LATENT", "One latent per reference picture; with a strip, one batch for each of its settings in turn."),
     )
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, strip=None):
+        return early(cls, lambda strip: words.settings(strip), strip=strip)
+
+    AFTER = "result"
+
+    def before(self, inputs, outputs):
+        return inputs["reference"]["samples"]
+
     def run(self, model, positive, negative, reference, seed, cfg, steps, scheduler, factor, filter, stop, strip):
         check_picture(reference, "ILVR needs a reference picture")
+        reference = fitted(model, reference)
         settings = [(factor, stop), *words.settings(strip)]
         clean = to_model_space(model, reference)
         sigmas = sigmas_of(model, scheduler, steps)

@@ -12,6 +12,7 @@ from ..samplers.inversion.replay import calls_back, cfg_of, first_step
 from .base import INVERSION, MASK, MODEL, NEGATIVE, POSITIVE, TARGET_CFG, Box, Float, Output, optional
 from .replay import error_line, replay
 from .report import nothing_to_change, text_result
+from .shown import SEEN, EditBox
 
 SAME_MODEL = MODEL("The model that the inversion was made with; another is refused.")
 EDITED = POSITIVE("The edited prompt. Left open, the source prompt of the inversion: the picture comes back.")
@@ -77,7 +78,7 @@ class InversionParts(Box):
         return noise, sigmas, latent, sampler
 
 
-class Sampler(Box):
+class Sampler(EditBox):
     ID, TITLE, CATEGORY = "NullText_Sampler", "Null-Text Sampler", "NullText/inversion"
     SEARCH_ALIASES = ["null text inversion", "edit real image", "resample"]
     DESCRIPTION = (
@@ -85,7 +86,7 @@ class Sampler(Box):
         "and null embeddings are the inversion's, cfg too unless target_cfg is set. Cost: N x strength calls, each "
         "with two rows where cfg is above 1."
     )
-    INPUTS = (SAME_MODEL, INVERSION, STRENGTH, *optional(EDITED, NULL, STORED_OUTSIDE, TARGET_CFG))
+    INPUTS = (SAME_MODEL, INVERSION, STRENGTH, *optional(EDITED, NULL, STORED_OUTSIDE, TARGET_CFG, SEEN))
     OUTPUTS = (
         Output("LATENT", "The edited (or reconstructed) latent, for VAE Decode.", "latent"),
         Output("STRING", "What it cost and how far it lies from the source.", "report"),

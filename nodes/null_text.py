@@ -14,8 +14,9 @@ from ..engine.run import Run, sample_with
 from ..samplers.inversion.null_text import default_rate, optimise_global_null, optimise_null_text, paper_schedule
 from ..samplers.inversion.record import Inversion
 from .base import INVERSION, NEGATIVE, POSITIVE, Boolean, Box, Choice, Float, Int, optional
+from .early import early
 from .inversion import COMPARED, OUTPUTS, PATCHED, USE_CACHE
-from .replay import Result, error_line, reconstructed, replay
+from .replay import Inverting, Result, error_line, looked_at, reconstructed, replay
 
 EMPTY = NEGATIVE("The empty prompt, from which the null embedding starts.")
 CFG = Float(
@@ -67,11 +68,16 @@ def refuse_cfg_1() -> None:
     )
 
 
+def check_cfg(cfg: float) -> None:
+    """ValueError where there is no null branch."""
+    if cfg == 1:
+        refuse_cfg_1()
+
+
 def check_optimisable(inversion: Inversion, model, negative: list, cfg: float) -> None:
     """Every refusal that can be spoken before any work."""
     record.check_belongs(inversion, model)
-    if cfg == 1:
-        refuse_cfg_1()
+    check_cfg(cfg)
     if inversion.kind.needs:
         raise ValueError(
             f"An inversion by {inversion.pivot.replace('_', ' ')} comes back by itself and has nothing "
@@ -210,15 +216,17 @@ def corrected(
     use_cache,
     rate=0.0,
     embeddings=PER_STEP,
+    look=True,
 ):
-    """What a node returns that optimises null embeddings; the keywords are its widgets."""
+    """What a node returns that optimises null embeddings; the keywords are its widgets. look: whether somebody sees the
+    reconstruction, which an inversion from the cache must be walked back for."""
     one_for_all = embeddings == FOR_ALL
     options = {"inner": inner_steps, "tolerance": tolerance, "rate": rate, "checkpoint": checkpointing}
     out, result = optimise(
         model, inversion, positive, negative, cfg, one_for_all=one_for_all, cache=use_cache, **options
     )
     found = result is None
-    if found:
+    if found and look:
         result = replay(model, out, record.source_conditioning(out) if positive is None else positive, negative)
     meta, name = out.metadata, "Global null-text" if one_for_all else "Null-text"
     lines = [
@@ -231,7 +239,7 @@ def corrected(
     return reconstructed(lines, out, result, vae)
 
 
-class NullTextOptimise(Box):
+class NullTextOptimise(Inverting, Box):
     ID, TITLE, CATEGORY = "NullText_Optimise", "Null-Text Optimise", "NullText/inversion"
     SEARCH_ALIASES = ["null text inversion", "NTI", "real image editing", "optimise uncond"]
     DESCRIPTION = (
@@ -262,8 +270,13 @@ class NullTextOptimise(Box):
     )
     OUTPUTS = OUTPUTS
 
-    def run(self, model, inversion, negative, cfg, positive=None, vae=None, **widgets):
-        return corrected(model, inversion, negative, cfg, positive, vae, **widgets)
+    @classmethod
+    def VALIDATE_INPUTS(cls, cfg=None):
+        return early(cls, check_cfg, cfg=cfg)
+
+    def run(self, model, inversion, negative, cfg, positive=None, vae=None, unique_id=None, **widgets):
+        look = looked_at(unique_id, vae)
+        return corrected(model, inversion, negative, cfg, positive, vae, look=look, **widgets)
 
 
 NODES = (NullTextOptimise,)

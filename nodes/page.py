@@ -2,6 +2,9 @@
 
 GET /nulltext/words?text=...             {"words": ["a", "red", ...]}      as CLIP's tokenizer cuts them
 GET /nulltext/schedule?kind=repaint&...  what `drawing` returns, or 400 {"error": one sentence}
+GET /nulltext/sample?name=...            a picture of the pack, by the name that Load Picture lists
+
+Every number is held to its widget's own range and every answer to a size, so that no address can be made to work long.
 
 The sigmas drawn are those of the checkpoint's family where its name tells it (the demo model), else Stable Diffusion
 1's; `drawing["noise"]` names it. The node's report has the figures of the run itself.
@@ -11,25 +14,29 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
-from ..engine import comfy, demo_family
+from ..engine import comfy, demo_family, samples
 from ..engine.comfy import time_to_sigma
+from ..engine.gate import short
 from ..engine.words import describe
 from ..samplers.attention.alignment import normal_word
 from ..samplers.picture.disturbance_schedules import disturbance_schedule, gains
 from ..samplers.window import SigmaWindow
-from .disturbance_schedule import picture_sigmas, stability
-from .repaint import RESAMPLING, chosen, cost, visits
+from .base import Input, Int
+from .disturbance import Disturbance, DisturbanceSampler
+from .disturbance_schedule import DisturbanceSchedule, picture_sigmas, stability
+from .repaint import EXACT, RESAMPLING, RePaint, RePaintSampler, chosen, cost, visits
 
 LONGEST = 20_000  # characters of a prompt
 MOST_LEVELS = 2000
+MOST_VISITS = 20_000  #: points of a path that the panel draws
 
 
 @functools.cache
@@ -57,58 +64,78 @@ def _sampling(demo: bool):
     return SimpleNamespace(get_model_object=lambda name: sampling, sampling=sampling), title
 
 
-def _number(options: Mapping[str, str], name: str, default: float) -> float:
-    value = float(options.get(name, default))
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number.")
-    return value
+#: how the numbers of a schedule that is wired are held; ComfyUI's own schedulers have these widgets
+_WIRED = {each.name: each for each in (Int("steps", 20, "", 1, 10_000),)}
 
 
-def _count(options: Mapping[str, str], name: str, default: int) -> int:
-    return int(_number(options, name, default))
+def _widgets(*boxes: type) -> dict[str, Input]:
+    """The inputs of these boxes by name: a number of the page is held to its widget's own range."""
+    return _WIRED | {each.name: each for box in boxes for each in box.INPUTS}
 
 
-def _scheduled(model, options: Mapping[str, str]) -> Tensor:
-    steps, scheduler = min(_count(options, "steps", 20), MOST_LEVELS), options.get("scheduler", "normal")
+_INPUTS = {
+    "repaint": _widgets(RePaint, RePaintSampler),
+    "disturbance": _widgets(Disturbance, DisturbanceSampler, DisturbanceSchedule),
+}
+
+
+def read(options: Mapping[str, str]) -> dict:
+    """The widgets' texts as values. ValueError in one sentence for what its widget doesn't take."""
+    inputs, out = _INPUTS[options["kind"]], {}
+    for name, text in options.items():
+        widget = inputs.get(name)
+        if widget is None or widget.kind == "STRING":
+            continue
+        if widget.kind in ("INT", "FLOAT"):
+            try:
+                out[name] = widget.checked(float(text))
+            except ValueError:
+                out[name] = widget.checked(text)  # not a number, or out of its range: the widget's own sentence
+        elif not isinstance(widget.kind, str) and name != "scheduler":  # one of another pack is drawn as "normal"
+            out[name] = widget.checked(text)
+    return out
+
+
+def _scheduled(model, given: dict, scheduler: str = "normal") -> Tensor:
+    steps = min(given.get("steps", 20), MOST_LEVELS)
     scheduler = scheduler if scheduler in comfy.schedulers() else "normal"
     return comfy.get("samplers").calculate_sigmas(model.sampling, scheduler, steps).float()
 
 
-def _repaint(model, options):
+def _repaint(model, given, scheduler):
     """The box (it has `levels`) makes its own sigmas, the sampler takes the wired ones; drawn for data of scale 1."""
-    plan = chosen(
-        options.get("schedule", ""),
-        _count(options, "jump", 5),
-        _count(options, "resamples", 5),
-        _number(options, "low", 0.0),
-        _number(options, "high", 1000.0),
-        options.get("noise", ""),
-        min(_count(options, "levels", 50), MOST_LEVELS),
-    )
+    widgets = {"schedule": "", "jump": 5, "resamples": 5, "low": 0.0, "high": 1000.0, "noise": "", "levels": 50}
+    plan = chosen(**{name: given.get(name, default) for name, default in widgets.items()})
     sigmas = None
-    if "levels" in options:
+    if "levels" in given:
         sigmas = plan.sigmas(float(model.sampling.sigma_min), float(model.sampling.sigma_max))
-        options = {"steps": str(plan.levels), "scheduler": "normal", **options}
-    sigmas = _scheduled(model, options) if sigmas is None else sigmas.float()
-    mode = options.get("mode", RESAMPLING)
-    text = cost(plan, mode, _count(options, "particles", 1), sigmas)
+        given, scheduler = {"steps": plan.levels, **given}, scheduler or "normal"
+    sigmas = _scheduled(model, given, scheduler) if sigmas is None else sigmas.float()
+    mode = given.get("mode", RESAMPLING)
+    visited = 1 if mode == EXACT else plan.visits(sigmas)
+    if visited > MOST_VISITS:
+        raise ValueError(
+            f"This schedule visits {visited} noise levels, and {MOST_VISITS} are drawn at the most: lower resamples."
+        )
+    text = cost(plan, mode, given.get("particles", 1), sigmas)
     limited = plan.low > 0 or plan.high < float(sigmas[0])
     return sigmas, visits(plan, mode, sigmas), (plan.high, plan.low) if limited else (0.0, 0.0), text
 
 
-def _disturbance(model, options):
+def _disturbance(model, given, scheduler):
     sigma_at, low = time_to_sigma(model), float(model.sampling.sigma_min)
-    cfg, start = _number(options, "cfg", 10.0), _number(options, "start_percent", 0.7)
-    end = _number(options, "end_percent", 1.0)
-    above, below = _count(options, "steps_above", 0) or None, _count(options, "steps_below", 0) or None
-    if "denoise" in options:
-        if _number(options, "denoise", 1.0) <= 0:
+    cfg, start, end = given.get("cfg", 10.0), given.get("start_percent", 0.7), given.get("end_percent", 1.0)
+    above, below = given.get("steps_above") or None, given.get("steps_below") or None
+    if "denoise" in given:
+        if given["denoise"] <= 0:
             return torch.zeros(1), [0], (0.0, 0.0), "denoise is 0: the latent comes back as it is"
-        sigmas = picture_sigmas(sigma_at, low, _number(options, "denoise", 1.0), cfg, start, above, below)
-    elif "steps_below" in options:
-        sigmas = disturbance_schedule(_scheduled(model, options), cfg, sigma_at(1 - start), above=above, below=below)
+        sigmas = picture_sigmas(sigma_at, low, given["denoise"], cfg, start, above, below)
+    elif "steps_below" in given:
+        sigmas = disturbance_schedule(
+            _scheduled(model, given, scheduler), cfg, sigma_at(1 - start), above=above, below=below
+        )
     else:
-        sigmas = _scheduled(model, options)
+        sigmas = _scheduled(model, given, scheduler)
     window = sigma_at(1 - start), sigma_at(1 - end)
     inside = sum(float(s) in SigmaWindow(*window) for s in sigmas[:-1])
     worst = max(gains(sigmas, cfg, *window), default=0.0)
@@ -131,12 +158,21 @@ def drawing(options: Mapping[str, str]) -> dict:
     ValueError for what makes no schedule."""
     kind = options.get("kind", "")
     if kind not in KINDS:
-        raise ValueError(f"kind is one of {', '.join(KINDS)}; got {kind!r}.")
+        raise ValueError(f"kind is one of {', '.join(KINDS)}; got {short(repr(kind), 60)}.")
     model, noise = _sampling(options.get("ckpt", "").startswith(demo_family.NAME))
-    sigmas, path, window, text = KINDS[kind](model, options)
+    sigmas, path, window, text = KINDS[kind](model, read(options), options.get("scheduler", "normal"))
     calls = sum(b > a for a, b in zip(path, path[1:]))
     drawn = {"sigmas": [float(s) for s in sigmas], "path": path, "window": list(window)}
     return {**drawn, "calls": calls, "said": text, "noise": noise}
+
+
+def foreign(headers: Mapping[str, str]) -> bool:
+    """Whether a page of another site asks. The newer engine refuses that for every address of a server on this
+    machine; the older one has no such check."""
+    if headers.get("Sec-Fetch-Site") in ("cross-site", "same-site"):
+        return True
+    origin, host = headers.get("Origin"), headers.get("Host")
+    return bool(origin and host) and origin.rpartition("//")[2].lower() != host.lower()
 
 
 def register() -> bool:
@@ -147,15 +183,32 @@ def register() -> bool:
         return False
     from aiohttp import web
 
+    worker = ThreadPoolExecutor(1, "nulltext-page")  # one drawing at a time: a flood of requests waits, it doesn't pile
+
+    async def answered(request, make: Callable[[], dict]):
+        """What `make` returns as JSON; nothing is made for a client that has left."""
+        if not comfy.allows_other_origins() and foreign(request.headers):
+            return web.json_response({"error": "Pages of another site may not ask this address."}, status=403)
+
+        def work():
+            return None if request.transport is None or request.transport.is_closing() else make()
+
+        try:
+            return web.json_response(await asyncio.get_running_loop().run_in_executor(worker, work))
+        except ValueError as error:
+            return web.json_response({"error": short(str(error))}, status=400)
+
     @server.routes.get("/nulltext/words")
     async def get_words(request):
-        return web.json_response({"words": await asyncio.to_thread(words, request.query.get("text", ""))})
+        return await answered(request, lambda: {"words": words(request.query.get("text", ""))})
 
     @server.routes.get("/nulltext/schedule")
     async def get_schedule(request):
-        try:
-            return web.json_response(await asyncio.to_thread(drawing, dict(request.query)))
-        except ValueError as error:
-            return web.json_response({"error": str(error)}, status=400)
+        return await answered(request, lambda: drawing(dict(request.query)))
+
+    @server.routes.get("/nulltext/sample")
+    async def get_sample(request):
+        path = samples.sample_path(request.query.get("name", ""))
+        return web.FileResponse(path) if path else web.json_response({"error": "There is no such sample."}, status=404)
 
     return True

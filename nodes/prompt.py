@@ -8,6 +8,11 @@ from .base import Box, Output, Socket, Text
 from .report import text_result
 
 
+def worded(clip, text: str) -> list:
+    """The CONDITIONING of a text, with its words."""
+    return with_words(encode(clip, text), clip, text)
+
+
 class Prompt(Box):
     ID, TITLE, CATEGORY = "NullText_Prompt", "Prompt (with words)", "NullText"
     SEARCH_ALIASES = ["text encode", "tokens", "words", "prompt2prompt"]
@@ -33,7 +38,7 @@ class Prompt(Box):
     )
 
     def run(self, clip, text):
-        conditioning = with_words(encode(clip, text), clip, text)
+        conditioning = worded(clip, text)
         record = words_of(conditioning)[0]
         names = ", ".join(word["text"] for word in record["words"]) or "none"
         tokens = sum(len(word["tokens"]) for word in record["words"])

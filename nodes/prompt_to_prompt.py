@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ..engine import record
 from ..engine.attention import prompts_of
 from ..engine.comfy import sigmas_of
 from ..engine.pair_guider import prompt_to_prompt_guider, run_guider, source_of
+from ..samplers.attention.alignment import normal_word
+from ..samplers.attention.maps import LayerChoice, MaskBlend
 from ..samplers.attention.plan import WEIGHTS_ACT, plan
 from ..samplers.inversion.replay import cfg_of
-from ..samplers.masks import to_pixels
+from ..samplers.masks import to_grid, to_pixels
 from .attention import LAYERS
 from .base import (
+    CELL,
     CFG,
     INVERSION,
     LATENT,
@@ -28,9 +32,12 @@ from .base import (
     Float,
     Output,
     Text,
+    advanced,
     optional,
 )
+from .early import early
 from .report import text_result
+from .shown import SEEN, EditBox
 from .words import edit_plan
 
 ALIASES = ["prompt2prompt", "p2p", "attention edit", "attention control", "word swap", "masactrl", "edit real image"]
@@ -60,11 +67,13 @@ _SOURCES = optional(
     POSITIVE("A third edit of the same source, in the same run.", name="edited_3"),
 )
 _EDIT = (
-    Choice(
-        "edit",
-        ["auto", "replace", "refine"],
-        "How the prompts are matched. replace: word by word, for as many words; refine: what both say is kept, new "
-        "words are free. auto: replace where the word counts are equal, else refine.",
+    *advanced(
+        Choice(
+            "edit",
+            ["auto", "replace", "refine"],
+            "How the prompts are matched. replace: word by word, for as many words; refine: what both say is kept, new "
+            "words are free. auto: replace where the word counts are equal, else refine.",
+        )
     ),
     Float(
         "cross_steps",
@@ -76,41 +85,62 @@ _EDIT = (
         0.4,
         "Self-attention follows the source for this fraction of the steps: layout and shapes. 0 for changes of shape.",
     ),
-    Choice(
-        "self_attention",
-        ["replace", "mutual (MasaCtrl)"],
-        "replace: the source's self-attention until self_steps. mutual: from 8 % of the steps on, the later layers "
-        "attend to the source's contents instead, for changes of pose; self_steps is not read.",
-    ),
-    Text(
-        "word_windows",
-        "",
-        "Windows of single words of the edited prompt in place of cross_steps, as fractions of the steps: cat: 0.4, "
-        "red: 0.2-0.8 .",
-    ),
-    Text("weights", "", "Words of the edited prompt that count more or less: red: 2, car: 0.5 (negative allowed)."),
-    Choice(
-        "weights_act",
-        WEIGHTS_ACT,
-        "in the cross window: as in the authors' code, a weight multiplies the source's attention while the word's "
-        "cross-attention follows it. at every step: it multiplies the attention that the word has, to the end.",
+    *advanced(
+        Choice(
+            "self_attention",
+            ["replace", "mutual (MasaCtrl)"],
+            "replace: the source's self-attention until self_steps. mutual: from 8 % of the steps on, the later layers "
+            "attend to the source's contents instead, for changes of pose; self_steps is not read.",
+        ),
+        Text(
+            "word_windows",
+            "",
+            "Windows of single words of the edited prompt in place of cross_steps, as fractions of the steps: "
+            "cat: 0.4, red: 0.2-0.8 .",
+        ),
+        Text("weights", "", "Words of the edited prompt that count more or less: red: 2, car: 0.5 (negative allowed)."),
+        Choice(
+            "weights_act",
+            WEIGHTS_ACT,
+            "in the cross window: as in the authors' code, a weight multiplies the source's attention while the word's "
+            "cross-attention follows it. at every step: it multiplies the attention that the word has, to the end.",
+        ),
     ),
     Text(
         "blend_words",
         "",
         "Local blend: only the regions that these words of either prompt attend to may change (with commas; several "
-        "words in a row count as one). Empty: no blend. Exact with the euler sampler; with others it acts on the "
-        "denoised prediction.",
+        "words in a row count as one). auto: the words that differ, with what they describe. Empty: no blend. Exact "
+        "with the euler sampler; with others it acts on the denoised prediction.",
     ),
-    Text(
-        "keep_words",
-        "",
-        "Words whose regions may not change (written as blend_words); without blend_words everything else may.",
+    *advanced(
+        Text(
+            "keep_words",
+            "",
+            "Words whose regions may not change (written as blend_words); without blend_words everything else may.",
+        ),
+        Float(
+            "blend_threshold", 0.3, "The fraction of a word's largest attention above which a place is in its region."
+        ),
+        Float("blend_start", 0.2, "The blend begins at this fraction of the steps."),
+        LAYERS(name="blend_layers"),
     ),
-    Float("blend_threshold", 0.3, "The fraction of a word's largest attention above which a place is in its region."),
-    Float("blend_start", 0.2, "The blend begins at this fraction of the steps."),
-    LAYERS(name="blend_layers"),
 )
+
+
+def check_texts(word_windows: str, weights: str, blend_words: str, keep_words: str, blend_layers: str) -> None:
+    """ValueError for a text that can't be read, and for a word that shall change and shall not."""
+    given = {"word_windows": word_windows, "weights": weights, "blend_layers": blend_layers}
+    read = edit_plan({**given, "blend_words": blend_words, "keep_words": keep_words})
+    LayerChoice(*read["blend_layers"])
+    both = {normal_word(word) for word in read["blend_words"]} & {normal_word(word) for word in read["keep_words"]}
+    if both:
+        raise ValueError(
+            f'The word "{sorted(both)[0]}" stands in blend_words and in keep_words: take it out of one of them.'
+        )
+
+
+_TEXTS = ("word_windows", "weights", "blend_words", "keep_words", "blend_layers")
 
 
 def prepare(
@@ -125,10 +155,11 @@ def prepare(
     edited_2=None,
     edited_3=None,
     keep_source=False,
+    mask=None,
     **widgets,
 ):
     """The guider, its blend (or None), the sentences for the report, and the cfg in force. title: of the node;
-    widgets: those of `_EDIT`, as they are written."""
+    mask: a MASK [B or 1, H, W] in place of the words' own regions; widgets: those of `_EDIT`, as written."""
     if inversion is not None:
         record.check_belongs(inversion, model)
     cfg = cfg_of(inversion, cfg)
@@ -138,11 +169,23 @@ def prepare(
         source = source_of(inversion)
     edits = [e for e in (edited, edited_2, edited_3) if e is not None]
     prompts = [prompts_of(c, title)[0] for c in (source, *edits)]
+    check_texts(**{name: widgets.get(name, "") for name in _TEXTS})
     controllers, blend, notes = plan(prompts[0], prompts[1:], **edit_plan(widgets))
+    if mask is not None:
+        blend = MaskBlend((to_grid(mask, inversion.shape[-2:])[:, 0] > 0).float())
+        controllers.append(blend)
     guider = prompt_to_prompt_guider(
         model, source, edits, negative, cfg, controllers, inversion=inversion, keep_source=keep_source
     )
     return guider, blend, notes, cfg
+
+
+def mask_of(blend, result) -> Tensor:
+    """MASK [edits * B, H, W]: where the local blend let the edit through; all ones without a blend."""
+    mask = torch.ones(len(result.edits), *result.edits.shape[-2:])
+    if blend is not None and blend.target.sums:
+        mask = torch.stack([blend.mask(e, b, tuple(mask.shape[-2:])) for e, b in result.pairs])
+    return to_pixels(mask, tuple(CELL * side for side in mask.shape[-2:]))
 
 
 class PromptToPromptGuider(Box):
@@ -163,6 +206,18 @@ class PromptToPromptGuider(Box):
     )
     OUTPUTS = (Output("GUIDER", "The guider: returns the edits (and the sources in front, if asked)."),)
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, word_windows=None, weights=None, blend_words=None, keep_words=None, blend_layers=None):
+        return early(
+            cls,
+            check_texts,
+            word_windows=word_windows,
+            weights=weights,
+            blend_words=blend_words,
+            keep_words=keep_words,
+            blend_layers=blend_layers,
+        )
+
     def run(self, model, edited, negative, cfg, keep_source, inversion=None, **options):
         options |= {"keep_source": keep_source, "inversion": inversion}
         guider, _, notes, _ = prepare(self.TITLE, model, edited, negative, cfg, **options)
@@ -171,8 +226,8 @@ class PromptToPromptGuider(Box):
         return text_result("; ".join(notes), guider)
 
 
-class PromptToPrompt(Box):
-    ID, TITLE, CATEGORY = "NullText_PromptToPrompt", "Prompt-to-Prompt", "NullText/attention"
+class PromptToPrompt(EditBox):
+    ID, TITLE, CATEGORY = "NullText_PromptToPrompt", "Prompt-to-Prompt (prompt2prompt)", "NullText/attention"
     SEARCH_ALIASES = ALIASES
     DESCRIPTION = (
         "Edits a picture by changing words of its prompt; everything else is kept through attention (arXiv "
@@ -184,10 +239,11 @@ class PromptToPrompt(Box):
         *_ENDS,
         SEED,
         STEPS("Steps N from noise; an inversion brings its own. Cost: N x 4 network rows, from an inversion N x 3."),
-        SCHEDULER("How the steps are spaced; an inversion brings its own."),
+        *advanced(SCHEDULER("How the steps are spaced; an inversion brings its own.")),
         *_EDIT,
         LATENT("An empty latent that sets size and count. Not needed with an inversion.").optional(),
         *_SOURCES,
+        SEEN,
     )
     OUTPUTS = (
         Output("LATENT", "The edited latents: all images of the first edit, then of the second, ...", "edit"),
@@ -195,6 +251,24 @@ class PromptToPrompt(Box):
         Output("MASK", "Where local blend let the edit through (all ones without a blend).", "mask"),
         Output("STRING", "What was matched how, and what it cost.", "report"),
     )
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, word_windows=None, weights=None, blend_words=None, keep_words=None, blend_layers=None):
+        return early(
+            cls,
+            check_texts,
+            word_windows=word_windows,
+            weights=weights,
+            blend_words=blend_words,
+            keep_words=keep_words,
+            blend_layers=blend_layers,
+        )
+
+    def before(self, inputs, outputs):
+        return outputs[1]["samples"]
+
+    def mask(self, inputs, outputs):
+        return outputs[2]
 
     def run(self, model, edited, negative, cfg, seed, steps, scheduler, latent=None, inversion=None, **options):
         if inversion is None and latent is None:
@@ -205,10 +279,7 @@ class PromptToPrompt(Box):
             notes.append("Notice: latent is not read with an inversion, which brings its own")
         sigmas = sigmas_of(model, scheduler, steps) if inversion is None else inversion.sigmas
         result = run_guider(guider, latent, sigmas, seed)
-        mask = torch.ones(len(result.edits), *result.edits.shape[-2:])
-        if blend is not None and blend.target.sums:
-            mask = torch.stack([blend.mask(e, b, tuple(mask.shape[-2:])) for e, b in result.pairs])
-        mask = to_pixels(mask, tuple(8 * side for side in mask.shape[-2:]))
+        mask = mask_of(blend, result)
         notes.append(f"{len(sigmas) - 1} steps at cfg {cfg:g}, {result.rows} network rows, {result.seconds:.1f} s")
         if blend is not None:
             notes.append(f"local blend lets {100 * float(mask.mean()):.0f} % through")

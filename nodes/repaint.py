@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 
-from ..engine.comfy import process_of, sigma_range, sigmas_of, to_model_space
+from ..engine.comfy import check_interrupt, fitted, process_of, sigma_range, sigmas_of, to_model_space
 from ..engine.sampler import own_sampler, sample_latent
 from ..samplers.core import VE
 from ..samplers.masks import composite, to_grid
@@ -33,6 +33,7 @@ from .base import (
 )
 from .masked import MaskedEdit, check_pair, check_picture
 from .report import text_result, unchanged
+from .shown import SEEN, EditBox
 
 RESAMPLING, EXACT = "resampling (RePaint)", "exact-leaning (particles)"
 RENEWED, POSTERIOR = "renewed (ours, for few levels)", "posterior (the paper's)"
@@ -129,7 +130,7 @@ def nothing_hard(mask) -> bool:
 
 
 class RePaint(Box):
-    ID, TITLE, CATEGORY = "NullText_RePaint", "RePaint (sampler)", "NullText/inpaint"
+    ID, TITLE, CATEGORY = "NullText_RePaint", "RePaint as SAMPLER", "NullText/inpaint"
     SEARCH_ALIASES = ["repaint", "inpaint", "resampling", "time travel", "harmonize fill"]
     DESCRIPTION = (
         "RePaint (arXiv 2201.09865) as a SAMPLER for SamplerCustom and SamplerCustomAdvanced: fills the latent's "
@@ -161,8 +162,8 @@ class RePaint(Box):
         return text_result(text + ".", sampler)
 
 
-class RePaintSampler(Box):
-    ID, TITLE, CATEGORY = "NullText_RePaintSampler", "RePaint Sampler", "NullText/inpaint"
+class RePaintSampler(EditBox):
+    ID, TITLE, CATEGORY = "NullText_RePaintSampler", "RePaint Inpaint", "NullText/inpaint"
     SEARCH_ALIASES = ["repaint", "inpaint", "outpaint", "fill", "remove object"]
     DESCRIPTION = (
         "Fills a mask so that it agrees with the rest, with any model (RePaint, arXiv 2201.09865): the paper's "
@@ -187,11 +188,14 @@ class RePaintSampler(Box):
         ),
         *_NUMBERS,
         Int("grow", 1, "Latent cells by which the mask grows, so that no mixed cell is taken for known.", 0, 64),
+        SEEN,
     )
+    AFTER = "filled"
     OUTPUTS = (Output("LATENT", "The filled latent; outside the mask it is the given one to the bit."),)
 
     def run(self, model, positive, negative, latent, mask, seed, cfg, mode, particles, grow, **schedule):
         check_picture(latent, "RePaint needs a picture around the mask")
+        latent = fitted(model, latent)
         edit = MaskedEdit(latent["samples"], mask, grow)
         if edit.empty or (mode == EXACT and nothing_hard(edit.grid)):
             return text_result(unchanged("the mask is empty" if edit.empty else SOFT), latent)
@@ -200,7 +204,7 @@ class RePaintSampler(Box):
         sigmas = plan.sigmas(*sigma_range(model), process, scale)
         sigmas = sigmas_of(model, "normal", plan.levels) if sigmas is None else sigmas.float()
         text = f"{cost(plan, mode, particles, sigmas, process, scale)}.{edit.notice()}"
-        logging.getLogger("nulltext").info("RePaint Sampler: %s", text)
+        logging.getLogger("nulltext").info("RePaint: %s", text)
         sampler = make_sampler(plan, mode, particles, scale, log_cost=False)
         out = sample_latent(model, positive, negative, cfg, sampler, sigmas, latent, seed, edit.grid)
         out["samples"] = edit.put_back(out["samples"], below=0.5 if mode == EXACT else None)
@@ -227,7 +231,9 @@ class PixelComposite(Box):
 
     def run(self, original, edited, mask, feather):
         check_pair(original, edited)
-        soft = feathered(to_grid(mask, original.shape[1:3], batch=len(edited), of="edit")[:, 0], feather)
+        soft = feathered(
+            to_grid(mask, original.shape[1:3], batch=len(edited), of="edit")[:, 0], feather, check_interrupt
+        )
         out = composite(original.expand_as(edited), edited, soft)
         if not bool((soft > 0).any()):
             return text_result(unchanged("the mask is empty", "original"), out, soft)

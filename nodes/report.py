@@ -6,11 +6,12 @@ import logging
 import uuid
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from ..engine import comfy
-from ..samplers.measure.metrics import psnr
+from ..samplers.measure import metrics
 
 
 def text_result(text: str, *outputs, log: bool = True, **ui) -> dict:
@@ -49,13 +50,35 @@ def temporary(images: Tensor) -> list[dict[str, str]]:
     return files
 
 
-def before_after(vae, before: Tensor, after: Tensor) -> tuple[str, dict[str, list]]:
-    """Two LATENT samples [B, C, ...] seen through the VAE: (a line with the PSNR per image, ui lists for the page).
+def compared(before: Tensor, after: Tensor, mask: Tensor | None = None, what: str = "edit") -> tuple[str, dict]:
+    """Two IMAGEs [B, H, W, 3], the first as many or fewer (then repeated): (a line with the PSNR per image, ui lists).
 
-    The lists have the names that ComfyUI's own compare widget reads. Without a VAE: no line, no pictures."""
+    mask [n, h, w], 1 where the picture may change: the PSNR is that outside of it, where something is outside. The
+    lists have the names that ComfyUI's own compare widget reads; what: the second picture's name on the page."""
+    before = torch.cat([before] * (len(after) // len(before)))
+    a, b = (picture[..., :3].movedim(-1, 1) for picture in (before, after))
+    values, masked = metrics.psnr_outside(a, b, mask)
+    where = " outside the mask" if masked else ""
+    said = [f"PSNR {float(v):.1f} dB{where}" for v in values]
+    numbers = ", ".join(f"{float(v):.1f}" for v in values)
+    files = {
+        "a_images": temporary(before),
+        "b_images": temporary(after),
+        "nulltext_said": said,
+        "nulltext_what": [what],
+    }
+    return f"PSNR {numbers} dB{where} between source and {what}", files
+
+
+def before_after(vae, before: Tensor, after: Tensor, mask: Tensor | None = None, what: str = "edit"):
+    """`compared` of two LATENT samples [B, C, ...] seen through the VAE; without one: no line, no pictures."""
     if vae is None:
         return "", {}
-    a, b = comfy.decode(vae, before), comfy.decode(vae, after)
-    values = [f"{float(v):.1f}" for v in psnr(a, b)]
-    files = {"a_images": temporary(a), "b_images": temporary(b), "nulltext_psnr": values}
-    return f"PSNR {', '.join(values)} dB between the decoded source and reconstruction", files
+    return compared(comfy.decode(vae, before), comfy.decode(vae, after), mask, what)
+
+
+def edit_result(text: str, vae, before: Tensor, after: Tensor, *outputs, mask: Tensor | None = None) -> dict:
+    """The return value of a node that edits a LATENT: its report, and with a VAE source and edit for the page. before
+    and after are samples; mask as in `compared`."""
+    line, pictures = before_after(vae, before, after, mask)
+    return text_result("\n".join(filter(None, (text, line))), *outputs, **pictures)

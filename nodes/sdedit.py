@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import torch
 
-from ..engine.comfy import time_to_sigma
+from ..engine.comfy import fitted, time_to_sigma
 from ..engine.sampler import own_sampler, sample_latent
 from ..samplers.ode import sample_ancestral
 from ..samplers.picture.repaint import sample_repaint
 from ..samplers.picture.sdedit import meaning, sdedit_sigmas
 from . import words
-from .base import CFG, LATENT, MASK, MODEL, NEGATIVE, POSITIVE, SEED, Box, Choice, Float, Int, Output, Text
+from .base import CFG, LATENT, MASK, MODEL, NEGATIVE, POSITIVE, SEED, Choice, Float, Int, Output, Text
+from .early import early
 from .masked import MaskedEdit, check_picture
 from .report import text_result, unchanged
+from .shown import SEEN, EditBox
 
 STOCHASTIC, DETERMINISTIC = "stochastic (the paper's)", "deterministic (DDIM)"
 
 
-class SDEdit(Box):
+class SDEdit(EditBox):
     ID, TITLE, CATEGORY = "NullText_SDEdit", "SDEdit", "NullText/from picture"
     SEARCH_ALIASES = ["sdedit", "img2img", "image to image", "scribble to image", "stroke painting"]
     DESCRIPTION = (
@@ -43,11 +45,17 @@ class SDEdit(Box):
             "more_levels", "", "Further values of t0 with commas, for a strip: 0.2, 0.4, 0.8. Each costs its own run."
         ),
         MASK(MASK.tooltip + " Not wired: the latent's own noise mask, if it has one.").optional(),
+        SEEN,
     )
     OUTPUTS = (Output("LATENT", "The result; with further levels, one batch for each level in turn."),)
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, more_levels=None):
+        return early(cls, lambda more_levels: words.fractions(more_levels, "noise levels"), more_levels=more_levels)
+
     def run(self, model, positive, negative, latent, seed, cfg, t0, steps, noise, more_levels, mask=None):
         check_picture(latent, "SDEdit starts from a picture", "encode an image or a scribble")
+        latent = fitted(model, latent)
         edit = MaskedEdit(latent["samples"], latent.get("noise_mask") if mask is None else mask)
         eta = 1.0 if noise == STOCHASTIC else 0.0
         if edit.grid is None:

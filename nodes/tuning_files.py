@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..engine import comfy, weights
 from .base import Boolean, Box, Float, Output, Socket, Text
 from .report import text_result
@@ -49,7 +51,7 @@ class LoadLora(Box):
     )
     INPUTS = (
         Socket("model", "MODEL", "The model it is laid on; it is cloned, never changed."),
-        CLIP(tooltip="The text encoder it is laid on, if it has a part for it."),
+        replace(CLIP(tooltip="The text encoder it is laid on, if it has a part for it."), none_too=True),
         Text("file", "nulltext/subject", "Name of a file in models/loras, as Save LoRA tells it."),
         Float("strength", 1.0, "How much it counts; 0: not at all.", -10.0, 10.0),
         Boolean("same_model", True, "Refuse a LoRA that was trained on another checkpoint, where the file says so."),
@@ -68,6 +70,7 @@ class LoadLora(Box):
         lora = weights.load(comfy.found_model("loras", file))
         if same_model:
             weights.check_base(lora.metadata, model)
+        weights.check_fits(model, lora)
         patched, text = weights.applied(model, clip, lora, strength)
         return text_result(f"Loaded {file}: {_describe(lora)}.", patched, text, lora)
 

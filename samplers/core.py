@@ -211,10 +211,16 @@ def step_index(sigma: Sigma, sigmas: Sequence[float] | Tensor) -> int:
 
 
 def check_descending(sigmas: Tensor) -> None:
-    """Raise ValueError unless sigmas is 1-d, has at least two entries, and falls strictly to a last value >= 0."""
+    """Raise ValueError unless sigmas is 1-d, has at least two finite entries, and falls strictly to a last value
+    >= 0."""
     if sigmas.ndim != 1 or len(sigmas) < 2:
         raise ValueError(f"A schedule needs at least two sigmas in one row; got shape {tuple(sigmas.shape)}.")
+    if not bool(torch.isfinite(sigmas).all()):
+        raise ValueError("The sigmas hold NaN or infinite values: make the schedule again.")
     if not bool((sigmas[1:] < sigmas[:-1]).all()) or float(sigmas[-1]) < 0:
-        raise ValueError(
-            f"The sigmas must fall strictly and end at 0 or above; got {[round(float(s), 4) for s in sigmas]}."
-        )
+        raise ValueError(f"The sigmas must fall strictly and end at 0 or above; got {_first_few(sigmas)}.")
+
+
+def _first_few(sigmas: Tensor) -> str:
+    told = [f"{float(s):.4g}" for s in sigmas[:8]]
+    return ", ".join(told) + (f", ... ({len(sigmas)} in all)" if len(sigmas) > 8 else "")

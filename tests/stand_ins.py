@@ -1,6 +1,8 @@
-"""Files of random weights that core's loaders take for the demo family's: a ControlNet and a LoRA."""
+"""Files of random weights that core's loaders take for the demo family's: a ControlNet and a LoRA. And a tiny SDXL."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import torch
 
@@ -27,3 +29,52 @@ def lora(name: str, down: int, up: int, rank: int = 2, seed: int = 0) -> dict[st
         f"{name}.lora_down.weight": torch.randn(rank, down, generator=generator),
         f"{name}.lora_up.weight": torch.randn(up, rank, generator=generator),
     }
+
+
+def _filled(module: torch.nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in module.named_parameters():
+        fan = max(p[0].numel(), 1) if p.ndim > 1 else 1
+        value = torch.randn(p.shape, generator=generator) * (fan**-0.5 if p.ndim > 1 else 0.02)
+        p.data.copy_(value + (1.0 if p.ndim == 1 and name.endswith("weight") else 0.0))
+
+
+#: a UNet of SDXL's layout; the text is 32 wide from CLIP-L and 48 from CLIP-G, whose pooled vector stands before sizes
+XL_WIDTHS = {"clip_l": 32, "clip_g": 48}
+XL = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 64, "num_res_blocks": [1, 1]}
+XL |= {"channel_mult": [1, 2], "num_heads": -1, "num_head_channels": 64, "use_spatial_transformer": True}
+XL |= {"transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1], "transformer_depth_middle": 1}
+XL |= {"context_dim": 80, "adm_in_channels": 48 + 6 * 256, "num_classes": "sequential", "legacy": False}
+XL |= {"use_linear_in_transformer": True, "use_temporal_attention": False}
+
+
+def xl(engine, seed: int = 0):
+    """(MODEL, CLIP) of SDXL's classes with tiny random networks: both text encoders, pooled vector and sizes."""
+    base, patcher = engine.get("model_base"), engine.get("model_patcher")
+    sd1, sdxl, cpu = engine.get("sd1_clip"), engine.get("sdxl_clip"), torch.device("cpu")
+
+    class Encoders(sdxl.SDXLClipModel):
+        def __init__(self, device="cpu", dtype=None, **_):
+            torch.nn.Module.__init__(self)
+            for name, width in XL_WIDTHS.items():
+                config = {"hidden_act": "quick_gelu", "hidden_size": width, "intermediate_size": 2 * width}
+                config |= {"num_attention_heads": 2, "num_hidden_layers": 3, "max_position_embeddings": 77}
+                config |= {"vocab_size": 49408, "eos_token_id": 49407}
+                tokens = {"start": 49406, "end": 49407, "pad": 0 if name == "clip_g" else 49407}
+                more = {"layer": "hidden", "layer_idx": -2, "layer_norm_hidden_state": False, "special_tokens": tokens}
+                made = sd1.SDClipModel(device=device, dtype=dtype, textmodel_json_config=config, **more)
+                setattr(self, name, made)
+            self.dtypes = {dtype}
+
+    with torch.inference_mode():
+        made = engine.get("supported_models").SDXL(dict(XL))
+        made.unet_config = {**XL, "dtype": torch.float32}
+        model = base.SDXL(made, base.ModelType.EPS, device="cpu")
+        _filled(model, seed)
+        target = SimpleNamespace(params={}, clip=Encoders, tokenizer=sdxl.SDXLTokenizer)
+        clip = engine.get("sd").CLIP(target, embedding_directory=None)
+        _filled(clip.cond_stage_model, seed + 1)
+        clip.cond_stage_model.float()
+        for name, width in XL_WIDTHS.items():
+            getattr(clip.tokenizer, name).embedding_size = width
+        return patcher.ModelPatcher(model, cpu, cpu), clip

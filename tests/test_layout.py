@@ -1,4 +1,4 @@
-"""The arrows: tools, benchmarks -> nodes -> engine -> samplers, and demo -> samplers; files that fit a head."""
+"""The arrows: tools, benchmarks -> nodes -> engine -> samplers; demo -> samplers; tools -> batch. Files fit a head."""
 
 from __future__ import annotations
 
@@ -42,6 +42,13 @@ def imports(path: Path) -> list[tuple[int, str, bool]]:
 
 def absolute(path: Path) -> set[str]:
     return {module.split(".")[0] for level, module, _ in imports(path) if level == 0}
+
+
+@pytest.mark.parametrize("path", sources("batch"), ids=name)
+def test_batch_stands_alone(path):
+    """It is installed where tools/ is not, and its code travels to machines of a cluster without the pack."""
+    assert not absolute(path) & (ENGINE | {"nulltext", "torch", "pickle"})
+    assert all(level <= 1 for level, _, _ in imports(path)), "a relative import leaves batch/"
 
 
 @pytest.mark.parametrize("path", SAMPLERS, ids=name)
@@ -100,7 +107,7 @@ def test_the_engine_imports_comfyui_lazily_and_nothing_above_it(path):
 @pytest.mark.parametrize("path", sources("samplers", "engine", "nodes") + [ROOT / "__init__.py"], ids=name)
 def test_the_pack_never_needs_what_stands_on_top(path):
     for _, module, _ in imports(path):
-        assert not {"demo", "tools", "benchmarks", "tests"} & set(module.split("."))
+        assert not {"demo", "tools", "batch", "benchmarks", "tests"} & set(module.split("."))
 
 
 @pytest.mark.parametrize("path", sources("demo"), ids=name)
@@ -111,7 +118,7 @@ def test_the_demo_stands_on_samplers_alone(path):
 
 
 @pytest.mark.parametrize(
-    "path", sources("samplers", "engine", "nodes", "demo", "tools", "benchmarks", "tests"), ids=name
+    "path", sources("samplers", "engine", "nodes", "demo", "tools", "batch", "benchmarks", "tests"), ids=name
 )
 def test_files_fit_a_head(path):
     assert path.stat().st_size <= LARGEST

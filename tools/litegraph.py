@@ -30,8 +30,11 @@ PANEL = {
     "NullText_DisturbanceSchedule": SCHEDULE,
     "NullText_ILVRSampler": COST,
     "NullText_InvertImage": COST,
+    "NullText_EditPhoto": CHIPS,
     "NullText_Inverter": COST,
+    "NullText_WordMask": CHIPS,
     "NullText_Optimise": COST,
+    "NullText_LoadPicture": PICTURE,
     "NullText_OptimiseStartNoise": COST,
     "NullText_PromptToPrompt": CHIPS + COST + 26,
     "NullText_PromptToPromptGuider": CHIPS + 26,
@@ -40,9 +43,12 @@ PANEL = {
     "NullText_SDEdit": COST,
 }
 PICTURES = ("NullText_AttentionMap", "NullText_InvertImage", "NullText_Inverter", "NullText_Optimise")
+PICTURES += ("NullText_BlendedDiffusion", "NullText_DiffEdit", "NullText_DirectEdit", "NullText_DisturbanceSampler")
+PICTURES += ("NullText_EditPhoto", "NullText_ILVRSampler", "NullText_PromptToPrompt", "NullText_RePaintSampler")
+PICTURES += ("NullText_SDEdit", "NullText_Sampler", "NullText_WordMask")
 NOTE_WIDTH = 380
 #: reports of another height than most: what trains shows its loss and samples, a map its strip
-REPORTS = {"NullText_Prompt": 70} | dict.fromkeys(
+REPORTS = {"NullText_Prompt": 70, "NullText_LoadPicture": 40} | dict.fromkeys(
     ("NullText_HSpaceMap", "NullText_ImagicOptimise", "NullText_TrainControlNet", "NullText_TrainEmbedding")
     + ("NullText_TrainLora", "NullText_HSpaceTrain", "NullText_DiffusionCLIPTune"),
     380,

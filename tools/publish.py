@@ -1,4 +1,4 @@
-"""make publish: makes every file that is generated, from the node classes and from workflows/*.api.json.
+"""make publish: makes every file that is generated, from the node classes and from workflows/api/*.api.json.
 
     python tools publish [NAME ...] [--pictures missing|all|none]
 
@@ -16,14 +16,15 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import engines, gallery, help_pages, inputs, locales, run, sheet, workflows
+from ..batch import engines
+from . import gallery, help_pages, inputs, locales, run, sheet, workflows
 
 
 def page_workflows(chosen: list[str], pictures: str) -> list[str]:
     """Write the page's form of these workflows, and their thumbnails ("missing", "all" or "none" of them), with a
     running engine. What failed, in one line each."""
     failed = []
-    with engines.running(engines.embedded(), inputs=engines.pictures()) as server:
+    with engines.running(engines.embedded()) as server:
         infos = server.client.object_info()
         for name in chosen:
             try:
@@ -35,9 +36,9 @@ def page_workflows(chosen: list[str], pictures: str) -> list[str]:
                     flow = (
                         workflows.load(name) if workflows.runs_here(name) else workflows.on_demo(workflows.load(name))
                     )
-                    result = run.queue(server.client, name, flow)
+                    result = run.queue(server.client, name, flow, infos)
                     shown = [sheet.tiled(result.pictures[key]) for key in sorted(result.pictures, key=int)]
-                    sheet.thumbnail(run.source_pictures(flow), shown).save(thumbnail, quality=88)
+                    sheet.thumbnail(workflows.source_pictures(flow), shown).save(thumbnail, quality=88)
             except (ValueError, RuntimeError, FileNotFoundError) as error:
                 failed.append(f"{name}: {error}")
     return failed

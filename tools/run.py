@@ -3,7 +3,9 @@ show.
 
     python tools run [NAME ...] [--all] [--image FILE --prompt TEXT --edit TEXT --checkpoint FILE] [--engine checkout]
 
-Everything lands under output/: each picture, one contact sheet (source | reconstruction | edits), figures.json. The
+A line for each workflow, as "2 of 5 null-text: 42.7 dB, green circle, 38 s": how well the picture comes back (or its
+background stays), what a probe sees on the edit, how long it took. Everything lands under output/: each picture as the
+server saved it, with its workflow inside; one contact sheet; figures.json; reports.txt with all that the nodes say. The
 exit code is 1, with the reason in one line each, if anything failed.
 """
 
@@ -11,46 +13,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
+from ..batch import engines
+from ..batch.client import Client, Result
 from ..demo import turn
-from ..samplers.measure import charts, metrics
-from . import engines, sheet, workflows
-from .client import Client, Result
+from . import litegraph, results, workflows
 
-#: what `make demo` runs: the road, and one workflow of each further technique
-DEMO = (
-    "null_text",
-    "invert_image",
-    "direct_edit",
-    "prompt_to_prompt",
-    "prompt_to_prompt_photo",
-    "attention_map",
-    "attention_reweight",
-    "disturbance_picture",
-    "repaint",
-    "ilvr",
-    "sdedit",
-    "diffedit",
-    "blended_diffusion",
-    "classifier_guidance",
-    "clip_guidance",
-    "semantic_guidance",
-    "image_classifier",
-)
+#: what `make demo` runs: one picture, five ways to change it
+DEMO = ("null_text", "prompt_to_prompt_photo", "direct_edit", "diffedit", "repaint")
 #: what runs on a picture of one's own: workflows with a "Source prompt" and an "Edited prompt"
 OWN = ("null_text", "invert_image", "direct_edit")
-SOURCE, EDITED, RECONSTRUCTION, AUTOENCODER = "Source prompt", "Edited prompt", "Reconstruction", "Autoencoder"
+SOURCE, EDITED = "Source prompt", "Edited prompt"
 
 
 class Bar:
-    """A progress bar per workflow: node, steps, seconds. Off a terminal, one line at the end."""
+    """A progress bar per workflow on a terminal: node, steps, seconds. Elsewhere it draws nothing."""
 
     def __init__(self, name: str, titles: dict[str, str], width: int = 28):
         self.name, self.titles, self.width = name, titles, width
@@ -62,46 +46,33 @@ class Bar:
             self.last = now
             full = self.width * value // max(total, 1)
             self._show(
-                f"{self.name:<28} [{'#' * full}{'.' * (self.width - full)}] {value}/{total} "
-                f"{now - self.start:5.1f} s  {self.titles.get(node, node)}",
-                "\r",
+                f"{self.name} [{'#' * full}{'.' * (self.width - full)}] {value}/{total} "
+                f"{now - self.start:.0f} s  {self.titles.get(node, node)}"
             )
 
-    def end(self, result: Result) -> None:
-        mark = "done" if result.ok else "FAILED"
-        self._show(f"{self.name:<28} {mark}: {result.steps} steps in {time.monotonic() - self.start:.1f} s", "\n")
+    def end(self) -> None:
+        """Wipe the bar: a line says the rest."""
+        if self.live:
+            self._show("")
+            print("\r", end="", file=sys.stderr, flush=True)
 
-    def _show(self, line: str, end: str) -> None:
-        print(
-            ("\r" if self.live else "") + f"{line[:118]:<118}".rstrip(" " if end == "\n" else ""),
-            end=end,
-            file=sys.stderr,
-            flush=True,
-        )
-
-
-def titles(workflow: workflows.Workflow) -> dict[str, str]:
-    """What a person calls each node: its title, else its class."""
-    return {key: node.get("_meta", {}).get("title") or node["class_type"] for key, node in workflow.items()}
+    def _show(self, line: str) -> None:
+        print(f"\r{line[:118]:<118}", end="", file=sys.stderr, flush=True)
 
 
 def queue(
-    client: Client, name: str, workflow: workflows.Workflow, bar: Callable[[str, dict[str, str]], Bar] = Bar
+    client: Client,
+    name: str,
+    workflow: workflows.Workflow,
+    infos: dict[str, Any],
+    bar: Callable[[str, dict[str, str]], Bar] = Bar,
 ) -> Result:
-    """Run one workflow with a progress bar. RuntimeError with the readable reason if it failed."""
-    progress = bar(name, titles(workflow))
-    result = client.run(workflow, progress, timeout=3600)
-    progress.end(result)
+    """Run one workflow with a progress bar; its graph goes into the pictures. RuntimeError says why if it failed."""
+    progress = bar(name, workflows.titles(workflow))
+    graph = litegraph.to_ui(workflow, infos, workflows.note(name, workflow))
+    result = client.run(workflow, progress, timeout=3600, graph=graph)
+    progress.end()
     return result.check()
-
-
-def source_pictures(workflow: workflows.Workflow) -> list[Image.Image]:
-    """The shipped pictures that the workflow loads."""
-    found = [
-        workflows.FOLDER / "inputs" / workflow[key]["inputs"]["image"]
-        for key in workflows.of_class(workflow, "LoadImage")
-    ]
-    return [Image.open(path).convert("RGB") for path in found if path.is_file()]
 
 
 def prepared(path: Path, side: int) -> Image.Image:
@@ -125,7 +96,7 @@ def own(
 ) -> workflows.Workflow:
     """The workflow on a user's own picture, words and checkpoint. ValueError if it has no place for one of them."""
     workflow = json.loads(json.dumps(workflow))
-    named = titles(workflow)
+    named = workflows.titles(workflow)
     for title, text in ((SOURCE, prompt), (EDITED, edit)):
         nodes = [key for key, said in named.items() if said == title and "text" in workflow[key]["inputs"]]
         if text is not None and not nodes:
@@ -133,45 +104,13 @@ def own(
         for key in nodes if text is not None else ():
             workflow[key]["inputs"]["text"] = text
     for node in workflow.values():
+        if "shows" in node.get("_meta", {}):  # that is said of the shipped picture and words
+            node["_meta"] |= {"shows": "", "keeps": 0}
         if checkpoint is not None and "ckpt_name" in node["inputs"]:
             node["inputs"]["ckpt_name"] = checkpoint
-        if image is not None and node["class_type"] == "LoadImage":
+        if image is not None and isinstance(node["inputs"].get("image"), str):
             node["inputs"]["image"] = image
     return workflow
-
-
-def keep(folder: Path, name: str, workflow: workflows.Workflow, result: Result, source: list[Image.Image]) -> sheet.Row:
-    """Save a workflow's pictures under their titles; its row of the contact sheet."""
-    row, named = sheet.Row(name.replace("_", " ")), titles(workflow)
-    row.cells = [("source", picture) for picture in source[:1]]
-    for key in sorted(result.pictures, key=int):
-        pictures = result.pictures[key]
-        for i, picture in enumerate(pictures):
-            title = named[key] + (f" {i + 1}" if len(pictures) > 1 else "")
-            file = "".join(c if c.isalnum() else "_" for c in f"{name}_{key}_{title}".lower())
-            picture.save(folder / f"{file}.png")
-            row.cells.append((title, picture))
-    return row
-
-
-def figures(workflow: workflows.Workflow, result: Result, row: sheet.Row) -> dict[str, object]:
-    """What was measured: steps, seconds, PSNR of each reconstruction, what the nodes report."""
-    found: dict[str, object] = {"steps": result.steps, "seconds": round(result.seconds, 2)}
-    pictures = dict(row.cells)
-    against = next((picture for title, picture in row.cells if title.startswith(AUTOENCODER)), pictures.get("source"))
-    for title, picture in row.cells:
-        if title.startswith(RECONSTRUCTION) and against is not None and against.size == picture.size:
-            a, b = (charts.from_picture(one).movedim(-1, 1) for one in (against, picture))
-            ratio = float(metrics.psnr(a, b))
-            found[f"psnr_{title.lower().replace(' ', '_')}_db"] = "exact" if ratio == math.inf else round(ratio, 2)
-    if result.texts:
-        found["reports"] = result.texts
-    return found
-
-
-def said(found: dict[str, object]) -> str:
-    """The figures of one workflow in one line."""
-    return ", ".join(f"{key} {value}" for key, value in found.items() if key != "reports")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -205,57 +144,56 @@ def main(arguments: list[str]) -> int:
     mine = options.image is not None or options.checkpoint is not None
     every = [name for name in workflows.names() if workflows.runs_here(name)]
     chosen = options.names or (every if options.all else list(OWN if mine else DEMO))
-    if not chosen:
-        print("There is no workflow to run.", file=sys.stderr)
-        return 1
     options.output.mkdir(parents=True, exist_ok=True)
-    rows: list[sheet.Row] = []
-    measured: dict[str, dict] = {}
-    failures: list[str] = []
+    kept = results.Kept(options.output)
     start = time.monotonic()
     try:
         engine = engines.embedded() if options.engine == "embedded" else engines.checkout()
         print(f"starting {engine.title} ...", file=sys.stderr, flush=True)
-        server_of = engines.running(engine, checkpoint=options.checkpoint, inputs=engines.pictures())
+        server_of = engines.running(engine, checkpoint=options.checkpoint)
         with turn.compute(), server_of as server:
-            image = None
-            if options.image:
-                side = options.size or (512 if options.checkpoint else 128)
-                image = prepared(options.image, side)
-                uploaded = server.client.upload(image, "own.png")
-            for name in chosen:
-                try:
-                    flow = workflows.load(name)
-                    if mine or options.prompt or options.edit:
-                        checkpoint = options.checkpoint.name if options.checkpoint else None
-                        picture = uploaded if image else None
-                        flow = own(flow, name, picture, options.prompt, options.edit, checkpoint)
-                    result = queue(server.client, name, flow)
-                    row = keep(options.output, name, flow, result, [image] if image else source_pictures(flow))
-                    measured[name] = figures(flow, result, row)
-                    row.line = said(measured[name])
-                    rows.append(row)
-                except (RuntimeError, ValueError, OSError) as error:
-                    failures.append(f"{name}: {error}")
-                if not server.alive():
-                    failures.append(f"the server ended; the end of its log:\n{server.tail()}")
-                    break
+            run_all(server, chosen, options, kept)
     except (engines.EngineError, ValueError) as error:
-        failures.append(str(error))
+        kept.failures.append(str(error))
     except KeyboardInterrupt:
-        failures.append("stopped by hand")
-    if rows:
-        page = options.output / "contact_sheet.png"
-        sheet.contact_sheet("ComfyUI-NullText", rows).save(page)
-        (options.output / "figures.json").write_text(json.dumps(measured, indent=1) + "\n")
-        for name, found in measured.items():
-            print(f"\n{name}: {said(found)}")
-            for text in found.get("reports", ()):
-                print("    " + str(text).replace("\n", "\n    "))
-        print(f"\n{len(rows)} workflows in {time.monotonic() - start:.0f} s. Pictures and contact sheet: {page}")
-    for failure in failures:
+        kept.failures.append("stopped by hand")
+    if kept.rows:
+        page = kept.write()
+        print(
+            f"{len(kept.rows)} workflows in {time.monotonic() - start:.0f} s. Look at {page}; the nodes' reports: "
+            f"{kept.folder / results.REPORTS}"
+        )
+    for failure in kept.failures:
         print(f"FAILED: {failure}", file=sys.stderr)
-    return 1 if failures else 0
+    return 1 if kept.failures else 0
+
+
+def run_all(server: engines.Server, chosen: list[str], options: argparse.Namespace, kept: results.Kept) -> None:
+    """Run each workflow, print its line, keep what it leaves."""
+    infos, image = server.client.object_info(), None
+    if options.image:
+        image = prepared(options.image, options.size or (512 if options.checkpoint else 128))
+        uploaded = server.client.upload(image, "own.png")
+    for number, name in enumerate(chosen, 1):
+        head = f"{number} of {len(chosen)} {name.replace('_', '-')}"
+        try:
+            flow = workflows.load(name)
+            if options.image or options.checkpoint or options.prompt or options.edit:
+                checkpoint = options.checkpoint.name if options.checkpoint else None
+                flow = own(flow, name, uploaded if image else None, options.prompt, options.edit, checkpoint)
+            result = queue(server.client, head, flow, infos)
+            source = [image] if image else workflows.source_pictures(flow)
+            results.keep(kept.folder, name, flow, result)
+            kept.figures[name] = found = results.figures(flow, result, source)
+            kept.rows.append(results.row(name, flow, result, source))
+            kept.rows[-1].line = results.said(found)
+            print(f"{head}: {results.said(found)}", flush=True)
+        except (RuntimeError, ValueError, OSError) as error:
+            print(f"{head}: failed", flush=True)
+            kept.failures.append(f"{name}: {error}")
+        if not server.alive():
+            kept.failures.append(f"the server ended; the end of its log:\n{server.tail()}")
+            break
 
 
 if __name__ == "__main__":

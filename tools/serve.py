@@ -8,7 +8,8 @@ import socket
 import sys
 import time
 
-from . import engines, workflows
+from ..batch import engines
+from . import workflows
 
 
 def port_or_free(port: int) -> int:
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> int:
         for name in workflows.names():
             if (page := workflows.FOLDER / f"{name}.json").exists():
                 shutil.copy(page, shelf)
-        with engines.running(engine, tree, inputs=engines.pictures(), port=port_or_free(options.port)) as server:
+        with engines.running(engine, tree, port=port_or_free(options.port)) as server:
             print(
                 f"{engine.title} runs at {server.address}\n"
                 f"Open a workflow: drop a file of {workflows.FOLDER} on the page.\n"

@@ -1,5 +1,5 @@
-"""The shipped workflows, workflows/<name>.api.json: reading them, making them short for tests, and the page's form of
-them."""
+"""The shipped workflows, workflows/api/<name>.api.json: reading them, making them short for tests, and the page's form
+of them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 FOLDER = Path(__file__).resolve().parent.parent / "workflows"
-SUFFIX = ".api.json"
+API, SUFFIX = FOLDER / "api", ".api.json"  # the files that queue over HTTP as they are
 DEMO_CHECKPOINT = "nulltext_demo.safetensors"
 DEMO_SIDE = 128  # pixels
 REAL = "_sd"  # ends the name of a workflow for a checkpoint that is not shipped
+
+#: classes that load a picture of one's own
+PICTURES = ("NullText_LoadPicture", "LoadImage")
+SAMPLE = " [sample]"  # ends the name of a picture that the pack brings
 
 Workflow = dict[str, dict[str, Any]]
 
@@ -37,14 +43,14 @@ LIMITS = {
 
 def names() -> list[str]:
     """Names of the shipped workflows, sorted."""
-    return sorted(path.name[: -len(SUFFIX)] for path in FOLDER.glob("*" + SUFFIX))
+    return sorted(path.name[: -len(SUFFIX)] for path in API.glob("*" + SUFFIX))
 
 
 def load(name: str) -> Workflow:
     """A shipped workflow in API format. FileNotFoundError names the ones there are."""
     if name not in names():
         raise FileNotFoundError(f"There is no workflow {name!r}; shipped are: {', '.join(names()) or 'none'}.")
-    return json.loads((FOLDER / (name + SUFFIX)).read_text(encoding="utf-8"))
+    return json.loads((API / (name + SUFFIX)).read_text(encoding="utf-8"))
 
 
 def runs_here(name: str) -> bool:
@@ -60,6 +66,8 @@ def on_demo(workflow: Workflow) -> Workflow:
             node["inputs"]["ckpt_name"] = DEMO_CHECKPOINT
         if node["class_type"] == "ImageScale":
             node["inputs"].update(width=DEMO_SIDE, height=DEMO_SIDE)
+        if node["class_type"] in PICTURES and node["inputs"].get("size"):
+            node["inputs"]["size"] = DEMO_SIDE
     return workflow
 
 
@@ -82,6 +90,30 @@ def short(workflow: Workflow, steps: int = 3) -> Workflow:
 def of_class(workflow: Workflow, *classes: str) -> list[str]:
     """Ids of the nodes of these classes, in order."""
     return sorted((key for key, node in workflow.items() if node["class_type"] in classes), key=int)
+
+
+def titles(workflow: Workflow) -> dict[str, str]:
+    """What a person calls each node: its title, else its class."""
+    return {key: node.get("_meta", {}).get("title") or node["class_type"] for key, node in workflow.items()}
+
+
+def source_names(workflow: Workflow) -> list[str]:
+    """The shipped pictures that the workflow loads, by file name, in the order of the nodes."""
+    named = [node["inputs"].get("image") for _, node in sorted(workflow.items(), key=lambda item: int(item[0]))]
+    found = [name.removesuffix(SAMPLE) for name in named if isinstance(name, str)]
+    return [name for name in found if (FOLDER / "inputs" / name).is_file()]
+
+
+def source_pictures(workflow: Workflow) -> list[Image.Image]:
+    """The same as pictures."""
+    return [Image.open(FOLDER / "inputs" / name).convert("RGB") for name in source_names(workflow)]
+
+
+def result(workflow: Workflow) -> str | None:
+    """The node whose pictures are the workflow's result: the one that says what it shows, else the last that saves."""
+    saving = of_class(workflow, "SaveImage", "PreviewImage")
+    said = [key for key in saving if "shows" in workflow[key].get("_meta", {})]
+    return (said or saving or [None])[-1]
 
 
 def title(name: str) -> str:
@@ -108,13 +140,13 @@ def note(name: str, workflow: Workflow) -> str:
         if node.get("_meta", {}).get("note")
     ]
     loaders = sorted((key for key, node in workflow.items() if "ckpt_name" in node["inputs"]), key=int)
-    pictures, scales = of_class(workflow, "LoadImage"), of_class(workflow, "ImageScale")
+    pictures, scales = of_class(workflow, *PICTURES), of_class(workflow, "ImageScale")
     lines = [title(name), *said]
     if not runs_here(name):
         lines += [
             "",
             "It needs Stable Diffusion 1.5 (any checkpoint of that family): pick yours in ckpt_name "
-            f"(node {', '.join(loaders)}). Then choose your photo in Load Image (node {', '.join(pictures)}; "
+            f"(node {', '.join(loaders)}). Then choose your photo in Load Picture (node {', '.join(pictures)}; "
             f"node {', '.join(scales)} cuts it to 512 x 512) and write what it shows into the source prompt.",
             "",
             f"Its thumbnail: {drawn_by(name)[0].lower()}{drawn_by(name)[1:]}",
@@ -135,7 +167,7 @@ def note(name: str, workflow: Workflow) -> str:
     if pictures:
         size = "1024 x 1024 for SD3" if networks else "512 x 512 for SD 1.x"
         lines.append(
-            f"Your own picture: choose it in Load Image (node {', '.join(pictures)}), at the size the "
+            f"Your own picture: choose it in Load Picture (node {', '.join(pictures)}), at the size the "
             f"checkpoint was trained for ({size}), and write what it shows into the prompt."
         )
     return "\n".join(lines)

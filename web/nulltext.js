@@ -1,13 +1,18 @@
 // The page's side of ComfyUI-NullText: what each node shows under its widgets.
-import { onOurNodes, onResult, values, watch } from "./js/adapter.js";
+import { ADVISED, adviceFor } from "./js/advice.js";
+import { clearPreview, onOurNodes, onResult, samplerOf, values, watch } from "./js/adapter.js";
 import { CHIPS, addChips } from "./js/chips.js";
 import { COSTED, costOf } from "./js/cost.js";
 import { make, panelOf } from "./js/panel.js";
+import { addPicker } from "./js/picker.js";
 import { showCompare, showHeat } from "./js/pictures.js";
+import { SWAPS, addSwap } from "./js/swap.js";
 import { TIMELINES, addTimeline } from "./js/timeline.js";
 
 onOurNodes((node, type) => {
     const section = panelOf(node);
+    if (type === "NullText_LoadPicture") addPicker(node, section("picker"));
+    if (SWAPS[type]) addSwap(node, SWAPS[type], section("swap"));
     if (CHIPS[type]) addChips(node, CHIPS[type], section("chips"));
     if (TIMELINES[type]) addTimeline(node, type, section("timeline"));
     if (COSTED.includes(type)) {
@@ -16,10 +21,19 @@ onOurNodes((node, type) => {
         const cost = () => costOf(type, values(node)) ?? "";
         watch(node, cost, () => { line.textContent = cost() && `Cost: ${cost()}`; });
     }
+    if (ADVISED.includes(type)) {
+        const line = make("div", { class: "nulltext-advice", role: "status" });
+        section("advice").append(line);
+        const said = () => node.graph ? adviceFor(type, { ...values(node), sampler: samplerOf(node) }) : "";
+        watch(node, said, () => { line.textContent = said(); });
+    }
     onResult(node, (output) => {
         if (output.nulltext_heat?.length) showHeat(section("picture"), output.nulltext_heat[0]);
         if (output.a_images?.length && output.b_images?.length) {
-            showCompare(section("picture"), output.a_images, output.b_images, output.nulltext_psnr ?? []);
+            clearPreview(node);
+            setTimeout(() => clearPreview(node), 300);  // the last preview may come after the result
+            showCompare(section("picture"), output.a_images, output.b_images, output.nulltext_said ?? [],
+                String(output.nulltext_what ?? "edit"));
         }
         if (output.text?.length) {
             section("report").replaceChildren(make("div", { class: "nulltext-report", role: "status", tabindex: "0" },

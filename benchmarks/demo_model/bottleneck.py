@@ -4,9 +4,10 @@
     steer    pictures are inverted (DDIM, no words) and come back by the asymmetric step of Asyrp (2210.10960),
              x' = D~ + (s'/s)(x - D), D~ from h + k dh, where dh is, per level, the mean of h over scenes with one
              attribute changed less its mean over the scenes themselves (Haas et al. 2303.11073). h is 4 x 4 places, so
-             an object's colour has a direction for each of the five places, and a picture gets that of its own
+             an object's colour has a direction for each of the five places, and a picture gets that of its own.
+             As in the paper h is shifted down to the level t_edit only; below it the plain step draws the details
 
-The strength k is chosen on training scenes; the held-out ones judge, read by a probe.
+The strength k and the level t_edit are chosen on training scenes; the held-out ones judge, read by a probe.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from ...samplers.inversion.pivots import invert_ddim
 from ..edits import value_of
 from ..lab import Demo, some
 
-STEPS, PAIRS, STRENGTHS = 20, 64, (0.2, 0.3, 0.4, 0.5, 1.0)
+STEPS, PAIRS = 20, 64
+#: (strength k, the lowest sigma at which h is shifted)
+SETTINGS = tuple((k, low) for low in (0.0, 1.0, 2.0, 3.0) for k in (0.35, 0.5, 0.7, 1.0, 2.0, 3.0))
 #: attribute -> the value that pictures are steered to
 TARGETS = {
     "background": scenes.BACKGROUNDS.index("blue"),
@@ -76,11 +79,14 @@ class Bottleneck(Demo):
             found.append(torch.stack([change[groups == g].mean(0) for g in range(int(groups.max()) + 1)]))
         return found
 
-    def edit(self, x: Tensor, shifts: Sequence[Tensor], groups: Tensor, strength: float) -> Tensor:
-        """Pictures [B, 3, 128, 128] from x at the noise end, by the asymmetric step. groups [B]: whose shift."""
+    def edit(self, x: Tensor, shifts: Sequence[Tensor], groups: Tensor, strength: float, low: float = 0.0) -> Tensor:
+        """Pictures [B, 3, 128, 128] from x at the noise end, by the asymmetric step while sigma >= low.
+
+        groups [B]: whose shift."""
         for i, (sigma, lower) in enumerate(zip(self.sigmas, self.sigmas[1:])):
             plain = self.denoise(x, sigma)
-            steered = self.denoise(x, sigma, strength * shifts[i][groups]) if strength else plain
+            shifted = strength and float(sigma) >= low
+            steered = self.denoise(x, sigma, strength * shifts[i][groups]) if shifted else plain
             x = euler_step(x, plain, sigma, lower) + steered - plain
         return self.decode(x)
 
@@ -117,9 +123,9 @@ def measure_bottleneck(bench, n: int) -> tuple[dict[str, float], list[list]]:
     figures = {f"h_zero_change_sigma{s}": model.zero_change(held, float(s)) for s in (1, 5)}
     lines = []
 
-    def walked(attribute, split, seed):
+    def walked(attribute, split, seed, count):
         target = TARGETS[attribute]
-        truth = one_object(n, split, seed, attribute, target)
+        truth = one_object(count, split, seed, attribute, target)
         z = model.encode(scenes.draw(truth)[0])
         return truth, invert_ddim(model.denoise, z, model.sigmas, process=VE).trajectory[0]
 
@@ -132,21 +138,25 @@ def measure_bottleneck(bench, n: int) -> tuple[dict[str, float], list[list]]:
             noise = [torch.randn(s.shape, generator=generator) for s in shifts]
             control = [r * s.norm() / r.norm() for r, s in zip(noise, shifts)]
 
-            def judged(truth, x, way, k):
-                images = model.edit(x, way, groups_of(truth, attribute), k)
+            def judged(truth, x, way, k, low):
+                images = model.edit(x, way, groups_of(truth, attribute), k, low)
                 return read_off(model.judge, images, truth, attribute, target)
 
-            truth, x = walked(attribute, "train", 33)
-            tried = [(*judged(truth, x, shifts, k), k) for k in STRENGTHS]
-            strength = max(tried, key=lambda t: min(t[0] / 0.6, t[1] / 0.7))[2]
-            truth, x = walked(attribute, "held_out", 34)
-            ways = {"steered": (shifts, strength), "random shift": (control, strength), "reconstruction": (shifts, 0.0)}
-            return strength, {name: judged(truth, x, *way) for name, way in ways.items()}
+            truth, x = walked(attribute, "train", 33, (n + 1) // 2)
+            tried = [(*judged(truth, x, shifts, *setting), setting) for setting in SETTINGS]
+            setting = max(tried, key=lambda t: min(t[0] / 0.6, t[1] / 0.7))[2]
+            truth, x = walked(attribute, "held_out", 34, n)
+            ways = {
+                "steered": (shifts, *setting),
+                "random shift": (control, *setting),
+                "reconstruction": (shifts, 0, 0),
+            }
+            return setting, {name: judged(truth, x, *way) for name, way in ways.items()}
 
-        strength, found = bench.once(f"bottleneck {attribute} {n}", compute)
+        (chosen, lowest), found = bench.once(f"bottleneck {attribute} {n} by level", compute)
         figures[f"h_steer_{attribute}"], figures[f"h_kept_{attribute}"] = found["steered"]
         lines += [
-            [f"h: {attribute}, {name} (k {strength:g}): reached", reached, f"kept {kept:.2f}"]
+            [f"h: {attribute}, {name} (k {chosen:g}, sigma >= {lowest:g}): reached", reached, f"kept {kept:.2f}"]
             for name, (reached, kept) in found.items()
         ]
     return figures, lines

@@ -15,6 +15,7 @@ from ...demo import subjects
 from ...engine import comfy, tuning, weights
 from ...engine.run import sample_with
 from ...samplers.tuning import lora
+from ..beside_core.__main__ import measured
 from ..harness import Bench, table
 from ..lab import loaded
 from .single import measure_imagic, measure_unitune
@@ -63,6 +64,7 @@ def main(argv=None) -> int:
     bench = Bench("tuning", __doc__.split("\n\n")[0], argv)
     names = list(subjects.SUBJECTS)[: 1 if bench.quick else None]
     difference = bench.once("loader", loader_difference)
+    beside_core, why = bench.once("beside core", lambda: measured(bench.quick))
     found = bench.each("subjects", names, lambda part: [measure_subject(name, bench.quick) for name in part])
     pictures = list(range(1 if bench.quick else 8))
     curves = bench.each("imagic", pictures, lambda part: [measure_imagic(i, bench.quick) for i in part])
@@ -81,6 +83,7 @@ def main(argv=None) -> int:
         for key in curves[0]
     ]
     print(table(["Imagic: LoRA strength, eta", "place reached", "rest kept", "PSNR to the picture"], imagic))
+    print(why or table(["batch", "s a step", "core's", "ratio"], [[b, *v] for b, v in beside_core.items()]))
     setting, place, kept = best_setting(curves)
     with_prior, without = ARMS
     figures = {
@@ -104,7 +107,7 @@ def main(argv=None) -> int:
         "unitune_edit": statistics.fmean(e["colour"] for e in edits),
         "unitune_background_psnr": statistics.fmean(e["background_psnr"] for e in edits),
         "lora_loader_difference": difference,
-        "seconds_per_step_over_core": None,  # needs an engine whose core has Train LoRA; not measured here
+        "seconds_per_step_over_core": beside_core and beside_core["1"][2],
         "lora_kb": of(with_prior, "kb"),
     }
     bench.finish("", figures)

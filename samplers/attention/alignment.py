@@ -29,6 +29,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+#: words that end a phrase: what stands before them does not describe what comes after
+_FUNCTION = """
+a an the this that these those its his her their my your of in on at by for from to with without and or but as into
+onto over under above below behind before near next beside between around through across along down up off is are was
+were be been has have had while who which
+"""
+FUNCTION_WORDS = frozenset(_FUNCTION.split())
 _EDGE = string.punctuation + "“”‘’„…«»–—"
 
 
@@ -209,6 +216,34 @@ def token_map(source: dict, target: dict, edit: str = "auto") -> tuple[TokenMap,
     if edit == "replace":
         why = f", as replace needs prompts of as many words{why}"
     return refine_map(source, target), "refine" + why
+
+
+def differing_words(source: dict, target: dict) -> tuple[list[dict], list[dict]]:
+    """The words of each prompt that the other does not have at that place, in order: what an edit replaces, and by
+    what. Either may be empty (words only added, or only taken out)."""
+    a, b = ([normal_word(word["text"]) for word in prompt["words"]] for prompt in (source, target))
+    names = {word: i for i, word in enumerate(dict.fromkeys([*a, *b]))}
+    places = align([names[word] for word in a], [names[word] for word in b])
+    return (
+        [word for i, word in enumerate(source["words"]) if i not in places],
+        [word for word, place in zip(target["words"], places, strict=True) if place < 0],
+    )
+
+
+def spoken_of(prompt: dict, words: list[dict]) -> list[dict]:
+    """The words and, after each, those that it describes: as far as the next function word or sign, two at most. The
+    place of "red" is its circle's, of "striped" in "striped blue background" the background's."""
+    every, found = prompt["words"], []
+    for word in words:
+        at = every.index(word)
+        found.append(word)
+        for last, following in zip(every[at:], every[at + 1 : at + 3]):
+            name = normal_word(following["text"])
+            apart = following["tokens"][0] != last["tokens"][-1] + 1  # a comma stands between
+            if apart or normal_word(last["text"]) in FUNCTION_WORDS or name in FUNCTION_WORDS or name.endswith("ing"):
+                break
+            found.append(following)
+    return [word for i, word in enumerate(every) if any(word is other for other in found)]
 
 
 def factor_columns(prompts: list[dict], factors: dict[str, float]) -> list[dict[int, float]]:

@@ -208,11 +208,31 @@ class LocalBlend(Controller):
         return moment in StepWindow(self.start, 2.0, points=0)
 
     def between_steps(self, x, x_source, moment, prompt, image):
-        if not self.starts(moment) or not self.target.sums:
-            return x
+        ready = self.starts(moment) and self.target.sums
+        return self.inside(x, x_source, prompt, image) if ready else x
+
+    def inside(self, x: Tensor, x_source: Tensor, prompt: Sequence[int], image: Sequence[int]) -> Tensor:
+        """x where each row's mask is 1, elsewhere the source."""
         masks = [self.mask(p, b, tuple(x.shape[-2:])) for p, b in zip(prompt, image, strict=True)]
         mask = torch.stack(masks).to(x).unsqueeze(1)
         return torch.where(mask > 0, x, x_source)  # to the bit, where x_src + mask (x_tgt - x_src) would round
+
+
+class MaskBlend(LocalBlend):
+    """The local blend inside masks known beforehand: `masks` [B or 1, h, w] of 0 and 1, on the latent's grid."""
+
+    def __init__(self, masks: Tensor, start: float = 0.0):
+        super().__init__([], [], start=start)
+        self.masks = masks
+
+    def asks(self, layer):
+        return Ask.NOTHING
+
+    def mask(self, prompt, image, size):
+        return self.masks[image % len(self.masks)]
+
+    def between_steps(self, x, x_source, moment, prompt, image):
+        return self.inside(x, x_source, prompt, image) if self.starts(moment) else x
 
 
 def _pair(prompt: int, image: int) -> int:

@@ -11,10 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from .alignment import factor_columns, in_some_prompt, token_map
+from .alignment import differing_words, factor_columns, in_some_prompt, spoken_of, token_map, words_in
 from .controllers import MutualSelf, ReplaceCross, ReplaceSelf, Reweight
 from .layers import StepWindow
 from .maps import LayerChoice, LocalBlend
+
+#: in blend_words: the words in which the prompts differ
+DIFFERING = "auto"
 
 #: where a word's weight acts: as in the authors' code, or on the map that the word has at every step
 WEIGHTS_ACT = ("in the cross window", "at every step")
@@ -40,7 +43,9 @@ def plan(
     """The controllers of one edit, its blend or None, and a phrase for each decision: how the prompts were matched, and
     a notice where an edit has the source's own words, every window is closed, or a weight has no window to act in.
     word_windows: {word: (start, end) as fractions of the steps}; weights: {word: factor}; blend_layers: the names of a
-    `LayerChoice`. ValueError for words that are in no prompt."""
+    `LayerChoice`. blend_words: a word that is in no prompt is left out with a notice; where none is left, and for
+    "auto", the words stand in that the prompts do not share, each with what it describes. ValueError for other words
+    that are in no prompt."""
     maps, said = zip(*(token_map(source, prompt, edit) for prompt in edits))
     if len(edits) > 1:
         said = [f"edit {i + 1}: {done}" for i, done in enumerate(said)]
@@ -59,15 +64,15 @@ def plan(
         controllers.append(ReplaceSelf(StepWindow(0.0, self_steps, points=0)))
     if weighted and not inside:
         controllers.append(Reweight(factors))
-    blend = None
+    blend, notices = None, []
     if blend_words or keep_words:
-        found = in_some_prompt([source, *edits], blend_words)
-        kept = in_some_prompt([source, *edits], keep_words)
-        found, kept = ([[t for word in row for t in word] for row in rows] for rows in (found, kept))
+        of_source, of_edits, about = _blended(source, edits, blend_words)
+        notices += about
+        kept = [[t for word in row for t in word] for row in in_some_prompt([source, *edits], keep_words)]
         n = len(edits)
         blend = LocalBlend(
-            [found[0]] * n,
-            found[1:],
+            of_source,
+            of_edits,
             ([kept[0]] * n, kept[1:]),
             blend_threshold,
             blend_threshold,
@@ -75,7 +80,7 @@ def plan(
             LayerChoice(*blend_layers),
         )
         controllers.append(blend)
-    notices = [
+    notices += [
         f"Notice: edit {i + 1} equals the source prompt, so its words change nothing"
         for i, (prompt, row) in enumerate(zip(edits, factors))
         if _same(source, prompt) and all(c == 1 for c in row.values())
@@ -91,6 +96,32 @@ def plan(
     if not controllers:
         notices.append("Notice: every window is closed, so this is the plain prompt change")
     return controllers, blend, [*said, *notices]
+
+
+def _blended(source: dict, edits: list[dict], blend_words: Sequence[str]):
+    """Columns of the blend words in the source and in the edits, a list per edit, and what to say of them."""
+    prompts, known, unknown = [source, *edits], [], []
+    for word in blend_words:
+        try:
+            in_some_prompt(prompts, [word])
+            known.append(word)
+        except ValueError:
+            if word != DIFFERING:
+                unknown.append(word)
+    said = []
+    if unknown:
+        names = ", ".join(dict.fromkeys(name for prompt in prompts for name in words_in(prompt)))
+        instead = "it is left out" if known else "the words stand in that the prompts do not share"
+        said.append(f'Notice: blend_words names "{unknown[0]}", which is in no prompt ({names}): {instead}')
+    if known or not blend_words:
+        found = [[t for word in row for t in word] for row in in_some_prompt(prompts, known)]
+        return [found[0]] * len(edits), found[1:], said
+    pairs = [differing_words(source, edit) for edit in edits]
+    pairs = [(spoken_of(source, before), spoken_of(edit, after)) for (before, after), edit in zip(pairs, edits)]
+    names = ["/".join(" ".join(w["text"] for w in words) or "-" for words in pair) for pair in pairs]
+    said.append(f"local blend where these look: {', '.join(names)}")
+    of_source, of_edits = ([[t for word in pair[i] for t in word["tokens"]] for pair in pairs] for i in (0, 1))
+    return of_source, of_edits, said
 
 
 def _same(source: dict, prompt: dict) -> bool:

@@ -55,6 +55,17 @@ def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
     return to_psnr(mse(a, b, mask))
 
 
+def psnr_outside(a: Tensor, b: Tensor, mask: Tensor | None) -> tuple[Tensor, bool]:
+    """(PSNR [B] of images [B, C, H, W] over the pixels outside the mask [n, h, w], n dividing B, True); of all of them
+    and False where there is no mask, or nothing outside or inside of it."""
+    if mask is not None and bool((mask > 0).any()):
+        covered = (F.interpolate(mask[:, None].float().to(a.device), a.shape[-2:]) > 0).float()
+        found = to_psnr(masked_mse(a, b, covered.repeat(len(b) // len(covered), 1, 1, 1)))
+        if not bool(found.isnan().any()):
+            return found, True
+    return psnr(a, b), False
+
+
 def ssim(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
     """Structural similarity [B] in [-1, 1]. ValueError for images under 11 pixels a side."""
     _check(a, b)

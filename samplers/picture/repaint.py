@@ -47,7 +47,7 @@ def jump_path(steps: int, jump: int, resamples: int, allowed: Callable[[int], bo
     jump >= 1 in levels, resamples >= 1 (1: no jumps)."""
     if steps < 1 or jump < 1 or resamples < 1:
         raise ValueError(f"RePaint needs at least one step, jump and resample; got {steps}, {jump}, {resamples}.")
-    left = {steps - 1 - t: resamples - 1 for t in range(0, steps - jump, jump) if allowed(steps - 1 - t)}
+    left = dict.fromkeys(_jumped_from(steps, jump, allowed), resamples - 1)
     path = [0]
     while path[-1] < steps:
         level = path[-1] + 1
@@ -56,6 +56,15 @@ def jump_path(steps: int, jump: int, resamples: int, allowed: Callable[[int], bo
             left[level] -= 1
             path.append(level - jump)
     return path
+
+
+def _jumped_from(steps: int, jump: int, allowed: Callable[[int], bool]) -> list[int]:
+    return [steps - 1 - t for t in range(0, steps - jump, jump) if allowed(steps - 1 - t)]
+
+
+def path_length(steps: int, jump: int, resamples: int, allowed: Callable[[int], bool]) -> int:
+    """len(jump_path(...)) without making it: each jump adds its landing and `jump` levels down again."""
+    return steps + 1 + (resamples - 1) * (jump + 1) * len(_jumped_from(steps, jump, allowed))
 
 
 def noise_to_signal(sigma: Sigma, process: NoiseProcess) -> float:
@@ -74,8 +83,13 @@ def ranged_path(
     process: NoiseProcess = VE,
 ) -> list[int]:
     """A schedule that resamples only where low <= s/a <= high (noise to signal), at the level that is jumped from."""
+    return jump_path(len(sigmas) - 1, jump, resamples, within(sigmas, low, high, process))
+
+
+def within(sigmas: Tensor, low: float, high: float, process: NoiseProcess = VE) -> Callable[[int], bool]:
+    """level number -> whether low <= s/a <= high there."""
     levels = [noise_to_signal(s, process) for s in sigmas]
-    return jump_path(len(levels) - 1, jump, resamples, lambda level: levels[level] in SigmaWindow(high, low))
+    return lambda level: levels[level] in SigmaWindow(high, low)
 
 
 def karras_sigmas(levels: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..core import VE, Callback, Denoise, NoiseProcess, NoiseSource, Sigma
 from ..walk import Eta
-from .repaint import noise_to_signal, ranged_path, sample_repaint
+from .repaint import noise_to_signal, path_length, ranged_path, sample_repaint, within
 
 #: How much closer our levels stand within the resampled range
 DENSITY = 2.0
@@ -43,6 +43,11 @@ class Schedule:
     def path(self, sigmas: Tensor, process: NoiseProcess = VE, scale: float = 1.0) -> list[int]:
         """Level numbers over the sigmas at hand, for data of that standard deviation."""
         return ranged_path(sigmas, self.jump, self.resamples, self.low * scale, self.high * scale, process)
+
+    def visits(self, sigmas: Tensor, process: NoiseProcess = VE, scale: float = 1.0) -> int:
+        """How many numbers `path` holds, told without making it."""
+        allowed = within(sigmas, self.low * scale, self.high * scale, process)
+        return path_length(len(sigmas) - 1, self.jump, self.resamples, allowed)
 
     def eta(self, process: NoiseProcess = VE, scale: float = 1.0) -> Eta:
         return renewed(self.low * scale, self.high * scale, process) if self.renew else 1.0

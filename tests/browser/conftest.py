@@ -20,7 +20,8 @@ from pathlib import Path
 
 import pytest
 import requests
-from nulltext.tools import engines, litegraph, workflows
+from nulltext.batch import engines
+from nulltext.tools import litegraph, workflows
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -242,7 +243,7 @@ def servers():
                 tree = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nulltext-")))
                 engine = engines.embedded() if name == "embedded" else engines.checkout()
                 made[name] = stack.enter_context(
-                    engines.running(engine, tree, inputs=engines.pictures(), extra=["--preview-method", "latent2rgb"])
+                    engines.running(engine, tree, extra=["--preview-method", "latent2rgb"])
                 )
             return made[name]
 

@@ -5,6 +5,7 @@ import re
 
 import pytest
 from nulltext.tools import workflows
+from PIL import Image
 
 REWEIGHT = "NullText_AttentionReweight"
 
@@ -92,6 +93,91 @@ def test_before_and_after_with_a_divider(page):
     compare.locator("input").fill("80")
     assert "20%" in compare.locator("img").nth(1).get_attribute("style")
     page.shot("compare")
+
+
+PHOTO = "NullText_EditPhoto"
+
+
+def test_click_a_word_type_another_and_the_edit_stands_beside_the_source(page):
+    """The first five minutes: a sample picture, one word changed, the result under a divider at full size."""
+    page.load("edit_photo", steps=4)
+    page.look_at("NullText_LoadPicture")
+    picked = page.panel("NullText_LoadPicture").locator("img")
+    page.tab.wait_for_function("e => e.complete && e.naturalWidth === 128", arg=picked.element_handle())
+    page.shot("picture")
+    page.look_at(PHOTO)
+    panel = page.panel(PHOTO)
+    words = panel.locator("[data-swap]")
+    words.first.wait_for()
+    assert "green" in panel.locator("[data-swap][aria-pressed=true]").inner_text()
+    circle = next(i for i in range(words.count()) if words.nth(i).inner_text() == "circle")
+    words.nth(circle).click()
+    panel.locator("input[type=text]").fill("square")
+    page.tab.keyboard.press("Enter")
+    edited = "a photo of a large green square in the middle, striped blue background"
+    assert page.value(PHOTO, "edited_prompt") == edited
+    assert "circle \u2192 square" in words.nth(circle).inner_text()
+    page.shot("swap")
+    page.queue()
+    assert next(n for n in page.prompt.values() if n["class_type"] == PHOTO)["inputs"]["edited_prompt"] == edited
+    page.look_at(PHOTO)
+    compare = page.panel(PHOTO).locator(".nulltext-compare")
+    compare.wait_for()
+    page.tab.wait_for_function(
+        "e => [...e.querySelectorAll('img')].every(i => i.complete && i.naturalWidth === 128)",
+        arg=compare.element_handle(),
+    )
+    page.tab.wait_for_timeout(600)
+    blurred = "kind => { const n = ofKind(kind); return [n.imgs?.length ?? 0, !!app.nodePreviewImages?.[n.id]]; }"
+    assert page.tab.evaluate(blurred, PHOTO) == [0, False], "the blurred preview gives way to the result"
+    assert "outside the mask" in page.panel(PHOTO).inner_text()
+    page.shot("edit_photo")
+
+
+def test_a_picture_is_uploaded_and_chosen(page, tmp_path):
+    page.load("edit_photo")
+    page.look_at("NullText_LoadPicture")
+    panel = page.panel("NullText_LoadPicture")
+    mine = tmp_path / f"mine_{page.kind}.png"
+    Image.new("RGB", (96, 64), "orange").save(mine)
+    panel.locator("input[type=file]").set_input_files(mine)
+    page.tab.wait_for_function(
+        "name => ofKind('NullText_LoadPicture').widgets.find(w => w.name === 'image').value === name", arg=mine.name
+    )
+    page.tab.wait_for_function("e => e.naturalWidth === 96", arg=panel.locator("img").element_handle())
+    page.queue()
+    queued = next(n for n in page.prompt.values() if n["class_type"] == "NullText_LoadPicture")
+    assert queued["inputs"]["image"] == mine.name
+    page.shot("uploaded")
+
+
+def test_a_clicked_word_becomes_the_mask_of_the_fill(page):
+    page.load("word_mask", words="")
+    kind = "NullText_WordMask"
+    page.look_at(kind)
+    chip = page.panel(kind).locator("[data-word=square]").first
+    chip.click()
+    assert page.value(kind, "words") == "square"
+    page.queue()
+    page.look_at(kind)
+    heat = page.panel(kind).locator(".nulltext-heat img").nth(1)
+    page.tab.wait_for_function("e => e.complete && e.naturalWidth > 16", arg=heat.element_handle())
+    page.shot("word_mask")
+
+
+def test_a_click_changes_the_wired_prompt_and_the_blend_follows(page):
+    page.load("prompt_to_prompt_photo", blend_words="")
+    kind = "NullText_PromptToPrompt"
+    page.look_at(kind)
+    panel = page.panel(kind)
+    word = panel.locator("[data-swap]", has_text="striped").first
+    word.click()
+    panel.locator("input[type=text]").fill("plain")
+    page.tab.keyboard.press("Enter")
+    page.queue()
+    texts = [n["inputs"]["text"] for n in page.prompt.values() if n["class_type"] == "NullText_Prompt"]
+    assert sum("plain blue background" in text for text in texts) == 1 and sum("striped" in text for text in texts) == 1
+    assert next(n for n in page.prompt.values() if n["class_type"] == kind)["inputs"]["blend_words"] == "auto"
 
 
 @pytest.mark.parametrize(

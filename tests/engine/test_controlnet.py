@@ -1,11 +1,12 @@
 """ControlNets in ComfyUI: what trains is what core draws, gradients in their order, and what composes with them."""
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
 import torch
 from nulltext.demo import weights as demo_weights
-from nulltext.engine import controlnet, training
+from nulltext.engine import controlnet, training, training_memory, tuning
 from nulltext.engine.comfy import process_of, sigmas_of
 from nulltext.engine.run import sample_with
 from nulltext.samplers.tuning import controlnet as forms
@@ -114,6 +115,30 @@ def test_gradients_arrive_in_their_order_through_cores_path(parts, kind):
     zero, copy, last, rest = forms.PARTS
     assert arrived == [{zero}, {zero, copy, last}, {zero, copy, last, rest}]
     assert all(torch.isfinite(v).all() for v in loop.result().values())
+
+
+@pytest.mark.parametrize("kind", ["small", "full"])
+def test_the_memory_said_before_counts_the_copy(parts, kind):
+    with torch.inference_mode(False):
+        form = {k: v.clone().requires_grad_() for k, v in controlnet.fresh(parts.model, kind, rank=4).items()}
+    live, found = controlnet.Controlled(parts.model, form), {}
+    network, before = parts.model.model.diffusion_model, hooks(parts.model.model.diffusion_model)
+
+    def body(run):
+        with tuning.training(run):
+            found["told"] = training_memory.needed(run, "a", 2, form, live.measured, False, True)
+            found["without"] = training_memory.needed(run, "a", 2, form, contextlib.nullcontext, False, True)
+        own = {t.untyped_storage()._cdata for t in (*network.parameters(), *network.buffers(), *form.values())}
+        with tuning.training(run), live.attached(), training_memory.counted(network, own) as kept:
+            told = [forms.Hinted("a", h) for h in HINTS]
+            live.wrap(tuning.caption_net(run))(torch.randn(2, 4, 8, 8), torch.ones(2), told)
+        found["kept"] = kept.bytes(False)
+
+    sample_with(parts.model, parts.conds, torch.zeros(1, 4, 8, 8), sigmas_of(parts.model, "normal", 2), body)
+    fixed = sum(p.nbytes for p in parts.model.model.parameters()) + 16 * sum(v.numel() for v in form.values())
+    assert (found["told"] - fixed) / training_memory._SLACK == pytest.approx(found["kept"], rel=0.15)
+    assert found["told"] - fixed > 1.3 * (found["without"] - fixed)
+    assert hooks(network) == before
 
 
 def test_an_adapter_is_no_form():

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from nulltext.engine.fingerprint import difference, feed, fingerprint
+from nulltext.engine.fingerprint import _places, _sample, difference, feed, fingerprint
 
 
 def fed(value):
@@ -34,6 +34,28 @@ def test_an_object_is_never_told_whole_but_its_weights_count():
     one, two = (SimpleNamespace(weights=[torch.full((2,), v)]) for v in (1.0, 2.0))
     assert not fed([1, one])[1] and not fed({"a": object()})[1]
     assert fed(one)[0] != fed(two)[0]
+
+
+@pytest.mark.parametrize("size", [0, 1, 5, 16, 1000, 1280 * 1280 * 9, 2**24, 2**24 + 1, 3072 * 9216, 5 * 2**32 + 3])
+def test_places_lie_inside_a_tensor_of_any_size_from_end_to_end(size):
+    places = _places(size)
+    assert places.dtype == torch.int64 and len(places) == min(16, size)
+    if size:
+        assert int(places[0]) == 0 and int(places[-1]) == size - 1
+        exact = [i * (size - 1) // max(len(places) - 1, 1) for i in range(len(places))]
+        assert places.tolist() == exact
+
+
+def test_places_of_older_files_stay():
+    """Where float32 rounds between 2^20 and 2^24, its indices stay: a file on a disk was fingerprinted with them."""
+    size = 13_107_203
+    assert _places(size).tolist() == torch.linspace(0, size - 1, 16).long().tolist()
+    assert _places(size).tolist() != [i * (size - 1) // 15 for i in range(16)]
+
+
+def test_a_weight_of_more_than_two_to_the_24_numbers_is_sampled():
+    """Flux's first weight of 3072 x 9216; expanded, so that it takes no memory."""
+    assert _sample(torch.ones(1).expand(3072, 9216)) != _sample(torch.zeros(1).expand(3072, 9216))
 
 
 def test_fingerprint_tells_what_differs(engine, tiny, make_model):

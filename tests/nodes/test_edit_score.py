@@ -35,7 +35,7 @@ def test_edit_score():
     with pytest.raises(ValueError, match="covers the whole picture"):
         score(image, changed, torch.ones(1, 32, 48))
     with pytest.raises(ValueError, match="needs a CLIP vision model"):
-        score(image, changed, prompt=[])
+        score(image, changed, prompt=[[torch.zeros(1, 77, 8), {}]])
 
 
 def test_edit_score_with_clip_vision():

@@ -43,6 +43,40 @@ def test_prompt_to_prompt_from_noise(tiny, p2p, prompt, source, euler):
     assert torch.equal(edit["samples"] * outside, made["samples"] * outside)
 
 
+@pytest.mark.parametrize("written", ["auto", "fox", "fox, wolf"])
+def test_the_words_that_differ_stand_in_for_those_that_are_in_no_prompt(p2p, source, written):
+    named, out = (p2p(source=source, seed=5, blend_words=w, blend_threshold=0.9) for w in ("dog, cat", written))
+    assert torch.equal(out.samples, named.samples) and 0 < float(out[2].mean()) < 1
+    assert "local blend where these look: cat/dog" in out.text
+    assert ('Notice: blend_words names "fox"' in out.text) == (written != "auto")
+
+
+def test_a_known_blend_word_is_kept_beside_an_unknown_one(p2p, source):
+    named, out = (p2p(source=source, seed=5, blend_words=w, blend_threshold=0.9) for w in ("dog", "fox, dog"))
+    assert torch.equal(out.samples, named.samples) and '"fox"' in out.text
+
+
+def test_the_preview_is_the_edit_not_the_source(p2p, source, monkeypatch):
+    from nulltext.engine.comfy import get
+
+    seen = []
+    monkeypatch.setattr(get("latent_preview"), "prepare_callback", lambda *_: lambda i, x0, x, total: seen.append(x0))
+    edit, made, _, _ = p2p(source=source, seed=5)
+    first = seen[-1][:1].cpu() / SCALE
+    assert torch.allclose(first, edit["samples"][:1], atol=1e-3)
+    assert not torch.allclose(first, made["samples"][:1], atol=1e-1)
+
+
+def test_with_a_vae_the_box_shows_source_and_edit(p2p, source):
+    class VAE:
+        def decode(self, samples):
+            return samples[:, :3].movedim(1, -1).clamp(0, 1)
+
+    out = p2p(source=source, seed=5, vae=VAE())
+    assert "between source and edit" in out.text and "between" not in p2p(source=source, seed=5).text
+    assert torch.equal(out.samples, p2p(source=source, seed=5).samples)
+
+
 def test_several_edits_and_refine(p2p, prompt, source):
     options = {"edit": "replace", "word_windows": "red: 0.2-0.6", "self_attention": "mutual (MasaCtrl)"}
     out = p2p(source=source, edited_2=prompt("a big red cat"), **options)
@@ -55,7 +89,7 @@ def test_prompt_to_prompt_refusals(p2p, make_condition, source):
         ({}, "needs the source prompt"),
         ({"edited": make_condition(1), "source": source}, "NullText_Prompt"),
         ({"source": source, "latent": None}, "wire an empty latent, or an inversion"),
-        ({"source": source, "blend_words": "fox"}, '"fox" is in none of the prompts'),
+        ({"source": source, "keep_words": "fox"}, '"fox" is in none of the prompts'),
         ({"source": source, "cfg": 0.0}, "there is no inversion: set a cfg"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -53,9 +53,19 @@ def guider(model, inversion, texts, cfg):
     walk(made, inversion)
 
 
+class Clip(tuple):
+    """Stands for a CLIP: the prompts that it would encode."""
+
+    tokenize = None
+
+
+class Vae:
+    decode = None
+
+
 def grid(model, inversion, texts, cfg):
-    more = {"vae": None, "strengths": "1", "prompts": "a blue cat", "negative": texts[2], "target_cfg": cfg}
-    run("EditGrid", model=model, clip=texts, inversion=inversion, **more)
+    more = {"vae": Vae(), "strengths": "1", "prompts": "a blue cat", "negative": texts[2], "target_cfg": cfg}
+    run("EditGrid", model=model, clip=Clip(texts), inversion=inversion, **more)
 
 
 def p2p_guider(model, inversion, texts, cfg):

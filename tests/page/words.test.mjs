@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { chipsOf, colour, contains, normal, parseFactors, setFactor, splitWords, toggleWord } from "../../web/js/words.js";
+import { chipsOf, colour, contains, normal, pairsOf, parseFactors, setFactor, splitWords, swapWord, toggleWord } from "../../web/js/words.js";
 
 test("a factor is set, changed, and taken out at 1", () => {
     assert.equal(setFactor("", "snow", 0.5), "snow: 0.5");
@@ -52,4 +52,24 @@ test("colour tells more from less", () => {
     assert.equal(colour(null), colour(1));
     assert.notEqual(colour(2), colour(0.5));
     assert.notEqual(colour(2), colour(4));
+});
+
+const said = (source, edited) => pairsOf(source, edited).map((pair) => `${pair.word}>${pair.now}`).join(" ");
+
+test("each word of the source knows what stands for it in the edited prompt", () => {
+    assert.equal(said("a red circle, blue sky", "a green circle, blue sky"), "a>a red>green circle>circle blue>blue sky>sky");
+    assert.equal(said("a red cat", "a dark blue cat"), "a>a red>dark blue cat>cat");
+    assert.equal(said("a red cat", "a cat"), "a>a red> cat>cat");
+    assert.equal(said("a cat and a cat", "a cat and a dog"), "a>a cat>cat and>and a>a cat>dog");
+});
+
+test("a word becomes another in the edited prompt; what was changed before stays", () => {
+    assert.equal(swapWord("a red cat, sitting", "", 1, "green"), "a green cat, sitting");
+    assert.equal(swapWord("a red cat, sitting", "a green cat, sitting", 2, "dog"), "a green dog, sitting");
+    assert.equal(swapWord("a red cat", "a green cat", 1, "dark blue"), "a dark blue cat");
+    assert.equal(swapWord("a red cat", "a dark blue cat", 1, "red"), "a red cat");
+    assert.equal(swapWord("a red cat", "a cat", 1, "red"), "a red cat");
+    assert.equal(swapWord("red cat", "cat", 0, "blue"), "blue cat");
+    assert.equal(swapWord("a big cat, here", "a big cat, here", 2, ""), "a big, here");
+    assert.equal(swapWord("a cat", "a cat", 7, "x"), "a cat");
 });

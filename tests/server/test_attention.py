@@ -113,7 +113,8 @@ def test_maps_feed_other_nodes(comfy, graph):
     ("inputs", "words"),
     [
         ({"weights": "fox: 2"}, ("fox", "its words are", "green")),
-        ({"blend_words": "fox"}, ("fox", "none of the prompts")),
+        ({"keep_words": "fox"}, ("fox", "none of the prompts")),
+        ({"blend_words": "red, circle", "keep_words": "circle"}, ("circle", "blend_words and in keep_words")),
         ({"word_windows": "green: 2"}, ("window", "within 0 and 1")),
         ({"blend_words": "circle", "blend_layers": "front"}, ("front", "names no layers")),
         ({"latent": None}, ("wire an empty latent",)),

@@ -2,12 +2,13 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
+from nulltext.batch import engines
 from nulltext.demo import weights
-from nulltext.tools import engines
 from PIL import Image
 
 
@@ -35,13 +36,21 @@ def test_a_photo_of_ones_own_is_edited_and_a_failure_is_told(demo, tmp_path):
     assert ended.returncode == 1
     assert "FAILED: no_such_workflow" in ended.stderr
     assert "Traceback" not in ended.stderr
-    assert "direct_edit                  done" in ended.stderr
+    lines = ended.stdout.splitlines()
+    assert re.fullmatch(r"1 of 2 direct-edit: \d+ s", lines[0]), lines
+    assert lines[1] == "2 of 2 no-such-workflow: failed"
+    assert len(lines) == 3, "the nodes' reports go into a file"
     figures = json.loads((out / "figures.json").read_text())["direct_edit"]
     assert figures["steps"] > 10
     assert figures["seconds"] > 0
-    assert figures["reports"]
+    assert all(text in (out / "reports.txt").read_text() for text in figures["reports"])
     with Image.open(out / "contact_sheet.png") as sheet:
         assert min(sheet.size) > 200
     made = list(out.glob("direct_edit_*.png"))
     assert len(made) >= 3
-    assert all(Image.open(path).size == (128, 128) for path in made)
+    for path in made:
+        with Image.open(path) as picture:
+            assert picture.size == (128, 128)
+            graph = json.loads(picture.info["workflow"])  # what the page opens when the file is dropped on it
+            prompts = [value for node in graph["nodes"] for value in node["widgets_values"]]
+            assert "a photo of a red square" in prompts

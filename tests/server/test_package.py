@@ -1,9 +1,13 @@
 """The pack as an installed package: the pip engine finds its entry point; with the folder beside it, it loads once."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import tomllib
 from nulltext import NODE_CLASS_MAPPINGS
-from nulltext.tools import engines
+from nulltext.batch import engines
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +46,20 @@ def test_it_loads_once(installed, link):
         assert not {path.name for path in models.glob("*.safetensors")} & listed, "they are no checkpoints"
 
 
+def test_batches_start_from_the_installed_package(installed):
+    env = {**os.environ, "PYTHONPATH": str(installed)}
+    run = [sys.executable, "-m", "nulltext.batch", "--help"]
+    said = subprocess.run(run, env=env, cwd=installed, capture_output=True, text=True)
+    assert said.returncode == 0 and "--servers" in said.stdout, said.stderr
+
+
 def test_every_package_is_listed():
     """A module that pyproject.toml forgets is missing from the wheel."""
     listed = set(tomllib.loads((engines.ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     folders = {
-        path.parent for top in ("nodes", "engine", "samplers") for path in (engines.ROOT / top).rglob("__init__.py")
+        path.parent
+        for top in ("nodes", "engine", "samplers", "batch")
+        for path in (engines.ROOT / top).rglob("__init__.py")
     }
     there = {".".join(("nulltext", *folder.relative_to(engines.ROOT).parts)) for folder in folders}
     assert {"nulltext"} | there == listed

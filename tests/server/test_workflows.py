@@ -3,8 +3,9 @@
 import json
 
 import pytest
+from nulltext.batch import engines
 from nulltext.demo import weights
-from nulltext.tools import engines, litegraph, workflows
+from nulltext.tools import litegraph, workflows
 from PIL import Image
 
 each = pytest.mark.parametrize("name", workflows.names())
@@ -18,10 +19,13 @@ REAL = [name for name in workflows.names() if not workflows.runs_here(name)]
 
 
 @each
-def test_it_runs_and_shows_something(comfy, name):
+def test_every_node_of_it_runs_and_it_shows_something(comfy, name):
+    """On a server whose input folder is empty."""
     flow = comfy.workflow(name, steps=3)
     result = comfy.run(flow if workflows.runs_here(name) else workflows.on_demo(flow)).check()
     assert result.images, "a workflow ends in a picture"
+    idle = set(flow) - result.ran - set(result.cached)
+    assert not idle, f"never executed: {[flow[key]['class_type'] for key in idle]}"
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -35,6 +39,11 @@ def test_of_a_workflow_for_a_real_checkpoint_only_the_checkpoint_is_missing(comf
         for error in node["errors"]
     ]
     assert errors == [("CheckpointLoaderSimple", "value_not_in_list", "ckpt_name")], answer
+
+
+def test_running_the_workflows_leaves_the_input_folder_empty(comfy):
+    comfy.run(comfy.workflow("direct_edit", steps=2)).check()
+    assert not [path.name for path in (comfy.tree / "input").iterdir() if path.suffix == ".png" or path.is_dir()]
 
 
 def test_two_workflows_wait_for_a_real_checkpoint():
@@ -68,8 +77,11 @@ def test_it_opens_on_the_demo_checkpoint_and_shipped_pictures(name):
     assert (checkpoints == {workflows.DEMO_CHECKPOINT}) == workflows.runs_here(name)
     for key in workflows.of_class(flow, "UNETLoader"):
         assert (weights.FLOW.parent / flow[key]["inputs"]["unet_name"]).is_file()
-    for key in workflows.of_class(flow, "LoadImage", "LoadImageMask"):
-        assert (workflows.FOLDER / "inputs" / flow[key]["inputs"]["image"]).is_file()
+    assert not workflows.of_class(flow, "LoadImage", "LoadImageMask"), "the user's input folder has no picture of ours"
+    for key in workflows.of_class(flow, *workflows.PICTURES):
+        name = flow[key]["inputs"]["image"]
+        assert name.endswith(workflows.SAMPLE)
+        assert (workflows.FOLDER / "inputs" / name.removesuffix(workflows.SAMPLE)).is_file()
 
 
 @each

@@ -88,15 +88,18 @@ export function addPanel(node, element, height) {
 }
 
 /** @param {any} node @param {string} name */
-const widgetOf = (node, name) => node.widgets?.find((/** @type {any} */ widget) => widget.name === name);
+const widgetOf = (node, name) => node?.widgets?.find((/** @type {any} */ widget) => widget.name === name);
 
 /** A widget's value, undefined if the node has none of that name. @param {any} node @param {string} name */
 export const value = (node, name) => widgetOf(node, name)?.value;
 
-/** Set a widget as if a person had typed it. @param {any} node @param {string} name @param {any} to */
-export function setValue(node, name, to) {
+/** Set a widget as if a person had typed it. @param {any} node @param {string} name @param {any} to
+ * @param {boolean} list put the value into a list's choices too */
+export function setValue(node, name, to, list = false) {
     const widget = widgetOf(node, name);
     if (!widget || widget.value === to) return;
+    const choices = widget.options?.values;
+    if (list && Array.isArray(choices) && !choices.includes(to)) choices.unshift(to);
     widget.value = to;
     if (widget.inputEl && widget.inputEl.value !== to) widget.inputEl.value = to;
     widget.callback?.(to, app.canvas, node);
@@ -148,10 +151,61 @@ export function targets(node) {
     return found;
 }
 
+/** The name of the sampler that the runs of a guider use, where a core node chooses it; else "". @param {any} node */
+export function samplerOf(node) {
+    for (const user of targets(node)) {
+        const chosen = value(source(user, "sampler"), "sampler_name");
+        if (typeof chosen === "string") return chosen;
+    }
+    return "";
+}
+
 /** The address of a picture that a result names. @param {{filename: string, subfolder?: string, type?: string}} file */
 export function pictureUrl(file) {
     const query = new URLSearchParams({ filename: file.filename, subfolder: file.subfolder ?? "", type: file.type ?? "temp" });
     return api.apiURL(`/view?${query}`);
+}
+
+/** The address of a picture of the pack. @param {string} name */
+export const sampleUrl = (name) => api.apiURL(`/nulltext/sample?${new URLSearchParams({ name })}`);
+
+/** Put a file into ComfyUI's input folder. @param {File} file @returns {Promise<string|null>} the name it has there */
+export async function upload(file) {
+    const body = new FormData();
+    body.append("image", file);
+    try {
+        const answer = await api.fetchApi("/upload/image", { method: "POST", body });
+        const { name, subfolder } = await answer.json();
+        return subfolder ? `${subfolder}/${name}` : name;
+    } catch {
+        return null;
+    }
+}
+
+/** Call `take(files)` for files dropped on the node, or pasted while it is selected.
+ * @param {any} node @param {(files: File[]) => any} take */
+export function onFiles(node, take) {
+    node.onDragOver = (/** @type {DragEvent} */ event) => [...(event.dataTransfer?.items ?? [])].some((item) => item.kind === "file");
+    node.onDragDrop = (/** @type {DragEvent} */ event) => {
+        const files = [...(event.dataTransfer?.files ?? [])].filter((file) => file.type.startsWith("image/"));
+        if (files.length) take(files);
+        return files.length > 0;
+    };
+    node.pasteFile = (/** @type {File} */ file) => { take([file]); };
+    node.pasteFiles = (/** @type {File[]} */ files) => { take(files); return true; };
+}
+
+/** Take away the blurred live preview that the page leaves under a node after its run. @param {any} node */
+export function clearPreview(node) {
+    const previews = app.nodePreviewImages;
+    if (previews) for (const key of [node.id, String(node.id)]) delete previews[key];
+    node.imgs = node.preview = node.images = undefined;
+    const at = node.widgets?.findIndex((/** @type {any} */ widget) => widget.name === "$$canvas-image-preview") ?? -1;
+    if (at >= 0) {
+        node.widgets[at].onRemove?.();
+        node.widgets.splice(at, 1);
+    }
+    node.setDirtyCanvas?.(true, true);
 }
 
 /** JSON from one of the pack's own addresses, or null. @param {string} path @param {Record<string, any>} query */

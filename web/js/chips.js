@@ -2,18 +2,19 @@
 // saved and queued is the plain text of the node's own widget.
 import { ask, setValue, source, upstream, value, watch } from "./adapter.js";
 import { make } from "./panel.js";
+import { promptAt } from "./swap.js";
 import { chipsOf, colour, parseList, setFactor, splitWords, toggleWord } from "./words.js";
 
-/** @typedef {{widget: string, kind: "factor"|"list", label: string, prompts: string[]}} Field  prompts: the inputs that
- * its words come through */
+/** @typedef {{widget: string, kind: "factor"|"list", label: string, prompts: string[], always?: string[]}} Field
+ * prompts: the inputs that its words come through; always: what may be named besides */
 /** @typedef {{fields: Field[], maps?: string}} Spec */
 
 /** @param {string} widget @param {string[]} prompts @returns {Field} */
 const factors = (widget, prompts) => ({ widget, kind: "factor", label: widget, prompts });
 /** @param {string} widget @param {string[]} prompts @param {string} label @returns {Field} */
 const list = (widget, prompts, label = widget) => ({ widget, kind: "list", label, prompts });
-const BOTH = ["edited", "edited_2", "edited_3", "source"];
-const EDIT = { fields: [factors("weights", BOTH.slice(0, 3)), list("blend_words", BOTH, "blend"),
+const BOTH = ["edited", "edited_2", "edited_3", "source", "inversion"];
+const EDIT = { fields: [factors("weights", BOTH.slice(0, 3)), { ...list("blend_words", BOTH, "blend"), always: ["auto"] },
     list("keep_words", BOTH, "keep")] };
 
 /** @type {Record<string, Spec>} */
@@ -22,17 +23,15 @@ export const CHIPS = {
     NullText_PromptToPrompt: EDIT,
     NullText_PromptToPromptGuider: EDIT,
     NullText_AttentionRecord: { fields: [list("words", ["positive"])] },
+    NullText_WordMask: { fields: [list("words", ["prompt"])] },
     NullText_AttentionMap: { fields: [list("words", [])], maps: "maps" },
 };
 
-/** The text of the prompt behind an input, null if no node up there has one. @param {any} node @param {string} input */
+/** The text of a prompt: of the node's own widget, or behind an input; null if no node up there has one.
+ * @param {any} node @param {string} input */
 function promptBehind(node, input) {
-    const hasText = (/** @type {any} */ other) => typeof value(other, "text") === "string";
-    const found = upstream(source(node, input), hasText, ["CONDITIONING"]);
-    if (!found) return null;
-    const wired = source(found, "text");  // the text widget turned into an input
-    const given = wired?.widgets?.find((/** @type {any} */ widget) => typeof widget.value === "string");
-    return String((given ?? { value: value(found, "text") }).value);
+    const at = promptAt(node, input);
+    return at && String(value(at.node, at.widget));
 }
 
 /** The prompts whose words a field may name. @param {any} node @param {Spec} spec @param {Field} field @returns {string[]} */
@@ -138,7 +137,7 @@ export function addChips(node, spec, place) {
         const mine = ++asked;
         const found = await Promise.all(promptsOf(node, spec, field).map(wordsOf));
         if (mine !== asked) return;  // a newer look overtook this one
-        words = found.length > 1 ? [...new Set(found.flat())] : found.flat();
+        words = found.length > 1 ? [...new Set([...found.flat(), ...(field.always ?? [])])] : found.flat();
         draw();
     }
 

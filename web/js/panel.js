@@ -10,13 +10,17 @@ const STYLE = `
 .nulltext-panel button:focus-visible, .nulltext-panel input:focus-visible { outline: 2px solid #6cf; outline-offset: 1px; }
 .nulltext-panel button[aria-pressed="true"] { border-color: #fff; }
 .nulltext-panel button.stale { text-decoration: line-through; background: #622; }
-.nulltext-chips-section { display: flex; flex-direction: column; gap: 4px; }
+.nulltext-panel input[type=text] { font: inherit; color: #fff; background: #0006; border: 1px solid #6cf; border-radius: 9px; padding: 1px 7px; }
+.nulltext-swap-section, .nulltext-chips-section { display: flex; flex-direction: column; gap: 4px; }
 .nulltext-row { display: flex; flex-wrap: wrap; gap: 4px; align-items: center; }
 .nulltext-chips { max-height: 96px; overflow-y: auto; }
 .nulltext-panel input[type=range] { flex: 1; min-width: 60px; margin: 0; accent-color: #6af; }
+.nulltext-panel a { color: #9cf; }
+.nulltext-advice { color: #fb6; }
 .nulltext-muted { color: #aaa; }
 .nulltext-report { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 110px; overflow-y: auto; user-select: text; }
-.nulltext-picture { position: relative; width: 100%; max-width: 320px; margin: 0 auto; background: #111; }
+.nulltext-picture { position: relative; width: 100%; margin: 0 auto; background: #111; }
+.nulltext-heat, .nulltext-picked { max-width: 320px; }
 .nulltext-picture img { display: block; width: 100%; image-rendering: auto; }
 .nulltext-picture img + img { position: absolute; inset: 0; height: 100%; }
 .nulltext-picture .divider { position: absolute; top: 0; bottom: 0; width: 2px; background: #fff; pointer-events: none; }
@@ -51,7 +55,7 @@ export function panelOf(node) {
     }
     const inner = make("div", { class: "nulltext-inner" });
     const outer = make("div", { class: "nulltext-panel" }, inner);
-    const order = ["chips", "cost", "timeline", "picture", "report"];
+    const order = ["picker", "swap", "chips", "advice", "cost", "timeline", "picture", "report"];
     const resized = addPanel(node, outer, () => inner.offsetHeight);
     new ResizeObserver(resized).observe(inner);
     for (const kind of ["pointerdown", "mousedown", "dblclick"]) outer.addEventListener(kind, (event) => event.stopPropagation());

@@ -25,13 +25,14 @@ export function showHeat(place, maps) {
         make("label", { class: "nulltext-row" }, "heat", slider));
 }
 
-/** @param {HTMLElement} place @param {any[]} before @param {any[]} after @param {string[]} psnr in dB, per picture */
-export function showCompare(place, before, after, psnr) {
+/** @param {HTMLElement} place @param {any[]} before @param {any[]} after @param {string[]} lines one per picture
+ * @param {string} what the second picture's name */
+export function showCompare(place, before, after, lines, what) {
     let picture = 0;
-    const left = make("img", { alt: "reconstruction" }), right = make("img", { alt: "source" });
+    const left = make("img", { alt: what }), right = make("img", { alt: "source" });
     const divider = make("div", { class: "divider" });
     const slider = make("input", { type: "range", min: 0, max: 100, step: 1, oninput: () => move(),
-        "aria-label": "divider between source (left) and reconstruction (right)" });
+        "aria-label": `divider between source (left) and ${what} (right)` });
     const said = make("div", { class: "nulltext-row" });
 
     function move() {
@@ -42,7 +43,9 @@ export function showCompare(place, before, after, psnr) {
     function draw() {
         left.src = pictureUrl(after[picture]);
         right.src = pictureUrl(before[picture]);
-        said.replaceChildren(make("span", {}, `PSNR ${psnr[picture]} dB`),
+        said.replaceChildren(make("span", {}, lines[picture] ?? ""),
+            make("a", { href: right.src, target: "_blank", title: "open it in a tab of its own" }, "source"),
+            make("a", { href: left.src, target: "_blank", title: "open it in a tab of its own" }, what),
             ...turns(before.length, picture, (to) => { picture = to; draw(); }));
     }
 
@@ -51,7 +54,7 @@ export function showCompare(place, before, after, psnr) {
     draw();
     place.replaceChildren(make("div", { class: "nulltext-picture nulltext-compare" }, left, right, divider,
         make("span", { class: "side", style: "left:2px" }, "source"),
-        make("span", { class: "side", style: "right:2px" }, "reconstruction"), slider), said);
+        make("span", { class: "side", style: "right:2px" }, what), slider), said);
 }
 
 /** Buttons to the neighbours in a batch; none for one picture.

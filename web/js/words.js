@@ -81,3 +81,48 @@ export function colour(factor) {
     return factor > 1 ? `hsl(24, ${Math.round(45 + 45 * strength)}%, 38%)`
         : `hsl(212, ${Math.round(45 + 45 * strength)}%, 42%)`;
 }
+
+const WORD = /[\p{L}\p{N}]+(?:['\u2019-][\p{L}\p{N}]+)*/gu;
+
+/** The words of a text with their places. @param {string} text @returns {{text: string, from: number, to: number}[]} */
+export const placed = (text) => [...text.matchAll(WORD)].map((hit) => ({ text: hit[0], from: hit.index ?? 0, to: (hit.index ?? 0) + hit[0].length }));
+
+/** For each word of the source, what stands for it in the edited prompt: the longest common row of words is paired, what
+ * lies between two pairs belongs word by word, the rest to the last word before it.
+ * @param {string} source @param {string} edited @returns {{word: string, now: string, from: number, to: number}[]} from
+ * and to: its place in the edited text */
+export function pairsOf(source, edited) {
+    const a = placed(source), b = placed(edited), n = a.length, m = b.length;
+    const length = Array.from({ length: n + 1 }, () => new Array(m + 1).fill(0));
+    for (let i = n - 1; i >= 0; i--) for (let j = m - 1; j >= 0; j--) {
+        length[i][j] = normal(a[i].text) === normal(b[j].text) ? length[i + 1][j + 1] + 1 : Math.max(length[i + 1][j], length[i][j + 1]);
+    }
+    /** @type {{word: string, now: string, from: number, to: number}[]} */
+    const found = [];
+    const entry = (/** @type {number} */ i, /** @type {number} */ from, /** @type {number} */ to) =>
+        found.push({ word: a[i].text, now: edited.slice(from, to), from, to });
+    let i = 0, j = 0;
+    while (i < n) {
+        let p = i, q = j;  // the next words that both have
+        while (p < n && q < m && normal(a[p].text) !== normal(b[q].text)) length[p + 1][q] >= length[p][q + 1] ? p++ : q++;
+        if (p >= n || q >= m) { p = n; q = m; }
+        for (let k = i; k < p; k++) {
+            const first = Math.min(j + k - i, q), last = k === p - 1 ? q : Math.min(first + 1, q);
+            const at = first < q ? b[first].from : first > 0 ? b[first - 1].to : 0;
+            entry(k, at, first < last ? b[last - 1].to : at);
+        }
+        if (p < n) { entry(p, b[q].from, b[q].to); q++; p++; }
+        i = p; j = q;
+    }
+    return found;
+}
+
+/** The edited prompt with another text for one word of the source; an empty edited prompt begins as the source.
+ * @param {string} source @param {string} edited @param {number} index @param {string} to */
+export function swapWord(source, edited, index, to) {
+    const text = edited.trim() ? edited : source, at = pairsOf(source, text)[index];
+    if (!at) return text;
+    const between = at.from === at.to && to.trim() ? " " : "";  // nothing stood there
+    const swapped = text.slice(0, at.from) + (at.from ? between : "") + to.trim() + (at.from ? "" : between) + text.slice(at.to);
+    return to.trim() ? swapped : swapped.replace(/ {2,}/g, " ").replace(/ ([,.;])/g, "$1").trim();
+}

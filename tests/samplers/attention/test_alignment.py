@@ -140,6 +140,32 @@ def test_the_edit_is_chosen_by_the_word_count():
         replace_map(prompt("a cat"), prompt("a big dog"))
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "differ", "with_what_they_describe"),
+    [
+        ("a red cat", "a green cat", ("red", "green"), ("red cat", "green cat")),
+        ("a cat", "a cat in snow", ("", "in snow"), ("", "in snow")),
+        ("a big cat", "a cat", ("big", ""), ("big cat", "")),
+        ("a cat and a cat", "a cat and a dog", ("cat", "dog"), ("cat", "dog")),
+        (
+            "a cat, striped blue wall",
+            "a cat, plain blue wall",
+            ("striped", "plain"),
+            ("striped blue wall", "plain blue wall"),
+        ),
+        ("a red cat, a wall", "a red dog, a wall", ("cat", "dog"), ("cat", "dog")),
+        ("a cat sitting here", "a dog sitting here", ("cat", "dog"), ("cat", "dog")),
+        ("a Cat.", "a cat", ("", ""), ("", "")),
+    ],
+)
+def test_the_words_that_differ_and_what_they_describe(before, after, differ, with_what_they_describe):
+    prompts = prompt(before), prompt(after)
+    found = alignment.differing_words(*prompts)
+    said = lambda words: " ".join(word["text"] for word in words)  # noqa: E731
+    assert tuple(map(said, found)) == differ
+    assert tuple(said(alignment.spoken_of(p, words)) for p, words in zip(prompts, found)) == with_what_they_describe
+
+
 def test_factors_of_words_by_column():
     both = [prompt("a red red car"), prompt("a cat")]
     assert alignment.factor_columns(both, {"red": 2.0, "car": 0.5}) == [{2: 2.0, 3: 2.0, 4: 0.5}, {}]

@@ -74,13 +74,30 @@ def test_weights_at_every_step_are_a_controller_of_their_own():
 
 
 def test_words_that_are_nowhere_are_refused():
-    for options in ({"word_windows": {"fox": (0, 0.4)}}, {"weights": {"fox": 2}}, {"blend_words": ["fox"]}):
+    for options in ({"word_windows": {"fox": (0, 0.4)}}, {"weights": {"fox": 2}}, {"keep_words": ["fox"]}):
         with pytest.raises(ValueError, match='"fox"'):
             plan(CAT, [DOG], **options)
     plan(CAT, [DOG], blend_words=["cat"])  # of the source alone is enough for a blend
     with pytest.raises(ValueError, match='"cat" is not in the prompt "a red dog"'):
         plan(CAT, [DOG], weights={"cat": 2.0})  # but a weight is the edit's
     assert plan(CAT, [DOG], keep_words=["cat"])[1].target_columns == [[[], []]]
+
+
+@pytest.mark.parametrize("written", [["auto"], ["fox"], ["fox", "wolf"]])
+def test_the_words_that_differ_stand_in_for_blend_words_that_are_nowhere(written):
+    _, blend, said = plan(CAT, [DOG], blend_words=written)
+    named = plan(CAT, [DOG], blend_words=["cat", "dog"])[1]
+    assert blend.source_columns == named.source_columns and blend.target_columns == named.target_columns
+    assert said[-1] == "local blend where these look: cat/dog"
+    noticed = [line for line in said if "in no prompt" in line]
+    assert len(noticed) == (written != ["auto"]) and all('"fox"' in line and "dog" in line for line in noticed)
+
+
+def test_each_edit_blends_by_its_own_words():
+    _, blend, said = plan(CAT, [DOG, prompt("a blue cat")], blend_words=["auto"])
+    assert [columns[0] for columns in blend.source_columns] == [[3], [2, 3]]
+    assert [columns[0] for columns in blend.target_columns] == [[3], [2, 3]]
+    assert said[-1] == "local blend where these look: cat/dog, red cat/blue cat"
 
 
 EQUAL = "Notice: edit {} equals the source prompt, so its words change nothing"

@@ -13,6 +13,7 @@ from nulltext.samplers.picture.repaint import (
     jump_path,
     karras_sigmas,
     official_path,
+    path_length,
     ranged_path,
     sample_repaint,
 )
@@ -284,3 +285,9 @@ def test_more_of_the_papers_calls_come_nearer_and_renewed_noise_makes_few_levels
     path = OURS.path(sigmas, scale=1.37)
     assert error(sigmas, path, OURS.eta(scale=1.37)) < 0.5 * large
     assert error(sigmas, path) > 1.5 * error(sigmas, path, OURS.eta(scale=1.37))  # the same levels, posterior noise
+
+
+@pytest.mark.parametrize("steps, jump, resamples", [(250, 10, 10), (20, 5, 2), (7, 3, 4), (3, 5, 9), (12, 1, 1)])
+def test_the_length_of_a_path_is_told_without_making_it(steps, jump, resamples):
+    for allowed in (lambda level: True, lambda level: level % 2 == 1):
+        assert path_length(steps, jump, resamples, allowed) == len(jump_path(steps, jump, resamples, allowed))

@@ -1,0 +1,258 @@
+"""A small HTTP client of a ComfyUI server: queue a workflow, follow its progress, read back images, texts and errors.
+
+It speaks the addresses that every ComfyUI answers (`/prompt`, `/history`, `/view`, `/ws`). `make demo` and the tests
+use it, so that both do what a user's own script would do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import requests
+import websocket
+from PIL import Image
+
+#: on_progress(node id, value, total) is called for every step that a node reports
+OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Result:
+    """What one queued workflow left behind. `outputs` is the server's: {node id: {"images": [..], "text": [..]}}."""
+
+    outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: dict[str, list[bytes]] = field(
+        default_factory=dict
+    )  # by node id: the pictures' files as the server made them
+    error: str | None = None  # one sentence of the node, or of the server's validation
+    where: str | None = None  # the class of the node that failed
+    error_type: str | None = None  # the exception's class name; "validation" before anything ran
+    interrupted: bool = False
+    cached: tuple[str, ...] = ()  # ids of nodes that did not run again
+    ran: set[str] = field(default_factory=set)  # ids of nodes that ran
+    previews: int = 0  # live preview images seen
+    steps: int = 0  # progress ticks seen
+    seconds: float = 0.0
+    _read: dict[str, list[Image.Image]] = field(default_factory=dict, repr=False)
+
+    @property
+    def pictures(self) -> dict[str, list[Image.Image]]:
+        """The pictures by node id, RGB."""
+        for key, files in self.files.items():
+            if key not in self._read:
+                self._read[key] = [Image.open(io.BytesIO(each)).convert("RGB") for each in files]
+        return self._read
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """All pictures, in the order of the node ids."""
+        return [picture for key in _in_order(self.pictures) for picture in self.pictures[key]]
+
+    @property
+    def texts(self) -> list[str]:
+        """All texts that nodes show, in the order of the node ids."""
+        return [str(text) for key in _in_order(self.outputs) for text in self.outputs[key].get("text", ())]
+
+    @property
+    def ok(self) -> bool:
+        return self.error is None and not self.interrupted
+
+    def check(self) -> Result:
+        """Itself; RuntimeError with the readable reason if the workflow failed."""
+        if self.interrupted:
+            raise RuntimeError("The run was interrupted.")
+        if self.error is not None:
+            raise RuntimeError(f"{self.where}: {self.error}" if self.where else self.error)
+        return self
+
+
+def _in_order(keys) -> list[str]:
+    return sorted(keys, key=lambda key: (0, int(key), "") if str(key).isdigit() else (1, 0, str(key)))
+
+
+class Client:
+    """A session with the server at `address` ("http://127.0.0.1:8188"). `alive` says whether its process still runs."""
+
+    def __init__(self, address: str, alive: Callable[[], bool] = lambda: True):
+        self.address, self.alive = address.rstrip("/"), alive
+        self.id = uuid.uuid4().hex
+        self._http = requests.Session()
+        self._http.trust_env = False  # a proxy has no business on the loopback
+
+    def get(self, path: str, **params) -> requests.Response:
+        return self._http.get(self.address + path, params=params, timeout=60)
+
+    def post(self, path: str, body: Any = None, **kwargs) -> requests.Response:
+        return self._http.post(self.address + path, json=body, timeout=60, **kwargs)
+
+    def object_info(self) -> dict[str, Any]:
+        """Every node's inputs, outputs and description, by class id."""
+        return self.get("/object_info").json()
+
+    def interrupt(self) -> None:
+        self.post("/interrupt")
+
+    def free(self) -> None:
+        """Ask the server to unload its models and forget its cached results."""
+        self.post("/free", {"unload_models": True, "free_memory": True})
+
+    def upload(self, picture: Image.Image | str | Path | bytes, name: str | None = None, folder: str = "") -> str:
+        """Put a picture, or the content of a file, into the server's input folder or a folder in it; the name to give
+        to LoadImage."""
+        if isinstance(picture, bytes):
+            content, name = picture, name or f"{uuid.uuid4().hex}.png"
+        elif isinstance(picture, Image.Image):
+            data, name = io.BytesIO(), name or f"{uuid.uuid4().hex}.png"
+            picture.save(data, format="PNG")
+            content = data.getvalue()
+        else:
+            content, name = Path(picture).read_bytes(), name or Path(picture).name
+        answer = self._http.post(
+            self.address + "/upload/image",
+            files={"image": (name, content)},
+            data={"overwrite": "true", "subfolder": folder},
+            timeout=60,
+        )
+        answer.raise_for_status()
+        return answer.json()["name"]
+
+    def queue(self, workflow: dict[str, Any], graph: dict[str, Any] | None = None) -> tuple[str | None, Result]:
+        """(prompt id, Result); the id is None if the server refused the workflow, and the Result says why.
+
+        `graph` is the workflow as the page would open it: the server writes it into the pictures that it saves."""
+        more = {} if graph is None else {"extra_data": {"extra_pnginfo": {"workflow": graph}}}
+        answer = self.post("/prompt", {"prompt": workflow, "client_id": self.id, **more})
+        try:
+            body = answer.json()
+        except requests.JSONDecodeError:
+            sentence = f"The server answered {answer.status_code}: {answer.text[:200]}"
+            return None, Result(error=sentence, error_type="server")
+        result = Result()
+        result.error, result.where = _refusal(body)
+        if result.error:
+            result.error_type = "validation"
+        return body.get("prompt_id"), result
+
+    def run(
+        self,
+        workflow: dict[str, Any],
+        on_progress: OnProgress | None = None,
+        timeout: float = 600,
+        graph: dict[str, Any] | None = None,
+    ) -> Result:
+        """Queue a workflow in API format, wait for its end, read everything back. A failed workflow does not raise."""
+        start = time.monotonic()
+        socket = websocket.create_connection(
+            f"{self.address.replace('http', 'ws', 1)}/ws?clientId={self.id}", timeout=30, http_no_proxy=["*"]
+        )
+        try:
+            prompt_id, result = self.queue(workflow, graph)
+            if prompt_id is None:
+                return result
+            entry = self._follow(socket, prompt_id, result, on_progress, start + timeout)
+        finally:
+            socket.close()
+        result.seconds = time.monotonic() - start
+        if entry is not None:
+            self._read(entry, result)
+        return result
+
+    def _follow(
+        self, socket, prompt_id: str, result: Result, on_progress: OnProgress | None, deadline: float
+    ) -> dict | None:
+        """The history entry of the prompt once it has ended; None if it never did (the Result says why)."""
+        socket.settimeout(1)
+        node = "?"
+        while True:
+            try:
+                kind, data = socket.recv_data()
+            except websocket.WebSocketTimeoutException:
+                kind, data = None, None
+            except (websocket.WebSocketException, OSError):
+                kind, data = None, None
+                time.sleep(0.2)  # the connection broke: the history alone tells
+            ended = kind is None
+            if kind == websocket.ABNF.OPCODE_BINARY:
+                result.previews += 1
+            elif kind == websocket.ABNF.OPCODE_TEXT and data:
+                message = json.loads(data)
+                what, body = message.get("type"), message.get("data") or {}
+                if what == "progress" and body.get("prompt_id", prompt_id) == prompt_id:
+                    result.steps += 1
+                    if on_progress is not None:
+                        on_progress(str(body.get("node") or node), int(body["value"]), int(body["max"]))
+                elif what == "executing" and body.get("prompt_id", prompt_id) == prompt_id:
+                    node = body.get("node") or node
+                    ended = body.get("node") is None
+                    if not ended:
+                        result.ran.add(str(node))
+                elif what == "executed":  # with a result of its own, or served by an equal node of this run
+                    result.ran.add(str(body.get("node")))
+                elif what == "execution_cached":
+                    result.cached = tuple(body.get("nodes", ()))
+                elif what in ("execution_error", "execution_interrupted", "execution_success"):
+                    ended = True
+            if ended:
+                entry = self._history(prompt_id)
+                if entry is not None:
+                    return entry
+            if not self.alive():
+                result.error, result.error_type = "The server process ended while the workflow ran.", "server"
+                return None
+            if time.monotonic() > deadline:
+                with contextlib.suppress(requests.RequestException):  # a server that hangs takes no interrupt
+                    self.interrupt()
+                result.error = "The workflow took longer than its time limit and was interrupted."
+                result.error_type = "timeout"
+                return None
+
+    def _history(self, prompt_id: str) -> dict | None:
+        try:
+            return self.get(f"/history/{prompt_id}").json().get(prompt_id)
+        except (requests.ConnectionError, requests.Timeout):
+            return None  # `alive` decides whether that is the end
+
+    def _read(self, entry: dict, result: Result) -> None:
+        result.outputs = entry.get("outputs", {})
+        for what, body in (entry.get("status") or {}).get("messages", ()):
+            if what == "execution_error":
+                result.error = str(body["exception_message"]).strip()
+                result.where = str(body["node_type"])
+                result.error_type = str(body["exception_type"]).rsplit(".", 1)[-1]
+            elif what == "execution_interrupted":
+                result.interrupted = True
+        for key, output in result.outputs.items():
+            files = [f for f in output.get("images", ()) if isinstance(f, dict) and "filename" in f]
+            if files:
+                result.files[key] = [self.view(f) for f in files]
+
+    def view(self, file: dict[str, str]) -> bytes:
+        """The file that an output record {"filename", "subfolder", "type"} names."""
+        answer = self.get(
+            "/view", filename=file["filename"], subfolder=file.get("subfolder", ""), type=file.get("type", "output")
+        )
+        answer.raise_for_status()
+        return answer.content
+
+
+def _refusal(body: dict) -> tuple[str | None, str | None]:
+    """(sentence, node class) from an answer of POST /prompt; (None, None) if all of it was accepted."""
+    errors = body.get("node_errors") or {}
+    for node in errors.values():
+        for error in node.get("errors", ()):
+            details = str(error.get("details") or "")
+            sentence = str(error.get("message") or error.get("type"))
+            return (f"{sentence}: {details}" if details else sentence)[:2000], node.get("class_type")
+    error = body.get("error")
+    if isinstance(error, dict):
+        details = str(error.get("details") or "")
+        error = f"{error.get('message') or error.get('type')}" + (f": {details}" if details else "")
+    return (str(error)[:2000], None) if error else (None, None)

@@ -1,0 +1,272 @@
+"""What every wire of every box passes before a network or a file sees it: one check a kind of value.
+
+`checked` looks at one value, `together` at what the values of one box have to do with each other, `finite` at what a
+box gives back. What has one clear meaning is brought to it (a grey picture to RGB, a mask into 0..1); the rest is
+refused in one sentence that names the input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..samplers.core import FLOW, check_descending
+from ..samplers.inversion.record import Inversion
+from .comfy import process_of
+
+LONGEST_MESSAGE = 500
+#: beyond this a value overflows inside a network; latents stay below 100
+LARGEST_LATENT = 1e6
+
+#: of which values a mask must be one for all, or one for each, the first that is there
+_MASKED = {"latent": "latent", "inversion": "latent", "images": "picture", "edited": "edit", "edit": "edit"}
+#: where the networks of ComfyUI's models say how many numbers a text token has, by the name in their configuration
+_TEXT_WIDTHS = ("context_dim", "context_in_dim", "text_dim", "cap_feat_dim", "joint_attention_dim")
+
+
+def short(text: str, most: int = LONGEST_MESSAGE) -> str:
+    """The text in at most so many characters: its beginning and its end, which says what to do."""
+    if len(text) <= most:
+        return text
+    tail = most // 3
+    return f"{text[: most - tail - 5]} ... {text[-tail:]}"
+
+
+def _tensor(name: str, value, what: str) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"The input {name} must be {what}; a {type(value).__name__} is wired.")
+    if value.numel() == 0:
+        raise ValueError(f"The input {name} is empty (shape {list(value.shape)}): wire {what}.")
+    if value.is_complex():
+        raise ValueError(f"The input {name} holds complex numbers: wire {what}.")
+    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        raise ValueError(f"The input {name} holds NaN or infinite values: look for the node before it that makes them.")
+    return value
+
+
+def picture(name: str, value) -> Tensor:
+    """IMAGE [B, H, W, 3] in 0..1; grey and RGBA pictures become RGB."""
+    image = _tensor(name, value, "an IMAGE")
+    image = image[None] if image.ndim == 3 else image
+    if image.ndim != 4 or image.shape[-1] not in (1, 3, 4) or not image.is_floating_point():
+        raise ValueError(
+            f"The input {name} has shape {list(value.shape)} ({_dtype(value)}): an IMAGE is [batch, height, width, "
+            "3] with numbers from 0 to 1."
+        )
+    if min(image.shape[1:3]) < 2:
+        raise ValueError(
+            f"The input {name} is {image.shape[2]} x {image.shape[1]} pixels: wire a picture, or resize it."
+        )
+    if image.shape[-1] != 3:
+        image = image.expand(*image.shape[:3], 3) if image.shape[-1] == 1 else image[..., :3]
+    return _between(image.to(torch.float32))
+
+
+def _between(values: Tensor) -> Tensor:
+    """The values held to 0..1; the same object where they are."""
+    low, high = torch.aminmax(values)
+    return values.clamp(0, 1) if float(low) < 0 or float(high) > 1 else values
+
+
+def mask(name: str, value) -> Tensor:
+    """MASK [B, H, W] in 0..1."""
+    found = _tensor(name, value, "a MASK")
+    flat = found.squeeze(1) if found.ndim == 4 and found.shape[1] == 1 else found
+    flat = flat[None] if flat.ndim == 2 else flat
+    if flat.ndim != 3:
+        raise ValueError(f"The input {name} has shape {list(found.shape)}: a MASK is [batch, height, width].")
+    return _between(flat if flat.is_floating_point() else flat.to(torch.float32))
+
+
+def latent(name: str, value) -> dict:
+    """LATENT, whose samples are [B, C, ...] finite floating point numbers; its noise mask is checked like a MASK."""
+    if not isinstance(value, dict) or not isinstance(value.get("samples"), Tensor):
+        raise ValueError(f"The input {name} must be a LATENT; a {type(value).__name__} without samples is wired.")
+    samples = _tensor(name, value["samples"], "a LATENT")
+    if not 3 <= samples.ndim <= 5 or not samples.is_floating_point():
+        raise ValueError(
+            f"The input {name} has samples of shape {list(samples.shape)} ({_dtype(samples)}): a LATENT is [batch, "
+            "channels, height, width] in floating point numbers."
+        )
+    if float(samples.abs().amax()) > LARGEST_LATENT:
+        raise ValueError(
+            f"The input {name} holds values up to {float(samples.abs().amax()):.3g}, which no VAE makes: look for the "
+            "node before it that makes them."
+        )
+    noise_mask = value.get("noise_mask")
+    if noise_mask is None:
+        return value
+    kept = _tensor(f"{name} (its noise mask)", noise_mask, "a MASK")
+    kept = kept if kept.is_floating_point() else kept.to(torch.float32)
+    count = 1 if kept.ndim < 3 else len(kept)
+    if kept.ndim < 2 or count not in (1, len(samples)):
+        raise ValueError(
+            f"The input {name} holds {len(samples)} latents with {count} noise masks: give one, or one for each."
+        )
+    held = _between(kept)
+    return value if held is noise_mask else {**value, "noise_mask": held}
+
+
+def schedule(name: str, value) -> Tensor:
+    """SIGMAS [N + 1], finite, falling strictly, 0 or above at the end."""
+    sigmas = _tensor(name, value, "SIGMAS")
+    try:
+        check_descending(sigmas)
+    except ValueError as error:
+        raise ValueError(f"The input {name} is no schedule. {error}") from None
+    return sigmas
+
+
+def conditioning(name: str, value) -> list:
+    """CONDITIONING: one or more [embedding [B, T, D], extras], every number finite."""
+    if not isinstance(value, list | tuple) or not all(
+        isinstance(e, list | tuple) and len(e) == 2 and isinstance(e[1], dict) for e in value
+    ):
+        raise ValueError(f"The input {name} must be a CONDITIONING; a {type(value).__name__} is wired.")
+    if not value:
+        raise ValueError(f"The input {name} is a CONDITIONING without an entry: wire a text encode node.")
+    for embedding, extra in value:
+        embedding = _tensor(name, embedding, "a CONDITIONING")
+        if embedding.ndim != 3 or not embedding.is_floating_point():
+            raise ValueError(
+                f"The input {name} has a text embedding of shape {list(embedding.shape)} ({_dtype(embedding)}): it is "
+                "[batch, tokens, width]; wire a text encode node."
+            )
+        for key, each in extra.items():
+            whole = torch.isfinite(each).all() if isinstance(each, Tensor) and each.is_floating_point() else True
+            if not bool(whole) or isinstance(each, float) and not math.isfinite(each):
+                raise ValueError(f"The input {name} holds NaN or infinite values in its {key}: make the prompt again.")
+    return list(value)
+
+
+def _like(article: str, *names: str) -> Callable[[str, Any], Any]:
+    """A check that the value has one of these methods; what it is called in the sentence."""
+
+    def check(name: str, value):
+        if isinstance(value, str | bytes) or not any(hasattr(value, each) for each in names):
+            told = "nothing" if value is None else f"a {type(value).__name__}"
+            raise ValueError(
+                f"The input {name} must be {article}; {told} is wired"
+                + (
+                    ", for the file that was loaded holds none: load it by a loader of its own."
+                    if value is None
+                    else "."
+                )
+            )
+        return value
+
+    return check
+
+
+def _inversion(name: str, value) -> Inversion:
+    if not isinstance(value, Inversion):
+        raise ValueError(
+            f"The input {name} must be an INVERSION; a {type(value).__name__} is wired. Use an inverting node's output."
+        )
+    return value
+
+
+_WIRES: dict[str, Callable[[str, Any], Any]] = {
+    "IMAGE": picture,
+    "MASK": mask,
+    "LATENT": latent,
+    "SIGMAS": schedule,
+    "CONDITIONING": conditioning,
+    "INVERSION": _inversion,
+    "MODEL": _like("a MODEL", "get_model_object"),
+    "CLIP": _like("a CLIP", "tokenize", "encode_from_tokens"),
+    "VAE": _like("a VAE", "decode", "encode"),
+    "CLIP_VISION": _like("a CLIP_VISION", "encode_image", "model"),
+    "CLASSIFIER": _like("a CLASSIFIER", "labels"),
+    "IMAGE_TEXT": _like("an IMAGE_TEXT", "embed_text"),
+}
+
+
+def checked(kind: str, name: str, value):
+    """The value of a wire of that kind, fit for use. ValueError in one sentence otherwise; kinds that this table does
+    not know pass."""
+    check = _WIRES.get(kind)
+    return value if check is None else check(name, value)
+
+
+def together(values: Mapping[str, tuple[str, Any]]) -> None:
+    """ValueError where the values of one box, {name: (kind, value)}, can't belong together: masks that are not one for
+    each latent, a prompt or a schedule made for another model."""
+    counted, of = next(((_count(*values[name]), of) for name, of in _MASKED.items() if name in values), (None, ""))
+    for kind, value in values.values():
+        if kind == "MASK" and counted is not None and len(value) not in (1, counted):
+            raise ValueError(
+                f"There are {len(value)} masks for {counted} {of}{'s' * (counted != 1)}: give one, or one for each."
+            )
+    model = next((value for kind, value in values.values() if kind == "MODEL"), None)
+    for name, (kind, value) in values.items() if model is not None else ():
+        if kind == "CONDITIONING":
+            check_width(model, name, value)
+        elif kind == "SIGMAS":
+            check_flow(model, name, value)
+
+
+def _count(kind: str, value) -> int:
+    if kind == "INVERSION":
+        return value.shape[0]
+    return len(value["samples"] if kind == "LATENT" else value)
+
+
+def check_flow(model, name: str, sigmas: Tensor) -> None:
+    """ValueError for a schedule above 1 on a flow model, whose noise levels are shares."""
+    if float(sigmas[0]) > 1 + 1e-4 and process_of(model) is FLOW:
+        raise ValueError(
+            f"The input {name} starts at sigma {float(sigmas[0]):.4g}, and this is a flow model, whose schedules lie "
+            "between 1 and 0: make the sigmas with the model that samples."
+        )
+
+
+def text_width(model) -> int | None:
+    """How many numbers a token of this MODEL's text embedding has; None where its configuration doesn't tell."""
+    config = getattr(getattr(getattr(model, "model", None), "model_config", None), "unet_config", None) or {}
+    params = (config.get("context_embedder_config") or {}).get("params") or {}
+    for value in (*(config.get(key) for key in _TEXT_WIDTHS), params.get("in_features")):
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def check_width(model, name: str, value: list) -> None:
+    """ValueError for a prompt that another kind of model's text encoder made."""
+    width = text_width(model)
+    for embedding, _ in value if width else ():
+        if embedding.shape[-1] != width:
+            raise ValueError(
+                f"The prompt on {name} was made for another model: its tokens have {embedding.shape[-1]} numbers, and "
+                f"this model reads {width}. Encode it with the CLIP that belongs to the model."
+            )
+
+
+def check_run(latent_image: Tensor, sigmas: Tensor, noise: Tensor | None = None) -> None:
+    """ValueError for what a core node hands to a SAMPLER or GUIDER of ours, which no box has seen: tensors that are
+    empty or not finite, sigmas that are no row."""
+    for name, value in (("latent", latent_image), ("noise", noise), ("sigmas", sigmas)):
+        if value is not None and (name != "sigmas" or value.numel()):  # a schedule without a step changes nothing
+            _tensor(name, value, "a tensor")
+    if sigmas.ndim != 1:
+        raise ValueError(f"The sigmas have shape {list(sigmas.shape)}: wire a scheduler's sigmas, one row of them.")
+
+
+def finite(kind: str, value, title: str):
+    """What a box gives back; ValueError where a tensor of it holds NaN."""
+    found = value.get("samples") if kind == "LATENT" and isinstance(value, dict) else value
+    if kind in ("LATENT", "IMAGE", "MASK", "SIGMAS") and isinstance(found, Tensor) and found.is_floating_point():
+        if not bool(torch.isfinite(found).all()):
+            raise ValueError(
+                f"{title} ended in NaN or infinite values: lower its scales, cfg or strengths, or load the model in a "
+                "wider precision (fp32, bf16)."
+            )
+    return value
+
+
+def _dtype(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")

@@ -1,0 +1,235 @@
+"""Edit Photo: a picture, what it shows, what it shall show; it finds the words that differ and where they look."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from ..engine import comfy
+from ..engine.attention import unet_places
+from ..engine.pair_guider import run_guider
+from ..engine.words import words_of
+from ..samplers.attention.alignment import differing_words, spoken_of
+from ..samplers.attention.heat import heat
+from ..samplers.inversion.replay import first_step
+from ..samplers.masks import to_grid, to_pixels
+from ..samplers.picture.diffedit import smoothed
+from . import direct_edit
+from .base import (
+    CELL,
+    CFG,
+    IMAGE,
+    LATENT,
+    MODEL,
+    SEED,
+    STEPS,
+    VAE,
+    Boolean,
+    Box,
+    Choice,
+    Float,
+    Output,
+    Socket,
+    Text,
+    advanced,
+    optional,
+)
+from .diffedit import difference, to_mask
+from .early import early
+from .inversion import invert
+from .masked import check_picture
+from .null_text import optimise
+from .prompt import worded
+from .prompt_to_prompt import prepare
+from .report import compared, text_result
+from .word_mask import look
+
+DRAFT, THOROUGH, NULL_TEXT = "draft", "thorough", "thorough, null-text"
+#: Direct Edit's settings: without cross-attention (flow models, mostly), and with it
+FLOW_EDIT = {"source_cfg": 3.5, "target_cfg": 7.5, "average": 1, "plain_steps": 0}
+INF_EDIT = {"source_cfg": 1.0, "target_cfg": 3.0, "average": 1, "plain_steps": 0}
+#: Prompt-to-Prompt's: freer than its node opens, as the mask keeps the rest
+ATTENTION = {"edit": "auto", "cross_steps": 0.4, "self_steps": 0.2}
+LOOKS, GROW = 4, 1  # of the mask: noisings, and latent cells by which it grows
+
+
+def spoken(source: list, target: list) -> tuple[list[dict], list[dict]]:
+    """The words in which two CONDITIONINGs of the Prompt node differ, of each."""
+    return differing_words(words_of(source)[0], words_of(target)[0])
+
+
+def changes(source: list, target: list) -> str:
+    """ "red -> green": the words that differ; "" where none do."""
+    before, after = (" ".join(word["text"] for word in words) for words in spoken(source, target))
+    return f"{before or '(nothing)'} -> {after or '(nothing)'}" if before or after else ""
+
+
+def has_attention(model) -> bool:
+    """Whether the model's attention to words can be read and edited."""
+    try:
+        return bool(unet_places(model))
+    except ValueError:
+        return False
+
+
+def where_they_look(
+    model, source: list, target: list, samples: Tensor, seed: int, threshold: float
+) -> tuple[Tensor, int]:
+    """(MASK [B, H, W] of what the differing words speak of, network calls): by attention, else where the two prompts
+    predict different noise."""
+    size = tuple(CELL * side for side in samples.shape[-2:])
+    if not has_attention(model):
+        sigma = comfy.time_to_sigma(model)(0.5)
+        found = difference(model, source, target, samples, maps=LOOKS, sigma=sigma, seed=seed)
+        return to_mask(smoothed(found, 1), grow=GROW), LOOKS
+    heats, calls = [], 0
+    for conditioning, words in zip((source, target), spoken(source, target)):
+        columns = [t for word in spoken_of(words_of(conditioning)[0], words) for t in word["tokens"]]
+        if columns:
+            maps = look(model, conditioning, [columns], samples, looks=LOOKS, seed=seed)
+            heats.append(torch.stack([heat(m, size)[0] > threshold for m in maps]).float())
+            calls += LOOKS
+    both = torch.stack(heats).amax(0)
+    return to_pixels(to_grid(both, samples.shape[-2:], GROW)[:, 0], size), calls
+
+
+def draft(model, conds: dict, latent: dict, sigmas, strength: float, seed: int, mask: Tensor | None):
+    """(samples, what was done): Direct Edit inside the mask."""
+    method, options = ("InfEdit", INF_EDIT) if has_attention(model) else ("FlowEdit", FLOW_EDIT)
+    result, why = direct_edit.edit(
+        model, conds, latent, sigmas, method, mask=mask, strength=strength, seed=seed, **options
+    )
+    return result.samples, why or f"Direct Edit ({method}), {result.calls} network calls"
+
+
+def thorough(model, conds: dict, latent: dict, sigmas, cfg: float, mask: Tensor | None, null_text: bool):
+    """(samples, what was done): the picture inverted, then edited by Prompt-to-Prompt beside its path, inside the
+    mask."""
+    inversion, found = invert(model, {"positive": conds["source"]}, latent, sigmas, "ddim")
+    calls = 0 if found else inversion.metadata.get("calls", 0)
+    if null_text:
+        inversion, _ = optimise(model, inversion, None, conds["negative"], cfg)
+    guider, _, notes, _ = prepare(
+        EditPhoto.TITLE, model, conds["target"], conds["negative"], cfg, inversion=inversion, mask=mask, **ATTENTION
+    )
+    result = run_guider(guider, None, inversion.sigmas, 0)
+    how = "null-text inversion" if null_text else "inversion"
+    return result.edits, f"{how} in {calls} network calls, Prompt-to-Prompt ({notes[0]}) in {result.rows} network rows"
+
+
+def check_prompts(source_prompt: str, edited_prompt: str) -> None:
+    """ValueError where one of them is empty."""
+    for text, need in ((source_prompt, "what the picture shows"), (edited_prompt, "what it shall show instead")):
+        if not text.strip():
+            raise ValueError(f"A prompt is empty: write {need}, in one sentence.")
+
+
+class EditPhoto(Box):
+    ID, TITLE, CATEGORY = "NullText_EditPhoto", "Edit Photo", "NullText"
+    SEARCH_ALIASES = ["edit image", "change a word", "prompt2prompt", "real image editing", "instruct", "image editor"]
+    DESCRIPTION = (
+        "Edits a picture with words: say what it shows, then the same sentence with one thing changed. The rest of the "
+        "picture is kept: the node finds the words that differ and changes only the places they speak of."
+    )
+    OUTPUT_NODE = True
+    INPUTS = (
+        MODEL("The diffusion model, from the checkpoint loader."),
+        Socket("clip", "CLIP", "The text encoder, from the checkpoint loader."),
+        VAE,
+        Text("source_prompt", "", "What the picture shows, in one sentence.", multiline=True),
+        Text("edited_prompt", "", "The same sentence with a word or two changed: what it shall show.", multiline=True),
+        Float("strength", 0.9, "How much may change: 0 returns the picture, 1 changes most."),
+        Choice(
+            "method",
+            [DRAFT, THOROUGH, NULL_TEXT],
+            "draft: Direct Edit, done in seconds, for any model. thorough: the picture is inverted and "
+            "Prompt-to-Prompt keeps its layout (SD 1, SD 2, SDXL). With null-text: the inversion is optimised first, "
+            "which takes minutes once for each picture and follows it best.",
+        ),
+        *optional(
+            IMAGE("The picture. Wire this or latent."),
+            LATENT("The picture encoded already, in place of image."),
+            *advanced(
+                STEPS("Steps of the full schedule. 50 follows a photo more closely than 25.", default=25),
+                CFG("Guidance of the thorough edit: how strongly the edited prompt acts."),
+                Boolean("blend", True, "Change only the places that the differing words speak of. Off: everywhere."),
+                Float(
+                    "blend_threshold",
+                    0.3,
+                    "How much of a word's largest attention a place must have to be changed. Lower reaches further "
+                    "around it.",
+                ),
+                SEED("Seed of the draft's noise: another seed is another attempt."),
+            ),
+        ),
+    )
+    OUTPUTS = (
+        Output("IMAGE", "The edited picture.", "edit"),
+        Output("LATENT", "The edited picture as a latent, for further nodes.", "latent"),
+        Output("MASK", "Where the picture was allowed to change.", "mask"),
+        Output("STRING", "What was changed how, and what it cost.", "report"),
+    )
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, source_prompt=None, edited_prompt=None):
+        return early(cls, check_prompts, source_prompt=source_prompt, edited_prompt=edited_prompt)
+
+    def run(
+        self,
+        model,
+        clip,
+        vae,
+        source_prompt,
+        edited_prompt,
+        strength,
+        method,
+        image=None,
+        latent=None,
+        steps=25,
+        cfg=7.5,
+        blend=True,
+        blend_threshold=0.3,
+        seed=0,
+    ):
+        if image is None and latent is None:
+            raise ValueError("Edit Photo has no picture: wire image, from Load Picture for one, or latent.")
+        check_prompts(source_prompt, edited_prompt)
+        if method != DRAFT and not has_attention(model):
+            raise ValueError(
+                "This model has no cross-attention of its own (SD3 and Flux, for example), which the thorough methods "
+                "edit: choose the draft."
+            )
+        began = time.perf_counter()
+        if latent is None:
+            latent = {"samples": vae.encode(image[..., :3])}
+        check_picture(latent, "Edit Photo needs a picture")
+        source, target, nothing = (worded(clip, text) for text in (source_prompt, edited_prompt, ""))
+        conds = {"source": source, "target": target, "negative": nothing}
+        sigmas = comfy.sigmas_of(model, "normal", steps)
+        first, changed, mask, looked = first_step(strength, steps), changes(source, target), None, 0
+        samples = comfy.check_latent(model, latent)
+        work = bool(changed) and first < steps
+        if work and blend:
+            mask, looked = where_they_look(model, source, target, samples, seed, blend_threshold)
+        if not work:
+            why = f"strength {strength:g} samples no step" if changed else "both prompts say the same"
+            text = f"Notice: {why}, so the picture comes back as it is: change a word"
+        elif method == DRAFT:
+            samples, text = draft(model, conds, latent, sigmas, strength, seed, mask)
+        else:
+            samples, text = thorough(model, conds, latent, sigmas[first:], cfg, mask, null_text=method == NULL_TEXT)
+        if looked:
+            text += f", {looked} to find where the words look"
+        if changed:
+            text = f"{changed}: {text}"
+        edit = comfy.decode(vae, samples)
+        line, pictures = compared(comfy.decode(vae, latent["samples"]), edit, mask)
+        text += f"; {time.perf_counter() - began:.1f} s\n{line}"
+        if mask is None:
+            mask = torch.ones(edit.shape[:-1])
+        return text_result(text, edit, {"samples": samples}, mask, text, **pictures)
+
+
+NODES = (EditPhoto,)

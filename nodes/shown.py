@@ -1,0 +1,41 @@
+"""What boxes that edit a picture have in common: with a VAE wired they show source and edit under one divider."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..engine.comfy import is_empty
+from ..engine.noise import source_latent
+from .base import VAE, Box
+from .report import before_after
+
+SEEN = VAE("Shows source and edit in the node under a divider, at full size. Left open: no pictures.").optional()
+
+
+class EditBox(Box):
+    """A Box that edits a picture: INPUTS hold `SEEN`, which `run` does not take; the first output is a LATENT."""
+
+    FUNCTION = "shown"
+    AFTER = "edit"  #: what the result is called on the page
+
+    def before(self, inputs: dict, outputs: tuple) -> Tensor | None:
+        """LATENT samples of the source: of the inversion, else of `latent`; None for an empty latent."""
+        if inputs.get("inversion") is not None:
+            return source_latent(inputs["inversion"])
+        latent = inputs.get("latent")
+        return None if latent is None or is_empty(latent) else latent["samples"]
+
+    def mask(self, inputs: dict, outputs: tuple) -> Tensor | None:
+        """MASK of where the picture may change."""
+        return inputs.get("mask")
+
+    def shown(self, vae=None, **inputs) -> dict:
+        made = self.run(**inputs)
+        outputs = made["result"]
+        before = None if vae is None else self.before(inputs, outputs)
+        if before is None:
+            return made
+        after = outputs[0]["samples"]
+        line, pictures = before_after(vae, before, after, self.mask(inputs, outputs), self.AFTER)
+        text = [f"{made['ui']['text'][0]}\n{line}"]
+        return {"ui": {**made["ui"], **pictures, "text": text}, "result": outputs}

@@ -1,0 +1,89 @@
+"""Edit Photo: what it composes, what it returns untouched, what it refuses before any work."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from nulltext.tests.running import run
+
+BEFORE, AFTER = "a photo of a red circle", "a photo of a green circle"
+
+
+class Pixels:
+    """A VAE that takes each cell's mean as the latent, and back."""
+
+    def encode(self, image):
+        small = torch.nn.functional.avg_pool2d(image.movedim(-1, 1), 8)
+        return torch.cat([small, small.mean(1, keepdim=True)], 1)
+
+    def decode(self, samples):
+        return torch.nn.functional.interpolate(samples[:, :3], scale_factor=8.0).movedim(1, -1).clamp(0, 1)
+
+
+@pytest.fixture
+def photo():
+    return torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def edit(tiny, prompt, photo, monkeypatch):
+    from nulltext.nodes import edit_photo
+
+    monkeypatch.setattr(edit_photo, "worded", lambda clip, text: prompt(text))
+
+    def made(**inputs):
+        given = {"model": tiny, "clip": None, "vae": Pixels(), "image": photo, "steps": 4}
+        return run("EditPhoto", **{**given, "source_prompt": BEFORE, "edited_prompt": AFTER, **inputs})
+
+    return made
+
+
+@pytest.mark.parametrize("method", ["draft", "thorough", "thorough, null-text"])
+def test_every_method_gives_a_picture_its_latent_and_where_it_changed(edit, photo, method):
+    out = edit(method=method, cfg=3.0, blend_threshold=0.95)  # a random model looks nearly everywhere
+    picture, latent, mask, report = out
+    assert picture.shape == photo.shape and latent["samples"].shape == (1, 4, 8, 8) and mask.shape == (1, 64, 64)
+    assert set(mask.unique().tolist()) <= {0.0, 1.0}
+    assert "red -> green" in report and "network calls" in report and "PSNR" in report
+    source = Pixels().encode(photo)
+    outside = mask[:, ::8, ::8] == 0
+    assert bool(outside.any()), "this picture leaves something outside"
+    assert torch.allclose(latent["samples"][:, :, outside[0]], source[:, :, outside[0]], atol=1e-4)
+    assert not torch.allclose(latent["samples"], source, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "inputs", [{"edited_prompt": BEFORE}, {"strength": 0.0}, {"edited_prompt": "A photo of a red circle."}]
+)
+def test_nothing_to_change_returns_the_picture_without_a_call(edit, idle, photo, inputs):
+    out = edit(model=idle, **inputs)
+    assert torch.equal(out[1]["samples"], Pixels().encode(photo)) and "Notice" in out[3]
+
+
+def test_a_latent_stands_in_for_the_picture(edit, photo):
+    latent = {"samples": Pixels().encode(photo)}
+    a, b = edit(), edit(image=None, latent=latent)
+    assert torch.equal(a[1]["samples"], b[1]["samples"])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"image": None}, "no picture"),
+        ({"source_prompt": "  "}, "what the picture shows"),
+        ({"edited_prompt": ""}, "what it shall show"),
+        ({"image": None, "latent": {"samples": torch.zeros(1, 4, 8, 8)}}, "latent is empty"),
+    ],
+)
+def test_what_is_missing_is_said_before_any_work(edit, idle, inputs, words):
+    with pytest.raises(ValueError, match=words):
+        edit(model=idle, **inputs)
+
+
+def test_a_model_without_cross_attention_takes_the_draft_alone(edit, monkeypatch):
+    from nulltext.nodes import edit_photo
+
+    monkeypatch.setattr(edit_photo, "has_attention", lambda model: False)
+    with pytest.raises(ValueError, match="choose the draft"):
+        edit(method="thorough")
+    assert "Direct Edit (FlowEdit)" in edit(method="draft", blend=False)[3]

@@ -1,0 +1,229 @@
+"""The training nodes on further families, tiny: SDXL with both text encoders, a flow transformer, a flow UNet."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from nulltext.demo import weights as demo_weights
+from nulltext.engine import comfy as bridge
+from nulltext.engine import controlnet as engine_controlnet
+from nulltext.engine import files, training_store, weights
+from nulltext.engine.tuning_set import TuningSet
+from nulltext.nodes import controlnet, imagic, train_embedding, train_lora
+from nulltext.tests import stand_ins
+from safetensors.torch import load_file
+
+CAPTION = "a photo of a sks dog"
+
+
+@pytest.fixture(autouse=True)
+def inference():
+    with torch.inference_mode():  # as nodes run
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_folders(engine, tmp_path, monkeypatch):
+    paths = engine.get("folder_paths")
+    monkeypatch.setattr(paths, "get_folder_paths", lambda kind: [str(tmp_path / kind)])
+
+    def cache(kind="inversions"):
+        (tmp_path / "user" / kind).mkdir(parents=True, exist_ok=True)
+        return tmp_path / "user" / kind
+
+    monkeypatch.setattr(training_store, "cache_folder", cache)
+    monkeypatch.setattr(controlnet.comfy, "folder", lambda kind: cache(kind))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def xl(engine):
+    model, clip = stand_ins.xl(engine)
+    return SimpleNamespace(model=model, clip=clip)
+
+
+@pytest.fixture(scope="module")
+def flow(engine, tmp_path_factory):
+    """A flow transformer (of SD3's class), and a UNet that is a flow; CLIP is the demo's."""
+    import nulltext.engine.demo_family as family
+
+    family.register()
+    folder = tmp_path_factory.mktemp("flow")
+    demo_weights.random_checkpoint(folder / "demo.safetensors", seed=1)
+    demo_weights.random_flow_checkpoint(folder / "flow.safetensors")
+    load = engine.get("sd").load_checkpoint_guess_config
+    with torch.inference_mode():
+        unet, clip = load(str(folder / "demo.safetensors"), output_vae=False)[:2]
+        transformer = load(str(folder / "flow.safetensors"), output_vae=False, output_clip=False)[0]
+    return SimpleNamespace(model=transformer, clip=clip, unet=unet)
+
+
+def flowing(engine, model):
+    """The MODEL as core's ModelSamplingSD3 makes a flow of it."""
+    sampling, patched = engine.get("model_sampling"), model.clone()
+
+    class Flow(sampling.ModelSamplingDiscreteFlow, sampling.CONST):
+        pass
+
+    made = Flow(model.model.model_config)
+    made.set_parameters(shift=1.0)
+    patched.add_object_patch("model_sampling", made)
+    return patched
+
+
+def defaults(box, **own):
+    out = {}
+    for name, spec in box.INPUT_TYPES()["required"].items():
+        if isinstance(spec[0], list) or "default" in spec[1]:
+            out[name] = spec[1].get("default", spec[0][0])
+    return out | own
+
+
+def pictures(channels=4, n=2):
+    generator = torch.Generator().manual_seed(2)
+    latents = tuple(torch.randn(channels, 8, 8, generator=generator) for _ in range(n))
+    return TuningSet(latents, (CAPTION,) * n, (None,) * n, tuple(f"picture {i}" for i in range(n)))
+
+
+def lora_of(parts, subject, **own):
+    given = {"steps": 2, "learning_rate": 1e-2, "rank": 2, "batch": 2, "sample_every": 1, "targets": "attention"}
+    given |= {"model": parts.model, "clip": parts.clip, "pictures": subject, "text_encoder": train_lora.TRAIN}
+    return train_lora.TrainLora().run(**(defaults(train_lora.TrainLora, **given) | own))
+
+
+def reached(tensors, prefix):
+    """Whether every factor under that name has moved from its start at 0; False where there is none."""
+    ups = [v for k, v in tensors.items() if k.startswith(prefix) and k.endswith("lora_up.weight")]
+    return bool(ups) and all(v.isfinite().all() and v.abs().max() > 0 for v in ups)
+
+
+def test_sdxl_trains_the_network_and_both_text_encoders(engine, xl, own_folders):
+    before = [p.clone() for m in (xl.model.model, xl.clip.cond_stage_model) for p in m.parameters()]
+    _, clip, lora, loss, _, report = lora_of(xl, pictures(), prior=pictures(n=1), prior_weight=1.0)["result"]
+    after = [p for m in (xl.model.model, xl.clip.cond_stage_model) for p in m.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after))
+    assert len(loss["loss"]) == 2 and "Trained 2 steps" in report and "told before the start" in report
+    # CLIP-L gives its last layer but one, so its last one (and CLIP-G's, but for the pooled vector) is not asked
+    unused = {k: v for k, v in lora.items() if k.startswith("lora_te1_text_model_encoder_layers_2_")}
+    for prefix in ("lora_unet_", "lora_te1_", "lora_te2_"):
+        assert reached({k: v for k, v in lora.items() if k not in unused}, prefix)
+    # core's own node finds every layer of the file
+    path = own_folders / "loras" / "nulltext" / "subject.safetensors"
+    count = {p: sum(k.startswith(p) and k.endswith("alpha") for k in lora) for p in ("lora_unet_", "lora_te")}
+    read = engine.get("sd").load_lora_for_models(xl.model, xl.clip, load_file(path), 1.0, 1.0)
+    assert [len(read[0].patches), len(read[1].patcher.patches)] == list(count.values())
+    assert not torch.equal(bridge.encode(clip, CAPTION)[0][0], bridge.encode(xl.clip, CAPTION)[0][0])
+
+
+def test_sdxl_learns_a_word_in_both_encoders(xl, own_folders):
+    given = defaults(
+        train_embedding.TrainEmbedding,
+        model=xl.model,
+        clip=xl.clip,
+        pictures=pictures(),
+        steps=2,
+        batch=1,
+        vectors=2,
+        sample_every=0,
+    )
+    name, conditioning, *_ = train_embedding.TrainEmbedding().run(**given)["result"]
+    vectors = load_file(own_folders / "embeddings" / "nulltext_word.safetensors")
+    assert {k: v.shape for k, v in vectors.items()} == {k: (2, w) for k, w in stand_ins.XL_WIDTHS.items()}
+    start = train_embedding.begun(xl.clip, "dog", 2)[0]
+    assert all(not torch.equal(v, start[k].detach()) for k, v in vectors.items())
+    for part in (xl.clip.tokenizer.clip_l, xl.clip.tokenizer.clip_g):
+        part.embedding_directory = str(own_folders / "embeddings")
+    read = bridge.encode(xl.clip, CAPTION.replace("sks", name))[0]
+    torch.testing.assert_close(read[0], conditioning[0][0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(read[1]["pooled_output"], conditioning[0][1]["pooled_output"], rtol=1e-4, atol=1e-5)
+
+
+def test_imagic_on_sdxl(xl):
+    given = defaults(
+        imagic.ImagicOptimise,
+        model=xl.model,
+        target=bridge.encode(xl.clip, "a photo of a sitting dog"),
+        negative=bridge.encode(xl.clip, ""),
+        latent={"samples": pictures().latents[0][None]},
+        embedding_steps=2,
+        embedding_rate=1e-2,
+        model_steps=2,
+        model_rate=1e-2,
+        rank=2,
+        batch=1,
+        sample_every=0,
+    )
+    words, lora, _, report = imagic.ImagicOptimise().run(**given)["result"]
+    assert report.count("Trained 2 steps") == 2 and not torch.equal(words[0][0], given["target"][0][0])
+    assert reached(lora, "lora_unet_")
+
+
+def test_a_flow_transformer_trains_with_its_own_levels_and_weight(engine, flow):
+    model, _, lora, loss, _, report = lora_of(flow, pictures(16))["result"]
+    assert reached(lora, "lora_unet_") and reached(lora, "lora_te_") and "Trained 2 steps" in report
+    assert len(model.patches) == sum(k.startswith("lora_unet_") and k.endswith("alpha") for k in lora)
+    constant = lora_of(flow, pictures(16), loss_weight="constant", levels="uniform")["result"]
+    assert constant[3] != loss
+    with pytest.raises(ValueError, match="encoded to 4 channels and this model works on 16"):
+        lora_of(flow, pictures(4))
+
+
+def test_a_word_is_learnt_on_a_flow_transformer(flow):
+    given = defaults(
+        train_embedding.TrainEmbedding, model=flow.model, clip=flow.clip, pictures=pictures(16), start_word="circle"
+    )
+    given |= {"steps": 2, "batch": 1, "sample_every": 0}
+    name, _, loss, *_ = train_embedding.TrainEmbedding().run(**given)["result"]
+    assert name == "embedding:nulltext_word" and all(v == v for v in loss["loss"])
+
+
+# -- ControlNet
+
+
+HINTS = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(3))
+
+
+def control_for(model, form):
+    given = defaults(controlnet.MakeControlNet, model=model, rank=4)
+    return controlnet.MakeControlNet().run(**(given | {"form": form}))["result"][0]
+
+
+def trained_control(model, clip, control, **own):
+    given = {"model": model, "clip": clip, "control_net": control, "pictures": pictures(), "hints": HINTS}
+    given |= {"steps": 5, "learning_rate": 1e-2, "batch": 2, "sample_every": 0}
+    return controlnet.TrainControlNet().run(**(defaults(controlnet.TrainControlNet, **given) | own))["result"]
+
+
+def sampled(engine, model, clip, control=None):
+    positive, negative = (engine.encode(clip, text) for text in ("a circle", ""))
+    nodes = engine.get("nodes")
+    if control is not None:
+        apply = nodes.ControlNetApplyAdvanced().apply_controlnet
+        positive, negative = apply(positive, negative, control, HINTS[:1], 1.0, 0.0, 1.0)[:2]
+    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    return nodes.KSampler().sample(model, 3, 3, 4.0, "euler", "normal", positive, negative, latent, 1.0)[0]["samples"]
+
+
+@pytest.mark.parametrize("form", [controlnet.SMALL, controlnet.FULL])
+@pytest.mark.parametrize("kind", ["xl", "flow UNet"])
+def test_a_control_net_trains_five_steps_and_loads_in_core(engine, xl, flow, own_folders, kind, form):
+    model, clip = (xl.model, xl.clip) if kind == "xl" else (flowing(engine, flow.unet), flow.clip)
+    plain, untrained = sampled(engine, model, clip), control_for(model, form)
+    assert torch.equal(sampled(engine, model, clip, untrained), plain)
+    control, loss, _, report = trained_control(model, clip, untrained)
+    assert len(loss["loss"]) == 5 and all(v == v for v in loss["loss"]) and "Trained 5 steps" in report
+    start, now = engine_controlnet.form_of(untrained), engine_controlnet.form_of(control)
+    moved = {engine_controlnet.forms.part(k) for k, v in now.items() if not torch.equal(v, start[k])}
+    assert moved == set(engine_controlnet.forms.PARTS) and all(v.isfinite().all() for v in now.values())
+    led = sampled(engine, model, clip, control)
+    assert torch.isfinite(led).all() and not torch.equal(led, plain)
+    path = own_folders / "controlnet" / "nulltext" / "control.safetensors"
+    read = sampled(engine, model, clip, engine_controlnet.loaded(path))
+    assert float((read - led).norm()) < 0.02 * float((led - plain).norm())  # the file is fp16
+    assert files.metadata(path)["ss_steps"] == "5"
+    weights.check_base(files.metadata(path), model)
+
+
+def test_a_transformer_has_no_control_net_here(flow):
+    with pytest.raises(ValueError, match=r"^This model is no UNet[^.]*\.$"):
+        control_for(flow.model, controlnet.SMALL)

@@ -1,0 +1,71 @@
+"""The judge of shipped pictures, on scenes whose content is known."""
+
+from __future__ import annotations
+
+import pytest
+from nulltext.demo import scenes
+from nulltext.samplers.measure.charts import to_picture
+from nulltext.tools import judge
+
+SHOWN = "red circle, striped blue background"
+
+
+def drawn(**changes):
+    scene = judge.inputs.scene("demo_scene")
+    for kind, value in changes.items():
+        scene = scene.changed(kind, value)
+    return to_picture(scenes.draw(scene)[0].movedim(1, -1))
+
+
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("green circle", {"colour": "green", "shape": "circle"}),
+        ("nothing, striped blue background", {"object": "nothing", "background": "blue", "texture": "striped"}),
+        ("a pink background", {"background": "pink"}),
+        ("star on a plain blue background", {"shape": "star", "texture": "plain", "background": "blue"}),
+    ],
+)
+def test_what_a_picture_must_show_is_read_from_its_words(text, found):
+    assert judge.wanted(text) == found
+
+
+@pytest.mark.parametrize("text", ["", "a cat", "green cat", "circle green", "large red circle"])
+def test_words_that_no_probe_reads_are_refused(text):
+    with pytest.raises(ValueError, match="probes can't read"):
+        judge.wanted(text)
+
+
+def test_it_sees_the_object_and_what_is_wrong_with_it():
+    picture = drawn()
+    assert judge.seen(picture) == "red circle"
+    assert judge.wrong(picture, SHOWN) == []
+    assert set(judge.wrong(picture, "green circle")) == {"colour red, not green"}
+    assert set(judge.wrong(picture, "nothing")) == {"object something, not nothing"}
+    striped = drawn(texture=scenes.TEXTURES.index("checkered"))
+    assert set(judge.wrong(striped, SHOWN)) == {"texture checkered, not striped"}
+
+
+def test_only_what_lies_outside_the_object_counts_as_background():
+    green = drawn(colour=scenes.COLOURS.index("green"))
+    assert judge.background("demo_scene.png", drawn(), green) > 60
+    pink = drawn(background=scenes.BACKGROUNDS.index("pink"))
+    assert judge.background("demo_scene.png", drawn(), pink) < 12
+    assert judge.background("my_photo.png", drawn(), green) is None
+
+
+def test_a_batch_passes_when_three_of_four_are_right():
+    right, other = drawn(), drawn(colour=scenes.COLOURS.index("green"))
+    meta = {"shows": SHOWN}
+    assert judge.verdict(meta, [right, right, other, right], "", None) == ""
+    said = judge.verdict(meta, [right, other, other, right], "", None)
+    assert said.startswith("2 of 4 pictures show") and "colour green, not red" in said
+
+
+def test_a_picture_that_lost_its_background_fails():
+    green, pink = drawn(colour=scenes.COLOURS.index("green")), drawn(background=scenes.BACKGROUNDS.index("pink"))
+    meta = {"shows": "circle", "keeps": 30}
+    assert judge.verdict(meta, [green], "demo_scene.png", drawn()) == ""
+    assert "dB are asked for" in judge.verdict(meta, [pink], "demo_scene.png", drawn())
+    assert "can't be measured" in judge.verdict(meta, [green], "demo_scene.png", None)
+    assert judge.verdict({"title": "Heat map"}, [pink], "", None) == ""

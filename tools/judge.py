@@ -1,0 +1,120 @@
+"""Does a picture show what it should? For pictures of the demo model, whose scenes two probes can read.
+
+A node of an API file that saves a picture may say what it must show, and how closely it must keep the rest:
+
+    "_meta": {"title": "Edit", "shows": "green circle, striped blue background", "keeps": 25}
+
+`shows` names a colour and a shape, "nothing" for a background alone, a texture and a colour before "background", or any
+of these; both probes must read each of them, in three of four pictures of a batch. `keeps` is the least PSNR in dB
+outside the source's object, which is grown by one latent cell, against the picture titled Autoencoder if the workflow
+saves one, else against the source.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from ..demo import probe, scenes
+from ..samplers.measure.charts import from_picture
+from ..samplers.measure.metrics import masked_mse, to_psnr
+from . import inputs
+
+AUTOENCODER = "Autoencoder"
+SIDE, CELL = 128, 8  # pixels of a scene, of a latent cell
+SHARE = 0.75  # of a batch that must be right
+
+
+@functools.cache
+def probes() -> tuple[torch.nn.Module, ...]:
+    """The judges: two nets of different build."""
+    return probe.load("conv"), probe.load("query")
+
+
+def tensor(picture: Image.Image) -> torch.Tensor:
+    """[1, 3, 128, 128] in 0..1."""
+    picture = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return from_picture(picture).movedim(-1, 1)
+
+
+def wanted(shows: str) -> dict[str, str]:
+    """{attribute: value} of a `shows` text. ValueError for words that no probe reads."""
+    found = {"object": "nothing"} if "nothing" in shows else {}
+    words = [w for w in re.findall(r"[a-z]+", shows) if w not in ("a", "an", "on", "and", "the", "nothing")]
+    where = [("shape", scenes.SHAPES, words)]
+    for i, word in enumerate(words):
+        if word == "background":
+            where += [("background", scenes.BACKGROUNDS, words[:i][-1:]), ("texture", scenes.TEXTURES, words[:i][-2:])]
+        elif word in scenes.SHAPES:
+            where += [("colour", scenes.COLOURS, words[:i][-1:])]
+    found |= {kind: word for kind, values, near in where for word in near if word in values}
+    read = [word for word in words if word == "background" or word in found.values()]
+    if not found or read != words:
+        raise ValueError(f"The probes can't read all of {shows!r}: name a colour, a shape, a texture and a background.")
+    return found
+
+
+def _read(net: torch.nn.Module, picture: Image.Image) -> dict[str, str]:
+    reading = probe.read(net, tensor(picture))
+    there = float(reading.present.max()) > 0.5
+    return {
+        "object": "something" if there else "nothing",
+        "colour": scenes.COLOURS[int(reading.at_place("colour"))] if there else "none",
+        "shape": scenes.SHAPES[int(reading.at_place("shape"))] if there else "none",
+        "background": scenes.BACKGROUNDS[int(reading.background)],
+        "texture": scenes.TEXTURES[int(reading.texture)],
+    }
+
+
+def seen(picture: Image.Image) -> str:
+    """The object that a probe sees, as "green circle"; "no object"."""
+    read = _read(probes()[0], picture)
+    return f"{read['colour']} {read['shape']}" if read["object"] == "something" else "no object"
+
+
+def wrong(picture: Image.Image, shows: str) -> list[str]:
+    """What a probe reads otherwise than the text says, as "colour red, not green"."""
+    readings = [_read(net, picture) for net in probes()]
+    return [
+        f"{kind} {read[kind]}, not {value}"
+        for kind, value in wanted(shows).items()
+        for read in readings
+        if read[kind] != value
+    ]
+
+
+@functools.cache
+def _object(name: str) -> torch.Tensor:
+    """[1, 1, 128, 128], 1 on the objects of a shipped picture and within a latent cell of them."""
+    masks = scenes.draw(inputs.scene(name))[1].amax(1, keepdim=True)
+    return F.max_pool2d(masks, 2 * CELL + 1, 1, CELL)
+
+
+def background(source: str, before: Image.Image, after: Image.Image) -> float | None:
+    """PSNR in dB of two pictures outside the object of the shipped picture `source` (a file name); None for others."""
+    name = next((known for known in sorted(inputs.PICTURES, reverse=True) if Path(source).name.startswith(known)), None)
+    if name is None:
+        return None
+    return float(to_psnr(masked_mse(tensor(before), tensor(after), _object(name))))
+
+
+def verdict(meta: dict[str, Any], pictures: Sequence[Image.Image], source: str, before: Image.Image | None) -> str:
+    """Why a node's pictures may not be shipped, in one sentence; empty if they may. `meta` is the node's."""
+    faults = [wrong(picture, meta["shows"]) if meta.get("shows") else [] for picture in pictures]
+    right = sum(not found for found in faults)
+    if right < SHARE * len(pictures):
+        said = "; ".join(sorted({fault for found in faults for fault in found}))
+        return f"{right} of {len(pictures)} pictures show {meta['shows']!r} ({said})"
+    if meta.get("keeps"):
+        kept = None if before is None else background(source, before, pictures[0])
+        if kept is None or kept < meta["keeps"]:
+            said = "can't be measured" if kept is None else f"is kept to {kept:.1f} dB"
+            return f"the background {said}, and {meta['keeps']} dB are asked for"
+    return ""
