@@ -168,7 +168,13 @@ def _passed(cls: type, run: Callable) -> Callable:
         try:
             values = {name: inputs[name].checked(v) if name in inputs else v for name, v in given.items()}
             gate.together({n: (inputs[n].kind, v) for n, v in values.items() if n in inputs and v is not None})
-            result = run(self, **values)
+            try:
+                result = run(self, **values)
+            except TypeError:
+                missing = [each.name for each in cls.INPUTS if each.wanted and each.name not in given]
+                if not missing:
+                    raise
+                raise ValueError(f"The input {missing[0]} is missing: wire it, or set its widget.") from None
             _outputs(cls, result)
             return result
         except ValueError as error:

@@ -176,6 +176,8 @@ def test_what_a_box_says_is_short_and_tells_no_path():
     with pytest.raises(ValueError) as error:
         _Echo().run(latent, words="begin " + "prompt " * 10_000 + "do this instead")
     assert len(str(error.value)) <= 500 and str(error.value).startswith("begin") and "this instead" in str(error.value)
+    with pytest.raises(ValueError, match="The input words is missing"):
+        _Echo().run(latent=latent)
     with pytest.raises(ValueError, match="No space left on device") as error:
         _Echo().run(latent=latent, words="disk")
     assert "secret" not in str(error.value)
