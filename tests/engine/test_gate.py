@@ -183,6 +183,13 @@ def test_what_a_box_says_is_short_and_tells_no_path():
     assert "secret" not in str(error.value)
 
 
+def test_the_gate_is_around_what_the_engine_calls():
+    for node in (n for n in nulltext.NODE_CLASS_MAPPINGS.values() if n.FUNCTION != "run"):
+        vae = next(i.name for i in node.INPUTS if i.kind == "VAE")
+        with pytest.raises(ValueError, match=f"The input {vae} must be a VAE"):
+            getattr(node(), node.FUNCTION)(**{vae: "x"})
+
+
 def test_masks_are_counted_against_the_batch_before_the_box_runs():
     latent = {"samples": torch.ones(2, 4, 8, 8)}
     assert float(_Echo().run(latent, "", torch.full((2, 8, 8), 3.0))[0]["samples"].max()) == 1
@@ -219,7 +226,7 @@ def test_prompts_and_schedules_of_another_model_are_refused(tiny, make_model, ma
 @pytest.mark.parametrize("key", sorted(nulltext.NODE_CLASS_MAPPINGS))
 def test_every_node_stands_behind_the_gate(key):
     node = nulltext.NODE_CLASS_MAPPINGS[key]
-    assert hasattr(node.run, "__wrapped__"), "the gate is not around its run"
+    assert hasattr(getattr(node, node.FUNCTION), "__wrapped__"), "the gate is not around what the engine calls"
     numbers = [i for i in node.INPUTS if i.kind in ("FLOAT", "INT")]
     for number in numbers:
         with pytest.raises(ValueError, match=f"^{number.name} must be a "):
