@@ -58,7 +58,7 @@ def Optimise(new):
     pivot, back = g.inversion("DDIM", 3), []
     for checkpointing in (False, True):
         more = {"cfg": 3.0, "inner_steps": 2, "tolerance": 0.0, "use_cache": False, "checkpointing": checkpointing}
-        back.append(g.kept(g.own("Optimise", inversion=pivot, **more)[1]))
+        back.append(g.kept(g.own("Optimise", inversion=pivot, **more, **g.again)[1]))
     left = yield g
     return equal(*map(left.latent, back), "checkpointing changes nothing")
 
@@ -67,7 +67,10 @@ def Optimise(new):
 def Guider(new):
     g = new()
     made = g.inversion()
-    back, there = g.guided(g.own("Guider", inversion=made), g.own("InversionParts", inversion=made)), g.kept(g.original)
+    back, there = (
+        g.guided(g.own("Guider", inversion=made, **g.again), g.own("InversionParts", inversion=made)),
+        g.kept(g.original),
+    )
     left = yield g
     return round_trip(left.latent(there), left.latent(back))
 
@@ -78,10 +81,9 @@ def Sampler(new):
     g = new()
     more = {"steps": 3, "cfg": 3.0, "inner_steps": 2, "tolerance": 0.0, "use_cache": False}
     made = g.own("Inverter", correction="null-text", **more)
-    open_ = {"positive": None, "negative": None, "mask": None}
-    wired = {"positive": g.source, "negative": g.empty_prompt} if g.family == "HunyuanDiT" else {}
-    again = g.kept(g.own("Sampler", inversion=made, **{**open_, **wired}))
-    none, there = g.kept(g.own("Sampler", inversion=made, **{**open_, **wired, "strength": 0.0})), g.kept(g.original)
+    open_ = {"positive": None, "negative": None, "mask": None, **g.again}
+    again, none = (g.kept(g.own("Sampler", inversion=made, **open_, strength=strength)) for strength in (1.0, 0.0))
+    there = g.kept(g.original)
     first = g.kept(made[1])
     left = yield g
     round_trip(left.latent(there), left.latent(none))
@@ -95,7 +97,10 @@ def LoadInversion(new):
     yield g
     g = new()
     loaded = g.own("LoadInversion", name="inversions/families", model=g.model)
-    back, there = g.guided(g.own("Guider", inversion=loaded), g.own("InversionParts", inversion=loaded)), g.original
+    back, there = (
+        g.guided(g.own("Guider", inversion=loaded, **g.again), g.own("InversionParts", inversion=loaded)),
+        g.original,
+    )
     there = g.kept(there)
     left = yield g
     return round_trip(left.latent(there), left.latent(back))
@@ -238,7 +243,7 @@ def guidance_law(left: Left, plain: Node, none: Node, *guided: Node) -> str:
 @cell
 def CLIPGuidance(new):
     g = new()
-    more = {"image_text": g.towers(), "cutouts": 1, "mask": None, "image": None}
+    more = {"image_text": g.towers(), "cutouts": 1, "mask": None, "image": None, "scale": 500.0}
     ways = ({**more}, {**more, "gradient_mode": "through network and decoder (exact)"})
     nodes = guided_by(g, "CLIPGuidance", *ways)
     left = yield g

@@ -50,6 +50,12 @@ class FamilyGraph(Graph):
         self.wire(negative=self.empty_prompt, source=self.source, target=self.edit, edited=self.edit)
         self.wire(image=self.picture("demo_scene_square.png"))
 
+    @property
+    def again(self) -> dict[str, Node]:
+        """The prompts that must be wired again, where an inversion can't keep what the family's text encoder tells."""
+        large = self.family in ("HunyuanDiT", "HiDream")
+        return {"positive": self.source, "negative": self.empty_prompt} if large else {}
+
     def key(self, kind: str) -> str:  # the 2024 engine keys its cache by id and inputs: no id comes twice
         return f"{self.number}-{len(self) + 1}-{kind}"
 

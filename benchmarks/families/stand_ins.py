@@ -82,7 +82,7 @@ FAMILIES = {
     "HunyuanDiT": (
         "HunyuanDiT",
         {"image_model": "hydit", "hidden_size": 128, "num_heads": 4, "depth": 4}
-        | {"text_states_dim": TEXT, "text_states_dim_t5": TEXT, "text_len": TOKENS, "text_len_t5": 32},
+        | {"text_states_dim": TEXT, "text_states_dim_t5": TEXT, "text_len": TOKENS, "text_len_t5": 40},
         {},
     ),
     "HunyuanVideo": (
@@ -262,11 +262,11 @@ def told(family: str) -> dict:
     if family == "Lumina 2":
         return {"attention_mask": mask}
     if family == "HunyuanDiT":
-        wide = torch.randn(1, 32, TEXT, generator=generator)
+        wide = torch.randn(1, 40, TEXT, generator=generator)
         return {
             "attention_mask": mask,
             "conditioning_mt5xl": wide,
-            "attention_mask_mt5xl": torch.ones(1, 32, dtype=torch.int64),
+            "attention_mask_mt5xl": torch.ones(1, 40, dtype=torch.int64),
         }
     if family == "HiDream":
         return {"conditioning_llama3": torch.randn(1, 4, TOKENS, TEXT, generator=generator)}
