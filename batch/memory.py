@@ -14,6 +14,8 @@ from .worker import Settings, Worker
 
 ROOM = 0.9  # of a GPU's memory: the rest is left to the driver and to what a later row takes more
 
+LEAST = 500.0  # MB: what any server of a GPU takes
+
 
 def used() -> tuple[float, float] | None:
     """(MB used, MB in all) of the GPU that this process may use; None without nvidia-smi."""
@@ -51,7 +53,7 @@ def peak(every: float = 0.5) -> Iterator[list[float]]:
 
 def fits(base: float, most: float, whole: float) -> int:
     """How many servers fit on a GPU, if one took it from `base` MB used to `most` MB of `whole`."""
-    return max(1, int((ROOM * whole - base) // max(most - base, 1.0)))
+    return max(1, int((ROOM * whole - base) // max(most - base, LEAST)))
 
 
 def measured(row: str, settings: Settings) -> int:
@@ -72,10 +74,12 @@ def share(workers: int | None, row: str, settings: Settings) -> tuple[int, float
     """(workers, GPUs for each) on the Ray that runs: as many as are asked for, else as many as fit."""
     import ray
 
-    gpus = ray.cluster_resources().get("GPU", 0)
+    there = ray.cluster_resources()
+    gpus = there.get("GPU", 0)
     if not gpus:
         return workers or 1, 0.0
     if workers is None:
         each = ray.get(ray.remote(num_gpus=1, num_cpus=1)(measured).remote(row, settings))
+        each = max(1, min(each, int(there.get("CPU", 1) // gpus)))  # and a core for each
         return int(gpus) * each, 1 / each
     return workers, min(1.0, gpus / workers)

@@ -21,6 +21,7 @@ from .worker import Settings, Worker
 
 #: quiet, and nothing is told to anybody outside
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+QUIET |= {"RAY_prestart_worker_first_driver": "0"}  # no process before there is work for it
 LOCAL_STORE = 128 * 2**20  # bytes of Ray's object store where this command starts Ray: rows are small
 BLOCKS = 20_000  # parts of the table that Ray hands out; a row each, unless the table is longer
 
@@ -96,7 +97,11 @@ def start_ray(workers: int, dashboard: bool = False) -> None:
     if not ray.is_initialized():
         more = {}
         if not os.environ.get("RAY_ADDRESS"):
-            more = {"num_cpus": workers + 1, "object_store_memory": LOCAL_STORE, "include_dashboard": dashboard}
+            more = {
+                "num_cpus": max(workers + 1, os.cpu_count() or 1),
+                "object_store_memory": LOCAL_STORE,
+                "include_dashboard": dashboard,
+            }
         ray.init(log_to_driver=False, logging_level="ERROR", **more)
     # the room's code goes with the work: a worker needs the pack's files for its server only
     ray.cloudpickle.register_pickle_by_value(sys.modules[__package__])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as run_checkpointed
 
 from .comfy import get, load_models, with_patch
+from .interrupts import heard
 
 # Blocks whose activations are recomputed instead of kept when `checkpoint` is asked for: of UNets, SD3, Flux and
 # HunyuanVideo, AuraFlow, Lumina 2, Wan, Qwen-Image, PixArt, HunyuanDiT, HiDream.
@@ -171,7 +172,9 @@ def grad_mode(*modules: nn.Module, checkpoint: bool = False) -> Iterator[None]:
     gradient must pass `normal`. checkpoint: recompute blocks in backward (less memory, about half more time).
     Raises ValueError for quantised weights."""
     check_differentiable(*modules)
-    with torch.inference_mode(False), torch.enable_grad(), _pytorch_attention(), contextlib.ExitStack() as undo:
+    with contextlib.ExitStack() as undo:
+        for each in (torch.inference_mode(False), torch.enable_grad(), _pytorch_attention(), heard(*modules)):
+            undo.enter_context(each)
         made: dict[int, Tensor] = {}
         seen: set[int] = set()
         for child in (c for m in modules for c in m.modules()):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,7 +14,8 @@ def dilate(mask: Tensor, cells: int) -> Tensor:
     if cells <= 0:
         return mask
     flat = mask.reshape(-1, 1, *mask.shape[-2:])
-    return F.max_pool2d(flat, 2 * cells + 1, stride=1, padding=cells).reshape(mask.shape)
+    wide = F.max_pool2d(flat, (1, 2 * cells + 1), stride=1, padding=(0, cells))  # a square is a row of columns
+    return F.max_pool2d(wide, (2 * cells + 1, 1), stride=1, padding=(cells, 0)).reshape(mask.shape)
 
 
 def to_grid(mask: Tensor, size: tuple[int, int], grow: int = 0, batch: int | None = None, of: str = "latent") -> Tensor:
@@ -37,13 +40,17 @@ def to_pixels(mask: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(mask[:, None].float(), size, mode="nearest")[:, 0]
 
 
-def feather(mask: Tensor, pixels: int) -> Tensor:
-    """MASK [B, H, W] with an edge that falls to 0 over `pixels` outside of it; 1 stays 1 inside, 0 stays 0 beyond."""
+def feather(mask: Tensor, pixels: int, tick: Callable[[], None] | None = None) -> Tensor:
+    """MASK [B, H, W] with an edge that falls to 0 over `pixels` outside of it; 1 stays 1 inside, 0 stays 0 beyond.
+
+    tick: called for each pixel; may raise to stop."""
     if pixels <= 0:
         return mask
     edge, out = mask[:, None].float(), mask[:, None].float()
     for k in range(1, pixels + 1):  # Chebyshev distance, one pixel a time
-        edge = F.max_pool2d(edge, 3, stride=1, padding=1)
+        if tick:
+            tick()
+        edge = dilate(edge, 1)
         out = torch.maximum(out, edge * (1 - k / (pixels + 1)))
     return out[:, 0]
 
