@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..samplers.attention.layers import QKV, Ask, Controller, Layer, Moment, attend
 from .comfy import get
-from .rows import CALL, Call, PairEdit, WordEdit, pair_jobs
+from .rows import CALL, Call, PairEdit, WordEdit, check_joined, pair_jobs
 from .words import words_of
 
 _CONTEXT = "nulltext_context"
@@ -137,6 +137,8 @@ def attach(model, edits: Sequence[PairEdit | WordEdit], kinds: Sequence[str] = (
 
     ValueError for joint-attention models, and when another patch owns one of the layers: named, with its owner."""
     places = unet_places(model)
+    for edit in edits:
+        check_joined(getattr(edit, "conditioning", []))
     clone = model.clone()
     replaced = clone.model_options["transformer_options"].get("patches_replace", {})
     earlier, held = None, set()

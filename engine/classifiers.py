@@ -12,7 +12,7 @@ from torch import Tensor
 from ..samplers.networks.image_classifier import ImageClassifier, build
 from ..samplers.networks.latent_classifier import FORMAT, LatentClassifier
 from ..samplers.record_file import write
-from .comfy import latent_in
+from .comfy import as_image, latent_in
 from .files import of_file, read_picture
 from .samples import folder_path
 
@@ -53,7 +53,12 @@ def encode_pictures(model, vae, pictures: list[Path], size: int, progress) -> Te
         upright = read_picture(path, f"{path.parent.name}/{path.name}")
         square = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
         pixels = torch.from_numpy(np.asarray(square, np.float32) / 255)[None]
-        out.append(latent_in(model, vae.encode(pixels)).float().cpu())
+        out.append(as_image(latent_in(model, vae.encode(pixels))).float().cpu())
+        if not bool(torch.isfinite(out[-1]).all()):
+            raise ValueError(
+                f"The picture {path.parent.name}/{path.name} becomes NaN or infinite in the VAE: use the one that "
+                "belongs to the model, in fp32 or bf16."
+            )
         progress.tick(1)
     return torch.cat(out)
 

@@ -240,16 +240,31 @@ def find(key: str | None) -> Inversion | None:
     if key is None:
         return None
     path = cache_folder() / f"{key}{SUFFIX}"
-    if not path.is_file():
-        return None
     try:
         found = Inversion.load(path)
+        os.utime(path)
+    except FileNotFoundError:  # never there, or dropped by another server on the same folder
+        return None
     except ValueError as error:
         _log.warning("a damaged file in the cache of inversions is dropped: %s", error)
         path.unlink(missing_ok=True)
         return None
-    os.utime(path)
     return found
+
+
+def trim(place: Path, limit: int) -> None:
+    """Keep a folder of safetensors files below `limit` bytes: the longest unused go first. Another server may share the
+    folder, so a file may be gone at any time."""
+    found = []
+    for path in place.glob(f"*{SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):
+            told = path.stat()
+            found.append((told.st_mtime_ns, told.st_size, path))
+    total = 0
+    for _, size, path in sorted(found, reverse=True):
+        total += size
+        if total > limit:
+            path.unlink(missing_ok=True)
 
 
 def keep(key: str | None, inversion: Inversion, limit: int = CACHE_BYTES) -> None:
@@ -258,10 +273,6 @@ def keep(key: str | None, inversion: Inversion, limit: int = CACHE_BYTES) -> Non
         return
     try:
         inversion.save(cache_folder() / f"{key}{SUFFIX}")
-        total = 0
-        for path in sorted(cache_folder().glob(f"*{SUFFIX}"), key=lambda p: p.stat().st_mtime_ns, reverse=True):
-            total += path.stat().st_size
-            if total > limit:
-                path.unlink(missing_ok=True)
+        trim(cache_folder(), limit)
     except OSError as error:
         _log.warning("the inversion could not be kept in the cache: %s", error)

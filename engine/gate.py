@@ -246,6 +246,16 @@ def check_width(model, name: str, value: list) -> None:
             )
 
 
+def check_run(latent_image: Tensor, sigmas: Tensor, noise: Tensor | None = None) -> None:
+    """ValueError for what a core node hands to a SAMPLER or GUIDER of ours, which no box has seen: tensors that are
+    empty or not finite, sigmas that are no row."""
+    for name, value in (("latent", latent_image), ("noise", noise), ("sigmas", sigmas)):
+        if value is not None and (name != "sigmas" or value.numel()):  # a schedule without a step changes nothing
+            _tensor(name, value, "a tensor")
+    if sigmas.ndim != 1:
+        raise ValueError(f"The sigmas have shape {list(sigmas.shape)}: wire a scheduler's sigmas, one row of them.")
+
+
 def finite(kind: str, value, title: str):
     """What a box gives back; ValueError where a tensor of it holds NaN."""
     found = value.get("samples") if kind == "LATENT" and isinstance(value, dict) else value

@@ -26,7 +26,7 @@ from .guider import first_level, guider_class, refuse_if_exact, replace_embeddin
 from .noise import InversionNoise, source_latent
 from .pair_calls import Asked, predict_together
 from .record import check_stored, source_conditioning
-from .rows import PairEdit
+from .rows import PairEdit, check_joined
 from .sampler import core_sampler, is_euler, is_walk, own_sampler, own_way_back
 
 
@@ -45,6 +45,12 @@ def _plain(conditioning: list, what: str) -> None:
         raise ValueError(
             f"The {what} prompt must be one prompt for the whole picture, not combined, regional or a batch: wire "
             "further edits to the node's other edit inputs."
+        )
+    extra = conditioning[0][1]
+    if extra.get("start_percent", 0) > 0 or extra.get("end_percent", 1) < 1:
+        raise ValueError(
+            f"The {what} prompt holds for a part of the steps only: take the timestep range off, and give the words "
+            "their time in word_windows."
         )
 
 
@@ -187,6 +193,8 @@ def prompt_to_prompt_guider(
     if inversion is not None and inversion.kind.needs != "residuals":  # whose levels are the source's own walk too
         check_stored(inversion, "Prompt-to-prompt")
     own = any(isinstance(c, (ReplaceSelf, MutualSelf)) for c in controllers)
+    for conditioning in (source, *edits):
+        check_joined(conditioning)
     guider = _class()(attach(model, [PairEdit(c) for c in controllers], ("attn1", "attn2") if own else ("attn2",)))
     guider.prepare(source, edits, negative, cfg, controllers, inversion, keep_source)
     return guider

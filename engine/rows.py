@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..samplers.attention.layers import QKV, Controller, Layer, Moment, Rows
 from .clock import Clock
+from .words import words_of
 
 CALL = "nulltext_call"
 
@@ -38,6 +39,18 @@ class Call:
         return not self.elsewhere and set(self.roles) <= set(roles)
 
 
+def check_joined(conditioning: list) -> None:
+    """ValueError for a prompt whose embedding has other tokens than the words noted with it (Conditioning Concat)."""
+    for embedding, extra in conditioning:
+        for record in words_of([[embedding, extra]]) or []:
+            known = len(record.get("ids") or ())
+            if known and embedding.shape[1] != known:
+                raise ValueError(
+                    f"This prompt was joined from several: it has {embedding.shape[1]} tokens, and its words are noted "
+                    f"for {known}. Write it as one text in Prompt (with words)."
+                )
+
+
 class PairEdit:
     """A controller between a source and its edits, for the calls of a guider that says who is who."""
 
@@ -56,6 +69,7 @@ class WordEdit:
             for embedding, _ in conditioning
             for i in range(len(embedding))
         ]
+        self.conditioning = [[e, x] for e, x in conditioning]
         self._cache: tuple = (None, None, None)
 
     def rows(self, context: Tensor, kinds: Sequence[str]) -> list[Rows]:

@@ -197,6 +197,7 @@ class Box:
     The search words are added to DESCRIPTION, because old front ends look for words there alone."""
 
     FUNCTION = "run"
+    HIDDEN: dict[str, str] = {}  # what ComfyUI itself tells `run`: {"unique_id": "UNIQUE_ID"}
     INPUTS: tuple[Input, ...] = ()
     OUTPUTS: tuple[Output, ...] = ()
 
@@ -216,7 +217,8 @@ class Box:
     def INPUT_TYPES(cls) -> dict[str, dict[str, tuple]]:
         required = {i.name: i.v1() for i in cls.INPUTS if i.wanted}
         optional = {i.name: i.v1() for i in cls.INPUTS if not i.wanted}
-        return {"required": required} | ({"optional": optional} if optional else {})
+        more = {"optional": optional, "hidden": dict(cls.HIDDEN)}
+        return {"required": required} | {name: group for name, group in more.items() if group}
 
 
 # inputs that several boxes share, so that a word means the same in every one

@@ -7,7 +7,7 @@ import json
 import torch
 
 from ..engine import files, mixing, tuning, weights
-from ..engine.comfy import Progress, latent_out, time_to_sigma, window
+from ..engine.comfy import Progress, check_latent, latent_out, time_to_sigma, window
 from ..engine.noise import source_latent
 from ..engine.run import sample_with
 from ..engine.sampler import own_sampler
@@ -258,7 +258,7 @@ class DiffusionCLIPEdit(Box):
                 )
 
             total = unseen_passes * unseen_steps
-            brought = sample_with(model, {"positive": positive}, latent["samples"], few, body, total=total)
+            brought = sample_with(model, {"positive": positive}, check_latent(model, latent), few, body, total=total)
             latent = {"samples": latent_out(model, brought).cpu()}
             said.append(f"{unseen_passes} passes of {unseen_steps} steps by the model alone.")
         inversion, line = inverted(model, positive, latent, there)

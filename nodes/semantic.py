@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..engine import terms
-from ..engine.comfy import is_empty, process_of, to_model_space
+from ..engine.comfy import as_image, is_empty, process_of, to_model_space
 from ..engine.image_text import ClipPair, modules_of, patchers_of
 from ..samplers.guidance.semantic import Semantics
 from .base import IMAGE, MODEL, SEED, VAE, Box, Float, Output, Text, optional
@@ -114,7 +114,7 @@ class SemanticGuidance(Box):
             if vae is None:
                 raise ValueError("The reference picture must be encoded: wire the VAE that belongs to the model.")
             latent = {"samples": vae.encode(reference[:1, ..., :3])}
-            start = None if is_empty(latent) else to_model_space(model, latent)
+            start = None if is_empty(latent) else as_image(to_model_space(model, latent))
         return (
             goal.of_noisy(
                 lambda x, sigma: image_text.embed_noisy(x, sigma, process),

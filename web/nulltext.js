@@ -1,6 +1,6 @@
 // The page's side of ComfyUI-NullText: what each node shows under its widgets.
 import { ADVISED, adviceFor } from "./js/advice.js";
-import { clearPreview, onOurNodes, onResult, samplerOf, values, watch } from "./js/adapter.js";
+import { clearPreview, onOurNodes, onResult, openNamed, samplerOf, values, watch } from "./js/adapter.js";
 import { CHIPS, addChips } from "./js/chips.js";
 import { COSTED, costOf } from "./js/cost.js";
 import { make, panelOf } from "./js/panel.js";
@@ -9,6 +9,7 @@ import { showCompare, showHeat } from "./js/pictures.js";
 import { SWAPS, addSwap } from "./js/swap.js";
 import { TIMELINES, addTimeline } from "./js/timeline.js";
 
+openNamed();
 onOurNodes((node, type) => {
     const section = panelOf(node);
     if (type === "NullText_LoadPicture") addPicker(node, section("picker"));

@@ -233,7 +233,7 @@ def _plain(value: Tensor, name: str) -> Tensor:
 def _check_version(version):
     if version != VERSION:
         raise ValueError(
-            f"This inversion has format version {version}, and this pack reads version {VERSION}: "
+            f"This inversion has format version {str(version)[:20]}, and this pack reads version {VERSION}: "
             "make the inversion again."
         )
 

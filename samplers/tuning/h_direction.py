@@ -183,7 +183,7 @@ class Direction:
         values = {name: parsed(text, name) for name, text in metadata.items()}
         if values.get("version") != VERSION:
             raise ValueError(
-                f"This direction has format version {values.get('version')}, not {VERSION}: make it again."
+                f"This direction has format version {str(values.get('version'))[:20]}, not {VERSION}: make it again."
             )
         block = {k.removeprefix("block."): v for k, v in tensors.items() if k.startswith("block.")}
         known = {f.name for f in dataclasses.fields(cls)} - {"sigmas", "shifts", "block"}

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from nulltext.tools import workflows
@@ -252,3 +253,14 @@ def test_every_workflow_opens_and_runs_from_the_pages_own_button(page, name):
             compared += 1
             assert int(done[1] or done[2]) <= int(told[1]) + int(told[2] or 0), said
     assert compared or name != "direct_edit"  # which tells both
+
+
+def test_an_address_with_a_workflows_name_opens_it(page):
+    """What `make serve` prints."""
+    shelf = page.server.tree / "user" / "default" / "workflows" / "NullText"
+    shelf.mkdir(parents=True, exist_ok=True)
+    shutil.copy(workflows.FOLDER / "repaint.json", shelf)
+    page.tab.goto(page.server.address + "/?nulltext=repaint")
+    page.tab.wait_for_function(
+        "!!window.app?.graph && window.app.graph._nodes.some(n => n.type === 'NullText_RePaintSampler')", timeout=60_000
+    )

@@ -222,3 +222,17 @@ def test_every_node_stands_behind_the_gate(key):
     for number in numbers:
         with pytest.raises(ValueError, match=f"^{number.name} must be a "):
             getattr(node(), node.FUNCTION)(**{number.name: NAN})
+
+
+def test_what_core_hands_to_a_sampler_of_ours_is_looked_at(tiny, ends):
+    from nulltext.engine.guider import guider_class
+    from nulltext.engine.sampler import core_sampler, own_sampler
+    from nulltext.samplers.ode import sample_euler
+
+    guider = guider_class()(tiny)
+    guider.set_conds(*ends)
+    good, sigmas = torch.zeros(1, 4, 8, 8), torch.tensor([5.0, 1.0, 0.0])
+    for sampler in (core_sampler("euler"), own_sampler(sample_euler)):
+        for latent, levels in ((holding((1, 4, 8, 8), NAN), sigmas), (good, sigmas * NAN), (good, sigmas[None])):
+            with pytest.raises(ValueError, match=r"NaN|one row"):
+                guider.sample(good, latent, sampler, levels, disable_pbar=True, seed=1)

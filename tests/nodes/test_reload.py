@@ -24,8 +24,14 @@ WIDGETS = {
     "NullText_AttentionRecord": {"words": "circle"},
     "NullText_ClassifierGuidance": {"class_name": "cat"},
     "NullText_CLIPGuidance": {"gradient_mode": "through network and decoder (exact)", "cutouts": 1},
-    "NullText_SemanticGuidance": {"text": "a red circle", "layers": "1"},
-    "NullText_DiffusionCLIPTune": {"train_steps": 1, "passes": 1, "inversion_steps": 2, "source": "a red circle"},
+    "NullText_SemanticGuidance": {
+        "text": "a red circle",
+        "layers": "1",
+        "content_weight": 0.0,
+        "structure_weight": 0.0,
+        "style_weight": 0.0,
+    },
+    "NullText_DiffusionCLIPTune": {"train_steps": 2, "passes": 1, "inversion_steps": 2, "source": "a red circle"},
     "NullText_TrainLora": {
         "steps": 1,
         "rank": 1,
@@ -62,7 +68,7 @@ def arguments(key, parts, latent):
             factors = low_rank_all(weights.layers(parts["MODEL"], "all linear and conv").items(), 1, seed=0)
             given[each.name] = weights.to_lora_model(factors, weights.base_of(parts["MODEL"]))
         elif each.kind == "INVERSION" and each.wanted:
-            given[each.name] = noised_inversion(parts["MODEL"], latent)
+            given[each.name] = noised_inversion(parts["MODEL"], latent, conditioning=parts["CONDITIONING"][0][0])
         elif each.kind == "TUNING_SET" and each.wanted:
             given[each.name] = TuningSet((torch.rand(4, 8, 8),), ("a red circle",), (None,), ("one",))
         elif (

@@ -26,6 +26,21 @@ export function onOurNodes(made) {
     }, 400);
 }
 
+/** Open the workflow that the address names, as in ?nulltext=edit_photo: one of those that `make serve` puts on the shelf. */
+export function openNamed() {
+    const name = new URLSearchParams(window.location.search).get("nulltext") ?? "";
+    if (!/^[a-z0-9_]+$/.test(name)) return;
+    app.registerExtension({
+        name: "NullText.open",
+        async setup() {
+            const answer = await api.fetchApi(`/userdata/${encodeURIComponent(`workflows/NullText/${name}.json`)}`);
+            if (!answer.ok) return;
+            const graph = await answer.json();
+            setTimeout(() => app.loadGraphData(graph), 300);  // after the page has put back what was open last
+        },
+    });
+}
+
 /** Call `look` a few times a second while the node is on a graph. @param {any} node @param {() => void} look */
 function often(node, look) {
     const entry = { node, look };
