@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import itertools
 import json
 import logging
 import os
@@ -121,11 +120,8 @@ def stream(
 
     more = {"num_cpus": 1, "num_gpus": gpus} if gpus else {"num_cpus": 1}
     if servers:
-        turn = itertools.cycle(servers)
-        more = {
-            "num_cpus": 0,
-            "ray_remote_args_fn": lambda: {"runtime_env": {"env_vars": {places.ADDRESS: next(turn)}}},
-        }
+        turns = ray.remote(num_cpus=0)(places.Turns).remote(servers)
+        more, settings.place = {"num_cpus": 0}, functools.partial(places.told, turns)
     # a second row waits at its worker where there are many: no worker waits for the next, and the end stays even
     ahead = 2 if len(rows) > 10 * workers else 1
     pool = ray.data.ActorPoolStrategy(
@@ -150,7 +146,7 @@ def run(made: plan.Plan, store: Store, settings: Settings, workers: int | None, 
     start_ray(workers or len(servers) or 1, options.dashboard)
     gpus = 0.0
     if servers:
-        workers, settings.place = len(servers), places.told
+        workers = len(servers)
     else:
         workers, gpus = memory.share(workers, todo[0], settings)
     workers = min(workers, len(todo)) if not servers else workers

@@ -29,7 +29,9 @@ _TEXT_WIDTHS = ("context_dim", "context_in_dim", "text_dim", "cap_feat_dim", "jo
 
 
 def short(text: str, most: int = LONGEST_MESSAGE) -> str:
-    """The text in at most so many characters: its beginning and its end, which says what to do."""
+    """The text on one line, in at most so many characters: its beginning and its end, which says what to do."""
+    text = text if len(text) < 10_000 else text[:5000] + text[-5000:]
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     if len(text) <= most:
         return text
     tail = most // 3

@@ -176,9 +176,18 @@ def test_what_a_box_says_is_short_and_tells_no_path():
     with pytest.raises(ValueError) as error:
         _Echo().run(latent, words="begin " + "prompt " * 10_000 + "do this instead")
     assert len(str(error.value)) <= 500 and str(error.value).startswith("begin") and "this instead" in str(error.value)
+    with pytest.raises(ValueError, match="The input words is missing"):
+        _Echo().run(latent=latent)
     with pytest.raises(ValueError, match="No space left on device") as error:
         _Echo().run(latent=latent, words="disk")
     assert "secret" not in str(error.value)
+
+
+def test_the_gate_is_around_what_the_engine_calls():
+    for node in (n for n in nulltext.NODE_CLASS_MAPPINGS.values() if n.FUNCTION != "run"):
+        vae = next(i.name for i in node.INPUTS if i.kind == "VAE")
+        with pytest.raises(ValueError, match=f"The input {vae} must be a VAE"):
+            getattr(node(), node.FUNCTION)(**{vae: "x"})
 
 
 def test_masks_are_counted_against_the_batch_before_the_box_runs():
@@ -217,7 +226,7 @@ def test_prompts_and_schedules_of_another_model_are_refused(tiny, make_model, ma
 @pytest.mark.parametrize("key", sorted(nulltext.NODE_CLASS_MAPPINGS))
 def test_every_node_stands_behind_the_gate(key):
     node = nulltext.NODE_CLASS_MAPPINGS[key]
-    assert hasattr(node.run, "__wrapped__"), "the gate is not around its run"
+    assert hasattr(getattr(node, node.FUNCTION), "__wrapped__"), "the gate is not around what the engine calls"
     numbers = [i for i in node.INPUTS if i.kind in ("FLOAT", "INT")]
     for number in numbers:
         with pytest.raises(ValueError, match=f"^{number.name} must be a "):

@@ -41,7 +41,11 @@ RAW = re.compile(
 
 
 class Attacker(Client):
-    """The client, which keeps where an error came from."""
+    """The client, which sends NaN as a page's script would, and keeps where an error came from."""
+
+    def post(self, path, body=None, **kwargs):
+        content = {"data": json.dumps(body), "headers": {"Content-Type": "application/json"}}
+        return super().post(path, None, **content, **kwargs)
 
     def _read(self, entry, result):
         super()._read(entry, result)

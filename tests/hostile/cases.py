@@ -155,6 +155,20 @@ def _wire(rng, number, infos):
     return Case(number, "wire", f"{flow} {graph[key]['class_type']}.{name}: {way}", graph)
 
 
+def _behind(graph, key) -> set[str]:
+    """The node and all that get something of it."""
+    found = {key}
+    while True:
+        more = {
+            k
+            for k, n in graph.items()
+            if any(isinstance(v, list) and v and v[0] in found for v in n["inputs"].values())
+        }
+        if more <= found:
+            return found
+        found |= more
+
+
 def _drop(rng, number, infos):
     """Another wire of the same kind, or none."""
     flow, graph = _flow(rng)
@@ -165,9 +179,11 @@ def _drop(rng, number, infos):
         return _widget(rng, number, infos)
     name = rng.choice(links)
     kind = (_spec(infos, graph[key], name) or ("?",))[0]
+    after = _behind(graph, key)  # a circle would be the engine's own trouble
     others = [
         [other, slot]
         for other, node in graph.items()
+        if other not in after
         for slot, out in enumerate(infos[node["class_type"]]["output"])
         if out == kind and [other, slot] != inputs[name]
     ]
