@@ -132,9 +132,13 @@ def test_prompts():
     refused("CONDITIONING", [[torch.zeros(1, 7, 64), {"strength": NAN}]], "its strength")
 
 
-@pytest.mark.parametrize("kind", ["MODEL", "CLIP", "VAE", "CLIP_VISION", "CLASSIFIER", "IMAGE_TEXT", "INVERSION"])
+KINDS = ["MODEL", "CLIP", "VAE", "CLIP_VISION", "CLASSIFIER", "IMAGE_TEXT", "INVERSION"]
+KINDS += ["H_DIRECTION", "TUNING_SET", "LORA_MODEL", "ATTENTION_MAPS"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_wire_of_another_kind_is_refused(kind):
-    for value in (None, torch.zeros(1, 4, 8, 8), [], "x", 3):
+    for value in (None, torch.zeros(1, 4, 8, 8), [], "x", 3, {}, {"samples": torch.zeros(1, 4, 8, 8)}):
         refused(kind, value)
 
 
@@ -217,6 +221,14 @@ def test_prompts_and_schedules_of_another_model_are_refused(tiny, make_model, ma
     ):
         together({"model": ("MODEL", tiny), "positive": ("CONDITIONING", wide)})
     together({"model": ("MODEL", tiny), "positive": ("CONDITIONING", make_condition())})
+    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    for batch in (1, 2):
+        two = {"negative": ("CONDITIONING", make_condition(batch=batch)), "latent": ("LATENT", latent)}
+        if batch == 1:
+            together({"model": ("MODEL", tiny), **two})
+            continue
+        with pytest.raises(ValueError, match="The input negative holds 2 prompts for 1 latent:"):
+            together({"model": ("MODEL", tiny), **two})
     sigmas = torch.tensor([14.6, 1.0, 0.0])
     together({"model": ("MODEL", tiny), "sigmas": ("SIGMAS", sigmas)})
     with pytest.raises(ValueError, match="flow model"):
