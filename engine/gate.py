@@ -21,6 +21,7 @@ from .comfy import process_of
 LONGEST_MESSAGE = 500
 #: beyond this a value overflows inside a network; latents stay below 100
 LARGEST_LATENT = 1e6
+SMALLEST_ENCODED = 8  #: pixels; a VAE makes no cell of fewer
 
 #: of which values a mask must be one for all, or one for each, the first that is there
 _MASKED = {"latent": "latent", "inversion": "latent", "images": "picture", "edited": "edit", "edit": "edit"}
@@ -218,6 +219,12 @@ def together(values: Mapping[str, tuple[str, Any]]) -> None:
         if kind == "MASK" and counted is not None and len(value) not in (1, counted):
             raise ValueError(
                 f"There are {len(value)} masks for {counted} {of}{'s' * (counted != 1)}: give one, or one for each."
+            )
+    encoded = any(kind == "VAE" for kind, _ in values.values())
+    for name, (kind, value) in values.items():
+        if kind == "IMAGE" and encoded and min(value.shape[1:3]) < SMALLEST_ENCODED:
+            raise ValueError(
+                f"The input {name} is {value.shape[2]} x {value.shape[1]} pixels, too small for a VAE: resize it."
             )
     model = next((value for kind, value in values.values() if kind == "MODEL"), None)
     for name, (kind, value) in values.items() if model is not None else ():

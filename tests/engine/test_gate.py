@@ -235,6 +235,22 @@ def test_prompts_and_schedules_of_another_model_are_refused(tiny, make_model, ma
         together({"model": ("MODEL", make_model("FLOW")), "sigmas": ("SIGMAS", sigmas)})
 
 
+def test_pictures_that_a_vae_makes_no_cell_of():
+    from nulltext.engine.gate import together
+
+    small = ("IMAGE", torch.rand(1, 7, 64, 3))
+    together({"image": small})
+    with pytest.raises(ValueError, match="64 x 7 pixels, too small for a VAE"):
+        together({"image": small, "vae": ("VAE", object())})
+
+
+def test_a_reference_is_shrunk_once():
+    from nulltext.engine.samples import at_most
+
+    picture = torch.rand(1, 40, 20, 3)
+    assert at_most(picture, 40) is picture and at_most(picture, 20).shape == (1, 20, 10, 3)
+
+
 @pytest.mark.parametrize("key", sorted(nulltext.NODE_CLASS_MAPPINGS))
 def test_every_node_stands_behind_the_gate(key):
     node = nulltext.NODE_CLASS_MAPPINGS[key]
