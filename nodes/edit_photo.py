@@ -52,7 +52,7 @@ FLOW_EDIT = {"source_cfg": 3.5, "target_cfg": 7.5, "average": 1, "plain_steps": 
 INF_EDIT = {"source_cfg": 1.0, "target_cfg": 3.0, "average": 1, "plain_steps": 0}
 #: Prompt-to-Prompt's: freer than its node opens, as the mask keeps the rest
 ATTENTION = {"edit": "auto", "cross_steps": 0.4, "self_steps": 0.2}
-LOOKS, GROW = 4, 1  # of the mask: noisings, and latent cells by which it grows
+LOOKS, GROW = 4, 2  # of the mask: noisings, and latent cells by which it grows
 
 
 def spoken(source: list, target: list) -> tuple[list[dict], list[dict]]:
