@@ -214,7 +214,7 @@ class EditPhoto(Box):
         if work and blend:
             mask, looked = where_they_look(model, source, target, samples, seed, blend_threshold)
         if not work:
-            why = f"strength {strength:g} samples no step" if changed else "both prompts say the same"
+            why = f"strength {strength:g} samples no step" if changed else "both prompts have the same words"
             text = f"Notice: {why}, so the picture comes back as it is: change a word"
         elif method == DRAFT:
             samples, text = draft(model, conds, latent, sigmas, strength, seed, mask)
