@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import re
 
-
 LARGEST_FACTOR = 1000  #: beyond it a factor overflows inside a network
 MOST_RUNS = 100  #: settings of one strip or grid, each a run of its own
 
