@@ -209,9 +209,19 @@ class Remote(Served):
         """Its server is not ours to end."""
 
 
-ADDRESS = "NULLTEXT_BATCH_SERVER"  # the variable that tells a worker its server
+class Turns:
+    """Tells each worker its server; a worker that was started again keeps the one it had. It is an actor of its own."""
+
+    def __init__(self, addresses: list[str]):
+        self.addresses, self.given = addresses, {}
+
+    def take(self, worker: str) -> str:
+        free = sorted(self.addresses, key=list(self.given.values()).count)
+        return self.given.setdefault(worker, free[0])
 
 
-def told() -> Remote:
-    """The server that this worker's environment names."""
-    return Remote(os.environ[ADDRESS])
+def told(turns) -> Remote:
+    """The server of this worker."""
+    import ray
+
+    return Remote(ray.get(turns.take.remote(ray.get_runtime_context().get_actor_id())))

@@ -35,17 +35,18 @@ def before(workflow: workflows.Workflow, result: Result) -> list[Image.Image]:
 
 
 def tile(old: Sequence[Image.Image], new: Sequence[Image.Image]) -> Image.Image:
-    """Before on the left, after on the right of a line; of batches the first two of each, one above the other."""
+    """Before on the left of a line, after on the right: half of a single picture, the first two of a batch. Without a
+    before, all of the result; of two pictures, half of each."""
+    if not old and len(new) in (2, 3):
+        old, new = new[:1], new[1:2]
     if not old:
         return sheet.fit(sheet.tiled(new), SIDE)
     page, half = Image.new("RGB", (SIDE, SIDE), "white"), SIDE // 2
-    if len(old) > 1 and len(new) > 1:
-        for x, batch in ((0, old), (half, new)):
-            for i, picture in enumerate(batch[:2]):
-                page.paste(sheet.fit(picture, half), (x, i * half))
-    else:
-        page.paste(sheet.fit(sheet.tiled(old), SIDE))
-        page.paste(sheet.fit(sheet.tiled(new), SIDE).crop((half, 0, SIDE, SIDE)), (half, 0))
+    for x, batch in ((0, old), (half, new)):
+        if len(batch) == 1:
+            page.paste(sheet.fit(batch[0], SIDE).crop((x, 0, x + half, SIDE)), (x, 0))
+        for i, picture in enumerate(batch[:2] if len(batch) > 1 else ()):
+            page.paste(sheet.fit(picture, half), (x, i * half))
     ImageDraw.Draw(page).rectangle((half - 1, 0, half + 1, SIDE), fill="white")
     return page
 

@@ -32,7 +32,7 @@ onOurNodes((node, type) => {
         if (output.nulltext_heat?.length) showHeat(section("picture"), output.nulltext_heat[0]);
         if (output.a_images?.length && output.b_images?.length) {
             clearPreview(node);
-            setTimeout(() => clearPreview(node), 300);  // the last preview may come after the result
+            setTimeout(() => clearPreview(node), 800);  // the last preview may come after the result
             showCompare(section("picture"), output.a_images, output.b_images, output.nulltext_said ?? [],
                 String(output.nulltext_what ?? "edit"));
         }

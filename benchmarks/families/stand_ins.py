@@ -256,8 +256,7 @@ class _Told:
 
 def told(family: str) -> dict:
     """What the family's text encoder tells beside embedding and pooled vector."""
-    mask = torch.ones(1, TOKENS, dtype=torch.int64)
-    mask[:, 60:] = 0
+    mask = torch.ones(1, TOKENS, dtype=torch.int64)  # no padding: the engine's own networks can't batch padded texts
     generator = torch.Generator().manual_seed(7)
     if family == "Lumina 2":
         return {"attention_mask": mask}

@@ -94,6 +94,10 @@ def test_a_tile_shows_before_on_the_left_and_after_on_the_right():
     assert [batches.getpixel(at) for at in ((64, 64), (64, 192))] == [(255, 0, 0), (0, 128, 0)]
     assert [batches.getpixel(at) for at in ((192, 64), (192, 192))] == [(0, 128, 0), (255, 0, 0)]
     assert pictures.tile([], [green]).getpixel((128, 128)) == (0, 128, 0)
+    of_one = pictures.tile([red], [green, red])
+    assert [of_one.getpixel(at) for at in ((64, 192), (192, 64), (192, 192))] == [(255, 0, 0), (0, 128, 0), (255, 0, 0)]
+    two = pictures.tile([], [red, green])
+    assert two.getpixel((64, 192)) == (255, 0, 0) and two.getpixel((192, 192)) == (0, 128, 0), "no part is blank"
 
 
 class Node:

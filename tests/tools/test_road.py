@@ -10,7 +10,7 @@ import sys
 import pytest
 from nulltext.batch import client, engines
 from nulltext.demo import turn
-from nulltext.tools import inputs, results, run, sheet, workflows
+from nulltext.tools import inputs, results, run, serve, sheet, workflows
 from PIL import Image
 
 # ------------------------------------------------------------------------------------------------ engines
@@ -209,6 +209,13 @@ def test_the_demo_names_workflows_that_ship():
     for name in run.OWN:
         said = json.dumps(run.own(workflows.load(name), name, "own.png", "a boat", "a ship", "c.safetensors"))
         assert all(f'"{value}"' in said for value in ("own.png", "a boat", "a ship", "c.safetensors")), name
+
+
+def test_make_serve_opens_at_edit_a_photo():
+    """And says so in a title that a person reads."""
+    assert serve.FIRST[0] in workflows.names()
+    assert workflows.title(serve.FIRST[0]) == "Edit a photo with words"
+    assert (workflows.FOLDER / f"{serve.FIRST[0]}.json").is_file()
 
 
 def test_the_folder_of_two_classes(tmp_path, monkeypatch):

@@ -212,8 +212,11 @@ export function onFiles(node, take) {
 
 /** Take away the blurred live preview that the page leaves under a node after its run. @param {any} node */
 export function clearPreview(node) {
-    const previews = app.nodePreviewImages;
-    if (previews) for (const key of [node.id, String(node.id)]) delete previews[key];
+    // Nodes 2.0 watches a store of its page; elsewhere they are a plain record
+    const page = /** @type {any} */ (document.getElementById("vue-app"))?.__vue_app__;
+    const store = page?.config?.globalProperties?.$pinia?._s?.get("nodeOutput");
+    if (store?.revokePreviewsByExecutionId) store.revokePreviewsByExecutionId(String(node.id));
+    else if (app.nodePreviewImages) delete app.nodePreviewImages[node.id];
     node.imgs = node.preview = node.images = undefined;
     const at = node.widgets?.findIndex((/** @type {any} */ widget) => widget.name === "$$canvas-image-preview") ?? -1;
     if (at >= 0) {
