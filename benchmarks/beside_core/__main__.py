@@ -21,11 +21,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ...batch import engines
 from ...demo import captions, scenes
 from ...engine import comfy
 from ...engine.tuning_set import TuningSet
 from ...nodes.train_lora import LEAVE, TrainLora
-from ...tools import engines
 from ..harness import ROOT
 from ..lab import loaded, some
 
