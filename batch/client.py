@@ -6,13 +6,13 @@ use it, so that both do what a user's own script would do.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,15 @@ class Result:
     previews: int = 0  # live preview images seen
     steps: int = 0  # progress ticks seen
     seconds: float = 0.0
+    _read: dict[str, list[Image.Image]] = field(default_factory=dict, repr=False)
 
-    @cached_property
+    @property
     def pictures(self) -> dict[str, list[Image.Image]]:
         """The pictures by node id, RGB."""
-        return {
-            key: [Image.open(io.BytesIO(each)).convert("RGB") for each in files] for key, files in self.files.items()
-        }
+        for key, files in self.files.items():
+            if key not in self._read:
+                self._read[key] = [Image.open(io.BytesIO(each)).convert("RGB") for each in files]
+        return self._read
 
     @property
     def images(self) -> list[Image.Image]:
@@ -102,16 +104,22 @@ class Client:
         """Ask the server to unload its models and forget its cached results."""
         self.post("/free", {"unload_models": True, "free_memory": True})
 
-    def upload(self, picture: Image.Image | str | Path, name: str | None = None) -> str:
-        """Put a picture into the server's input folder; the name to give to LoadImage."""
-        if isinstance(picture, Image.Image):
+    def upload(self, picture: Image.Image | str | Path | bytes, name: str | None = None, folder: str = "") -> str:
+        """Put a picture, or the content of a file, into the server's input folder or a folder in it; the name to give
+        to LoadImage."""
+        if isinstance(picture, bytes):
+            content, name = picture, name or f"{uuid.uuid4().hex}.png"
+        elif isinstance(picture, Image.Image):
             data, name = io.BytesIO(), name or f"{uuid.uuid4().hex}.png"
             picture.save(data, format="PNG")
             content = data.getvalue()
         else:
             content, name = Path(picture).read_bytes(), name or Path(picture).name
         answer = self._http.post(
-            self.address + "/upload/image", files={"image": (name, content)}, data={"overwrite": "true"}, timeout=60
+            self.address + "/upload/image",
+            files={"image": (name, content)},
+            data={"overwrite": "true", "subfolder": folder},
+            timeout=60,
         )
         answer.raise_for_status()
         return answer.json()["name"]
@@ -200,7 +208,8 @@ class Client:
                 result.error, result.error_type = "The server process ended while the workflow ran.", "server"
                 return None
             if time.monotonic() > deadline:
-                self.interrupt()
+                with contextlib.suppress(requests.RequestException):  # a server that hangs takes no interrupt
+                    self.interrupt()
                 result.error = "The workflow took longer than its time limit and was interrupted."
                 result.error_type = "timeout"
                 return None
@@ -208,7 +217,7 @@ class Client:
     def _history(self, prompt_id: str) -> dict | None:
         try:
             return self.get(f"/history/{prompt_id}").json().get(prompt_id)
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.Timeout):
             return None  # `alive` decides whether that is the end
 
     def _read(self, entry: dict, result: Result) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import importlib.util
 import os
 import shutil
 import signal
@@ -91,6 +92,16 @@ def _version(folder: Path) -> str:
     return "of unknown version"
 
 
+def pack_folder() -> Path:
+    """Where this pack lies on this machine: a worker on another machine than the command's finds its own copy."""
+    if (ROOT / "nodes").is_dir():
+        return ROOT
+    found = importlib.util.find_spec("nulltext")
+    if found is None or not found.origin:
+        raise EngineError(f"{socket.gethostname()} has no copy of this pack: pip install nulltext[batch] there.")
+    return Path(found.origin).parent
+
+
 def plant(tree: Path, checkpoint: Path | None = None, inputs: Iterable[Path] = (), link: bool = True) -> Path:
     """Lay the tree of a server: the pack's link, the model folders, the pictures for LoadImage, one more checkpoint."""
     models = [f"models/{name}" for name in ("checkpoints", "loras", "vae", "controlnet")]
@@ -98,7 +109,7 @@ def plant(tree: Path, checkpoint: Path | None = None, inputs: Iterable[Path] = (
         (tree / name).mkdir(parents=True, exist_ok=True)
     pack = tree / "custom_nodes" / PACK
     if link and not pack.exists():
-        pack.symlink_to(ROOT, target_is_directory=True)
+        pack.symlink_to(pack_folder(), target_is_directory=True)
     for picture in inputs:
         if picture.is_dir():
             shutil.copytree(picture, tree / "input" / picture.name, dirs_exist_ok=True)
@@ -176,6 +187,12 @@ class Server:
 
     def tail(self, lines: int = 25) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def kill(self) -> None:
+        """End it without asking: a server that hangs hears nothing."""
+        atexit.unregister(self.stop)
+        self.process.kill()
+        self.process.wait()
 
     def stop(self) -> None:
         atexit.unregister(self.stop)

@@ -1,39 +1,29 @@
-"""Attention controllers inside ComfyUI's UNets: which layers there are, and the hook on a cloned MODEL.
+"""Attention controllers inside ComfyUI's networks: which layers there are, and the hook on a cloned MODEL.
 
 One `Hook` per MODEL stands in the attention-replacement slot of every layer and serves all edits of this pack that were
 attached to that MODEL. A slot that another pack's patch holds is refused. Where no controller asks anything the layer
-runs the engine's own attention on the call as it came.
+runs the engine's own attention on the call as it came. joint_attention.py is the same for transformers.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import ceil
 
 from torch import Tensor
 
 from ..samplers.attention.layers import QKV, Ask, Controller, Layer, Moment, attend
 from .comfy import get
-from .rows import CALL, Call, PairEdit, WordEdit, pair_jobs
+from .joint_attention import attach_jointly, joint_places
+from .rows import PairEdit, Place, WordEdit, check_joined, in_order, jobs_for, layer_at, moment_of
 from .words import words_of
 
 _CONTEXT = "nulltext_context"
 
 
-@dataclass(frozen=True)
-class Place:
-    """One transformer block of the UNet: its place among all of them, and how much smaller than the latent it works."""
-
-    index: int
-    scale: int
-
-
 def unet_places(model) -> dict[tuple[str, int, int], Place]:
-    """(block, number, depth) -> Place, in the order the network runs them.
-
-    ValueError for a model without cross-attention layers of its own (SD3, Flux and other joint-attention models)."""
+    """(block, number, depth) -> Place, in the order the network runs them; empty for what is no UNet with
+    cross-attention layers."""
     unet = getattr(model.model, "diffusion_model", None)
     blocks = [(name, getattr(unet, f"{name}_blocks", None)) for name in ("input", "output")]
     found, scale = [], 1
@@ -48,19 +38,18 @@ def unet_places(model) -> dict[tuple[str, int, int], Place]:
                     scale *= 2
                 elif kind == "Upsample":
                     scale //= 2
-    if not found:
-        raise ValueError(
-            "Attention edits need a model whose image layers look at the words in cross-attention of their own "
-            "(SD1, SD2, SDXL); joint-attention models such as SD3 and Flux are not supported yet."
-        )
     return {key: Place(index, scale) for index, (key, scale) in enumerate(found)}
 
 
-def layer_at(places: dict, key: tuple[str, int, int], cross: bool, heads: int, latent: tuple, moment: Moment) -> Layer:
-    """The Layer a controller is asked about, for one transformer block at one latent size."""
-    place, scales = places[key], tuple(sorted({p.scale for p in places.values()}))
-    grid = tuple(ceil(side / place.scale) for side in latent)
-    return Layer(*key, place.index, len(places), cross, heads, grid, tuple(latent), moment, scales)
+def attention_places(model) -> dict[tuple[str, int, int], Place]:
+    """The layers that edits can reach. ValueError that names the families which work, for another network."""
+    places = unet_places(model) or joint_places(model)
+    if not places:
+        raise ValueError(
+            "Attention edits work on SD1, SD2 and SDXL and, on an engine that opens their attention, on SD3, Flux and "
+            f"Qwen-Image; not on this model's network ({type(model.model.diffusion_model).__name__})."
+        )
+    return places
 
 
 def any_asks(controllers: Sequence[Controller], places: dict, latent: tuple[int, int], moment: Moment) -> bool:
@@ -73,9 +62,7 @@ class Hook:
     """Stands in the replacement slot of all layers; holds no state but what its edits keep."""
 
     def __init__(self, edits: Sequence[PairEdit | WordEdit], places: dict[tuple[str, int, int], Place]):
-        # replacing comes before re-weighting, as the paper wraps it
-        self.edits = sorted(edits, key=lambda edit: isinstance(edit, WordEdit))
-        self.places = places
+        self.edits, self.places = in_order(edits), places
         self._attention = get("ldm.modules.attention")
         self._told = "transformer_options" in inspect.signature(self._attention.CrossAttention.forward).parameters
 
@@ -111,19 +98,8 @@ class Hook:
         return lambda c: self._attention.optimized_attention(c.q, c.k, c.v, extra["n_heads"], **options)
 
     def _attend(self, qkv: QKV, extra: dict, cross: bool) -> Tensor:
-        call: Call | None = extra.get(CALL)
-        order = extra["cond_or_uncond"]
-        moment = call.moment if call else Moment(float(extra["sigmas"].max()))
-        layer = self._layer(qkv, extra, cross, moment)
-        asking = [
-            e for e in self.edits if isinstance(e, PairEdit) and call and e.controller.asks(layer) is not Ask.NOTHING
-        ]
-        jobs, source = pair_jobs([e.controller for e in asking], qkv, layer, call, order) if asking else ([], None)
-        roles = [call.roles[i][0] if call else "negative" if i else "target" for i in order]
-        for edit in (e for e in self.edits if isinstance(e, WordEdit) and cross):
-            edit.begin(extra)
-            if edit.controller.asks(layer) is not Ask.NOTHING and _CONTEXT in extra:
-                jobs += [(edit.controller, rows) for rows in edit.rows(extra[_CONTEXT], roles)]
+        layer = self._layer(qkv, extra, cross, moment_of(extra))
+        jobs, source = jobs_for(self.edits, qkv, (layer,), extra, extra.get(_CONTEXT))
         return attend(qkv, layer, jobs, self._backend(extra), source)
 
 
@@ -133,10 +109,16 @@ def _hook_of(patch) -> Hook | None:
 
 
 def attach(model, edits: Sequence[PairEdit | WordEdit], kinds: Sequence[str] = ("attn2",)):
-    """A clone of the MODEL with these edits on its attention (attn1: self, attn2: cross), beside those it already has.
+    """A clone of the MODEL with these edits on its attention (attn1: self, attn2: cross; joint attention is both),
+    beside those it already has.
 
-    ValueError for joint-attention models, and when another patch owns one of the layers: named, with its owner."""
-    places = unet_places(model)
+    ValueError for a network that edits can't reach, and when another patch owns one of the layers: named, with its
+    owner."""
+    places = attention_places(model)
+    for edit in edits:
+        check_joined(getattr(edit, "conditioning", []))
+    if not unet_places(model):
+        return attach_jointly(model, edits, places)
     clone = model.clone()
     replaced = clone.model_options["transformer_options"].get("patches_replace", {})
     earlier, held = None, set()

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from safetensors.torch import save_file
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..samplers.networks.image_classifier import ImageClassifier, build
 from ..samplers.networks.latent_classifier import FORMAT, LatentClassifier
-from .comfy import latent_in
-from .files import read_tensors
+from ..samplers.record_file import write
+from .comfy import as_image, latent_in
+from .files import of_file, read_picture
 from .samples import folder_path
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -50,16 +50,15 @@ def encode_pictures(model, vae, pictures: list[Path], size: int, progress) -> Te
     """Latents [N, C, h, w] in model space, fp32 on the CPU; one tick per picture."""
     out = []
     for path in pictures:
-        try:
-            with Image.open(path) as opened:
-                upright = ImageOps.exif_transpose(opened).convert("RGB")
-                square = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(
-                f"The picture {path.parent.name}/{path.name} can't be read ({error}): replace or remove it."
-            ) from None
+        upright = read_picture(path, f"{path.parent.name}/{path.name}")
+        square = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
         pixels = torch.from_numpy(np.asarray(square, np.float32) / 255)[None]
-        out.append(latent_in(model, vae.encode(pixels)).float().cpu())
+        out.append(as_image(latent_in(model, vae.encode(pixels))).float().cpu())
+        if not bool(torch.isfinite(out[-1]).all()):
+            raise ValueError(
+                f"The picture {path.parent.name}/{path.name} becomes NaN or infinite in the VAE: use the one that "
+                "belongs to the model, in fp32 or bf16."
+            )
         progress.tick(1)
     return torch.cat(out)
 
@@ -68,7 +67,7 @@ def write_latent_classifier(path: Path, model: LatentClassifier) -> None:
     """Save a classifier with its metadata, and check that the file gives the same back. OSError, ValueError
     otherwise."""
     state = {k: v.detach().float().contiguous().cpu() for k, v in model.state_dict().items()}
-    save_file(state, path, model.metadata())
+    write(path, state, model.metadata())
     again = load_latent_classifier(path)
     if again.labels != model.labels or any(not torch.equal(v, state[k]) for k, v in again.state_dict().items()):
         raise ValueError(f"The file {path} was written but doesn't give the classifier back: check the disk.")
@@ -76,17 +75,18 @@ def write_latent_classifier(path: Path, model: LatentClassifier) -> None:
 
 def load_latent_classifier(path: Path) -> LatentClassifier:
     """A classifier of noisy latents. ValueError if the file holds another thing."""
-    state, metadata = read_tensors(path)
-    if metadata.get("format") != FORMAT:
-        raise ValueError(
-            "This file is not a latent classifier: train one with Train Latent Classifier, or use "
-            "Load Image Classifier for a classifier of pictures."
-        )
-    with torch.inference_mode(False):
+
+    def build_latent(state, metadata):
+        if metadata.get("format") != FORMAT:
+            raise ValueError(
+                "This file is not a latent classifier: train one with Train Latent Classifier, or use "
+                "Load Image Classifier for a classifier of pictures."
+            )
         return LatentClassifier.build(state, metadata)
+
+    return of_file(path, build_latent, "latent classifier")
 
 
 def load_image_classifier(path: Path, architecture: str = "auto") -> ImageClassifier:
     """A classifier of pictures (`build` of samplers/networks/image_classifier.py says which)."""
-    with torch.inference_mode(False):
-        return build(path, *read_tensors(path), architecture)
+    return of_file(path, lambda state, metadata: build(path, state, metadata, architecture), "image classifier")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import math
@@ -19,6 +20,7 @@ _PLACES = {
     "folder_paths": ("comfy.cmd.folder_paths", "folder_paths"),
     "latent_preview": ("comfy.cmd.latent_preview", "latent_preview"),
     "nodes": ("comfy.nodes.base_nodes", "nodes"),
+    "server": ("comfy.cmd.server", "server"),
 }
 
 
@@ -70,7 +72,10 @@ def load_models(models, memory: float = 0) -> None:
 
 def encode(clip, text: str) -> list:
     """CONDITIONING of a text, as ComfyUI's own text node makes it."""
-    cond, pooled = clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)
+    tokens = clip.tokenize(text)
+    if hasattr(clip, "encode_from_tokens_scheduled"):  # tells what the family needs beside (Lumina 2: attention_mask)
+        return clip.encode_from_tokens_scheduled(tokens)
+    cond, pooled = clip.encode_from_tokens(tokens, return_pooled=True)
     return [[cond, {"pooled_output": pooled}]]
 
 
@@ -190,32 +195,63 @@ def is_empty(latent: dict) -> bool:
     return not bool(torch.count_nonzero(latent["samples"]))
 
 
+def ordinary(form):
+    """A latent format; outside of inference mode with ordinary tensors, which a gradient may pass: some hold means and
+    deviations (Wan, Qwen-Image) that were made while the model was loaded."""
+    if torch.is_inference_mode_enabled():
+        return form
+    form = copy.copy(form)
+    for name, value in list(vars(form).items()):
+        if isinstance(value, Tensor) and value.is_inference():
+            setattr(form, name, value.clone())
+    return form
+
+
 def latent_in(model, samples: Tensor) -> Tensor:
     """LATENT samples -> model space. Like the engine, an all-zero (empty) latent is left alone."""
     if is_empty({"samples": samples}):
         return samples
-    return model.get_model_object("latent_format").process_in(samples)
+    return ordinary(model.get_model_object("latent_format")).process_in(samples)
 
 
 def latent_out(model, x: Tensor) -> Tensor:
     """Model space -> LATENT samples."""
-    return model.get_model_object("latent_format").process_out(x)
+    return ordinary(model.get_model_object("latent_format")).process_out(x)
 
 
-def check_latent(model, latent: dict) -> Tensor:
-    """The samples [B, C, ...] of a LATENT, fp32 on the CPU, fit for the MODEL. ValueError in one sentence otherwise."""
-    samples = latent["samples"].detach().float().cpu()
-    fmt = model.get_model_object("latent_format")
+def fitted(model, latent: dict) -> dict:
+    """The LATENT in the MODEL's own shape, values, dtype and device as they are: an empty latent gets its channels, a
+    picture one frame where the model's latents have frames, as ComfyUI's samplers bring them there.
+
+    What a node gives back has this shape too, which the model's VAE decodes. ValueError for what does not fit."""
+    samples, fmt = latent["samples"], model.get_model_object("latent_format")
     ndim = 2 + getattr(fmt, "latent_dimensions", samples.ndim - 2)
     if is_empty(latent) and samples.ndim >= 2 and samples.shape[1] != fmt.latent_channels:
         samples = samples[:, :1].expand(-1, fmt.latent_channels, *samples.shape[2:]).contiguous()
-    if samples.ndim == ndim - 1:
+    if samples.ndim == 4 and ndim == 5:
         samples = samples.unsqueeze(2)  # one frame of a video latent
     if samples.ndim != ndim or samples.shape[1] != fmt.latent_channels:
         raise ValueError(
             f"The latent has shape {list(samples.shape)}, but this model works on {fmt.latent_channels} channels in "
             f"{ndim} dimensions: encode the image with the VAE that belongs to the model."
         )
+    return latent if samples is latent["samples"] else {**latent, "samples": samples}
+
+
+def as_image(x: Tensor) -> Tensor:
+    """[B, C, h, w] of latents or pictures [B, C, ...]: those of a model with frames hold one, if it draws an image
+    (Qwen-Image). ValueError for several frames."""
+    if x.ndim == 5 and x.shape[2] == 1:
+        return x[:, :, 0]
+    if x.ndim != 4:
+        frames = f"{x.shape[2]} frames" if x.ndim == 5 else f"shape {list(x.shape)}"
+        raise ValueError(f"This works on images, and the latent has {frames}: give it a latent of one frame.")
+    return x
+
+
+def check_latent(model, latent: dict) -> Tensor:
+    """The samples [B, C, ...] of a LATENT, fp32 on the CPU, fit for the MODEL. ValueError in one sentence otherwise."""
+    samples = fitted(model, latent)["samples"].detach().float().cpu()
     if not bool(torch.isfinite(samples).all()):
         raise ValueError(
             "The latent holds NaN or infinite values: check the VAE (in fp16 it can overflow) and the image."
@@ -235,13 +271,27 @@ def folder(kind: str) -> Path:
     return Path(getter() if getter else getattr(paths, f"{kind}_directory")).resolve()
 
 
+def _resolved(path: Path) -> Path:
+    """The path with its links followed. ValueError for links in a circle, and for a name that no disk takes."""
+    try:
+        path = path.resolve()
+        path.exists()  # too long, or a file where a folder should be
+        return path
+    except (OSError, RuntimeError, ValueError):
+        raise ValueError(
+            f"The file name {path.name[:60]!r} can't be used here: it is too long, or a link in its folders leads "
+            "nowhere. Choose another."
+        ) from None
+
+
 def full_path(kind: str, name: str) -> Path:
     """The path of `name` inside that folder. ValueError if it would lie outside it."""
     root = folder(kind)
     relative = Path(name.strip().replace("\\", "/"))
-    path = (root / relative).resolve()
+    path = _resolved(root / relative)
     if (
         not name.strip()
+        or "\0" in name
         or relative.is_absolute()
         or ".." in relative.parts
         or not path.is_relative_to(root)
@@ -259,7 +309,7 @@ def model_file(kind: str, name: str) -> Path:
     ValueError for a name that leaves the folder or names none."""
     root = Path(get("folder_paths").get_folder_paths(kind)[0]).resolve()
     relative = Path(name.strip().replace("\\", "/").removesuffix(".safetensors") + ".safetensors")
-    path = (root / relative).resolve()
+    path = _resolved(root / relative)
     if relative.name == ".safetensors" or relative.is_absolute() or ".." in relative.parts or ":" in name:
         raise ValueError(f"The file name {name!r} must name a file inside models/{kind}, without '..' or a drive.")
     if not path.is_relative_to(root):
@@ -292,9 +342,12 @@ def found_model(kind: str, name: str) -> Path:
     """The path of a safetensors file of that kind by its listed name, with or without the ending. ValueError if there
     is none."""
     full = name.strip().removesuffix(".safetensors") + ".safetensors"
-    path = None if ".." in Path(full).parts else get("folder_paths").get_full_path(kind, full)
+    strange = ".." in Path(full.replace("\\", "/")).parts or "\0" in full or len(full) > 1000
+    path = None if strange else get("folder_paths").get_full_path(kind, full)
     if path is None or not Path(path).is_file():
-        raise ValueError(f"There is no file {full!r} in models/{kind}: correct the name, or save one there first.")
+        raise ValueError(
+            f"There is no file {full[:200]!r} in models/{kind}: correct the name, or save one there first."
+        )
     return Path(path)
 
 

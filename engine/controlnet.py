@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..samplers.record_file import whole_file
 from ..samplers.tuning import controlnet as forms
 from ..samplers.tuning.controlnet import MARKER, Hinted
 from ..samplers.tuning.objective import Net
@@ -77,12 +78,10 @@ def form_of(control) -> Form:
 def save(form: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] = {}, half: bool = True) -> None:  # noqa: B006
     """One safetensors file that core's ControlNetLoader reads on both engines; a file of that name is replaced
     whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
     with torch.inference_mode(False):
         tensors = forms.file_of(form, torch.float16 if half else torch.float32)
-    get("utils").save_torch_file(tensors, str(unfinished), metadata=dict(metadata) or None)
-    unfinished.replace(path)
+    with whole_file(path) as part:
+        get("utils").save_torch_file(tensors, str(part), metadata=dict(metadata) or None)
 
 
 def loaded(path: Path):

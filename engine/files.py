@@ -7,23 +7,31 @@ first.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable
+import struct
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..samplers.inversion.record import FORMAT, VERSION, Inversion
+from ..samplers.record_file import Unsound, read
 from .comfy import folder, full_path, get
 from .fingerprint import feed
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 CACHE_BYTES = 2 * 2**30
 SUFFIX = ".safetensors"
+LARGEST_PICTURE = 1 << 27  #: pixels that one picture may have: 128 million
 _log = logging.getLogger("nulltext")
 
 
@@ -63,7 +71,7 @@ def listed(kind: str, accepts: Callable[[dict], bool]) -> list[str]:
 
 def find_file(kind: str, name: str) -> Path:
     """The path of a file of that kind by its name. ValueError if there is none."""
-    if Path(name).is_absolute() or ".." in Path(name).parts:
+    if Path(name).is_absolute() or ".." in Path(name.replace("\\", "/")).parts or "\0" in name:
         raise ValueError(f"The file name {name!r} must lie inside ComfyUI's folders, without '..' or a drive.")
     missing = f"There is no file {name!r} in ComfyUI's models/{kind} or output/{kind} folder."
     return _first((place / name for place in places(kind)), missing)
@@ -84,10 +92,64 @@ def new_file(kind: str, name: str) -> Path:
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file. ValueError if it can't be read whole."""
     try:
-        with torch.inference_mode(False), safe_open(path, "pt") as f:
-            return {key: f.get_tensor(key) for key in f.keys()}, f.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"The file {path.name} can't be read ({error}): it may be truncated; get it again.") from None
+        return read(path, "model")
+    except (ValueError, OSError) as error:
+        raise ValueError(f"The file {path.name} can't be read: {_told(error)}") from None
+
+
+def _told(error: Exception) -> str:
+    return f"{error.strerror}." if isinstance(error, OSError) and error.strerror else str(error)
+
+
+def of_file(path: Path, build: Callable[[dict[str, Tensor], dict[str, str]], Any], what: str = "model"):
+    """What `build(tensors, metadata)` makes of a file. Everything that is wrong with the file, a field of its header or
+    a tensor, becomes one ValueError that names it; `build` compares before it makes anything."""
+    tensors, strings = read_tensors(path)
+    try:
+        with torch.inference_mode(False):
+            return build(tensors, strings)
+    except Unsound as error:
+        raise ValueError(f"The file {path.name} is no sound {what}: {error}. Get it again, or make it anew.") from None
+    except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+        _log.warning("%s: %s", path.name, error)
+        raise ValueError(
+            f"The file {path.name} is no sound {what}: it doesn't hold what its header says. Get it again, or make it "
+            "anew."
+        ) from None
+
+
+@contextlib.contextmanager
+def opened_picture(path: Path, called: str | None = None) -> Iterator[Image.Image]:
+    """A picture file. ValueError, in the body too, for one that is cut short, absurdly large or no picture."""
+    called = called or path.name
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # LARGEST_PICTURE is the limit
+            with Image.open(path) as opened:
+                if opened.width * opened.height > LARGEST_PICTURE or min(opened.size) < 2:
+                    told = f"has {opened.width} x {opened.height} pixels"
+                    raise ValueError(f"The picture {called} {told}: bring it to a useful size first.")
+                yield opened
+    except Image.DecompressionBombError:
+        raise ValueError(f"The picture {called} has too many pixels: make it smaller.") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, EOFError, struct.error, OverflowError) as error:
+        told = "it may not be opened" if isinstance(error, PermissionError) else "it is cut short or no picture"
+        raise ValueError(f"The picture {called} can't be read ({told}): replace or remove it.") from None
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """The picture as it is meant to be seen: turned as its camera noted, 16 bits brought to 8."""
+    turned = ImageOps.exif_transpose(picture)
+    if turned.mode.startswith("I"):  # PIL's own way to RGB cuts these off at 255
+        values = np.asarray(turned).astype(np.float32)
+        turned = Image.fromarray((values / max(float(values.max()), 65535) * 255).clip(0, 255).astype(np.uint8))
+    return turned.convert("RGB") if turned.mode in ("CMYK", "YCbCr", "LAB", "HSV", "F") else turned
+
+
+def read_picture(path: Path, called: str | None = None) -> Image.Image:
+    """A picture file upright and in RGB. ValueError as `opened_picture` says."""
+    with opened_picture(path, called) as picture:
+        return upright(picture).convert("RGB")
 
 
 # --------------------------------------------------------------------------------------------------- inversions
@@ -124,7 +186,7 @@ def state_of(find: Callable[[], Path]) -> str:
     """What ComfyUI compares to see whether a file is another one than before."""
     try:
         state = find().stat()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return str(error)
     return f"{state.st_mtime_ns} {state.st_size}"
 
@@ -178,16 +240,31 @@ def find(key: str | None) -> Inversion | None:
     if key is None:
         return None
     path = cache_folder() / f"{key}{SUFFIX}"
-    if not path.is_file():
-        return None
     try:
         found = Inversion.load(path)
+        os.utime(path)
+    except FileNotFoundError:  # never there, or dropped by another server on the same folder
+        return None
     except ValueError as error:
         _log.warning("a damaged file in the cache of inversions is dropped: %s", error)
         path.unlink(missing_ok=True)
         return None
-    os.utime(path)
     return found
+
+
+def trim(place: Path, limit: int) -> None:
+    """Keep a folder of safetensors files below `limit` bytes: the longest unused go first. Another server may share the
+    folder, so a file may be gone at any time."""
+    found = []
+    for path in place.glob(f"*{SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):
+            told = path.stat()
+            found.append((told.st_mtime_ns, told.st_size, path))
+    total = 0
+    for _, size, path in sorted(found, reverse=True):
+        total += size
+        if total > limit:
+            path.unlink(missing_ok=True)
 
 
 def keep(key: str | None, inversion: Inversion, limit: int = CACHE_BYTES) -> None:
@@ -196,10 +273,6 @@ def keep(key: str | None, inversion: Inversion, limit: int = CACHE_BYTES) -> Non
         return
     try:
         inversion.save(cache_folder() / f"{key}{SUFFIX}")
-        total = 0
-        for path in sorted(cache_folder().glob(f"*{SUFFIX}"), key=lambda p: p.stat().st_mtime_ns, reverse=True):
-            total += path.stat().st_size
-            if total > limit:
-                path.unlink(missing_ok=True)
+        trim(cache_folder(), limit)
     except OSError as error:
         _log.warning("the inversion could not be kept in the cache: %s", error)

@@ -24,6 +24,8 @@ _NAMES = {
     "patches": "other weight patches (LoRA or its strength)",
 }
 
+ASPECTS = tuple(_NAMES)  #: what a whole fingerprint tells
+
 
 def _places(size: int) -> Tensor:
     """Where a tensor of so many numbers is read: up to `_VALUES` indices from 0 to size - 1, evenly spaced, int64.

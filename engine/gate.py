@@ -21,6 +21,7 @@ from .comfy import process_of
 LONGEST_MESSAGE = 500
 #: beyond this a value overflows inside a network; latents stay below 100
 LARGEST_LATENT = 1e6
+SMALLEST_ENCODED = 8  #: pixels; a VAE makes no cell of fewer
 
 #: of which values a mask must be one for all, or one for each, the first that is there
 _MASKED = {"latent": "latent", "inversion": "latent", "images": "picture", "edited": "edit", "edit": "edit"}
@@ -29,7 +30,9 @@ _TEXT_WIDTHS = ("context_dim", "context_in_dim", "text_dim", "cap_feat_dim", "jo
 
 
 def short(text: str, most: int = LONGEST_MESSAGE) -> str:
-    """The text in at most so many characters: its beginning and its end, which says what to do."""
+    """The text on one line, in at most so many characters: its beginning and its end, which says what to do."""
+    text = text if len(text) < 10_000 else text[:5000] + text[-5000:]
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     if len(text) <= most:
         return text
     tail = most // 3
@@ -147,7 +150,7 @@ def _like(article: str, *names: str) -> Callable[[str, Any], Any]:
     """A check that the value has one of these methods; what it is called in the sentence."""
 
     def check(name: str, value):
-        if not any(hasattr(value, each) for each in names):
+        if isinstance(value, str | bytes) or not any(hasattr(value, each) for each in names):
             told = "nothing" if value is None else f"a {type(value).__name__}"
             raise ValueError(
                 f"The input {name} must be {article}; {told} is wired"
@@ -157,6 +160,17 @@ def _like(article: str, *names: str) -> Callable[[str, Any], Any]:
                     else "."
                 )
             )
+        return value
+
+    return check
+
+
+def _table(article: str, *keys: str) -> Callable[[str, Any], Any]:
+    """A check that the value is a table with these entries."""
+
+    def check(name: str, value):
+        if not isinstance(value, Mapping) or not set(keys) <= set(value) or "samples" in value or not value:
+            raise ValueError(f"The input {name} must be {article}; a {type(value).__name__} of another kind is wired.")
         return value
 
     return check
@@ -183,6 +197,10 @@ _WIRES: dict[str, Callable[[str, Any], Any]] = {
     "CLIP_VISION": _like("a CLIP_VISION", "encode_image", "model"),
     "CLASSIFIER": _like("a CLASSIFIER", "labels"),
     "IMAGE_TEXT": _like("an IMAGE_TEXT", "embed_text"),
+    "H_DIRECTION": _like("an H_DIRECTION", "at"),
+    "TUNING_SET": _like("a TUNING_SET", "captions"),
+    "LORA_MODEL": _table("a LORA_MODEL"),
+    "ATTENTION_MAPS": _table("ATTENTION_MAPS", "record", "words"),
 }
 
 
@@ -197,15 +215,27 @@ def together(values: Mapping[str, tuple[str, Any]]) -> None:
     """ValueError where the values of one box, {name: (kind, value)}, can't belong together: masks that are not one for
     each latent, a prompt or a schedule made for another model."""
     counted, of = next(((_count(*values[name]), of) for name, of in _MASKED.items() if name in values), (None, ""))
-    for name, (kind, value) in values.items():
+    for kind, value in values.values():
         if kind == "MASK" and counted is not None and len(value) not in (1, counted):
             raise ValueError(
                 f"There are {len(value)} masks for {counted} {of}{'s' * (counted != 1)}: give one, or one for each."
+            )
+    encoded = any(kind == "VAE" for kind, _ in values.values())
+    for name, (kind, value) in values.items():
+        if kind == "IMAGE" and encoded and min(value.shape[1:3]) < SMALLEST_ENCODED:
+            raise ValueError(
+                f"The input {name} is {value.shape[2]} x {value.shape[1]} pixels, too small for a VAE: resize it."
             )
     model = next((value for kind, value in values.values() if kind == "MODEL"), None)
     for name, (kind, value) in values.items() if model is not None else ():
         if kind == "CONDITIONING":
             check_width(model, name, value)
+            for embedding, _ in value if of == "latent" else ():
+                if len(embedding) not in (1, counted):
+                    raise ValueError(
+                        f"The input {name} holds {len(embedding)} prompts for {counted} latent{'s' * (counted != 1)}: "
+                        "give one, or one for each."
+                    )
         elif kind == "SIGMAS":
             check_flow(model, name, value)
 
@@ -244,6 +274,16 @@ def check_width(model, name: str, value: list) -> None:
                 f"The prompt on {name} was made for another model: its tokens have {embedding.shape[-1]} numbers, and "
                 f"this model reads {width}. Encode it with the CLIP that belongs to the model."
             )
+
+
+def check_run(latent_image: Tensor, sigmas: Tensor, noise: Tensor | None = None) -> None:
+    """ValueError for what a core node hands to a SAMPLER or GUIDER of ours, which no box has seen: tensors that are
+    empty or not finite, sigmas that are no row."""
+    for name, value in (("latent", latent_image), ("noise", noise), ("sigmas", sigmas)):
+        if value is not None and (name != "sigmas" or value.numel()):  # a schedule without a step changes nothing
+            _tensor(name, value, "a tensor")
+    if sigmas.ndim != 1:
+        raise ValueError(f"The sigmas have shape {list(sigmas.shape)}: wire a scheduler's sigmas, one row of them.")
 
 
 def finite(kind: str, value, title: str):

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as run_checkpointed
 
 from .comfy import get, load_models, with_patch
+from .interrupts import heard
 
-# Blocks whose activations are recomputed instead of kept when `checkpoint` is asked for.
+# Blocks whose activations are recomputed instead of kept when `checkpoint` is asked for: of UNets, SD3, Flux and
+# HunyuanVideo, AuraFlow, Lumina 2, Wan, Qwen-Image, PixArt, HunyuanDiT, HiDream.
 _BLOCKS = ("ResBlock", "BasicTransformerBlock", "JointBlock", "DoubleStreamBlock", "SingleStreamBlock")
+_BLOCKS += ("MMDiTBlock", "DiTBlock", "JointTransformerBlock", "WanAttentionBlock", "QwenImageTransformerBlock")
+_BLOCKS += ("PixArtMSBlock", "HunYuanDiTBlock", "HiDreamImageBlock")
 
 
 def normal(value):
@@ -60,26 +64,29 @@ def short_of_memory(advice: str) -> Iterator[None]:
         raise ValueError(f"Not enough GPU memory for {advice}") from None
 
 
-def control_models(*conds: list[dict] | None) -> list[nn.Module]:
-    """The networks of the control nets of processed conditions; a Control-LoRA's is made for the run, and the engine's
-    loader has none."""
+def control_networks(conds: Iterable[list[dict] | None]) -> list[nn.Module]:
+    """The networks of the control nets that processed conditions carry; a Control-LoRA's is made for the run."""
     found = []
-    for control in (c.get("control") for each in conds for c in each or []):
+    for control in (c.get("control") for each in conds for c in each or ()):
         while control is not None:
             found.append(getattr(control, "control_model", None))
             control = getattr(control, "previous_controlnet", None)
     return [m for m in found if isinstance(m, nn.Module)]
 
 
-def without_override(options: dict, *conds: list[dict] | None) -> dict:
-    """model_options without another pack's attention, which may have no backward. Where one of the processed conditions
-    has a control net, skip connections are copied: it writes into what the next block has saved by then."""
+def beside_controls(options: dict, conds: Iterable[list[dict] | None]) -> dict:
+    """model_options for gradients with these processed conditions: control nets write into the skip connections, which
+    the next block has saved for backward by then."""
+    if not any("control" in c for each in conds for c in each or ()):
+        return options
+    return with_patch(options, "input_block_patch_after_skip", lambda h, _: h.clone())
+
+
+def without_override(options: dict) -> dict:
+    """model_options without another pack's attention, which may have no backward."""
     transformer = dict(options.get("transformer_options", {}))
     transformer.pop("optimized_attention_override", None)
-    options = {**options, "transformer_options": transformer}
-    if any(c.get("control") is not None for each in conds for c in each or []):
-        return with_patch(options, "input_block_patch_after_skip", lambda h, _: h.clone())
-    return options
+    return {**options, "transformer_options": transformer}
 
 
 def attention_notice() -> str | None:
@@ -113,7 +120,7 @@ def _swap(module: nn.Module, undo: contextlib.ExitStack, made: dict[int, Tensor]
     """Replace the module's own parameters and inference buffers by aliases; tied weights stay tied."""
 
     def put_back(table, name, ours, original):
-        if table.get(name) is ours:  # whoever replaced it meanwhile (a weight hook) keeps the word
+        if table.get(name) is ours:  # else a weight hook has replaced it since: left alone
             table[name] = original
 
     for name, p in module._parameters.items():
@@ -128,12 +135,16 @@ def _swap(module: nn.Module, undo: contextlib.ExitStack, made: dict[int, Tensor]
             undo.callback(put_back, module._buffers, name, module._buffers[name], b)
 
 
-def _checkpointed(forward):
-    def call(*args, **kwargs):
-        def inner(x, *rest):  # the clone lies inside: the pip engine's blocks write into their input
-            return forward(x.clone(), *rest, **kwargs)
+def _own(value):
+    return value.clone() if isinstance(value, Tensor) and value.is_floating_point() else value
 
-        return run_checkpointed(inner, *args, use_reentrant=False)
+
+def _checkpointed(forward):
+    def call(*args, **kwargs):  # some networks call their blocks by keyword alone (Flux, HunyuanVideo)
+        def inner(*args, **kwargs):  # the clones lie inside: blocks write into their inputs
+            return forward(*map(_own, args), **{name: _own(value) for name, value in kwargs.items()})
+
+        return run_checkpointed(inner, *args, use_reentrant=False, **kwargs)
 
     return call
 
@@ -161,7 +172,9 @@ def grad_mode(*modules: nn.Module, checkpoint: bool = False) -> Iterator[None]:
     gradient must pass `normal`. checkpoint: recompute blocks in backward (less memory, about half more time).
     Raises ValueError for quantised weights."""
     check_differentiable(*modules)
-    with torch.inference_mode(False), torch.enable_grad(), _pytorch_attention(), contextlib.ExitStack() as undo:
+    with contextlib.ExitStack() as undo:
+        for each in (torch.inference_mode(False), torch.enable_grad(), _pytorch_attention(), heard(*modules)):
+            undo.enter_context(each)
         made: dict[int, Tensor] = {}
         seen: set[int] = set()
         for child in (c for m in modules for c in m.modules()):

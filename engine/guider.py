@@ -13,6 +13,8 @@ from ..samplers.core import apply_cfg
 from ..samplers.inversion.record import Inversion
 from ..samplers.inversion.replay import null_embedding_at
 from .comfy import get
+from .gate import check_run
+from .interrupts import heard
 from .sampler import is_euler, is_own, sampler_name
 
 
@@ -46,9 +48,11 @@ def guider_class() -> type:
                 self.inner_model, cond, uncond, self.cfg, x, timestep, model_options=options, **lists
             )
 
-        def sample(self, *args, **kwargs):
+        def sample(self, noise, latent_image, sampler, sigmas, *args, **kwargs):
+            check_run(latent_image, sigmas, noise)
             try:
-                return super().sample(*args, **kwargs)
+                with heard(self.model_patcher.model.diffusion_model):
+                    return super().sample(noise, latent_image, sampler, sigmas, *args, **kwargs)
             except BaseException:
                 # neither engine cleans control nets up after an error
                 models, conds = getattr(self, "loaded_models", None), getattr(self, "conds", None)

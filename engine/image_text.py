@@ -14,15 +14,13 @@ from torch import Tensor, nn
 
 from ..samplers.networks.image_text import ImageText
 from .comfy import encode
-from .files import read_tensors
+from .files import of_file
 from .gradients import bring
 
 
 def load_image_text(path: Path) -> ImageText:
     """An image-text model of this pack's own format."""
-    state, metadata = read_tensors(path)
-    with torch.inference_mode(False):
-        return ImageText.build(state, metadata)
+    return of_file(path, ImageText.build, "image-text model")
 
 
 class ClipPair:

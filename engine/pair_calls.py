@@ -40,11 +40,18 @@ class Asked(NamedTuple):
 
 
 def predict_together(
-    guider, asked: list[Asked], timestep: Tensor, moment: Moment, lengths: list[int], model_options: dict
+    guider,
+    asked: list[Asked],
+    timestep: Tensor,
+    moment: Moment,
+    lengths: list[int],
+    model_options: dict,
+    joint: bool = False,
 ) -> dict[tuple[str, int], Tensor]:
-    """{(role, edit): D [B, C, ...]}. timestep: sigma [B]. lengths: the prompts' token counts, the source's first."""
+    """{(role, edit): D [B, C, ...]}. timestep: sigma [B]. lengths: the prompts' token counts, the source's first;
+    joint: text and picture attend together, where a prompt repeated to meet another's length would weigh more."""
     calls = [asked]
-    if not _fit_together(asked):
+    if not _fit_together(asked, joint):
         of_source, of_edits = [], [[] for _ in lengths[1:]]
         for a in asked:
             (of_source if a.role.startswith("source") else of_edits[a.edit]).append(a)
@@ -62,14 +69,14 @@ def predict_together(
     return found
 
 
-def _fit_together(asked: list[Asked]) -> bool:
+def _fit_together(asked: list[Asked], joint: bool) -> bool:
     """Whether the engine is certain to batch all these conditions, each seeing the whole picture."""
     lists = [a.conds for a in asked]
     if any(len(conds) != 1 or any(conds[0].get(name) is not None for name in _SPLITS) for conds in lists):
         return False
     parts = [conds[0]["model_conds"] for conds in lists]
     tokens = {part["c_crossattn"].cond.shape[1] for part in parts}
-    return all(part.keys() == parts[0].keys() for part in parts) and lcm(*tokens) // min(tokens) <= 4
+    return all(part.keys() == parts[0].keys() for part in parts) and lcm(*tokens) // min(tokens) <= (1 if joint else 4)
 
 
 def _placing(parts: list[Tensor], inner):

@@ -20,13 +20,13 @@ from ..samplers.attention.maps import LocalBlend
 from ..samplers.inversion.record import Inversion
 from ..samplers.inversion.replay import way_back
 from ..samplers.ode import sample_euler
-from .attention import any_asks, attach, unet_places
+from .attention import any_asks, attach, attention_places, unet_places
 from .comfy import check_interrupt, check_latent, get
 from .guider import first_level, guider_class, refuse_if_exact, replace_embedding
 from .noise import InversionNoise, source_latent
 from .pair_calls import Asked, predict_together
 from .record import check_stored, source_conditioning
-from .rows import PairEdit
+from .rows import PairEdit, check_joined
 from .sampler import core_sampler, is_euler, is_walk, own_sampler, own_way_back
 
 
@@ -46,6 +46,12 @@ def _plain(conditioning: list, what: str) -> None:
             f"The {what} prompt must be one prompt for the whole picture, not combined, regional or a batch: wire "
             "further edits to the node's other edit inputs."
         )
+    extra = conditioning[0][1]
+    if extra.get("start_percent", 0) > 0 or extra.get("end_percent", 1) < 1:
+        raise ValueError(
+            f"The {what} prompt holds for a part of the steps only: take the timestep range off, and give the words "
+            "their time in word_windows."
+        )
 
 
 @functools.cache
@@ -53,7 +59,8 @@ def _class() -> type:
     class PromptToPromptGuider(guider_class()):
         def prepare(self, source, edits, negative, cfg, controllers, inversion, keep_source):
             self.controllers: list[Controller] = list(controllers)
-            self.places = unet_places(self.model_patcher)
+            self.places = attention_places(self.model_patcher)
+            self.joint = not unet_places(self.model_patcher)
             self.edits, self.inversion, self.keep_source = len(edits), inversion, keep_source and inversion is None
             each = {f"edit{e}": edit for e, edit in enumerate(edits)}
             self.inner_set_conds({"positive": edits[0], "negative": negative, "source": source, **each})
@@ -139,7 +146,7 @@ def _class() -> type:
                 asked.append(Asked("source", 0, self.conds["source"], source))  # last: short of memory it runs first
             self.network_rows += sum(len(a.x) for a in asked)
             t = timestep[: branches.batch]
-            found = predict_together(self, asked, t, moment, self.lengths, model_options)
+            found = predict_together(self, asked, t, moment, self.lengths, model_options, self.joint)
 
             def combined(name, role, e, xe):
                 self.conds["positive"] = self.conds[name]
@@ -179,14 +186,16 @@ def prompt_to_prompt_guider(
     From noise, source and edits start from the same noise; the run returns [edits * B, C, ...], with `keep_source`
     the B sources in front. With an INVERSION the source is its trajectory, and the edits walk its own way back: plain
     Euler steps, the exact pair's, or edit-friendly's with the recorded residuals. `.network_rows` counts the rows the
-    network saw in the last run. ValueError for joint-attention models, layers that another patch owns, prompts that
-    aren't single."""
+    network saw in the last run. ValueError for networks that edits can't reach, layers that another patch owns, prompts
+    that aren't single."""
     _plain(source, "source")
     for edit in edits:
         _plain(edit, "edited")
     if inversion is not None and inversion.kind.needs != "residuals":  # whose levels are the source's own walk too
         check_stored(inversion, "Prompt-to-prompt")
     own = any(isinstance(c, (ReplaceSelf, MutualSelf)) for c in controllers)
+    for conditioning in (source, *edits):
+        check_joined(conditioning)
     guider = _class()(attach(model, [PairEdit(c) for c in controllers], ("attn1", "attn2") if own else ("attn2",)))
     guider.prepare(source, edits, negative, cfg, controllers, inversion, keep_source)
     return guider

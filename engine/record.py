@@ -3,13 +3,37 @@ against them later, and the source prompt back out of it."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from ..samplers.inversion.record import Inversion
 from .comfy import check_latent, process_of
-from .fingerprint import difference, fingerprint
+from .files import of_file
+from .fingerprint import ASPECTS, difference, fingerprint
 from .words import KEY, text_of, words_of
+
+_SMALL = 4096  # tensors of a condition with at most so many numbers travel in an inversion's metadata
+
+
+def loaded(path: Path) -> Inversion:
+    """The inversion in a file. ValueError in one sentence for one that doesn't say which model it belongs to, and for
+    whatever else is wrong with it."""
+    found = of_file(path, Inversion.from_tensors, "inversion")
+    missing = [key for key in ASPECTS if not found.fingerprint.get(key)]
+    if missing:
+        raise ValueError(
+            f"The inversion in {path.name} doesn't say which model it was made with ({', '.join(missing)}): make it "
+            "again."
+        )
+    check_sigmas(found.sigmas)
+    if any({"words", "ids", "chunks"} - set(record) for record in found.words or []):
+        raise ValueError(f"The inversion in {path.name} holds damaged words: make it again.")
+    gains = found.metadata.get("latent_gain"), found.metadata.get("latent_offset")
+    if any(g is not None and len(g) not in (1, found.shape[1]) for g in gains) or gains[0] and 0 in gains[0]:
+        raise ValueError(f"The inversion in {path.name} has scalings of another latent: make it again.")
+    return found
 
 
 def check_prompt(conditioning: list, what: str = "source prompt") -> None:
@@ -32,14 +56,30 @@ def check_sigmas(sigmas: Tensor) -> Tensor:
     return sigmas
 
 
+def _plain(extra: dict) -> dict:
+    """Of a condition's extras, those that are JSON values: sizes, guidance."""
+    return {k: v for k, v in extra.items() if isinstance(v, str | int | float | bool) and not isinstance(v, Tensor)}
+
+
+def _small(extra: dict) -> dict:
+    """Of a condition's extras, the small tensors as lists (Lumina 2's and others' attention_mask)."""
+    found = {k: v for k, v in extra.items() if isinstance(v, Tensor) and k != "pooled_output"}
+    return {k: v.tolist() for k, v in found.items() if v.numel() <= _SMALL}
+
+
+def _restored(tensors: dict | None) -> dict:
+    return {k: torch.tensor(v) for k, v in (tensors or {}).items()}
+
+
 def conditioning_fields(positive: list) -> dict:
-    """The fields of an INVERSION that speak of the source prompt, and the extras (sizes, guidance) in its metadata.
+    """The fields of an INVERSION that speak of the source prompt, and the extras (sizes, guidance, the text's mask) in
+    its metadata.
 
     metadata["needs"] names what can't be kept (control nets, several conditions): then the prompt must be wired
     again."""
     cond, extra = positive[0]
-    plain = {k: v for k, v in extra.items() if isinstance(v, str | int | float | bool) and not isinstance(v, Tensor)}
-    kept = {"pooled_output", KEY, *plain}
+    plain, small = _plain(extra), _small(extra)
+    kept = {"pooled_output", KEY, *plain, *small}
     needs = sorted(k for k, v in extra.items() if k not in kept and v is not None)
     if len(positive) > 1:
         needs.append("combined prompts")
@@ -49,7 +89,7 @@ def conditioning_fields(positive: list) -> dict:
         "pooled": pooled if isinstance(pooled, Tensor) else None,
         "text": text_of(positive),
         "words": words_of(positive),
-        "metadata": {"extras": plain, "needs": needs},
+        "metadata": {"extras": plain, "tensors": small, "needs": needs},
     }
 
 
@@ -61,7 +101,7 @@ def source_conditioning(inversion: Inversion) -> list:
         raise ValueError(
             f"The source prompt has {what}, which an inversion can't keep: wire that prompt again as positive."
         )
-    extra = dict(inversion.metadata.get("extras") or {})
+    extra = dict(inversion.metadata.get("extras") or {}) | _restored(inversion.metadata.get("tensors"))
     if inversion.pooled is not None:
         extra["pooled_output"] = inversion.pooled
     if inversion.words is not None:
@@ -69,12 +109,23 @@ def source_conditioning(inversion: Inversion) -> list:
     return [[inversion.conditioning, extra]]
 
 
-def null_conditioning(inversion: Inversion) -> list | None:
-    """CONDITIONING of the null branch (the first step's embedding, its pooled vector), None without null embeddings."""
+def null_conditioning(inversion: Inversion, negative: list | None = None) -> list | None:
+    """CONDITIONING of the null branch (the first step's embedding and what belongs to it), None without null
+    embeddings.
+
+    What was too large to keep comes from `negative`, the prompt that they were made from; ValueError without it."""
     if inversion.null_embeddings is None:
         return None
+    needs = inversion.metadata.get("null_needs")
+    if needs:
+        if not negative:
+            raise ValueError(
+                f"The null branch has {', '.join(needs)}, which an inversion can't keep: wire the negative prompt "
+                "that it was optimised from."
+            )
+        return [[inversion.null_embeddings[0], dict(negative[0][1])]]
     pooled = inversion.metadata.get("null_pooled")
-    extra = dict(inversion.metadata.get("null_extras") or {})
+    extra = dict(inversion.metadata.get("null_extras") or {}) | _restored(inversion.metadata.get("null_tensors"))
     if pooled is not None:
         extra["pooled_output"] = torch.tensor(pooled)
     return [[inversion.null_embeddings[0], extra]]
@@ -87,7 +138,7 @@ def prompts(inversion: Inversion, positive: list | None, negative: list | None, 
         positive = source_conditioning(inversion)
     if cfg == 1:
         return positive, None
-    negative = null_conditioning(inversion) or negative
+    negative = null_conditioning(inversion, negative) or negative
     if negative is None:
         raise ValueError(
             f"This inversion is sampled at cfg {cfg:g} and has no null embeddings: wire the negative (empty) prompt."
@@ -98,9 +149,14 @@ def prompts(inversion: Inversion, positive: list | None, negative: list | None, 
 def null_notes(negative: list) -> dict:
     """What `null_conditioning` needs of the negative prompt, as JSON values for the metadata."""
     _, extra = negative[0]
-    pooled = extra.get("pooled_output")
-    plain = {k: v for k, v in extra.items() if isinstance(v, str | int | float | bool)}
-    return {"null_pooled": pooled.float().tolist() if isinstance(pooled, Tensor) else None, "null_extras": plain}
+    pooled, small = extra.get("pooled_output"), _small(extra)
+    large = {k for k, v in extra.items() if isinstance(v, Tensor) and k != "pooled_output"} - set(small)
+    return {
+        "null_pooled": pooled.float().tolist() if isinstance(pooled, Tensor) else None,
+        "null_extras": _plain(extra),
+        "null_tensors": small,
+        "null_needs": sorted(large),
+    }
 
 
 def check_belongs(inversion: Inversion, model, latent: dict | None = None) -> None:

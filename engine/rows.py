@@ -11,14 +11,32 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import ceil
 
 import torch
 from torch import Tensor
 
-from ..samplers.attention.layers import QKV, Controller, Layer, Moment, Rows
+from ..samplers.attention.layers import QKV, Ask, Controller, Layer, Moment, Rows
 from .clock import Clock
+from .words import words_of
 
 CALL = "nulltext_call"
+
+
+@dataclass(frozen=True)
+class Place:
+    """One transformer block of a network: its place among all of them, and how much smaller than the latent it
+    works."""
+
+    index: int
+    scale: int
+
+
+def layer_at(places: dict, key: tuple[str, int, int], cross: bool, heads: int, latent: tuple, moment: Moment) -> Layer:
+    """The Layer a controller is asked about, for one transformer block at one latent size."""
+    place, scales = places[key], tuple(sorted({p.scale for p in places.values()}))
+    grid = tuple(ceil(side / place.scale) for side in latent)
+    return Layer(*key, place.index, len(places), cross, heads, grid, tuple(latent), moment, scales)
 
 
 @dataclass
@@ -34,8 +52,20 @@ class Call:
     elsewhere: bool = False  # the step has other calls than this one
 
     def complete(self, roles: Sequence[tuple[str, int]]) -> bool:
-        """Whether these are all that the step asks for, so that nobody will look for the source later."""
+        """Whether these are all of the step's roles, so that the stored source may be dropped."""
         return not self.elsewhere and set(self.roles) <= set(roles)
+
+
+def check_joined(conditioning: list) -> None:
+    """ValueError for a prompt whose embedding has other tokens than the words noted with it (Conditioning Concat)."""
+    for embedding, extra in conditioning:
+        for record in words_of([[embedding, extra]]) or []:
+            known = len(record.get("ids") or ())
+            if known and embedding.shape[1] != known:
+                raise ValueError(
+                    f"This prompt was joined from several: it has {embedding.shape[1]} tokens, and its words are noted "
+                    f"for {known}. Write it as one text in Prompt (with words)."
+                )
 
 
 class PairEdit:
@@ -56,6 +86,7 @@ class WordEdit:
             for embedding, _ in conditioning
             for i in range(len(embedding))
         ]
+        self.conditioning = [[e, x] for e, x in conditioning]
         self._cache: tuple = (None, None, None)
 
     def rows(self, context: Tensor, kinds: Sequence[str]) -> list[Rows]:
@@ -90,7 +121,7 @@ class WordEdit:
         ]
 
     def begin(self, extra: dict) -> None:
-        """Told of every layer before anything else."""
+        """Called first for every layer."""
 
 
 class Capture(WordEdit):
@@ -105,12 +136,43 @@ class Capture(WordEdit):
             self.controller.maps.clear()
 
 
+def in_order(edits: Sequence[PairEdit | WordEdit]) -> list[PairEdit | WordEdit]:
+    """Replacing comes before re-weighting, as the paper wraps it."""
+    return sorted(edits, key=lambda edit: isinstance(edit, WordEdit))
+
+
+def moment_of(options: dict) -> Moment:
+    """When a call happens; options: the engine's transformer options of the call."""
+    call: Call | None = options.get(CALL)
+    return call.moment if call else Moment(float(options["sigmas"].max()))
+
+
+def jobs_for(edits: Sequence, qkv: QKV, layers: Sequence[Layer], options: dict, context: Tensor | None):
+    """What the edits ask of one attention call, and the source's q, k, v where it ran in an earlier one. layers: the
+    call as controllers are asked about it, first as the rows are cut; context: the call's text embedding."""
+    call: Call | None = options.get(CALL)
+    order = options["cond_or_uncond"]
+
+    def asks(edit) -> bool:
+        return any(edit.controller.asks(layer) is not Ask.NOTHING for layer in layers)
+
+    asking = [e.controller for e in edits if isinstance(e, PairEdit) and call and asks(e)]
+    jobs, source = pair_jobs(asking, qkv, layers[0], call, order) if asking else ([], None)
+    roles = [call.roles[i][0] if call else "negative" if i else "target" for i in order]
+    for edit in (e for e in edits if isinstance(e, WordEdit) and any(layer.cross for layer in layers)):
+        edit.begin(options)
+        if asks(edit) and context is not None:
+            jobs += [(edit.controller, rows) for rows in edit.rows(context, roles)]
+    return jobs, source
+
+
 def pair_jobs(controllers: Sequence[Controller], qkv: QKV, layer: Layer, call: Call, order: Sequence[int]):
     """Jobs between the chunks of this call, and the source's q, k, v where it ran in an earlier one."""
     roles = [call.roles[i] for i in order]
     size = qkv.q.shape[0] // len(roles)
     at = {role: i * size for i, role in enumerate(roles)}
-    length = call.lengths[0] if layer.cross else 0
+    own_length = layer.cross and not layer.text  # joint attention reads the picture behind the words
+    length = call.lengths[0] if own_length else 0
     wanted = {"target": "source"}
     if any(c.unconditional for c in controllers):
         wanted["negative"] = "source_negative"
@@ -134,7 +196,7 @@ def pair_jobs(controllers: Sequence[Controller], qkv: QKV, layer: Layer, call: C
         by_length: dict[int, list[tuple[int, int, int]]] = {}
         for (role, edit), start in at.items():
             if role == mine:
-                own = call.lengths[1 + edit] if layer.cross else 0
+                own = call.lengths[1 + edit] if own_length else 0
                 by_length.setdefault(own, []).extend((start + b, edit, b) for b in range(size))
         for own, targets in by_length.items():
             row, prompt, image = (tuple(column) for column in zip(*targets))

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..samplers.core import Denoise, Sigma, apply_cfg, gaussian
 from ..samplers.underflow import keep_from_underflow
 from .comfy import Progress, get, process_of, sigma_range, timestep, with_patch
-from .gradients import control_models, grad_mode, normal, without_override
+from .gradients import beside_controls, control_networks, grad_mode, normal, without_override
 from .guider import guider_class, replace_embedding
 
 
@@ -115,9 +115,9 @@ class Run:
         """`grad_mode` for the network and for every control net of the run; a foreign attention override steps
         aside."""
         controls = [m.model for m in getattr(self.guider, "loaded_models", []) if hasattr(m, "model")]
-        conds = self.guider.conds.values()
-        controls += control_models(*conds)
-        kept, self._options = self._options, without_override(self._options, *conds)
+        conds = list(self.guider.conds.values())
+        controls += control_networks(conds)
+        kept, self._options = self._options, beside_controls(without_override(self._options), conds)
         try:
             with grad_mode(self.model, *controls, checkpoint=checkpoint):
                 yield

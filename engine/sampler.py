@@ -14,6 +14,8 @@ from ..samplers.core import NoiseProcess, Sigma, gaussian
 from ..samplers.inversion.record import Inversion
 from ..samplers.inversion.replay import way_back
 from .comfy import check_interrupt, check_latent, get, process_of, timestep, with_patch
+from .gate import check_run
+from .interrupts import heard
 
 
 def repeated(rows: Tensor, copies: int) -> Tensor:
@@ -31,6 +33,7 @@ def own_sampler_class() -> type:
             self.holds_mask, self.patches, self.options = holds_mask, patches, options
 
         def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, *_):
+            check_run(latent_image, sigmas, noise)
             process, seed = process_of(model_wrap.model_patcher), extra_args.get("seed")
             total = self.calls(sigmas, process, latent_image, denoise_mask) if self.calls else len(sigmas) - 1
             if self.start is None:
@@ -138,7 +141,8 @@ def sample_latent(
     noise = get("sample").prepare_noise(samples, seed, latent.get("batch_index"))
     callback = get("latent_preview").prepare_callback(model, len(sigmas) - 1)
     options = {"noise_mask": mask, "callback": callback, "disable_pbar": True, "seed": seed}
-    out = get("sample").sample_custom(model, noise, cfg, sampler, sigmas, positive, negative, samples, **options)
+    with heard(model.model.diffusion_model):
+        out = get("sample").sample_custom(model, noise, cfg, sampler, sigmas, positive, negative, samples, **options)
     return {**{k: v for k, v in latent.items() if k != "noise_mask"}, "samples": out}
 
 

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
+from PIL import ImageSequence
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from .comfy import folder, full_path
+from .files import LARGEST_PICTURE, opened_picture, upright
 
 FOLDER = Path(__file__).resolve().parents[1] / "workflows" / "inputs"
 MARK = " [sample]"
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-LARGEST = 1 << 27  # pixels that one picture may have: 128 million
 
 
 def samples() -> list[str]:
@@ -66,26 +66,19 @@ def folder_path(name: str) -> Path:
 def load_picture(path: Path) -> tuple[Tensor, Tensor]:
     """(IMAGE [B, H, W, 3], MASK [B, H, W], 1 where the picture is transparent) in 0..1, upright; B frames of one size.
 
-    ValueError for what can't be read, or has more than `LARGEST` pixels."""
+    ValueError for what can't be read, or has more than `LARGEST_PICTURE` pixels."""
     images, masks = [], []
-    try:
-        with Image.open(path) as opened:
-            if opened.width * opened.height > LARGEST:
-                raise ValueError(
-                    f"The picture {path.name} has {opened.width} x {opened.height} pixels: make it smaller first."
-                )
-            for frame in ImageSequence.Iterator(opened):
-                upright = ImageOps.exif_transpose(frame)
-                if upright.mode == "I":
-                    upright = upright.point(lambda value: value * (1 / 255))
-                if images and upright.size != (images[0].shape[1], images[0].shape[0]):
-                    continue
-                clear = "A" in upright.getbands() or "transparency" in upright.info
-                pixels = np.asarray(upright.convert("RGBA" if clear else "RGB"), np.float32) / 255
-                images.append(torch.from_numpy(pixels[..., :3].copy()))
-                masks.append(torch.from_numpy(1 - pixels[..., 3]) if clear else torch.zeros(images[-1].shape[:2]))
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"The picture {path.name} can't be read ({error}): choose another.") from None
+    with opened_picture(path) as opened:
+        for number, each in enumerate(ImageSequence.Iterator(opened)):
+            if number * opened.width * opened.height > LARGEST_PICTURE:
+                raise ValueError(f"The picture {path.name} has too many frames: take fewer, or smaller ones.")
+            frame = upright(each)
+            if images and frame.size != (images[0].shape[1], images[0].shape[0]):
+                continue
+            clear = "A" in frame.getbands() or "transparency" in frame.info
+            pixels = np.asarray(frame.convert("RGBA" if clear else "RGB"), np.float32) / 255
+            images.append(torch.from_numpy(pixels[..., :3].copy()))
+            masks.append(torch.from_numpy(1 - pixels[..., 3]) if clear else torch.zeros(images[-1].shape[:2]))
     return torch.stack(images), torch.stack(masks)
 
 
@@ -93,6 +86,15 @@ def fitting(width: int, height: int, size: int, step: int = 8) -> tuple[int, int
     """(width, height) with about size^2 pixels in the picture's own proportions, in whole steps of `step` pixels."""
     root = (width / height) ** 0.5
     return tuple(max(step, round(size * part / step) * step) for part in (root, 1 / root))
+
+
+def at_most(images: Tensor, side: int = 1024) -> Tensor:
+    """IMAGE [B, H, W, 3] shrunk so that its longer side has at most so many pixels."""
+    longer = max(images.shape[1:3])
+    if longer <= side:
+        return images
+    height, width = (max(8, round(n * side / longer)) for n in images.shape[1:3])
+    return resized(images, torch.zeros(images.shape[:3]), width, height)[0]
 
 
 def resized(images: Tensor, masks: Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:

@@ -17,8 +17,8 @@ from ..samplers.guidance.losses import weighted
 from ..samplers.guidance.terms import Guidance, shift
 from ..samplers.window import ROUNDING
 from .clock import Clock
-from .comfy import check_interrupt, get, latent_out, process_of, timestep
-from .gradients import bring, control_models, grad_mode, normal, short_of_memory, without_override
+from .comfy import as_image, check_interrupt, get, ordinary, process_of, timestep
+from .gradients import beside_controls, bring, control_networks, grad_mode, normal, short_of_memory, without_override
 
 _MARK = "nulltext_guidance"
 _KEPT = 4  # samples of a batch whose estimates are recorded
@@ -59,10 +59,12 @@ class Trace:
 
 
 def decoder(model, vae) -> Callable[[Tensor], Tensor]:
-    """D [B, C, H, W] in model space -> pictures [B, 3, h, w], differentiable, not clamped to 0..1.
+    """D [B, C, H, W] in model space, with or without the model's axis of one frame -> pictures [B, 3, h, w],
+    differentiable, not clamped to 0..1.
 
     ValueError if the VAE's latents are not the model's."""
     channels = model.get_model_object("latent_format").latent_channels
+    frames = getattr(model.get_model_object("latent_format"), "latent_dimensions", 2) == 3
     theirs = getattr(vae, "latent_channels", channels)
     if theirs != channels:
         raise ValueError(
@@ -70,11 +72,12 @@ def decoder(model, vae) -> Callable[[Tensor], Tensor]:
             "that belongs to the model."
         )
 
+    # a closure that held the MODEL would keep it loaded for good: the engine counts who refers to it
+    form, stage = model.get_model_object("latent_format"), vae.first_stage_model
+
     def decode(denoised: Tensor) -> Tensor:
-        if denoised.ndim != 4:
-            raise ValueError("Guidance by a decoded picture works on images, not on video latents.")
-        z = latent_out(model, denoised)
-        return (vae.first_stage_model.decode(z.to(next(vae.first_stage_model.parameters()).dtype)).float() + 1) / 2
+        z = ordinary(form).process_out(denoised.unsqueeze(2) if frames and denoised.ndim == 4 else denoised)
+        return (as_image(stage.decode(z.to(next(stage.parameters()).dtype))).float() + 1) / 2
 
     return decode
 
@@ -104,8 +107,9 @@ def probabilities_of(model) -> dict[str, tuple[list[str], list[Tensor]]]:
         bring(device, t.patchers, t.modules)
         with grad_mode(*t.modules), torch.no_grad():
             told = [
-                t.probabilities(s["x"].float().to(device), torch.tensor(s["sigma"]), s["denoised"].float().to(device))
+                t.probabilities(*(as_image(s["x"].float().to(device)), torch.tensor(s["sigma"])), image)
                 for s in trace.steps
+                for image in [as_image(s["denoised"].float().to(device))]
             ]
         found[t.guidance.name] = told[0][0], [p.float().cpu() for _, p in told]
     return found
@@ -167,11 +171,12 @@ def _post_cfg(model, terms: list[Term]):
         modules = [*{id(m): m for t in live for m in t.modules}.values()]
         bring(x.device, [p for t in live for p in t.patchers], modules)
         advice = _advice([t.guidance.mode for t in live])
-        networks = [args["model"], *control_models(args["cond"], args["uncond"])] if through else []
-        with short_of_memory(advice), grad_mode(*modules, *networks):
+        if through:
+            modules += [args["model"], *control_networks([args["cond"], args["uncond"]])]
+        with short_of_memory(advice), grad_mode(*modules):
             change = shift(
                 [t.guidance for t in live],
-                *(normal(x).float(), sigma.clone().float()[0], normal(denoised).float()),
+                *(as_image(normal(x)).float(), sigma.clone().float()[0], as_image(normal(denoised)).float()),
                 process=process,
                 sigmas=schedule,
                 report=report,
@@ -182,7 +187,7 @@ def _post_cfg(model, terms: list[Term]):
                 "The guidance gradient is not finite: lower the scale, set a bound (1 for example), or "
                 "load the model in fp32 or bf16."
             )
-        guided = denoised + change.to(denoised)
+        guided = denoised + change.to(denoised).reshape(denoised.shape)
         trace.step(level, x, guided)
         return guided
 
@@ -211,11 +216,12 @@ def _network(args: dict):
         scale = 1.0 if scale is None else scale
     if abs(scale - 1) > 1e-4:
         conds.append(args["uncond"])
-    conds, options = normal(conds), without_override(normal(args["model_options"]), *conds)
+    options, shape = beside_controls(without_override(normal(args["model_options"])), conds), args["input"].shape
+    conds = normal(conds)
 
-    def denoise(x, sigma):
-        out = get("samplers").calc_cond_batch(args["model"], conds, x, timestep(sigma, x), options)
-        return out[0] if len(out) == 1 else apply_cfg(*out, scale)
+    def denoise(x, sigma):  # x [B, C, h, w]; the network's own latents may have an axis of frames
+        out = get("samplers").calc_cond_batch(args["model"], conds, x.reshape(shape), timestep(sigma, x), options)
+        return as_image(out[0] if len(out) == 1 else apply_cfg(*out, scale))
 
     return denoise
 
@@ -225,7 +231,7 @@ def loss_of(terms: list[Term], sigma: float) -> Callable[[Tensor], Tensor]:
     scales = [float(t.guidance.scale) for t in terms]
 
     def loss(x0: Tensor) -> Tensor:
-        x = x0.float()
+        x = as_image(x0).float()
         level = torch.tensor(sigma, device=x.device)
         return weighted([-t.guidance.log_likelihood(x, level, x) for t in terms], scales)
 

@@ -7,12 +7,13 @@ folder under nulltext/tuning and is kept below `STORE_BYTES`: the longest unused
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from pathlib import Path
 
 from ..samplers.tuning.loop import Loop
-from .files import SUFFIX, cache_folder
+from .files import SUFFIX, cache_folder, trim
 
 STORE_BYTES = 4 * 2**30
 _log = logging.getLogger("nulltext")
@@ -49,7 +50,8 @@ class Store:
                 _log.warning("a damaged saved training is dropped: %s", error)
                 path.unlink(missing_ok=True)
                 continue
-            os.utime(path)
+            with contextlib.suppress(FileNotFoundError):  # another server on the same folder dropped it
+                os.utime(path)
             return loop.step
         return 0
 
@@ -63,15 +65,6 @@ class Store:
             if self._own not in (None, path):
                 self._own.unlink(missing_ok=True)
             self._own = path
-            _trim(STORE_BYTES)
+            trim(cache_folder("tuning"), STORE_BYTES)
         except OSError as error:
             _log.warning("the training could not be kept for going on later: %s", error)
-
-
-def _trim(limit: int) -> None:
-    files = sorted(cache_folder("tuning").glob(f"*{SUFFIX}"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
-    total = 0
-    for path in files:
-        total += path.stat().st_size
-        if total > limit:
-            path.unlink(missing_ok=True)

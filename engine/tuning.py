@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..samplers.record_file import whole_file
 from ..samplers.tuning.objective import Net
 from ..samplers.tuning.textual_inversion import with_word
 from .comfy import get, load_models
@@ -225,8 +226,6 @@ def word_attached(clip, own: Sequence[int], vectors: Mapping[str, Tensor]) -> It
 
 def save_word(vectors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] = {}) -> None:  # noqa: B006
     """One safetensors file that core reads as `embedding:<name>`; a file of that name is replaced whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
     tensors = {name: value.detach().float().cpu().contiguous().clone() for name, value in vectors.items()}
-    get("utils").save_torch_file(tensors, str(unfinished), metadata=dict(metadata) or None)
-    unfinished.replace(path)
+    with whole_file(path) as part:
+        get("utils").save_torch_file(tensors, str(part), metadata=dict(metadata) or None)

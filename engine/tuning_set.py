@@ -15,15 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from PIL import Image, ImageOps
 from torch import Tensor
 
+from ..samplers.record_file import check_tensors, write
 from ..samplers.tuning.controlnet import HINT_SCALE
 from ..samplers.tuning.objective import Examples
 from .comfy import Progress, latent_in
-from .files import cache_folder
+from .files import cache_folder, read_picture, read_tensors
 from .samples import folder_path
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -99,11 +98,7 @@ def folder_pictures(name: str) -> list[tuple[str, Image.Image, str | None]]:
         raise ValueError(f"There is no folder {name!r} in ComfyUI's input folder: put the pictures into one there.")
     out = []
     for path in sorted(p for p in root.iterdir() if p.suffix.lower() in _SUFFIXES):
-        try:
-            with Image.open(path) as opened:
-                picture = ImageOps.exif_transpose(opened).convert("RGB")
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"The picture {name}/{path.name} can't be read ({error}): replace or remove it.") from None
+        picture = read_picture(path, f"{name}/{path.name}")
         out.append((path.name, picture, _text_beside(path)))
     if not out:
         raise ValueError(f"The folder {name!r} holds no picture ({', '.join(sorted(_SUFFIXES))}): put some there.")
@@ -209,9 +204,12 @@ def find_prior(key: str | None) -> Tensor | None:
     if key is None or not _prior_path(key).is_file():
         return None
     try:
-        with torch.inference_mode(False):
-            return load_file(_prior_path(key))["latents"]
-    except (SafetensorError, OSError, KeyError):
+        latents = read_tensors(_prior_path(key))[0].get("latents")
+        if latents is None or latents.ndim != 4:
+            raise ValueError("no latents")
+        check_tensors({"latents": latents})
+        return latents
+    except ValueError:
         _prior_path(key).unlink(missing_ok=True)
         return None
 
@@ -220,4 +218,4 @@ def keep_prior(key: str | None, latents: Tensor) -> None:
     """Put class pictures where `find_prior` looks. A full disk is no error."""
     if key is not None:
         with contextlib.suppress(OSError):
-            save_file({"latents": latents.contiguous().clone()}, _prior_path(key))
+            write(_prior_path(key), {"latents": latents.contiguous().clone()}, None)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from safetensors.torch import save_file
-
+from ..samplers.record_file import write
 from ..samplers.tuning.loop import Loop
 from .comfy import folder
 
@@ -24,10 +23,7 @@ def resumable(loop: Loop, key: str | None) -> Iterator[list]:
         yield states
     except BaseException:
         if path is not None and states:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_suffix(".tmp")
-            save_file(states[-1][0], unfinished, states[-1][1])
-            unfinished.replace(path)
+            write(path, *states[-1])
         raise
     if path is not None:
         path.unlink(missing_ok=True)

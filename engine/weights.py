@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ..samplers.record_file import Fields, Unsound, check_tensors, parsed, whole_file
 from ..samplers.tuning import lora
 from ..samplers.tuning.lora import LowRank
 from .comfy import get
+from .files import of_file
 from .fingerprint import difference, fingerprint
 from .gradients import check_differentiable, normal
 
@@ -208,20 +209,52 @@ def check_base(metadata: Mapping[str, str], model) -> None:
 
 def save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] = {}) -> None:  # noqa: B006
     """One safetensors file that core's LoraLoader reads; a file of that name is replaced whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
     own = getattr(tensors, "metadata", {})
-    get("utils").save_torch_file(dict(tensors), str(unfinished), metadata={**own, **metadata} or None)
-    unfinished.replace(path)
+    with whole_file(path) as part:
+        get("utils").save_torch_file(dict(tensors), str(part), metadata={**own, **metadata} or None)
+
+
+def _sound(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> LoraModel:
+    """ValueError for factors that can't be multiplied, and for a base that is no table of texts."""
+    check_tensors(tensors)
+    for name, up in tensors.items():
+        down = tensors.get(name.replace("lora_up", "lora_down"))
+        if name.endswith("lora_up.weight") and (
+            down is None
+            or up.ndim < 2
+            or down.ndim < 2
+            or up.shape[1] != down.shape[0]
+            or 0 in (*up.shape, *down.shape)
+        ):
+            raise Unsound(f"its tensor {name[:80]} has no down factor of its rank")
+        if name.endswith("lora_down.weight") and name.replace("lora_down", "lora_up") not in tensors:
+            raise Unsound(f"its tensor {name[:80]} has no up factor")
+        if name.endswith(".alpha") and up.numel() != 1:
+            raise Unsound(f"its tensor {name[:80]} must be one number")
+    if BASE in metadata:
+        Fields({BASE: parsed(metadata[BASE], BASE)}).table(BASE, lambda v: isinstance(v, str), "texts")
+    return LoraModel(tensors, metadata)
+
+
+def check_fits(model, lora: Mapping[str, Tensor]) -> None:
+    """ValueError for factors of another shape than the MODEL's layer of that name; core would leave them out."""
+    shapes, known = model.model.state_dict(), get("lora").model_lora_keys_unet(model.model, {})
+    for name, up in lora.items():
+        stem = name.removesuffix(".lora_up.weight")
+        weight = shapes.get(known.get(stem)) if stem != name and isinstance(known.get(stem), str) else None
+        down = lora.get(f"{stem}.lora_down.weight")
+        if weight is None or down is None:
+            continue
+        if up.shape[0] != weight.shape[0] or down[0].numel() not in (weight[0].numel(), weight.shape[1]):
+            raise ValueError(
+                f"The LoRA's {stem[:80]} is made for another model, for the layer has the shape "
+                f"{list(weight.shape)} here: load the model it belongs to."
+            )
 
 
 def load(path: Path) -> LoraModel:
     """A LoRA file of any tool. ValueError in one sentence for a missing, foreign or damaged one."""
-    try:
-        with safe_open(path, "pt") as f:
-            found = LoraModel({k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"The LoRA file {path.name} can't be read: check the name, or load it anew.") from error
+    found = of_file(path, _sound, "LoRA")
     if not any("lora" in key or ".diff" in key for key in found):
         raise ValueError(f"The file {path.name} holds no LoRA: choose a file of the loras folder.")
     return found

@@ -6,10 +6,12 @@ Every entry's dict holds under `KEY` a list with one item per prompt (row of the
      "words": [{"text": str,            one word as the tokenizer cuts it, lower case
                 "tokens": [int, ...]}], its positions in the embedding's token axis, start and padding tokens counted
      "ids": [int, ...],                 the token id at every position (-1 where an embedding file stands)
-     "chunks": int}                     how many tokenizer windows (77 tokens each for CLIP) the prompt fills
+     "chunks": int,                     how many tokenizer windows (77 tokens each for CLIP) the prompt fills
+     "sections": [[int, int], ...]}     only where encoders stand behind each other: columns and windows of each
 
-samplers/attention/alignment.py reads it. Models with several text encoders are described by CLIP-L, whose positions are
-the cross-attention's; a model without CLIP-L by its first encoder.
+samplers/attention/alignment.py reads it. Which of a model's text encoders stand in the embedding's token axis is told
+by its length: CLIP-L (beside CLIP-G's tokens, at the same positions) in SD1, SDXL; T5 alone in Flux; both, CLIP
+first, in SD3. An encoder whose first tokens are a template that the model cuts off (Qwen-Image) is read from its end.
 """
 
 from __future__ import annotations
@@ -17,35 +19,39 @@ from __future__ import annotations
 import re
 
 KEY = "nulltext_words"
-_BPE_END, _PIECE_START = "</w>", "\u2581"
+_BPE_END, _PIECE_STARTS = "</w>", ("\u2581", "\u0120")  # CLIP; T5 and LLaMA; Qwen
+_EDGE = ".,;:!?'\"()"
 
 
 def spans(pieces: list[str], real: list[bool]) -> list[dict]:
-    """Words and their positions from vocabulary pieces (byte-pair pieces end words with </w>, sentence pieces start
-    them)."""
+    """Words and their positions from vocabulary pieces (byte-pair pieces end words with </w>, others start them with a
+    sign of their own)."""
     words: list[dict] = []
-    sentence_pieces = any(p.startswith(_PIECE_START) for p in pieces)
+    starts = any(p.startswith(_PIECE_STARTS) for p in pieces)
     open_word = False
     for position, (piece, is_text) in enumerate(zip(pieces, real, strict=True)):
         if not is_text:
             continue  # a window's border may stand inside a word: what is open stays open
-        if piece.startswith(_PIECE_START):
+        if piece.startswith(_PIECE_STARTS):
             open_word = False
-        text = piece.replace(_BPE_END, "").replace(_PIECE_START, "").lower()  # the pip engine keeps capitals
+        text = piece.replace(_BPE_END, "").lstrip("".join(_PIECE_STARTS)).lower()  # the pip engine keeps capitals
         if open_word:
             words[-1]["text"] += text
             words[-1]["tokens"].append(position)
         else:
             words.append({"text": text, "tokens": [position]})
-        open_word = sentence_pieces or not piece.endswith(_BPE_END)
+        open_word = starts or not piece.endswith(_BPE_END)
     return [w for w in words if re.search(r"\w", w["text"])]
 
 
-def describe(clip, text: str) -> dict:
-    """The record above for one prompt, from the CLIP object's own tokenizer."""
-    tokens = clip.tokenize(text, return_word_ids=True)
-    name = "l" if "l" in tokens else next(iter(tokens))
-    chunks = tokens[name]
+def _present(clip, name: str) -> bool:
+    """Whether the model has this encoder's weights: a checkpoint may bring one of three."""
+    model = getattr(clip, "cond_stage_model", clip)
+    return all(getattr(model, attribute, model) is not None for attribute in (name, f"clip_{name}"))
+
+
+def _part(clip, name: str, chunks: list) -> dict:
+    """The record of one encoder's tokens."""
     flat = [entry for chunk in chunks for entry in chunk]
     tokenizer = next(
         (t for t in (getattr(clip.tokenizer, f"clip_{name}", None), getattr(clip.tokenizer, name, None)) if t), None
@@ -53,12 +59,58 @@ def describe(clip, text: str) -> dict:
     names = getattr(tokenizer, "inv_vocab", {})
     ids = [int(entry[0]) if isinstance(entry[0], int) else -1 for entry in flat]
     pieces = [names.get(i, "embedding" + _BPE_END if i < 0 else "") for i in ids]
-    return {"text": text, "words": spans(pieces, [entry[2] != 0 for entry in flat]), "ids": ids, "chunks": len(chunks)}
+    return {
+        "words": spans(pieces, [entry[2] != 0 for entry in flat]),
+        "ids": ids,
+        "chunks": len(chunks),
+        "pieces": pieces,
+    }
+
+
+def _behind(first: dict, second: dict) -> dict:
+    """Two encoders of one prompt, one behind the other: a word has tokens in both where both cut it alike."""
+    start, words = len(first["ids"]), [{**word, "tokens": list(word["tokens"])} for word in first["words"]]
+    texts, others = ([word["text"].strip(_EDGE) for word in part["words"]] for part in (first, second))
+    at = 0
+    for text, word in zip(others, second["words"], strict=True):
+        if text in texts[at:]:
+            at = texts.index(text, at)
+            words[at]["tokens"] += [start + t for t in word["tokens"]]
+            at += 1
+    sections = [[len(part["ids"]), part["chunks"]] for part in (first, second)]
+    ids, chunks = first["ids"] + second["ids"], first["chunks"] + second["chunks"]
+    return {"words": words, "ids": ids, "chunks": chunks, "sections": sections}
+
+
+def _without_template(part: dict, length: int) -> dict:
+    """The last `length` tokens, less what a template sets behind the prompt."""
+    cut = len(part["ids"]) - length
+    ends = next((i for i in range(cut, len(part["ids"])) if part["pieces"][i].startswith("<|")), len(part["ids"]))
+    words = spans(part["pieces"][cut:ends], [True] * (ends - cut))
+    return {"words": words, "ids": part["ids"][cut:], "chunks": 1}
+
+
+def describe(clip, text: str, length: int | None = None) -> dict:
+    """The record above for one prompt, from the CLIP object's own tokenizer; length: of the embedding's token axis."""
+    tokens = clip.tokenize(text, return_word_ids=True)
+    present = [name for name in tokens if _present(clip, name)] or list(tokens)
+    name = "l" if "l" in present else present[0]
+    behind = [other for other in present if other not in ("l", "g", name)]
+    found = _part(clip, name, tokens[name])
+    if length not in (None, len(found["ids"])):
+        others = [_part(clip, other, tokens[other]) for other in behind]
+        alone = next((other for other in others if len(other["ids"]) == length), None)
+        both = next((other for other in others if len(found["ids"]) + len(other["ids"]) == length), None)
+        if both or alone:
+            found = _behind(found, both) if both else alone
+        elif not others and found["chunks"] == 1 and length < len(found["ids"]):
+            found = _without_template(found, length)
+    return {"text": text, **{key: value for key, value in found.items() if key != "pieces"}}
 
 
 def with_words(conditioning: list, clip, text: str) -> list:
     """The CONDITIONING with the prompt's words in every entry; the original is left alone."""
-    record = [describe(clip, text)]
+    record = [describe(clip, text, conditioning[0][0].shape[1])] if conditioning else []
     return [[cond, {**extra, KEY: record}] for cond, extra in conditioning]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..engine.comfy import check_latent, latent_out, time_to_sigma
+from ..engine.comfy import check_latent, fitted, latent_out, time_to_sigma
 from ..engine.run import sample_with
 from ..engine.sampler import own_sampler, sample_latent
 from ..samplers.core import expand, gaussian
@@ -72,6 +72,7 @@ class BlendedDiffusion(EditBox):
 
     def run(self, model, positive, negative, latent, mask, seed, cfg, steps, t0, start, shrink, noise, hold, weight):
         check_picture(latent, "Blended diffusion edits a picture")
+        latent = fitted(model, latent)
         samples = check_latent(model, latent)
         edit = MaskedEdit(samples, mask)
         if t0 == 0 or edit.empty:

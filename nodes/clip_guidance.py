@@ -10,7 +10,7 @@ from ..engine.image_text import modules_of, patchers_of
 from ..samplers.guidance.clip import LOSSES, ImageLoss
 from ..samplers.guidance.cutouts import Cutouts
 from ..samplers.guidance.losses import caption_log_probs
-from .base import IMAGE, MASK, MODEL, SEED, VAE, Boolean, Box, Choice, Float, Int, Output, Text, optional
+from .base import IMAGE, MASK, MODEL, SEED, VAE, Boolean, Box, Choice, Float, Int, Output, Text, advanced, optional
 from .guidance import (
     BOUND,
     CATEGORY,
@@ -99,42 +99,46 @@ class CLIPGuidance(Box):
             multiline=True,
         ),
         scale(5.0, 100000.0, "Contrastive likes 1 to 20, spherical and cosine 10 to 1000."),
-        *SPAN,
-        gradient_mode(DECODER, NETWORK, LATENT),
-        Int(
-            "cutouts",
-            4,
-            "Random crops per step; the first is always the whole picture. More are steadier and cost more.",
-            1,
-            64,
+        *advanced(
+            *SPAN,
+            gradient_mode(DECODER, NETWORK, LATENT),
+            Int(
+                "cutouts",
+                4,
+                "Random crops per step; the first is always the whole picture. More are steadier and cost more.",
+                1,
+                64,
+            ),
+            Float("cut_power", 1.0, "Above 1: more small crops.", 0.1, 10.0, 0.1),
+            Float(
+                "smallest_cut",
+                0.7,
+                "Least side of a crop, as a fraction of the picture's. Places ('on the left') need large ones.",
+                0.05,
+                1.0,
+                0.05,
+            ),
+            Boolean(
+                "augment",
+                True,
+                "Turn and shift the crops and add a little noise, so that the gradient does not fit one view only.",
+            ),
+            BOUND,
+            EVERY,
         ),
-        Float("cut_power", 1.0, "Above 1: more small crops.", 0.1, 10.0, 0.1),
-        Float(
-            "smallest_cut",
-            0.7,
-            "Least side of a crop, as a fraction of the picture's. Places ('on the left') need large ones.",
-            0.05,
-            1.0,
-            0.05,
-        ),
-        Boolean(
-            "augment",
-            True,
-            "Turn and shift the crops and add a little noise, so that the gradient does not fit one view only.",
-        ),
-        BOUND,
-        EVERY,
         SEED,
         *optional(
             IMAGE("Target pictures, beside the text or instead of it."),
-            Float("image_weight", 1.0, "Weight of the target pictures together.", -100.0, 100.0, 0.1),
+            *advanced(Float("image_weight", 1.0, "Weight of the target pictures together.", -100.0, 100.0, 0.1)),
             MASK(
                 "1 (white) means: judge here. Combine it with a noise mask or Blended Diffusion, which keep the rest."
             ),
-            Float("temperature", 100.0, "Only for the contrastive loss: CLIP's own is 100.", 1.0, 1000.0, 1.0),
-            Float("smoothness", 0.0, "Weight of the total variation, against speckle.", 0.0, 10000.0, 1.0),
-            Float("range_weight", 0.0, "Weight of staying within black and white.", 0.0, 10000.0, 1.0),
-            VARIANCE,
+            *advanced(
+                Float("temperature", 100.0, "Only for the contrastive loss: CLIP's own is 100.", 1.0, 1000.0, 1.0),
+                Float("smoothness", 0.0, "Weight of the total variation, against speckle.", 0.0, 10000.0, 1.0),
+                Float("range_weight", 0.0, "Weight of staying within black and white.", 0.0, 10000.0, 1.0),
+                VARIANCE,
+            ),
         ),
     )
     OUTPUTS = (Output("MODEL", "The guided clone; the model itself at scale 0."),)

@@ -135,8 +135,14 @@ class DiffEdit(EditBox):
     def run(self, model, positive, negative, inversion, mask, cfg, depth):
         check_belongs(inversion, model)
         check_stored(inversion, "DiffEdit")
-        steps = len(inversion.sigmas) - 1
-        first = steps - round(depth * steps)
+        steps = inversion.steps
+        whole = inversion.metadata.get("schedule_steps", steps)  # an inversion may have climbed a part of the way
+        first = steps - round(depth * whole)
+        if first < 0:
+            raise ValueError(
+                f"The inversion climbed to depth {steps / whole:g}, and this edit starts at {depth:g}: invert as deep, "
+                "or lower the depth here."
+            )
         clean = source_latent(inversion)
         edit = MaskedEdit(clean, mask)
         if first == steps or edit.empty:

@@ -7,7 +7,7 @@ import json
 import torch
 
 from ..engine import files, mixing, tuning, weights
-from ..engine.comfy import Progress, latent_out, model_file, time_to_sigma, window
+from ..engine.comfy import Progress, check_latent, latent_out, model_file, time_to_sigma, window
 from ..engine.noise import source_latent
 from ..engine.run import sample_with
 from ..engine.sampler import own_sampler
@@ -22,6 +22,7 @@ from ..samplers.window import SigmaWindow
 from .base import CFG, LATENT, MODEL, NEGATIVE, POSITIVE, SEED, Box, Choice, Float, Int, Output, Socket, Text
 from .guidance import IMAGE_TEXT
 from .report import text_result
+from .shown import SEEN, EditBox
 from .tuning_chain import (
     SOURCE,
     TARGET,
@@ -208,7 +209,7 @@ class MixModels(Box):
 _DIALS = ("weight", "start_percent", "end_percent")
 
 
-class DiffusionCLIPEdit(Box):
+class DiffusionCLIPEdit(EditBox):
     ID, TITLE, CATEGORY = "NullText_DiffusionCLIPEdit", "DiffusionCLIP Edit", CATEGORY
     SEARCH_ALIASES = ["diffusionclip", "text direction edit", "unseen domain", "tuned model edit"]
     DESCRIPTION = (
@@ -235,6 +236,7 @@ class DiffusionCLIPEdit(Box):
         ),
         Int("unseen_steps", 6, "Steps of each such pass.", 2),
         SEED,
+        SEEN,
     )
     OUTPUTS = (Output("LATENT", "The edited pictures."), Output("STRING", "What it cost.", "report"))
 
@@ -259,7 +261,7 @@ class DiffusionCLIPEdit(Box):
                 )
 
             total = unseen_passes * unseen_steps
-            brought = sample_with(model, {"positive": positive}, latent["samples"], few, body, total=total)
+            brought = sample_with(model, {"positive": positive}, check_latent(model, latent), few, body, total=total)
             latent = {"samples": latent_out(model, brought).cpu()}
             said.append(f"{unseen_passes} passes of {unseen_steps} steps by the model alone.")
         inversion, line = inverted(model, positive, latent, there)

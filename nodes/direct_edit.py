@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..engine import record
-from ..engine.comfy import check_latent, get, latent_out, sigmas_of
+from ..engine.comfy import check_latent, fitted, get, latent_out, sigmas_of
 from ..engine.run import Run, sample_with
 from ..samplers.core import gaussian
 from ..samplers.inversion.direct_edit import sample_flow_edit, sample_infedit
@@ -104,7 +104,7 @@ def edit(
     ):
         reason = "source and target ask for the same"
     if reason:
-        return Result(latent["samples"], 0, 0.0, torch.zeros(len(samples))), reason
+        return Result(fitted(model, latent)["samples"], 0, 0.0, torch.zeros(len(samples))), reason
 
     def body(run: Run):
         def branch(name, cfg):

@@ -7,13 +7,12 @@ import time
 import torch
 from torch import Tensor
 
-from ..engine import comfy, record
+from ..engine import comfy
 from ..engine.attention import unet_places
 from ..engine.pair_guider import run_guider
 from ..engine.words import words_of
 from ..samplers.attention.alignment import differing_words, spoken_of
 from ..samplers.attention.heat import heat
-from ..samplers.attention.plan import DIFFERING
 from ..samplers.inversion.replay import first_step
 from ..samplers.masks import to_grid, to_pixels
 from ..samplers.picture.diffedit import smoothed
@@ -43,7 +42,7 @@ from .inversion import invert
 from .masked import check_picture
 from .null_text import optimise
 from .prompt import worded
-from .prompt_to_prompt import mask_of, prepare
+from .prompt_to_prompt import prepare
 from .report import compared, text_result
 from .word_mask import look
 
@@ -51,7 +50,9 @@ DRAFT, THOROUGH, NULL_TEXT = "draft", "thorough", "thorough, null-text"
 #: Direct Edit's settings: without cross-attention (flow models, mostly), and with it
 FLOW_EDIT = {"source_cfg": 3.5, "target_cfg": 7.5, "average": 1, "plain_steps": 0}
 INF_EDIT = {"source_cfg": 1.0, "target_cfg": 3.0, "average": 1, "plain_steps": 0}
-LOOKS, GROW = 4, 1  # of the draft's mask: noisings, and latent cells by which it grows
+#: Prompt-to-Prompt's: freer than its node opens, as the mask keeps the rest
+ATTENTION = {"edit": "auto", "cross_steps": 0.4, "self_steps": 0.2}
+LOOKS, GROW = 4, 1  # of the mask: noisings, and latent cells by which it grows
 
 
 def spoken(source: list, target: list) -> tuple[list[dict], list[dict]]:
@@ -94,40 +95,28 @@ def where_they_look(
     return to_pixels(to_grid(both, samples.shape[-2:], GROW)[:, 0], size), calls
 
 
-def draft(model, conds: dict, latent: dict, sigmas, strength: float, seed: int, threshold: float | None):
-    """(samples, mask or None, what was done): Direct Edit where the differing words look."""
-    mask, looked = None, 0
-    if threshold is not None:
-        samples = comfy.check_latent(model, latent)
-        mask, looked = where_they_look(model, conds["source"], conds["target"], samples, seed, threshold)
+def draft(model, conds: dict, latent: dict, sigmas, strength: float, seed: int, mask: Tensor | None):
+    """(samples, what was done): Direct Edit inside the mask."""
     method, options = ("InfEdit", INF_EDIT) if has_attention(model) else ("FlowEdit", FLOW_EDIT)
     result, why = direct_edit.edit(
         model, conds, latent, sigmas, method, mask=mask, strength=strength, seed=seed, **options
     )
-    return result.samples, mask, why or f"Direct Edit ({method}), {result.calls + looked} network calls"
+    return result.samples, why or f"Direct Edit ({method}), {result.calls} network calls"
 
 
-#: Prompt-to-Prompt's settings, as its node opens
-ATTENTION = {"cross_steps": 0.8, "self_steps": 0.4, "blend_start": 0.2}
-
-
-def thorough(model, conds: dict, latent: dict, sigmas, cfg: float, seed: int, threshold: float | None, null_text: bool):
-    """(samples, mask or None, what was done): the picture inverted, then edited by Prompt-to-Prompt beside its path."""
-    shown = {"positive": conds["source"]}
-    inversion, found = invert(model, shown, latent, sigmas, "ddim")
+def thorough(model, conds: dict, latent: dict, sigmas, cfg: float, mask: Tensor | None, null_text: bool):
+    """(samples, what was done): the picture inverted, then edited by Prompt-to-Prompt beside its path, inside the
+    mask."""
+    inversion, found = invert(model, {"positive": conds["source"]}, latent, sigmas, "ddim")
     calls = 0 if found else inversion.metadata.get("calls", 0)
     if null_text:
         inversion, _ = optimise(model, inversion, None, conds["negative"], cfg)
-    options = {**ATTENTION, "edit": "auto"}
-    if threshold is not None:
-        options |= {"blend_words": DIFFERING, "blend_threshold": threshold}
-    guider, blended, notes, _ = prepare(
-        EditPhoto.TITLE, model, conds["target"], conds["negative"], cfg, inversion=inversion, **options
+    guider, _, notes, _ = prepare(
+        EditPhoto.TITLE, model, conds["target"], conds["negative"], cfg, inversion=inversion, mask=mask, **ATTENTION
     )
-    result = run_guider(guider, None, inversion.sigmas, seed)
+    result = run_guider(guider, None, inversion.sigmas, 0)
     how = "null-text inversion" if null_text else "inversion"
-    text = f"{how} and Prompt-to-Prompt ({notes[0]}), {calls} network calls there, {result.rows} rows for the edit"
-    return result.edits, mask_of(blended, result) if blended is not None else None, text
+    return result.edits, f"{how} in {calls} network calls, Prompt-to-Prompt ({notes[0]}) in {result.rows} network rows"
 
 
 def check_prompts(source_prompt: str, edited_prompt: str) -> None:
@@ -219,18 +208,20 @@ class EditPhoto(Box):
         source, target, nothing = (worded(clip, text) for text in (source_prompt, edited_prompt, ""))
         conds = {"source": source, "target": target, "negative": nothing}
         sigmas = comfy.sigmas_of(model, "normal", steps)
-        threshold = blend_threshold if blend else None
-        first, changed, mask = first_step(strength, steps), changes(source, target), None
-        if not changed or first == steps:
+        first, changed, mask, looked = first_step(strength, steps), changes(source, target), None, 0
+        samples = comfy.check_latent(model, latent)
+        work = bool(changed) and first < steps
+        if work and blend:
+            mask, looked = where_they_look(model, source, target, samples, seed, blend_threshold)
+        if not work:
             why = f"strength {strength:g} samples no step" if changed else "both prompts say the same"
-            samples, text = latent["samples"], f"Notice: {why}, so the picture comes back as it is: change a word"
+            text = f"Notice: {why}, so the picture comes back as it is: change a word"
         elif method == DRAFT:
-            samples, mask, text = draft(model, conds, latent, sigmas, strength, seed, threshold)
+            samples, text = draft(model, conds, latent, sigmas, strength, seed, mask)
         else:
-            record.check_sigmas(sigmas[first:])
-            samples, mask, text = thorough(
-                model, conds, latent, sigmas[first:], cfg, seed, threshold, null_text=method == NULL_TEXT
-            )
+            samples, text = thorough(model, conds, latent, sigmas[first:], cfg, mask, null_text=method == NULL_TEXT)
+        if looked:
+            text += f", {looked} to find where the words look"
         if changed:
             text = f"{changed}: {text}"
         edit = comfy.decode(vae, samples)

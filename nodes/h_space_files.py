@@ -57,7 +57,7 @@ class LoadDirection(Box):
         return "" if name is None else files.state_of(lambda: files.find_named(name, *_WHERE))
 
     def run(self, name, model=None):
-        direction = Direction.load(files.find_named(name, *_WHERE))
+        direction = files.of_file(files.find_named(name, *_WHERE), Direction.from_tensors, "direction")
         if model is not None:
             h_space.check_belongs(direction, model)
         return text_result(f"Loaded {name}: {_describe(direction)}", direction)

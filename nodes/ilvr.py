@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..engine.comfy import sigmas_of, to_model_space, window
+from ..engine.comfy import fitted, sigmas_of, to_model_space, window
 from ..engine.guider import patch_denoised
 from ..engine.sampler import own_sampler, sample_latent
 from ..samplers.picture.ilvr import coarse_of, sample_ilvr
@@ -163,6 +163,7 @@ class ILVRSampler(EditBox):
 
     def run(self, model, positive, negative, reference, seed, cfg, steps, scheduler, factor, filter, stop, strip):
         check_picture(reference, "ILVR needs a reference picture")
+        reference = fitted(model, reference)
         settings = [(factor, stop), *words.settings(strip)]
         clean = to_model_space(model, reference)
         sigmas = sigmas_of(model, scheduler, steps)

@@ -13,6 +13,7 @@ from ..engine.noise import model_notes
 from ..engine.run import Run, sample_with
 from ..samplers.core import gaussian
 from ..samplers.inversion.record import Inversion
+from ..samplers.inversion.replay import first_step
 from ..samplers.inversion.table import BY_TITLE, PIVOTS
 from .base import (
     LATENT,
@@ -32,7 +33,7 @@ from .base import (
     optional,
 )
 from .masked import check_picture
-from .replay import cost_line, error_line, noise_line, reconstructed, replay
+from .replay import Inverting, cost_line, error_line, looked_at, noise_line, reconstructed, replay
 
 # inputs of Invert Image, Null-Text Optimise and the Null-Text Inverter
 PATCHED = MODEL("The diffusion model; LoRA loaders may stand before it.")
@@ -101,13 +102,18 @@ def invert(
     gamma: float | None = None,
     seed: int = 0,
     cache: bool = True,
+    depth: float = 1.0,
 ) -> tuple[Inversion, bool]:
     """(INVERSION of a LATENT, whether it came from the cache). conds: "positive", and "negative" where cfg is not 1.
+
+    depth: the share of the steps that are climbed, from the picture on; metadata "schedule_steps" tells them all.
 
     Fixed point and exact pair solve with `iterations`; the exact pair is BDIA with `gamma`, O-BELM for None; only
     edit-friendly uses the seed. ValueError before any work."""
     record.check_prompt(conds["positive"])
     sigmas = record.check_sigmas(sigmas)
+    whole = len(sigmas) - 1
+    sigmas = record.check_sigmas(sigmas[first_step(depth, whole) :])
     samples = check_invertible(model, conds, latent, sigmas, pivot, cfg)
     used = {"positive": conds["positive"], **({"negative": conds["negative"]} if cfg != 1 else {})}
     fields = record.conditioning_fields(used["positive"])
@@ -141,6 +147,7 @@ def invert(
         "gamma": gamma,
         "seconds": time.perf_counter() - began,
         "seed": seeded,
+        "schedule_steps": whole,
     }
     inversion = Inversion(
         sigmas=sigmas,
@@ -158,13 +165,13 @@ def invert(
     return inversion, False
 
 
-class InvertImage(Box):
-    ID, TITLE, CATEGORY = "NullText_InvertImage", "Invert Image", "NullText/inversion"
+class InvertImage(Inverting, Box):
+    ID, TITLE, CATEGORY = "NullText_InvertImage", "Invert Image (unsampler)", "NullText/inversion"
     SEARCH_ALIASES = ["unsampler", "ddim inversion", "noise inversion", "unsample", "rf inversion"]
     DESCRIPTION = (
         "Follows a picture back to the noise it could have come from, so that it can be sampled again with another "
-        "prompt. Works for eps, v-prediction and flow models. Cost: N calls for the pivot (more for fixed point) and "
-        "N for the reconstruction."
+        "prompt. Works for eps, v-prediction and flow models. Cost: N calls for the pivot (more for fixed point), and "
+        "N for the reconstruction where it, the report or a VAE is wired."
     )
     INPUTS = (
         PATCHED,
@@ -195,6 +202,13 @@ class InvertImage(Box):
                 "Of the exact pair. 0: O-BELM, second order. Above: BDIA with this gamma; 1 inverts stably, less "
                 "inverts with an error that grows as gamma to the power -N.",
             ),
+            Float(
+                "depth",
+                1.0,
+                "How much of the way to noise is climbed. Below 1 for what starts lower anyway: DiffEdit at depth 0.8 "
+                "needs no more than 0.8. Costs so much less.",
+                0.05,
+            ),
         ),
     )
     OUTPUTS = OUTPUTS
@@ -215,6 +229,8 @@ class InvertImage(Box):
         sigmas=None,
         vae=None,
         gamma=0.0,
+        depth=1.0,
+        unique_id=None,
     ):
         sigmas = sigmas_of(model, scheduler, steps) if sigmas is None else sigmas
         conds, options = (
@@ -222,15 +238,15 @@ class InvertImage(Box):
             {"iterations": iterations, "gamma": gamma or None},
         )
         inversion, found = invert(
-            model, conds, latent, sigmas, BY_TITLE[pivot], cfg=cfg, seed=seed, cache=use_cache, **options
+            model, conds, latent, sigmas, BY_TITLE[pivot], cfg=cfg, seed=seed, cache=use_cache, depth=depth, **options
         )
-        result = replay(model, inversion, positive, negative)
+        result = replay(model, inversion, positive, negative) if looked_at(unique_id, vae) else None
         how = f" (BDIA, gamma {gamma:g})" if pivot == "exact pair" and gamma else ""
         lines = [
             f"Inverted with {pivot}{how}, {inversion.steps} steps, {inversion.shape[0]} image(s), cfg {cfg:g}",
             error_line(inversion, result),
             cost_line(inversion, result, found),
-            noise_line(inversion),
+            *([noise_line(inversion)] if depth == 1 else []),
         ]
         if cfg != 1 and not inversion.kind.needs:
             lines.append("Note: a guided DDIM inversion drifts; use cfg 1 and null-text optimisation instead")

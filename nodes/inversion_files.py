@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ..engine import files, record
-from ..samplers.inversion.record import Inversion
 from .base import INVERSION, MODEL, Boolean, Box, Output, Text
 from .report import text_result
 
@@ -64,7 +63,7 @@ class LoadInversion(Box):
         return files.state_of(lambda: files.find_named(name))
 
     def run(self, name, model=None):
-        inversion = Inversion.load(files.find_named(name))
+        inversion = record.loaded(files.find_named(name))
         if model is not None:
             record.check_belongs(inversion, model)
         return text_result(f"Loaded {name}: {_describe(inversion)}", inversion, inversion.text)

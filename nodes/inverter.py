@@ -11,7 +11,7 @@ from .base import SIGMAS, Box, Choice, optional
 from .early import early
 from .inversion import COMPARED, ITERATIONS, OUTPUTS, PATCHED, PICTURE, PIVOT, SHOWS, USE_CACHE, WALK, invert
 from .null_text import CFG, CHECKPOINTING, EMPTY, FOR_ALL, INNER, PER_STEP, RATE, corrected, refuse_cfg_1
-from .replay import cost_line, error_line, noise_line, reconstructed, replay, untouched
+from .replay import Inverting, cost_line, error_line, looked_at, noise_line, reconstructed, replay, untouched
 
 NULL_TEXT, NEGATIVE_PROMPT, OVERWRITE, NONE, GLOBAL = (
     "null-text",
@@ -46,7 +46,7 @@ def check_cfg(correction: str, cfg: float) -> None:
         refuse_cfg_1()
 
 
-class NullTextInverter(Box):
+class NullTextInverter(Inverting, Box):
     ID, TITLE, CATEGORY = "NullText_Inverter", "Null-Text Inverter", "NullText/inversion"
     SEARCH_ALIASES = [
         "null text inversion",
@@ -58,7 +58,8 @@ class NullTextInverter(Box):
     DESCRIPTION = (
         "One box: inverts a picture and corrects the inversion for guided editing, by null-text optimisation, by the "
         "negative-prompt shortcut, or by direct overwrite. Cost with null-text: N + N x (inner steps + 2) forwards "
-        "and N x inner steps backwards at most; the others cost 2 N forwards."
+        "and N x inner steps backwards at most; the others cost N forwards, and N more where the reconstruction, the "
+        "report or a VAE is wired."
     )
     INPUTS = (
         PATCHED,
@@ -103,6 +104,7 @@ class NullTextInverter(Box):
         use_cache,
         sigmas=None,
         vae=None,
+        unique_id=None,
         **widgets,
     ):
         sigmas = sigmas_of(model, scheduler, steps) if sigmas is None else sigmas
@@ -111,13 +113,16 @@ class NullTextInverter(Box):
         inversion, found = invert(model, conds, latent, sigmas, BY_TITLE[pivot], iterations=iterations, cache=use_cache)
         if correction in (NULL_TEXT, GLOBAL):
             widgets |= {"use_cache": use_cache, "embeddings": PER_STEP if correction == NULL_TEXT else FOR_ALL}
-            return corrected(model, inversion, negative, cfg, positive, vae, **widgets)
+            look = looked_at(unique_id, vae)
+            return corrected(model, inversion, negative, cfg, positive, vae, look=look, **widgets)
         if correction == NEGATIVE_PROMPT:
             inversion = as_negative_prompt(inversion, cfg)
         else:
             inversion = uncorrected(inversion, cfg, "none" if correction == NONE else "overwrite")
         overwritten = correction == OVERWRITE  # its source branch is the stored path
-        result = untouched(inversion) if overwritten else replay(model, inversion, positive, negative)
+        result = untouched(inversion) if overwritten else None
+        if not overwritten and looked_at(unique_id, vae):
+            result = replay(model, inversion, positive, negative)
         lines = [
             f"Inverted with {pivot}, correction {correction}, {inversion.steps} steps, "
             f"{inversion.shape[0]} image(s), cfg {cfg:g}",

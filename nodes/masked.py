@@ -29,11 +29,15 @@ def check_pair(original: Tensor, edited: Tensor) -> None:
 class MaskedEdit:
     """A latent [B, C, ...] with the cells that may change.
 
-    grid: the mask [B or 1, 1, h, w] on the latent's grid, 0 = keep; None where everything may change."""
+    grid: the mask [B or 1, 1, ..., h, w] on the latent's grid, one for all frames, 0 = keep; None where everything may
+    change."""
 
     def __init__(self, samples: Tensor, mask: Tensor | None, grow: int = 0):
         self.samples = samples
-        self.grid = None if mask is None else to_grid(mask, samples.shape[-2:], grow, len(samples))
+        self.grid = None
+        if mask is not None:
+            grid = to_grid(mask, samples.shape[-2:], grow, len(samples))
+            self.grid = grid.reshape(len(grid), 1, *(1,) * (samples.ndim - 4), *grid.shape[-2:])
 
     @property
     def empty(self) -> bool:

@@ -16,7 +16,7 @@ from ..samplers.inversion.record import Inversion
 from .base import INVERSION, NEGATIVE, POSITIVE, Boolean, Box, Choice, Float, Int, optional
 from .early import early
 from .inversion import COMPARED, OUTPUTS, PATCHED, USE_CACHE
-from .replay import Result, error_line, reconstructed, replay
+from .replay import Inverting, Result, error_line, looked_at, reconstructed, replay
 
 EMPTY = NEGATIVE("The empty prompt, from which the null embedding starts.")
 CFG = Float(
@@ -216,15 +216,17 @@ def corrected(
     use_cache,
     rate=0.0,
     embeddings=PER_STEP,
+    look=True,
 ):
-    """What a node returns that optimises null embeddings; the keywords are its widgets."""
+    """What a node returns that optimises null embeddings; the keywords are its widgets. look: whether somebody sees the
+    reconstruction, which an inversion from the cache must be walked back for."""
     one_for_all = embeddings == FOR_ALL
     options = {"inner": inner_steps, "tolerance": tolerance, "rate": rate, "checkpoint": checkpointing}
     out, result = optimise(
         model, inversion, positive, negative, cfg, one_for_all=one_for_all, cache=use_cache, **options
     )
     found = result is None
-    if found:
+    if found and look:
         result = replay(model, out, record.source_conditioning(out) if positive is None else positive, negative)
     meta, name = out.metadata, "Global null-text" if one_for_all else "Null-text"
     lines = [
@@ -237,7 +239,7 @@ def corrected(
     return reconstructed(lines, out, result, vae)
 
 
-class NullTextOptimise(Box):
+class NullTextOptimise(Inverting, Box):
     ID, TITLE, CATEGORY = "NullText_Optimise", "Null-Text Optimise", "NullText/inversion"
     SEARCH_ALIASES = ["null text inversion", "NTI", "real image editing", "optimise uncond"]
     DESCRIPTION = (
@@ -272,8 +274,9 @@ class NullTextOptimise(Box):
     def VALIDATE_INPUTS(cls, cfg=None):
         return early(cls, check_cfg, cfg=cfg)
 
-    def run(self, model, inversion, negative, cfg, positive=None, vae=None, **widgets):
-        return corrected(model, inversion, negative, cfg, positive, vae, **widgets)
+    def run(self, model, inversion, negative, cfg, positive=None, vae=None, unique_id=None, **widgets):
+        look = looked_at(unique_id, vae)
+        return corrected(model, inversion, negative, cfg, positive, vae, look=look, **widgets)
 
 
 NODES = (NullTextOptimise,)

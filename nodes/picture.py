@@ -6,6 +6,7 @@ import hashlib
 
 from ..engine import samples
 from .base import Box, Choice, Int, Output
+from .early import early
 from .report import text_result
 
 FIRST = "demo_scene.png" + samples.MARK
@@ -35,12 +36,8 @@ class LoadPicture(Box):
     )
 
     @classmethod
-    def VALIDATE_INPUTS(cls, image):
-        try:
-            samples.picture_path(image)
-        except ValueError as error:
-            return str(error)
-        return True
+    def VALIDATE_INPUTS(cls, image=None):
+        return early(cls, lambda image: samples.picture_path(image), image=image)
 
     @classmethod
     def IS_CHANGED(cls, image=None, **_):

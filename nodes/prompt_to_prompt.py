@@ -10,10 +10,10 @@ from ..engine.attention import prompts_of
 from ..engine.comfy import sigmas_of
 from ..engine.pair_guider import prompt_to_prompt_guider, run_guider, source_of
 from ..samplers.attention.alignment import normal_word
-from ..samplers.attention.maps import LayerChoice
+from ..samplers.attention.maps import LayerChoice, MaskBlend
 from ..samplers.attention.plan import WEIGHTS_ACT, plan
 from ..samplers.inversion.replay import cfg_of
-from ..samplers.masks import to_pixels
+from ..samplers.masks import to_grid, to_pixels
 from .attention import LAYERS
 from .base import (
     CELL,
@@ -32,6 +32,7 @@ from .base import (
     Float,
     Output,
     Text,
+    advanced,
     optional,
 )
 from .early import early
@@ -66,11 +67,13 @@ _SOURCES = optional(
     POSITIVE("A third edit of the same source, in the same run.", name="edited_3"),
 )
 _EDIT = (
-    Choice(
-        "edit",
-        ["auto", "replace", "refine"],
-        "How the prompts are matched. replace: word by word, for as many words; refine: what both say is kept, new "
-        "words are free. auto: replace where the word counts are equal, else refine.",
+    *advanced(
+        Choice(
+            "edit",
+            ["auto", "replace", "refine"],
+            "How the prompts are matched. replace: word by word, for as many words; refine: what both say is kept, new "
+            "words are free. auto: replace where the word counts are equal, else refine.",
+        )
     ),
     Float(
         "cross_steps",
@@ -82,40 +85,46 @@ _EDIT = (
         0.4,
         "Self-attention follows the source for this fraction of the steps: layout and shapes. 0 for changes of shape.",
     ),
-    Choice(
-        "self_attention",
-        ["replace", "mutual (MasaCtrl)"],
-        "replace: the source's self-attention until self_steps. mutual: from 8 % of the steps on, the later layers "
-        "attend to the source's contents instead, for changes of pose; self_steps is not read.",
-    ),
-    Text(
-        "word_windows",
-        "",
-        "Windows of single words of the edited prompt in place of cross_steps, as fractions of the steps: cat: 0.4, "
-        "red: 0.2-0.8 .",
-    ),
-    Text("weights", "", "Words of the edited prompt that count more or less: red: 2, car: 0.5 (negative allowed)."),
-    Choice(
-        "weights_act",
-        WEIGHTS_ACT,
-        "in the cross window: as in the authors' code, a weight multiplies the source's attention while the word's "
-        "cross-attention follows it. at every step: it multiplies the attention that the word has, to the end.",
+    *advanced(
+        Choice(
+            "self_attention",
+            ["replace", "mutual (MasaCtrl)"],
+            "replace: the source's self-attention until self_steps. mutual: from 8 % of the steps on, the later layers "
+            "attend to the source's contents instead, for changes of pose; self_steps is not read.",
+        ),
+        Text(
+            "word_windows",
+            "",
+            "Windows of single words of the edited prompt in place of cross_steps, as fractions of the steps: "
+            "cat: 0.4, red: 0.2-0.8 .",
+        ),
+        Text("weights", "", "Words of the edited prompt that count more or less: red: 2, car: 0.5 (negative allowed)."),
+        Choice(
+            "weights_act",
+            WEIGHTS_ACT,
+            "in the cross window: as in the authors' code, a weight multiplies the source's attention while the word's "
+            "cross-attention follows it. at every step: it multiplies the attention that the word has, to the end.",
+        ),
     ),
     Text(
         "blend_words",
         "",
         "Local blend: only the regions that these words of either prompt attend to may change (with commas; several "
-        "words in a row count as one). Empty: no blend. Exact with the euler sampler; with others it acts on the "
-        "denoised prediction.",
+        "words in a row count as one). auto: the words that differ, with what they describe. Empty: no blend. Exact "
+        "with the euler sampler; with others it acts on the denoised prediction.",
     ),
-    Text(
-        "keep_words",
-        "",
-        "Words whose regions may not change (written as blend_words); without blend_words everything else may.",
+    *advanced(
+        Text(
+            "keep_words",
+            "",
+            "Words whose regions may not change (written as blend_words); without blend_words everything else may.",
+        ),
+        Float(
+            "blend_threshold", 0.3, "The fraction of a word's largest attention above which a place is in its region."
+        ),
+        Float("blend_start", 0.2, "The blend begins at this fraction of the steps."),
+        LAYERS(name="blend_layers"),
     ),
-    Float("blend_threshold", 0.3, "The fraction of a word's largest attention above which a place is in its region."),
-    Float("blend_start", 0.2, "The blend begins at this fraction of the steps."),
-    LAYERS(name="blend_layers"),
 )
 
 
@@ -146,10 +155,11 @@ def prepare(
     edited_2=None,
     edited_3=None,
     keep_source=False,
+    mask=None,
     **widgets,
 ):
     """The guider, its blend (or None), the sentences for the report, and the cfg in force. title: of the node;
-    widgets: those of `_EDIT`, as they are written."""
+    mask: a MASK [B or 1, H, W] in place of the words' own regions; widgets: those of `_EDIT`, as written."""
     if inversion is not None:
         record.check_belongs(inversion, model)
     cfg = cfg_of(inversion, cfg)
@@ -161,6 +171,9 @@ def prepare(
     prompts = [prompts_of(c, title)[0] for c in (source, *edits)]
     check_texts(**{name: widgets.get(name, "") for name in _TEXTS})
     controllers, blend, notes = plan(prompts[0], prompts[1:], **edit_plan(widgets))
+    if mask is not None:
+        blend = MaskBlend((to_grid(mask, inversion.shape[-2:])[:, 0] > 0).float())
+        controllers.append(blend)
     guider = prompt_to_prompt_guider(
         model, source, edits, negative, cfg, controllers, inversion=inversion, keep_source=keep_source
     )
@@ -214,7 +227,7 @@ class PromptToPromptGuider(Box):
 
 
 class PromptToPrompt(EditBox):
-    ID, TITLE, CATEGORY = "NullText_PromptToPrompt", "Prompt-to-Prompt", "NullText/attention"
+    ID, TITLE, CATEGORY = "NullText_PromptToPrompt", "Prompt-to-Prompt (prompt2prompt)", "NullText/attention"
     SEARCH_ALIASES = ALIASES
     DESCRIPTION = (
         "Edits a picture by changing words of its prompt; everything else is kept through attention (arXiv "
@@ -226,7 +239,7 @@ class PromptToPrompt(EditBox):
         *_ENDS,
         SEED,
         STEPS("Steps N from noise; an inversion brings its own. Cost: N x 4 network rows, from an inversion N x 3."),
-        SCHEDULER("How the steps are spaced; an inversion brings its own."),
+        *advanced(SCHEDULER("How the steps are spaced; an inversion brings its own.")),
         *_EDIT,
         LATENT("An empty latent that sets size and count. Not needed with an inversion.").optional(),
         *_SOURCES,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 
-from ..engine.comfy import process_of, sigma_range, sigmas_of, to_model_space
+from ..engine.comfy import check_interrupt, fitted, process_of, sigma_range, sigmas_of, to_model_space
 from ..engine.sampler import own_sampler, sample_latent
 from ..samplers.core import VE
 from ..samplers.masks import composite, to_grid
@@ -61,8 +61,8 @@ _NUMBERS = (
     Choice(
         "noise",
         [POSTERIOR, RENEWED],
-        f"{_CUSTOM} Posterior: the paper's ancestral steps. Renewed, for few levels: above the range each step draws "
-        "all of its noise anew, below it none.",
+        f"{_CUSTOM} Posterior: the paper's ancestral steps. Renewed: choose it where there are few levels. Above "
+        "`high` each step draws all of its noise anew, below `low` none.",
     ),
     Choice(
         "mode",
@@ -130,7 +130,7 @@ def nothing_hard(mask) -> bool:
 
 
 class RePaint(Box):
-    ID, TITLE, CATEGORY = "NullText_RePaint", "RePaint (sampler)", "NullText/inpaint"
+    ID, TITLE, CATEGORY = "NullText_RePaint", "RePaint as SAMPLER", "NullText/inpaint"
     SEARCH_ALIASES = ["repaint", "inpaint", "resampling", "time travel", "harmonize fill"]
     DESCRIPTION = (
         "RePaint (arXiv 2201.09865) as a SAMPLER for SamplerCustom and SamplerCustomAdvanced: fills the latent's "
@@ -163,7 +163,7 @@ class RePaint(Box):
 
 
 class RePaintSampler(EditBox):
-    ID, TITLE, CATEGORY = "NullText_RePaintSampler", "RePaint Sampler", "NullText/inpaint"
+    ID, TITLE, CATEGORY = "NullText_RePaintSampler", "RePaint Inpaint", "NullText/inpaint"
     SEARCH_ALIASES = ["repaint", "inpaint", "outpaint", "fill", "remove object"]
     DESCRIPTION = (
         "Fills a mask so that it agrees with the rest, with any model (RePaint, arXiv 2201.09865): the paper's "
@@ -195,6 +195,7 @@ class RePaintSampler(EditBox):
 
     def run(self, model, positive, negative, latent, mask, seed, cfg, mode, particles, grow, **schedule):
         check_picture(latent, "RePaint needs a picture around the mask")
+        latent = fitted(model, latent)
         edit = MaskedEdit(latent["samples"], mask, grow)
         if edit.empty or (mode == EXACT and nothing_hard(edit.grid)):
             return text_result(unchanged("the mask is empty" if edit.empty else SOFT), latent)
@@ -203,7 +204,7 @@ class RePaintSampler(EditBox):
         sigmas = plan.sigmas(*sigma_range(model), process, scale)
         sigmas = sigmas_of(model, "normal", plan.levels) if sigmas is None else sigmas.float()
         text = f"{cost(plan, mode, particles, sigmas, process, scale)}.{edit.notice()}"
-        logging.getLogger("nulltext").info("RePaint Sampler: %s", text)
+        logging.getLogger("nulltext").info("RePaint: %s", text)
         sampler = make_sampler(plan, mode, particles, scale, log_cost=False)
         out = sample_latent(model, positive, negative, cfg, sampler, sigmas, latent, seed, edit.grid)
         out["samples"] = edit.put_back(out["samples"], below=0.5 if mode == EXACT else None)
@@ -230,7 +231,9 @@ class PixelComposite(Box):
 
     def run(self, original, edited, mask, feather):
         check_pair(original, edited)
-        soft = feathered(to_grid(mask, original.shape[1:3], batch=len(edited), of="edit")[:, 0], feather)
+        soft = feathered(
+            to_grid(mask, original.shape[1:3], batch=len(edited), of="edit")[:, 0], feather, check_interrupt
+        )
         out = composite(original.expand_as(edited), edited, soft)
         if not bool((soft > 0).any()):
             return text_result(unchanged("the mask is empty", "original"), out, soft)

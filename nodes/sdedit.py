@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..engine.comfy import time_to_sigma
+from ..engine.comfy import fitted, time_to_sigma
 from ..engine.sampler import own_sampler, sample_latent
 from ..samplers.ode import sample_ancestral
 from ..samplers.picture.repaint import sample_repaint
@@ -36,8 +36,8 @@ class SDEdit(EditBox):
         Float(
             "t0",
             0.5,
-            "How much noise is added, as a fraction of the diffusion's time. Up to 0.2: almost untouched; 0.4: "
-            "details redrawn; 0.6: layout and main colours kept (scribbles); 0.8: rough layout; 1: hardly anything.",
+            "How much noise is added, as a fraction of the diffusion's time: little keeps the picture, much draws a "
+            "new one. The paper recommends 0.3 to 0.6; more_levels shows several at once.",
         ),
         Int("steps", 30, "Steps between t0 and 0, one network call each, whatever t0 is."),
         Choice("noise", [STOCHASTIC, DETERMINISTIC], "Stochastic adds fresh noise at every step, as the paper does."),
@@ -55,6 +55,7 @@ class SDEdit(EditBox):
 
     def run(self, model, positive, negative, latent, seed, cfg, t0, steps, noise, more_levels, mask=None):
         check_picture(latent, "SDEdit starts from a picture", "encode an image or a scribble")
+        latent = fitted(model, latent)
         edit = MaskedEdit(latent["samples"], latent.get("noise_mask") if mask is None else mask)
         eta = 1.0 if noise == STOCHASTIC else 0.0
         if edit.grid is None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from ..engine import terms
-from ..engine.comfy import is_empty, process_of, to_model_space
+from ..engine.comfy import as_image, is_empty, process_of, to_model_space
 from ..engine.image_text import ClipPair, modules_of, patchers_of
+from ..engine.samples import at_most
 from ..samplers.guidance.semantic import Semantics
 from .base import IMAGE, MODEL, SEED, VAE, Box, Float, Output, Text, optional
 from .clip_guidance import check_words, noisy_encoder
@@ -78,6 +79,7 @@ class SemanticGuidance(Box):
         vae=None,
         **acts,
     ):
+        reference = None if reference is None else at_most(reference[:1])
         mode, texts, acts = MODES[gradient_mode], targets(text)[0], strength(model, **acts)
         wanted = ", ".join(texts)
         if text_weight and not texts:
@@ -114,7 +116,7 @@ class SemanticGuidance(Box):
             if vae is None:
                 raise ValueError("The reference picture must be encoded: wire the VAE that belongs to the model.")
             latent = {"samples": vae.encode(reference[:1, ..., :3])}
-            start = None if is_empty(latent) else to_model_space(model, latent)
+            start = None if is_empty(latent) else as_image(to_model_space(model, latent))
         return (
             goal.of_noisy(
                 lambda x, sigma: image_text.embed_noisy(x, sigma, process),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..engine import terms
-from ..engine.comfy import latent_out
+from ..engine.comfy import decode, latent_out
 from ..samplers.measure.charts import captioned_grid, line_chart, stacked
 from .base import LATENT, MODEL, VAE, Box, Int, Output
 from .report import text_result
@@ -55,7 +55,7 @@ class GuidanceTrace(Box):
             )
         count = min(pictures, len(steps))
         index = sorted({round(i * (len(steps) - 1) / max(count - 1, 1)) for i in range(count)})
-        images = [vae.decode(latent_out(model, steps[i]["denoised"][b : b + 1].float()))[:1] for i in index]
+        images = [decode(vae, latent_out(model, steps[i]["denoised"][b : b + 1].float()))[:1] for i in index]
         strip = captioned_grid(
             torch.cat([i.cpu() for i in images]), [f"{i + 1}: s {steps[i]['sigma']:.3g}" for i in index], len(index)
         )

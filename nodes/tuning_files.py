@@ -70,6 +70,7 @@ class LoadLora(Box):
         lora = weights.load(comfy.found_model("loras", file))
         if same_model:
             weights.check_base(lora.metadata, model)
+        weights.check_fits(model, lora)
         patched, text = weights.applied(model, clip, lora, strength)
         return text_result(f"Loaded {file}: {_describe(lora)}.", patched, text, lora)
 

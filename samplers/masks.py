@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
 def dilate(mask: Tensor, cells: int) -> Tensor:
-    """Grow the mask [B, 1, H, W] by `cells` in every direction (a square of 2 cells + 1)."""
-    return mask if cells <= 0 else F.max_pool2d(mask, 2 * cells + 1, stride=1, padding=cells)
+    """Grow the mask [..., H, W] by `cells` in every direction (a square of 2 cells + 1)."""
+    if cells <= 0:
+        return mask
+    flat = mask.reshape(-1, 1, *mask.shape[-2:])
+    wide = F.max_pool2d(flat, (1, 2 * cells + 1), stride=1, padding=(0, cells))  # a square is a row of columns
+    return F.max_pool2d(wide, (2 * cells + 1, 1), stride=1, padding=(cells, 0)).reshape(mask.shape)
 
 
 def to_grid(mask: Tensor, size: tuple[int, int], grow: int = 0, batch: int | None = None, of: str = "latent") -> Tensor:
@@ -34,20 +40,24 @@ def to_pixels(mask: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(mask[:, None].float(), size, mode="nearest")[:, 0]
 
 
-def feather(mask: Tensor, pixels: int) -> Tensor:
-    """MASK [B, H, W] with an edge that falls to 0 over `pixels` outside of it; 1 stays 1 inside, 0 stays 0 beyond."""
+def feather(mask: Tensor, pixels: int, tick: Callable[[], None] | None = None) -> Tensor:
+    """MASK [B, H, W] with an edge that falls to 0 over `pixels` outside of it; 1 stays 1 inside, 0 stays 0 beyond.
+
+    tick: called for each pixel; may raise to stop."""
     if pixels <= 0:
         return mask
     edge, out = mask[:, None].float(), mask[:, None].float()
     for k in range(1, pixels + 1):  # Chebyshev distance, one pixel a time
-        edge = F.max_pool2d(edge, 3, stride=1, padding=1)
+        if tick:
+            tick()
+        edge = dilate(edge, 1)
         out = torch.maximum(out, edge * (1 - k / (pixels + 1)))
     return out[:, 0]
 
 
 def put_back(source: Tensor, edited: Tensor, known: Tensor) -> Tensor:
-    """The ending of a masked edit: edited [B, C, ..., h, w], and where `known` [B or 1, 1, h, w] is true the source to
-    the bit; in the source's dtype and on its device."""
+    """The ending of a masked edit: edited [B, C, ..., h, w], and where `known` [B or 1, 1, ..., h, w] is true the
+    source to the bit; in the source's dtype and on its device."""
     known = known.to(source.device).reshape(len(known), 1, *(1,) * (source.ndim - 4), *known.shape[-2:])
     return torch.where(known, source, edited.to(source))
 

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SERVER = ("tests/server", "tests/browser")
+SERVER = ("tests/server", "tests/browser", "tests/hostile")
 NO_TESTS = 5  # pytest's exit status where nothing was selected
 
 

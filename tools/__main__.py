@@ -26,7 +26,11 @@ def main(arguments: list[str]) -> None:
     known = {
         path.stem: name for name in ("tools", "demo") for path in (ROOT / name).glob("*.py") if path.stem[0] != "_"
     }
-    known |= {path.parent.name: "benchmarks" for path in (ROOT / "benchmarks").glob("*/__main__.py")}
+    benches = {path.parent.name: "benchmarks" for path in (ROOT / "benchmarks").glob("*/__main__.py")}
+    if arguments[:1] == ["bench"] and len(arguments) > 1:  # a bench goes before a room of the same name
+        arguments, known = arguments[1:], benches
+    else:
+        known = {**benches, **known, "batch": ""}
     if not arguments or arguments[0] not in known:
         sys.exit(f"usage: python tools NAME [arguments]; NAME is one of: {', '.join(sorted(known))}")
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() not in (ROOT, ROOT / "tools")]
@@ -35,7 +39,9 @@ def main(arguments: list[str]) -> None:
     folder = known[arguments[0]]
     benchmark = folder == "benchmarks"
     with importlib.import_module("nulltext.demo.turn").compute() if benchmark else contextlib.nullcontext():
-        runpy.run_module(f"nulltext.{folder}.{arguments[0]}", run_name="__main__", alter_sys=True)
+        runpy.run_module(
+            ".".join(filter(None, ("nulltext", folder, arguments[0]))), run_name="__main__", alter_sys=True
+        )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 // The page's side of ComfyUI-NullText: what each node shows under its widgets.
-import { clearPreview, onOurNodes, onResult, values, watch } from "./js/adapter.js";
+import { ADVISED, adviceFor } from "./js/advice.js";
+import { clearPreview, onOurNodes, onResult, openNamed, samplerOf, values, watch } from "./js/adapter.js";
 import { CHIPS, addChips } from "./js/chips.js";
 import { COSTED, costOf } from "./js/cost.js";
 import { make, panelOf } from "./js/panel.js";
@@ -8,6 +9,7 @@ import { showCompare, showHeat } from "./js/pictures.js";
 import { SWAPS, addSwap } from "./js/swap.js";
 import { TIMELINES, addTimeline } from "./js/timeline.js";
 
+openNamed();
 onOurNodes((node, type) => {
     const section = panelOf(node);
     if (type === "NullText_LoadPicture") addPicker(node, section("picker"));
@@ -20,11 +22,17 @@ onOurNodes((node, type) => {
         const cost = () => costOf(type, values(node)) ?? "";
         watch(node, cost, () => { line.textContent = cost() && `Cost: ${cost()}`; });
     }
+    if (ADVISED.includes(type)) {
+        const line = make("div", { class: "nulltext-advice", role: "status" });
+        section("advice").append(line);
+        const said = () => node.graph ? adviceFor(type, { ...values(node), sampler: samplerOf(node) }) : "";
+        watch(node, said, () => { line.textContent = said(); });
+    }
     onResult(node, (output) => {
         if (output.nulltext_heat?.length) showHeat(section("picture"), output.nulltext_heat[0]);
         if (output.a_images?.length && output.b_images?.length) {
             clearPreview(node);
-            setTimeout(() => clearPreview(node), 300);  // the last preview may come after the result
+            setTimeout(() => clearPreview(node), 800);  // the last preview may come after the result
             showCompare(section("picture"), output.a_images, output.b_images, output.nulltext_said ?? [],
                 String(output.nulltext_what ?? "edit"));
         }

@@ -6,7 +6,9 @@ Words and tokens come as the Prompt node writes them, one dict per prompt:
 
 A column is the place of a token in the embedding: 77-token chunks one after the other, each with its begin token, so
 that a prompt beyond 75 tokens goes on in the next chunk. Emphasis "(word:1.2)" scales embeddings, it is no part of
-the words.
+the words. Where several text encoders stand behind each other in the embedding (SD3: CLIP's 77 tokens, then T5's), the
+dict says so by "sections": [[columns, chunks], ...]; a word then has tokens in each, and every rule below holds
+section by section.
 
 * `replace_map`: equal word counts; word i of the target looks where word i of the source looked. p tokens to q tokens:
   one to one where p = q, else every target token gets 1/q of the summed source columns.
@@ -113,33 +115,44 @@ def in_some_prompt(prompts: list[dict], words: list[str]) -> list[list[list[int]
     return found
 
 
+def _sections(prompt: dict) -> list[list[range]]:
+    """The columns of each chunk of each text encoder."""
+    found, start = [], 0
+    for columns, chunks in prompt.get("sections") or [(len(prompt["ids"]), prompt["chunks"])]:
+        length = columns // chunks
+        found.append([range(start + c * length, start + (c + 1) * length) for c in range(chunks)])
+        start += columns
+    return found
+
+
+def _content(prompt: dict, chunk: range) -> list[int]:
+    ids, last = prompt["ids"], chunk.stop
+    while last > chunk.start + 1 and ids[last - 1] == ids[chunk.stop - 1]:
+        last -= 1
+    # a begin token is no part of a word; T5 has none
+    first = 0 if any(chunk.start in word["tokens"] for word in prompt["words"]) else 1
+    return list(range(chunk.start + first, last))
+
+
 def content_columns(prompt: dict) -> list[int]:
     """Columns between a chunk's begin token and its padding, in order: words and the punctuation between them.
 
     Padding is the run of equal ids at a chunk's end; CLIP-L pads with its end token."""
-    length, columns = len(prompt["ids"]) // prompt["chunks"], []
-    for c in range(prompt["chunks"]):
-        ids = prompt["ids"][c * length : (c + 1) * length]
-        end = length
-        while end > 1 and ids[end - 1] == ids[-1]:
-            end -= 1
-        columns += range(c * length + 1, c * length + end)
-    return columns
+    return [t for chunks in _sections(prompt) for chunk in chunks for t in _content(prompt, chunk)]
 
 
 def _special_columns(source: dict, target: dict) -> list[int]:
     """A column map with begin, end and padding tokens in place and -1 at everything between."""
-    frames = []
-    for prompt in (source, target):
-        length, content = len(prompt["ids"]) // prompt["chunks"], set(content_columns(prompt))
-        frames.append(
-            [[t for t in range(c * length, (c + 1) * length) if t not in content] for c in range(prompt["chunks"])]
-        )
     columns = [-1] * len(target["ids"])
-    for c, special in enumerate(frames[1]):
-        of = frames[0][min(c, source["chunks"] - 1)]
-        for k, column in enumerate(special):
-            columns[column] = of[min(k, len(of) - 1)]
+    for theirs, mine in zip(_sections(source), _sections(target)):
+        frames = []
+        for prompt, chunks in ((source, theirs), (target, mine)):
+            frames.append([[t for t in chunk if t not in _content(prompt, chunk)] for chunk in chunks])
+        for c, special in enumerate(frames[1]):
+            of = frames[0][min(c, len(theirs) - 1)]
+            for k, column in enumerate(special):
+                if of:
+                    columns[column] = of[min(k, len(of) - 1)]
     return columns
 
 
@@ -151,12 +164,15 @@ def replace_map(source: dict, target: dict) -> TokenMap:
         raise ValueError(f"Replace needs prompts of as many words; got {len(words_s)} and {len(words_t)}.")
     columns = list(refine_map(source, target).columns)
     spread = []
+    reaches = [[range(part[0].start, part[-1].stop) for part in _sections(prompt)] for prompt in (source, target)]
     for word_s, word_t in zip(words_s, words_t, strict=True):
-        of, to = word_s["tokens"], word_t["tokens"]
-        for k, column in enumerate(to):
-            columns[column] = of[k] if len(of) == len(to) else -1
-        if len(of) != len(to):
-            spread.append((tuple(to), tuple(of)))
+        for reach_s, reach_t in zip(*reaches):
+            of = [t for t in word_s["tokens"] if t in reach_s]
+            to = [t for t in word_t["tokens"] if t in reach_t]
+            for k, column in enumerate(to):
+                columns[column] = of[k] if len(of) == len(to) else -1
+            if len(of) != len(to) and of and to:
+                spread.append((tuple(to), tuple(of)))
     return TokenMap(tuple(columns), tuple(spread))
 
 
@@ -181,11 +197,13 @@ def align(a: Sequence[int], b: Sequence[int]) -> list[int]:
 
 def refine_map(source: dict, target: dict) -> TokenMap:
     """Token by token, for prompts of any lengths: what both say stays where the source had it."""
-    content_s, content_t = content_columns(source), content_columns(target)
     columns = _special_columns(source, target)
-    places = align([source["ids"][t] for t in content_s], [target["ids"][t] for t in content_t])
-    for column, place in zip(content_t, places, strict=True):
-        columns[column] = content_s[place] if place >= 0 else -1
+    for theirs, mine in zip(_sections(source), _sections(target)):
+        content_s = [t for chunk in theirs for t in _content(source, chunk)]
+        content_t = [t for chunk in mine for t in _content(target, chunk)]
+        places = align([source["ids"][t] for t in content_s], [target["ids"][t] for t in content_t])
+        for column, place in zip(content_t, places, strict=True):
+            columns[column] = content_s[place] if place >= 0 else -1
     return TokenMap(tuple(columns))
 
 

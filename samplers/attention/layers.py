@@ -32,7 +32,7 @@ PROBABILITY_BUDGET = 2**24
 class Layer:
     """One attention layer in one network call."""
 
-    block: str  # "input", "middle" or "output"
+    block: str  # "input", "middle" or "output"; "double" or "single" in a transformer
     number: int  # the block's id
     depth: int  # place inside the block's transformer
     index: int  # place among the network's attention layers of this kind
@@ -44,6 +44,8 @@ class Layer:
     moment: Moment
     #: factors by which the network's cross-attention grids are smaller than the latent
     scales: tuple[int, ...] = (1,)
+    #: text tokens in front of the picture's among the keys, in joint attention (joint.py); 0: keys of one kind
+    text: int = 0
 
     @property
     def tokens(self) -> int:
@@ -112,7 +114,8 @@ def _at(rows: Sequence[int]) -> slice | list[int]:
     return list(rows)
 
 
-def _take(qkv: QKV, rows: Sequence[int]) -> QKV:
+def rows_of(qkv: QKV, rows: Sequence[int]) -> QKV:
+    """Some rows of a call."""
     at = _at(rows)
     return QKV(*(t[at] for t in qkv))
 
@@ -129,7 +132,7 @@ class _Stack:
         self.place, self.groups = {}, []
         for length in dict.fromkeys(lengths.values()):
             rows = [row for row, own in lengths.items() if own == length]
-            part = _take(qkv, rows)
+            part = rows_of(qkv, rows)
             q, k, v = (_heads(t, heads).to(self.dtype) for t in (part.q, part.k[:, :length], part.v[:, :length]))
             self.place |= {row: (len(self.groups), i) for i, row in enumerate(rows)}
             self.groups.append((rows, q * q.shape[-1] ** -0.5, k.transpose(-1, -2), v))
@@ -180,12 +183,34 @@ def attend(
     origin = source or qkv
     for controller, rows, ask in asked:
         if ask is Ask.EXCHANGE:
-            new = controller.exchange(_take(qkv, rows.target), _take(origin, rows.source), layer)
+            new = controller.exchange(rows_of(qkv, rows.target), rows_of(origin, rows.source), layer)
             index = torch.tensor(rows.target, device=qkv.q.device)
             qkv = QKV(*(old.index_copy(0, index, t) for old, t in zip(qkv, new, strict=True)))
     dear = [(controller, rows) for controller, rows, ask in asked if ask is Ask.PROBABILITIES]
     if not dear:
         return backend(qkv)
+
+    concerned = {row for _, rows in dear for row in (*rows.target, *(() if source else rows.source))}
+    rest = [row for row in range(qkv.q.shape[0]) if row not in concerned]
+    out = torch.empty_like(qkv.q[..., : qkv.v.shape[-1]])
+    if rest:
+        out[_at(rest)] = backend(rows_of(qkv, rest))
+    return with_probabilities(out, qkv, layer, dear, source)
+
+
+def with_probabilities(
+    out: Tensor, qkv: QKV, layer: Layer, dear: Sequence[tuple[Controller, Rows]], source: QKV | None
+) -> Tensor:
+    """`out` [rows, pixels, heads*dim], the rows that the jobs name (and sources of this call) written anew from
+    explicit probabilities. With `layer.text` the controllers see the text's columns of them and no others."""
+    origin = source or qkv
+    text, text_of_source = layer.text, layer.text + origin.k.shape[1] - qkv.k.shape[1]
+
+    def words(probabilities: Tensor, columns: int) -> Tensor:
+        return probabilities[..., :columns] if text else probabilities
+
+    def before(rows: Rows) -> Tensor | None:
+        return words(origin_stack.get(rows.source), text_of_source) if rows.source else None
 
     watching = [(controller, rows) for controller, rows in dear if type(controller).watch is not Controller.watch]
     own, outside = {}, {}
@@ -194,10 +219,6 @@ def attend(
         (own if source is None else outside).update(dict.fromkeys(rows.source, rows.source_length or origin.k.shape[1]))
     stack = _Stack(qkv, own, layer.heads)
     origin_stack = stack if source is None else _Stack(source, outside, layer.heads)
-    rest = [row for row in range(qkv.q.shape[0]) if row not in own]
-    out = torch.empty_like(qkv.q[..., : qkv.v.shape[-1]])
-    if rest:
-        out[_at(rest)] = backend(_take(qkv, rest))
     per_pixel = stack.floats_per_pixel + (origin_stack.floats_per_pixel if source is not None else 0)
     size = max(1, PROBABILITY_BUDGET // per_pixel)
     for start in range(0, qkv.q.shape[1], size):
@@ -206,11 +227,10 @@ def attend(
         if source is not None:
             origin_stack.fill(pixels)
         for controller, rows in dear:
-            before = origin_stack.get(rows.source) if rows.source else None
-            stack.put(rows.target, controller.edit(stack.get(rows.target), before, rows, layer))
+            whole = stack.get(rows.target)
+            edited = controller.edit(words(whole, text), before(rows), rows, layer)
+            stack.put(rows.target, torch.cat([edited, whole[..., text:]], -1) if text else edited)
         for controller, rows in watching:
-            controller.watch(
-                stack.get(rows.target), origin_stack.get(rows.source) if rows.source else None, rows, layer, pixels
-            )
+            controller.watch(words(stack.get(rows.target), text), before(rows), rows, layer, pixels)
         stack.write(out, pixels)
     return out

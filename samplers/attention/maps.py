@@ -12,7 +12,8 @@ which is linear and so the same in every noise family's coordinates.
 
 Departure: the authors fix the five 16x16 layers of SD1 at 512 pixels (a quarter of the latent), down and up. Here the
 grid is the network's coarsest with at least a quarter of the latent's side and at least 16 tokens, or else its finest,
-and of its layers the up blocks', whose maps are the sharper ones; "up, down" are the authors'.
+and of its layers the up blocks', whose maps are the sharper ones; "up, down" are the authors'. A transformer has one
+grid and no up blocks: all its layers are read.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from torch import Tensor
 from .layers import ALWAYS, Ask, Controller, Layer, Moment, StepWindow, Window
 
 PLACES = {"down": "input", "mid": "middle", "up": "output"}
+#: blocks of a transformer, which have no sides: every layer sees the picture on one grid
+JOINT = ("double", "single")
 
 
 def map_scale(latent: tuple[int, int], scales: Sequence[int]) -> int:
@@ -37,34 +40,46 @@ def map_scale(latent: tuple[int, int], scales: Sequence[int]) -> int:
 
 
 class LayerChoice:
-    """Which cross-attention layers maps come from: "auto" ("up"), "up", "down", "mid" (on the default grid; "mid" has
-    its own), "all", "output.3" (all of a block) or "output.3.1" (one of its depth); several of them together."""
+    """Which cross-attention layers maps come from: "auto" ("up", in a transformer "all"), "up", "down", "mid" (on the
+    default grid; "mid" has its own), "all", "output.3" (all of a block) or "output.3.1" (one of its depth), "double.3",
+    "single.3"; several of them together."""
 
     def __init__(self, *names: str):
-        self.names = ["up" if name == "auto" else name for name in map(str.lower, names or ("auto",))]
+        self.names = list(map(str.lower, names or ("auto",)))
         for name in self.names:
             block, *numbers = name.split(".")
-            named = block in PLACES.values() and 1 <= len(numbers) <= 2 and all(n.isdigit() for n in numbers)
-            if not named and name not in ("all", *PLACES):
+            known = block in (*PLACES.values(), *JOINT)
+            named = known and 1 <= len(numbers) <= 2 and all(n.isdigit() for n in numbers)
+            if not named and name not in ("auto", "all", *PLACES):
                 raise ValueError(
                     f'"{name}" names no layers: use auto, all, up, mid, down, or blocks such as "output.3".'
                 )
+
+    def names_block(self, block: str, number: int, depth: int) -> bool:
+        """Whether a transformer's block is among them."""
+        return any(name in ("auto", "all") or _named(name, block, number, depth) for name in self.names)
 
     def __contains__(self, layer: Layer) -> bool:
         scale = map_scale(layer.latent, layer.scales)
         on_grid = layer.grid == tuple(ceil(n / scale) for n in layer.latent)
         for name in self.names:
-            block = name.split(".")[0]
+            if name == "auto":
+                name = "all" if layer.block in JOINT else "up"
             if name in ("all", "mid"):
                 fits = name == "all" or layer.block == "middle"
             elif name in PLACES:
                 fits = on_grid and layer.block == PLACES[name]
             else:
-                numbers = [int(n) for n in name.split(".")[1:]]
-                fits = layer.block == block and [layer.number, layer.depth][: len(numbers)] == numbers
+                fits = _named(name, layer.block, layer.number, layer.depth)
             if fits and layer.cross:
                 return True
         return False
+
+
+def _named(name: str, block: str, number: int, depth: int) -> bool:
+    """Whether "output.3" or "output.3.1" names a block."""
+    of, *numbers = name.split(".")
+    return of == block and [number, depth][: len(numbers)] == [int(n) for n in numbers]
 
 
 class MapSum:
@@ -193,11 +208,31 @@ class LocalBlend(Controller):
         return moment in StepWindow(self.start, 2.0, points=0)
 
     def between_steps(self, x, x_source, moment, prompt, image):
-        if not self.starts(moment) or not self.target.sums:
-            return x
+        ready = self.starts(moment) and self.target.sums
+        return self.inside(x, x_source, prompt, image) if ready else x
+
+    def inside(self, x: Tensor, x_source: Tensor, prompt: Sequence[int], image: Sequence[int]) -> Tensor:
+        """x where each row's mask is 1, elsewhere the source."""
         masks = [self.mask(p, b, tuple(x.shape[-2:])) for p, b in zip(prompt, image, strict=True)]
         mask = torch.stack(masks).to(x).unsqueeze(1)
         return torch.where(mask > 0, x, x_source)  # to the bit, where x_src + mask (x_tgt - x_src) would round
+
+
+class MaskBlend(LocalBlend):
+    """The local blend inside masks known beforehand: `masks` [B or 1, h, w] of 0 and 1, on the latent's grid."""
+
+    def __init__(self, masks: Tensor, start: float = 0.0):
+        super().__init__([], [], start=start)
+        self.masks = masks
+
+    def asks(self, layer):
+        return Ask.NOTHING
+
+    def mask(self, prompt, image, size):
+        return self.masks[image % len(self.masks)]
+
+    def between_steps(self, x, x_source, moment, prompt, image):
+        return self.inside(x, x_source, prompt, image) if self.starts(moment) else x
 
 
 def _pair(prompt: int, image: int) -> int:

@@ -95,6 +95,8 @@ def fit_mask(mask: Tensor, image: Tensor) -> Tensor:
     mask = mask.to(image)
     mask = mask[None] if mask.ndim == 2 else mask
     mask = mask[:, None] if mask.ndim == 3 else mask
+    if len(mask) not in (1, len(image)):
+        raise ValueError(f"There are {len(mask)} masks for {len(image)} pictures: give one, or one for each.")
     if mask.shape[-2:] != image.shape[-2:]:
         mask = torch.nn.functional.interpolate(mask, image.shape[-2:], mode="bilinear", align_corners=False)
     return mask

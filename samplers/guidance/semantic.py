@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..core import NoiseProcess, Sigma
 from .losses import content, cosine, style
@@ -89,14 +90,24 @@ class Semantics:
         process: NoiseProcess,
         seed: int = 0,
     ) -> LogLikelihood:
-        """F of x_s by a noise-aware tower; reference: x_0 of the picture [1, C, H, W] in model space."""
+        """F of x_s by a noise-aware tower; reference: x_0 of the picture [1, C, H, W] in model space,
+        brought to the size of x."""
         self._check(reference)
+        sized: dict[tuple, Tensor] = {}  # the reference at the size of x, shrunk once
 
         def log_likelihood(x, sigma, _denoised):
             ref, maps = None, []
             if reference is not None:
                 with torch.no_grad():
-                    clean = reference.to(x)
+                    size = tuple(x.shape[-2:])
+                    if size not in sized:
+                        same = tuple(reference.shape[-2:]) == size
+                        sized[size] = (
+                            reference
+                            if same
+                            else F.interpolate(reference, size, mode="bilinear", antialias=True, align_corners=False)
+                        )
+                    clean = sized[size].to(x)
                     noise = torch.randn(clean.shape, generator=generator_at(seed, sigma)).to(x)
                     noisy = process.noised(clean, torch.as_tensor(sigma, device=x.device).max(), noise)
                     ref, maps = embed(noisy, sigma).float(), features(noisy, sigma)

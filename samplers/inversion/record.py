@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..core import PROCESSES, NoiseProcess, check_descending
-from ..record_file import read, write
+from ..record_file import Fields, parsed, plain, read, write
 from .table import PIVOTS, PivotKind
 
 VERSION = 1
@@ -68,6 +68,12 @@ class Inversion:
                 f"A trajectory has shape [steps + 1, batch, channels, ...]; got {_shape(self.trajectory)}."
             )
         self._need("trajectory", (self.steps + 1, *self.trajectory.shape[1:]))
+        if 0 in self.trajectory.shape:
+            raise ValueError(f"The trajectory is empty: its shape is {_shape(self.trajectory)}.")
+        for name, rank in (("conditioning", 3), ("pooled", 2)):
+            value = getattr(self, name)
+            if value is not None and (value.ndim != rank or 0 in value.shape or len(value) not in (1, self.shape[0])):
+                raise ValueError(f"The inversion's {name} has the shape {_shape(value)}, which no prompt has.")
         self._need("pair", (2, *self.shape))
         self._need("residuals", (self.steps, *self.shape))
         if self.null_embeddings is not None:
@@ -152,9 +158,9 @@ class Inversion:
                 "This safetensors file is not an inversion of this pack: choose one that was saved as an inversion."
             )
         try:
-            values = {name: json.loads(text) for name, text in metadata.items()}
-        except (TypeError, ValueError):
-            raise ValueError("The inversion's header is damaged: make the inversion again.") from None
+            values = {name: parsed(text, name) for name, text in metadata.items()}
+        except ValueError as error:
+            raise ValueError(f"The inversion's header is damaged ({error}): make the inversion again.") from None
         _check_version(values.get("version"))  # before anything else: another version may know other fields
         known = {f.name for f in dataclasses.fields(cls)}
         missing = [name for name in ("sigmas", "trajectory") if name not in tensors]
@@ -165,7 +171,11 @@ class Inversion:
                 f"({'missing ' + ', '.join(missing) if missing else 'unknown ' + ', '.join(foreign)}): "
                 "make the inversion again."
             )
-        return cls(**tensors, **values)
+        try:
+            _check_fields(Fields(values))
+            return cls(**tensors, **values)
+        except (TypeError, RuntimeError):
+            raise ValueError("The inversion's tensors are not what its version says: make it again.") from None
 
     def save(self, path: str | os.PathLike) -> None:
         """Write one safetensors file; it appears whole or not at all."""
@@ -175,6 +185,34 @@ class Inversion:
     def load(cls, path: str | os.PathLike) -> Inversion:
         """Read what `save` wrote; never unpickles. ValueError for anything else, FileNotFoundError for no file."""
         return cls.from_tensors(*read(path, "inversion"))
+
+
+def _check_fields(fields: Fields) -> None:
+    """ValueError that names the field where a header's is of another type or range than an inversion's."""
+    try:
+        fields.word("process", PROCESSES, default="ve"), fields.word("pivot", PIVOTS, default="ddim")
+        fields.word("correction", CORRECTIONS, default="none")
+        fields.number("cfg", 0, 1000, default=1.0)
+        fields.text("text", default="")
+        fields.table("fingerprint", lambda v: isinstance(v, str), "texts", default={})
+        for record in fields.values.get("words") or []:
+            words = Fields(record, "words")
+            words.text("text"), words.whole("chunks", 1, 10_000, default=1)
+            words.wholes("ids", 10**6, -1, 10**7, default=[])
+            for word in words.values.get("words", ()):
+                one = Fields(word, "words.words")
+                one.text("text"), one.wholes("tokens", 10**4, 0, 10**6)
+        notes = Fields(fields.values.get("metadata", {}), "metadata")
+        notes.texts("needs", 100, default=[])
+        for name in ("extras", "null_extras"):
+            notes.table(name, lambda v: v is None or plain(v), "texts and finite numbers", default={})
+        for name in ("latent_gain", "latent_offset"):
+            notes.numbers(name, default=[1.0])
+        notes.number("full_gain", 1e-6, default=1.0)
+    except TypeError:
+        raise ValueError("The inversion's words are damaged: make the inversion again.") from None
+    except ValueError as error:
+        raise ValueError(f"The inversion's header is damaged ({error}): make the inversion again.") from None
 
 
 def _plain(value: Tensor, name: str) -> Tensor:
@@ -195,7 +233,7 @@ def _plain(value: Tensor, name: str) -> Tensor:
 def _check_version(version):
     if version != VERSION:
         raise ValueError(
-            f"This inversion has format version {version}, and this pack reads version {VERSION}: "
+            f"This inversion has format version {str(version)[:20]}, and this pack reads version {VERSION}: "
             "make the inversion again."
         )
 

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core import NoiseProcess, Sigma, expand
+from ..record_file import Fields, Unsound
 
 
 def noisy_input(x: Tensor, sigma: Sigma, process: NoiseProcess) -> tuple[Tensor, Sigma]:
@@ -143,6 +144,25 @@ class Encoder(nn.Module):
             self.stages.append(nn.ModuleList(layers))
         self.norm = _norm(width)
         self.pool = AttentionPool(width, out, max(1, size // stem_stride // 2 ** (len(widths) - 1)))
+
+    @staticmethod
+    def checked(fields: Fields) -> dict:
+        """The arguments in a file's table. ValueError that names the field where one is no size of an encoder."""
+        widths = fields.wholes("widths", 8, 1, 4096, least=1)
+        attention = fields.wholes("attention", 8, 0, 7, default=[2])
+        uneven = [n for i, n in enumerate(widths) if i in attention and n % max(1, n // 32)]
+        if uneven or widths[-1] % 4:
+            raise Unsound(f"the field {fields.name}.widths has {(uneven or widths[-1:])[0]}, which no heads divide")
+        return {
+            "in_channels": fields.whole("in_channels", 1, 4096),
+            "out": fields.whole("out", 1, 100_000),
+            "widths": widths,
+            "blocks": fields.whole("blocks", 1, 32, default=1),
+            "attention": attention,
+            "size": fields.whole("size", 1, 4096, default=16),
+            "stem_stride": fields.whole("stem_stride", 1, 64, default=1),
+            "noise_aware": fields.switch("noise_aware", default=False),
+        }
 
     def features(self, x: Tensor, sigma: Sigma | None = None) -> list[Tensor]:
         """The feature map after each level, finest first."""

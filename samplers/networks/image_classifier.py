@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-import json
+import logging
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..record_file import Fields, Unsound, check_state, check_tensors, parsed
 
 _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -56,21 +58,60 @@ def build(
 def _transformers(config: Path, state: dict[str, Tensor]):
     import transformers
 
-    settings = transformers.AutoConfig.from_pretrained(config.parent, local_files_only=True)
+    _check_sizes(_beside(config), "config.json")
     try:
-        net = transformers.AutoModelForImageClassification.from_config(settings)
+        settings = transformers.AutoConfig.from_pretrained(
+            config.parent, local_files_only=True, trust_remote_code=False
+        )
+        make = lambda: transformers.AutoModelForImageClassification.from_config(settings, trust_remote_code=False)
+        check_state(make, state)
+        net = make()
         net.load_state_dict(state)
-    except (ValueError, RuntimeError) as error:
+        labels = [str(settings.id2label[i]) for i in sorted(settings.id2label)]
+    except Unsound as error:
         raise ValueError(
-            f"The file doesn't hold the image classifier that its config.json describes: "
-            f"{str(error).splitlines()[0][:160]}"
+            f"The file doesn't hold the image classifier that its config.json describes: {error}."
         ) from None
-    labels = [settings.id2label[i] for i in sorted(settings.id2label)]
+    except Exception as error:  # transformers raises whatever its configuration classes do
+        logging.getLogger("nulltext").warning("config.json: %s", error)
+        raise ValueError(
+            "The config.json beside the file describes no image classifier that transformers can build: get it from "
+            "where the file came from, or remove it and name a torchvision architecture."
+        ) from None
     prepare = config.with_name("preprocessor_config.json")
-    said = json.loads(prepare.read_text(encoding="utf-8")) if prepare.is_file() else {}
-    size = said.get("crop_size") or said.get("size") or getattr(settings, "image_size", 224)
+    said = Fields(_beside(prepare) if prepare.is_file() else {}, "preprocessor_config.json")
+    size = said.values.get("crop_size") or said.values.get("size") or getattr(settings, "image_size", 224)
     size = size.get("height") or size.get("shortest_edge") if isinstance(size, dict) else size
-    return net, labels, int(size), said.get("image_mean", _MEAN), said.get("image_std", _STD)
+    return net, labels, *_prepared(said, size, "image_mean", "image_std")
+
+
+def _prepared(said: Fields, size, mean: str, std: str) -> tuple[int, list[float], list[float]]:
+    """(size in pixels, mean, standard deviation) of a classifier's input."""
+    side = Fields({"size": size}, said.name).whole("size", 1, 4096)
+    deviations = said.numbers(std, 3, default=_STD)
+    if min(deviations) <= 0:
+        raise Unsound(f"the field {std} must be above 0")
+    return side, said.numbers(mean, 3, default=_MEAN), deviations
+
+
+def _beside(path: Path) -> dict:
+    """The table in a small JSON file."""
+    if path.stat().st_size > 2**22:
+        raise Unsound(f"the file {path.name} beside it is too large")
+    return Fields(parsed(path.read_text(encoding="utf-8", errors="replace"), path.name), path.name).values
+
+
+def _check_sizes(values, name: str) -> None:
+    """ValueError for a number in a configuration that would build a network of absurd size."""
+    for key, value in values.items():
+        if key in ("id2label", "label2id"):
+            continue
+        if isinstance(value, dict):
+            _check_sizes(value, f"{name}.{key}")
+        for each in value if isinstance(value, list) else [value]:
+            count = any(word in key for word in ("layers", "depth", "blocks", "stages"))
+            if isinstance(each, int) and not isinstance(each, bool) and abs(each) > (256 if count else 200_000):
+                raise Unsound(f"the field {name}.{key} is too large for a classifier")
 
 
 def _torchvision(path: Path, state: dict[str, Tensor], metadata: dict[str, str], architecture: str):
@@ -87,25 +128,23 @@ def _torchvision(path: Path, state: dict[str, Tensor], metadata: dict[str, str],
             f"The architecture of {path.name} can't be told: put a transformers config.json beside it, "
             "or write torchvision's name of it (resnet50, for one) into architecture."
         )
+    check_tensors(state)
     outputs = [v.shape[0] for k, v in state.items() if k.endswith(".bias") and v.ndim == 1]
     classes = outputs[-1] if outputs else 1000
     for guess in dict.fromkeys([classes, *reversed(outputs)]):
-        net = torchvision.models.get_model(name, weights=None, num_classes=guess)
+        with torch.device("meta"):
+            net = torchvision.models.get_model(name, weights=None, num_classes=guess)
         if all(k in state and state[k].shape == v.shape for k, v in net.state_dict().items() if "num_batches" not in k):
             break
     else:
         raise ValueError(
             f"The file {path.name} doesn't hold a torchvision {name}: name the architecture it was saved from."
         )
+    net = torchvision.models.get_model(name, weights=None, num_classes=guess)
     net.load_state_dict(state, strict=False)
     labels = _labels(path, metadata, name, guess)
-    return (
-        net,
-        labels,
-        int(metadata.get("size", 224)),
-        json.loads(metadata.get("mean", json.dumps(_MEAN))),
-        json.loads(metadata.get("std", json.dumps(_STD))),
-    )
+    told = {key: parsed(metadata[key], key) for key in ("size", "mean", "std") if key in metadata}
+    return net, labels, *_prepared(Fields(told), told.get("size", 224), "mean", "std")
 
 
 def _labels(path: Path, metadata: dict[str, str], name: str, count: int) -> list[str]:
@@ -113,9 +152,10 @@ def _labels(path: Path, metadata: dict[str, str], name: str, count: int) -> list
 
     listed = path.with_suffix(".txt")
     if "labels" in metadata:
-        labels = json.loads(metadata["labels"])
+        labels = Fields({"labels": parsed(metadata["labels"], "labels")}).texts("labels", 100_000, least=1)
     elif listed.is_file():
-        labels = [line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
+        text = listed.read_text(encoding="utf-8", errors="replace")
+        labels = [line.strip() for line in text.splitlines() if line.strip()]
     else:
         weights = torchvision.models.get_model_weights(name)
         labels = list(next(iter(weights)).meta.get("categories", [])) if len(weights) else []

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..core import VE, NoiseProcess, Sigma
 from ..guidance.cutouts import resize
+from ..record_file import Fields, Unsound, check_state, parsed
 from .encoder import Encoder, noisy_input
 
 FORMAT = "nulltext-image-text-1"
@@ -51,6 +52,22 @@ class TextTower(nn.Module):
         self.token, self.place = nn.Embedding(rows, width), nn.Parameter(0.02 * torch.randn(length, width))
         self.layers = nn.ModuleList(TextLayer(width, heads) for _ in range(layers))
         self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, out)
+
+    @staticmethod
+    def checked(fields: Fields) -> dict:
+        """The arguments in a file's table. ValueError that names the field where one is no size of a text tower."""
+        heads = fields.whole("heads", 1, 64)
+        width = fields.whole("width", 1, 4096)
+        if width % heads:
+            raise Unsound(f"the field {fields.name}.width ({width}) is no multiple of its heads ({heads})")
+        return {
+            "rows": fields.whole("rows", 2, 200_000),
+            "out": fields.whole("out", 1, 100_000),
+            "width": width,
+            "layers": fields.whole("layers", 1, 64),
+            "heads": heads,
+            "length": fields.whole("length", 1, 4096),
+        }
 
     def forward(self, rows: Tensor) -> Tensor:
         there = rows != self.PAD
@@ -132,7 +149,14 @@ class ImageText(nn.Module):
         """The model of a file's tensors and metadata, in fp32, frozen. ValueError if the file is of another kind."""
         if (metadata or {}).get("format") != FORMAT:
             raise ValueError("This file is not an image-text model of this pack (its metadata lacks the format).")
-        config = json.loads(metadata["config"])
-        model = cls(config["words"], config["image"], config["text"], config["noisy"], image_size=config["image_size"])
+        fields = Fields(parsed(metadata.get("config"), "config"), "config")
+        image, text = Encoder.checked(fields.part("image")), TextTower.checked(fields.part("text"))
+        noisy = None if fields.values.get("noisy") is None else Encoder.checked(fields.part("noisy"))
+        words = fields.table("words", lambda row: isinstance(row, int) and 0 <= row < text["rows"], "rows of words")
+        size = fields.whole("image_size", 1, 4096)
+        if {tower["out"] for tower in (image, text, noisy) if tower} != {text["out"]}:
+            raise Unsound("the field config.text.out is another than the image encoder's")
+        check_state(lambda: cls(words, image, text, noisy, image_size=size), state)
+        model = cls(words, image, text, noisy, image_size=size)
         model.load_state_dict({k: v.float() for k, v in state.items()})
         return model.eval().requires_grad_(False)

@@ -23,6 +23,7 @@ from torch import Tensor
 from ..core import PROCESSES, VE, NoiseProcess, Sigma
 from ..guidance.losses import class_log_prob
 from ..guidance.terms import LogLikelihood
+from ..record_file import Fields, Unsound, check_state, parsed
 from .encoder import Encoder, noisy_input
 
 FORMAT = "nulltext-latent-classifier-1"
@@ -89,12 +90,14 @@ class LatentClassifier(nn.Module):
         """The classifier of a file's tensors and metadata, frozen. ValueError if the file is of another kind."""
         if (metadata or {}).get("format") != FORMAT:
             raise ValueError("This file is not a latent classifier (its metadata lacks the format).")
-        model = cls(
-            json.loads(metadata["labels"]),
-            json.loads(metadata["encoder"]),
-            PROCESSES[metadata["process"]],
-            metadata["fingerprint"],
-        )
+        known = ("labels", "encoder", "process", "fingerprint")
+        fields = Fields({k: parsed(v, k) if k in ("labels", "encoder") else v for k, v in metadata.items()})
+        labels, encoder = fields.texts(known[0], 100_000, least=1), Encoder.checked(fields.part(known[1]))
+        if not encoder["noise_aware"] or encoder["out"] != len(labels):
+            raise Unsound(f"the field encoder.out says {encoder['out']} classes and labels names {len(labels)}")
+        process, fingerprint = PROCESSES[fields.word(known[2], PROCESSES)], fields.text(known[3])
+        check_state(lambda: cls(labels, encoder, process, fingerprint), state)
+        model = cls(labels, encoder, process, fingerprint)
         model.load_state_dict({k: v.float() for k, v in state.items()})
         return model.eval().requires_grad_(False)
 

@@ -23,6 +23,7 @@ network.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -37,7 +38,8 @@ from .repaint import hold_known
 def shrinking_masks(mask: Tensor, cells: int, steps: int) -> list[Tensor]:
     """The mask of each of `steps` steps: grown by `cells` at first, then one cell less at equal intervals, at last
     the user's own."""
-    return [dilate(mask, cells - cells_off) for cells_off in ((k * (cells + 1)) // steps for k in range(steps))]
+    grown = functools.cache(lambda by: dilate(mask, by))
+    return [grown(cells - (k * (cells + 1)) // steps) for k in range(steps)]
 
 
 def mask_by_sigma(masks: list[Tensor], sigmas: Tensor) -> Callable[[Sigma], Tensor]:

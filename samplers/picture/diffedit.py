@@ -39,15 +39,16 @@ def difference_map(
     noise: NoiseSource,
     maps: int = 10,
 ) -> Tensor:
-    """h [B, H, W]: mean |eps_target - eps_source| over `maps` noisings of x0 [B, C, H, W] to sigma.
+    """h [B, H, W]: mean |eps_target - eps_source| over `maps` noisings of x0 [B, C, ..., H, W] to sigma, over channels
+    and frames.
 
     pair(x, sigma) -> (D_source, D_target), without guidance: guidance multiplies the difference by the scale and so
     leaves the mask alone."""
-    total = torch.zeros_like(x0[:, 0])
+    total = torch.zeros_like(x0.flatten(1, -3)[:, 0])
     s = torch.as_tensor(sigma, dtype=x0.dtype, device=x0.device)
     for _ in range(maps):
         source, target = pair(process.noised(x0, s, noise()), s)
-        total = total + ((target - source).abs() / expand(s, x0)).mean(1)
+        total = total + ((target - source).abs() / expand(s, x0)).flatten(1, -3).mean(1)
     return total / maps
 
 

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import PROCESSES, NoiseProcess, NoiseSource, Sigma, check_descending, euler_step, step_of
-from ..record_file import read, write
+from ..record_file import Fields, check_state, check_tensors, parsed, read, write
 from .h_space import Change
 
 VERSION, FORMAT = 1, "nulltext-h-direction"
@@ -127,10 +127,12 @@ class Direction:
     def _built(self) -> DeltaBlock:
         try:
             with torch.inference_mode(False):
-                net = DeltaBlock(self.block["out.bias"].shape[0])
+                channels = self.block["out.bias"].shape[0]
+                check_state(lambda: DeltaBlock(channels), self.block)
+                net = DeltaBlock(channels)
                 net.load_state_dict(dict(self.block))
             return net.eval().requires_grad_(False)
-        except (KeyError, RuntimeError):
+        except (KeyError, IndexError, ValueError, RuntimeError):
             raise ValueError("The direction's network is not what its version says: make it again.") from None
 
     @property
@@ -178,19 +180,24 @@ class Direction:
             raise ValueError(
                 "This safetensors file is not an h-space direction: choose one that Save h-Space Direction wrote."
             )
-        try:
-            values = {name: json.loads(text) for name, text in metadata.items()}
-        except (TypeError, ValueError):
-            raise ValueError("The direction's header is damaged: make it again.") from None
+        values = {name: parsed(text, name) for name, text in metadata.items()}
         if values.get("version") != VERSION:
             raise ValueError(
-                f"This direction has format version {values.get('version')}, not {VERSION}: make it again."
+                f"This direction has format version {str(values.get('version'))[:20]}, not {VERSION}: make it again."
             )
         block = {k.removeprefix("block."): v for k, v in tensors.items() if k.startswith("block.")}
         known = {f.name for f in dataclasses.fields(cls)} - {"sigmas", "shifts", "block"}
         rest = {k for k in tensors if not k.startswith("block.")} - {"sigmas", "shifts"}
         if "sigmas" not in tensors or rest or set(values) - known:
             raise ValueError("The direction's content is not what its version says: make it again.")
+        fields = Fields(values)
+        fields.word("process", PROCESSES, default="ve"), fields.whole("site", 0, 64, default=0)
+        fields.number("edit", 0, default=0.0)
+        for name in ("source", "target", "made_by"):
+            fields.text(name, default="")
+        fields.table("fingerprint", lambda v: isinstance(v, str), "texts", default={})
+        fields.table("metadata", lambda v: True, "anything", default={})
+        check_tensors(tensors)
         return cls(tensors["sigmas"], tensors.get("shifts"), block, **values)
 
     def save(self, path) -> None:

@@ -15,10 +15,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ..record_file import Fields, Unsound, check_tensors, parsed, read, write
 from .objective import Step
 
 FORMAT, VERSION = "nulltext tuning state", "1"
@@ -128,7 +127,7 @@ class Loop:
     seed: int = 0
     rates: Mapping[str, float] = field(default_factory=dict)
 
-    @torch.inference_mode(False)  # whoever calls: what is made here is written to later
+    @torch.inference_mode(False)  # also under a caller's inference mode: what is made here is written to later
     def __post_init__(self):
         if not self.parameters:
             raise ValueError("There is nothing to train: no layer of the model was chosen.")
@@ -296,6 +295,22 @@ class Loop:
         strings["settings"] = json.dumps(asdict(self.settings))
         return {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, strings
 
+    @staticmethod
+    def _numbers(tensors: Mapping[str, Tensor], strings: Mapping[str, str]) -> tuple[dict, int, float]:
+        """(settings, step, loss scale) of a state, its small tensors of the right form. ValueError otherwise."""
+        try:
+            told = Fields({k: parsed(strings.get(k), k) for k in ("settings", "step", "loss_scale")})
+            settings = Fields(told.values["settings"], "settings")
+            settings.text("optimiser"), settings.number("ema", 0, 1)
+            check_tensors({k: v for k, v in tensors.items() if k != "generator"})
+            shapes = [(tensors[k].ndim, tensors[k].shape[-1]) for k in ("curve", "held")]
+            if shapes != [(2, 2), (2, 2)] or tensors["generator"].dtype != torch.uint8:
+                raise Unsound("its curve is damaged")
+            torch.Generator().set_state(tensors["generator"].clone())
+            return settings.values, told.whole("step", 0, 10**9), told.number("loss_scale", 0)
+        except (Unsound, KeyError, RuntimeError, TypeError) as error:
+            raise ValueError(f"The saved training is damaged ({error}): begin a new one.") from None
+
     @torch.inference_mode(False)
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], strings: Mapping[str, str]) -> None:
@@ -304,7 +319,7 @@ class Loop:
         ValueError, before anything changes, for a state of other parameters or of another optimiser."""
         if strings.get("format") != FORMAT or strings.get("version") != VERSION:
             raise ValueError("This is no saved training of this version: begin a new one.")
-        settings = json.loads(strings["settings"])
+        settings, step, scale = self._numbers(tensors, strings)
         saved = {k.removeprefix("value/"): v for k, v in tensors.items() if k.startswith("value/")}
         if settings["optimiser"] != self.settings.optimiser or bool(settings["ema"]) != bool(self.settings.ema):
             raise ValueError("The saved training has another optimiser or running mean: set those, or begin a new one.")
@@ -322,26 +337,21 @@ class Loop:
         for name, own in self.average.items():
             own.copy_(tensors[f"average/{name}"])
         self.generator.set_state(tensors["generator"].clone())
-        self.step, self.scale = int(strings["step"]), float(strings["loss_scale"])
+        self.step, self.scale = step, scale
         self.curve = [(int(at), float(loss)) for at, loss in tensors["curve"].tolist()]
         self.held = {int(at): float(loss) for at, loss in tensors["held"].tolist()}
         self._good = None
 
     def save(self, path: Path | str, **strings: str) -> None:
         """The state, and any strings beside it, as one safetensors file; a file of that name is replaced whole."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         tensors, own = self.state()
-        unfinished = path.with_suffix(".tmp")
-        save_file(tensors, unfinished, {**strings, **own})
-        unfinished.replace(path)
+        write(path, tensors, {**strings, **own})
 
     def load(self, path: Path | str) -> dict[str, str]:
         """Go on from a file that `save` wrote; its strings. ValueError in one sentence for a foreign or damaged one."""
         try:
-            with safe_open(path, "pt") as f:
-                tensors, strings = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
+            tensors, strings = read(path, "training")
+        except (ValueError, OSError) as error:
             raise ValueError(f"The saved training {Path(path).name} can't be read: begin a new one.") from error
         self.restore(tensors, strings)
         return strings

@@ -174,13 +174,13 @@ def test_a_layer_of_somebody_elses_is_refused(tiny, make_condition):
     reweighted(unused, make_condition(1))
 
 
-def test_joint_attention_models_are_refused(tiny):
-    class Joint:
+def test_networks_that_edits_cannot_reach_are_refused(tiny):
+    class Other:
         class model:
             diffusion_model = torch.nn.Linear(1, 1)
 
-    with pytest.raises(ValueError, match="joint-attention models such as SD3 and Flux"):
-        attach(Joint(), [])
+    with pytest.raises(ValueError, match=r"SD1, SD2 and SDXL.*SD3, Flux and Qwen-Image; not on .*Linear"):
+        attach(Other(), [])
 
 
 def test_merged_tokens_are_refused(tiny, make_condition):

@@ -196,3 +196,35 @@ def test_normal_copies_only_inference_tensors():
         out = gradients.normal({"a": [plain, made], "b": "text"})
     assert out["a"][0] is plain and out["b"] == "text"
     assert not out["a"][1].is_inference() and made.is_inference()
+
+
+class DoubleStreamBlock(torch.nn.Module):
+    """Called by keyword alone and writing into its input, as Flux's and HunyuanVideo's blocks are."""
+
+    def __init__(self):
+        super().__init__()
+        self.turn = torch.nn.Linear(4, 4)
+        self.calls = 0
+
+    def forward(self, img, txt, vec=None):
+        self.calls += 1
+        mixed = torch.tanh(self.turn(img) + txt)
+        img += mixed * vec
+        return img, txt * mixed
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_blocks_called_by_keyword_are_recomputed_and_give_the_same_gradient(engine, checkpoint):
+    from nulltext.engine.gradients import grad_mode
+
+    torch.manual_seed(0)
+    block = DoubleStreamBlock()
+    x, txt = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    with grad_mode(block, checkpoint=checkpoint):
+        leaf = x.clone().requires_grad_()
+        img, text = block(img=leaf * 1, txt=txt, vec=torch.ones(1))
+        (gradient,) = torch.autograd.grad((img * text).sum(), leaf)
+    assert block.calls == 1 + checkpoint and "forward" not in block.__dict__
+    turned = torch.tanh(block.turn(x.requires_grad_()) + txt)
+    (expected,) = torch.autograd.grad(((x + turned) * txt * turned).sum(), x)
+    assert torch.allclose(gradient, expected, atol=1e-6)

@@ -292,3 +292,13 @@ def test_refusals(tiny, pair, prompts, inversion):
     pair(p2p()[:1], model=theirs)  # cross-attention alone does not need it
     with pytest.raises(ValueError, match="does not know its source prompt's words"):
         source_of(inversion)
+
+
+def test_joined_prompts_and_prompts_for_a_part_of_the_steps_are_refused(pair, prompts, prompt):
+    late = [[prompts[0][0][0], {**prompts[0][0][1], "start_percent": 0.5, "end_percent": 1.0}]]
+    with pytest.raises(ValueError, match="source prompt holds for a part of the steps"):
+        pair(p2p(), source=late)
+    ((embedding, extra),) = prompt("a red ring")
+    joined = [[torch.cat([embedding, embedding], 1), extra]]
+    with pytest.raises(ValueError, match="joined from several: it has 154 tokens"):
+        pair(p2p(), edits=[joined])

@@ -208,3 +208,71 @@ def test_sentence_pieces_and_split_words():
     assert words.spans(["<s>", "pho", "to</w>", ",</w>"], [False, True, True, True]) == [
         {"text": "photo", "tokens": [1, 2]}
     ]
+
+
+class Stacked:
+    """Two of the engine's own tokenizers behind each other; `cut`: only the second is in the embedding, as in Flux."""
+
+    def __init__(self, present=("l", "t5xxl")):
+        import comfy.sd1_clip
+
+        tokenizer = comfy.sd1_clip.SDTokenizer
+
+        class T5(tokenizer):
+            """No begin token, and padding of its own, as T5's."""
+
+            def tokenize_with_weights(self, text, return_word_ids=False):
+                ((_, *content),) = super().tokenize_with_weights(text, return_word_ids)
+                content = [
+                    (0, 1.0, 0) if entry[2] == 0 and i > text.count(" ") + 1 else entry
+                    for i, entry in enumerate(content)
+                ]
+                return [content + [(0, 1.0, 0)] * 4]
+
+        self.clip_l, self.t5xxl = tokenizer(), T5()
+        self.tokenizer = self
+        self.cond_stage_model = type("Model", (), {n: 1 if n in present else None for n in ("l", "t5xxl")})
+
+    def tokenize(self, text, return_word_ids=False):
+        return {
+            "l": self.clip_l.tokenize_with_weights(text, return_word_ids),
+            "t5xxl": self.t5xxl.tokenize_with_weights(text, return_word_ids),
+        }
+
+
+def test_words_of_two_encoders_behind_each_other(engine):
+    from nulltext.samplers.attention.alignment import columns_of, refine_map, replace_map
+
+    sd3 = [words.describe(Stacked(), text, 77 + 80) for text in ("a red circle", "a green circle", "a big red circle")]
+    assert len(sd3[0]["ids"]) == 157 and sd3[0]["sections"] == [[77, 1], [80, 1]]
+    assert columns_of(sd3[0], "circle") == [3, 77 + 2] and columns_of(sd3[2], "circle") == [4, 77 + 3]
+    assert replace_map(sd3[0], sd3[1]).identity
+    refined = refine_map(sd3[0], sd3[2]).columns
+    assert refined[:5] == (0, 1, -1, 2, 3) and refined[77:81] == (77, -1, 78, 79)
+    assert refined[156] >= 77 and 4 <= refined[76] < 77  # each keeps its own padding
+    flux = words.describe(Stacked(), "a red circle", 80)
+    assert "sections" not in flux and columns_of(flux, "circle") == [2] and len(flux["ids"]) == 80
+    alone = words.describe(Stacked(present=("t5xxl",)), "a red circle", 80)
+    assert alone == flux
+    assert words.describe(Stacked(present=("l",)), "a red circle", 77)["ids"] == sd3[0]["ids"][:77]
+
+
+def test_words_behind_a_template_that_the_model_cuts_off(engine):
+    class Qwen:
+        inv_vocab = dict(
+            enumerate(["<|im_start|>", "\u0120user", "\u0120a", "\u0120red", "dish", "\u0120fox", "<|im_end|>"])
+        )
+        qwen = property(lambda self: self)
+        tokenizer = qwen
+        cond_stage_model = type("Model", (), {})
+
+        def tokenize(self, text, return_word_ids=False):
+            return {"qwen": [[(i, 1.0, 1) for i in (0, 1, 0, 2, 3, 4, 5, 6, 0, 1)]]}
+
+    record = words.describe(Qwen(), "a reddish fox", 7)
+    assert record["words"] == [
+        {"text": "a", "tokens": [0]},
+        {"text": "reddish", "tokens": [1, 2]},
+        {"text": "fox", "tokens": [3]},
+    ]
+    assert record["ids"] == [2, 3, 4, 5, 6, 0, 1]

@@ -53,7 +53,7 @@ def run(box, **own):
     for name, spec in taken["required"].items():
         words = spec[0] if isinstance(spec[0], list) else None
         given[name] = spec[1].get("default", words[0] if words else None)
-    given |= {name: value for name, value in SHORT.items() if name in given}
+    given |= {name: value for name, value in SHORT.items() if type(given.get(name)) is type(value)}
     made = NODES[box]().run(**(given | own))
     return made["result"] if isinstance(made, dict) else made
 
@@ -191,7 +191,7 @@ def diffusion_clip_edit(m, p, n):
 
 def directed(m, p):
     given = {"model": m, "positive": p, "latent": {"samples": LATENT}, "target_latent": {"samples": -LATENT}}
-    return run("NullText_HSpaceDirection", **given, samples=1)[0]
+    return run("NullText_HSpaceDirection", **given, samples=2)[0]
 
 
 def h_space_direction(m, p, n):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from nulltext.engine.fingerprint import ASPECTS
 from nulltext.engine.noise import model_notes
 from nulltext.nodes import inversion_files, inversion_sampling
 from nulltext.samplers.inversion.record import Inversion
@@ -24,6 +25,10 @@ def text(result):
 
 def test_files_round_trip_and_are_numbered(engine, inversion):
     save, load = inversion_files.SaveInversion(), inversion_files.LoadInversion()
+    save.run(inversion, "a/b", True)
+    with pytest.raises(ValueError, match="doesn't say which model it was made with"):
+        load.run("a/b")
+    inversion = inversion.replace(fingerprint=dict.fromkeys(ASPECTS, "known"))
     first, second, third = (save.run(inversion, "a/b", over)["result"][0] for over in (True, False, False))
     assert (first, second, third) == ("a/b.safetensors", "a/b_001.safetensors", "a/b_002.safetensors")
     state = load.IS_CHANGED("a/b")

@@ -170,6 +170,24 @@ def test_prompts_that_cannot_be_kept_are_asked_for(tiny, inverted):
         record.prompts(inversion, None, None, 5.0)
 
 
+def test_small_extras_of_both_prompts_travel_with_the_inversion(tiny, inverted, optimised):
+    """Lumina 2's network asks for its text's attention_mask; what is too large is asked for again."""
+    mask = torch.tensor([[1, 1, 0]])
+    fields = record.conditioning_fields([[torch.zeros(1, 3, 64), {"attention_mask": mask, "guidance": 3.5}]])
+    notes = {**fields["metadata"], **record.null_notes([[None, {"attention_mask": mask}]])}
+    made, _ = optimised(tiny, inverted(tiny))
+    made = made.replace(metadata={**made.metadata, **notes})
+    for kept in (record.source_conditioning(made), record.null_conditioning(made)):
+        assert torch.equal(kept[0][1]["attention_mask"], mask) and kept[0][1]["attention_mask"].dtype == mask.dtype
+    assert record.source_conditioning(made)[0][1]["guidance"] == 3.5
+    wired = [[torch.zeros(1, 3, 64), {"states": torch.ones(1, 5000)}]]
+    large = made.replace(metadata={**made.metadata, **record.null_notes(wired)})
+    with pytest.raises(ValueError, match="states, which an inversion can't keep: wire the negative prompt"):
+        record.null_conditioning(large)
+    ((embedding, extra),) = record.null_conditioning(large, wired)
+    assert torch.equal(embedding, made.null_embeddings[0]) and torch.equal(extra["states"], wired[0][1]["states"])
+
+
 @pytest.fixture
 def edited(engine, latent, make_condition):
     """edited(model) -> a direct edit of `latent` from prompt 1 to prompt 5, or to another one, and why nothing was

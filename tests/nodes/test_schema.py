@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from pathlib import Path
 
 import nulltext
@@ -25,6 +26,26 @@ def test_there_are_nodes():
     assert set(nulltext.NODE_DISPLAY_NAME_MAPPINGS) == set(NODES)
     titles = list(nulltext.NODE_DISPLAY_NAME_MAPPINGS.values())
     assert len(set(titles)) == len(titles), "two nodes share a display name"
+
+
+def test_no_two_nodes_have_nearly_one_name():
+    """A "sampler" in brackets or behind the name does not tell two nodes apart."""
+    bare = [re.sub("sampler|[^a-z]", "", node.TITLE.lower()) for node in NODES.values()]
+    assert len(set(bare)) == len(bare), sorted(name for name in bare if bare.count(name) > 1)
+
+
+@pytest.mark.parametrize("word", ["cartoon", "inpaint", "prompt2prompt", "unsampler", "edit photo", "load picture"])
+def test_a_node_is_found_by_the_word_that_people_type(word):
+    """In its title: the pages of 2024 and of 0.3.64 search nothing else."""
+    found = [node for node in NODES.values() if word in node.TITLE.lower()]
+    assert found, f"no title holds {word!r}"
+
+
+@pytest.mark.parametrize("key", ["PromptToPrompt", "PromptToPromptGuider", "CLIPGuidance", "EditPhoto", "WordMask"])
+def test_a_box_of_many_inputs_folds_most_widgets_away(key, engine):
+    widgets = [i for i in NODES[f"NullText_{key}"].INPUTS if not isinstance(i.kind, str) or "default" in i.options]
+    shown = [i.name for i in widgets if not i.options.get("advanced")]
+    assert len(shown) <= 8 and len(shown) < len(widgets), shown
 
 
 @each

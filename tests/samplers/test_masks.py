@@ -1,5 +1,6 @@
 """Masks between pixels and latents."""
 
+import pytest
 import torch
 from nulltext.samplers.masks import composite, dilate, feather, put_back, to_grid, to_pixels
 
@@ -52,3 +53,16 @@ def test_the_source_is_put_back_to_the_bit_for_pictures_and_for_frames():
     each = torch.tensor([[[[True]]], [[[False]]]])  # a mask for each picture
     out = put_back(torch.zeros(2, 4, 3, 1, 1), torch.ones(2, 4, 3, 1, 1), each)
     assert out.flatten(1).mean(1).tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("cells", [0, 1, 3, 20])
+def test_growing_by_rows_and_columns_is_growing_by_squares(cells):
+    mask = torch.rand(2, 1, 9, 14, generator=torch.Generator().manual_seed(0))
+    whole = torch.nn.functional.max_pool2d(mask, 2 * cells + 1, stride=1, padding=cells)
+    assert torch.equal(dilate(mask, cells), whole)
+
+
+def test_a_feather_may_be_stopped():
+    asked = []
+    feather(torch.zeros(1, 8, 8), 5, lambda: asked.append(1))
+    assert len(asked) == 5

@@ -113,7 +113,8 @@ def test_maps_feed_other_nodes(comfy, graph):
     ("inputs", "words"),
     [
         ({"weights": "fox: 2"}, ("fox", "its words are", "green")),
-        ({"blend_words": "fox"}, ("fox", "none of the prompts")),
+        ({"keep_words": "fox"}, ("fox", "none of the prompts")),
+        ({"blend_words": "red, circle", "keep_words": "circle"}, ("circle", "blend_words and in keep_words")),
         ({"word_windows": "green: 2"}, ("window", "within 0 and 1")),
         ({"blend_words": "circle", "blend_layers": "front"}, ("front", "names no layers")),
         ({"latent": None}, ("wire an empty latent",)),
@@ -147,11 +148,21 @@ def test_edit_friendly_noise_inverted_at_one_cfg_and_edited_at_another(comfy, gr
     assert any("at cfg 3.5" in text for text in result.texts) and any("at cfg 9" in text for text in result.texts)
 
 
-def test_a_joint_attention_model_is_refused(comfy, graph, temporary_file):
+def test_joint_attention_is_edited_or_refused(comfy, graph, temporary_file):
+    """A tiny SD3 file: a word turned up by 1 is the plain run, by 6 it is not; the 2024 engine says what it can't
+    do."""
     checkpoint.random_flow_checkpoint(temporary_file("models/checkpoints/joint.safetensors"), context=128)
     model = graph.add("CheckpointLoaderSimple", ckpt_name="joint.safetensors")
-    shown(graph, graph.draw(model=reweight(graph, "red: 2", model=model)))
-    comfy.refuses(graph, "joint-attention models such as SD3 and Flux")
+    empty = graph.empty(kind="EmptySD3LatentImage")
+    louder = reweight(graph, "red: 6", model=model)
+    saved = [graph.save(graph.draw(model=m, latent_image=empty, steps=2)) for m in (model, louder)]
+    same = graph.save(p2p(graph, model=model, latent=empty, edited=graph.source, steps=2))
+    if comfy.engine == "embedded":
+        comfy.refuses(graph, "SD3, Flux and Qwen-Image closed", "SD1, SD2 and SDXL")
+        return
+    result = comfy.run(graph).check()
+    plain, changed = (comfy.latent(result, node) for node in saved)
+    assert far(plain, changed) > 1e-3 and comfy.latent(result, same).shape == plain.shape
 
 
 def test_an_interrupt_leaves_the_model_as_it_was(comfy, graph):

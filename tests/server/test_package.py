@@ -1,5 +1,9 @@
 """The pack as an installed package: the pip engine finds its entry point; with the folder beside it, it loads once."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import tomllib
 from nulltext import NODE_CLASS_MAPPINGS
@@ -40,6 +44,13 @@ def test_it_loads_once(installed, link):
         models = engines.ROOT / "models"
         assert {path.name for path in models.glob("checkpoints/*.safetensors")} <= listed
         assert not {path.name for path in models.glob("*.safetensors")} & listed, "they are no checkpoints"
+
+
+def test_batches_start_from_the_installed_package(installed):
+    env = {**os.environ, "PYTHONPATH": str(installed)}
+    run = [sys.executable, "-m", "nulltext.batch", "--help"]
+    said = subprocess.run(run, env=env, cwd=installed, capture_output=True, text=True)
+    assert said.returncode == 0 and "--servers" in said.stdout, said.stderr
 
 
 def test_every_package_is_listed():

@@ -26,6 +26,21 @@ export function onOurNodes(made) {
     }, 400);
 }
 
+/** Open the workflow that the address names, as in ?nulltext=edit_photo: one of those that `make serve` puts on the shelf. */
+export function openNamed() {
+    const name = new URLSearchParams(window.location.search).get("nulltext") ?? "";
+    if (!/^[a-z0-9_]+$/.test(name)) return;
+    app.registerExtension({
+        name: "NullText.open",
+        async setup() {
+            const answer = await api.fetchApi(`/userdata/${encodeURIComponent(`workflows/NullText/${name}.json`)}`);
+            if (!answer.ok) return;
+            const graph = await answer.json();
+            setTimeout(() => app.loadGraphData(graph), 300);  // after the page has put back what was open last
+        },
+    });
+}
+
 /** Call `look` a few times a second while the node is on a graph. @param {any} node @param {() => void} look */
 function often(node, look) {
     const entry = { node, look };
@@ -88,7 +103,7 @@ export function addPanel(node, element, height) {
 }
 
 /** @param {any} node @param {string} name */
-const widgetOf = (node, name) => node.widgets?.find((/** @type {any} */ widget) => widget.name === name);
+const widgetOf = (node, name) => node?.widgets?.find((/** @type {any} */ widget) => widget.name === name);
 
 /** A widget's value, undefined if the node has none of that name. @param {any} node @param {string} name */
 export const value = (node, name) => widgetOf(node, name)?.value;
@@ -151,6 +166,15 @@ export function targets(node) {
     return found;
 }
 
+/** The name of the sampler that the runs of a guider use, where a core node chooses it; else "". @param {any} node */
+export function samplerOf(node) {
+    for (const user of targets(node)) {
+        const chosen = value(source(user, "sampler"), "sampler_name");
+        if (typeof chosen === "string") return chosen;
+    }
+    return "";
+}
+
 /** The address of a picture that a result names. @param {{filename: string, subfolder?: string, type?: string}} file */
 export function pictureUrl(file) {
     const query = new URLSearchParams({ filename: file.filename, subfolder: file.subfolder ?? "", type: file.type ?? "temp" });
@@ -188,8 +212,11 @@ export function onFiles(node, take) {
 
 /** Take away the blurred live preview that the page leaves under a node after its run. @param {any} node */
 export function clearPreview(node) {
-    const previews = app.nodePreviewImages;
-    if (previews) for (const key of [node.id, String(node.id)]) delete previews[key];
+    // Nodes 2.0 watches a store of its page; elsewhere they are a plain record
+    const page = /** @type {any} */ (document.getElementById("vue-app"))?.__vue_app__;
+    const store = page?.config?.globalProperties?.$pinia?._s?.get("nodeOutput");
+    if (store?.revokePreviewsByExecutionId) store.revokePreviewsByExecutionId(String(node.id));
+    else if (app.nodePreviewImages) delete app.nodePreviewImages[node.id];
     node.imgs = node.preview = node.images = undefined;
     const at = node.widgets?.findIndex((/** @type {any} */ widget) => widget.name === "$$canvas-image-preview") ?? -1;
     if (at >= 0) {

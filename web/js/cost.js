@@ -10,10 +10,10 @@ const parts = (/** @type {any} */ text) => String(text ?? "").split(",").filter(
 const FORMULAS = {
     NullText_InvertImage: (w) => {
         if (w.wired.has("sigmas")) return null;
-        const pair = w.pivot === "exact pair";
-        const extra = pair ? w.iterations : w.pivot === "fixed point" ? w.steps * w.iterations : 0;
+        const pair = w.pivot === "exact pair", steps = Math.round(w.steps * (w.depth ?? 1));
+        const extra = pair ? w.iterations : w.pivot === "fixed point" ? steps * w.iterations : 0;
         const rows = w.cfg === 1 ? "" : ", two network rows each";
-        return `at most ${call(w.steps + extra)} there, ${w.steps - (pair && w.steps > 1 ? 1 : 0)} back${rows}`;
+        return `at most ${call(steps + extra)} there, ${steps - (pair && steps > 1 ? 1 : 0)} back${rows}`;
     },
     NullText_Optimise: (w) => {
         const more = String(w.embeddings ?? "").startsWith("one for all") ? 3 : 2;

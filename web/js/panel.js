@@ -16,6 +16,7 @@ const STYLE = `
 .nulltext-chips { max-height: 96px; overflow-y: auto; }
 .nulltext-panel input[type=range] { flex: 1; min-width: 60px; margin: 0; accent-color: #6af; }
 .nulltext-panel a { color: #9cf; }
+.nulltext-advice { color: #fb6; }
 .nulltext-muted { color: #aaa; }
 .nulltext-report { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 110px; overflow-y: auto; user-select: text; }
 .nulltext-picture { position: relative; width: 100%; margin: 0 auto; background: #111; }
@@ -54,7 +55,7 @@ export function panelOf(node) {
     }
     const inner = make("div", { class: "nulltext-inner" });
     const outer = make("div", { class: "nulltext-panel" }, inner);
-    const order = ["picker", "swap", "chips", "cost", "timeline", "picture", "report"];
+    const order = ["picker", "swap", "chips", "advice", "cost", "timeline", "picture", "report"];
     const resized = addPanel(node, outer, () => inner.offsetHeight);
     new ResizeObserver(resized).observe(inner);
     for (const kind of ["pointerdown", "mousedown", "dblclick"]) outer.addEventListener(kind, (event) => event.stopPropagation());

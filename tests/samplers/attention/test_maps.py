@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from nulltext.samplers.attention.layers import Layer, Moment, Rows
-from nulltext.samplers.attention.maps import LayerChoice, LocalBlend, MapRecorder, MapSum, binary, map_scale
+from nulltext.samplers.attention.layers import Ask, Layer, Moment, Rows
+from nulltext.samplers.attention.maps import LayerChoice, LocalBlend, MapRecorder, MapSum, MaskBlend, binary, map_scale
 
 SD, SDXL = (1, 2, 4, 8), (2, 4)
 
@@ -132,6 +132,20 @@ def test_local_blend_with_an_empty_mask_is_the_source_to_the_bit():
     blend = blend_with((slice(2, 4), slice(2, 4)), None, threshold=1.0)
     x, source = torch.randn(1, 4, 64, 64), torch.randn(1, 4, 64, 64)
     assert torch.equal(blend.between_steps(x, source, Moment(1.0, 5.0, 10), (0,), (0,)), source)
+
+
+def test_a_known_mask_holds_the_source_outside_from_the_first_step_without_reading_attention():
+    masks = torch.zeros(2, 8, 8)
+    masks[0, :4] = 1
+    blend = MaskBlend(masks)
+    x, source = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+    out = blend.between_steps(x, source, Moment(1.0, 0.0, 10), (0, 0), (0, 1))
+    assert torch.equal(out[0, :, :4], x[0, :, :4]) and torch.equal(out[0, :, 4:], source[0, :, 4:])
+    assert torch.equal(out[1], source[1])
+    assert blend.asks(layer()) is Ask.NOTHING
+    one = MaskBlend(masks[:1], start=0.5)
+    assert torch.equal(one.mask(0, 3, (8, 8)), masks[0])
+    assert one.between_steps(x, source, Moment(1.0, 4.0, 10), (0, 0), (0, 1)) is x
 
 
 def test_local_blend_leaves_out_words():

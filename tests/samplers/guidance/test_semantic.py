@@ -91,3 +91,20 @@ def test_a_noise_aware_tower_is_shown_the_reference_at_the_pictures_own_level(pr
     assert torch.equal(noise[0], noise[2])  # of one level and seed the same
     assert not torch.allclose(noise[0], noise[1], atol=0.1) and not torch.allclose(noise[0], noise[3], atol=0.1)
     assert all(at is x for at, _ in shown[1::2])
+
+
+def test_a_reference_of_another_size_is_brought_to_the_pictures_once(monkeypatch):
+    shown, made = [], []
+    resize = torch.nn.functional.interpolate
+    monkeypatch.setattr(torch.nn.functional, "interpolate", lambda *a, **k: made.append(1) or resize(*a, **k))
+
+    def tower(at, _sigma):
+        shown.append(tuple(at.shape))
+        return at.flatten(1)[:, :2] + 1
+
+    features = lambda at, sigma: [at]
+    goal = Semantics(content_weight=1.0, structure_weight=1.0, layers=(0,))
+    likelihood = goal.of_noisy(tower, features, torch.rand(1, 4, 32, 24), VE)
+    for sigma in (2.0, 1.0):
+        assert torch.isfinite(likelihood(torch.rand(2, 4, 8, 8), torch.tensor(sigma), None)).all()
+    assert shown == [(1, 4, 8, 8), (2, 4, 8, 8)] * 2 and len(made) == 1

@@ -1,0 +1,227 @@
+"""Where a worker's rows run: on a ComfyUI of its own, or on one that already runs at an address."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import fsspec
+import requests
+import websocket
+
+from . import engines
+from .client import Client, Result
+
+SERVER_FAILED = ("server", "timeout")  # kinds of errors that another try may not have
+File = tuple[str, str, str]
+
+
+@dataclass
+class Outcome:
+    """What one try of a row left: files by node id as (name on the server, content), files that nodes wrote
+    elsewhere, what nodes showed."""
+
+    error: str | None = None
+    error_type: str | None = None
+    files: dict[str, list[tuple[str, bytes]]] = field(default_factory=dict)
+    more: list[tuple[str, bytes]] = field(default_factory=list)
+    shown: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seconds: float = 0.0  # of the server's work alone
+
+
+class Place(Protocol):
+    """What a worker asks of the place where its rows run."""
+
+    name: str
+
+    def run(self, workflow: dict, files: list[File], timeout: float) -> Outcome: ...
+
+    def restart(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Served:
+    """A server that is there; `client` talks to it."""
+
+    client: Client
+    name = ""
+
+    def __init__(self) -> None:
+        self.sent: set[tuple[str, str]] = set()
+
+    def run(self, workflow: dict, files: list[File], timeout: float) -> Outcome:
+        """Upload what is not there yet, queue, read everything back. What breaks on the way is the server's failure."""
+        try:
+            for url, name, folder in files:
+                if (name, folder) not in self.sent:
+                    with fsspec.open(url, "rb") as file:
+                        self.client.upload(file.read(), name, folder)
+                    self.sent.add((name, folder))
+            return self._outcome(self.client.run(workflow, timeout=timeout))
+        except FileNotFoundError as error:
+            return Outcome(f"A file of the row is gone: {error}", "file")
+        except (requests.RequestException, websocket.WebSocketException, OSError, ValueError) as error:
+            return Outcome(f"The server does not answer as it should: {str(error)[:300]}", "server")
+
+    def _outcome(self, result: Result) -> Outcome:
+        error = "The run was interrupted." if result.interrupted else result.error
+        if error and result.where:
+            error = f"{result.where}: {error}"
+        outcome = Outcome(error, result.error_type or ("server" if error else None), seconds=result.seconds)
+        for key, contents in result.files.items():
+            records = [f for f in result.outputs[key].get("images", ()) if isinstance(f, dict) and "filename" in f]
+            outcome.files[key] = [(record["filename"], content) for record, content in zip(records, contents)]
+        outcome.shown = result.outputs
+        return outcome
+
+
+class OwnServer(Served):
+    """A server of this process: on a temporary tree that ends with it, restarted as often as needed."""
+
+    def __init__(self, engine: str, folder: str | None, models: str | None, cache: str | None, common: list[File]):
+        super().__init__()
+        self.engine = engines.embedded() if engine == "embedded" else engines.checkout(folder)
+        self.name, self.common = engine, {(name, place) for _, name, place in common}
+        sweep()
+        self.tree = shelf() / f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        engines.plant(self.tree)
+        self.extra: list[str] = []
+        models = models or (str(self.engine.folder / "models") if self.engine.folder else None)
+        if models and Path(models).is_dir():
+            kinds = "".join(f"  {p.name}: {p.name}\n" for p in sorted(Path(models).iterdir()) if p.is_dir())
+            paths = self.tree / "models.yaml"
+            paths.write_text(f"own:\n  base_path: {Path(models).resolve()}\n{kinds}")
+            self.extra = ["--extra-model-paths-config", str(paths)] if kinds else []
+        if cache:
+            Path(cache).expanduser().mkdir(parents=True, exist_ok=True)
+            (self.tree / "user" / "nulltext").symlink_to(Path(cache).expanduser().resolve(), target_is_directory=True)
+        self.server: engines.Server | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        """A fresh server in place of the one that is there. EngineError if three in a row don't start."""
+        for left in (2, 1, 0):
+            if self.server is not None:
+                self.server.kill()
+            self.sent.clear()
+            try:
+                self.server = engines.Server(self.engine, self.tree, extra=self.extra).wait()
+                self.client = self.server.client
+                break
+            except engines.EngineError:
+                if not left:
+                    raise
+        self._shown: set[Path] = set(self._made())  # files of earlier rows
+
+    def run(self, workflow: dict, files: list[File], timeout: float) -> Outcome:
+        outcome = super().run(workflow, files, timeout)
+        with contextlib.suppress(OSError):
+            self._tidy(outcome, files)
+        return outcome
+
+    def _made(self) -> list[Path]:
+        """Files in the tree's models and output folders; links of the user's own are none."""
+        found = [path for top in ("models", "output") for path in (self.tree / top).rglob("*")]
+        return [path for path in found if path.is_file() and not path.is_symlink()]
+
+    def _tidy(self, outcome: Outcome, files: list[File]) -> None:
+        """Collect what nodes wrote without showing it (a LoRA, a latent), then clear what no later row needs.
+
+        The server answers for a node that need not run again with the files of the last run, so those stay."""
+        shown = [
+            f for out in outcome.shown.values() for group in out.values() if isinstance(group, list) for f in group
+        ]
+        shown = [f for f in shown if isinstance(f, dict) and "filename" in f]
+        held = {self.tree / f.get("type", "output") / f.get("subfolder", "") / f["filename"] for f in shown}
+        for path in self._made():
+            if path in held:
+                continue
+            if not outcome.error and path not in self._shown:
+                outcome.more.append((path.relative_to(self.tree).as_posix(), path.read_bytes()))
+            path.unlink()
+        self._shown = held
+        for path in (self.tree / "temp").rglob("*"):
+            if path.is_file() and path not in held:
+                path.unlink()
+        for _, name, folder in files:
+            if (name, folder) not in self.common:
+                (self.tree / "input" / folder / name).unlink(missing_ok=True)
+                self.sent.discard((name, folder))
+
+    def close(self) -> None:
+        if self.server is not None:
+            self.server.stop()
+        shutil.rmtree(self.tree, ignore_errors=True)
+
+
+def shelf() -> Path:
+    """Where the trees of this user's servers lie on this machine."""
+    place = Path(tempfile.gettempdir()) / f"nulltext-batch-{os.getuid() if hasattr(os, 'getuid') else 0}"
+    place.mkdir(mode=0o700, exist_ok=True)
+    return place
+
+
+def sweep() -> None:
+    """Remove the trees of processes that ended without a chance to do it."""
+    for tree in shelf().iterdir():
+        number = tree.name.partition("-")[0]
+        if number.isdigit() and not _lives(int(number)):
+            shutil.rmtree(tree, ignore_errors=True)
+
+
+def _lives(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+class Remote(Served):
+    """A server that somebody else started."""
+
+    def __init__(self, address: str, patience: float = engines.START_SECONDS):
+        super().__init__()
+        self.name, self.patience = address, patience
+        self.client = Client(address)
+
+    def restart(self) -> None:
+        """Wait until it answers again, or until the patience ends: then the row says so."""
+        self.sent.clear()
+        deadline = time.monotonic() + self.patience
+        while time.monotonic() < deadline:
+            with contextlib.suppress(requests.RequestException):
+                if self.client.get("/system_stats").ok:
+                    return
+            time.sleep(1)
+
+    def close(self) -> None:
+        """Its server is not ours to end."""
+
+
+class Turns:
+    """Tells each worker its server; a worker that was started again keeps the one it had. It is an actor of its own."""
+
+    def __init__(self, addresses: list[str]):
+        self.addresses, self.given = addresses, {}
+
+    def take(self, worker: str) -> str:
+        free = sorted(self.addresses, key=list(self.given.values()).count)
+        return self.given.setdefault(worker, free[0])
+
+
+def told(turns) -> Remote:
+    """The server of this worker."""
+    import ray
+
+    return Remote(ray.get(turns.take.remote(ray.get_runtime_context().get_actor_id())))

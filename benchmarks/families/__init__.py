@@ -1,0 +1,1 @@
+"""Every node that takes a MODEL on every model family."""

@@ -1,0 +1,602 @@
+"""One cell a node that takes a MODEL: the graphs that run it on a family, and the law that its results must keep.
+
+A cell is a generator: it yields graphs, is given what each left behind, and returns what held, in a few words. A law
+that does not hold is a `LawBroken`.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ...samplers.picture.lowpass import dct_low_pass
+from ...tools.graph import Node
+from .graphs import (
+    CELLS,
+    EDIT,
+    EULER,
+    SOURCE,
+    FamilyGraph,
+    Left,
+    cell,
+    changes,
+    decibels,
+    equal,
+    held,
+    kept_outside,
+    law,
+    round_trip,
+)
+
+__all__ = ["CELLS"]
+
+# inversion ------------------------------------------------------------------------------------------------------
+
+
+@cell
+def InvertImage(new):
+    g = new()
+    made, there = g.kept(g.inversion()[1]), g.kept(g.original)
+    left = yield g
+    return round_trip(left.latent(there), left.latent(made))
+
+
+@cell
+def Inverter(new):
+    """Null-text's reconstruction is no further from the picture than the bare pivot's."""
+    g = new()
+    more = {"steps": 3, "cfg": 3.0, "inner_steps": 4, "tolerance": 0.0, "use_cache": False}
+    ways = [g.kept(g.own("Inverter", correction=way, **more)[1]) for way in ("null-text", "none")]
+    there = g.kept(g.original)
+    left = yield g
+    best, bare = (decibels(left.latent(there), left.latent(way)) for way in ways)
+    return law(best >= bare - 0.1, f"null-text {best:.0f} dB, without {bare:.0f}")
+
+
+@cell
+def Optimise(new):
+    g = new()
+    pivot, back = g.inversion("DDIM", 3), []
+    for checkpointing in (False, True):
+        more = {"cfg": 3.0, "inner_steps": 2, "tolerance": 0.0, "use_cache": False, "checkpointing": checkpointing}
+        back.append(g.kept(g.own("Optimise", inversion=pivot, **more, **g.again)[1]))
+    left = yield g
+    return equal(*map(left.latent, back), "checkpointing changes nothing")
+
+
+@cell
+def Guider(new):
+    g = new()
+    made = g.inversion()
+    back, there = (
+        g.guided(g.own("Guider", inversion=made, **g.again), g.own("InversionParts", inversion=made)),
+        g.kept(g.original),
+    )
+    left = yield g
+    return round_trip(left.latent(there), left.latent(back))
+
+
+@cell
+def Sampler(new):
+    """From null embeddings: the stored null branch holds what the family's network asks for."""
+    g = new()
+    more = {"steps": 3, "cfg": 3.0, "inner_steps": 2, "tolerance": 0.0, "use_cache": False}
+    made = g.own("Inverter", correction="null-text", **more)
+    open_ = {"positive": None, "negative": None, "mask": None, **g.again}
+    again, none = (g.kept(g.own("Sampler", inversion=made, **open_, strength=strength)) for strength in (1.0, 0.0))
+    there = g.kept(g.original)
+    first = g.kept(made[1])
+    left = yield g
+    round_trip(left.latent(there), left.latent(none))
+    return equal(left.latent(first), left.latent(again), "reconstructs again; strength 0 is the picture")
+
+
+@cell
+def LoadInversion(new):
+    g = new()
+    g.own("SaveInversion", inversion=g.inversion(), name="inversions/families")
+    yield g
+    g = new()
+    loaded = g.own("LoadInversion", name="inversions/families", model=g.model)
+    back, there = (
+        g.guided(g.own("Guider", inversion=loaded, **g.again), g.own("InversionParts", inversion=loaded)),
+        g.original,
+    )
+    there = g.kept(there)
+    left = yield g
+    return round_trip(left.latent(there), left.latent(back))
+
+
+@cell
+def EditGrid(new):
+    g = new()
+    grid = g.own("EditGrid", inversion=g.inversion("DDIM", 3), prompts=EDIT, strengths="0, 1", mask=None)
+    shown = g.shown(grid)
+    left = yield g
+    return law(len(left.result.pictures[shown.key]) > 0, "draws")
+
+
+@cell
+def DirectEdit(new):
+    g = new()
+    more = {"steps": 3, "negative": g.empty_prompt, "mask": None}
+    same = g.kept(g.own("DirectEdit", target=g.source, source_cfg=3.0, target_cfg=3.0, **more))
+    edits = [g.kept(g.own("DirectEdit", method=method, **more)) for method in ("FlowEdit", "InfEdit")]
+    there = g.kept(g.original)
+    left = yield g
+    for edit in edits:
+        changes(left.latent(there), left.latent(edit))
+    return law(torch.equal(left.latent(there), left.latent(same)), "equal prompts give the source")
+
+
+# from a picture -------------------------------------------------------------------------------------------------
+
+
+@cell
+def SDEdit(new):
+    g = new()
+    flat = g.latent(1, frames=0)  # as an image node makes it, where the model's latents have frames
+    edit, none = (g.kept(g.own("SDEdit", latent=flat, mask=g.half, steps=3, t0=t0)) for t0 in (0.5, 0.0))
+    there = g.kept(g.original)
+    left = yield g
+    equal(left.latent(there), left.latent(none), "t0 0 is the picture")
+    return held(left.latent(there), left.latent(edit))
+
+
+@cell
+def RePaintSampler(new):
+    g = new()
+    more = {"schedule": "custom", "levels": 4, "jump": 2, "resamples": 2}
+    edit, there = g.kept(g.own("RePaintSampler", latent=g.latent(1, frames=0), **more)), g.kept(g.original)
+    left = yield g
+    return held(left.latent(there), left.latent(edit), 1)
+
+
+@cell
+def RePaint(new):
+    g = new()
+    sigmas = g.add("BasicScheduler", scheduler="normal", steps=3, denoise=1.0)
+    sampler = g.own("RePaint", schedule="custom", jump=1, resamples=2, model=g.model, sigmas=sigmas)
+    masked = g.add("SetLatentNoiseMask", samples=g.original, mask=g.half)
+    made = g.add("SamplerCustom", noise_seed=3, cfg=3.0, sampler=sampler, sigmas=sigmas, latent_image=masked)
+    edit, there = g.kept(made), g.kept(g.original)
+    left = yield g
+    return kept_outside(left.latent(there), left.latent(edit))
+
+
+@cell
+def BlendedDiffusion(new):
+    g = new()
+    edit = g.kept(g.own("BlendedDiffusion", latent=g.latent(1, frames=0), steps=3, shrink=1))
+    loss = g.kept(g.own("BlendedDiffusion", steps=2, hold="loss (first variant, drifts)"))
+    there = g.kept(g.original)
+    left = yield g
+    changes(left.latent(there), left.latent(loss))
+    return held(left.latent(there), left.latent(edit))
+
+
+@cell
+def DiffEdit(new):
+    g = new()
+    edit, there = g.kept(g.own("DiffEdit", positive=g.edit, inversion=g.inversion("DDIM"))), g.kept(g.original)
+    left = yield g
+    return kept_outside(left.latent(there), left.latent(edit))
+
+
+@cell
+def DiffEditMask(new):
+    g = new()
+    same, other = (g.own("DiffEditMask", target=target, maps=2) for target in (g.source, g.edit))
+    mask, heat = g.shown(g.add("MaskToImage", mask=same)), g.shown(other[1])
+    left = yield g
+    law(left.pixels(heat).max() > 0, "other prompts differ nowhere")
+    return law(left.pixels(mask).max() == 0, "equal prompts, empty mask")
+
+
+@cell
+def ILVR(new):
+    g = new()
+    plain, ilvr = (g.drawn(model) for model in (None, g.own("ILVR", factor=2.0)))
+    none = g.drawn(g.own("ILVR", strength=0.0))
+    left = yield g
+    changes(left.latent(plain), left.latent(ilvr))
+    return equal(left.latent(plain), left.latent(none), "strength 0 changes nothing")
+
+
+@cell
+def ILVRSampler(new):
+    g = new()
+    made = g.own(
+        "ILVRSampler", reference=g.latent(1, frames=0), steps=3, factor=2.0, filter="cosines (exact)", stop=1.0
+    )
+    edit, there = g.kept(made), g.kept(g.original)
+    left = yield g
+    coarse = dct_low_pass(2.0)
+    return equal(*(coarse(left.latent(node)) for node in (there, edit)), "the reference's coarse part")
+
+
+@cell
+def EditPhoto(new):
+    g = new()
+    more = {"source_prompt": SOURCE, "latent": g.original, "steps": 4, "blend": False, "method": "draft"}
+    same, edit = (g.kept(g.own("EditPhoto", edited_prompt=text, **more)[1]) for text in (SOURCE, EDIT))
+    there = g.kept(g.original)
+    left = yield g
+    changes(left.latent(there), left.latent(edit))
+    return equal(left.latent(there), left.latent(same), "equal prompts give the source")
+
+
+# guidance -------------------------------------------------------------------------------------------------------
+
+
+def guided_by(g: FamilyGraph, name: str, *ways: dict) -> list[Node]:
+    """KSampler's results: plain, at scale 0, and with the guidance in each of these ways."""
+    return [g.drawn(), *(g.drawn(g.own(name, **way)) for way in ({**ways[0], "scale": 0.0}, *ways))]
+
+
+def guidance_law(left: Left, plain: Node, none: Node, *guided: Node) -> str:
+    for each in guided:
+        changes(left.latent(plain), left.latent(each))
+    return equal(left.latent(plain), left.latent(none), "scale 0 changes nothing")
+
+
+@cell
+def CLIPGuidance(new):
+    g = new()
+    more = {"image_text": g.towers(), "cutouts": 1, "mask": None, "image": None, "loss": "cosine"}
+    ways = ({**more}, {**more, "gradient_mode": "through network and decoder (exact)"})
+    nodes = guided_by(g, "CLIPGuidance", *ways)
+    left = yield g
+    return guidance_law(left, *nodes)
+
+
+@cell
+def SemanticGuidance(new):
+    g = new()
+    more = {"image_text": g.towers(), "gradient_mode": "through decoder only", "reference": g.wires["image"]}
+    nodes = guided_by(g, "SemanticGuidance", {**more, "vae": g.vae})
+    left = yield g
+    return guidance_law(left, *nodes)
+
+
+def classifier(g: FamilyGraph) -> Node:
+    return g.own("TrainLatentClassifier", folder="classes", size=g.side, train_steps=2, batch=2)
+
+
+@cell
+def ClassifierGuidance(new):
+    g = new()
+    more = {"classifier": classifier(g), "class_name": "red circle", "vae": None}
+    nodes = guided_by(g, "ClassifierGuidance", {**more, "scale": 10.0})
+    left = yield g
+    return guidance_law(left, *nodes)
+
+
+@cell
+def TrainLatentClassifier(new):
+    g = new()
+    shown = g.shown(classifier(g)[1])
+    left = yield g
+    return law(len(left.result.pictures[shown.key]) == 1, "trains")
+
+
+@cell
+def GuidanceTrace(new):
+    g = new()
+    model = g.own("CLIPGuidance", image_text=g.towers(), cutouts=1, mask=None, image=None)
+    made = g.add("KSampler", model=model, seed=3, steps=3, cfg=5.0, scheduler="normal", denoise=1.0, **EULER)
+    shown = g.shown(g.own("GuidanceTrace", model=model, latent=made))
+    left = yield g
+    return law(len(left.result.pictures[shown.key]) == 1, "draws every step")
+
+
+@cell
+def CFGConvention(new):
+    g = new()
+    plain, paper = g.drawn(cfg=3.0), g.drawn(g.own("CFGConvention", w=2.0), cfg=7.0)
+    left = yield g
+    return equal(left.latent(plain), left.latent(paper), "w 2 is cfg 3")
+
+
+@cell
+def ProximalGuidance(new):
+    g = new()
+    plain, none, some = g.drawn(), *(g.drawn(g.own("ProximalGuidance", quantile=q)) for q in (0.0, 0.7))
+    left = yield g
+    changes(left.latent(plain), left.latent(some))
+    return equal(left.latent(plain), left.latent(none), "quantile 0 changes nothing")
+
+
+@cell
+def OptimiseStartNoise(new):
+    g = new()
+    model = g.own("CLIPGuidance", image_text=g.towers(), cutouts=1, mask=None, image=None)
+    made = g.own("OptimiseStartNoise", model=model, steps=2, iterations=2)
+    optimised, there = g.kept(made), g.kept(g.original)
+    left = yield g
+    return law(left.latent(optimised).shape == left.latent(there).shape, "optimises")
+
+
+# cartoon --------------------------------------------------------------------------------------------------------
+
+
+@cell
+def Disturbance(new):
+    g = new()
+    plain, none, some = g.drawn(), *(g.drawn(g.own("Disturbance", strength=s, start_percent=0.1)) for s in (0.0, 1.0))
+    left = yield g
+    changes(left.latent(plain), left.latent(some))
+    return equal(left.latent(plain), left.latent(none), "strength 0 changes nothing")
+
+
+@cell
+def DisturbanceSampler(new):
+    g = new()
+    more = {"steps_above": 2, "steps_below": 2}
+    none, some = (g.kept(g.own("DisturbanceSampler", strength=s, **more)) for s in (0.0, 1.0))
+    left = yield g
+    return changes(left.latent(none), left.latent(some))
+
+
+@cell
+def DisturbanceSchedule(new):
+    g = new()
+    sigmas = g.add("BasicScheduler", scheduler="normal", steps=3, denoise=1.0)
+    given = {"sigmas": g.own("DisturbanceSchedule", sigmas=sigmas, steps_above=2, steps_below=2), "noise_seed": 3}
+    given |= {"sampler": g.add("KSamplerSelect", **EULER), "latent_image": g.original, "cfg": 5.0}
+    made, there = g.kept(g.add("SamplerCustom", **given)), g.kept(g.original)
+    left = yield g
+    return changes(left.latent(there), left.latent(made))
+
+
+# attention ------------------------------------------------------------------------------------------------------
+
+
+@cell
+def AttentionRecord(new):
+    g = new()
+    plain, recorded = g.drawn(), g.drawn(g.own("AttentionRecord"))
+    left = yield g
+    return equal(left.latent(plain), left.latent(recorded), "looking changes nothing")
+
+
+@cell
+def AttentionReweight(new):
+    g = new()
+    plain, one, more = g.drawn(), *(g.drawn(g.own("AttentionReweight", weights=f"circle: {w}")) for w in (1, 4))
+    left = yield g
+    changes(left.latent(plain), left.latent(more))
+    return equal(left.latent(plain), left.latent(one), "weight 1 changes nothing")
+
+
+@cell
+def PromptToPrompt(new):
+    g = new()
+    empty = g.empty(g.side, g.side)
+    same, other = (
+        g.own("PromptToPrompt", edited=edited, source=g.source, latent=empty, steps=3) for edited in (g.source, g.edit)
+    )
+    nodes = [g.kept(made[slot]) for made in (same, other) for slot in (0, 1)]
+    left = yield g
+    edit, source, changed, _ = map(left.latent, nodes)
+    changes(source, changed)
+    return equal(source, edit, "equal prompts give the source")
+
+
+@cell
+def PromptToPromptGuider(new):
+    g = new()
+    plain = g.guided(g.plain_guider())
+    made = g.guided(g.own("PromptToPromptGuider", edited=g.source, source=g.source, cfg=5.0))
+    left = yield g
+    return equal(left.latent(plain), left.latent(made), "equal prompts give the plain picture")
+
+
+@cell
+def WordMask(new):
+    g = new()
+    made = g.own("WordMask", prompt=SOURCE, words="circle", latent=g.original, looks=2)
+    shown = g.shown(g.add("MaskToImage", mask=made))
+    left = yield g
+    return law(left.pixels(shown).max() > 0, "finds a place")
+
+
+# h-space --------------------------------------------------------------------------------------------------------
+
+
+WORDS = {"source": "plain background", "target": "striped background"}
+
+
+def direction(g: FamilyGraph) -> Node:
+    return g.own("HSpaceDirection", way="two prompts", target=g.edit, steps=2, samples=2)
+
+
+@cell
+def HSpaceDirection(new):
+    g = new()
+    g.own("SaveDirection", direction=direction(g), name="h_directions/families")
+    yield g
+    return "finds a direction"
+
+
+@cell
+def HSpaceTrain(new):
+    g = new()
+    made = g.own("HSpaceTrain", image_text=g.towers(), steps=2, passes=1, **WORDS)
+    g.own("SaveDirection", direction=made, name="h_directions/families")
+    yield g
+    return "trains"
+
+
+@cell
+def HSpaceMap(new):
+    g = new()
+    shown = g.shown(g.own("HSpaceMap", direction=direction(g), image_text=g.towers(), steps=2, strengths="0, 1"))
+    left = yield g
+    return law(len(left.result.pictures[shown.key]) == 1, "draws")
+
+
+@cell
+def AsyrpSampler(new):
+    g = new()
+    plain, edits = [], []
+    for strength in (0.0, 1.0):
+        made = g.own("AsyrpSampler", direction=direction(g), strength=strength, t_boost=0.0)
+        given = {"noise_seed": 3, "cfg": 1.0, "sigmas": made[1], "latent_image": g.latent(1)}
+        edits.append(g.kept(g.add("SamplerCustom", sampler=made[0], **given)))
+        plain = g.kept(g.add("SamplerCustom", sampler=g.add("KSamplerSelect", **EULER), **given))
+    left = yield g
+    none, some = map(left.latent, edits)
+    changes(none, some)
+    return equal(left.latent(plain), none, "strength 0 is Euler's picture")
+
+
+@cell
+def LoadDirection(new):
+    g = new()
+    g.own("SaveDirection", direction=direction(g), name="h_directions/families")
+    yield g
+    g = new()
+    loaded = g.own("LoadDirection", name="h_directions/families", model=g.model)
+    g.own("SaveDirection", direction=loaded, name="h_directions/families_2")
+    yield g
+    return "comes back from its file"
+
+
+# training -------------------------------------------------------------------------------------------------------
+
+
+def pictures(g: FamilyGraph) -> Node:
+    return g.own("TuningPictures", images=g.wires["image"], captions="a photo of sks circle", size=g.side, mask=None)
+
+
+def lora(g: FamilyGraph) -> Node:
+    more = {"steps": 1, "batch": 1, "rank": 2, "text_encoder": "leave it", "prior_weight": 0.0}
+    return g.own("TrainLora", pictures=pictures(g), file_name=f"nulltext/families_{g.number}", **more)
+
+
+@cell
+def TrainLora(new):
+    g = new()
+    trained = lora(g)
+    made, plain = g.drawn(trained[0]), g.drawn()
+    left = yield g
+    return law(left.latent(made).shape == left.latent(plain).shape, "trains")
+
+
+@cell
+def LoadLora(new):
+    g = new()
+    g.shown(lora(g)[4])
+    file = f"nulltext/families_{g.number}"
+    yield g
+    g = new()
+    none = g.drawn(g.own("LoadLora", file=file, strength=0.0))
+    some, plain = g.drawn(g.own("LoadLora", file=file)), g.drawn()
+    left = yield g
+    changes(left.latent(plain), left.latent(some))
+    return equal(left.latent(plain), left.latent(none), "strength 0 changes nothing")
+
+
+@cell
+def TrainEmbedding(new):
+    g = new()
+    more = {"steps": 1, "batch": 1, "start_word": "circle", "vae": None}
+    shown = g.shown(g.own("TrainEmbedding", pictures=pictures(g), file_name="families_word", **more)[3])
+    left = yield g
+    return law(len(left.result.pictures[shown.key]) == 1, "trains")
+
+
+@cell
+def PriorPictures(new):
+    g = new()
+    more = {"width": g.side, "height": g.side, "steps": 2, "batch": 1, "class_prompt": "a circle"}
+    drawn, there = g.kept(g.own("PriorPictures", count=1, **more)[1]), g.kept(g.original)
+    left = yield g
+    return law(left.latent(drawn).shape == left.latent(there).shape, "draws")
+
+
+def control_net(g: FamilyGraph) -> Node:
+    return g.own("MakeControlNet", rank=4)
+
+
+def controlled(g: FamilyGraph, net: Node) -> Node:
+    more = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}
+    made = g.add("ControlNetApplyAdvanced", control_net=net, image=g.add("EmptyImage", width=128, height=128), **more)
+    return g.drawn(positive=made[0], negative=made[1])
+
+
+@cell
+def MakeControlNet(new):
+    g = new()
+    plain, controls = g.drawn(), controlled(g, control_net(g))
+    left = yield g
+    return equal(left.latent(plain), left.latent(controls), "changes nothing before training")
+
+
+@cell
+def TrainControlNet(new):
+    g = new()
+    hints = g.own("HintMaker")
+    more = {"steps": 1, "batch": 1, "file_name": "nulltext/families_control", "vae": None}
+    made = g.own("TrainControlNet", control_net=control_net(g), pictures=pictures(g), hints=hints, **more)
+    shown = g.shown(made[2])
+    left = yield g
+    return law(len(left.result.pictures[shown.key]) == 1, "trains")
+
+
+def imagic(g: FamilyGraph) -> Node:
+    more = {"embedding_steps": 1, "model_steps": 1, "batch": 1, "rank": 2, "vae": None}
+    return g.own("ImagicOptimise", target=g.edit, file_name="nulltext/families_imagic", **more)
+
+
+@cell
+def ImagicOptimise(new):
+    g = new()
+    shown = g.shown(imagic(g)[2])
+    left = yield g
+    return law(len(left.result.pictures[shown.key]) == 1, "trains")
+
+
+@cell
+def ImagicGuider(new):
+    g = new()
+    learned = imagic(g)
+    more = {"target": g.edit, "optimised": learned[0], "lora": learned[1], "cfg": 5.0}
+    made = g.guided(g.own("ImagicGuider", eta=1.0, lora_strength=0.0, **more))
+    plain, other = g.guided(g.plain_guider(g.edit)), g.guided(g.own("ImagicGuider", eta=0.3, **more))
+    left = yield g
+    changes(left.latent(plain), left.latent(other))
+    return equal(left.latent(plain), left.latent(made), "eta 1 is the target prompt")
+
+
+def tuned(g: FamilyGraph) -> Node:
+    more = {**WORDS, "inversion_steps": 2, "train_steps": 2, "passes": 1, "rank": 2}
+    return g.own("DiffusionCLIPTune", image_text=g.towers(), **more)
+
+
+@cell
+def DiffusionCLIPTune(new):
+    g = new()
+    made = g.drawn(tuned(g))
+    left = yield g
+    return law(bool(torch.isfinite(left.latent(made)).all()), "trains")
+
+
+@cell
+def DiffusionCLIPEdit(new):
+    g = new()
+    more = {"lora_model": tuned(g)[1], "inversion_steps": 2, "steps": 2, "unseen_passes": 1, "unseen_steps": 2}
+    made, there = g.kept(g.own("DiffusionCLIPEdit", **more)), g.kept(g.original)
+    left = yield g
+    return changes(left.latent(there), left.latent(made))
+
+
+@cell
+def MixModels(new):
+    g = new()
+    net = lora(g)[2]
+    none, some = (g.guided(g.own("MixModels", lora_model=net, weight=weight, cfg=5.0)) for weight in (0.0, 1.0))
+    plain = g.guided(g.plain_guider())
+    left = yield g
+    changes(left.latent(plain), left.latent(some))
+    return equal(left.latent(plain), left.latent(none), "weight 0 is the plain picture")

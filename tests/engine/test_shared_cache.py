@@ -1,0 +1,32 @@
+"""Servers of one machine may share the cache's folder: a file may be dropped by another one at any moment."""
+
+import os
+
+import pytest
+from nulltext.engine import files
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "cache_folder", lambda kind="inversions": tmp_path)
+    return tmp_path
+
+
+def test_trimming_goes_on_over_a_file_that_has_just_gone(cache):
+    (cache / "gone.safetensors").symlink_to(cache / "nowhere")  # listed, but no longer there
+    for i in range(3):
+        (cache / f"{i}.safetensors").write_bytes(b"x" * 10)
+        os.utime(cache / f"{i}.safetensors", (i, i))
+    files.trim(cache, 20)
+    assert {p.name for p in cache.glob("[0-9]*")} == {"1.safetensors", "2.safetensors"}
+
+
+def test_an_inversion_that_is_dropped_while_it_is_read_is_none(cache, monkeypatch):
+    def load(path):
+        raise FileNotFoundError(path)
+
+    (cache / "a.safetensors").write_bytes(b"x")
+    monkeypatch.setattr(files.Inversion, "load", load)
+    assert files.find("a") is None
+    monkeypatch.setattr(files.Inversion, "load", lambda path: path.unlink())
+    assert files.find("a") is None, "gone after it was read, before its time was set"

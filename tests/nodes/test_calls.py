@@ -1,0 +1,125 @@
+"""README's table of calls, counted: every row of it is a run whose network calls and rows are those that it says."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+from nulltext import NODE_CLASS_MAPPINGS
+from nulltext.tests.running import run
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+HEADER = "| node | how | calls | rows at cfg 1 | rows at another cfg |"
+#: the numbers that the formulas' words stand for here
+NUMBERS = {"N": 5, "iterations": 3, "inner": 2, "depth": 0.6, "strength": 0.4, "average": 2, "maps": 3}
+STEPS, INNER = NUMBERS["N"], NUMBERS["inner"]
+
+
+def table() -> list[tuple[str, ...]]:
+    text = README.read_text(encoding="utf-8")
+    lines = text[text.index(HEADER) :].split("\n\n")[0].splitlines()[2:]
+    return [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines]
+
+
+def value(formula: str) -> int:
+    def of(node):
+        if isinstance(node, ast.BinOp):
+            left, right = of(node.left), of(node.right)
+            return left + right if isinstance(node.op, ast.Add) else left * right
+        return NUMBERS[node.id] if isinstance(node, ast.Name) else node.value
+
+    return round(of(ast.parse(formula.replace(" x ", " * "), mode="eval").body))
+
+
+@pytest.fixture
+def runs(tiny, ends, latent, prompt, monkeypatch):
+    """(node, how) -> a run of it at a cfg; `made` counts from here on."""
+    positive, negative = ends
+    picture, mask = latent[:1], torch.ones(1, 64, 64)
+    read = {"slots": {0, 1, 2}}
+    monkeypatch.setattr("nulltext.nodes.replay.readers", lambda node_id: read["slots"])
+
+    def invert(pivot, seen=False, **more):
+        def at(cfg):
+            read["slots"] = {0, 1} if seen else {0}
+            given = {"positive": positive, "negative": negative, "latent": picture, "pivot": pivot, "cfg": cfg}
+            given |= {"steps": STEPS, "iterations": NUMBERS["iterations"], "use_cache": False, **more}
+            return run("InvertImage", model=tiny, **given)
+
+        return at
+
+    def inverter(correction, seen=False):
+        def at(cfg):
+            read["slots"] = {0, 1} if seen else {0}
+            given = {"positive": positive, "negative": negative, "latent": picture, "correction": correction}
+            given |= {"steps": STEPS, "cfg": cfg, "inner_steps": INNER, "tolerance": 0.0, "use_cache": False}
+            return run("Inverter", model=tiny, **given)
+
+        return at
+
+    def of_inversion(name, cfg_name="target_cfg", **more):
+        inversion = invert("DDIM")(1.0)[0]
+
+        def at(cfg):
+            return run(name, model=tiny, inversion=inversion, negative=negative, **{cfg_name: cfg}, **more)
+
+        return at
+
+    def plain(name, **more):
+        return lambda cfg: run(name, model=tiny, positive=positive, negative=negative, cfg=cfg, **more)
+
+    def direct(method, **more):
+        given = {"source": positive, "target": negative, "negative": negative, "latent": picture, "method": method}
+        given |= {"steps": STEPS, "strength": NUMBERS["strength"], **more}
+        return lambda cfg: run("DirectEdit", model=tiny, source_cfg=cfg, target_cfg=cfg, **given)
+
+    words = {"source": prompt("a red circle"), "edited": prompt("a blue circle")}
+    whole = {"latent": picture, "mask": mask, "steps": STEPS}
+    return {
+        ("Invert Image", "DDIM"): invert("DDIM"),
+        ("Invert Image", "DDIM, lower level"): invert("DDIM, lower level"),
+        ("Invert Image", "fixed point"): invert("fixed point"),
+        ("Invert Image", "exact pair"): invert("exact pair"),
+        ("Invert Image", "edit-friendly DDPM"): invert("edit-friendly DDPM"),
+        ("Invert Image", "DDIM, depth"): invert("DDIM", depth=NUMBERS["depth"]),
+        ("Invert Image", "DDIM, and its reconstruction is read"): invert("DDIM", True),
+        ("Null-Text Inverter", "null-text, no tolerance"): inverter("null-text"),
+        ("Null-Text Inverter", "negative prompt, its reconstruction is read"): inverter("negative prompt", True),
+        ("Null-Text Inverter", "none, nobody reads the reconstruction"): inverter("none"),
+        ("Null-Text Optimise", "no tolerance"): of_inversion(
+            "Optimise", "cfg", inner_steps=INNER, tolerance=0.0, use_cache=False
+        ),
+        ("Null-Text Sampler", "strength"): of_inversion("Sampler", strength=NUMBERS["strength"], positive=negative),
+        ("Prompt-to-Prompt", "from noise"): lambda cfg: run(
+            "PromptToPrompt", model=tiny, negative=negative, cfg=cfg, steps=STEPS, latent=picture * 0, **words
+        ),
+        ("Prompt-to-Prompt", "from an inversion, cross_steps 1"): of_inversion(
+            "PromptToPrompt", "cfg", cross_steps=1.0, **words
+        ),
+        ("Direct Edit", "FlowEdit"): direct("FlowEdit", average=NUMBERS["average"]),
+        ("Direct Edit", "InfEdit"): direct("InfEdit"),
+        ("SDEdit", ""): plain("SDEdit", **whole),
+        ("DiffEdit Mask", ""): lambda cfg: run(
+            "DiffEditMask", model=tiny, source=positive, target=negative, latent=picture, maps=NUMBERS["maps"]
+        ),
+        ("DiffEdit", ""): of_inversion("DiffEdit", "cfg", positive=positive, mask=mask, depth=NUMBERS["depth"]),
+        ("Blended Diffusion", ""): plain("BlendedDiffusion", **whole),
+        ("ILVR Sampler", ""): plain("ILVRSampler", reference=picture, steps=STEPS),
+    }
+
+
+@pytest.mark.parametrize("row", table(), ids=lambda row: " ".join(row[:2]).strip())
+def test_a_row_of_the_table_is_what_the_network_is_asked(tiny, runs, network_calls, row):
+    node, how, calls, *rows = row
+    seen = network_calls(tiny)
+    for cfg, formula in zip((1.0, 4.0), rows, strict=True):
+        if formula:
+            before = len(seen)
+            runs[node, how](cfg)
+            counted = seen[before:]
+            assert (len(counted), sum(len(x) for x, _ in counted)) == (value(calls), value(formula)), f"cfg {cfg:g}"
+
+
+def test_the_table_names_boxes_of_the_pack():
+    titles = {node.TITLE.split(" (")[0] for node in NODE_CLASS_MAPPINGS.values()}
+    assert {row[0] for row in table()} <= titles

@@ -1,0 +1,79 @@
+"""Every node that takes a MODEL on tiny stand-ins of model families: it works and its law holds, or it refuses in one
+sentence. Three families whole, and of the others what once failed; `make families` runs them all."""
+
+import pytest
+from nulltext.benchmarks.families.cells import CELLS
+from nulltext.benchmarks.families.graphs import BESIDE
+from nulltext.benchmarks.families.run import REFUSED, WORKS, Lab, families
+from nulltext.benchmarks.families.stand_ins import WEIGHTS
+from nulltext.nodes import NODE_CLASS_MAPPINGS
+
+WHOLE = ("Flux", "Lumina 2", "Qwen-Image")
+#: (family, node, what it must do): blocks called by keyword, latents with frames, tensors beside a text
+ONCE = [
+    ("HunyuanVideo", "Optimise", WORKS),
+    ("Wan 2.1", "SDEdit", WORKS),
+    ("Wan 2.1", "RePaintSampler", WORKS),
+    ("Wan 2.1", "DiffEditMask", WORKS),
+    ("Wan 2.1", "TrainLatentClassifier", WORKS),
+    ("Wan 2.1", "ClassifierGuidance", WORKS),
+    ("HunyuanDiT", "InvertImage", WORKS),
+    ("PixArt", "InvertImage", WORKS),
+    ("PixArt", "AttentionReweight", REFUSED),
+    ("HiDream", "InvertImage", WORKS),
+]
+EVERYWHERE = ("InvertImage", "Inverter", "Optimise", "Sampler", "Guider", "SDEdit", "RePaintSampler", "DirectEdit")
+WHOLE_CELLS = [
+    (family, node, WORKS if node in EVERYWHERE else None)
+    for family in WHOLE
+    for node in (name.removeprefix("NullText_") for name in CELLS)
+]
+
+
+#: what stands beside a run, on a UNet and on a flow transformer: everything that samples works or says why not
+SAMPLES = ("InvertImage", "Optimise", "SDEdit", "RePaintSampler", "DirectEdit", "ILVR")
+BY_FORWARD, BY_GRADIENT = ("InvertImage", "SDEdit", "RePaintSampler"), ("Optimise", "CLIPGuidance", "ImagicOptimise")
+
+
+@pytest.fixture(scope="module")
+def lab(comfy):
+    """lab(family) for the engine at hand; skipped where it has no class for the family."""
+    known = families(comfy.object_info)
+
+    def lab(family: str, **options) -> Lab:
+        if family not in known:
+            pytest.skip(f"the {comfy.engine} engine has no {family}: set COMFYUI_PATH to one that has")
+        return Lab(comfy.server, comfy.object_info, family, **options)
+
+    return lab
+
+
+@pytest.mark.parametrize("family, node, must", WHOLE_CELLS + ONCE)
+def test_it_works_and_its_law_holds_or_it_refuses(lab, family, node, must):
+    outcome = lab(family).run(f"NullText_{node}")
+    assert outcome.kind in ((WORKS, REFUSED) if must is None else (must,)), outcome.says
+
+
+@pytest.mark.parametrize("family", ["SD1.5", "SD3"])
+@pytest.mark.parametrize("beside", BESIDE)
+def test_it_works_beside(lab, family, beside):
+    """Batches, weight patches, noise masks; prompts for an area, a mask or a part of the steps."""
+    for node in SAMPLES:
+        outcome = lab(family, beside=beside).run(f"NullText_{node}")
+        assert outcome.kind in (WORKS, REFUSED), f"{node}: {outcome.says}"
+        assert outcome.kind == WORKS or beside in ("area", "mask", "span"), f"{node}: {outcome.says}"
+
+
+@pytest.mark.parametrize("family", ["SD1.5", "SD3"])
+@pytest.mark.parametrize("weights", WEIGHTS[1:])
+def test_weights_of_other_precisions(lab, family, weights):
+    """What only asks the network works; what needs gradients works or refuses, and refuses quantised weights."""
+    for node in (*BY_FORWARD, *BY_GRADIENT):
+        outcome = lab(family, weights=weights).run(f"NullText_{node}")
+        must = (WORKS,) if node in BY_FORWARD else (REFUSED,) if weights == "int8" else (WORKS, REFUSED)
+        assert outcome.kind in must, f"{node}: {outcome.says}"
+
+
+def test_every_node_that_takes_a_model_has_a_cell():
+    takes = {key for key, node in NODE_CLASS_MAPPINGS.items() if any(i.kind == "MODEL" for i in node.INPUTS)}
+    assert set(CELLS) == takes
