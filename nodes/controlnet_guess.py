@@ -19,7 +19,7 @@ class ApplyGuessMode(Box):
     INPUTS = (
         POSITIVE("The positive prompt, often an empty one. The negative prompt goes to the sampler as it is."),
         CONTROL(tooltip="A ControlNet: from core's loader, Make ControlNet or Train ControlNet."),
-        IMAGE("The hint."),
+        IMAGE("The hint: white lines or areas on black, from Hint Maker or drawn by hand."),
         Choice(
             "weights",
             list(GUESS_WEIGHTS),
