@@ -8,6 +8,7 @@ is trained is its form (samplers/tuning/controlnet), a dict of weights; the lock
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -101,6 +102,48 @@ def control_of(form: Mapping[str, Tensor], folder: Path):
         return loaded(path)
     finally:
         path.unlink(missing_ok=True)
+
+
+# -- without a prompt
+
+
+@functools.cache
+def _weighed(kind: type) -> type:
+    """A class of core's control nets whose outputs are weighed by layer before anything else."""
+
+    class Weighed(kind):
+        def control_merge(self, *parts):
+            outputs = next(part for part in parts if part is not None)
+            layers = outputs if isinstance(outputs, list) else [*outputs["output"], *outputs["middle"]]
+            with_size = [x for x in layers if x is not None]
+            for x, weight in zip(with_size, forms.guess_weights([x.shape[-1] for x in with_size], self.guess)):
+                x *= weight
+            return super().control_merge(*parts)
+
+        def copy(self):
+            made = super().copy()
+            made.__class__, made.guess = type(self), self.guess
+            return made
+
+    return Weighed
+
+
+def guessing(control, way: str):
+    """A copy of a CONTROL_NET whose outputs are weighed as guess mode does it; what is given is not changed.
+
+    ValueError for an unknown way, and for a control net that is no copy of a UNet's encoder."""
+    forms.guess_weights([1], way)
+    if not any(hasattr(control, name) for name in ("control_model", "control_weights")):  # the latter: Control-LoRA
+        raise ValueError("Guess mode weighs the layers of a ControlNet: this control net is of another kind.")
+    made = control.copy()
+    made.__class__, made.guess = _weighed(type(made)), way
+    return made
+
+
+def in_positive(control, positive, image, strength: float, start: float, end: float):
+    """The CONDITIONING with the control in it, by core's own node; the negative prompt goes without."""
+    apply = get("nodes").ControlNetApplyAdvanced().apply_controlnet
+    return apply(positive, [], control, image, strength, start, end)[0]
 
 
 # -- while it trains
