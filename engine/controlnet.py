@@ -26,13 +26,18 @@ Form = dict[str, Tensor]
 
 
 def check_unet(model) -> None:
-    """ValueError for a model whose ControlNet would be another thing: a transformer, quantised weights. A UNet that
-    samples a flow has one like any other UNet."""
+    """ValueError for a model whose ControlNet would be another thing: a transformer, an inpainting model, quantised
+    weights. A UNet that samples a flow has one like any other UNet."""
     network = model.model.diffusion_model
     if not hasattr(network, "input_blocks") or not hasattr(network, "middle_block"):
         raise ValueError(
             "This model is no UNet, and a ControlNet here is a copy of a UNet's encoder: take a model of the SD 1, "
             "SD 2 or SDXL kind."
+        )
+    if network.in_channels != model.get_model_object("latent_format").latent_channels:
+        raise ValueError(
+            "This model's network takes more than the latent (an inpainting model), and ComfyUI gives a control net "
+            "the latent alone: make a full ControlNet from the ordinary model of its kind, which works here too."
         )
     check_differentiable(network)
 

@@ -176,6 +176,16 @@ def test_hints(parts):
     assert boxes.HintMaker().run(**defaults(boxes.HintMaker, image=IMAGES))[0].shape == IMAGES.shape
 
 
+def test_an_inpainting_network_is_refused(parts, monkeypatch):
+    """It takes nine channels, and the engine gives a control net the latent's four."""
+    control = made(parts)
+    monkeypatch.setattr(parts.model.model.diffusion_model, "in_channels", 9)
+    with pytest.raises(ValueError, match="inpainting model"):
+        made(parts)
+    with pytest.raises(ValueError, match="inpainting model"):
+        trained(parts, control)
+
+
 def test_refusals(parts):
     with pytest.raises(ValueError, match="no UNet"):
         made(SimpleNamespace(model=parts.flow))
