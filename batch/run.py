@@ -35,8 +35,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--servers", default="", help="addresses of servers that already run, with commas between")
     add("--engine", choices=("embedded", "checkout"), help="checkout: COMFYUI_PATH (the default where that is set)")
     add("--pictures", help="where the table's paths start (the table's own folder)")
-    add("--prompt", help='text of the node "Source prompt" in every row')
-    add("--edit", help='text of the node "Edited prompt" in every row')
+    add("--prompt", help="the source prompt of every row")
+    add("--edit", help="the edited prompt of every row")
     add("--set", action="append", default=[], metavar="TITLE.INPUT=VALUE", help="the same value in every row")
     add("--models", help="a folder laid out like ComfyUI's models/ (that of COMFYUI_PATH)")
     add("--cache", help="folder of the inversions made, shared by the servers of a machine (~/.cache/nulltext)")
@@ -63,8 +63,8 @@ def planned(options: argparse.Namespace) -> plan.Plan:
     """The plan that the options ask for. PlanError, TableError."""
     flow = plan.load(options.workflow)
     constants = {}
-    for name, text in (("Source prompt", options.prompt), ("Edited prompt", options.edit)):
-        constants |= {} if text is None else {f"{name}.text": text}
+    for which, text in (("source", options.prompt), ("edited", options.edit)):
+        constants |= {} if text is None else {plan.words_column(flow, which): text}
     for said in options.set:
         column, sign, value = said.partition("=")
         if not sign:

@@ -22,6 +22,7 @@ from ..samplers.window import SigmaWindow
 from .base import CFG, LATENT, MODEL, NEGATIVE, POSITIVE, SEED, Box, Choice, Float, Int, Output, Socket, Text
 from .guidance import IMAGE_TEXT
 from .report import text_result
+from .shown import SEEN, EditBox
 from .tuning_chain import (
     SOURCE,
     TARGET,
@@ -207,7 +208,7 @@ class MixModels(Box):
 _DIALS = ("weight", "start_percent", "end_percent")
 
 
-class DiffusionCLIPEdit(Box):
+class DiffusionCLIPEdit(EditBox):
     ID, TITLE, CATEGORY = "NullText_DiffusionCLIPEdit", "DiffusionCLIP Edit", CATEGORY
     SEARCH_ALIASES = ["diffusionclip", "text direction edit", "unseen domain", "tuned model edit"]
     DESCRIPTION = (
@@ -234,6 +235,7 @@ class DiffusionCLIPEdit(Box):
         ),
         Int("unseen_steps", 6, "Steps of each such pass.", 2),
         SEED,
+        SEEN,
     )
     OUTPUTS = (Output("LATENT", "The edited pictures."), Output("STRING", "What it cost.", "report"))
 

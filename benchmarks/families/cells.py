@@ -242,7 +242,7 @@ def guidance_law(left: Left, plain: Node, none: Node, *guided: Node) -> str:
 @cell
 def CLIPGuidance(new):
     g = new()
-    more = {"image_text": g.towers(), "cutouts": 1, "mask": None, "image": None, "scale": 500.0}
+    more = {"image_text": g.towers(), "cutouts": 1, "mask": None, "image": None, "loss": "cosine"}
     ways = ({**more}, {**more, "gradient_mode": "through network and decoder (exact)"})
     nodes = guided_by(g, "CLIPGuidance", *ways)
     left = yield g

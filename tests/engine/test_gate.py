@@ -132,9 +132,13 @@ def test_prompts():
     refused("CONDITIONING", [[torch.zeros(1, 7, 64), {"strength": NAN}]], "its strength")
 
 
-@pytest.mark.parametrize("kind", ["MODEL", "CLIP", "VAE", "CLIP_VISION", "CLASSIFIER", "IMAGE_TEXT", "INVERSION"])
+KINDS = ["MODEL", "CLIP", "VAE", "CLIP_VISION", "CLASSIFIER", "IMAGE_TEXT", "INVERSION"]
+KINDS += ["H_DIRECTION", "TUNING_SET", "LORA_MODEL", "ATTENTION_MAPS"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_wire_of_another_kind_is_refused(kind):
-    for value in (None, torch.zeros(1, 4, 8, 8), [], "x", 3):
+    for value in (None, torch.zeros(1, 4, 8, 8), [], "x", 3, {}, {"samples": torch.zeros(1, 4, 8, 8)}):
         refused(kind, value)
 
 
@@ -217,10 +221,34 @@ def test_prompts_and_schedules_of_another_model_are_refused(tiny, make_model, ma
     ):
         together({"model": ("MODEL", tiny), "positive": ("CONDITIONING", wide)})
     together({"model": ("MODEL", tiny), "positive": ("CONDITIONING", make_condition())})
+    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    for batch in (1, 2):
+        two = {"negative": ("CONDITIONING", make_condition(batch=batch)), "latent": ("LATENT", latent)}
+        if batch == 1:
+            together({"model": ("MODEL", tiny), **two})
+            continue
+        with pytest.raises(ValueError, match="The input negative holds 2 prompts for 1 latent:"):
+            together({"model": ("MODEL", tiny), **two})
     sigmas = torch.tensor([14.6, 1.0, 0.0])
     together({"model": ("MODEL", tiny), "sigmas": ("SIGMAS", sigmas)})
     with pytest.raises(ValueError, match="flow model"):
         together({"model": ("MODEL", make_model("FLOW")), "sigmas": ("SIGMAS", sigmas)})
+
+
+def test_pictures_that_a_vae_makes_no_cell_of():
+    from nulltext.engine.gate import together
+
+    small = ("IMAGE", torch.rand(1, 7, 64, 3))
+    together({"image": small})
+    with pytest.raises(ValueError, match="64 x 7 pixels, too small for a VAE"):
+        together({"image": small, "vae": ("VAE", object())})
+
+
+def test_a_reference_is_shrunk_once():
+    from nulltext.engine.samples import at_most
+
+    picture = torch.rand(1, 40, 20, 3)
+    assert at_most(picture, 40) is picture and at_most(picture, 20).shape == (1, 20, 10, 3)
 
 
 @pytest.mark.parametrize("key", sorted(nulltext.NODE_CLASS_MAPPINGS))

@@ -233,6 +233,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--case", type=int)
     parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--engine", choices=("embedded", "checkout"), default="embedded")
+    parser.add_argument("--load", action="store_true", help="also 4 clients x 50 prompts at once")
     parser.add_argument("--no-reload", action="store_true", help="leave the reload test out")
     options = parser.parse_args(arguments)
     OUT.mkdir(parents=True, exist_ok=True)
@@ -263,6 +264,10 @@ def main(arguments: list[str]) -> int:
                     print(row.get("traceback", ""), flush=True) if options.case is not None else None
                 if row["verdict"] == "hang":
                     break
+            if options.load and not numbers and ring.server.alive():
+                from nulltext.tests.hostile import load
+
+                more |= load.run(ring)
             more["escapes"] += len(escaped(folder))
             more["weights_changed"] += sum(before[k] != v for k, v in hashes(folder).items())
     third = memory[len(memory) // 3 :] or [1]

@@ -4,20 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nulltext.tests.running import run
+from nulltext.tests.running import Pixels, run
 
 BEFORE, AFTER = "a photo of a red circle", "a photo of a green circle"
-
-
-class Pixels:
-    """A VAE that takes each cell's mean as the latent, and back."""
-
-    def encode(self, image):
-        small = torch.nn.functional.avg_pool2d(image.movedim(-1, 1), 8)
-        return torch.cat([small, small.mean(1, keepdim=True)], 1)
-
-    def decode(self, samples):
-        return torch.nn.functional.interpolate(samples[:, :3], scale_factor=8.0).movedim(1, -1).clamp(0, 1)
 
 
 @pytest.fixture

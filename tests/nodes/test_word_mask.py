@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nulltext.tests.nodes.test_edit_photo import Pixels
-from nulltext.tests.running import run
+from nulltext.tests.running import Pixels, run
 
 TEXT = "a red cat on grass"
 
