@@ -189,7 +189,7 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         reason = "Stopped."
     except Exception as error:  # Ray tells of a worker that could not start in its own kinds of errors
-        reason = _last_line(error)
+        reason = _sentence(error)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is done is written down before anything else
     lines, failed = index.write(store, made)
     _stop_ray()
@@ -203,12 +203,12 @@ def main(arguments: list[str]) -> int:
     return 1 if failed else 0
 
 
-def _last_line(error: Exception) -> str:
-    """The sentence at the end of a traceback that came from another process."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    found = [line for line in lines if "EngineError:" in line]
+def _sentence(error: Exception) -> str:
+    """What a worker that could not start said, with the end of its server's log; else the error's first line."""
+    lines = [line.rstrip() for line in str(error).splitlines() if line.strip()]
+    found = [i for i, line in enumerate(lines) if "EngineError: " in line]
     if found:
-        return found[-1].rpartition("EngineError: ")[2]
+        return "\n".join([lines[found[-1]].rpartition("EngineError: ")[2], *lines[found[-1] + 1 :][:30]])
     return f"{type(error).__name__}: {(lines or ['no more is known'])[0][:500]}"
 
 

@@ -7,7 +7,7 @@ import json
 import torch
 
 from ..engine import files, mixing, tuning, weights
-from ..engine.comfy import Progress, check_latent, latent_out, time_to_sigma, window
+from ..engine.comfy import Progress, check_latent, latent_out, model_file, time_to_sigma, window
 from ..engine.noise import source_latent
 from ..engine.run import sample_with
 from ..engine.sampler import own_sampler
@@ -22,7 +22,6 @@ from ..samplers.window import SigmaWindow
 from .base import CFG, LATENT, MODEL, NEGATIVE, POSITIVE, SEED, Box, Choice, Float, Int, Output, Socket, Text
 from .guidance import IMAGE_TEXT
 from .report import text_result
-from .shown import SEEN, EditBox
 from .tuning_chain import (
     SOURCE,
     TARGET,
@@ -34,6 +33,7 @@ from .tuning_chain import (
     pictures_of,
     trained,
 )
+from .tuning_inputs import TRAINING, free_path
 
 CATEGORY = "NullText/tuning"
 WHOLE, SAVING = "whole chain (the paper's)", "one step at a time (saves memory)"
@@ -85,7 +85,7 @@ class DiffusionCLIPTune(Box):
         Int("rank", 8, "Rank of the LoRA.", 1, 256),
         SEED,
         TEMPLATES_INPUT,
-        Text("file", "", "A name in ComfyUI's output folder to write the LoRA to; empty: none."),
+        Text("file", "", "Name of the LoRA's file in models/loras; sub-folders are made. Empty: no file."),
     )
     OUTPUTS = (
         Output("MODEL", "The model with the LoRA."),
@@ -120,7 +120,7 @@ class DiffusionCLIPTune(Box):
         file,
     ):
         if file.strip():
-            files.named("output", file)  # refuses a name outside the folder before long work
+            model_file("loras", file)  # refuses a name outside the folder before long work
         direction, _, notices = direction_of(image_text, source, target, templates)
         there, back = schedule(model, t0, inversion_steps), schedule(model, t0, train_steps)
         where = weights.layers(model, layers)
@@ -161,9 +161,9 @@ class DiffusionCLIPTune(Box):
         made, curve = sample_with(model, {"positive": positive}, source_latent(inversion), back, body, total=total)
         lines = [f"{source!r} -> {target!r}: {curve_line(*curve)}", said, *notices]
         if file.strip():
-            path = files.new_record(file, False)
-            weights.save(made, path)
-            lines.append(f"Written to {files.relative('output', path)}; put it into models/loras for LoRA loaders.")
+            path = free_path("loras", file, key)
+            weights.save(made, path, {TRAINING: key or ""})
+            lines.append(f"Saved as {path.name} in {path.parent}.")
         text = "\n".join(lines)
         return text_result(text, weights.applied(model, None, made)[0], made, text)
 
@@ -208,7 +208,7 @@ class MixModels(Box):
 _DIALS = ("weight", "start_percent", "end_percent")
 
 
-class DiffusionCLIPEdit(EditBox):
+class DiffusionCLIPEdit(Box):
     ID, TITLE, CATEGORY = "NullText_DiffusionCLIPEdit", "DiffusionCLIP Edit", CATEGORY
     SEARCH_ALIASES = ["diffusionclip", "text direction edit", "unseen domain", "tuned model edit"]
     DESCRIPTION = (
@@ -235,7 +235,6 @@ class DiffusionCLIPEdit(EditBox):
         ),
         Int("unseen_steps", 6, "Steps of each such pass.", 2),
         SEED,
-        SEEN,
     )
     OUTPUTS = (Output("LATENT", "The edited pictures."), Output("STRING", "What it cost.", "report"))
 

@@ -11,12 +11,11 @@ from ..engine.noise import StartNoise, model_notes
 from ..engine.run import Run, sample_with
 from ..samplers.guidance.start_noise import optimise_start_noise
 from ..samplers.measure.charts import line_chart
-from .base import CFG, INVERSION, LATENT, MODEL, NEGATIVE, POSITIVE, SCHEDULER, SEED, STEPS, Float, Int, Output
+from .base import CFG, INVERSION, LATENT, MODEL, NEGATIVE, POSITIVE, SCHEDULER, SEED, STEPS, Box, Float, Int, Output
 from .report import text_result
-from .shown import SEEN, EditBox
 
 
-class OptimiseStartNoise(EditBox):
+class OptimiseStartNoise(Box):
     ID, TITLE, CATEGORY = "NullText_OptimiseStartNoise", "Optimise Start Noise", "NullText/guidance"
     SEARCH_ALIASES = ["optimise x_T", "noise optimisation", "DOODL", "ReNO", "initial noise", "latent optimisation"]
     DESCRIPTION = (
@@ -54,7 +53,6 @@ class OptimiseStartNoise(EditBox):
             "Start from an inverted picture instead of from noise: its x_T and its sigmas are used; steps, scheduler "
             "and seed are not read."
         ).optional(),
-        SEEN,
     )
     OUTPUTS = (
         Output("LATENT", "The result of the best start noise.", "latent"),

@@ -128,6 +128,17 @@ def DirectEdit(new):
     return law(torch.equal(left.latent(there), left.latent(same)), "equal prompts give the source")
 
 
+@cell
+def RFInversion(new):
+    g = new()
+    more = {"steps": 3, "negative": g.empty_prompt}
+    same, edit = (g.kept(g.own("RFInversion", eta=eta, stop=stop, **more)) for eta, stop in ((1.0, 1.0), (0.5, 0.4)))
+    there = g.kept(g.original)
+    left = yield g
+    changes(left.latent(there), left.latent(edit))
+    return equal(left.latent(there), left.latent(same), "eta 1 to the end gives the picture")
+
+
 # from a picture -------------------------------------------------------------------------------------------------
 
 
@@ -375,6 +386,18 @@ def PromptToPrompt(new):
     same, other = (
         g.own("PromptToPrompt", edited=edited, source=g.source, latent=empty, steps=3) for edited in (g.source, g.edit)
     )
+    nodes = [g.kept(made[slot]) for made in (same, other) for slot in (0, 1)]
+    left = yield g
+    edit, source, changed, _ = map(left.latent, nodes)
+    changes(source, changed)
+    return equal(source, edit, "equal prompts give the source")
+
+
+@cell
+def MasaCtrl(new):
+    g = new()
+    more = {"source": g.source, "latent": g.empty(g.side, g.side), "steps": 3, "start": 0.0}
+    same, other = (g.own("MasaCtrl", edited=edited, **more) for edited in (g.source, g.edit))
     nodes = [g.kept(made[slot]) for made in (same, other) for slot in (0, 1)]
     left = yield g
     edit, source, changed, _ = map(left.latent, nodes)

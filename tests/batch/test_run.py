@@ -72,9 +72,9 @@ def test_options_that_make_no_sense_are_refused(folder, more):
 
 
 def test_the_sentence_at_the_end_of_a_workers_traceback_is_told():
-    text = "Traceback\n  File x\nnulltext.batch.engines.EngineError: COMFYUI_PATH=/x is not a ComfyUI checkout\n"
-    assert run._last_line(RuntimeError(text)) == "COMFYUI_PATH=/x is not a ComfyUI checkout"
-    assert run._last_line(ValueError("first\nsecond")) == "ValueError: first"
+    text = "Traceback\n  File x\nnulltext.batch.engines.EngineError: The server ended. The end of its log:\nno memory\n"
+    assert run._sentence(RuntimeError(text)) == "The server ended. The end of its log:\nno memory"
+    assert run._sentence(ValueError("first\nsecond")) == "ValueError: first"
 
 
 @pytest.mark.parametrize(

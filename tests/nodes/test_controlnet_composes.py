@@ -309,5 +309,6 @@ def test_a_caption_with_a_control_net_is_not_trained_on(parts):
     apply = bridge.get("nodes").ControlNetApplyAdvanced().apply_controlnet
     led = apply(words, words, parts.controls["small"][1], HINT, 1.0, 0.0, 1.0)[0]
     given = {"model": parts.model, "target": led, "negative": words, "latent": {"samples": LATENT}}
+    given |= {"levels": "the model's own"}
     with pytest.raises(ValueError, match="not combined, regional or with ControlNet"):
         run("NullText_ImagicOptimise", **given)

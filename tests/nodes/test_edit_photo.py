@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from nulltext.tests.running import Pixels, run
 
+CLIP = SimpleNamespace(tokenize=None, encode_from_tokens=None)  # the prompts are made without it
 BEFORE, AFTER = "a photo of a red circle", "a photo of a green circle"
 
 
@@ -21,7 +24,7 @@ def edit(tiny, prompt, photo, monkeypatch):
     monkeypatch.setattr(edit_photo, "worded", lambda clip, text: prompt(text))
 
     def made(**inputs):
-        given = {"model": tiny, "clip": None, "vae": Pixels(), "image": photo, "steps": 4}
+        given = {"model": tiny, "clip": CLIP, "vae": Pixels(), "image": photo, "steps": 4}
         return run("EditPhoto", **{**given, "source_prompt": BEFORE, "edited_prompt": AFTER, **inputs})
 
     return made

@@ -33,6 +33,7 @@ def test_every_node_has_a_page():
 @each
 def test_the_outline_of_a_help_page(page, engine):
     found = parts(page.read_text(encoding="utf-8"))
+    assert sum(line.startswith("## Inputs") for line in page.read_text(encoding="utf-8").splitlines()) == 1
     node, headings = NODES[page.stem], list(found)
     outline = [node.TITLE, "When to use it", "Inputs", "Paper"]
     assert [heading for heading in headings if heading in outline] == outline and headings[0] == outline[0], headings

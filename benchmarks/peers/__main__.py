@@ -1,0 +1,140 @@
+"""Work and quality beside the authors' own code, at equal weights: `make bench NAME=peers [ARGS="--quick --fresh"]`.
+
+This side's column; the other was measured apart, on the same weights (README.md). Held-out one-object scenes, 50 steps.
+Null-text optimisation at cfg 7.5, at the papers' rate and at the nodes' default: backwards per picture, the
+reconstruction in dB, and the region that prompt-to-prompt keeps when the colour is changed. DiffEdit at
+depth 0.8, its climb no higher than that: network rows of mask, climb and edit, the mask's IoU with what the drawings
+change. RePaint: fill and seam of the nodes' schedule of about 100 calls beside plain ones of the paper's kind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from statistics import mean
+
+import torch
+
+from ...demo import scenes
+from ...samplers.core import VE, gaussian, guided
+from ...samplers.inversion.null_text import optimise_null_text, paper_schedule
+from ...samplers.inversion.pivots import invert_ddim
+from ...samplers.inversion.replay import first_step
+from ...samplers.measure.metrics import psnr
+from ...samplers.picture.diffedit import difference_map, edit_mask, sample_diffedit
+from ...samplers.picture.repaint_schedules import PRESETS, Schedule, data_scale, sample_repaint_scheduled
+from ...samplers.picture.sdedit import sdedit_sigmas
+from ..edits import CEILING, CELL, judged
+from ..from_image.conditional import calls_of
+from ..from_image.fill import FILL_CFG, holes, seam_and_fill
+from ..harness import Bench, table
+from ..inversion.ways import CFG, PAPER_RATE, RATE, Batch, Lab
+from ..lab import InEngine, some
+
+RATES = {"paper": PAPER_RATE, "default": RATE}
+DEPTH, MAPS, MASK_AT, EDIT_CFG = 0.8, 10, 0.5, 5.0
+#: about 100 calls: the nodes' preset, and a plain schedule of the paper's kind with shorter jumps
+FILLS = {"default": PRESETS["paper, 105 calls (25/5/5)"], "plain": Schedule(20, 1, 5)}
+
+
+class Rows:
+    """A denoiser that counts the rows it is asked for."""
+
+    def __init__(self, denoise):
+        self.denoise, self.rows = denoise, 0
+
+    def __call__(self, x, sigma, **more):
+        self.rows += len(x)
+        return self.denoise(x, sigma, **more)
+
+
+def null_text(lab: Lab, engine: InEngine, at: int, rate: float) -> dict:
+    """One scene: backwards, dB, and dB of what prompt-to-prompt keeps beside its edit of the colour."""
+    b: Batch = lab.batch([at])
+    edit = b.edits[0]
+    inversion = engine.invert(edit.source, scenes.draw(edit.before)[0])
+    sigmas, path = inversion.sigmas.float(), inversion.trajectory.float().clone()
+    with torch.inference_mode(False), torch.enable_grad():
+        schedule = paper_schedule(len(sigmas) - 1, rate=rate)
+        found = optimise_null_text(
+            lab.denoise, b.of(b.source), path, sigmas, b.null, cfg=CFG, process=VE, schedule=schedule
+        )
+    held = dataclasses.replace(inversion, null_embeddings=found.embeddings, cfg=CFG, correction="null_text")
+    picture, rows = engine.edited(edit.edited, held, CFG)
+    kept = judged(lab.judge, edit, picture, b.decoded)[0]
+    value = min(float(psnr(lab.decode(found.reconstruction), b.decoded)[0]), CEILING)
+    return {"backwards": found.stats.backward_rows, "psnr": value, "kept": kept["background"], "p2p_rows": rows}
+
+
+@torch.no_grad()
+def diffedit(lab: Lab, at: int) -> dict:
+    """One scene: the rows of a DiffEdit of the object's colour, the mask's IoU, the largest change outside of it."""
+    b: Batch = lab.batch([at])
+    net, edit, target = Rows(lab.denoise), b.edits[0], b.targets[0]
+    asks = [partial(net, embedding=e) for e in (b.source, target)]
+    sigma = lab.at(MASK_AT)
+
+    def pair(x, s):
+        return [ask(x, s) for ask in asks]
+
+    heat = difference_map(pair, b.latent, sigma, process=VE, noise=b.noise(), maps=MAPS)
+    mask = edit_mask(heat)[:, None]
+    truth = torch.nn.functional.max_pool2d(
+        scenes.difference(edit.before, edit.after).float().view(1, 1, 128, 128), CELL
+    )
+    sigmas = b.sigmas[first_step(DEPTH, len(b.sigmas) - 1) :]
+    path = invert_ddim(asks[0], b.latent, sigmas, process=VE).trajectory
+    guide = guided(asks[1], partial(net, embedding=b.null), EDIT_CFG)
+    out = sample_diffedit(guide, path[0], sigmas, trajectory=path, edit=mask, process=VE, noise=gaussian(b.latent, 1))
+    both, either = float((mask * truth).sum()), float(((mask + truth) > 0).sum())
+    outside = float(((out - b.latent).abs() * (1 - mask)).max())
+    return {"rows": net.rows, "iou": both / either, "outside": outside}
+
+
+@torch.no_grad()
+def fills(lab: Lab, plan: Schedule, items: list[int], truth: scenes.Scenes) -> list[list[float]]:
+    """[seam, fill rms] of some striped or checkered scenes, half of the background filled."""
+    part = truth[torch.tensor(items)]
+    z, mask, levels = lab.encode(scenes.draw(part)[0]), holes(part), sdedit_sigmas(lab.at, 1.0, plan.levels).float()
+    noise, scale = gaussian(z, 200 + items[0]), data_scale(z, mask)
+    known = {"source": z, "mask": mask, "process": VE, "noise": noise, "schedule": plan, "scale": scale}
+    made = sample_repaint_scheduled(guided(*lab.pair(part), FILL_CFG), levels[0] * noise(), levels, **known)
+    pixels = torch.nn.functional.interpolate(mask, scale_factor=CELL)
+    seam, fill = seam_and_fill(lab.decode(made * mask + z * (1 - mask)), lab.decode(z), pixels)
+    return [[float(a), float(b)] for a, b in zip(seam, fill)]
+
+
+def main(argv: list[str] | None = None) -> None:
+    bench = Bench("peers", __doc__.splitlines()[0], argv)
+    n, steps = (2, 10) if bench.quick else (16, 50)
+    lab, engine, figures, lines = Lab(n, steps), InEngine(steps), {}, []
+    for name, rate in RATES.items():
+        rows = bench.each(f"null-text {name}", range(n), lambda at, r=rate: [null_text(lab, engine, i, r) for i in at])
+        kept = [row["kept"] for row in rows if row["kept"] is not None]
+        values = mean(r["backwards"] for r in rows), mean(r["psnr"] for r in rows), mean(kept) if kept else None
+        suffixes = {"backwards": f"rate_{name}", "psnr": f"rate_{name}", "kept": name}
+        if name == "default":
+            suffixes = dict.fromkeys(suffixes, name)
+        figures |= {f"null_text_{what}_{suffixes[what]}": value for what, value in zip(suffixes, values)}
+        figures["direct_p2p_rows"] = mean(r["p2p_rows"] for r in rows) + steps  # the inversion's own rows
+        lines.append([f"null-text, {name} rate", *values])
+    rows = bench.each("diffedit", range(n), lambda at: [diffedit(lab, i) for i in at])
+    figures |= {"diffedit_rows": mean(r["rows"] for r in rows), "diffedit_iou": mean(r["iou"] for r in rows)}
+    figures["diffedit_outside"] = max(r["outside"] for r in rows)
+    middle = scenes.PLACES.index("middle")
+    truth = some(
+        n, 32, lambda s: ((s.texture == 1) | (s.texture == 2)) & (s.place[:, 0] != middle) & (s.size[:, 0] < 2)
+    )
+    plans = {"default": FILLS["plain"], "plain": FILLS["plain"]} if bench.quick else FILLS
+    for name, plan in plans.items():
+        both = bench.each(f"fill {name}", range(n), lambda at, p=plan: fills(lab, p, at, truth), batch=8)
+        for k, what in enumerate(("seam", "fill")):
+            figures[f"repaint_{what}_{name}"] = mean(row[k] for row in both)
+        figures[f"repaint_calls_{name}"] = calls_of(plan)
+    shown = table(("null-text", "backwards", "dB", "kept dB"), lines)
+    rest = [[key, value] for key, value in figures.items() if not key.startswith("null_text")]
+    bench.finish(shown + "\n\n" + table(("figure", "value"), rest), figures)
+
+
+if __name__ == "__main__":
+    main()
