@@ -11,8 +11,6 @@ from nulltext.batch.client import Client, Result
 from nulltext.tests.hostile import campaign
 from nulltext.tools import workflows
 
-SEEDS = 6  # different pictures
-
 
 def graph(seed: int) -> dict:
     """A short run of ours whose picture the seed tells."""
@@ -28,10 +26,14 @@ def _queue(client: Client, workflow: dict, front: bool) -> str:
     return answer.json()["prompt_id"]
 
 
-def run(ring: campaign.Arena, clients: int = 4, prompts: int = 50, seed: int = 0, seconds: float = 900) -> dict:
+def run(
+    ring: campaign.Arena, clients: int = 4, prompts: int = 50, pictures: int = 6, seed: int = 0, seconds: float = 900
+) -> dict:
     """{"load_prompts", "load_cancelled", "load_lost", "load_wrong"}: lost are those that were not cancelled and left no
-    result."""
-    alone = {n: campaign.pixels(ring.client.run(campaign.fresh(graph(n)), timeout=240).check()) for n in range(SEEDS)}
+    result. pictures: how many different ones."""
+    alone = {
+        n: campaign.pixels(ring.client.run(campaign.fresh(graph(n)), timeout=240).check()) for n in range(pictures)
+    }
     asked: dict[str, int] = {}
     cancelled: set[str] = set()
     lock = threading.Lock()
@@ -39,7 +41,7 @@ def run(ring: campaign.Arena, clients: int = 4, prompts: int = 50, seed: int = 0
     def one(number: int) -> None:
         rng, client = random.Random(f"{seed}:{number}"), campaign.Attacker(ring.server.address, ring.server.alive)
         for _ in range(prompts):
-            n = rng.randrange(SEEDS)
+            n = rng.randrange(pictures)
             key = _queue(client, campaign.fresh(graph(n)), rng.random() < 0.3)
             with lock:
                 asked[key] = n

@@ -8,19 +8,17 @@ from nulltext.tests.hostile import campaign, cases, load
 
 SEED, NUMBERS = 1, range(66)  # six of them are interrupts, which take too long here
 #: workflows that run for a second; `make hostile` spoils all
-CHEAP = ["blended_diffusion", "cfg_convention", "classifier_guidance", "clip_guidance", "controlnet", "diffedit"]
-CHEAP += [
+CHEAP = [
+    "attention_reweight",
+    "cfg_convention",
+    "classifier_guidance",
+    "diffedit",
     "direct_edit",
-    "disturbance",
     "edit_grid",
-    "ilvr",
-    "inversion_files",
-    "null_text",
-    "prompt_to_prompt",
     "sdedit",
 ]
-CHEAP += ["prompt_to_prompt_guider", "proximal_guidance", "repaint", "repaint_sampler", "semantic_guidance", "asyrp"]
-CHEAP += ["attention_map", "attention_reweight", "invert_image_flow", "null_text_guider"]
+CHEAP += ["image_classifier", "invert_image_flow", "inversion_files", "null_text_guider", "prompt_to_prompt", "asyrp"]
+CHEAP += ["prompt_to_prompt_guider", "proximal_guidance", "repaint_sampler", "disturbance", "edit_photo"]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +39,7 @@ def test_sixty_attacks(ring):
 
 
 def test_clients_side_by_side_get_each_result_once(ring):
-    found = load.run(ring, clients=2, prompts=3, seconds=120)
+    found = load.run(ring, clients=2, prompts=3, pictures=2, seconds=120)
     assert found["load_prompts"] == 6 and found["load_lost"] == found["load_wrong"] == 0, found
 
 
