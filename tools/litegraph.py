@@ -45,7 +45,7 @@ PANEL = {
 PICTURES = ("NullText_AttentionMap", "NullText_InvertImage", "NullText_Inverter", "NullText_Optimise")
 PICTURES += ("NullText_BlendedDiffusion", "NullText_DiffEdit", "NullText_DirectEdit", "NullText_DisturbanceSampler")
 PICTURES += ("NullText_EditPhoto", "NullText_ILVRSampler", "NullText_PromptToPrompt", "NullText_RePaintSampler")
-PICTURES += ("NullText_MasaCtrl", "NullText_SDEdit", "NullText_Sampler", "NullText_WordMask")
+PICTURES += ("NullText_MasaCtrl", "NullText_RFInversion", "NullText_SDEdit", "NullText_Sampler", "NullText_WordMask")
 NOTE_WIDTH = 380
 #: reports of another height than most: what trains shows its loss and samples, a map its strip
 REPORTS = {"NullText_Prompt": 70, "NullText_LoadPicture": 40} | dict.fromkeys(

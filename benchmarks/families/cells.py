@@ -128,6 +128,17 @@ def DirectEdit(new):
     return law(torch.equal(left.latent(there), left.latent(same)), "equal prompts give the source")
 
 
+@cell
+def RFInversion(new):
+    g = new()
+    more = {"steps": 3, "negative": g.empty_prompt}
+    same, edit = (g.kept(g.own("RFInversion", eta=eta, stop=stop, **more)) for eta, stop in ((1.0, 1.0), (0.5, 0.4)))
+    there = g.kept(g.original)
+    left = yield g
+    changes(left.latent(there), left.latent(edit))
+    return equal(left.latent(there), left.latent(same), "eta 1 to the end gives the picture")
+
+
 # from a picture -------------------------------------------------------------------------------------------------
 
 

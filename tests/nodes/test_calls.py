@@ -98,6 +98,9 @@ def runs(tiny, ends, latent, prompt, monkeypatch):
         ),
         ("Direct Edit", "FlowEdit"): direct("FlowEdit", average=NUMBERS["average"]),
         ("Direct Edit", "InfEdit"): direct("InfEdit"),
+        ("RF-Inversion", ""): lambda cfg: run(
+            "RFInversion", model=tiny, positive=positive, negative=negative, latent=picture, steps=STEPS, cfg=cfg
+        ),
         ("SDEdit", ""): plain("SDEdit", **whole),
         ("DiffEdit Mask", ""): lambda cfg: run(
             "DiffEditMask", model=tiny, source=positive, target=negative, latent=picture, maps=NUMBERS["maps"]
