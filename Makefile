@@ -10,7 +10,7 @@ option = $(if $(value $(1)),--$(2) '$(subst ','\'',$(value $(1)))')
 .PHONY: help demo demo-all test mutants families hostile serve publish bench batch train env lock
 
 help:
-	@echo "make demo        a picture inverted and edited in a real ComfyUI; results under output/"
+	@echo "make demo        one picture changed in five ways in a real ComfyUI; results under output/"
 	@echo '                 make demo IMAGE=photo.jpg PROMPT="a cat" EDIT="a dog" CKPT=model.safetensors'
 	@echo "make demo-all    every shipped workflow"
 	@echo "make test        lint, unit tests, server tests (also on COMFYUI_PATH when it names a ComfyUI)"
@@ -18,11 +18,12 @@ help:
 	@echo "make hostile     1,000 seeded attacks over HTTP on a real server; goes on where it stopped (about 30 minutes)"
 	@echo "make families    every node on tiny stand-ins of every model family, on COMFYUI_PATH (README's table: ARGS=--write)"
 	@echo "make serve       the same ComfyUI with its page, until Ctrl-C"
-	@echo "make publish     every generated file: page workflows, thumbnails, help tables, gallery, translations"
+	@echo "make publish     every generated file: page workflows, pictures, help tables, gallery, translations"
 	@echo "                 make publish NAME=my_workflow ARGS='--pictures none'"
 	@echo "make batch       a table of pictures through a workflow, on many servers; docs/batch.md"
 	@echo "                 make batch WORKFLOW=edit.api.json TABLE=edits.csv OUT=results/ WORKERS=4"
-	@echo "make bench NAME=...    make train"
+	@echo "make bench       the tables that can be measured; make bench NAME=inversion measures one"
+	@echo "make train       the demo model"
 
 demo: env
 	@$(RUN) run $(call option,IMAGE,image) $(call option,PROMPT,prompt) $(call option,EDIT,edit) \
@@ -51,7 +52,7 @@ publish: env
 	@$(RUN) publish $(NAME) $(ARGS)
 
 bench: env
-	@$(RUN) bench $(or $(NAME),$(error say which: make bench NAME=inversion)) $(ARGS)
+	@$(RUN) bench $(NAME) $(ARGS)
 
 batch: env
 	@$(RUN) batch $(call option,WORKFLOW,workflow) $(call option,TABLE,table) $(call option,OUT,out) \

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import tempfile
 import time
 import uuid
@@ -76,11 +77,21 @@ class Served:
         if error and result.where:
             error = f"{result.where}: {error}"
         outcome = Outcome(error, result.error_type or ("server" if error else None), seconds=result.seconds)
-        for key, contents in result.files.items():
-            records = [f for f in result.outputs[key].get("images", ()) if isinstance(f, dict) and "filename" in f]
-            outcome.files[key] = [(record["filename"], content) for record, content in zip(records, contents)]
+        for key, shown in result.outputs.items():
+            pictures = zip(_records(shown.get("images")), result.files.get(key, ()))
+            found = [(record["filename"], content) for record, content in pictures]
+            for name, group in shown.items():  # latents, sound: what is no preview
+                kept = [f for f in _records(group) if name != "images" and f.get("type") != "temp"]
+                found += [(record["filename"], self.client.view(record)) for record in kept]
+            if found:
+                outcome.files[key] = found
         outcome.shown = result.outputs
         return outcome
+
+
+def _records(group: Any) -> list[dict[str, str]]:
+    """The files that a list of a node's output names."""
+    return [f for f in group if isinstance(f, dict) and "filename" in f] if isinstance(group, list) else []
 
 
 class OwnServer(Served):
@@ -91,7 +102,7 @@ class OwnServer(Served):
         self.engine = engines.embedded() if engine == "embedded" else engines.checkout(folder)
         self.name, self.common = engine, {(name, place) for _, name, place in common}
         sweep()
-        self.tree = shelf() / f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.tree = shelf() / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         engines.plant(self.tree)
         self.extra: list[str] = []
         models = models or (str(self.engine.folder / "models") if self.engine.folder else None)
@@ -133,14 +144,12 @@ class OwnServer(Served):
         return [path for path in found if path.is_file() and not path.is_symlink()]
 
     def _tidy(self, outcome: Outcome, files: list[File]) -> None:
-        """Collect what nodes wrote without showing it (a LoRA, a latent), then clear what no later row needs.
+        """Collect what nodes wrote without showing it (a LoRA), then clear what no later row needs.
 
         The server answers for a node that need not run again with the files of the last run, so those stay."""
-        shown = [
-            f for out in outcome.shown.values() for group in out.values() if isinstance(group, list) for f in group
-        ]
-        shown = [f for f in shown if isinstance(f, dict) and "filename" in f]
-        held = {self.tree / f.get("type", "output") / f.get("subfolder", "") / f["filename"] for f in shown}
+        shown = [f for out in outcome.shown.values() for group in out.values() for f in _records(group)]
+        held = self._shown if outcome.error else set()  # a row that failed changes nothing of what is still known
+        held = held | {self.tree / f.get("type", "output") / f.get("subfolder", "") / f["filename"] for f in shown}
         for path in self._made():
             if path in held:
                 continue
@@ -166,14 +175,16 @@ def shelf() -> Path:
     """Where the trees of this user's servers lie on this machine."""
     place = Path(tempfile.gettempdir()) / f"nulltext-batch-{os.getuid() if hasattr(os, 'getuid') else 0}"
     place.mkdir(mode=0o700, exist_ok=True)
+    if hasattr(os, "getuid") and place.stat().st_uid != os.getuid():
+        raise engines.EngineError(f"{place} belongs to somebody else: set TMPDIR to a folder of your own.")
     return place
 
 
 def sweep() -> None:
     """Remove the trees of processes that ended without a chance to do it."""
     for tree in shelf().iterdir():
-        number = tree.name.partition("-")[0]
-        if number.isdigit() and not _lives(int(number)):
+        host, number, _ = [*tree.name.rsplit("-", 2), "", ""][:3]
+        if host == socket.gethostname() and number.isdigit() and not _lives(int(number)):
             shutil.rmtree(tree, ignore_errors=True)
 
 
@@ -209,9 +220,19 @@ class Remote(Served):
         """Its server is not ours to end."""
 
 
-ADDRESS = "NULLTEXT_BATCH_SERVER"  # the variable that tells a worker its server
+class Turns:
+    """Tells each worker its server; a worker that was started again keeps the one it had. It is an actor of its own."""
+
+    def __init__(self, addresses: list[str]):
+        self.addresses, self.given = addresses, {}
+
+    def take(self, worker: str) -> str:
+        free = sorted(self.addresses, key=list(self.given.values()).count)
+        return self.given.setdefault(worker, free[0])
 
 
-def told() -> Remote:
-    """The server that this worker's environment names."""
-    return Remote(os.environ[ADDRESS])
+def told(turns) -> Remote:
+    """The server of this worker."""
+    import ray
+
+    return Remote(ray.get(turns.take.remote(ray.get_runtime_context().get_actor_id())))

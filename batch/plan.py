@@ -64,7 +64,7 @@ def title(node: dict[str, Any]) -> str:
 
 def _kind(node: dict[str, Any], name: str) -> str:
     """What an input's value is: "picture", "folder" or "value"."""
-    if node["class_type"].startswith("LoadImage") and name == "image":
+    if node["class_type"].startswith(("LoadImage", "NullText_LoadPicture")) and name == "image":
         return "picture"
     return "folder" if node["class_type"].startswith("NullText_") and name == "folder" else "value"
 
@@ -73,6 +73,17 @@ def picture_column(workflow: Workflow) -> str | None:
     """The column of the only picture that the workflow loads; None if it loads none or several."""
     found = [node for node in workflow.values() if _kind(node, "image") == "picture"]
     return f"{title(found[0])}.image" if len(found) == 1 else None
+
+
+def words_column(workflow: Workflow, which: str) -> str:
+    """The column of the "source" or the "edited" prompt: the text of the node of that title, else the input of that
+    name of a node that takes both."""
+    said = f"{which.capitalize()} prompt"
+    if any(title(node) == said for node in workflow.values()):
+        return f"{said}.text"
+    name = f"{which}_prompt"
+    found = [title(node) for node in workflow.values() if isinstance(node["inputs"].get(name), str)]
+    return f"{found[0] if len(found) == 1 else said}.{name if len(found) == 1 else 'text'}"
 
 
 def target(workflow: Workflow, column: str) -> tuple[str, str]:
@@ -137,6 +148,8 @@ def _own_pictures(workflow: Workflow, columns: set, places: list[Pictures]) -> t
         for name, value in node["inputs"].items():
             kind = _kind(node, name)
             if kind == "value" or not value or (key, name) in columns or not isinstance(value, str):
+                continue
+            if value.rstrip().endswith("]"):  # "name [sample]", "name [output]": the server has it
                 continue
             for place in places:
                 try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import itertools
 import json
 import logging
 import os
@@ -36,8 +35,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--servers", default="", help="addresses of servers that already run, with commas between")
     add("--engine", choices=("embedded", "checkout"), help="checkout: COMFYUI_PATH (the default where that is set)")
     add("--pictures", help="where the table's paths start (the table's own folder)")
-    add("--prompt", help='text of the node "Source prompt" in every row')
-    add("--edit", help='text of the node "Edited prompt" in every row')
+    add("--prompt", help="the source prompt of every row")
+    add("--edit", help="the edited prompt of every row")
     add("--set", action="append", default=[], metavar="TITLE.INPUT=VALUE", help="the same value in every row")
     add("--models", help="a folder laid out like ComfyUI's models/ (that of COMFYUI_PATH)")
     add("--cache", help="folder of the inversions made, shared by the servers of a machine (~/.cache/nulltext)")
@@ -64,8 +63,8 @@ def planned(options: argparse.Namespace) -> plan.Plan:
     """The plan that the options ask for. PlanError, TableError."""
     flow = plan.load(options.workflow)
     constants = {}
-    for name, text in (("Source prompt", options.prompt), ("Edited prompt", options.edit)):
-        constants |= {} if text is None else {f"{name}.text": text}
+    for which, text in (("source", options.prompt), ("edited", options.edit)):
+        constants |= {} if text is None else {plan.words_column(flow, which): text}
     for said in options.set:
         column, sign, value = said.partition("=")
         if not sign:
@@ -121,11 +120,8 @@ def stream(
 
     more = {"num_cpus": 1, "num_gpus": gpus} if gpus else {"num_cpus": 1}
     if servers:
-        turn = itertools.cycle(servers)
-        more = {
-            "num_cpus": 0,
-            "ray_remote_args_fn": lambda: {"runtime_env": {"env_vars": {places.ADDRESS: next(turn)}}},
-        }
+        turns = ray.remote(num_cpus=0)(places.Turns).remote(servers)
+        more, settings.place = {"num_cpus": 0}, functools.partial(places.told, turns)
     # a second row waits at its worker where there are many: no worker waits for the next, and the end stays even
     ahead = 2 if len(rows) > 10 * workers else 1
     pool = ray.data.ActorPoolStrategy(
@@ -150,7 +146,7 @@ def run(made: plan.Plan, store: Store, settings: Settings, workers: int | None, 
     start_ray(workers or len(servers) or 1, options.dashboard)
     gpus = 0.0
     if servers:
-        workers, settings.place = len(servers), places.told
+        workers = len(servers)
     else:
         workers, gpus = memory.share(workers, todo[0], settings)
     workers = min(workers, len(todo)) if not servers else workers
@@ -193,7 +189,7 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         reason = "Stopped."
     except Exception as error:  # Ray tells of a worker that could not start in its own kinds of errors
-        reason = _last_line(error)
+        reason = _sentence(error)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is done is written down before anything else
     lines, failed = index.write(store, made)
     _stop_ray()
@@ -207,12 +203,12 @@ def main(arguments: list[str]) -> int:
     return 1 if failed else 0
 
 
-def _last_line(error: Exception) -> str:
-    """The sentence at the end of a traceback that came from another process."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    found = [line for line in lines if "EngineError:" in line]
+def _sentence(error: Exception) -> str:
+    """What a worker that could not start said, with the end of its server's log; else the error's first line."""
+    lines = [line.rstrip() for line in str(error).splitlines() if line.strip()]
+    found = [i for i, line in enumerate(lines) if "EngineError: " in line]
     if found:
-        return found[-1].rpartition("EngineError: ")[2]
+        return "\n".join([lines[found[-1]].rpartition("EngineError: ")[2], *lines[found[-1] + 1 :][:30]])
     return f"{type(error).__name__}: {(lines or ['no more is known'])[0][:500]}"
 
 

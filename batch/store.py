@@ -40,17 +40,17 @@ class Store:
     def path(self, name: str) -> str:
         return f"{self.root}/{name}"
 
-    def write(self, name: str, content: bytes) -> None:
-        """Put a file there, in place of one of that name."""
+    def write(self, name: str, content: bytes, lasting: bool = True) -> None:
+        """Put a file there, in place of one of that name. `lasting`: it is on the disk before it has its name."""
         if self.local is None:
             self.fs.makedirs(self.path(name).rpartition("/")[0], exist_ok=True)
             self.fs.pipe_file(self.path(name), content)
             return
-        with self.file(name) as part, open(part, "wb") as file:
+        with self.file(name, lasting) as part, open(part, "wb") as file:
             file.write(content)
 
     @contextlib.contextmanager
-    def file(self, name: str) -> Iterator[Path]:
+    def file(self, name: str, lasting: bool = True) -> Iterator[Path]:
         """A path to write at; it becomes `name` at the end of the block, and is dropped if the block fails."""
         folder = self.local / PARTS if self.local else Path(tempfile.gettempdir())
         folder.mkdir(exist_ok=True)
@@ -60,12 +60,12 @@ class Store:
             if self.local is None:
                 self.fs.put_file(str(part), self.path(name))
                 return
-            with open(part, "rb") as file:
-                os.fsync(file.fileno())
+            if lasting:
+                with open(part, "rb") as file:
+                    os.fsync(file.fileno())
             target = self.local / name
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(part, target)
-            _sync_folder(target.parent)
         finally:
             part.unlink(missing_ok=True)
 
@@ -96,13 +96,3 @@ class Store:
             with contextlib.suppress(OSError):
                 if time.time() - part.stat().st_mtime > OLD_SECONDS:
                     part.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself last; some systems know no such thing for folders."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -82,7 +82,7 @@ class Worker:
             tries = said["tries"] if said["run"] == self.settings.run else 0
         while tries < self.settings.tries:
             tries += 1
-            self.store.write(name, json.dumps({"run": self.settings.run, "tries": tries}).encode())
+            self.store.write(name, json.dumps({"run": self.settings.run, "tries": tries}).encode(), False)
             files = [*self.settings.files, *map(tuple, row["files"])]
             outcome = self.place.run(_bare(workflow), files, row["timeout"] or self.settings.timeout)
             if outcome.error_type not in SERVER_FAILED:

@@ -163,6 +163,19 @@ def object_iou(images: Tensor, masks: Tensor, colour: Tensor, background: Tensor
     return (there & wanted).flatten(1).sum(1) / (there | wanted).flatten(1).sum(1).clamp(min=1)
 
 
+def hinted_loss(
+    net: TextToImage, control: nn.Module, x0: Tensor, mask: Tensor, batch: scenes.Scenes, draws: torch.Generator
+) -> Tensor:
+    """The loss of one batch of latents x0 [B, 4, 16, 16] whose objects' masks [B, 2, 128, 128] are the hints; the net
+    is locked."""
+    seen, hint = v_prediction(x0, draws), hint_of(mask)
+    with precision(x0.device):
+        with torch.no_grad():
+            context = net.text(control_rows(batch, draws))
+        v = net.unet(seen.x, seen.timestep, context, control=control(seen.x, hint, seen.timestep, context))
+    return weighed_loss(v, seen.target, F.avg_pool2d(mask, 8))
+
+
 def train(
     device: torch.device, autoencoder: nn.Module, minutes: float, batch: int, pool: int, lr: float, folder=STATE
 ) -> nn.Module:
@@ -176,14 +189,7 @@ def train(
     def step(i):
         if i % 8 == 7:
             latents.refresh(min(batch * 8 // USES, pool))
-        x0, mask, batch_scenes = latents.take(batch)
-        seen, hint = v_prediction(x0, draws), hint_of(mask)
-        with precision(device):
-            with torch.no_grad():
-                context = net.text(control_rows(batch_scenes, draws))
-            added = trainer.net(seen.x, hint, seen.timestep, context)
-            v = net.unet(seen.x, seen.timestep, context, control=added)
-        return {"loss": weighed_loss(v, seen.target, F.avg_pool2d(mask, 8))}
+        return {"loss": hinted_loss(net, trainer.net, *latents.take(batch), draws)}
 
     test = scenes.sample(16, generator(device, 13), "held_out", two=0.0)
     masks = scenes.draw(test)[1]

@@ -8,6 +8,7 @@ is trained is its form (samplers/tuning/controlnet), a dict of weights; the lock
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -25,13 +26,18 @@ Form = dict[str, Tensor]
 
 
 def check_unet(model) -> None:
-    """ValueError for a model whose ControlNet would be another thing: a transformer, quantised weights. A UNet that
-    samples a flow has one like any other UNet."""
+    """ValueError for a model whose ControlNet would be another thing: a transformer, an inpainting model, quantised
+    weights. A UNet that samples a flow has one like any other UNet."""
     network = model.model.diffusion_model
     if not hasattr(network, "input_blocks") or not hasattr(network, "middle_block"):
         raise ValueError(
             "This model is no UNet, and a ControlNet here is a copy of a UNet's encoder: take a model of the SD 1, "
             "SD 2 or SDXL kind."
+        )
+    if network.in_channels != model.get_model_object("latent_format").latent_channels:
+        raise ValueError(
+            "This model's network takes more than the latent (an inpainting model), and ComfyUI gives a control net "
+            "the latent alone: make a full ControlNet from the ordinary model of its kind, which works here too."
         )
     check_differentiable(network)
 
@@ -101,6 +107,48 @@ def control_of(form: Mapping[str, Tensor], folder: Path):
         return loaded(path)
     finally:
         path.unlink(missing_ok=True)
+
+
+# -- without a prompt
+
+
+@functools.cache
+def _weighed(kind: type) -> type:
+    """A class of core's control nets whose outputs are weighed by layer before anything else."""
+
+    class Weighed(kind):
+        def control_merge(self, *parts):
+            outputs = next(part for part in parts if part is not None)
+            layers = outputs if isinstance(outputs, list) else [*outputs["output"], *outputs["middle"]]
+            with_size = [x for x in layers if x is not None]
+            for x, weight in zip(with_size, forms.guess_weights([x.shape[-1] for x in with_size], self.guess)):
+                x *= weight
+            return super().control_merge(*parts)
+
+        def copy(self):
+            made = super().copy()
+            made.__class__, made.guess = type(self), self.guess
+            return made
+
+    return Weighed
+
+
+def guessing(control, way: str):
+    """A copy of a CONTROL_NET whose outputs are weighed as guess mode does it; what is given is not changed.
+
+    ValueError for an unknown way, and for a control net that is no copy of a UNet's encoder."""
+    forms.guess_weights([1], way)
+    if not any(hasattr(control, name) for name in ("control_model", "control_weights")):  # the latter: Control-LoRA
+        raise ValueError("Guess mode weighs the layers of a ControlNet: this control net is of another kind.")
+    made = control.copy()
+    made.__class__, made.guess = _weighed(type(made)), way
+    return made
+
+
+def in_positive(control, positive, image, strength: float, start: float, end: float):
+    """The CONDITIONING with the control in it, by core's own node; the negative prompt goes without."""
+    apply = get("nodes").ControlNetApplyAdvanced().apply_controlnet
+    return apply(positive, [], control, image, strength, start, end)[0]
 
 
 # -- while it trains

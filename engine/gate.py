@@ -21,6 +21,7 @@ from .comfy import process_of
 LONGEST_MESSAGE = 500
 #: beyond this a value overflows inside a network; latents stay below 100
 LARGEST_LATENT = 1e6
+SMALLEST_ENCODED = 8  #: pixels; a VAE makes no cell of fewer
 
 #: of which values a mask must be one for all, or one for each, the first that is there
 _MASKED = {"latent": "latent", "inversion": "latent", "images": "picture", "edited": "edit", "edit": "edit"}
@@ -29,7 +30,9 @@ _TEXT_WIDTHS = ("context_dim", "context_in_dim", "text_dim", "cap_feat_dim", "jo
 
 
 def short(text: str, most: int = LONGEST_MESSAGE) -> str:
-    """The text in at most so many characters: its beginning and its end, which says what to do."""
+    """The text on one line, in at most so many characters: its beginning and its end, which says what to do."""
+    text = text if len(text) < 10_000 else text[:5000] + text[-5000:]
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     if len(text) <= most:
         return text
     tail = most // 3
@@ -162,6 +165,17 @@ def _like(article: str, *names: str) -> Callable[[str, Any], Any]:
     return check
 
 
+def _table(article: str, *keys: str) -> Callable[[str, Any], Any]:
+    """A check that the value is a table with these entries."""
+
+    def check(name: str, value):
+        if not isinstance(value, Mapping) or not set(keys) <= set(value) or "samples" in value or not value:
+            raise ValueError(f"The input {name} must be {article}; a {type(value).__name__} of another kind is wired.")
+        return value
+
+    return check
+
+
 def _inversion(name: str, value) -> Inversion:
     if not isinstance(value, Inversion):
         raise ValueError(
@@ -183,6 +197,10 @@ _WIRES: dict[str, Callable[[str, Any], Any]] = {
     "CLIP_VISION": _like("a CLIP_VISION", "encode_image", "model"),
     "CLASSIFIER": _like("a CLASSIFIER", "labels"),
     "IMAGE_TEXT": _like("an IMAGE_TEXT", "embed_text"),
+    "H_DIRECTION": _like("an H_DIRECTION", "at"),
+    "TUNING_SET": _like("a TUNING_SET", "captions"),
+    "LORA_MODEL": _table("a LORA_MODEL"),
+    "ATTENTION_MAPS": _table("ATTENTION_MAPS", "record", "words"),
 }
 
 
@@ -202,10 +220,22 @@ def together(values: Mapping[str, tuple[str, Any]]) -> None:
             raise ValueError(
                 f"There are {len(value)} masks for {counted} {of}{'s' * (counted != 1)}: give one, or one for each."
             )
+    encoded = any(kind == "VAE" for kind, _ in values.values())
+    for name, (kind, value) in values.items():
+        if kind == "IMAGE" and encoded and min(value.shape[1:3]) < SMALLEST_ENCODED:
+            raise ValueError(
+                f"The input {name} is {value.shape[2]} x {value.shape[1]} pixels, too small for a VAE: resize it."
+            )
     model = next((value for kind, value in values.values() if kind == "MODEL"), None)
     for name, (kind, value) in values.items() if model is not None else ():
         if kind == "CONDITIONING":
             check_width(model, name, value)
+            for embedding, _ in value if of == "latent" else ():
+                if len(embedding) not in (1, counted):
+                    raise ValueError(
+                        f"The input {name} holds {len(embedding)} prompts for {counted} latent{'s' * (counted != 1)}: "
+                        "give one, or one for each."
+                    )
         elif kind == "SIGMAS":
             check_flow(model, name, value)
 

@@ -120,7 +120,7 @@ def _swap(module: nn.Module, undo: contextlib.ExitStack, made: dict[int, Tensor]
     """Replace the module's own parameters and inference buffers by aliases; tied weights stay tied."""
 
     def put_back(table, name, ours, original):
-        if table.get(name) is ours:  # whoever replaced it meanwhile (a weight hook) keeps the word
+        if table.get(name) is ours:  # else a weight hook has replaced it since: left alone
             table[name] = original
 
     for name, p in module._parameters.items():

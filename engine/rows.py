@@ -52,7 +52,7 @@ class Call:
     elsewhere: bool = False  # the step has other calls than this one
 
     def complete(self, roles: Sequence[tuple[str, int]]) -> bool:
-        """Whether these are all that the step asks for, so that nobody will look for the source later."""
+        """Whether these are all of the step's roles, so that the stored source may be dropped."""
         return not self.elsewhere and set(self.roles) <= set(roles)
 
 
@@ -121,7 +121,7 @@ class WordEdit:
         ]
 
     def begin(self, extra: dict) -> None:
-        """Told of every layer before anything else."""
+        """Called first for every layer."""
 
 
 class Capture(WordEdit):

@@ -88,6 +88,15 @@ def fitting(width: int, height: int, size: int, step: int = 8) -> tuple[int, int
     return tuple(max(step, round(size * part / step) * step) for part in (root, 1 / root))
 
 
+def at_most(images: Tensor, side: int = 1024) -> Tensor:
+    """IMAGE [B, H, W, 3] shrunk so that its longer side has at most so many pixels."""
+    longer = max(images.shape[1:3])
+    if longer <= side:
+        return images
+    height, width = (max(8, round(n * side / longer)) for n in images.shape[1:3])
+    return resized(images, torch.zeros(images.shape[:3]), width, height)[0]
+
+
 def resized(images: Tensor, masks: Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:
     """IMAGE [B, H, W, 3] and MASK [B, H, W] at another size."""
     if images.shape[1:3] == (height, width):

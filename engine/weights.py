@@ -227,6 +227,8 @@ def _sound(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> LoraMo
             or 0 in (*up.shape, *down.shape)
         ):
             raise Unsound(f"its tensor {name[:80]} has no down factor of its rank")
+        if name.endswith("lora_down.weight") and name.replace("lora_down", "lora_up") not in tensors:
+            raise Unsound(f"its tensor {name[:80]} has no up factor")
         if name.endswith(".alpha") and up.numel() != 1:
             raise Unsound(f"its tensor {name[:80]} must be one number")
     if BASE in metadata:

@@ -168,13 +168,20 @@ def _passed(cls: type, run: Callable) -> Callable:
         try:
             values = {name: inputs[name].checked(v) if name in inputs else v for name, v in given.items()}
             gate.together({n: (inputs[n].kind, v) for n, v in values.items() if n in inputs and v is not None})
-            result = run(self, **values)
+            try:
+                result = run(self, **values)
+            except TypeError:
+                missing = [each.name for each in cls.INPUTS if each.wanted and each.name not in given]
+                if not missing:
+                    raise
+                raise ValueError(f"The input {missing[0]} is missing: wire it, or set its widget.") from None
             _outputs(cls, result)
             return result
         except ValueError as error:
-            if len(str(error)) <= gate.LONGEST_MESSAGE:
+            said = gate.short(str(error))
+            if said == str(error):
                 raise
-            raise ValueError(gate.short(str(error))) from None
+            raise ValueError(said) from None
         except OSError as error:
             raise ValueError(
                 f"A file can't be read or written ({error.strerror or type(error).__name__}): correct its name, free "
@@ -210,8 +217,9 @@ class Box:
         cls.RETURN_TYPES = tuple(out.kind for out in cls.OUTPUTS)
         cls.RETURN_NAMES = tuple(out.name or out.kind for out in cls.OUTPUTS)
         cls.OUTPUT_TOOLTIPS = tuple(out.tooltip for out in cls.OUTPUTS)
-        if "run" in cls.__dict__:
-            cls.run = _passed(cls, cls.run)
+        for name in {"run", cls.FUNCTION}:  # what the engine calls, and what it calls in turn
+            if name in cls.__dict__ or name != "run" and cls.INPUTS:
+                setattr(cls, name, _passed(cls, inspect.unwrap(getattr(cls, name))))
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, dict[str, tuple]]:

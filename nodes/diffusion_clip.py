@@ -7,7 +7,7 @@ import json
 import torch
 
 from ..engine import files, mixing, tuning, weights
-from ..engine.comfy import Progress, check_latent, latent_out, time_to_sigma, window
+from ..engine.comfy import Progress, check_latent, latent_out, model_file, time_to_sigma, window
 from ..engine.noise import source_latent
 from ..engine.run import sample_with
 from ..engine.sampler import own_sampler
@@ -33,6 +33,7 @@ from .tuning_chain import (
     pictures_of,
     trained,
 )
+from .tuning_inputs import TRAINING, free_path
 
 CATEGORY = "NullText/tuning"
 WHOLE, SAVING = "whole chain (the paper's)", "one step at a time (saves memory)"
@@ -84,7 +85,7 @@ class DiffusionCLIPTune(Box):
         Int("rank", 8, "Rank of the LoRA.", 1, 256),
         SEED,
         TEMPLATES_INPUT,
-        Text("file", "", "A name in ComfyUI's output folder to write the LoRA to; empty: none."),
+        Text("file", "", "Name of the LoRA's file in models/loras; sub-folders are made. Empty: no file."),
     )
     OUTPUTS = (
         Output("MODEL", "The model with the LoRA."),
@@ -119,7 +120,7 @@ class DiffusionCLIPTune(Box):
         file,
     ):
         if file.strip():
-            files.named("output", file)  # refuses a name outside the folder before long work
+            model_file("loras", file)  # refuses a name outside the folder before long work
         direction, _, notices = direction_of(image_text, source, target, templates)
         there, back = schedule(model, t0, inversion_steps), schedule(model, t0, train_steps)
         where = weights.layers(model, layers)
@@ -160,9 +161,9 @@ class DiffusionCLIPTune(Box):
         made, curve = sample_with(model, {"positive": positive}, source_latent(inversion), back, body, total=total)
         lines = [f"{source!r} -> {target!r}: {curve_line(*curve)}", said, *notices]
         if file.strip():
-            path = files.new_record(file, False)
-            weights.save(made, path)
-            lines.append(f"Written to {files.relative('output', path)}; put it into models/loras for LoRA loaders.")
+            path = free_path("loras", file, key)
+            weights.save(made, path, {TRAINING: key or ""})
+            lines.append(f"Saved as {path.name} in {path.parent}.")
         text = "\n".join(lines)
         return text_result(text, weights.applied(model, None, made)[0], made, text)
 

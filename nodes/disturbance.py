@@ -52,9 +52,8 @@ _LOOK = (
     Float(
         "strength",
         1.0,
-        "0: ordinary guidance, the model comes back unpatched. 1: the null branch gets the other latent alone, which "
-        "with `match` off is the paper's formula, in every step that is short enough for cfg; in longer ones it "
-        "fades, and the report or the log says so. Costs nothing extra.",
+        "0: ordinary guidance. 1: the paper's formula, as long as `match` is off. Steps that are too long for the cfg "
+        "get less, and the report says so.",
     ),
     Float(
         "rollback",
@@ -66,9 +65,8 @@ _LOOK = (
 _MATCH = Boolean(
     "match",
     False,
-    "Off: the paper's formula. On: our own smoothing beside it: the noise that the null branch sees is bounded by the "
-    "positive branch's, to about as much at first and less near the end. It acts without any disturbance too, and its "
-    "bounds were chosen on the demo model. Keeps a far rollback from turning into noise; costs nothing.",
+    "Off: the paper's formula. On: an addition of our own that limits the noise which the null branch predicts. Turn "
+    "it on where the picture becomes noise. It also smooths by itself, and its limits were chosen on the demo model.",
 )
 _MATCHED = "match is on: our own smoothing beside the paper's formula."
 

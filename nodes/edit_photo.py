@@ -52,7 +52,7 @@ FLOW_EDIT = {"source_cfg": 3.5, "target_cfg": 7.5, "average": 1, "plain_steps": 
 INF_EDIT = {"source_cfg": 1.0, "target_cfg": 3.0, "average": 1, "plain_steps": 0}
 #: Prompt-to-Prompt's: freer than its node opens, as the mask keeps the rest
 ATTENTION = {"edit": "auto", "cross_steps": 0.4, "self_steps": 0.2}
-LOOKS, GROW = 4, 1  # of the mask: noisings, and latent cells by which it grows
+LOOKS, GROW = 4, 2  # of the mask: noisings, and latent cells by which it grows
 
 
 def spoken(source: list, target: list) -> tuple[list[dict], list[dict]]:
@@ -214,7 +214,7 @@ class EditPhoto(Box):
         if work and blend:
             mask, looked = where_they_look(model, source, target, samples, seed, blend_threshold)
         if not work:
-            why = f"strength {strength:g} samples no step" if changed else "both prompts say the same"
+            why = f"strength {strength:g} samples no step" if changed else "both prompts have the same words"
             text = f"Notice: {why}, so the picture comes back as it is: change a word"
         elif method == DRAFT:
             samples, text = draft(model, conds, latent, sigmas, strength, seed, mask)

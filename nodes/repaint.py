@@ -61,8 +61,8 @@ _NUMBERS = (
     Choice(
         "noise",
         [POSTERIOR, RENEWED],
-        f"{_CUSTOM} Posterior: the paper's ancestral steps. Renewed, for few levels: above the range each step draws "
-        "all of its noise anew, below it none.",
+        f"{_CUSTOM} Posterior: the paper's ancestral steps. Renewed: choose it where there are few levels. Above "
+        "`high` each step draws all of its noise anew, below `low` none.",
     ),
     Choice(
         "mode",

@@ -36,8 +36,8 @@ class SDEdit(EditBox):
         Float(
             "t0",
             0.5,
-            "How much noise is added, as a fraction of the diffusion's time. Up to 0.2: almost untouched; 0.4: "
-            "details redrawn; 0.6: layout and main colours kept (scribbles); 0.8: rough layout; 1: hardly anything.",
+            "How much noise is added, as a fraction of the diffusion's time: little keeps the picture, much draws a "
+            "new one. The paper recommends 0.3 to 0.6; more_levels shows several at once.",
         ),
         Int("steps", 30, "Steps between t0 and 0, one network call each, whatever t0 is."),
         Choice("noise", [STOCHASTIC, DETERMINISTIC], "Stochastic adds fresh noise at every step, as the paper does."),

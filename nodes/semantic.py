@@ -7,6 +7,7 @@ import torch
 from ..engine import terms
 from ..engine.comfy import as_image, is_empty, process_of, to_model_space
 from ..engine.image_text import ClipPair, modules_of, patchers_of
+from ..engine.samples import at_most
 from ..samplers.guidance.semantic import Semantics
 from .base import IMAGE, MODEL, SEED, VAE, Box, Float, Output, Text, optional
 from .clip_guidance import check_words, noisy_encoder
@@ -78,6 +79,7 @@ class SemanticGuidance(Box):
         vae=None,
         **acts,
     ):
+        reference = None if reference is None else at_most(reference[:1])
         mode, texts, acts = MODES[gradient_mode], targets(text)[0], strength(model, **acts)
         wanted = ", ".join(texts)
         if text_weight and not texts:

@@ -8,8 +8,9 @@ from ..engine import comfy, training, tuning
 from ..engine.training_store import Store
 from ..samplers.tuning.loop import Loop, Settings
 from ..samplers.tuning.objective import HeldOut, Objective, denoising_step
-from ..samplers.tuning.textual_inversion import PRESETS, rms, start_vectors
+from ..samplers.tuning.textual_inversion import PRESETS, rms
 from .base import MODEL, SEED, Box, Float, Int, Output, Text
+from .own_word import begun, tokens_of
 from .report import text_result
 from .tuning_inputs import (
     BATCH,
@@ -114,11 +115,7 @@ class TrainEmbedding(Box):
         comfy.model_file("embeddings", file_name)
         own = tuning.own_ids(count)
         prompt = sample_prompt or pictures.captions[0]
-        tokens = {text: tuning.tokens_with_word(clip, text, word, own) for text in dict.fromkeys(pictures.captions)}
-        tokens[""] = clip.tokenize("")
-        if prompt not in tokens:
-            with_it = word.lower() in prompt.lower()
-            tokens[prompt] = tuning.tokens_with_word(clip, prompt, word, own) if with_it else clip.tokenize(prompt)
+        tokens = tokens_of(clip, dict.fromkeys([*pictures.captions, "", prompt]), word, own)
         captions = {text: comfy.encode(clip, text) for text in tokens}
         new, sizes = begun(clip, start_word, count)
         first = next(iter(new))
@@ -189,21 +186,6 @@ class TrainEmbedding(Box):
         )
         conditioning = [[embedding, {"pooled_output": pooled}]]
         return text_result(report, name, conditioning, loss_map(loop), figure, report, **shown(vae, outcome, figure))
-
-
-def begun(clip, start_word: str, count: int) -> tuple[dict, dict[str, float]]:
-    """(vectors [count, width] by encoder, begun at the start word's rows; the rms of each encoder's table)."""
-    ids, new, sizes = tuning.word_tokens(clip, start_word), {}, {}
-    comfy.load_models([clip.patcher])
-    for name, encoder in tuning.encoders(clip).items():
-        table, own = tuning.table(encoder), ids[name.removeprefix("clip_")]
-        if not own:
-            raise ValueError("The start word is empty: name something near to the new word, such as its class.")
-        with torch.no_grad():
-            near = table(torch.tensor([own], device=clip.patcher.load_device))[0]
-        new[name] = start_vectors(near, range(len(own)), count)
-        sizes[name] = rms(table.weight)
-    return new, sizes
 
 
 NODES = (TrainEmbedding,)

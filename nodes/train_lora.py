@@ -12,6 +12,7 @@ from ..samplers.tuning.dreambooth import PRESETS, Preset, dreambooth_step
 from ..samplers.tuning.loop import Loop, Settings
 from ..samplers.tuning.objective import HeldOut, Objective
 from .base import MODEL, SEED, Box, Choice, Float, Output, Socket, Text
+from .own_word import VECTORS, OwnWord
 from .report import text_result
 from .tuning_inputs import (
     BATCH,
@@ -115,6 +116,7 @@ class TrainLora(Box):
             "prior", "TUNING_SET", "Pictures of the class by the untuned model, from Prior Pictures; without: no prior."
         ).optional(),
         VAE,
+        VECTORS,
     )
     OUTPUTS = (
         Output("MODEL", "The model with the LoRA."),
@@ -151,6 +153,7 @@ class TrainLora(Box):
         sample_prompt,
         prior=None,
         vae=None,
+        word_vectors=0,
     ):
         way = chosen(
             PRESETS[preset],
@@ -164,9 +167,11 @@ class TrainLora(Box):
             prior_weight=prior_weight,
             dropout=caption_dropout,
         )
-        training.check_trainable(model, clip if way.text_lr else None)
+        of_text = bool(way.text_lr or word_vectors)  # whether texts are encoded anew at every step
+        training.check_trainable(model, clip if of_text else None)
         pictures.check_word(word)
-        comfy.model_file("loras", file_name)  # refused before any work
+        for folder in ("loras", *(("embeddings",) if word_vectors else ())):
+            comfy.model_file(folder, file_name)  # refused before any work
         where, text_where = weights.layers(model, way.targets), weights.text_layers(clip) if way.text_lr else {}
         start = (way.rank, way.alpha, way.init)
         factors = lora.low_rank_all(where.items(), *start, seed=seed, device=model.load_device)
@@ -181,11 +186,13 @@ class TrainLora(Box):
         used = prior if way.prior_weight else None
         taught = dict.fromkeys([*pictures.texts(), *(used.texts() if used else [])])
         captions = {text: comfy.encode(clip, text) for text in [*taught, sample_prompt]}
+        own = OwnWord.of(clip, word, word_vectors, captions) if word_vectors else None
         settings = settings_of(way, training.loss_scale(model))
         rates = {"lora_te": way.text_lr / way.lr} if way.text_lr else {}
         if way.rest != 1:
             rates |= {f"{name}.": way.rest for name in where.keys() - weights.layers(model, "attention").keys()}
-        loop = Loop(lora.parameters(factors), settings, seed, rates)
+        rates |= own.rates(way.lr) if own else {}
+        loop = Loop(lora.parameters(factors) | (own.parameters() if own else {}), settings, seed, rates)
         objective = Objective(comfy.process_of(model), weight_of(model, way, loss_weight))
         drawn = training.levels_of(model, levels)
         key = training_key(
@@ -195,6 +202,7 @@ class TrainLora(Box):
             pictures.content(),
             used.content() if used else None,
             {text: captions[text] for text in taught},
+            *(["own word", word, word_vectors] if own else []),
         )
         store, began_at = Store(key), 0
         began_at = store.resume(loop)
@@ -208,12 +216,18 @@ class TrainLora(Box):
 
         @contextlib.contextmanager
         def attached():
-            of_text = {name: factors[name] for name in text_where}
+            of_clip = {name: factors[name] for name in text_where}
             of_net = {name: factors[name] for name in where}
-            with weights.attached(where, of_net), weights.attached(text_where, of_text):
+            word_in = own.attached() if own else contextlib.nullcontext()
+            with weights.attached(where, of_net), weights.attached(text_where, of_clip), word_in:
                 yield
 
         path = free_path("loras", file_name, key)
+        word_path = free_path("embeddings", file_name, key) if own else None
+        called = f"embedding:{comfy.model_name('embeddings', word_path)}" if own else ""
+
+        def encode(text):
+            return own.encode(text) if own else tuning.encode(clip, clip.tokenize(text))
 
         def written():
             lora.put(factors, loop.result())
@@ -224,7 +238,10 @@ class TrainLora(Box):
                 "ss_network_dim": way.rank,
                 "ss_network_alpha": way.rank if way.alpha is None else way.alpha,
             }
+            more |= {"nulltext_embedding": called} if own else {}
             told = metadata(model, key, pictures.captions, loop, **more)
+            if own:
+                own.save(loop.result(), word_path, told)
             made = weights.to_lora_model(factors, told)
             weights.save(made, path)
             return made
@@ -239,8 +256,8 @@ class TrainLora(Box):
                     captions,
                     pictures.latents[0].shape,
                     attached=attached,
-                    clip=clip if way.text_lr else None,
-                    encode=(lambda text: tuning.encode(clip, clip.tokenize(text))) if way.text_lr else None,
+                    clip=clip if of_text else None,
+                    encode=encode if of_text else None,
                     held_out=held,
                     objective=objective,
                     look=training.Look(sample_prompt or pictures.captions[0], sample_every, seed),
@@ -261,6 +278,7 @@ class TrainLora(Box):
         said = [
             training_line(loop, outcome, began_at),
             f"Saved as {path.name} ({size:.0f} kB) in {path.parent}: {len(factors)} layers, rank {way.rank}.",
+            *([f"The word is {word_path.name} in {word_path.parent}: write {called} for it."] if own else []),
             *said,
         ]
         if key is None:

@@ -43,6 +43,12 @@ def look(
 
     conds = {"positive": conditioning}
     sample_with(seen, conds, samples, torch.tensor([*levels, 0.0]), body, total=looks, seed=seed)
+    if not record.maps.images():
+        height, width = (CELL * side for side in samples.shape[-2:])
+        raise ValueError(
+            f"The model's attention has no grid for a picture of {width} x {height} pixels: take one that is less "
+            "narrow, or larger."
+        )
     return [record.maps.maps(image) for image in record.maps.images()]
 
 

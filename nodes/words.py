@@ -12,6 +12,15 @@ from __future__ import annotations
 import math
 import re
 
+LARGEST_FACTOR = 1000  #: beyond it a factor overflows inside a network
+MOST_RUNS = 100  #: settings of one strip or grid, each a run of its own
+
+
+def _few(entries: list[str], what: str) -> list[str]:
+    if len(entries) > MOST_RUNS:
+        raise ValueError(f"There are {len(entries)} {what}, each a run of its own: write {MOST_RUNS} at the most.")
+    return entries
+
 
 def lines(text: str) -> list[str]:
     """The lines that are not empty."""
@@ -45,18 +54,20 @@ def number(text: str, low: float = -math.inf, high: float = math.inf) -> float |
 
 def fractions(text: str, what: str) -> list[float]:
     """ "0.6, 0.8" -> [0.6, 0.8]: numbers from 0 to 1; `what` names them in the error."""
-    values = [number(item, 0, 1) for item in items(text)]
+    values = [number(item, 0, 1) for item in _few(items(text), what)]
     if None in values:
         raise ValueError(f"The {what} are numbers from 0 to 1 with commas between them, like 0.6, 0.8; got {text!r}.")
     return values
 
 
 def factors(text: str) -> dict[str, float]:
-    """ "red: 2, car: -1" -> {"red": 2.0, "car": -1.0}."""
-    out = {word: number(value) for word, value in pairs(text).items()}
+    """ "red: 2, car: -1" -> {"red": 2.0, "car": -1.0}: numbers from -1000 to 1000."""
+    out = {word: number(value, -LARGEST_FACTOR, LARGEST_FACTOR) for word, value in pairs(text).items()}
     for word, value in pairs(text).items():
         if out[word] is None:
-            raise ValueError(f'The factor "{value}" for "{word}" is not a number, or not a finite one.')
+            raise ValueError(
+                f'The factor "{value}" for "{word}" is not a number from -{LARGEST_FACTOR} to {LARGEST_FACTOR}.'
+            )
     return out
 
 
@@ -88,7 +99,7 @@ def targets(text: str) -> tuple[list[str], list[float]]:
 def settings(text: str) -> list[tuple[float, float]]:
     """ILVR's strip: "2@0.8, 4@0.5" -> [(factor 2.0, stop 0.8), (4.0, 0.5)]."""
     out = []
-    for item in items(text):
+    for item in _few(items(text), "settings of a strip"):
         factor, _, stop = item.partition("@")
         pair = number(factor, 1), number(stop, 0, 1)
         if None in pair:

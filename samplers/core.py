@@ -206,7 +206,7 @@ def step_of(sigma: Sigma, sigmas: Sequence[float] | Tensor) -> float:
 
 
 def step_index(sigma: Sigma, sigmas: Sequence[float] | Tensor) -> int:
-    """The step 0..N-1 that sigma lies in; a level belongs to the step that starts there, rounding aside."""
+    """The step 0..N-1 that sigma lies in; a level within rounding of a step's start belongs to that step."""
     return min(int(step_of(sigma, sigmas) + 1e-4), len(sigmas) - 2)
 
 

@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> None:
         path.stem: name for name in ("tools", "demo") for path in (ROOT / name).glob("*.py") if path.stem[0] != "_"
     }
     benches = {path.parent.name: "benchmarks" for path in (ROOT / "benchmarks").glob("*/__main__.py")}
-    if arguments[:1] == ["bench"]:  # make bench: a bench goes before a room of the same name
+    if arguments[:1] == ["bench"] and len(arguments) > 1:  # a bench goes before a room of the same name
         arguments, known = arguments[1:], benches
     else:
         known = {**benches, **known, "batch": ""}

@@ -1,24 +1,16 @@
-"""docs/gallery.html, a static page: each workflow's thumbnail (source, then the last results of a real run) with its
-settings. The thumbnails are copied to web/docs/pictures/, where the help pages show them."""
+"""docs/gallery.md: the shipped workflows by what one comes for, each with its picture and its settings."""
 
 from __future__ import annotations
 
-import html
-import shutil
-
-from . import workflows
+from . import pictures, workflows
 
 ROOT = workflows.FOLDER.parent
-PICTURES = ROOT / "web" / "docs" / "pictures"
-PAGE = ROOT / "docs" / "gallery.html"
-STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#222}"
-    "section{display:grid;grid-template-columns:minmax(0,3fr) minmax(0,2fr);gap:1.2em;margin:2.2em 0;"
-    "border-top:1px solid #ddd;padding-top:1em}section h2{grid-column:1/-1;margin:0;font-size:1.15em}"
-    "img{width:100%;border:1px solid #ddd}.settings{font-size:13px;overflow-wrap:anywhere}"
-    ".weights{font-size:13px;color:#666}"
-    "p{white-space:pre-line;margin:.4em 0}"
-)
+PAGE = ROOT / "docs" / "gallery.md"
+INTRODUCTION = """# Gallery
+
+Every workflow of the pack, by what one comes for. Drop a picture on ComfyUI's page and its workflow opens; you also
+find them in `workflows/` and in the page's template browser. [Which method when](methods.md) compares them.
+"""
 
 
 def settings(workflow: workflows.Workflow) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -36,44 +28,53 @@ def settings(workflow: workflows.Workflow) -> list[tuple[str, list[tuple[str, st
     return found
 
 
-def section(name: str, picture: str) -> str:
-    """One technique: its picture, what the workflow says of itself, its settings."""
+def section(name: str) -> str:
+    """One workflow: its picture, which weights drew it, what the workflow says of itself, its settings."""
     flow = workflows.load(name)
     said = [node["_meta"]["note"] for node in flow.values() if node.get("_meta", {}).get("note")]
-    rows = "".join(
-        f"<p><b>{html.escape(title)}</b>: "
-        + html.escape("; ".join(f"{widget} {value}" for widget, value in widgets))
-        + "</p>"
+    heading, weights = workflows.title(name), workflows.drawn_by(name)
+    under = next((node["_meta"]["under"] for node in flow.values() if node.get("_meta", {}).get("under")), "")
+    rows = [
+        f"- **{title}**: " + "; ".join(f"{widget} {_code(value)}" for widget, value in widgets)
         for title, widgets in settings(flow)
-    )
-    heading, weights = html.escape(workflows.title(name)), html.escape(workflows.drawn_by(name))
-    return (
-        f'<section id="{name}"><h2>{heading}</h2><div><img src="{picture}" alt="{heading}: source and results. '
-        f'{weights}"><p class="weights">{weights}</p><p>{html.escape(chr(10).join(said))}</p></div>'
-        f'<div class="settings">{rows}</div></section>'
+    ]
+    return "\n".join(
+        [
+            f'<a id="{name}"></a>',
+            f"### {heading}",
+            "",
+            f"![{heading}](../web/docs/pictures/{name}.webp)",
+            "",
+            f"*{' '.join(part for part in (under, weights) if part)}*",
+            "",
+            *said,
+            "",
+            f"<details><summary><code>workflows/{name}.json</code>: its settings</summary>",
+            "",
+            *rows,
+            "",
+            "</details>",
+            "",
+        ]
     )
 
 
-def copy_pictures() -> None:
-    """Thumbnails for the help pages, which can show only what lies beside them."""
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    for name in shown():
-        shutil.copyfile(workflows.FOLDER / f"{name}.jpg", PICTURES / f"{name}.jpg")
+def _code(value: str) -> str:
+    return f"`{' '.join(value.split())}`"
 
 
 def shown() -> list[str]:
-    """The workflows that have a thumbnail."""
-    return [name for name in workflows.names() if (workflows.FOLDER / f"{name}.jpg").exists()]
+    """The workflows that have a picture."""
+    return [name for name in workflows.names() if pictures.strip_path(name).exists()]
 
 
 def text() -> str:
     """The page."""
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>ComfyUI-NullText: gallery</title>'
-        f"<style>{STYLE}</style><h1>ComfyUI-NullText: every technique</h1>"
-        "<p>Made by <code>make publish</code> from the shipped workflows. Every picture here was "
-        "drawn by the small demo model that comes with the pack, those of the workflows for Stable "
-        "Diffusion too: no real checkpoint was at hand.</p>"
-        + "\n".join(section(name, f"../web/docs/pictures/{name}.jpg") for name in shown())
-        + "</html>\n"
+    parts = [INTRODUCTION]
+    tasks = {task: [name for name in found if name in shown()] for task, found in workflows.by_task().items()}
+    parts.append(
+        "\n".join(f"- [{task}](#{task.lower().replace(' ', '-')}): {len(found)}" for task, found in tasks.items())
     )
+    for task, found in tasks.items():
+        parts += [f"\n## {task}\n", *map(section, found)]
+    return "\n".join(parts).rstrip() + "\n"

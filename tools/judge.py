@@ -5,7 +5,7 @@ A node of an API file that saves a picture may say what it must show, and how cl
     "_meta": {"title": "Edit", "shows": "green circle, striped blue background", "keeps": 25}
 
 `shows` names a colour and a shape, "nothing" for a background alone, a texture and a colour before "background", or any
-of these; both probes must read each of them, in three of four pictures of a batch. `keeps` is the least PSNR in dB
+of these; the probes must read all of them, in three of four pictures of a batch. `keeps` is the least PSNR in dB
 outside the source's object, which is grown by one latent cell, against the picture titled Autoencoder if the workflow
 saves one, else against the source.
 """
@@ -61,33 +61,32 @@ def wanted(shows: str) -> dict[str, str]:
     return found
 
 
-def _read(net: torch.nn.Module, picture: Image.Image) -> dict[str, str]:
-    reading = probe.read(net, tensor(picture))
-    there = float(reading.present.max()) > 0.5
+@torch.no_grad()
+def _read(picture: Image.Image) -> dict[str, str]:
+    """What both probes see together, by the mean of their probabilities."""
+    logits = [probe.split_logits(net(tensor(picture)).float()) for net in probes()]
+    seen = {kind: torch.stack([each[kind].softmax(-1) for each in logits]).mean(0)[0] for kind in logits[0]}
+    present, place = seen["present"][:, 1].max(0)
+    there = bool(present > 0.5)
     return {
         "object": "something" if there else "nothing",
-        "colour": scenes.COLOURS[int(reading.at_place("colour"))] if there else "none",
-        "shape": scenes.SHAPES[int(reading.at_place("shape"))] if there else "none",
-        "background": scenes.BACKGROUNDS[int(reading.background)],
-        "texture": scenes.TEXTURES[int(reading.texture)],
+        "colour": scenes.COLOURS[int(seen["colour"][place].argmax())] if there else "none",
+        "shape": scenes.SHAPES[int(seen["shape"][place].argmax())] if there else "none",
+        "background": scenes.BACKGROUNDS[int(seen["background"].argmax())],
+        "texture": scenes.TEXTURES[int(seen["texture"].argmax())],
     }
 
 
 def seen(picture: Image.Image) -> str:
-    """The object that a probe sees, as "green circle"; "no object"."""
-    read = _read(probes()[0], picture)
+    """The object that the probes see, as "green circle"; "no object"."""
+    read = _read(picture)
     return f"{read['colour']} {read['shape']}" if read["object"] == "something" else "no object"
 
 
 def wrong(picture: Image.Image, shows: str) -> list[str]:
-    """What a probe reads otherwise than the text says, as "colour red, not green"."""
-    readings = [_read(net, picture) for net in probes()]
-    return [
-        f"{kind} {read[kind]}, not {value}"
-        for kind, value in wanted(shows).items()
-        for read in readings
-        if read[kind] != value
-    ]
+    """What the probes read otherwise than the text says, as "colour red, not green"."""
+    read = _read(picture)
+    return [f"{kind} {read[kind]}, not {value}" for kind, value in wanted(shows).items() if read[kind] != value]
 
 
 @functools.cache

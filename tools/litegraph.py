@@ -10,53 +10,26 @@ from __future__ import annotations
 
 from typing import Any
 
+from . import layout
 from .workflows import Workflow, is_link
 
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 SEEDS = ("seed", "noise_seed")
-GAP = (70, 40)  # between columns and rows, in pixels of the page
-#: heights of what a node shows under its widgets. PANEL: the pack's own, before a run (chips, schedules, a line of
-#: cost); the rest comes with a run, and the layout leaves the room for it under the node
-COST, CHIPS, SCHEDULE, REPORT, PICTURE, PREVIEW = 26, 110, 170, 130, 360, 240
-PANEL = {
-    "NullText_AttentionMap": CHIPS,
-    "NullText_AttentionRecord": CHIPS,
-    "NullText_AttentionReweight": CHIPS,
-    "NullText_BlendedDiffusion": COST,
-    "NullText_DiffEditMask": COST,
-    "NullText_DirectEdit": COST,
-    "NullText_Disturbance": SCHEDULE,
-    "NullText_DisturbanceSampler": SCHEDULE,
-    "NullText_DisturbanceSchedule": SCHEDULE,
-    "NullText_ILVRSampler": COST,
-    "NullText_InvertImage": COST,
-    "NullText_EditPhoto": CHIPS,
-    "NullText_Inverter": COST,
-    "NullText_WordMask": CHIPS,
-    "NullText_Optimise": COST,
-    "NullText_LoadPicture": PICTURE,
-    "NullText_OptimiseStartNoise": COST,
-    "NullText_PromptToPrompt": CHIPS + COST + 26,
-    "NullText_PromptToPromptGuider": CHIPS + 26,
-    "NullText_RePaint": SCHEDULE,
-    "NullText_RePaintSampler": SCHEDULE,
-    "NullText_SDEdit": COST,
-}
-PICTURES = ("NullText_AttentionMap", "NullText_InvertImage", "NullText_Inverter", "NullText_Optimise")
-PICTURES += ("NullText_BlendedDiffusion", "NullText_DiffEdit", "NullText_DirectEdit", "NullText_DisturbanceSampler")
-PICTURES += ("NullText_EditPhoto", "NullText_ILVRSampler", "NullText_PromptToPrompt", "NullText_RePaintSampler")
-PICTURES += ("NullText_MasaCtrl", "NullText_RFInversion", "NullText_SDEdit", "NullText_Sampler", "NullText_WordMask")
-NOTE_WIDTH = 380
-#: reports of another height than most: what trains shows its loss and samples, a map its strip
-REPORTS = {"NullText_Prompt": 70, "NullText_LoadPicture": 40} | dict.fromkeys(
-    ("NullText_HSpaceMap", "NullText_ImagicOptimise", "NullText_TrainControlNet", "NullText_TrainEmbedding")
-    + ("NullText_TrainLora", "NullText_HSpaceTrain", "NullText_DiffusionCLIPTune"),
-    380,
-)
-
 #: widgets of core nodes that the engine of 2024 does not have yet and a newer one asks for, after those of both: a file
 #: keeps their values, and the older engine reads past them
 NEWER = {"UNETLoader": {"weight_dtype": (["default"], {})}}
+
+#: where the page offers to fetch a checkpoint that is not there, by its name
+DOWNLOADS = {
+    "v1-5-pruned-emaonly-fp16.safetensors": {
+        "name": "v1-5-pruned-emaonly-fp16.safetensors",
+        "url": "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/"
+        "v1-5-pruned-emaonly-fp16.safetensors?download=true",
+        "directory": "checkpoints",
+    }
+}
+
+ZOOM = 0.8  # at which the page opens the graph: all of layout.WIDTH is seen, and text is drawn
 
 Info = dict[str, Any]  # one node class of /object_info
 
@@ -124,7 +97,7 @@ def filled(workflow: Workflow, infos: dict[str, Info]) -> Workflow:
 
 
 def to_ui(workflow: Workflow, infos: dict[str, Info], note: str) -> dict[str, Any]:
-    """The page's graph of a workflow, laid out from left to right, with a note. ValueError for what is not known."""
+    """The page's graph of a workflow, in numbered groups, with a note. ValueError for what is not known."""
     for key, node in workflow.items():
         if not key.isdigit():
             raise ValueError(f"Node id {key!r}: the page needs whole numbers.")
@@ -145,19 +118,20 @@ def to_ui(workflow: Workflow, infos: dict[str, Info], note: str) -> dict[str, An
             links.append([number, int(value[0]), output, int(key), slot, entry["type"]])
             entry["link"] = number
             source[output]["links"].append(number)
-    order = _layout(whole, nodes, {key: _room(infos[node["class_type"]]) for key, node in whole.items()})
+    order = layout.run_order(whole)
     for position, key in enumerate(order):
         nodes[key]["order"] = position
     listed = [nodes[key] for key in sorted(nodes, key=int)]
     listed.append(_note(max(map(int, nodes)) + 1, note, len(order)))
+    groups = layout.place(whole, nodes, infos, listed[-1])
     return {
         "last_node_id": listed[-1]["id"],
         "last_link_id": len(links),
         "nodes": listed,
         "links": links,
-        "groups": [],
+        "groups": groups,
         "config": {},
-        "extra": {},
+        "extra": {"ds": {"scale": ZOOM, "offset": [40, 60]}},
         "version": 0.4,
     }
 
@@ -199,7 +173,8 @@ def _node(key: str, node: dict, info: Info, meta: dict) -> dict[str, Any]:
             entry["widget"] = {"name": name}
         entries.append(entry)
     values = []
-    for place, name in widgets(info):
+    places = widgets(info)
+    for place, name in places:
         value = PAGE_ONLY[place] if name is None else node["inputs"].get(name, default(*known[name]))
         values.append(default(*known[name]) if name is not None and isinstance(value, list) else value)
     names = info.get("output_name") or info["output"]
@@ -212,7 +187,7 @@ def _node(key: str, node: dict, info: Info, meta: dict) -> dict[str, Any]:
         "id": int(key),
         "type": node["class_type"],
         "pos": [0, 0],
-        "size": _size(info, entries, outputs),
+        "size": layout.size(info, places, len(entries), len(outputs)),
         "flags": {},
         "order": 0,
         "mode": 0,
@@ -221,70 +196,20 @@ def _node(key: str, node: dict, info: Info, meta: dict) -> dict[str, Any]:
         "properties": {"Node name for S&R": node["class_type"], "cnr_id": pack},
         "widgets_values": values,
     }
+    if models := DOWNLOADS.get(str(node["inputs"].get("ckpt_name"))):
+        result["properties"]["models"] = [models]
     title = meta.get("title")
     if title and title not in (info.get("display_name"), node["class_type"]):
         result["title"] = title
     return result
 
 
-def _size(info: Info, entries: list, outputs: list) -> list[int]:
-    """Slots, widgets, the picture that a picture node shows, and what the pack shows before a run."""
-    known = inputs_of(info)
-    height, width = 30 + 21 * max(len(entries), len(outputs)), 300
-    for place, name in widgets(info):
-        tall = name is not None and known[name][0] == "STRING" and known[name][1].get("multiline")
-        height += 110 if tall else 26
-        width = max(width, 380 if tall else 0, 150 + 8 * len(place))
-    if info["name"] in ("LoadImage", "SaveImage", "PreviewImage"):
-        height += 300
-    return [width, height + PANEL.get(info["name"], 0)]
-
-
-def _room(info: Info) -> int:
-    """What a run adds to the node: its report and pictures, and the live preview of whatever makes a latent."""
-    ours, name = info["name"].startswith("NullText_"), info["name"]
-    samples = "LATENT" in info["output"] and any(kind == "MODEL" for kind, _ in inputs_of(info).values())
-    preview = samples or name == "SamplerCustomAdvanced"
-    report = REPORTS.get(name, REPORT)
-    return report * ours + PICTURE * (name in PICTURES) + PREVIEW * preview
-
-
-def _layout(workflow: Workflow, nodes: dict[str, dict], room: dict[str, int]) -> list[str]:
-    """Set every node's `pos`: columns by distance from the sources, rows by what feeds them, `room` pixels free under
-    each. Ids in run order."""
-    parents = {
-        key: [str(value[0]) for value in node["inputs"].values() if is_link(value, workflow)]
-        for key, node in workflow.items()
-    }
-    depth: dict[str, int] = {}
-
-    def column(key: str, path: tuple[str, ...] = ()) -> int:
-        if key in path:
-            raise ValueError(f"The workflow has a loop through node {key}.")
-        if key not in depth:
-            depth[key] = max((column(parent, (*path, key)) + 1 for parent in parents[key]), default=0)
-        return depth[key]
-
-    order = sorted(workflow, key=lambda key: (column(key), int(key)))
-    x = 40 + NOTE_WIDTH + GAP[0]
-    for level in range(max(depth.values()) + 1):
-        members = [key for key in order if depth[key] == level]
-        heights = {key: sum(nodes[p]["pos"][1] for p in parents[key]) / max(len(parents[key]), 1) for key in members}
-        y = 60
-        for key in sorted(members, key=lambda key: (heights[key], int(key))):
-            nodes[key]["pos"] = [x, y]
-            y += nodes[key]["size"][1] + room[key] + GAP[1]
-        x += max(nodes[key]["size"][0] for key in members) + GAP[0]
-    return order
-
-
 def _note(number: int, text: str, order: int) -> dict[str, Any]:
-    height = 80 + 17 * sum(1 + len(line) // 52 for line in text.splitlines())
     return {
         "id": number,
         "type": "Note",
-        "pos": [40, 60],
-        "size": [NOTE_WIDTH, height],
+        "pos": [0, 0],
+        "size": layout.note_size(text),
         "flags": {},
         "order": order,
         "mode": 0,

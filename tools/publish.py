@@ -3,8 +3,9 @@
     python tools publish [NAME ...] [--pictures missing|all|none]
 
     workflows/<name>.json                      the workflow as the page opens it (NAME: only these)
-    workflows/<name>.jpg                       its thumbnail, from a real run, where there is none yet
-    web/docs/pictures/, docs/gallery.html      the thumbnails again, for help pages and gallery
+    workflows/<name>.jpg                       its tile, before and after, from a real run, where there is none yet
+    web/docs/pictures/<name>.webp              source and results of that run, with the workflow in the file
+    docs/gallery.md                            all of them, by what one comes for
     web/docs/<NodeId>.md                       the tables of inputs and outputs, between two comments
     locales/<language>/nodeDefs.json           the search words that end each description
 
@@ -14,15 +15,16 @@ It lists what no other language says yet; the page shows the class's own text th
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 
 from ..batch import engines
-from . import gallery, help_pages, inputs, locales, run, sheet, workflows
+from . import gallery, help_pages, inputs, locales, pictures, run, workflows
 
 
-def page_workflows(chosen: list[str], pictures: str) -> list[str]:
-    """Write the page's form of these workflows, and their thumbnails ("missing", "all" or "none" of them), with a
-    running engine. What failed, in one line each."""
+def page_workflows(chosen: list[str], which: str) -> list[str]:
+    """Write the page's form of these workflows, and their pictures ("missing", "all" or "none" of them), with a running
+    engine. What failed, in one line each; a picture that fails its judge is not written."""
     failed = []
     with engines.running(engines.embedded()) as server:
         infos = server.client.object_info()
@@ -31,14 +33,14 @@ def page_workflows(chosen: list[str], pictures: str) -> list[str]:
                 path = workflows.FOLDER / f"{name}.json"
                 path.write_text(workflows.page_text(name, infos), encoding="utf-8")
                 print(path.relative_to(workflows.FOLDER.parent), flush=True)
-                thumbnail = path.with_suffix(".jpg")
-                if pictures == "all" or (pictures == "missing" and not thumbnail.exists()):
-                    flow = (
-                        workflows.load(name) if workflows.runs_here(name) else workflows.on_demo(workflows.load(name))
-                    )
+                drawn = pictures.strip_path(name).exists() and pictures.tile_path(name).exists()
+                if which == "all" or (which == "missing" and not drawn):
+                    flow = workflows.load(name)
+                    flow = flow if workflows.runs_here(name) else workflows.on_demo(flow)
                     result = run.queue(server.client, name, flow, infos)
-                    shown = [sheet.tiled(result.pictures[key]) for key in sorted(result.pictures, key=int)]
-                    sheet.thumbnail(workflows.source_pictures(flow), shown).save(thumbnail, quality=88)
+                    pictures.save(name, flow, result, json.loads(path.read_text(encoding="utf-8")))
+                elif drawn:
+                    pictures.renew(name)
             except (ValueError, RuntimeError, FileNotFoundError) as error:
                 failed.append(f"{name}: {error}")
     return failed
@@ -56,7 +58,6 @@ def main(arguments: list[str]) -> int:
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
             print(path.relative_to(workflows.FOLDER.parent), flush=True)
-    gallery.copy_pictures()
     for path in locales.FILES:
         said = locales.missing(path, classes)
         print(f"{path.parent.name}: {len(said)} texts are shown in English", *said, sep="\n  ")

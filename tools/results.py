@@ -32,7 +32,7 @@ def row(name: str, workflow: workflows.Workflow, result: Result, source: list[Im
     keys += [last] if last in result.pictures else sorted(result.pictures, key=int)[-1:]
     cells = [("source", picture) for picture in source[:1]]
     cells += [(named[key], sheet.tiled(result.pictures[key])) for key in keys]
-    return sheet.Row(workflows.title(name), "", cells)
+    return sheet.Row(workflows.headed(workflow).get("heading", name), "", cells)
 
 
 def figures(workflow: workflows.Workflow, result: Result, source: list[Image.Image]) -> dict[str, object]:
@@ -75,13 +75,14 @@ def said(found: dict[str, object]) -> str:
 class Kept:
     """What a demo leaves: rows of the contact sheet, figures by workflow, failures in a sentence each."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, model: str = "the demo model"):
+        self.title = f"ComfyUI-NullText, drawn by {model}"
         self.folder, self.rows, self.figures, self.failures = folder, [], {}, []
 
     def write(self) -> Path:
         """Write contact sheet, figures and reports; the sheet's path."""
         page = self.folder / "contact_sheet.png"
-        sheet.contact_sheet("ComfyUI-NullText", self.rows).save(page)
+        sheet.contact_sheet(self.title, self.rows).save(page)
         (self.folder / "figures.json").write_text(json.dumps(self.figures, indent=1) + "\n", encoding="utf-8")
         reports = [
             f"{name}\n{'=' * len(name)}\n" + "\n\n".join(map(str, found.get("reports", ())))

@@ -27,10 +27,11 @@ from ..demo import turn
 from . import litegraph, results, workflows
 
 #: what `make demo` runs: one picture, five ways to change it
-DEMO = ("null_text", "prompt_to_prompt_photo", "direct_edit", "diffedit", "repaint")
-#: what runs on a picture of one's own: workflows with a "Source prompt" and an "Edited prompt"
-OWN = ("null_text", "invert_image", "direct_edit")
-SOURCE, EDITED = "Source prompt", "Edited prompt"
+DEMO = ("edit_photo", "null_text", "prompt_to_prompt_photo", "diffedit", "repaint")
+#: what runs on a picture of one's own
+OWN = ("edit_photo", "null_text", "direct_edit")
+#: where the words of one's own go: the `text` of nodes with this title, or a widget of this name
+SOURCE, EDITED = ("Source prompt", "source_prompt"), ("Edited prompt", "edited_prompt")
 
 
 class Bar:
@@ -97,19 +98,22 @@ def own(
     """The workflow on a user's own picture, words and checkpoint. ValueError if it has no place for one of them."""
     workflow = json.loads(json.dumps(workflow))
     named = workflows.titles(workflow)
-    for title, text in ((SOURCE, prompt), (EDITED, edit)):
-        nodes = [key for key, said in named.items() if said == title and "text" in workflow[key]["inputs"]]
-        if text is not None and not nodes:
-            raise ValueError(f"{name} has no node titled {title!r}.")
-        for key in nodes if text is not None else ():
-            workflow[key]["inputs"]["text"] = text
+    for (title, widget), text in ((SOURCE, prompt), (EDITED, edit)):
+        places = [(key, "text") for key, said in named.items() if said == title and "text" in workflow[key]["inputs"]]
+        places += [(key, widget) for key, node in workflow.items() if isinstance(node["inputs"].get(widget), str)]
+        if text is not None and not places:
+            raise ValueError(f"{name} has no node titled {title!r} and no widget {widget}.")
+        for key, place in places if text is not None else ():
+            workflow[key]["inputs"][place] = text
     for node in workflow.values():
         if "shows" in node.get("_meta", {}):  # that is said of the shipped picture and words
             node["_meta"] |= {"shows": "", "keeps": 0}
         if checkpoint is not None and "ckpt_name" in node["inputs"]:
             node["inputs"]["ckpt_name"] = checkpoint
-        if image is not None and isinstance(node["inputs"].get("image"), str):
+        if image is not None and node["class_type"] in workflows.PICTURES:
             node["inputs"]["image"] = image
+            if "size" in node["inputs"]:
+                node["inputs"]["size"] = 0  # it comes in the size that was asked for
     return workflow
 
 
@@ -145,7 +149,7 @@ def main(arguments: list[str]) -> int:
     every = [name for name in workflows.names() if workflows.runs_here(name)]
     chosen = options.names or (every if options.all else list(OWN if mine else DEMO))
     options.output.mkdir(parents=True, exist_ok=True)
-    kept = results.Kept(options.output)
+    kept = results.Kept(options.output, options.checkpoint.stem if options.checkpoint else "the demo model")
     start = time.monotonic()
     try:
         engine = engines.embedded() if options.engine == "embedded" else engines.checkout()

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import socket
 import sys
 import time
+import webbrowser
 
 from ..batch import engines
 from . import workflows
+
+#: what the page opens with: the first of these that ships
+FIRST = ("edit_photo", "direct_edit")
+
+
+def on_a_desktop() -> bool:
+    """Whether a browser can be opened: a person at a terminal, with a screen."""
+    screen = sys.platform in ("darwin", "win32") or any(os.environ.get(k) for k in ("DISPLAY", "WAYLAND_DISPLAY"))
+    return sys.stdout.isatty() and screen
 
 
 def port_or_free(port: int) -> int:
@@ -33,16 +44,28 @@ def main(arguments: list[str]) -> int:
         engine = engines.embedded() if options.engine == "embedded" else engines.checkout()
         shelf = tree / "user" / "default" / "workflows" / "NullText"
         shelf.mkdir(parents=True, exist_ok=True)
-        for name in workflows.names():
+        names = workflows.names()
+        for name in names:
             if (page := workflows.FOLDER / f"{name}.json").exists():
                 shutil.copy(page, shelf)
+        start = time.monotonic()
+        print(
+            f"Starting {engine.title}. It loads PyTorch and every node: about 20 s, longer the first time.\n"
+            f"What it says meanwhile: {tree / 'server.log'}",
+            flush=True,
+        )
         with engines.running(engine, tree, port=port_or_free(options.port)) as server:
+            first = next((name for name in FIRST if name in names), names[0])
+            address = f"{server.address}/?nulltext={first}"
             print(
-                f"{engine.title} runs at {server.address}\n"
-                f"Open a workflow: drop a file of {workflows.FOLDER} on the page.\n"
+                f"It is ready after {time.monotonic() - start:.0f} s. Open\n\n    {address}\n\n"
+                f"which shows “{workflows.title(first)}”: press Queue, then choose your own picture.\n"
+                "The other workflows: Workflows in the page's menu, folder NullText.\n"
                 f"Pictures go to {tree / 'output'}. Ctrl-C stops it.",
                 flush=True,
             )
+            if on_a_desktop():
+                webbrowser.open(address)
             while server.alive():
                 time.sleep(0.5)
             raise engines.EngineError(f"The server ended. The end of its log:\n{server.tail()}")

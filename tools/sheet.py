@@ -1,4 +1,4 @@
-"""Contact sheets and thumbnails: pictures in rows, each with its caption."""
+"""Contact sheets: pictures in rows, each with its caption."""
 
 from __future__ import annotations
 
@@ -55,12 +55,11 @@ def tiled(pictures: Sequence[Image.Image], side: int = 256) -> Image.Image:
     return page
 
 
-def thumbnail(sources: Sequence[Image.Image], results: Sequence[Image.Image], side: int = 256) -> Image.Image:
-    """What a workflow does at one look: its first source picture and its last two results. ValueError without any."""
-    shown = [*sources[:1], *results[-2:]]
-    if not shown:
-        raise ValueError("The run left no picture to make a thumbnail of.")
-    page = Image.new("RGB", (side * len(shown) + 4 * (len(shown) - 1), side), (255, 255, 255))
-    for i, picture in enumerate(shown):
+def side_by_side(pictures: Sequence[Image.Image], side: int = 256) -> Image.Image:
+    """Pictures in a row, each in a square of that side. ValueError without any."""
+    if not pictures:
+        raise ValueError("The run left no picture to show.")
+    page = Image.new("RGB", (side * len(pictures) + 4 * (len(pictures) - 1), side), (255, 255, 255))
+    for i, picture in enumerate(pictures):
         page.paste(fit(picture, side), (i * (side + 4), 0))
     return page

@@ -20,6 +20,23 @@ REAL = "_sd"  # ends the name of a workflow for a checkpoint that is not shipped
 PICTURES = ("NullText_LoadPicture", "LoadImage")
 SAMPLE = " [sample]"  # ends the name of a picture that the pack brings
 
+#: what one comes for: the sections of the gallery
+TASKS = (
+    "Edit with words",
+    "Fill or replace a part",
+    "Restyle or redraw",
+    "Guide what is drawn",
+    "Teach the model",
+    "Look inside",
+)
+#: titles that the page gives to nodes without one of their own
+SCREEN = {
+    "CheckpointLoaderSimple": "Load Checkpoint",
+    "LoadImage": "Load Image",
+    "NullText_LoadPicture": "Load Picture (with samples)",
+    "UNETLoader": "Load Diffusion Model",
+}
+
 Workflow = dict[str, dict[str, Any]]
 
 #: inputs that make a run long, and the most that `short` leaves of them
@@ -99,9 +116,8 @@ def titles(workflow: Workflow) -> dict[str, str]:
 
 def source_names(workflow: Workflow) -> list[str]:
     """The shipped pictures that the workflow loads, by file name, in the order of the nodes."""
-    named = [node["inputs"].get("image") for _, node in sorted(workflow.items(), key=lambda item: int(item[0]))]
-    found = [name.removesuffix(SAMPLE) for name in named if isinstance(name, str)]
-    return [name for name in found if (FOLDER / "inputs" / name).is_file()]
+    named = [str(workflow[key]["inputs"]["image"]) for key in of_class(workflow, *PICTURES)]
+    return [name.removesuffix(SAMPLE) for name in named if name.endswith(SAMPLE)]
 
 
 def source_pictures(workflow: Workflow) -> list[Image.Image]:
@@ -116,10 +132,29 @@ def result(workflow: Workflow) -> str | None:
     return (said or saving or [None])[-1]
 
 
+def headed(workflow: Workflow) -> dict[str, str]:
+    """What the file says of itself: "task" (one of TASKS), "heading" (what one does with it) and "note"."""
+    return next(
+        (node["_meta"] for _, node in sorted(workflow.items(), key=_by_id) if node.get("_meta", {}).get("note")), {}
+    )
+
+
+def _by_id(item: tuple[str, Any]) -> int:
+    return int(item[0])
+
+
 def title(name: str) -> str:
-    """A workflow's name as a person reads it."""
-    said = name.removesuffix(REAL).replace("_", " ").capitalize()
+    """A workflow's name as a person reads it: what one does with it."""
+    said = headed(load(name)).get("heading", name)
     return said if runs_here(name) else f"{said} (for Stable Diffusion 1.5)"
+
+
+def by_task() -> dict[str, list[str]]:
+    """{task: the workflows for it}, in the order of TASKS."""
+    found = {task: [] for task in TASKS}
+    for name in names():
+        found[headed(load(name))["task"]].append(name)
+    return found
 
 
 def drawn_by(name: str) -> str:
@@ -132,43 +167,46 @@ def drawn_by(name: str) -> str:
     )
 
 
+def on_screen(workflow: Workflow, *keys: str) -> str:
+    """Nodes by the titles that the page shows: "Load Checkpoint" and "Empty prompt"."""
+    titled = [workflow[key].get("_meta", {}).get("title") for key in keys]
+    shown = [
+        said or SCREEN.get(workflow[key]["class_type"], workflow[key]["class_type"]) for said, key in zip(titled, keys)
+    ]
+    return " and ".join(f"“{said}”" for said in shown)
+
+
 def note(name: str, workflow: Workflow) -> str:
     """The workflow's note: what the file says of itself, then which widgets to change for one's own picture."""
     said = [
-        node["_meta"]["note"]
-        for _, node in sorted(workflow.items(), key=lambda item: int(item[0]))
-        if node.get("_meta", {}).get("note")
+        node["_meta"]["note"] for _, node in sorted(workflow.items(), key=_by_id) if node.get("_meta", {}).get("note")
     ]
     loaders = sorted((key for key, node in workflow.items() if "ckpt_name" in node["inputs"]), key=int)
-    pictures, scales = of_class(workflow, *PICTURES), of_class(workflow, "ImageScale")
-    lines = [title(name), *said]
+    pictures, networks = of_class(workflow, *PICTURES), of_class(workflow, "UNETLoader")
+    lines, shown = [title(name) if name in names() else name, *said, ""], on_screen(workflow, *loaders[:1])
     if not runs_here(name):
         lines += [
-            "",
-            "It needs Stable Diffusion 1.5 (any checkpoint of that family): pick yours in ckpt_name "
-            f"(node {', '.join(loaders)}). Then choose your photo in Load Picture (node {', '.join(pictures)}; "
-            f"node {', '.join(scales)} cuts it to 512 x 512) and write what it shows into the source prompt.",
+            f"1. Pick a checkpoint of the Stable Diffusion 1.5 family in {shown}.",
+            f"2. Choose your photo in {on_screen(workflow, *pictures)}.",
+            "3. Write what it shows into the source prompt, and queue.",
             "",
             f"Its thumbnail: {drawn_by(name)[0].lower()}{drawn_by(name)[1:]}",
         ]
         return "\n".join(lines)
-    networks = of_class(workflow, "UNETLoader")
     if loaders:
-        real = f"pick a Stable Diffusion checkpoint in ckpt_name (node {', '.join(loaders)})."
+        lines.append("It runs as it opens, on the small demo checkpoint (128 x 128 scenes of shapes).")
+        real = f"pick a Stable Diffusion checkpoint in {shown}."
         if networks:
             real = (
-                f"pick a flow model's checkpoint (SD3 for example) in ckpt_name (node {', '.join(loaders)}), and wire "
-                f"its MODEL where that of node {', '.join(networks)} goes."
+                f"pick a flow model's checkpoint (SD3 for example) in {shown}, and wire its MODEL where that of "
+                f"{on_screen(workflow, *networks)} goes."
             )
-        lines += [
-            "",
-            f"It runs as it opens, on the small demo checkpoint (128 x 128 scenes of shapes). For a real one: {real}",
-        ]
+        lines.append(f"With your own model: {real}")
     if pictures:
         size = "1024 x 1024 for SD3" if networks else "512 x 512 for SD 1.x"
         lines.append(
-            f"Your own picture: choose it in Load Picture (node {', '.join(pictures)}), at the size the "
-            f"checkpoint was trained for ({size}), and write what it shows into the prompt."
+            f"With your own picture: choose it in {on_screen(workflow, *pictures[:1])}, at your model's size ({size}), "
+            "and write what it shows into the prompt."
         )
     return "\n".join(lines)
 

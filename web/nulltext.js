@@ -1,6 +1,6 @@
 // The page's side of ComfyUI-NullText: what each node shows under its widgets.
 import { ADVISED, adviceFor } from "./js/advice.js";
-import { clearPreview, onOurNodes, onResult, samplerOf, values, watch } from "./js/adapter.js";
+import { clearPreview, onOurNodes, onResult, openNamed, samplerOf, values, watch } from "./js/adapter.js";
 import { CHIPS, addChips } from "./js/chips.js";
 import { COSTED, costOf } from "./js/cost.js";
 import { make, panelOf } from "./js/panel.js";
@@ -9,6 +9,7 @@ import { showCompare, showHeat } from "./js/pictures.js";
 import { SWAPS, addSwap } from "./js/swap.js";
 import { TIMELINES, addTimeline } from "./js/timeline.js";
 
+openNamed();
 onOurNodes((node, type) => {
     const section = panelOf(node);
     if (type === "NullText_LoadPicture") addPicker(node, section("picker"));
@@ -31,7 +32,7 @@ onOurNodes((node, type) => {
         if (output.nulltext_heat?.length) showHeat(section("picture"), output.nulltext_heat[0]);
         if (output.a_images?.length && output.b_images?.length) {
             clearPreview(node);
-            setTimeout(() => clearPreview(node), 300);  // the last preview may come after the result
+            setTimeout(() => clearPreview(node), 800);  // the last preview may come after the result
             showCompare(section("picture"), output.a_images, output.b_images, output.nulltext_said ?? [],
                 String(output.nulltext_what ?? "edit"));
         }

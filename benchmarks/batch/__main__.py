@@ -19,7 +19,7 @@ from ...batch import store, worker
 from ..harness import Bench, table
 from . import chaos, simulated
 
-SPAN = 200.0  # seconds that the simulated rows would take without any cost
+SPAN = 250.0  # seconds that the simulated rows would take without any cost
 THREADS = {16: 1, 64: 1, 256: 4}  # simulated servers in a process
 
 

@@ -19,6 +19,7 @@ from ...demo.model import empty_rows
 from ...samplers.tuning import controlnet
 from ..harness import READ, Bench, table
 from ..lab import Demo, some
+from .curve import Curve, held_out_judge, jump, seconds_per_step
 
 STEPS, CFG, BATCH = 20, 5.0, 16
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -69,9 +70,18 @@ def start_losses(demo: Demo, n: int) -> dict[str, float]:
     return out
 
 
+def sudden_convergence(bench: Bench, demo: Demo, truth: scenes.Scenes) -> list[dict]:
+    """How well the hint is followed after so many optimiser steps of a training from zero."""
+    run = Curve(demo, bench.quick)
+    judge = held_out_judge(demo, truth[:2] if bench.quick else truth, control.object_iou, 2 if bench.quick else 12, CFG)
+    return bench.each("curve", run.marks, lambda marks: [run.at(mark, judge) for mark in marks])
+
+
 @torch.no_grad()
 def main(argv=None) -> None:
-    bench = Bench("controlnet", __doc__.splitlines()[0], argv, read=(*READ, "controlnet/*.safetensors"))
+    asked = list(sys.argv[1:] if argv is None else argv)
+    others = [word for word in asked if word != "--curve"]
+    bench = Bench("controlnet", __doc__.splitlines()[0], others, read=(*READ, "controlnet/*.safetensors"))
     n, steps = (16, 5) if bench.quick else (128, STEPS)
     demo, truth = Demo(), truth_of(n)
     led = control.load(demo.net.unet)
@@ -113,6 +123,7 @@ def main(argv=None) -> None:
         [s, mean(way(f"strength {s:g}", rows, s, True, n if s in (0.0, 1.0) else few)[:few], "iou")] for s in STRENGTHS
     ]
     start = bench.once("start", lambda: start_losses(demo, 64))
+    curve = sudden_convergence(bench, demo, truth[:16]) if "--curve" in asked else bench.kept.get("curve", [])
     _, hinted, empty, free = ways.values()
     kept = {f"kept_{a}": mean(hinted, a) - mean(free, a) for a in ATTRIBUTES}
     figures = {
@@ -122,13 +133,20 @@ def main(argv=None) -> None:
         "iou_without_hint": mean(free, "iou"),
         **kept,
         **{f"start_loss_{k.replace(' ', '_')}": v for k, v in start.items()},
+        "seconds_per_step": bench.once("seconds", lambda: seconds_per_step(demo, 1 if bench.quick else 3)),
         "n": n,
+        "sudden_convergence": [[row["step"], round(row["iou"], 4)] for row in curve] or None,
     }
     text = [
         table(["128 px scenes" if not bench.quick else "quick", *names], lines),
         table(["strength", f"IoU of {few}"], by_strength),
         table(["at the start", "loss"], list(start.items())),
     ]
+    if curve:
+        points = [[row["step"], row["iou"], row["loss"]] for row in curve]
+        text += [table(["optimiser steps", "IoU", "training loss"], points) + f"\n{jump(curve)}"]
+    else:
+        text += ["sudden convergence: add --curve to train it anew and print it"]
     bench.finish("\n\n".join(text), figures)
 
 

@@ -197,11 +197,10 @@ def DiffEdit(new):
 def DiffEditMask(new):
     g = new()
     same, other = (g.own("DiffEditMask", target=target, maps=2) for target in (g.source, g.edit))
-    masks = [g.shown(g.add("MaskToImage", mask=made)) for made in (same, other)]
+    mask, heat = g.shown(g.add("MaskToImage", mask=same)), g.shown(other[1])
     left = yield g
-    none, some = (left.pixels(mask).max() for mask in masks)
-    law(some > 0, "other prompts differ nowhere")
-    return law(none == 0, "equal prompts, empty mask")
+    law(left.pixels(heat).max() > 0, "other prompts differ nowhere")
+    return law(left.pixels(mask).max() == 0, "equal prompts, empty mask")
 
 
 @cell
@@ -254,7 +253,7 @@ def guidance_law(left: Left, plain: Node, none: Node, *guided: Node) -> str:
 @cell
 def CLIPGuidance(new):
     g = new()
-    more = {"image_text": g.towers(), "cutouts": 1, "mask": None, "image": None, "scale": 500.0}
+    more = {"image_text": g.towers(), "cutouts": 1, "mask": None, "image": None, "loss": "cosine"}
     ways = ({**more}, {**more, "gradient_mode": "through network and decoder (exact)"})
     nodes = guided_by(g, "CLIPGuidance", *ways)
     left = yield g

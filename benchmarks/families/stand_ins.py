@@ -124,6 +124,15 @@ def made_config(name: str, dtype: torch.dtype):
     return made
 
 
+def check_recognised(family: str, state: dict) -> None:
+    """RuntimeError unless the engine tells the family by the file's keys, as it does for a real checkpoint."""
+    import comfy.model_detection
+
+    found = comfy.model_detection.detect_unet_config(state, "")
+    if found is None or found.get("image_model") != FAMILIES[family][1].get("image_model"):
+        raise RuntimeError(f"The engine takes the keys of {family} for another family's: {found}")
+
+
 def _drawn(state: dict) -> dict:
     """Random weights of these shapes that keep activations near one: the engine leaves them as the memory was."""
     generator, drawn = torch.Generator().manual_seed(0), {}
@@ -171,6 +180,7 @@ class Model:
             write(family, path)
         dtype = torch.float32 if weights == "int8" else getattr(torch, weights)
         state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in load_file(path).items()}
+        check_recognised(family, state)
         model = made_config(family, dtype).get_model(state, "", device="cpu")
         model.load_model_weights(state, "")
         if weights == "int8":
@@ -256,8 +266,7 @@ class _Told:
 
 def told(family: str) -> dict:
     """What the family's text encoder tells beside embedding and pooled vector."""
-    mask = torch.ones(1, TOKENS, dtype=torch.int64)
-    mask[:, 60:] = 0
+    mask = torch.ones(1, TOKENS, dtype=torch.int64)  # no padding: the engine's own networks can't batch padded texts
     generator = torch.Generator().manual_seed(7)
     if family == "Lumina 2":
         return {"attention_mask": mask}

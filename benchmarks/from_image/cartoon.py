@@ -1,4 +1,4 @@
-"""What null-text disturbance does to textured scenes, beside its controls (benchmarks/README.md has the figures).
+"""What null-text disturbance does to textured scenes, beside its controls (docs/benchmarks.md has the figures).
 
 Held-out scenes with a texture are redrawn from 0.3 of the time, same noise, in the ways of LOOKS; beside them, with one
 noise seed, those of BESIDE, SDEdit from 0.5, and the ordinary run blurred until it has lost as much texture as

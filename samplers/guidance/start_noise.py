@@ -71,8 +71,9 @@ def optimise_start_noise(
     x = x.detach()
     unit = x.flatten(1).pow(2).mean(1).sqrt().clamp(min=1e-12).reshape(-1, *[1] * (x.ndim - 1))
     leaf = (x / unit).clone()  # in units of its own rms, so that lr means the same at every sigma_max
-    moment, energy = torch.zeros_like(leaf), torch.zeros_like(leaf)
-    best, losses = leaf.clone(), []
+    leaf.requires_grad_()
+    optimiser = torch.optim.Adam([leaf], lr)
+    best, losses = leaf.detach().clone(), []
     best_loss = torch.full((len(x),), float("inf"), dtype=x.dtype, device=x.device)
 
     def remember(value):
@@ -81,7 +82,6 @@ def optimise_start_noise(
 
     for i in range(steps):
         with torch.enable_grad():
-            leaf = leaf.detach().requires_grad_()
             result = _walk(denoise, leaf * unit, sigmas, checkpointed, tick)
             value = loss(result)
             radius = leaf.flatten(1).pow(2).mean(1)
@@ -94,9 +94,8 @@ def optimise_start_noise(
         if callback:
             callback({"i": i, "loss": value, "denoised": result.detach()})
         rms = gradient.flatten(1).pow(2).mean(1).sqrt().clamp(min=1e-12).reshape(unit.shape)
-        gradient = gradient / rms
-        moment, energy = 0.9 * moment + 0.1 * gradient, 0.999 * energy + 0.001 * gradient**2
-        leaf = leaf.detach() - lr * (moment / (1 - 0.9 ** (i + 1))) / ((energy / (1 - 0.999 ** (i + 1))).sqrt() + 1e-8)
+        leaf.grad = gradient / rms
+        optimiser.step()
     with torch.no_grad():
         value = loss(_walk(denoise, leaf * unit, sigmas, False, tick)).to(best_loss)
         remember(value)

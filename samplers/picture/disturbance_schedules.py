@@ -1,9 +1,9 @@
 """Under which schedules null-text disturbance (disturbance.py) is stable, and at which strength.
 
-The null term no longer answers the noise in X, so a step to r = s'/s multiplies the remaining error by 1
-- G (1 - r) with G = 1 + (g - 1) strength. It decays while G (1 - r) < 2, without ringing while <= 1. The last step
-to 0 is left out of `gains` (r = 0 there, every schedule breaks it); `stable_strength` fades it. With `matched_uncond`
-where it binds, the null term's size follows the conditional's, and the factor above is no longer exact.
+The null term does not depend on the noise in X, so a step to r = s'/s multiplies the remaining error by 1 - G (1 - r)
+with G = 1 + (g - 1) strength. The error shrinks while G (1 - r) < 2, and keeps its sign while that is <= 1. The last
+step to 0 is left out of `gains` (r = 0 there, every schedule breaks it); `stable_strength` fades it. With
+`matched_uncond` where it binds, the null term's size follows the conditional's, and the factor is no longer exact.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ the copy as low-rank changes of the network's weights, W + up down.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -153,3 +153,26 @@ def control_step(
         return {"loss": batch_losses(net, objective, replace(batch, conditions=told).to(device)).mean()}
 
     return step
+
+
+# -- without a prompt
+
+
+#: how guess mode weighs a control's outputs: the paper's (section 3.3), and the authors' code's (0.825 a layer)
+GUESS_WEIGHTS = ("by resolution (the paper's)", "0.825 a layer (the code's)", "all alike")
+
+
+def guess_weights(sizes: Sequence[int], way: str) -> list[float]:
+    """One factor for each output of a control net, whose widths these are, from the first convolution to the middle.
+
+    Guess mode: the hint is in the conditional prediction alone, so that guidance magnifies it where the prompt says
+    nothing. By resolution: w_i = h_1/h_i (the paper's 64/h_i at a latent of 64), so that coarse layers say more than
+    fine ones. The code's: 0.825^(n - i), 1 in the middle block. ValueError for an unknown way."""
+    if way not in GUESS_WEIGHTS:
+        raise ValueError(f"There is no way {way!r} to weigh the layers: choose one of {', '.join(GUESS_WEIGHTS)}.")
+    n = len(sizes)
+    return {
+        GUESS_WEIGHTS[0]: [sizes[0] / size for size in sizes],
+        GUESS_WEIGHTS[1]: [0.825 ** (n - 1 - i) for i in range(n)],
+        GUESS_WEIGHTS[2]: [1.0] * n,
+    }[way]

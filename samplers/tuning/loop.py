@@ -127,7 +127,7 @@ class Loop:
     seed: int = 0
     rates: Mapping[str, float] = field(default_factory=dict)
 
-    @torch.inference_mode(False)  # whoever calls: what is made here is written to later
+    @torch.inference_mode(False)  # also under a caller's inference mode: what is made here is written to later
     def __post_init__(self):
         if not self.parameters:
             raise ValueError("There is nothing to train: no layer of the model was chosen.")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from nulltext.batch import memory, run
+from nulltext.batch.engines import ROOT
 
 FLOW = {
     "1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}},
@@ -15,6 +16,7 @@ FLOW = {
 def folder(tmp_path):
     (tmp_path / "w.json").write_text(json.dumps(FLOW))
     (tmp_path / "a.png").write_bytes(b"a")
+    (tmp_path / "empty.csv").write_text("key\none\n")
     (tmp_path / "t.csv").write_text("key,LoadImage.image\none,a.png\ntwo,b.png\n")
     return tmp_path
 
@@ -47,6 +49,19 @@ def test_constants_and_a_folder_of_pictures(folder):
     assert row["key"] == "a.png" and row["set"][0] == ["2", "text", "a dog"]
 
 
+def test_the_shipped_edit_photo_takes_a_folder_and_two_prompts(folder):
+    flow = ROOT / "workflows" / "api" / "edit_photo.api.json"
+    said = ["--workflow", flow, "--table", folder, "--out", folder / "out", "--prompt", "a cat", "--edit", "a dog"]
+    made = run.planned(run.parse(list(map(str, said))))
+    (row,) = map(json.loads, made.rows)
+    assert {name: value for _, name, value in row["set"] if "prompt" in name} == {
+        "source_prompt": "a cat",
+        "edited_prompt": "a dog",
+    }
+    assert [name for _, name, _ in row["files"]] == [value for _, name, value in row["set"] if name == "image"]
+    assert run.planned(run.parse(options(folder, "--workflow", str(flow), table="empty.csv"))).files == []
+
+
 @pytest.mark.parametrize(
     "more",
     [["--workers", "0"], ["--servers", "host:8188"], ["--servers", "http://a:1", "--workers", "2"], ["--tries", "0"]],
@@ -57,9 +72,9 @@ def test_options_that_make_no_sense_are_refused(folder, more):
 
 
 def test_the_sentence_at_the_end_of_a_workers_traceback_is_told():
-    text = "Traceback\n  File x\nnulltext.batch.engines.EngineError: COMFYUI_PATH=/x is not a ComfyUI checkout\n"
-    assert run._last_line(RuntimeError(text)) == "COMFYUI_PATH=/x is not a ComfyUI checkout"
-    assert run._last_line(ValueError("first\nsecond")) == "ValueError: first"
+    text = "Traceback\n  File x\nnulltext.batch.engines.EngineError: The server ended. The end of its log:\nno memory\n"
+    assert run._sentence(RuntimeError(text)) == "The server ended. The end of its log:\nno memory"
+    assert run._sentence(ValueError("first\nsecond")) == "ValueError: first"
 
 
 @pytest.mark.parametrize(

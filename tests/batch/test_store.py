@@ -62,3 +62,13 @@ def test_the_bar_tells_what_is_done_failed_and_left(capsys):
     assert "1/4 done, 1 failed, 2.0 rows a minute, 60 s left" in bar.text()
     assert "1/4" in capsys.readouterr().err
     assert progress.span(3600 * 3 + 60 * 20) == "3 h 20 min"
+
+
+def test_a_lasting_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    there, seen = store.Store(str(tmp_path / "out")), []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (seen.append("disk"), fsync(handle)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (seen.append("name"), replace(a, b)))
+    there.write("a", b"x")
+    there.write("b", b"x", lasting=False)
+    assert seen == ["disk", "name", "name"]

@@ -6,7 +6,7 @@ import uuid
 import pytest
 from nulltext.batch import index, plan, store, worker
 from nulltext.batch.pictures import Pictures
-from nulltext.batch.places import Outcome
+from nulltext.batch.places import Outcome, Turns
 from nulltext.batch.table import Line
 
 FLOW = {
@@ -137,3 +137,10 @@ def test_a_changed_table_lists_its_own_rows_alone(out):
     assert at.place.runs == 3 and record["key"] == "row 3"
     index.write(there, made)
     assert [line["key"] for line in index.read(there)] == ["row 2", "row 3"]
+
+
+def test_every_worker_gets_a_server_of_its_own_and_keeps_it():
+    turns = Turns(["a", "b", "c"])
+    assert sorted(turns.take(worker) for worker in "xyz") == ["a", "b", "c"]
+    assert [turns.take(worker) for worker in "xyz"] == list(turns.given.values())
+    assert turns.take("a new worker in the place of a lost one") in "abc"

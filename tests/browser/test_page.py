@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from nulltext.tools import workflows
@@ -127,7 +128,7 @@ def test_click_a_word_type_another_and_the_edit_stands_beside_the_source(page):
         "e => [...e.querySelectorAll('img')].every(i => i.complete && i.naturalWidth === 128)",
         arg=compare.element_handle(),
     )
-    page.tab.wait_for_timeout(600)
+    page.tab.wait_for_timeout(2000)
     blurred = "kind => { const n = ofKind(kind); return [n.imgs?.length ?? 0, !!app.nodePreviewImages?.[n.id]]; }"
     assert page.tab.evaluate(blurred, PHOTO) == [0, False], "the blurred preview gives way to the result"
     assert "outside the mask" in page.panel(PHOTO).inner_text()
@@ -168,7 +169,7 @@ def test_a_clicked_word_becomes_the_mask_of_the_fill(page):
 def test_a_click_changes_the_wired_prompt_and_the_blend_follows(page):
     page.load("prompt_to_prompt_photo", blend_words="")
     kind = "NullText_PromptToPrompt"
-    page.look_at(kind)
+    page.look_at(kind, zoom=0.55)  # a tall node: its panel stands under many widgets
     panel = page.panel(kind)
     word = panel.locator("[data-swap]", has_text="striped").first
     word.click()
@@ -252,3 +253,14 @@ def test_every_workflow_opens_and_runs_from_the_pages_own_button(page, name):
             compared += 1
             assert int(done[1] or done[2]) <= int(told[1]) + int(told[2] or 0), said
     assert compared or name != "direct_edit"  # which tells both
+
+
+def test_an_address_with_a_workflows_name_opens_it(page):
+    """What `make serve` prints."""
+    shelf = page.server.tree / "user" / "default" / "workflows" / "NullText"
+    shelf.mkdir(parents=True, exist_ok=True)
+    shutil.copy(workflows.FOLDER / "repaint.json", shelf)
+    page.tab.goto(page.server.address + "/?nulltext=repaint")
+    page.tab.wait_for_function(
+        "!!window.app?.graph && window.app.graph._nodes.some(n => n.type === 'NullText_RePaintSampler')", timeout=60_000
+    )

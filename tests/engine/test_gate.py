@@ -132,9 +132,13 @@ def test_prompts():
     refused("CONDITIONING", [[torch.zeros(1, 7, 64), {"strength": NAN}]], "its strength")
 
 
-@pytest.mark.parametrize("kind", ["MODEL", "CLIP", "VAE", "CLIP_VISION", "CLASSIFIER", "IMAGE_TEXT", "INVERSION"])
+KINDS = ["MODEL", "CLIP", "VAE", "CLIP_VISION", "CLASSIFIER", "IMAGE_TEXT", "INVERSION"]
+KINDS += ["H_DIRECTION", "TUNING_SET", "LORA_MODEL", "ATTENTION_MAPS"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_wire_of_another_kind_is_refused(kind):
-    for value in (None, torch.zeros(1, 4, 8, 8), [], "x", 3):
+    for value in (None, torch.zeros(1, 4, 8, 8), [], "x", 3, {}, {"samples": torch.zeros(1, 4, 8, 8)}):
         refused(kind, value)
 
 
@@ -176,9 +180,18 @@ def test_what_a_box_says_is_short_and_tells_no_path():
     with pytest.raises(ValueError) as error:
         _Echo().run(latent, words="begin " + "prompt " * 10_000 + "do this instead")
     assert len(str(error.value)) <= 500 and str(error.value).startswith("begin") and "this instead" in str(error.value)
+    with pytest.raises(ValueError, match="The input words is missing"):
+        _Echo().run(latent=latent)
     with pytest.raises(ValueError, match="No space left on device") as error:
         _Echo().run(latent=latent, words="disk")
     assert "secret" not in str(error.value)
+
+
+def test_the_gate_is_around_what_the_engine_calls():
+    for node in (n for n in nulltext.NODE_CLASS_MAPPINGS.values() if n.FUNCTION != "run"):
+        vae = next(i.name for i in node.INPUTS if i.kind == "VAE")
+        with pytest.raises(ValueError, match=f"The input {vae} must be a VAE"):
+            getattr(node(), node.FUNCTION)(**{vae: "x"})
 
 
 def test_masks_are_counted_against_the_batch_before_the_box_runs():
@@ -208,16 +221,40 @@ def test_prompts_and_schedules_of_another_model_are_refused(tiny, make_model, ma
     ):
         together({"model": ("MODEL", tiny), "positive": ("CONDITIONING", wide)})
     together({"model": ("MODEL", tiny), "positive": ("CONDITIONING", make_condition())})
+    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    for batch in (1, 2):
+        two = {"negative": ("CONDITIONING", make_condition(batch=batch)), "latent": ("LATENT", latent)}
+        if batch == 1:
+            together({"model": ("MODEL", tiny), **two})
+            continue
+        with pytest.raises(ValueError, match="The input negative holds 2 prompts for 1 latent:"):
+            together({"model": ("MODEL", tiny), **two})
     sigmas = torch.tensor([14.6, 1.0, 0.0])
     together({"model": ("MODEL", tiny), "sigmas": ("SIGMAS", sigmas)})
     with pytest.raises(ValueError, match="flow model"):
         together({"model": ("MODEL", make_model("FLOW")), "sigmas": ("SIGMAS", sigmas)})
 
 
+def test_pictures_that_a_vae_makes_no_cell_of():
+    from nulltext.engine.gate import together
+
+    small = ("IMAGE", torch.rand(1, 7, 64, 3))
+    together({"image": small})
+    with pytest.raises(ValueError, match="64 x 7 pixels, too small for a VAE"):
+        together({"image": small, "vae": ("VAE", object())})
+
+
+def test_a_reference_is_shrunk_once():
+    from nulltext.engine.samples import at_most
+
+    picture = torch.rand(1, 40, 20, 3)
+    assert at_most(picture, 40) is picture and at_most(picture, 20).shape == (1, 20, 10, 3)
+
+
 @pytest.mark.parametrize("key", sorted(nulltext.NODE_CLASS_MAPPINGS))
 def test_every_node_stands_behind_the_gate(key):
     node = nulltext.NODE_CLASS_MAPPINGS[key]
-    assert hasattr(node.run, "__wrapped__"), "the gate is not around its run"
+    assert hasattr(getattr(node, node.FUNCTION), "__wrapped__"), "the gate is not around what the engine calls"
     numbers = [i for i in node.INPUTS if i.kind in ("FLOAT", "INT")]
     for number in numbers:
         with pytest.raises(ValueError, match=f"^{number.name} must be a "):

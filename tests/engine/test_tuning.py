@@ -56,6 +56,15 @@ def test_each_row_is_what_its_own_caption_gives(model, conds, latent):
     run_in(model, conds, latent, body)
 
 
+def test_equal_rows_of_a_batch_are_equal(model, conds, latent):
+    def body(run):
+        x = run.latent[:1].expand(3, -1, -1, -1)
+        out = caption_net(run)(x, torch.tensor([0.7] * 3), ["a", "a", "a"])
+        torch.testing.assert_close(out[1:], out[:1].expand(2, -1, -1, -1), rtol=1e-6, atol=1e-6)
+
+    run_in(model, conds, latent, body)
+
+
 def test_a_replaced_caption_is_the_one_it_was_replaced_by(model, conds, latent):
     def body(run):
         net, sigma = caption_net(run), torch.tensor([0.7, 0.7])

@@ -41,7 +41,11 @@ RAW = re.compile(
 
 
 class Attacker(Client):
-    """The client, which keeps where an error came from."""
+    """The client, which sends NaN as a page's script would, and keeps where an error came from."""
+
+    def post(self, path, body=None, **kwargs):
+        content = {"data": json.dumps(body), "headers": {"Content-Type": "application/json"}}
+        return super().post(path, None, **content, **kwargs)
 
     def _read(self, entry, result):
         super()._read(entry, result)
@@ -229,6 +233,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--case", type=int)
     parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--engine", choices=("embedded", "checkout"), default="embedded")
+    parser.add_argument("--load", action="store_true", help="also 4 clients x 50 prompts at once")
     parser.add_argument("--no-reload", action="store_true", help="leave the reload test out")
     options = parser.parse_args(arguments)
     OUT.mkdir(parents=True, exist_ok=True)
@@ -259,6 +264,10 @@ def main(arguments: list[str]) -> int:
                     print(row.get("traceback", ""), flush=True) if options.case is not None else None
                 if row["verdict"] == "hang":
                     break
+            if options.load and not numbers and ring.server.alive():
+                from nulltext.tests.hostile import load
+
+                more |= load.run(ring)
             more["escapes"] += len(escaped(folder))
             more["weights_changed"] += sum(before[k] != v for k, v in hashes(folder).items())
     third = memory[len(memory) // 3 :] or [1]

@@ -115,17 +115,17 @@ def _ends(rng, name, options):
     return rng.choice((options.get("min", 0), options.get("max", 1)))
 
 
-def _widget(rng, number, infos):
-    flow, graph = _flow(rng)
+def _widget(rng, number, infos, names):
+    flow, graph = _flow(rng, names)
     key = rng.choice(_ours(graph, infos))
     node = graph[key]
     groups = infos[node["class_type"]]["input"]
     specs = {n: s for g in ("required", "optional") for n, s in groups.get(g, {}).items()}
-    names = [n for n, s in specs.items() if isinstance(s[0], list) or s[0] in ("INT", "FLOAT", "STRING", "BOOLEAN")]
-    if not names:
-        return _wire(rng, number, infos)
+    known = [n for n, s in specs.items() if isinstance(s[0], list) or s[0] in ("INT", "FLOAT", "STRING", "BOOLEAN")]
+    if not known:
+        return _wire(rng, number, infos, names)
     told = []
-    for name in rng.sample(names, min(len(names), rng.choice((1, 1, 1, 2, 4)))):
+    for name in rng.sample(known, min(len(known), rng.choice((1, 1, 1, 2, 4)))):
         kind, options = specs[name][0], (specs[name][1] if len(specs[name]) > 1 else {})
         if kind in ("INT", "FLOAT"):
             value = rng.choice(NUMBERS) if rng.random() < 0.6 else _ends(rng, name, options)
@@ -138,8 +138,8 @@ def _widget(rng, number, infos):
     return Case(number, "widget", f"{flow} {node['class_type']}: {', '.join(told)}", graph)
 
 
-def _wire(rng, number, infos):
-    flow, graph = _flow(rng)
+def _wire(rng, number, infos, names):
+    flow, graph = _flow(rng, names)
     spots = []
     for key in _ours(graph, infos):
         for name, value in graph[key]["inputs"].items():
@@ -155,19 +155,35 @@ def _wire(rng, number, infos):
     return Case(number, "wire", f"{flow} {graph[key]['class_type']}.{name}: {way}", graph)
 
 
-def _drop(rng, number, infos):
+def _behind(graph, key) -> set[str]:
+    """The node and all that get something of it."""
+    found = {key}
+    while True:
+        more = {
+            k
+            for k, n in graph.items()
+            if any(isinstance(v, list) and v and v[0] in found for v in n["inputs"].values())
+        }
+        if more <= found:
+            return found
+        found |= more
+
+
+def _drop(rng, number, infos, names):
     """Another wire of the same kind, or none."""
-    flow, graph = _flow(rng)
+    flow, graph = _flow(rng, names)
     key = rng.choice(_ours(graph, infos))
     inputs = graph[key]["inputs"]
     links = [n for n, v in inputs.items() if workflows.is_link(v, graph)]
     if not links:
-        return _widget(rng, number, infos)
+        return _widget(rng, number, infos, names)
     name = rng.choice(links)
     kind = (_spec(infos, graph[key], name) or ("?",))[0]
+    after = _behind(graph, key)  # a circle would be the engine's own trouble
     others = [
         [other, slot]
         for other, node in graph.items()
+        if other not in after
         for slot, out in enumerate(infos[node["class_type"]]["output"])
         if out == kind and [other, slot] != inputs[name]
     ]
@@ -222,15 +238,15 @@ def _interrupt(rng, number):
     return Case(number, "interrupt", name, graph, after=rng.uniform(0.05, 4.0))
 
 
-def make(seed: int, number: int, infos: dict) -> Case:
-    """The case of that number."""
+def make(seed: int, number: int, infos: dict, names: list[str] | None = None) -> Case:
+    """The case of that number; names: of the workflows that are spoiled (None: all that run here)."""
     rng = random.Random(f"{seed}:{number}")
     kind = rng.choices(("widget", "wire", "drop", "route", "interrupt"), (40, 30, 8, 12, 10))[0]
     if kind == "route":
         return _route(rng, number)
     if kind == "interrupt":
         return _interrupt(rng, number)
-    return {"widget": _widget, "wire": _wire, "drop": _drop}[kind](rng, number, infos)
+    return {"widget": _widget, "wire": _wire, "drop": _drop}[kind](rng, number, infos, names)
 
 
 def source() -> Path:

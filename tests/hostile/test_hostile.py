@@ -4,10 +4,23 @@ refused is refused in a sentence."""
 from __future__ import annotations
 
 import pytest
-from nulltext.tests.hostile import campaign, cases
+from nulltext.tests.hostile import campaign, cases, load
 
-SEED, NUMBERS = 1, range(60)
-INFOS: dict = {}
+SEED, NUMBERS = 1, range(66)  # six of them are interrupts, which take too long here
+#: workflows that run for a second; `make hostile` spoils all
+CHEAP = ["blended_diffusion", "cfg_convention", "classifier_guidance", "clip_guidance", "controlnet", "diffedit"]
+CHEAP += [
+    "direct_edit",
+    "disturbance",
+    "edit_grid",
+    "ilvr",
+    "inversion_files",
+    "null_text",
+    "prompt_to_prompt",
+    "sdedit",
+]
+CHEAP += ["prompt_to_prompt_guider", "proximal_guidance", "repaint", "repaint_sampler", "semantic_guidance", "asyrp"]
+CHEAP += ["attention_map", "attention_reweight", "invert_image_flow", "null_text_guider"]
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +38,11 @@ def test_sixty_attacks(ring):
     assert not bad, "\n".join(f"{r['case']} {r['told']}: {r['verdict']}, {r['said']}" for r in bad)
     assert {"ok", "refused"} <= {row["verdict"] for row in rows}
     assert not campaign.escaped(ring.server.tree) and campaign.hashes(ring.server.tree) == before
+
+
+def test_clients_side_by_side_get_each_result_once(ring):
+    found = load.run(ring, clients=2, prompts=3, seconds=120)
+    assert found["load_prompts"] == 6 and found["load_lost"] == found["load_wrong"] == 0, found
 
 
 def test_a_case_is_made_by_its_number_alone(ring):

@@ -5,10 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from nulltext.demo import weights as demo_weights
+from nulltext.engine import comfy as bridge
 from nulltext.engine import controlnet as engine_controlnet
 from nulltext.engine import training_store, tuning_set
 from nulltext.nodes import controlnet as boxes
-from nulltext.nodes import tuning_pictures
+from nulltext.nodes import controlnet_guess, tuning_pictures
+from nulltext.samplers.tuning import controlnet as forms
 
 
 @pytest.fixture(autouse=True)
@@ -174,6 +176,16 @@ def test_hints(parts):
     assert boxes.HintMaker().run(**defaults(boxes.HintMaker, image=IMAGES))[0].shape == IMAGES.shape
 
 
+def test_an_inpainting_network_is_refused(parts, monkeypatch):
+    """It takes nine channels, and the engine gives a control net the latent's four."""
+    control = made(parts)
+    monkeypatch.setattr(parts.model.model.diffusion_model, "in_channels", 9)
+    with pytest.raises(ValueError, match="inpainting model"):
+        made(parts)
+    with pytest.raises(ValueError, match="inpainting model"):
+        trained(parts, control)
+
+
 def test_refusals(parts):
     with pytest.raises(ValueError, match="no UNet"):
         made(SimpleNamespace(model=parts.flow))
@@ -185,3 +197,73 @@ def test_refusals(parts):
         trained(parts, SimpleNamespace())
     with pytest.raises(ValueError, match="'..'"):
         trained(parts, made(parts), file_name="../away")
+    control = made(parts)
+    layer = next(m for m in parts.model.model.diffusion_model.modules() if isinstance(m, torch.nn.Linear))
+    kept = layer.weight
+    layer._parameters["weight"] = torch.nn.Parameter(kept.to(torch.int8), requires_grad=False)
+    try:
+        for refuse in (lambda: made(parts), lambda: trained(parts, control)):
+            with pytest.raises(ValueError, match="quantised"):
+                refuse()
+    finally:
+        layer._parameters["weight"] = kept
+
+
+def guess(parts, control, way, strength=1.0, start=0.0, end=1.0):
+    positive = bridge.encode(parts.clip, "")
+    given = {"weights": way, "strength": strength, "start_percent": start, "end_percent": end}
+    return controlnet_guess.ApplyGuessMode().run(positive, control, IMAGES[:1], **given)[0]
+
+
+def by_core(parts, positive):
+    nodes, negative = bridge.get("nodes"), bridge.encode(parts.clip, "")
+    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    sampled = nodes.KSampler().sample(parts.model, 3, 4, 4.0, "euler", "normal", positive, negative, latent, 1.0)
+    return sampled[0]["samples"]
+
+
+@pytest.mark.parametrize("form", [boxes.SMALL, boxes.FULL])
+def test_guess_mode(parts, form):
+    """All alike is core's control in the positive prompt alone, to the bit; the other weights are not."""
+    control = trained(parts, made(parts, form))["result"][0]
+    plain, empty = by_core(parts, bridge.encode(parts.clip, "")), bridge.encode(parts.clip, "")
+    apply = bridge.get("nodes").ControlNetApplyAdvanced().apply_controlnet
+    alone = by_core(parts, apply(empty, empty, control, IMAGES[:1], 1.0, 0.0, 1.0)[0])
+    ways = list(forms.GUESS_WEIGHTS)
+    by_resolution, by_layer, alike = (by_core(parts, guess(parts, control, way)) for way in ways)
+    assert torch.equal(alike, alone) and not torch.equal(alone, plain)
+    assert not torch.equal(by_resolution, alone) and not torch.equal(by_layer, by_resolution)
+    assert torch.equal(by_core(parts, guess(parts, control, ways[0], strength=0.0)), plain)
+    late, untrained = guess(parts, control, ways[0], start=1.0, end=1.0), guess(parts, made(parts, form), ways[0])
+    for silent in (late, untrained):  # two calls a step instead of one of two rows: no longer to the bit
+        torch.testing.assert_close(by_core(parts, silent), plain, rtol=1e-4, atol=1e-4)
+    # what was given is weighed in its copy alone
+    assert torch.equal(by_core(parts, apply(empty, empty, control, IMAGES[:1], 1.0, 0.0, 1.0)[0]), alone)
+    with pytest.raises(ValueError, match="of another kind"):
+        guess(parts, SimpleNamespace(), ways[0])
+
+
+def test_guess_modes_weights_reach_the_networks_layers(parts):
+    """What the control hands to each layer, against the same control without weights."""
+    control, given = trained(parts, made(parts, boxes.FULL))["result"][0], []
+    network = parts.model.model.diffusion_model
+
+    def seen(_, args, kwargs):
+        told = kwargs.get("control")
+        if told:
+            given.append([x.clone() for x in [*told["output"], *told["middle"]]])
+
+    handle = network.register_forward_pre_hook(seen, with_kwargs=True)
+    try:
+        for way in forms.GUESS_WEIGHTS:
+            by_core(parts, guess(parts, control, way))
+    finally:
+        handle.remove()
+    steps = len(given) // 3
+    by_resolution, by_layer, alike = given[0], given[steps], given[2 * steps]
+    widths = [x.shape[-1] for x in alike]
+    n = len(widths)
+    for i, (a, b, c) in enumerate(zip(by_resolution, by_layer, alike)):
+        torch.testing.assert_close(a, c * widths[0] / widths[i])
+        torch.testing.assert_close(b, c * 0.825 ** (n - 1 - i))
+    assert widths[0] > widths[-1] and alike[-1].abs().max() > 0

@@ -53,7 +53,7 @@ def run(box, **own):
     for name, spec in taken["required"].items():
         words = spec[0] if isinstance(spec[0], list) else None
         given[name] = spec[1].get("default", words[0] if words else None)
-    given |= {name: value for name, value in SHORT.items() if name in given}
+    given |= {name: value for name, value in SHORT.items() if type(given.get(name)) is type(value)}
     made = NODES[box]().run(**(given | own))
     return made["result"] if isinstance(made, dict) else made
 
@@ -309,5 +309,6 @@ def test_a_caption_with_a_control_net_is_not_trained_on(parts):
     apply = bridge.get("nodes").ControlNetApplyAdvanced().apply_controlnet
     led = apply(words, words, parts.controls["small"][1], HINT, 1.0, 0.0, 1.0)[0]
     given = {"model": parts.model, "target": led, "negative": words, "latent": {"samples": LATENT}}
+    given |= {"levels": "the model's own"}
     with pytest.raises(ValueError, match="not combined, regional or with ControlNet"):
         run("NullText_ImagicOptimise", **given)

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from nulltext.tests.running import run
+from nulltext.tests.running import Pixels, run
 
+CLIP = SimpleNamespace(tokenize=None, encode_from_tokens=None)  # the prompts are made without it
 BEFORE, AFTER = "a photo of a red circle", "a photo of a green circle"
-
-
-class Pixels:
-    """A VAE that takes each cell's mean as the latent, and back."""
-
-    def encode(self, image):
-        small = torch.nn.functional.avg_pool2d(image.movedim(-1, 1), 8)
-        return torch.cat([small, small.mean(1, keepdim=True)], 1)
-
-    def decode(self, samples):
-        return torch.nn.functional.interpolate(samples[:, :3], scale_factor=8.0).movedim(1, -1).clamp(0, 1)
 
 
 @pytest.fixture
@@ -32,7 +24,7 @@ def edit(tiny, prompt, photo, monkeypatch):
     monkeypatch.setattr(edit_photo, "worded", lambda clip, text: prompt(text))
 
     def made(**inputs):
-        given = {"model": tiny, "clip": None, "vae": Pixels(), "image": photo, "steps": 4}
+        given = {"model": tiny, "clip": CLIP, "vae": Pixels(), "image": photo, "steps": 4}
         return run("EditPhoto", **{**given, "source_prompt": BEFORE, "edited_prompt": AFTER, **inputs})
 
     return made

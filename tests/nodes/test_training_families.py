@@ -7,9 +7,9 @@ import torch
 from nulltext.demo import weights as demo_weights
 from nulltext.engine import comfy as bridge
 from nulltext.engine import controlnet as engine_controlnet
-from nulltext.engine import files, training_store, weights
+from nulltext.engine import files, training_store, tuning, weights
 from nulltext.engine.tuning_set import TuningSet
-from nulltext.nodes import controlnet, imagic, train_embedding, train_lora
+from nulltext.nodes import controlnet, imagic, own_word, train_embedding, train_lora
 from nulltext.tests import stand_ins
 from safetensors.torch import load_file
 
@@ -136,6 +136,42 @@ def test_sdxl_learns_a_word_in_both_encoders(xl, own_folders):
     read = bridge.encode(xl.clip, CAPTION.replace("sks", name))[0]
     torch.testing.assert_close(read[0], conditioning[0][0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(read[1]["pooled_output"], conditioning[0][1]["pooled_output"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_words_own_vectors_train_beside_the_lora_and_core_reads_both(engine, xl, own_folders):
+    subject = pictures()
+    done = lora_of(xl, subject, word_vectors=2, text_encoder=train_lora.LEAVE, steps=2)
+    report, lora = done["result"][-1], done["result"][2]
+    assert "write embedding:nulltext/subject for it" in report and not any("word" in k for k in lora)
+    vectors = load_file(own_folders / "embeddings" / "nulltext" / "subject.safetensors")
+    start = train_embedding.begun(xl.clip, "sks", 2)[0]
+    assert {k: v.shape for k, v in vectors.items()} == {k: (2, w) for k, w in stand_ins.XL_WIDTHS.items()}
+    assert all(not torch.equal(v, start[k].detach()) for k, v in vectors.items())
+    assert reached(lora, "lora_unet_")
+    # what the trained net sees is what core reads from the two files
+    for part in (xl.clip.tokenizer.clip_l, xl.clip.tokenizer.clip_g):
+        part.embedding_directory = str(own_folders / "embeddings")
+    own = own_word.OwnWord.of(xl.clip, "sks", 2, [CAPTION])
+    with tuning.word_attached(xl.clip, own.own, vectors):
+        seen = own.encode(CAPTION)[0]
+    read = bridge.encode(xl.clip, CAPTION.replace("sks", "embedding:nulltext/subject"))[0][0]
+    torch.testing.assert_close(read, seen, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(read, bridge.encode(xl.clip, CAPTION)[0][0], atol=1e-3)
+    assert not any(m._forward_hooks for m in xl.clip.cond_stage_model.modules())
+    # found again, gone on with, and another training than the one without a word of its own
+    assert "nothing was trained" in lora_of(xl, subject, word_vectors=2, text_encoder=train_lora.LEAVE)["result"][-1]
+    more = lora_of(xl, subject, word_vectors=2, text_encoder=train_lora.LEAVE, steps=3)["result"][-1]
+    assert "going on from step 2" in more
+    assert "Trained 2 steps" in lora_of(xl, subject, text_encoder=train_lora.LEAVE)["result"][-1]
+
+
+def test_before_the_first_step_an_own_word_is_the_word(xl):
+    """As many vectors as the word has tokens, begun at its rows: the same embedding, to the bit."""
+    count = len(tuning.word_tokens(xl.clip, "sks")["l"])
+    own = own_word.OwnWord.of(xl.clip, "sks", count, [CAPTION, "a photo of a dog"])
+    plain = {text: bridge.encode(xl.clip, text)[0][0] for text in own.tokens}
+    with own.attached(), torch.no_grad():
+        assert all(torch.equal(own.encode(text)[0], plain[text]) for text in plain)
 
 
 def test_imagic_on_sdxl(xl):

@@ -1,5 +1,6 @@
 """The training nodes on a small random checkpoint: what comes out, what is kept, what is refused."""
 
+import contextlib
 import json
 from types import SimpleNamespace
 
@@ -214,6 +215,7 @@ def test_more_steps_go_on_and_equal_a_training_in_one_go(parts, own_folders):
 
 def test_an_interrupt_keeps_what_was_trained(parts, engine, own_folders, monkeypatch):
     manage, seen = engine.get("model_management"), []
+    objects = list(map(id, parts.model.model.parameters()))
     subject, one = pictures(parts), Loop._one
 
     def stop_after_two(self, *args):
@@ -228,6 +230,7 @@ def test_an_interrupt_keeps_what_was_trained(parts, engine, own_folders, monkeyp
         train(parts, subject, steps=4)
     manage.interrupt_current_processing(False)
     monkeypatch.setattr(Loop, "_one", one)
+    assert list(map(id, parts.model.model.parameters())) == objects
     path = own_folders / "loras" / "nulltext" / "subject.safetensors"
     assert files.metadata(path)["ss_steps"] == "2" and weights.load(path)
     assert not any(m._forward_hooks for m in parts.model.model.diffusion_model.modules())
@@ -286,14 +289,8 @@ def test_what_can_not_be_trained_is_refused_before_any_work(parts, counted, own,
 
 
 def test_quantised_weights_are_refused(parts, counted):
-    layer = next(m for m in parts.model.model.diffusion_model.modules() if isinstance(m, torch.nn.Linear))
-    kept = layer.weight
-    layer._parameters["weight"] = torch.nn.Parameter(kept.to(torch.int8), requires_grad=False)
-    try:
-        with pytest.raises(ValueError, match="quantised"):
-            train(parts, pictures(parts))
-    finally:
-        layer._parameters["weight"] = kept
+    with quantised(parts.model.model.diffusion_model), pytest.raises(ValueError, match="quantised"):
+        train(parts, pictures(parts))
     assert not counted
 
 
@@ -339,6 +336,66 @@ def test_a_word_is_learnt_and_its_file_read_by_a_prompt(parts, own_folders):
     assert "nothing was trained" in texts(again)
     with pytest.raises(ValueError, match="lacks the word"):
         train_embedding.TrainEmbedding().run(**(given | {"word": "zwx"}))
+
+
+def refused_embedding(parts, **own):
+    given = {"model": parts.model, "clip": parts.clip, "pictures": pictures(parts), "start_word": "circle"}
+    return train_embedding.TrainEmbedding().run(**(defaults(train_embedding.TrainEmbedding, **given) | own))
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ({"word": "zwx"}, "lacks the word 'zwx'"),
+        ({"start_word": " "}, "start word is empty"),
+        ({"file_name": "../outside"}, "'..'"),
+        ({"file_name": ""}, "must name a file"),
+    ],
+)
+def test_a_word_that_can_not_be_learnt_is_refused_before_any_work(parts, counted, own, words):
+    with pytest.raises(ValueError, match=words):
+        refused_embedding(parts, **own)
+    assert not counted
+
+
+def test_pictures_that_are_none_are_refused(parts):
+    given = defaults(tuning_pictures.TuningPictures, vae=parts.vae, captions=CAPTION, size=64)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        tuning_pictures.TuningPictures().run(**given, images=torch.full((1, 64, 64, 3), float("nan")))
+    with pytest.raises(ValueError, match="is empty"):
+        tuning_pictures.TuningPictures().run(**given, images=torch.zeros(0, 64, 64, 3))
+
+
+def quantised(module):
+    """Context: one layer's weights as int8, as loaders of quantised files have them."""
+    layer = next(m for m in module.modules() if isinstance(m, torch.nn.Linear))
+    kept = layer.weight
+
+    @contextlib.contextmanager
+    def inside():
+        layer._parameters["weight"] = torch.nn.Parameter(kept.to(torch.int8), requires_grad=False)
+        try:
+            yield
+        finally:
+            layer._parameters["weight"] = kept
+
+    return inside()
+
+
+def test_quantised_weights_are_refused_by_every_training(parts, counted):
+    network, encoder = parts.model.model.diffusion_model, parts.clip.cond_stage_model
+    given, _ = optimised(parts)
+    counted.clear()
+    for module, training in (
+        (network, lambda: refused_embedding(parts)),
+        (encoder, lambda: refused_embedding(parts)),
+        (encoder, lambda: train(parts, pictures(parts), text_encoder=train_lora.TRAIN)),
+        (encoder, lambda: train(parts, pictures(parts), word_vectors=1)),
+        (network, lambda: imagic.ImagicOptimise().run(**given)),
+    ):
+        with quantised(module), pytest.raises(ValueError, match="quantised"):
+            training()
+    assert not counted
 
 
 # -- Imagic
@@ -394,6 +451,9 @@ def test_imagic_moves_text_and_model_and_walks_between_them(parts, engine):
     plain = guided(core, engine, model)
     assert torch.equal(sampled(1.0, optimised=words), plain)
     assert torch.equal(sampled(1.0, strength=0.0, optimised=words, lora=lora), plain)
+    # eta 0 without the LoRA is the optimised text's own picture, to the bit
+    core.set_conds(words, negative)
+    assert torch.equal(sampled(0.0, optimised=words), guided(core, engine, model))
     # the window: one that no step lies in is no LoRA, half of it is neither
     whole, half = sampled(1.0, lora=lora), sampled(1.0, lora=lora, high=0.6)
     assert not torch.equal(whole, plain) and not torch.equal(half, whole) and not torch.equal(half, plain)
@@ -402,6 +462,11 @@ def test_imagic_moves_text_and_model_and_walks_between_them(parts, engine):
 
 def test_imagic_refuses(parts, make_model, make_condition):
     given, done = optimised(parts)
+    for name, said in (("../away", "'..'"), ("", "must name a file")):
+        with pytest.raises(ValueError, match=said):
+            imagic.ImagicOptimise().run(**(given | {"file_name": name}))
+    with pytest.raises(ValueError, match="Rank 200 does not fit"):
+        imagic.ImagicOptimise().run(**(given | {"rank": 200, "targets": "attention"}))
     with pytest.raises(ValueError, match="single encoded picture"):
         imagic.ImagicOptimise().run(**(given | {"latent": {"samples": torch.zeros(1, 4, 8, 8)}}))
     ends = (make_condition(1), make_condition(2), 0.7)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from nulltext.tests.nodes.test_edit_photo import Pixels
-from nulltext.tests.running import run
+from nulltext.tests.running import Pixels, run
 
+CLIP = SimpleNamespace(tokenize=None, encode_from_tokens=None)  # the prompt is made without it
 TEXT = "a red cat on grass"
 
 
@@ -18,7 +20,7 @@ def mask(tiny, prompt, monkeypatch):
 
     def made(**inputs):
         photo = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
-        given = {"model": tiny, "clip": None, "vae": Pixels(), "prompt": TEXT, "words": "cat", "image": photo, **inputs}
+        given = {"model": tiny, "clip": CLIP, "vae": Pixels(), "prompt": TEXT, "words": "cat", "image": photo, **inputs}
         return run("WordMask", **given)
 
     return made

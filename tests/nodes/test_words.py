@@ -17,7 +17,7 @@ def test_factors_and_windows_of_words():
         with pytest.raises(ValueError, match="should read"):
             words.factors(bad)
     for bad in ("red: much", "red: nan", "red: inf"):
-        with pytest.raises(ValueError, match="not a number, or not a finite one"):
+        with pytest.raises(ValueError, match="is not a number from"):
             words.factors(bad)
     for bad in ("red: 0.8-0.2", "red: 2", "red: x", "red: -1", "red: 0.2-x", "red: nan"):
         with pytest.raises(ValueError, match="within 0 and 1"):
@@ -57,3 +57,15 @@ def test_an_edits_texts_are_read_and_its_numbers_left():
     given = {"edit": "auto", "cross_steps": 0.8, "word_windows": "cat: 0.4", "weights": "red: 2", "blend_words": "a, b"}
     read = {"word_windows": {"cat": (0.0, 0.4)}, "weights": {"red": 2.0}, "blend_words": ["a", "b"]}
     assert words.edit_plan({**given, "keep_words": ""}) == {**given, **read, "keep_words": []}
+
+
+def test_lists_of_runs_and_factors_have_an_end():
+    from nulltext.nodes import words
+
+    for make in (lambda n: words.fractions("0.5," * n, "noise levels"), lambda n: words.settings("4@0.5," * n)):
+        assert len(make(100)) == 100
+        with pytest.raises(ValueError, match="There are 101 .*: write 100 at the most"):
+            make(101)
+    assert words.factors("red: -1000") == {"red": -1000.0}
+    with pytest.raises(ValueError, match="is not a number from -1000 to 1000"):
+        words.factors("red: 1e308")

@@ -11,7 +11,7 @@ from nulltext import NODE_CLASS_MAPPINGS as NODES
 from nulltext.tools import gallery, help_pages, workflows
 
 PAGES = sorted((gallery.ROOT / "web" / "docs").glob("*.md"))
-PICTURE = re.compile(r"!\[[^\]]+\]\(pictures/(\w+)\.jpg\)")
+PICTURE = re.compile(r"!\[[^\]]+\]\((pictures/\w+\.(?:webp|jpg))\)")
 
 each = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
@@ -33,6 +33,7 @@ def test_every_node_has_a_page():
 @each
 def test_the_outline_of_a_help_page(page, engine):
     found = parts(page.read_text(encoding="utf-8"))
+    assert sum(line.startswith("## Inputs") for line in page.read_text(encoding="utf-8").splitlines()) == 1
     node, headings = NODES[page.stem], list(found)
     outline = [node.TITLE, "When to use it", "Inputs", "Paper"]
     assert [heading for heading in headings if heading in outline] == outline and headings[0] == outline[0], headings
@@ -51,16 +52,15 @@ def test_the_outline_of_a_help_page(page, engine):
 def test_pictures_of_a_help_page(page):
     """A picture is the thumbnail of a real run."""
     for name in PICTURE.findall(page.read_text(encoding="utf-8")):
-        assert (page.parent / "pictures" / f"{name}.jpg").is_file(), "run `make publish`"
+        assert (page.parent / name).is_file(), "run `make publish`"
 
 
 def test_the_gallery_shows_every_workflow_that_has_a_picture():
     page = gallery.PAGE.read_text(encoding="utf-8")
-    sections = re.findall(r'<section id="(\w+)">', page)
-    assert sections == [name for name in workflows.names() if (workflows.FOLDER / f"{name}.jpg").exists()], (
-        "run `make publish`"
-    )
-    for source in re.findall(r'<img src="([^"]+)"', page):
+    sections = re.findall(r'<a id="(\w+)">', page)
+    assert sorted(sections) == workflows.names(), "run `make publish`"
+    assert [line[3:] for line in page.splitlines() if line.startswith("## ")] == list(workflows.TASKS)
+    for source in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page):
         assert (gallery.PAGE.parent / source).resolve().is_file()
     assert "<script" not in page and "http" not in page
 
@@ -68,10 +68,9 @@ def test_the_gallery_shows_every_workflow_that_has_a_picture():
 @pytest.mark.parametrize("name", workflows.names())
 def test_the_weights_that_drew_a_picture_stand_under_it(name):
     """All were drawn by the demo model; a workflow for another checkpoint says that its picture isn't from it."""
-    said = gallery.section(name, "x.jpg")
-    under = re.search(r'<p class="weights">([^<]+)</p>', said).group(1)
-    assert under.startswith("Drawn by the shipped demo model")
-    assert f'. {under}">' in said  # the picture's alt text says it too
+    said = gallery.section(name)
+    under = re.search(r"^\*(.+)\*$", said, re.MULTILINE).group(1)
+    assert workflows.drawn_by(name) in under and "Drawn by the shipped demo model" in under
     if not workflows.runs_here(name):
         assert "not by Stable Diffusion 1.5" in under and "(for Stable Diffusion 1.5)" in said
         assert "not by Stable Diffusion 1.5" in workflows.note(name, workflows.load(name))
@@ -85,3 +84,21 @@ def test_settings_are_the_workflows_own():
         "2": {"class_type": "KSampler", "inputs": {"seed": 1}},
     }
     assert gallery.settings(flow) == [("X", [("a", "3")])]
+
+
+def said(text: str) -> list[str]:
+    """The sentences of a text of six words or more, without marks; cells of a table are sentences too."""
+    text = re.sub(r"`[^`]*`", lambda found: found[0].replace(".", " "), text)
+    pieces = [part for line in text.splitlines() for part in re.split(r"(?<=[.;:!?])\s+|\|", line)]
+    plain = [re.sub(r"\W+", " ", part).strip().lower() for part in pieces]
+    return [part for part in plain if len(part.split()) >= 6]
+
+
+@each
+def test_a_page_says_no_sentence_twice(page):
+    """The table may repeat itself where two inputs are alike (weight, weight_2); prose repeats nothing."""
+    text = page.read_text(encoding="utf-8")
+    table = text[text.index(help_pages.BEGIN) : text.index(help_pages.END)]
+    prose = said(text.replace(table, ""))
+    assert len(prose) == len(set(prose)) and not set(prose) & set(said(table))
+    assert text.count("\n## Inputs\n") == 1

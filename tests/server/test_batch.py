@@ -1,6 +1,7 @@
 """Batches on Ray with real servers: killed wherever they can be, and every row comes out once, to the bit."""
 
 import csv
+import json
 
 import pytest
 
@@ -19,6 +20,7 @@ def test_nothing_is_lost_or_done_twice_whatever_is_killed(tmp_path):
     assert found.pop("tries") >= 2, "the killed server's row was begun again"
     assert found == {"rows_lost": 0, "rows_twice": 0, "pixels_equal": 1}
     assert [line["row"] for line in desk.lines()] == list(range(1, ROWS + 1))
+    assert {tuple(json.loads(line["outputs"])) for line in desk.lines()} == {("Edit",)}, "nothing of another row"
 
 
 def test_hostile_rows_are_told_and_the_rest_is_done(comfy, tmp_path):

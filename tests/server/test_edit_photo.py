@@ -23,7 +23,7 @@ def scene(seed: int, **wanted) -> tuple[Image.Image, str]:
         column = getattr(pool, name)
         keep &= (column[:, 0] if column.ndim == 2 else column) == value
     one = pool[int(keep.nonzero()[0, 0])]
-    return to_picture(scenes.draw(one)[0][0].movedim(0, -1)), captions.captions(one)[0]
+    return to_picture(scenes.draw(one)[0].movedim(1, -1)), captions.captions(one)[0]
 
 
 def pairs() -> list[tuple[str, Image.Image, str, str, str, str]]:

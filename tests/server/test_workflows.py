@@ -87,7 +87,7 @@ def test_it_opens_on_the_demo_checkpoint_and_shipped_pictures(name):
 @each
 def test_it_has_a_thumbnail(name):
     with Image.open(workflows.FOLDER / f"{name}.jpg") as picture:
-        assert picture.format == "JPEG" and min(picture.size) >= 200
+        assert picture.format == "JPEG" and picture.size == (256, 256)
         assert len(picture.convert("L").getcolors(70000)) > 16, "the thumbnail is blank"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from nulltext.demo import scenes
 from nulltext.samplers.measure.charts import to_picture
 from nulltext.tools import judge
@@ -40,10 +41,33 @@ def test_it_sees_the_object_and_what_is_wrong_with_it():
     picture = drawn()
     assert judge.seen(picture) == "red circle"
     assert judge.wrong(picture, SHOWN) == []
-    assert set(judge.wrong(picture, "green circle")) == {"colour red, not green"}
-    assert set(judge.wrong(picture, "nothing")) == {"object something, not nothing"}
+    assert judge.wrong(picture, "green circle") == ["colour red, not green"]
+    assert judge.wrong(picture, "nothing") == ["object something, not nothing"]
     striped = drawn(texture=scenes.TEXTURES.index("checkered"))
-    assert set(judge.wrong(striped, SHOWN)) == {"texture checkered, not striped"}
+    assert judge.wrong(striped, SHOWN) == ["texture checkered, not striped"]
+
+
+def test_the_two_probes_vote_together(monkeypatch):
+    """One that is sure outvotes one that is not; alone, the unsure one would read a green circle as a square."""
+    monkeypatch.setattr(judge, "probes", lambda: (Says("square", 0.3), Says("circle", 3.0)))
+    assert judge.seen(drawn()) == "green circle"
+    monkeypatch.setattr(judge, "probes", lambda: (Says("square", 3.0), Says("circle", 0.3)))
+    assert judge.seen(drawn()) == "green square"
+
+
+class Says:
+    """A probe that reads a green object of that shape in the middle, as sure as told."""
+
+    def __init__(self, shape, sure):
+        self.shape, self.sure = scenes.SHAPES.index(shape), sure
+
+    def __call__(self, image):
+        logits = {"present": torch.zeros(5, 2), "colour": torch.zeros(5, 8), "shape": torch.zeros(5, 6)}
+        logits |= {"size": torch.zeros(5, 3)}
+        logits["present"][4, 1], logits["colour"][4, scenes.COLOURS.index("green")] = 5.0, 5.0
+        logits["shape"][4, self.shape] = self.sure
+        slots = torch.cat([part.flatten() for part in logits.values()])
+        return torch.cat([slots, torch.zeros(12 + 4 + 2)])[None]
 
 
 def test_only_what_lies_outside_the_object_counts_as_background():

@@ -2,9 +2,10 @@
 
 import copy
 import json
+import re
 
 import pytest
-from nulltext.tools import litegraph, workflows
+from nulltext.tools import layout, litegraph, workflows
 
 
 def info(name, output=(), **inputs):
@@ -87,27 +88,101 @@ def test_a_widget_that_only_a_newer_engine_has_is_kept_for_both():
             assert litegraph.to_api(graph, {"UNETLoader": other}) == flow
 
 
-def test_nodes_go_from_left_to_right_and_do_not_overlap():
-    graph = litegraph.to_ui(FLOW, INFOS, "a note")
-    places = {n["id"]: (n["pos"], n["size"]) for n in graph["nodes"]}
-    for _, source, _, target, _, _ in graph["links"]:
-        assert places[source][0][0] + places[source][1][0] < places[target][0][0]
-    boxes = list(places.values())
-    for i, ((x, y), (w, h)) in enumerate(boxes):
-        for (u, v), (a, b) in boxes[i + 1 :]:
-            assert x + w <= u or u + a <= x or y + h <= v or v + b <= y
-    assert node(graph, 4)["type"] == "Note" and "a note" in node(graph, 4)["widgets_values"][0]
+def boxes(graph, infos):
+    """{node id: (left, top, right, bottom)} with the title bar; a folded node is its title alone."""
+    found = {}
+    for each in graph["nodes"]:
+        (x, y), (width, height) = each["pos"], each["size"]
+        folded = each["flags"].get("collapsed")
+        found[each["id"]] = (x, y - layout.TITLE, x + (layout.PILL if folded else width), y + (0 if folded else height))
+    return found
+
+
+def overlap(a, b):
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+CORE = {
+    **info("CheckpointLoaderSimple", ("MODEL", "CLIP", "VAE"), required={"ckpt_name": [["a"]]}),
+    **info("NullText_LoadPicture", ("IMAGE", "MASK"), required={"image": [["a.png [sample]"]]}),
+    **info("VAEEncode", ("LATENT",), required={"pixels": ["IMAGE"], "vae": ["VAE"]}),
+    **info("VAEDecode", ("IMAGE",), required={"samples": ["LATENT"], "vae": ["VAE"]}),
+    **info("CLIPTextEncode", ("CONDITIONING",), required={"clip": ["CLIP"], "text": ["STRING", {"multiline": True}]}),
+    **info("KSamplerSelect", ("SAMPLER",), required={"sampler_name": [["euler"]]}),
+    **info(
+        "NullText_Sampler", ("LATENT",), required={"model": ["MODEL"], "latent": ["LATENT"], "text": ["CONDITIONING"]}
+    ),
+    **info("SaveImage", (), required={"images": ["IMAGE"]}),
+}
+EDIT = {
+    "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "a"}},
+    "2": {"class_type": "NullText_LoadPicture", "inputs": {"image": "a.png [sample]"}},
+    "3": {"class_type": "VAEEncode", "inputs": {"pixels": ["2", 0], "vae": ["1", 2]}},
+    "4": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a dog"}},
+    "5": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler"}},
+    "6": {"class_type": "NullText_Sampler", "inputs": {"model": ["1", 0], "latent": ["3", 0], "text": ["4", 0]}},
+    "7": {"class_type": "VAEDecode", "inputs": {"samples": ["6", 0], "vae": ["1", 2]}},
+    "8": {"class_type": "SaveImage", "inputs": {"images": ["7", 0]}},
+}
+
+
+def test_nodes_stand_in_numbered_groups_in_two_rows():
+    graph = litegraph.to_ui(EDIT, CORE, "a note")
+    assert [group["title"] for group in graph["groups"]] == ["1 your picture", "2 words", "3 edit", "4 result"]
+    assert len({group["color"] for group in graph["groups"]}) == 4
+    tops = [group["bounding"][1] for group in graph["groups"]]
+    assert tops[0] == tops[1] < tops[2] == tops[3]
+    places, member = boxes(graph, CORE), layout.grouped(EDIT, CORE)
+    assert member == {"1": 0, "2": 0, "3": 0, "4": 1, "5": 2, "6": 2, "7": 3, "8": 3}
+    for key, index in member.items():
+        x, y, width, height = graph["groups"][index]["bounding"]
+        left, top, right, bottom = places[int(key)]
+        assert x < left and y < top and right <= x + width and bottom <= y + height, f"node {key} leaves its group"
+    assert node(graph, 9)["type"] == "Note" and "a note" in node(graph, 9)["widgets_values"][0]
+
+
+def test_without_a_picture_the_first_group_is_the_model():
+    flow = {key: value for key, value in EDIT.items() if key in "14"}
+    assert [group["title"] for group in litegraph.to_ui(flow, CORE, "")["groups"]] == ["1 model", "2 words"]
+
+
+def test_the_page_opens_at_a_zoom_at_which_text_is_drawn():
+    zoom = litegraph.to_ui(EDIT, CORE, "")["extra"]["ds"]["scale"]
+    assert zoom * layout.WIDTH <= 1360 and zoom > 0.6  # the narrowest common screen; text is left out below 0.6
+
+
+@pytest.mark.parametrize("name", workflows.names())
+def test_a_page_file_is_at_most_1600_pixels_wide_and_nothing_overlaps(name):
+    graph = json.loads((workflows.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    places = boxes(graph, None)
+    ends = [group["bounding"][0] + group["bounding"][2] for group in graph["groups"]]
+    assert max(ends) <= layout.WIDTH and max(box[2] for box in places.values()) <= layout.WIDTH
+    found = list(places.items())
+    for i, (key, box) in enumerate(found):
+        for other, under in found[i + 1 :]:
+            assert not overlap(box, under), f"{key} and {other}"
+    assert [group["title"][0] for group in graph["groups"]] == [str(i + 1) for i in range(len(graph["groups"]))]
+
+
+@pytest.mark.parametrize("name", [name for name in workflows.names() if not workflows.runs_here(name)])
+def test_a_workflow_for_a_real_checkpoint_says_where_to_fetch_it(name):
+    graph = json.loads((workflows.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    loader = next(each for each in graph["nodes"] if each["type"] == "CheckpointLoaderSimple")
+    model = loader["properties"]["models"][0]
+    assert model["name"] == loader["widgets_values"][0] and model["url"].startswith("https://")
 
 
 def test_room_is_left_for_what_a_run_adds():
-    infos = info("Make", ("MODEL",)) | info("NullText_Sampler", ("LATENT",), required={"model": ["MODEL"]})
-    below = {key: {"class_type": "NullText_Sampler", "inputs": {"model": ["1", 0]}} for key in "23"}
-    flow = {"1": {"class_type": "Make", "inputs": {}}, **below}
-    graph = litegraph.to_ui(flow, infos, "")
-    above, below = node(graph, 2), node(graph, 3)
-    assert above["pos"][0] == below["pos"][0]
-    free = below["pos"][1] - above["pos"][1] - above["size"][1]
-    assert free >= litegraph.REPORT + litegraph.PREVIEW + 30  # a title bar stands over `pos`
+    flow = {**EDIT, "9": {"class_type": "NullText_Sampler", "inputs": {**EDIT["6"]["inputs"]}}}
+    flow |= {str(i): {**flow["9"], "inputs": {**flow["9"]["inputs"], "latent": [str(i - 1), 0]}} for i in range(10, 15)}
+    graph = litegraph.to_ui(flow, CORE, "")
+    places, found = boxes(graph, CORE), 0
+    for i in range(9, 15):
+        below = [box[1] for box in places.values() if box[0] == places[i][0] and box[1] > places[i][1]]
+        if below:
+            found += 1
+            assert min(below) - places[i][3] >= layout.REPORT + layout.PREVIEW
+    assert found, "no sampler stands above another node"
 
 
 def test_the_template_browser_finds_each_workflow_once_and_can_open_it():
@@ -143,7 +218,10 @@ def test_a_workflows_note_says_what_it_does_and_which_widget_to_change(name):
     flow = workflows.load(name)
     said = workflows.note(name, flow).split("\n\n")
     assert len(said[0].split()) >= 15, "give a node of the file a `note` in its _meta"
-    assert "ckpt_name (node" in said[1]
+    assert said[0].splitlines()[0] == workflows.title(name)
+    assert re.search(r"“.+”", said[1]), "it names nodes by the titles on screen"
+    assert not re.search(r"\bnode \d", workflows.note(name, flow)), "node numbers are not on screen"
+    assert workflows.headed(flow)["task"] in workflows.TASKS
 
 
 def test_the_note_of_a_workflow_on_a_network_alone_says_where_a_checkpoints_model_goes():
@@ -151,7 +229,9 @@ def test_the_note_of_a_workflow_on_a_network_alone_says_where_a_checkpoints_mode
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "a"}},
         "2": {"class_type": "UNETLoader", "inputs": {"unet_name": "b"}},
     }
-    assert "its MODEL where that of node 2 goes" in workflows.note("x", flow)
+    assert "its MODEL where that of “Load Diffusion Model” goes" in workflows.note("x", flow)
+    flow["2"]["_meta"] = {"title": "Flow twin"}
+    assert "that of “Flow twin” goes" in workflows.note("x", flow)
     assert "flow" not in workflows.note("x", {"1": flow["1"]})
 
 

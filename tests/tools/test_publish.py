@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import filecmp
+import copy
+import io
+import json
 import re
 
 import pytest
-from nulltext.tools import gallery, help_pages, locales, workflows
+from nulltext.batch import client
+from nulltext.tools import gallery, help_pages, locales, pictures, workflows
+from PIL import Image
 
 CURRENT = "run `make publish ARGS='--pictures none'`"
 
@@ -30,9 +34,70 @@ def test_every_description_ends_in_the_search_words(classes):
 
 def test_the_gallery_is_that_of_the_workflows():
     assert gallery.PAGE.read_text(encoding="utf-8") == gallery.text(), CURRENT
-    for name in gallery.shown():
-        thumbnail, copy = workflows.FOLDER / f"{name}.jpg", gallery.PICTURES / f"{name}.jpg"
-        assert filecmp.cmp(thumbnail, copy, shallow=False), f"{name}.jpg: {CURRENT}"
+
+
+@pytest.mark.parametrize("name", workflows.names())
+def test_a_workflows_pictures_are_there_and_carry_it(name):
+    with Image.open(pictures.tile_path(name)) as tile:
+        assert tile.format == "JPEG" and tile.size == (256, 256)
+    graph = json.loads((workflows.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    assert pictures.workflow_in(pictures.strip_path(name).read_bytes()) == graph, CURRENT
+
+
+FLOW = {
+    "1": {"class_type": "NullText_LoadPicture", "inputs": {"image": "demo_scene.png [sample]"}},
+    "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0]}, "_meta": {"title": "Edit", "shows": "red circle"}},
+}
+
+
+@pytest.fixture
+def result():
+    data = (workflows.FOLDER / "inputs" / "demo_scene.png").read_bytes()
+    return client.Result(files={"2": [data]})
+
+
+def test_a_picture_that_fails_its_judge_is_not_written(result, tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "STRIPS", tmp_path)
+    monkeypatch.setattr(pictures, "tile_path", lambda name: tmp_path / f"{name}.jpg")
+    wrong = copy.deepcopy(FLOW)
+    wrong["2"]["_meta"]["shows"] = "green circle"
+    with pytest.raises(ValueError, match="not shipped: Edit: 0 of 1 pictures show 'green circle'"):
+        pictures.save("x", wrong, result, {})
+    assert not list(tmp_path.iterdir())
+    pictures.save("x", FLOW, result, {"nodes": []})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.jpg", "x.webp"]
+    with Image.open(tmp_path / "x.webp") as strip:
+        signature = strip.convert("L").crop((0, pictures.SIDE + 2, strip.width, strip.height))
+        assert min(signature.getdata()) < 160, "no line says which model drew it"
+
+
+def test_a_strip_takes_another_workflow_and_keeps_its_picture(result, tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "STRIPS", tmp_path)
+    monkeypatch.setattr(pictures, "tile_path", lambda name: tmp_path / f"{name}.jpg")
+    name = "sdedit"
+    pictures.save(name, FLOW, result, {"nodes": ["old"]})
+    old = pictures.strip_path(name).read_bytes()
+    assert pictures.workflow_in(old) == {"nodes": ["old"]}
+    pictures.renew(name)
+    new = pictures.strip_path(name).read_bytes()
+    graph = json.loads((workflows.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    assert pictures.workflow_in(new) == graph
+    with Image.open(io.BytesIO(old)) as a, Image.open(io.BytesIO(new)) as b:
+        assert a.tobytes() == b.tobytes()
+
+
+def test_a_tile_shows_before_on_the_left_and_after_on_the_right():
+    red, green = (Image.new("RGB", (64, 64), colour) for colour in ("red", "green"))
+    tile = pictures.tile([red], [green])
+    assert tile.getpixel((60, 128)) == (255, 0, 0) and tile.getpixel((200, 128)) == (0, 128, 0)
+    batches = pictures.tile([red, green], [green, red])
+    assert [batches.getpixel(at) for at in ((64, 64), (64, 192))] == [(255, 0, 0), (0, 128, 0)]
+    assert [batches.getpixel(at) for at in ((192, 64), (192, 192))] == [(0, 128, 0), (255, 0, 0)]
+    assert pictures.tile([], [green]).getpixel((128, 128)) == (0, 128, 0)
+    of_one = pictures.tile([red], [green, red])
+    assert [of_one.getpixel(at) for at in ((64, 192), (192, 64), (192, 192))] == [(255, 0, 0), (0, 128, 0), (255, 0, 0)]
+    two = pictures.tile([], [red, green])
+    assert two.getpixel((64, 192)) == (255, 0, 0) and two.getpixel((192, 192)) == (0, 128, 0), "no part is blank"
 
 
 class Node:

@@ -10,7 +10,7 @@ import sys
 import pytest
 from nulltext.batch import client, engines
 from nulltext.demo import turn
-from nulltext.tools import inputs, results, run, sheet, workflows
+from nulltext.tools import inputs, results, run, serve, sheet, workflows
 from PIL import Image
 
 # ------------------------------------------------------------------------------------------------ engines
@@ -141,6 +141,11 @@ def test_a_picture_of_ones_own_takes_every_place():
         {"image": "own.png"},
     ]
     assert FLOW["2"]["inputs"]["text"] == "a cat"
+    box = {"1": {"class_type": "NullText_EditPhoto", "inputs": {"source_prompt": "a cat", "edited_prompt": "a dog"}}}
+    assert run.own(box, "x", None, "a boat", "a ship", None)["1"]["inputs"] == {
+        "source_prompt": "a boat",
+        "edited_prompt": "a ship",
+    }
     with pytest.raises(ValueError, match="Edited prompt"):
         run.own({"2": FLOW["2"]}, "x", None, None, "a ship", None)
 
@@ -202,9 +207,15 @@ def test_the_demo_names_workflows_that_ship():
     assert 1 <= len(run.DEMO) <= 5
     assert set(run.DEMO) | set(run.OWN) <= set(workflows.names())
     for name in run.OWN:
-        titles = set(workflows.titles(workflows.load(name)).values())
-        assert {run.SOURCE, run.EDITED} <= titles
-        json.dumps(run.own(workflows.load(name), name, "own.png", "a", "b", "c.safetensors"))
+        said = json.dumps(run.own(workflows.load(name), name, "own.png", "a boat", "a ship", "c.safetensors"))
+        assert all(f'"{value}"' in said for value in ("own.png", "a boat", "a ship", "c.safetensors")), name
+
+
+def test_make_serve_opens_at_edit_a_photo():
+    """And says so in a title that a person reads."""
+    assert serve.FIRST[0] in workflows.names()
+    assert workflows.title(serve.FIRST[0]) == "Edit a photo with words"
+    assert (workflows.FOLDER / f"{serve.FIRST[0]}.json").is_file()
 
 
 def test_the_folder_of_two_classes(tmp_path, monkeypatch):

@@ -26,6 +26,21 @@ export function onOurNodes(made) {
     }, 400);
 }
 
+/** Open the workflow that the address names, as in ?nulltext=edit_photo: one of those that `make serve` puts on the shelf. */
+export function openNamed() {
+    const name = new URLSearchParams(window.location.search).get("nulltext") ?? "";
+    if (!/^[a-z0-9_]+$/.test(name)) return;
+    app.registerExtension({
+        name: "NullText.open",
+        async setup() {
+            const answer = await api.fetchApi(`/userdata/${encodeURIComponent(`workflows/NullText/${name}.json`)}`);
+            if (!answer.ok) return;
+            const graph = await answer.json();
+            setTimeout(() => app.loadGraphData(graph), 300);  // after the page has put back what was open last
+        },
+    });
+}
+
 /** Call `look` a few times a second while the node is on a graph. @param {any} node @param {() => void} look */
 function often(node, look) {
     const entry = { node, look };
@@ -197,8 +212,11 @@ export function onFiles(node, take) {
 
 /** Take away the blurred live preview that the page leaves under a node after its run. @param {any} node */
 export function clearPreview(node) {
-    const previews = app.nodePreviewImages;
-    if (previews) for (const key of [node.id, String(node.id)]) delete previews[key];
+    // Nodes 2.0 watches a store of its page; elsewhere they are a plain record
+    const page = /** @type {any} */ (document.getElementById("vue-app"))?.__vue_app__;
+    const store = page?.config?.globalProperties?.$pinia?._s?.get("nodeOutput");
+    if (store?.revokePreviewsByExecutionId) store.revokePreviewsByExecutionId(String(node.id));
+    else if (app.nodePreviewImages) delete app.nodePreviewImages[node.id];
     node.imgs = node.preview = node.images = undefined;
     const at = node.widgets?.findIndex((/** @type {any} */ widget) => widget.name === "$$canvas-image-preview") ?? -1;
     if (at >= 0) {

@@ -108,3 +108,14 @@ def test_refusals(unet):
         controlnet.initial(shapes, {k: v for k, v in unet.state_dict().items() if "input_blocks.0" not in k})
     with pytest.raises(ValueError, match="at least 1"):
         controlnet.small(start(unet), 0)
+
+
+def test_guess_modes_weights_are_the_papers_and_the_codes():
+    """Stable Diffusion 1 at 64: twelve skips and the middle; h_1 = 64 here, 8 at the middle."""
+    sizes = [64] * 3 + [32] * 3 + [16] * 3 + [8] * 4
+    paper, code, alike = (controlnet.guess_weights(sizes, way) for way in controlnet.GUESS_WEIGHTS)
+    assert paper == [1] * 3 + [2] * 3 + [4] * 3 + [8] * 4
+    assert code == pytest.approx([0.825 ** float(12 - i) for i in range(13)]) and code[-1] == 1
+    assert alike == [1] * 13
+    with pytest.raises(ValueError, match="no way 'soft'"):
+        controlnet.guess_weights(sizes, "soft")

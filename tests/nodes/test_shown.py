@@ -1,0 +1,43 @@
+"""Source and edit under one divider: every box that edits shows both where a VAE is wired, and nothing else changes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from nulltext.nodes import NODE_CLASS_MAPPINGS as NODES
+from nulltext.nodes.shown import EditBox
+from nulltext.tests.running import Pixels, normal
+
+EDITS = sorted(node.ID for node in NODES.values() if issubclass(node, EditBox))
+
+
+def test_the_boxes_that_edit_a_picture():
+    assert [key.removeprefix("NullText_") for key in EDITS] == [
+        *("BlendedDiffusion", "DiffEdit", "DirectEdit", "DisturbanceSampler", "ILVRSampler"),
+        *("PromptToPrompt", "RePaintSampler", "SDEdit", "Sampler"),
+    ]
+
+
+@pytest.mark.parametrize("key", EDITS)
+def test_the_vae_may_stay_open_and_the_first_output_is_the_edit(key, engine):
+    node = NODES[key]
+    (vae,) = (i for i in node.INPUTS if i.name == "vae")
+    assert vae.kind == "VAE" and not vae.wanted
+    assert node.RETURN_TYPES[0] == "LATENT"
+
+
+@pytest.mark.parametrize("name", ["repaint", "sdedit", "diffedit", "blended"])
+def test_with_a_vae_the_report_has_the_psnr_outside_the_mask(tiny, edits, mask, name):
+    latent = normal(1, 4, 8, 8)
+    plain, shown = (edits[name](tiny, latent, mask, **more) for more in ({}, {"vae": Pixels()}))
+    assert torch.equal(plain.samples, shown.samples)
+    assert shown.text.startswith(plain.text) and "PSNR" not in plain.text
+    assert "outside the mask between source and" in shown.text
+
+
+def test_a_run_from_nothing_has_no_source_to_show(tiny, ends):
+    from nulltext.tests.running import run
+
+    given = {"model": tiny, "positive": ends[0], "negative": ends[1], "latent": torch.zeros(1, 4, 8, 8)}
+    out = run("DisturbanceSampler", **given, steps_above=1, steps_below=2, vae=Pixels())
+    assert "between source" not in out.text

@@ -1,0 +1,55 @@
+"""The pages that a forge shows: their links lead somewhere, and the list of tables is whole."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from nulltext.tools import bench, ways, workflows
+
+ROOT = workflows.FOLDER.parent
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "demo" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def anchors(page: Path) -> set[str]:
+    """What a forge makes of headings, and the anchors that the page sets itself."""
+    text = page.read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", said.lower()).replace(" ", "-") for said in headings} | set(
+        re.findall(r'<a id="([^"]+)"', text)
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page):
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        if target.startswith(("http://", "https://")):
+            continue
+        file, _, anchor = target.partition("#")
+        there = (page.parent / file).resolve() if file else page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), target
+
+
+def test_the_benchmarks_page_names_every_table_and_its_command():
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert len(bench.names()) >= 11
+    for name, said in bench.names().items():
+        assert f"make bench NAME={name}" in page, name
+        assert said and not said.endswith("`"), name
+
+
+def test_the_six_ways_are_workflows_that_ship():
+    assert set(ways.WAYS) <= set(workflows.names()) and len(ways.WAYS) == 6
+    prompts = {
+        tuple(node["inputs"]["text"] for node in workflows.load(name).values() if node["inputs"].get("text"))
+        for name in ways.WAYS
+    }
+    assert len(prompts) == 1, "one edit"

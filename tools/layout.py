@@ -1,0 +1,233 @@
+"""Where a workflow's nodes stand on the page: two rows of numbered, coloured groups, at most WIDTH wide, so that the
+page opens at a zoom at which text can be read.
+
+Above: the note, then "1 your picture" (what is loaded) and "2 words"; below: "3 edit" and "4 result". A group's nodes
+stand in columns, in the order in which they run. Encoders and decoders are folded to their title.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from . import workflows
+from .workflows import Workflow, is_link
+
+WIDTH = 1600  # pixels of the page, from the note to the end of the last group
+TITLE = 30  # a node's title stands above its `pos`
+GAP = 20  # between nodes, and between a group's edge and its nodes
+HEAD = 40  # a group's title
+#: title and colour of each group; the first has another title where no picture is loaded
+GROUPS = (("your picture", "#3f789e"), ("words", "#5a8a4a"), ("edit", "#b06634"), ("result", "#7a6a9e"))
+NO_PICTURE = "model"
+ROWS = ((0, 1), (2, 3))
+#: shown by their title alone: they have nothing to set
+FOLDED = ("VAEDecode", "VAEEncode", "MaskToImage")
+PILL = 160  # width of a folded node
+NOTE_WIDTH = 340
+#: heights of what a node shows under its widgets. PANEL: the pack's own, before a run (chips, schedules, a line of
+#: cost); the rest comes with a run, and the layout leaves the room for it under the node
+COST, CHIPS, SCHEDULE, REPORT, PICTURE, PREVIEW = 26, 110, 170, 130, 360, 240
+PANEL = {
+    "NullText_AttentionMap": CHIPS,
+    "NullText_AttentionRecord": CHIPS,
+    "NullText_AttentionReweight": CHIPS,
+    "NullText_BlendedDiffusion": COST,
+    "NullText_DiffEditMask": COST,
+    "NullText_DirectEdit": COST,
+    "NullText_Disturbance": SCHEDULE,
+    "NullText_DisturbanceSampler": SCHEDULE,
+    "NullText_DisturbanceSchedule": SCHEDULE,
+    "NullText_ILVRSampler": COST,
+    "NullText_EditPhoto": CHIPS,
+    "NullText_InvertImage": COST,
+    "NullText_Inverter": COST,
+    "NullText_Optimise": COST,
+    "NullText_LoadPicture": 260,
+    "NullText_OptimiseStartNoise": COST,
+    "NullText_PromptToPrompt": CHIPS + COST + 26,
+    "NullText_PromptToPromptGuider": CHIPS + 26,
+    "NullText_RePaint": SCHEDULE,
+    "NullText_RePaintSampler": SCHEDULE,
+    "NullText_SDEdit": COST,
+    "NullText_WordMask": CHIPS,
+}
+PICTURES = ("NullText_AttentionMap", "NullText_InvertImage", "NullText_Inverter", "NullText_Optimise")
+PICTURES += ("NullText_BlendedDiffusion", "NullText_DiffEdit", "NullText_DirectEdit", "NullText_DisturbanceSampler")
+PICTURES += ("NullText_EditPhoto", "NullText_ILVRSampler", "NullText_PromptToPrompt", "NullText_RePaintSampler")
+PICTURES += ("NullText_MasaCtrl", "NullText_RFInversion")
+PICTURES += ("NullText_SDEdit", "NullText_Sampler", "NullText_WordMask")
+#: reports of another height than most: what trains shows its loss and samples, a map its strip
+REPORTS = {"NullText_Prompt": 70, "NullText_LoadPicture": 40} | dict.fromkeys(
+    ("NullText_HSpaceMap", "NullText_ImagicOptimise", "NullText_TrainControlNet", "NullText_TrainEmbedding")
+    + ("NullText_TrainLora", "NullText_HSpaceTrain", "NullText_DiffusionCLIPTune"),
+    380,
+)
+
+
+LOADED = {"MODEL", "CLIP", "VAE", "IMAGE", "MASK", "LATENT"}  # a picture's or model's way to the edit
+EDITS = {"NOISE", "SAMPLER", "SIGMAS", "GUIDER", "CONDITIONING"}  # part of the edit, though nothing leads to it
+Info = dict[str, Any]
+
+
+def kinds(info: Info) -> set[str]:
+    """The types that go into a node by wire or widget."""
+    parts = (info["input"].get("required") or {}), (info["input"].get("optional") or {})
+    return {spec[0] for part in parts for spec in part.values() if isinstance(spec[0], str)}
+
+
+def size(info: Info, places: list[tuple[str, str | None]], inputs: int, outputs: int) -> list[int]:
+    """A node's [width, height]: slots, widgets, the picture that a picture node shows, the pack's own panels."""
+    parts = {**(info["input"].get("required") or {}), **(info["input"].get("optional") or {})}
+    height, width = 30 + 21 * max(inputs, outputs), 270
+    for place, name in places:
+        spec = parts.get(name, ("",))
+        tall = spec[0] == "STRING" and len(spec) > 1 and spec[1].get("multiline")
+        height += 90 if tall else 26
+        width = max(width, 320 if tall else 0, 120 + 8 * len(place))
+    if info["name"] in ("LoadImage", "SaveImage", "PreviewImage"):
+        height += 230
+    return [width, height + PANEL.get(info["name"], 0)]
+
+
+def note_size(text: str) -> list[int]:
+    """[width, height] of a note that shows all of its text."""
+    return [NOTE_WIDTH, 60 + 17 * sum(1 + len(line) // 47 for line in text.splitlines())]
+
+
+def room(info: Info) -> int:
+    """What a run adds to the node: its report and pictures, and the live preview of whatever makes a latent."""
+    ours, name = info["name"].startswith("NullText_"), info["name"]
+    preview = name == "SamplerCustomAdvanced" or "LATENT" in info["output"] and "MODEL" in kinds(info)
+    return REPORTS.get(name, REPORT) * ours + max(PICTURE * (name in PICTURES), PREVIEW * preview)
+
+
+def parents(workflow: Workflow) -> dict[str, list[str]]:
+    """{node: the nodes that feed it}."""
+    return {
+        key: [str(value[0]) for value in node["inputs"].values() if is_link(value, workflow)]
+        for key, node in workflow.items()
+    }
+
+
+def run_order(workflow: Workflow) -> list[str]:
+    """Ids, each after what feeds it. ValueError if the workflow has a loop."""
+    feeds, depth = parents(workflow), {}
+
+    def column(key: str, path: tuple[str, ...] = ()) -> int:
+        if key in path:
+            raise ValueError(f"The workflow has a loop through node {key}.")
+        if key not in depth:
+            depth[key] = max((column(parent, (*path, key)) + 1 for parent in feeds[key]), default=0)
+        return depth[key]
+
+    return sorted(workflow, key=lambda key: (column(key), int(key)))
+
+
+def grouped(workflow: Workflow, infos: dict[str, Info]) -> dict[str, int]:
+    """{node: the group it stands in}, by what goes in and comes out of it."""
+    feeds, order, found = parents(workflow), run_order(workflow), {}
+    for key in order:
+        info = infos[workflow[key]["class_type"]]
+        takes, gives = kinds(info), set(info["output"])
+        if "CONDITIONING" in gives and "CLIP" in takes and "MODEL" not in takes:
+            found[key] = 1
+        elif gives & LOADED or not feeds[key] and gives and not gives & EDITS:
+            whole = info["name"].startswith("NullText_") or "LATENT" in gives
+            found[key] = 2 if any(found[p] for p in feeds[key]) or "MODEL" in takes and whole else 0
+        else:
+            found[key] = 2
+    for key in reversed(order):
+        info = infos[workflow[key]["class_type"]]
+        used = [child for child in workflow if key in feeds[child]]
+        shows = not set(info["output"]) - {"IMAGE", "MASK", "STRING", "FLOAT", "INT"} and feeds[key]
+        if found[key] != 1 and shows and not kinds(info) & {"MODEL", "GUIDER"} and all(found[c] == 3 for c in used):
+            found[key] = 3
+    return found
+
+
+@dataclass(frozen=True)
+class Box:
+    """What a node takes of its column: `height` with room for what a run adds, `least` as the last of its column."""
+
+    width: int
+    height: int
+    least: int
+
+
+def _columns(keys: list[str], boxes: dict[str, Box], limit: int) -> list[list[str]]:
+    """The nodes in columns no higher than the limit, in order."""
+    columns, free = [], 0
+    for key in keys:
+        if not columns or free < boxes[key].least:
+            columns.append([])
+            free = limit
+        columns[-1].append(key)
+        free -= boxes[key].height
+    return columns
+
+
+def place(workflow: Workflow, nodes: dict[str, dict], infos: dict[str, Info], note: dict) -> list[dict[str, Any]]:
+    """Set every node's `pos` and fold what has nothing to set; the graph's groups."""
+    order, member = run_order(workflow), grouped(workflow, infos)
+    boxes = {}
+    for key, node in nodes.items():
+        if node["type"] in FOLDED:
+            node["flags"] = {"collapsed": True}
+            boxes[key] = Box(PILL, TITLE + GAP, TITLE + GAP)
+        else:
+            least = TITLE + node["size"][1] + GAP
+            height = least + room(infos[node["type"]])
+            boxes[key] = Box(node["size"][0], height, least if member[key] in ROWS[1] else height)
+    picture = any(is_picture(node) for node in workflow.values())
+    shown = [index for index in range(len(GROUPS)) if index in member.values()]
+    top, groups = 0, []
+    for row in ROWS:
+        inside = {index: [key for key in order if member[key] == index] for index in row if index in shown}
+        if not inside:
+            continue
+        first = row is ROWS[0] or not groups
+        left = NOTE_WIDTH + 2 * GAP if first else 0
+        limit, columns = _fit(inside, boxes, WIDTH - left)
+        if first:
+            note["pos"] = [0, top + HEAD]
+            limit = max(limit, note["size"][1])
+        x = left
+        for index, packed in columns.items():
+            start, x = x, x + GAP
+            for column in packed:
+                y = top + HEAD + TITLE
+                for key in column:
+                    nodes[key]["pos"] = [x, y]
+                    y += boxes[key].height
+                x += max(boxes[key].width for key in column) + GAP
+            title = NO_PICTURE if index == 0 and not picture else GROUPS[index][0]
+            groups.append(
+                {
+                    "title": f"{shown.index(index) + 1} {title}",
+                    "bounding": [start, top, x - start, HEAD + limit],
+                    "color": GROUPS[index][1],
+                    "font_size": 24,
+                    "flags": {},
+                }
+            )
+            x += GAP
+        top += HEAD + limit + GAP
+    return groups
+
+
+def is_picture(node: dict) -> bool:
+    """Whether a node of an API file loads a picture."""
+    return node["class_type"] in (*workflows.PICTURES, "NullText_TuningPictures")
+
+
+def _fit(inside: dict[int, list[str]], boxes: dict[str, Box], width: int) -> tuple[int, dict[int, list[list[str]]]]:
+    """The lowest row in which the groups' columns are no wider than `width` altogether: its height and columns."""
+    limit = max(boxes[key].least for keys in inside.values() for key in keys)
+    while True:
+        columns = {index: _columns(keys, boxes, limit) for index, keys in inside.items()}
+        each = [[max(boxes[key].width for key in column) + GAP for column in packed] for packed in columns.values()]
+        taken = sum(2 * GAP + sum(widths) for widths in each) - GAP
+        if taken <= width or all(len(packed) == 1 for packed in columns.values()):
+            return limit, columns
+        limit += 20
