@@ -16,7 +16,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from ..samplers.attention.joint import attend_jointly
-from ..samplers.attention.layers import QKV, Ask, attend
+from ..samplers.attention.layers import QKV, Ask, Layer, attend
 from .comfy import get
 from .rows import PairEdit, Place, WordEdit, in_order, jobs_for, layer_at, moment_of
 
@@ -41,12 +41,7 @@ def joint_places(model) -> dict[tuple[str, int, int], Place]:
             "This ComfyUI keeps the attention of SD3, Flux and Qwen-Image closed: update it for attention edits on "
             "them; here they work on SD1, SD2 and SDXL."
         )
-    scale = _pair(getattr(network, "patch_size", 2))
-    return {(name, i, 0): Place(index, scale) for index, (name, i, _) in enumerate(found)}
-
-
-def _pair(patch) -> int:
-    return int(patch[-1] if isinstance(patch, Sequence) else patch)
+    return {(name, i, 0): Place(index, network.patch_size) for index, (name, i, _) in enumerate(found)}
 
 
 def _opens(block) -> bool:
@@ -100,27 +95,19 @@ class JointHook:
         if len(layers) == 1:
             out = attend(qkv, layers[0], jobs, backend, source)
         else:
-            jobs = [(c, replace(rows, length=self._length(rows, text), source_length=0)) for c, rows in jobs]
+            # all keys are read: the picture's stand behind the words
+            jobs = [(c, replace(rows, length=0, source_length=0)) for c, rows in jobs]
             out = attend_jointly(qkv, *layers, jobs, backend, source)
         if more.get("skip_output_reshape"):
             out = out.unflatten(2, (heads, -1)).transpose(1, 2)
         return out
 
-    def _begin(self, options):
+    def _begin(self, options: dict) -> None:
         for edit in self.edits:
             if isinstance(edit, WordEdit):
                 edit.begin(options)
 
-    @staticmethod
-    def _length(rows, text: int) -> int:
-        if rows.length not in (0, text):
-            raise ValueError(
-                f"The engine repeats the prompt of {rows.length} tokens to {text}, to batch it with a longer one, "
-                "which joint attention can't tell from a louder one: make prompt and negative prompt about as long."
-            )
-        return 0  # the picture's keys stand behind the words
-
-    def _layers(self, place, heads, shape, tokens, text, moment):
+    def _layers(self, place, heads, shape, tokens, text, moment) -> tuple[Layer, ...]:
         """The call as controllers of cross- and of self-attention are asked about it; a block's second attention, where
         the picture looks at itself alone (SD3.5 medium), is of the latter kind only."""
         key = (*place, 0)
@@ -146,6 +133,8 @@ class BlockPatch:
 
     def __call__(self, args: dict, extra: dict):
         options = args["transformer_options"]
+        if _SEEN not in options:  # not asked by way of the MODEL: nobody knows whose rows these are
+            return extra["original_block"](args)
         if "txt" in args:
             options[_SEEN]["text"] = args["txt"].shape[1]
         before = options.get(_OVERRIDE)

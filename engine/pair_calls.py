@@ -49,7 +49,7 @@ def predict_together(
     joint: bool = False,
 ) -> dict[tuple[str, int], Tensor]:
     """{(role, edit): D [B, C, ...]}. timestep: sigma [B]. lengths: the prompts' token counts, the source's first;
-    joint: text and picture attend together, where a prompt repeated to meet another's length would weigh more."""
+    joint: text and picture attend together, and the engine never repeats a prompt to meet another's length."""
     calls = [asked]
     if not _fit_together(asked, joint):
         of_source, of_edits = [], [[] for _ in lengths[1:]]

@@ -54,7 +54,6 @@ class RFInversion(EditBox):
     def run(self, model, positive, negative, latent, seed, steps, scheduler, cfg, gamma, eta, start, stop, fade):
         samples = check_latent(model, latent)
         check_picture(latent, "RF-Inversion needs a picture")
-        record.check_prompt(negative, "negative prompt")
         sigmas = record.check_sigmas(sigmas_of(model, scheduler, steps))
         steps = len(sigmas) - 1
         etas = strengths(steps, eta, round(start * steps), round(stop * steps), fade)

@@ -150,10 +150,13 @@ def title(name: str) -> str:
 
 
 def by_task() -> dict[str, list[str]]:
-    """{task: the workflows for it}, in the order of TASKS."""
+    """{task: the workflows for it}, in the order of TASKS. ValueError for one that names none."""
     found = {task: [] for task in TASKS}
     for name in names():
-        found[headed(load(name))["task"]].append(name)
+        task = headed(load(name)).get("task")
+        if task not in found:
+            raise ValueError(f"{name}: give the node with its note a task in _meta, one of: {', '.join(TASKS)}.")
+        found[task].append(name)
     return found
 
 

@@ -252,3 +252,16 @@ def test_the_nodes(model, prompt, noise):
 def test_layers_that_a_transformer_does_not_have_are_refused(model, prompt):
     with pytest.raises(ValueError, match='has no layers "up".*double.0'):
         attach(model, [Capture(MapRecorder([[[1]]], LayerChoice("up")), prompt("a"))])
+
+
+def test_a_longer_negative_prompt_has_calls_of_its_own(model, prompt, make_condition, noise):
+    source, other, _ = prompts(prompt)
+    longer = [[make_condition(2, 154)[0][0], {"pooled_output": torch.zeros(1, 64)}]]
+    heavier = attach(model, [WordEdit(Reweight([{2: 6.0}]), source)])
+    assert not torch.equal(draw(heavier, source, longer, noise), draw(model, source, longer, noise))
+    for edit in (source, other):
+        chosen = controllers(source, edit)["replace"]
+        guider = prompt_to_prompt_guider(model, source, [edit], longer, 3.0, chosen, keep_source=True)
+        kept, changed = sample(guider, noise, sigmas_of(model, "normal", 2))
+        near = float((kept - changed).abs().max()) <= 1e-3 * float(kept.abs().max())
+        assert near == (edit is source)

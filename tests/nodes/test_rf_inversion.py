@@ -46,3 +46,7 @@ def test_refusals(edit):
         edit(start=0.5, stop=0.25)
     with pytest.raises(ValueError, match="needs a picture"):
         edit(latent=torch.zeros(1, 4, 8, 8))
+
+
+def test_the_empty_prompt_may_be_named_as_such(edit, prompt):
+    assert torch.isfinite(edit(negative=prompt("")).samples).all()

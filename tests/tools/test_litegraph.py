@@ -238,3 +238,9 @@ def test_the_note_of_a_workflow_on_a_network_alone_says_where_a_checkpoints_mode
 def test_a_link_is_told_from_a_list():
     assert workflows.is_link(["1", 0], FLOW) and workflows.is_link([1, 0], FLOW)
     assert not workflows.is_link(["9", 0], FLOW) and not workflows.is_link([1, 2, 3], FLOW)
+
+
+def test_a_workflow_without_a_task_is_named(monkeypatch):
+    monkeypatch.setattr(workflows, "headed", lambda workflow: {"note": "x"})
+    with pytest.raises(ValueError, match="asyrp: give the node with its note a task"):
+        workflows.by_task()
