@@ -39,9 +39,14 @@ def short(text: str, most: int = LONGEST_MESSAGE) -> str:
     return f"{text[: most - tail - 5]} ... {text[-tail:]}"
 
 
+def _wired(value) -> str:
+    """What is wired, in words."""
+    return "nothing" if value is None else f"a {type(value).__name__}"
+
+
 def _tensor(name: str, value, what: str) -> Tensor:
     if not isinstance(value, Tensor):
-        raise ValueError(f"The input {name} must be {what}; a {type(value).__name__} is wired.")
+        raise ValueError(f"The input {name} must be {what}; {_wired(value)} is wired.")
     if value.numel() == 0:
         raise ValueError(f"The input {name} is empty (shape {list(value.shape)}): wire {what}.")
     if value.is_complex():
@@ -88,7 +93,7 @@ def mask(name: str, value) -> Tensor:
 def latent(name: str, value) -> dict:
     """LATENT, whose samples are [B, C, ...] finite floating point numbers; its noise mask is checked like a MASK."""
     if not isinstance(value, dict) or not isinstance(value.get("samples"), Tensor):
-        raise ValueError(f"The input {name} must be a LATENT; a {type(value).__name__} without samples is wired.")
+        raise ValueError(f"The input {name} must be a LATENT; {_wired(value)} is wired, which holds no samples.")
     samples = _tensor(name, value["samples"], "a LATENT")
     if not 3 <= samples.ndim <= 5 or not samples.is_floating_point():
         raise ValueError(
@@ -129,7 +134,7 @@ def conditioning(name: str, value) -> list:
     if not isinstance(value, list | tuple) or not all(
         isinstance(e, list | tuple) and len(e) == 2 and isinstance(e[1], dict) for e in value
     ):
-        raise ValueError(f"The input {name} must be a CONDITIONING; a {type(value).__name__} is wired.")
+        raise ValueError(f"The input {name} must be a CONDITIONING; {_wired(value)} is wired.")
     if not value:
         raise ValueError(f"The input {name} is a CONDITIONING without an entry: wire a text encode node.")
     for embedding, extra in value:
@@ -151,7 +156,7 @@ def _like(article: str, *names: str) -> Callable[[str, Any], Any]:
 
     def check(name: str, value):
         if isinstance(value, str | bytes) or not any(hasattr(value, each) for each in names):
-            told = "nothing" if value is None else f"a {type(value).__name__}"
+            told = _wired(value)
             raise ValueError(
                 f"The input {name} must be {article}; {told} is wired"
                 + (
@@ -170,7 +175,7 @@ def _table(article: str, *keys: str) -> Callable[[str, Any], Any]:
 
     def check(name: str, value):
         if not isinstance(value, Mapping) or not set(keys) <= set(value) or "samples" in value or not value:
-            raise ValueError(f"The input {name} must be {article}; a {type(value).__name__} of another kind is wired.")
+            raise ValueError(f"The input {name} must be {article}; {_wired(value)} is wired, or one of another kind.")
         return value
 
     return check
@@ -179,7 +184,7 @@ def _table(article: str, *keys: str) -> Callable[[str, Any], Any]:
 def _inversion(name: str, value) -> Inversion:
     if not isinstance(value, Inversion):
         raise ValueError(
-            f"The input {name} must be an INVERSION; a {type(value).__name__} is wired. Use an inverting node's output."
+            f"The input {name} must be an INVERSION; {_wired(value)} is wired. Use an inverting node's output."
         )
     return value
 

@@ -273,3 +273,10 @@ def test_what_core_hands_to_a_sampler_of_ours_is_looked_at(tiny, ends):
         for latent, levels in ((holding((1, 4, 8, 8), NAN), sigmas), (good, sigmas * NAN), (good, sigmas[None])):
             with pytest.raises(ValueError, match=r"NaN|one row"):
                 guider.sample(good, latent, sampler, levels, disable_pbar=True, seed=1)
+
+
+@pytest.mark.parametrize("kind", ["IMAGE", "MASK", "LATENT", "SIGMAS", "CONDITIONING", *KINDS])
+def test_nothing_wired_is_said_in_words(kind):
+    with pytest.raises(ValueError, match="nothing") as error:
+        check(kind, None)
+    assert "NoneType" not in str(error.value)
