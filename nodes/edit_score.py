@@ -52,9 +52,13 @@ class EditScore(Box):
             )
         a, b = (t[..., :3].movedim(-1, 1).float().cpu() for t in (source, edit))
         a = a.expand(len(b), -1, -1, -1)
-        area = None
+        area, notice = None, ""
         if mask is not None:
-            area = metrics.region(mask.cpu(), a)
+            try:
+                area = metrics.region(mask.cpu(), a)
+            except ValueError:  # an edit of everything, a background for one
+                notice = "\nNotice: the mask covers the whole picture, so all of it is measured"
+        if area is not None:
             if len(area) not in (1, len(b)):
                 raise ValueError(
                     f"There are {len(area)} masks for {len(b)} edits: wire one mask, or one for each edit."
@@ -75,6 +79,7 @@ class EditScore(Box):
             f"PSNR {mean['psnr']:.2f} dB, SSIM {mean['ssim']:.4f}, MSE {mean['mse']:.2e}{outside}\n"
             f"structure distance {mean['structure']:.3f} x 1e-3 ({of}; PIE-Bench's tables use DINO)"
         )
+        text += notice
         if outside:
             text += f"\nwhole picture: PSNR {float(metrics.psnr(a, b).clamp(max=100).mean()):.2f} dB"
         if "similarity" in rows:

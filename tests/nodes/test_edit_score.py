@@ -32,8 +32,8 @@ def test_edit_score():
     assert "whole picture: PSNR" in outside[0]
     with pytest.raises(ValueError, match="resize one of them"):
         score(image, changed[:, :16])
-    with pytest.raises(ValueError, match="covers the whole picture"):
-        score(image, changed, torch.ones(1, 32, 48))
+    everything = score(image, changed, torch.ones(1, 32, 48))  # an edit of the background: a workflow goes on
+    assert everything[1:] == whole[1:] and "Notice: the mask covers the whole picture" in everything[0]
     with pytest.raises(ValueError, match="needs a CLIP vision model"):
         score(image, changed, prompt=[[torch.zeros(1, 77, 8), {}]])
 
