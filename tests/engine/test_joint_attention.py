@@ -215,7 +215,10 @@ def test_equal_prompts_are_the_source_to_the_bit_and_another_is_not(model, promp
 
 def test_an_edit_of_another_length_looks_at_the_source_in_a_call_of_its_own(model, prompt, make_condition, noise):
     source, other, empty = prompts(prompt)
-    longer = [[torch.cat([other[0][0], make_condition(3)[0][0][:, :20]], 1), other[0][1]]]
+    words = {**other[0][1]["nulltext_words"][0]}
+    words["ids"] = words["ids"] + words["ids"][-1:] * 20
+    embedding = torch.cat([other[0][0], make_condition(3)[0][0][:, :20]], 1)
+    longer = [[embedding, {**other[0][1], "nulltext_words": [words]}]]
     sigmas = sigmas_of(model, "normal", 3)
     maps = [token_map(source[0][1]["nulltext_words"][0], other[0][1]["nulltext_words"][0])[0]]
     open_ = [ReplaceSelf(StepWindow(0.0, 1.0, points=0))]
