@@ -52,17 +52,19 @@ def null_text(lab: Lab, engine: InEngine, at: int, rate: float) -> dict:
     """One scene: backwards, dB, and dB of what prompt-to-prompt keeps beside its edit of the colour."""
     b: Batch = lab.batch([at])
     edit = b.edits[0]
-    inversion = engine.invert(edit.source, scenes.draw(edit.before)[0])
-    sigmas, path = inversion.sigmas.float(), inversion.trajectory.float().clone()
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode():
+        inversion = engine.invert(edit.source, scenes.draw(edit.before)[0])
+    sigmas, path = inversion.sigmas.float().clone(), inversion.trajectory.float().clone()
+    with torch.enable_grad():
         schedule = paper_schedule(len(sigmas) - 1, rate=rate)
         found = optimise_null_text(
             lab.denoise, b.of(b.source), path, sigmas, b.null, cfg=CFG, process=VE, schedule=schedule
         )
     held = dataclasses.replace(inversion, null_embeddings=found.embeddings, cfg=CFG, correction="null_text")
-    picture, rows = engine.edited(edit.edited, held, CFG)
-    kept = judged(lab.judge, edit, picture, b.decoded)[0]
-    value = min(float(psnr(lab.decode(found.reconstruction), b.decoded)[0]), CEILING)
+    with torch.inference_mode():
+        picture, rows = engine.edited(edit.edited, held, CFG)
+        kept = judged(lab.judge, edit, picture, b.decoded)[0]
+        value = min(float(psnr(lab.decode(found.reconstruction), b.decoded)[0]), CEILING)
     return {"backwards": found.stats.backward_rows, "psnr": value, "kept": kept["background"], "p2p_rows": rows}
 
 

@@ -92,8 +92,7 @@ NODES = pytest.mark.parametrize("node", [sampler, guider, grid, p2p_guider, p2p]
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch, engine):
     """The grid without an autoencoder and a text encoder."""
-    monkeypatch.setattr(edit_grid, "encode", lambda clip, text: clip[1])
-    monkeypatch.setattr(edit_grid, "with_words", lambda conditioning, clip, text: conditioning)
+    monkeypatch.setattr(edit_grid, "worded", lambda clip, text: clip[1])
     monkeypatch.setattr(edit_grid, "decode", lambda vae, samples: torch.zeros(len(samples), 16, 16, 3))
     with torch.inference_mode():
         yield

@@ -44,7 +44,9 @@ def test_a_mask_judges_the_inside_only():
     masked = loss(mask=mask)
     torch.testing.assert_close(masked(IMAGE, 1.0), masked(changed, 1.0))
     assert (loss()(IMAGE, 1.0) - loss()(changed, 1.0)).abs().max() > 1e-3
-    assert fit_mask(torch.ones(2, 4, 4), IMAGE).shape == (2, 1, 8, 8)
+    assert fit_mask(torch.ones(len(IMAGE), 4, 4), IMAGE).shape == (len(IMAGE), 1, 8, 8)
+    with pytest.raises(ValueError, match="2 masks for 3 pictures"):
+        fit_mask(torch.ones(2, 4, 4), IMAGE)
 
 
 def test_outside_a_mask_the_tower_sees_mid_grey():
