@@ -179,9 +179,11 @@ class Page:
         """The pairs of nodes that lie on each other, title bars and all that they show included."""
         return self.tab.evaluate("""() => {
             const nodes = app.graph._nodes, found = [];
+            const right = n => n.pos[0] + (n.flags.collapsed ? n._collapsed_width || 80 : n.size[0]);
+            const bottom = n => n.pos[1] + (n.flags.collapsed ? 0 : n.size[1]);  // a folded node is its title bar
             nodes.forEach((a, i) => nodes.slice(i + 1).forEach(b => {
-                const wide = Math.min(a.pos[0] + a.size[0], b.pos[0] + b.size[0]) - Math.max(a.pos[0], b.pos[0]);
-                const tall = Math.min(a.pos[1] + a.size[1], b.pos[1] + b.size[1]) - Math.max(a.pos[1], b.pos[1]) + 30;
+                const wide = Math.min(right(a), right(b)) - Math.max(a.pos[0], b.pos[0]);
+                const tall = Math.min(bottom(a), bottom(b)) - Math.max(a.pos[1], b.pos[1]) + 30;
                 if (wide > 0 && tall > 0) found.push(`${a.title} and ${b.title}: ${wide} x ${tall}`);
             }));
             return found;

@@ -7,7 +7,7 @@ import pytest
 import torch
 from nulltext.demo import probe, scenes
 from nulltext.samplers.measure.metrics import psnr
-from nulltext.tools import run, workflows
+from nulltext.tools import workflows
 from torchvision.transforms.functional import to_tensor
 
 RED, GREEN, YELLOW = (scenes.COLOURS.index(name) for name in ("red", "green", "yellow"))
@@ -26,8 +26,8 @@ def pictures(comfy):
             flow[key]["inputs"].update(more)
         for node in flow.values():
             node["inputs"].update({key: value for key, value in inputs.items() if key in node["inputs"]})
-        titles, result = run.titles(flow), comfy.run(flow).check()
-        source = {"Source": [picture.convert("RGB") for picture in run.source_pictures(flow)[:1]]}
+        titles, result = workflows.titles(flow), comfy.run(flow).check()
+        source = {"Source": [picture.convert("RGB") for picture in workflows.source_pictures(flow)[:1]]}
         found = source | {titles[key]: result.pictures[key] for key in result.pictures}
         return {title: torch.stack([to_tensor(p) for p in shown]) for title, shown in found.items() if shown}
 
