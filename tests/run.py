@@ -4,6 +4,7 @@ Arguments go to pytest: make test ARGS="tests/samplers -k ddim"."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import runpy
 import signal
@@ -13,27 +14,37 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SERVER = ("tests/server", "tests/browser", "tests/hostile")
+#: what runs beside the others, each with servers of its own: a server and who asks it are busy in turn
+BESIDE = (("tests/server", "tests/hostile"), ("tests/browser",))
 NO_TESTS = 5  # pytest's exit status where nothing was selected
 
 
-def side_by_side(command: list) -> int:
-    """Every test on two cores: what the server's tests print follows what the others print. Returns an exit status."""
-    others = [*command, "tests", *(f"--ignore={path}" for path in SERVER)]
+@contextlib.contextmanager
+def beside(command: list, statuses: list[int]):
+    """The command runs while the body does; then what it printed follows and its exit status joins the list."""
     with tempfile.TemporaryFile("w+") as output:
-        beside = subprocess.Popen([*command, *SERVER], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        run = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
         try:
-            first = subprocess.run(others, cwd=ROOT).returncode
-            print(f"now what {' and '.join(SERVER)} say, which run beside:", flush=True)
+            yield
         except BaseException:
-            beside.send_signal(signal.SIGINT)
+            run.send_signal(signal.SIGINT)
             raise
         finally:
-            second = beside.wait()
+            statuses.append(run.wait())
             output.seek(0)
-            print(output.read(), flush=True)
-    ended = {first, second}
-    return 0 if ended == {0} else NO_TESTS if ended == {NO_TESTS} else max(ended - {0, NO_TESTS}, default=0)
+            print(f"{' '.join(map(str, command[3:]))}:\n{output.read()}", flush=True)
+
+
+def side_by_side(command: list) -> int:
+    """Every test on two cores. Returns an exit status."""
+    statuses: list[int] = []
+    with contextlib.ExitStack() as running:
+        for paths in BESIDE:
+            running.enter_context(beside([*command, *paths], statuses))
+        apart = [f"--ignore={path}" for paths in BESIDE for path in paths]
+        statuses.append(subprocess.run([*command, "tests", *apart], cwd=ROOT).returncode)
+    bad = [status for status in statuses if status not in (0, NO_TESTS)]
+    return bad[0] if bad else NO_TESTS if set(statuses) == {NO_TESTS} else 0
 
 
 def main(arguments: list[str]) -> int:
