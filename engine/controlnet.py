@@ -117,13 +117,13 @@ def _weighed(kind: type) -> type:
     """A class of core's control nets whose outputs are weighed by layer before anything else."""
 
     class Weighed(kind):
-        def control_merge(self, *parts):
+        def control_merge(self, *parts, **more):  # engines differ in how many there are, and in which have names
             outputs = next(part for part in parts if part is not None)
             layers = outputs if isinstance(outputs, list) else [*outputs["output"], *outputs["middle"]]
             with_size = [x for x in layers if x is not None]
             for x, weight in zip(with_size, forms.guess_weights([x.shape[-1] for x in with_size], self.guess)):
                 x *= weight
-            return super().control_merge(*parts)
+            return super().control_merge(*parts, **more)
 
         def copy(self):
             made = super().copy()
