@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 from torch import Tensor
 
@@ -111,3 +114,25 @@ class Control:
 
     def inference_memory_requirements(self, dtype):
         return 0
+
+
+def fails_and_is_interrupted(engine, net: torch.nn.Module, run: Callable[[], object]) -> None:
+    """Two runs of at least two calls of the network: one fails at its second call, one is interrupted there."""
+    manage, calls = engine.get("model_management"), []
+
+    def fail(module, given):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("the second call")
+        if len(calls) == 4:
+            manage.interrupt_current_processing(True)
+
+    handle = net.register_forward_pre_hook(fail)
+    try:
+        with pytest.raises(RuntimeError, match="second"):
+            run()
+        with pytest.raises(engine.Interrupted()):
+            run()
+    finally:
+        handle.remove()
+        manage.interrupt_current_processing(False)

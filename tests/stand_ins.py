@@ -1,10 +1,38 @@
-"""Files of random weights that core's loaders take for the demo family's: a ControlNet and a LoRA. And a tiny SDXL."""
+"""Files of random weights of the demo's family, what core's loaders make of them, and a tiny SDXL."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from nulltext.demo import weights as demo_weights
+
+
+def demo_checkpoint(folder: Path, seed: int) -> Path:
+    """A checkpoint of the demo's family, of random weights, that the engine's loaders know from here on."""
+    import nulltext.engine.demo_family as family
+
+    family.register()
+    path = folder / "demo.safetensors"
+    demo_weights.random_checkpoint(path, seed=seed)
+    return path
+
+
+def demo_parts(engine, folder: Path, seed: int) -> SimpleNamespace:
+    """MODEL, CLIP and VAE of such a checkpoint, as core loads them."""
+    path = demo_checkpoint(folder, seed)
+    with torch.inference_mode():
+        model, clip, vae = engine.get("sd").load_checkpoint_guess_config(str(path))[:3]
+    return SimpleNamespace(model=model, clip=clip, vae=vae)
+
+
+def flow_transformer(engine, folder: Path):
+    """A flow MODEL of SD3's class, of random weights, as core loads it."""
+    path = folder / "flow.safetensors"
+    demo_weights.random_flow_checkpoint(path)
+    with torch.inference_mode():
+        return engine.get("sd").load_checkpoint_guess_config(str(path), output_vae=False, output_clip=False)[0]
 
 
 def controlnet(unet: dict[str, torch.Tensor], zero: bool) -> dict[str, torch.Tensor]:

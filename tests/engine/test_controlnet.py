@@ -5,32 +5,23 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from nulltext.demo import weights as demo_weights
 from nulltext.engine import controlnet, training, training_memory, tuning
 from nulltext.engine.comfy import process_of, sigmas_of
 from nulltext.engine.run import sample_with
 from nulltext.samplers.tuning import controlnet as forms
 from nulltext.samplers.tuning.loop import Loop, Settings
 from nulltext.samplers.tuning.objective import Examples, Objective
+from nulltext.tests import stand_ins
 
-
-@pytest.fixture(autouse=True)
-def inference():
-    with torch.inference_mode():  # as nodes run
-        yield
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 @pytest.fixture(scope="module")
 def parts(engine, tmp_path_factory):
-    import nulltext.engine.demo_family as family
-
-    family.register()
-    path = tmp_path_factory.mktemp("checkpoints") / "controlled.safetensors"
-    demo_weights.random_checkpoint(path, seed=2)
+    made = stand_ins.demo_parts(engine, tmp_path_factory.mktemp("checkpoints"), seed=2)
     with torch.inference_mode():
-        model, clip = engine.get("sd").load_checkpoint_guess_config(str(path))[:2]
-        conds = {"a": engine.encode(clip, "a red circle"), "": engine.encode(clip, "")}
-    return SimpleNamespace(model=model, conds=conds)
+        made.conds = {"a": engine.encode(made.clip, "a red circle"), "": engine.encode(made.clip, "")}
+    return made
 
 
 HINTS = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))

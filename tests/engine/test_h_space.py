@@ -20,6 +20,7 @@ from nulltext.samplers.picture.lowpass import LOW_PASSES, dct_low_pass
 from nulltext.samplers.tuning import lora
 from nulltext.samplers.tuning.h_direction import Direction, new_block
 from nulltext.samplers.window import SigmaWindow
+from nulltext.tests.running import fails_and_is_interrupted
 
 
 def direction(model, sigmas, site=0, scale=3.0, **changes):
@@ -166,29 +167,13 @@ def test_from_an_inversion_the_walk_begins_at_its_noise(tiny, ends, latent, sigm
 
 
 def test_after_an_error_and_an_interrupt_nothing_stays(tiny, engine, ends, latent, sigmas, monkeypatch):
-    d, net, manage = direction(tiny, sigmas), tiny.model.diffusion_model, engine.get("model_management")
+    d, net = direction(tiny, sigmas), tiny.model.diffusion_model
     args = (ends, latent, sigmas)
     euler = sampled(tiny, own_sampler(sample_euler), *args)
     options, hooks = repr(tiny.model_options), len(net._forward_pre_hooks)
     asyrp, plain = h_space.asyrp_sampler([(d, 1.0)]), h_space.asyrp_sampler([(d, 0.0)])
-    first, calls = sampled(tiny, asyrp, *args), []
-
-    def fail(module, given):
-        calls.append(1)
-        if len(calls) == 2:
-            raise RuntimeError("the second call")
-        if len(calls) == 4:
-            manage.interrupt_current_processing(True)
-
-    handle = net.register_forward_pre_hook(fail)
-    try:
-        with pytest.raises(RuntimeError, match="second"):
-            sampled(tiny, asyrp, *args)
-        with pytest.raises(engine.Interrupted()):
-            sampled(tiny, asyrp, *args)
-    finally:
-        handle.remove()
-        manage.interrupt_current_processing(False)
+    first = sampled(tiny, asyrp, *args)
+    fails_and_is_interrupted(engine, net, lambda: sampled(tiny, asyrp, *args))
     assert repr(tiny.model_options) == options and len(net._forward_pre_hooks) == hooks
     assert torch.equal(sampled(tiny, plain, *args), euler) and torch.equal(sampled(tiny, asyrp, *args), first)
 

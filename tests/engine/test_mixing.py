@@ -12,6 +12,7 @@ from nulltext.samplers.tuning import lora
 from nulltext.samplers.tuning.diffusion_clip import Share
 from nulltext.samplers.tuning.loop import Loop, Settings
 from nulltext.samplers.window import SigmaWindow
+from nulltext.tests.running import fails_and_is_interrupted
 
 
 def a_lora(model, seed, scale=0.4, layers="attention"):
@@ -86,9 +87,8 @@ def test_a_window_is_where_the_lora_counts(tiny, ends, latent, sigmas):
 
 
 def test_no_hook_stays_after_success_error_and_interrupt(tiny, engine, ends, latent, sigmas):
-    a, manage = a_lora(tiny, 1), engine.get("model_management")
-    args = (ends, latent, sigmas)
-    bare, net, calls = plain(tiny, *args), tiny.model.diffusion_model, []
+    a, args = a_lora(tiny, 1), (ends, latent, sigmas)
+    bare, net = plain(tiny, *args), tiny.model.diffusion_model
 
     def hooks():
         return sum(len(m._forward_hooks) for m in net.modules())
@@ -97,22 +97,7 @@ def test_no_hook_stays_after_success_error_and_interrupt(tiny, engine, ends, lat
     mix(tiny, [(a, Share(0.5))], *args)
     assert hooks() == before
 
-    def fail(module, given):
-        calls.append(1)
-        if len(calls) == 2:
-            raise RuntimeError("the second call")
-        if len(calls) == 4:
-            manage.interrupt_current_processing(True)
-
-    handle = net.register_forward_pre_hook(fail)
-    try:
-        with pytest.raises(RuntimeError, match="second"):
-            mix(tiny, [(a, Share(0.5))], *args)
-        with pytest.raises(engine.Interrupted()):
-            mix(tiny, [(a, Share(0.5))], *args)
-    finally:
-        handle.remove()
-        manage.interrupt_current_processing(False)
+    fails_and_is_interrupted(engine, net, lambda: mix(tiny, [(a, Share(0.5))], *args))
     assert hooks() == before and torch.equal(plain(tiny, *args), bare)
 
 

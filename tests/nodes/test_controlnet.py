@@ -4,35 +4,23 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from nulltext.demo import weights as demo_weights
 from nulltext.engine import comfy as bridge
 from nulltext.engine import controlnet as engine_controlnet
 from nulltext.engine import training_store, tuning_set
 from nulltext.nodes import controlnet as boxes
 from nulltext.nodes import controlnet_guess, tuning_pictures
 from nulltext.samplers.tuning import controlnet as forms
+from nulltext.tests import stand_ins
 
-
-@pytest.fixture(autouse=True)
-def inference():
-    with torch.inference_mode():  # as nodes run
-        yield
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 @pytest.fixture(scope="module")
 def parts(engine, tmp_path_factory):
-    import nulltext.engine.demo_family as family
-
-    family.register()
-    path = tmp_path_factory.mktemp("checkpoints") / "controlled.safetensors"
-    demo_weights.random_checkpoint(path, seed=1)
-    with torch.inference_mode():
-        model, clip, vae = engine.get("sd").load_checkpoint_guess_config(str(path))[:3]
-    flow_path = path.with_name("flow.safetensors")
-    demo_weights.random_flow_checkpoint(flow_path)
-    with torch.inference_mode():
-        flow = engine.get("sd").load_checkpoint_guess_config(str(flow_path), output_vae=False, output_clip=False)[0]
-    return SimpleNamespace(model=model, clip=clip, vae=vae, flow=flow)
+    folder = tmp_path_factory.mktemp("checkpoints")
+    made = stand_ins.demo_parts(engine, folder, seed=1)
+    made.flow = stand_ins.flow_transformer(engine, folder)
+    return made
 
 
 @pytest.fixture(autouse=True)

@@ -6,37 +6,29 @@ from types import SimpleNamespace
 import pytest
 import torch
 from nulltext import NODE_CLASS_MAPPINGS as NODES
-from nulltext.demo import weights as demo_weights
 from nulltext.engine import comfy as bridge
 from nulltext.engine import controlnet, weights
 from nulltext.nodes.guidance import NETWORK
 from nulltext.samplers.inversion.table import PIVOTS
 from nulltext.samplers.tuning import lora
+from nulltext.tests import stand_ins
 from nulltext.tests.running import sample
 
-
-@pytest.fixture(autouse=True)
-def inference():
-    with torch.inference_mode():  # as nodes run
-        yield
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 @pytest.fixture(scope="module")
 def parts(engine, tmp_path_factory):
     """A random model, and in either form an untrained control net and one whose weights are all shaken."""
-    import nulltext.engine.demo_family as family
-
-    family.register()
     folder = tmp_path_factory.mktemp("composes")
-    demo_weights.random_checkpoint(folder / "model.safetensors", seed=4)
-    g, controls = torch.Generator().manual_seed(5), {}
+    made, g = stand_ins.demo_parts(engine, folder, seed=4), torch.Generator().manual_seed(5)
+    made.controls = {}
     with torch.inference_mode():
-        model, clip = engine.get("sd").load_checkpoint_guess_config(str(folder / "model.safetensors"))[:2]
         for kind in ("small", "full"):
-            form = controlnet.fresh(model, kind, rank=4)
+            form = controlnet.fresh(made.model, kind, rank=4)
             shaken = {k: v + 0.03 * torch.randn(v.shape, generator=g) for k, v in form.items()}
-            controls[kind] = [controlnet.control_of(f, folder) for f in (form, shaken)]
-    return SimpleNamespace(model=model, clip=clip, controls=controls)
+            made.controls[kind] = [controlnet.control_of(f, folder) for f in (form, shaken)]
+    return made
 
 
 HINT = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(3))

@@ -11,7 +11,7 @@ import weakref
 import nulltext
 import pytest
 import torch
-from nulltext.demo import weights as demo_weights
+from nulltext.tests import stand_ins
 from nulltext.tests.running import noised_inversion
 
 ROUNDS = int(os.environ.get("NULLTEXT_ROUNDS", 3))  # make hostile: 10
@@ -48,12 +48,7 @@ WIDGETS["NullText_DiffusionCLIPTune"] |= {"target": "a blue circle", "rank": 1}
 @pytest.fixture(scope="module")
 def checkpoint(engine, tmp_path_factory):
     engine.get("folder_paths")
-    import nulltext.engine.demo_family as family
-
-    family.register()
-    path = tmp_path_factory.mktemp("checkpoints") / "again.safetensors"
-    demo_weights.random_checkpoint(path, seed=1)
-    return path
+    return stand_ins.demo_checkpoint(tmp_path_factory.mktemp("checkpoints"), seed=1)
 
 
 def arguments(key, parts, latent):

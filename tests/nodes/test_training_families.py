@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from nulltext.demo import weights as demo_weights
 from nulltext.engine import comfy as bridge
 from nulltext.engine import controlnet as engine_controlnet
 from nulltext.engine import files, training_store, tuning, weights
@@ -16,10 +15,7 @@ from safetensors.torch import load_file
 CAPTION = "a photo of a sks dog"
 
 
-@pytest.fixture(autouse=True)
-def inference():
-    with torch.inference_mode():  # as nodes run
-        yield
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 @pytest.fixture(autouse=True)
@@ -45,17 +41,9 @@ def xl(engine):
 @pytest.fixture(scope="module")
 def flow(engine, tmp_path_factory):
     """A flow transformer (of SD3's class), and a UNet that is a flow; CLIP is the demo's."""
-    import nulltext.engine.demo_family as family
-
-    family.register()
     folder = tmp_path_factory.mktemp("flow")
-    demo_weights.random_checkpoint(folder / "demo.safetensors", seed=1)
-    demo_weights.random_flow_checkpoint(folder / "flow.safetensors")
-    load = engine.get("sd").load_checkpoint_guess_config
-    with torch.inference_mode():
-        unet, clip = load(str(folder / "demo.safetensors"), output_vae=False)[:2]
-        transformer = load(str(folder / "flow.safetensors"), output_vae=False, output_clip=False)[0]
-    return SimpleNamespace(model=transformer, clip=clip, unet=unet)
+    demo = stand_ins.demo_parts(engine, folder, seed=1)
+    return SimpleNamespace(model=stand_ins.flow_transformer(engine, folder), clip=demo.clip, unet=demo.model)
 
 
 def flowing(engine, model):

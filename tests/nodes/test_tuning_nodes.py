@@ -2,37 +2,26 @@
 
 import contextlib
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
-from nulltext.demo import weights as demo_weights
 from nulltext.engine import comfy as bridge
 from nulltext.engine import files, training_store, tuning_set, weights
 from nulltext.nodes import imagic, train_embedding, train_lora, tuning_files, tuning_inputs, tuning_pictures
 from nulltext.samplers.tuning.loop import Loop
+from nulltext.tests import stand_ins
 from safetensors.torch import load_file
 
 CAPTION = "a photo of a small sks circle on the left"
 
 
-@pytest.fixture(autouse=True)
-def inference():
-    with torch.inference_mode():  # as nodes run
-        yield
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 @pytest.fixture(scope="module")
 def parts(engine, tmp_path_factory):
     """MODEL, CLIP and VAE of a random checkpoint of the demo's family."""
-    import nulltext.engine.demo_family as family
-
-    family.register()
-    path = tmp_path_factory.mktemp("checkpoints") / "tuned.safetensors"
-    demo_weights.random_checkpoint(path, seed=1)
-    with torch.inference_mode():
-        model, clip, vae = engine.get("sd").load_checkpoint_guess_config(str(path))[:3]
-    return SimpleNamespace(model=model, clip=clip, vae=vae)
+    return stand_ins.demo_parts(engine, tmp_path_factory.mktemp("checkpoints"), seed=1)
 
 
 @pytest.fixture(autouse=True)
