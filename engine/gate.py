@@ -44,6 +44,20 @@ def _wired(value) -> str:
     return "nothing" if value is None else f"a {type(value).__name__}"
 
 
+def _range(values: Tensor) -> tuple[float, float]:
+    """The smallest and the largest of the numbers, read once and without a copy; NaN where one of them is NaN."""
+    values = values.detach()
+    if values.is_floating_point() and values.element_size() == 1:  # torch has no order of float8
+        values = values.float()
+    low, high = torch.aminmax(values)
+    return float(low), float(high)
+
+
+def _all_finite(values: Tensor) -> bool:
+    """Whether no number is NaN or infinite; empty tensors and those of whole numbers hold none."""
+    return not values.is_floating_point() or not values.numel() or all(map(math.isfinite, _range(values)))
+
+
 def _tensor(name: str, value, what: str) -> Tensor:
     if not isinstance(value, Tensor):
         raise ValueError(f"The input {name} must be {what}; {_wired(value)} is wired.")
@@ -51,7 +65,7 @@ def _tensor(name: str, value, what: str) -> Tensor:
         raise ValueError(f"The input {name} is empty (shape {list(value.shape)}): wire {what}.")
     if value.is_complex():
         raise ValueError(f"The input {name} holds complex numbers: wire {what}.")
-    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+    if not _all_finite(value):
         raise ValueError(f"The input {name} holds NaN or infinite values: look for the node before it that makes them.")
     return value
 
@@ -76,8 +90,8 @@ def picture(name: str, value) -> Tensor:
 
 def _between(values: Tensor) -> Tensor:
     """The values held to 0..1; the same object where they are."""
-    low, high = torch.aminmax(values)
-    return values.clamp(0, 1) if float(low) < 0 or float(high) > 1 else values
+    low, high = _range(values)
+    return values.clamp(0, 1) if low < 0 or high > 1 else values
 
 
 def mask(name: str, value) -> Tensor:
@@ -100,9 +114,10 @@ def latent(name: str, value) -> dict:
             f"The input {name} has samples of shape {list(samples.shape)} ({_dtype(samples)}): a LATENT is [batch, "
             "channels, height, width] in floating point numbers."
         )
-    if float(samples.abs().amax()) > LARGEST_LATENT:
+    largest = max(map(abs, _range(samples)))
+    if largest > LARGEST_LATENT:
         raise ValueError(
-            f"The input {name} holds values up to {float(samples.abs().amax()):.3g}, which no VAE makes: look for the "
+            f"The input {name} holds values up to {largest:.3g}, which no VAE makes: look for the "
             "node before it that makes them."
         )
     noise_mask = value.get("noise_mask")
@@ -145,8 +160,8 @@ def conditioning(name: str, value) -> list:
                 "[batch, tokens, width]; wire a text encode node."
             )
         for key, each in extra.items():
-            whole = torch.isfinite(each).all() if isinstance(each, Tensor) and each.is_floating_point() else True
-            if not bool(whole) or isinstance(each, float) and not math.isfinite(each):
+            whole = _all_finite(each) if isinstance(each, Tensor) else True
+            if not whole or isinstance(each, float) and not math.isfinite(each):
                 raise ValueError(f"The input {name} holds NaN or infinite values in its {key}: make the prompt again.")
     return list(value)
 
@@ -294,12 +309,11 @@ def check_run(latent_image: Tensor, sigmas: Tensor, noise: Tensor | None = None)
 def finite(kind: str, value, title: str):
     """What a box gives back; ValueError where a tensor of it holds NaN."""
     found = value.get("samples") if kind == "LATENT" and isinstance(value, dict) else value
-    if kind in ("LATENT", "IMAGE", "MASK", "SIGMAS") and isinstance(found, Tensor) and found.is_floating_point():
-        if not bool(torch.isfinite(found).all()):
-            raise ValueError(
-                f"{title} ended in NaN or infinite values: lower its scales, cfg or strengths, or load the model in a "
-                "wider precision (fp32, bf16)."
-            )
+    if kind in ("LATENT", "IMAGE", "MASK", "SIGMAS") and isinstance(found, Tensor) and not _all_finite(found):
+        raise ValueError(
+            f"{title} ended in NaN or infinite values: lower its scales, cfg or strengths, or load the model in a "
+            "wider precision (fp32, bf16)."
+        )
     return value
 
 

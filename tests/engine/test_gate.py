@@ -100,6 +100,22 @@ def test_latents():
         refused("LATENT", other)
 
 
+FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("value", [NAN, math.inf, -math.inf])
+def test_one_number_that_is_not_finite_is_found_in_every_precision(dtype, value):
+    if dtype == torch.float8_e4m3fn:
+        value = NAN  # it has no infinity
+    samples = torch.zeros(1, 4, 32, 32)
+    assert check("LATENT", {"samples": samples.to(dtype)})["samples"].dtype == dtype
+    samples[0, 2, 13, 7] = value
+    refused("LATENT", {"samples": samples.to(dtype)}, "NaN")
+    assert check("CONDITIONING", [[torch.zeros(1, 7, 64), {"pooled_output": torch.zeros(0, 64).to(dtype)}]])
+    refused("CONDITIONING", [[torch.zeros(1, 7, 64), {"pooled_output": samples.to(dtype)}]], "its pooled_output")
+
+
 @pytest.mark.parametrize(
     "values",
     [
