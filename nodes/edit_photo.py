@@ -104,10 +104,12 @@ def draft(model, conds: dict, latent: dict, sigmas, strength: float, seed: int, 
     return result.samples, why or f"Direct Edit ({method}), {result.calls} network calls"
 
 
-def thorough(model, conds: dict, latent: dict, sigmas, cfg: float, mask: Tensor | None, null_text: bool):
+def thorough(
+    model, conds: dict, latent: dict, sigmas, strength: float, cfg: float, mask: Tensor | None, null_text: bool
+):
     """(samples, what was done): the picture inverted, then edited by Prompt-to-Prompt beside its path, inside the
     mask."""
-    inversion, found = invert(model, {"positive": conds["source"]}, latent, sigmas, "ddim")
+    inversion, found = invert(model, {"positive": conds["source"]}, latent, sigmas, "ddim", depth=strength)
     calls = 0 if found else inversion.metadata.get("calls", 0)
     if null_text:
         inversion, _ = optimise(model, inversion, None, conds["negative"], cfg)
@@ -208,9 +210,9 @@ class EditPhoto(Box):
         source, target, nothing = (worded(clip, text) for text in (source_prompt, edited_prompt, ""))
         conds = {"source": source, "target": target, "negative": nothing}
         sigmas = comfy.sigmas_of(model, "normal", steps)
-        first, changed, mask, looked = first_step(strength, steps), changes(source, target), None, 0
+        changed, mask, looked = changes(source, target), None, 0
         samples = comfy.check_latent(model, latent)
-        work = bool(changed) and first < steps
+        work = bool(changed) and first_step(strength, steps) < steps
         if work and blend:
             mask, looked = where_they_look(model, source, target, samples, seed, blend_threshold)
         if not work:
@@ -219,7 +221,7 @@ class EditPhoto(Box):
         elif method == DRAFT:
             samples, text = draft(model, conds, latent, sigmas, strength, seed, mask)
         else:
-            samples, text = thorough(model, conds, latent, sigmas[first:], cfg, mask, null_text=method == NULL_TEXT)
+            samples, text = thorough(model, conds, latent, sigmas, strength, cfg, mask, null_text=method == NULL_TEXT)
         if looked:
             text += f", {looked} to find where the words look"
         if changed:
