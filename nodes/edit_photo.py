@@ -68,10 +68,7 @@ def changes(source: list, target: list) -> str:
 
 def has_attention(model) -> bool:
     """Whether the model's attention to words can be read and edited."""
-    try:
-        return bool(unet_places(model))
-    except ValueError:
-        return False
+    return bool(unet_places(model))
 
 
 def where_they_look(
