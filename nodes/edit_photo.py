@@ -39,7 +39,7 @@ from .base import (
 from .diffedit import difference, to_mask
 from .early import early
 from .inversion import invert
-from .masked import check_picture
+from .masked import check_given, encoded
 from .null_text import optimise
 from .prompt import worded
 from .prompt_to_prompt import prepare
@@ -192,8 +192,7 @@ class EditPhoto(Box):
         blend_threshold=0.3,
         seed=0,
     ):
-        if image is None and latent is None:
-            raise ValueError("Edit Photo has no picture: wire image, from Load Picture for one, or latent.")
+        check_given(self.TITLE, image, latent)
         check_prompts(source_prompt, edited_prompt)
         if method != DRAFT and not has_attention(model):
             raise ValueError(
@@ -201,9 +200,7 @@ class EditPhoto(Box):
                 "edit: choose the draft."
             )
         began = time.perf_counter()
-        if latent is None:
-            latent = {"samples": vae.encode(image[..., :3])}
-        check_picture(latent, "Edit Photo needs a picture")
+        latent = encoded(vae, image, latent, "Edit Photo needs a picture")
         source, target, nothing = (worded(clip, text) for text in (source_prompt, edited_prompt, ""))
         conds = {"source": source, "target": target, "negative": nothing}
         sigmas = comfy.sigmas_of(model, "normal", steps)
