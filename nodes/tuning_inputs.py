@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..engine import comfy, files, weights
 from ..engine.fingerprint import fingerprint
-from ..engine.training import Look, Outcome, duration
+from ..engine.training import Outcome, duration
 from ..samplers.measure.charts import captioned_grid, line_chart, stacked
 from ..samplers.tuning.loop import Loop
 from ..samplers.tuning.objective import LEVELS as KNOWN_LEVELS
@@ -60,10 +60,6 @@ def file_name(default: str, folder: str) -> Input:
 
 def preset_choice(presets: Mapping, default: str, tooltip: str) -> Input:
     return Choice("preset", list(presets), tooltip, default=default)
-
-
-def look(text: str, every: int, seed: int) -> Look:
-    return Look(text, every, seed)
 
 
 def training_key(model, *inputs) -> str | None:
