@@ -15,7 +15,7 @@ from ..engine.tuning import Caption
 from ..samplers.tuning import lora
 from ..samplers.tuning.imagic import PRESETS, embedding_loop
 from ..samplers.tuning.loop import Loop, Settings
-from ..samplers.tuning.objective import Examples, HeldOut, Objective, denoising_step
+from ..samplers.tuning.objective import Examples, HeldOut, denoising_step
 from .base import CFG, LATENT, MODEL, NEGATIVE, SEED, Box, Choice, Float, Int, Output, Socket, Text
 from .report import text_result
 from .tuning_inputs import (
@@ -24,7 +24,6 @@ from .tuning_inputs import (
     CHECKPOINT,
     LEVELS,
     LOOK_EVERY,
-    OWN,
     RANK,
     VAE,
     WEIGHT,
@@ -32,6 +31,7 @@ from .tuning_inputs import (
     free_path,
     loss_figure,
     metadata,
+    objective_of,
     preset_choice,
     preview,
     shown,
@@ -129,9 +129,7 @@ class ImagicOptimise(Box):
         )
         with torch.inference_mode(False):
             start = embedding.detach().float().clone()
-        objective = Objective(
-            comfy.process_of(model), training.own_weight(model) if loss_weight == OWN else loss_weight
-        )
+        objective = objective_of(model, loss_weight)
         drawn = training.levels_of(model, levels)
         with torch.inference_mode(False):
             x0 = to_model_space(model, latent)[0].float().clone()
@@ -193,29 +191,25 @@ class ImagicOptimise(Box):
             weights.save(made, path)
             return made
 
-        outcome = training.Outcome()
-        try:
-            if loop.step < second.steps and not done.stopped:
-                outcome = training.train(
-                    model,
-                    loop,
-                    step,
-                    captions,
-                    x0.shape,
-                    attached=lambda: weights.attached(where, factors),
-                    wrap=at(optimised),
-                    look=training.Look(TARGET, sample_every, seed, cfg=way.cfg, empty=EMPTY),
-                    draw=preview(loop, vae),
-                    store=store2,
-                    rows=batch,
-                    measured=lambda: training.on_meta(where, factors),
-                    **common,
-                )
-        except comfy.Interrupted():
-            if loop.step:
-                written()
-            raise
-        made = written()
+        if done.stopped:
+            outcome, made = training.Outcome(), written()
+        else:
+            outcome, made = training.train_to_file(
+                written,
+                model,
+                loop,
+                step,
+                captions,
+                x0.shape,
+                attached=lambda: weights.attached(where, factors),
+                wrap=at(optimised),
+                look=training.Look(TARGET, sample_every, seed, cfg=way.cfg, empty=EMPTY),
+                draw=preview(loop, vae),
+                store=store2,
+                rows=batch,
+                measured=lambda: training.on_meta(where, factors),
+                **common,
+            )
         moved = float((optimised - start).norm())
         figures = [loss_figure(texts, "text: loss of each step and held-out"), loss_figure(loop, "model: the same")]
         figure = torch.cat(figures, dim=1)
