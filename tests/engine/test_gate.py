@@ -229,7 +229,7 @@ def test_a_result_that_holds_nan_is_refused():
 
 
 def test_prompts_and_schedules_of_another_model_are_refused(tiny, make_model, make_condition):
-    from nulltext.engine.gate import together
+    from nulltext.engine.matching import together
 
     wide = [[torch.zeros(1, 77, 2048), {}]]
     with pytest.raises(
@@ -252,7 +252,7 @@ def test_prompts_and_schedules_of_another_model_are_refused(tiny, make_model, ma
 
 
 def test_pictures_that_a_vae_makes_no_cell_of():
-    from nulltext.engine.gate import together
+    from nulltext.engine.matching import together
 
     small = ("IMAGE", torch.rand(1, 7, 64, 3))
     together({"image": small})
