@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..engine import comfy
-from ..engine.attention import unet_places
+from ..engine.attention import attention_places, unet_places
 from ..engine.pair_guider import run_guider
 from ..engine.words import words_of
 from ..samplers.attention.alignment import differing_words, spoken_of
@@ -47,7 +47,7 @@ from .report import compared, text_result
 from .word_mask import look
 
 DRAFT, THOROUGH, NULL_TEXT = "draft", "thorough", "thorough, null-text"
-#: Direct Edit's settings: without cross-attention (flow models, mostly), and with it
+#: Direct Edit's settings: for transformers, and for UNets
 FLOW_EDIT = {"source_cfg": 3.5, "target_cfg": 7.5, "average": 1, "plain_steps": 0}
 INF_EDIT = {"source_cfg": 1.0, "target_cfg": 3.0, "average": 1, "plain_steps": 0}
 #: Prompt-to-Prompt's: freer than its node opens, as the mask keeps the rest
@@ -67,17 +67,20 @@ def changes(source: list, target: list) -> str:
 
 
 def has_attention(model) -> bool:
-    """Whether the model's attention to words can be read and edited."""
-    return bool(unet_places(model))
+    """Whether Prompt-to-Prompt reaches the model's attention: a UNet's, or a transformer's that the engine opens."""
+    try:
+        return bool(attention_places(model))
+    except ValueError:
+        return False
 
 
 def where_they_look(
     model, source: list, target: list, samples: Tensor, seed: int, threshold: float
 ) -> tuple[Tensor, int]:
-    """(MASK [B, H, W] of what the differing words speak of, network calls): by attention, else where the two prompts
-    predict different noise."""
+    """(MASK [B, H, W] of what the differing words speak of, network calls): by a UNet's attention, else where the two
+    prompts predict different noise."""
     size = tuple(CELL * side for side in samples.shape[-2:])
-    if not has_attention(model):
+    if not unet_places(model):
         sigma = comfy.time_to_sigma(model)(0.5)
         found = difference(model, source, target, samples, maps=LOOKS, sigma=sigma, seed=seed)
         return to_mask(smoothed(found, 1), grow=GROW), LOOKS
@@ -94,7 +97,7 @@ def where_they_look(
 
 def draft(model, conds: dict, latent: dict, sigmas, strength: float, seed: int, mask: Tensor | None):
     """(samples, what was done): Direct Edit inside the mask."""
-    method, options = ("InfEdit", INF_EDIT) if has_attention(model) else ("FlowEdit", FLOW_EDIT)
+    method, options = ("InfEdit", INF_EDIT) if unet_places(model) else ("FlowEdit", FLOW_EDIT)
     result, why = direct_edit.edit(
         model, conds, latent, sigmas, method, mask=mask, strength=strength, seed=seed, **options
     )
@@ -144,8 +147,9 @@ class EditPhoto(Box):
             "method",
             [DRAFT, THOROUGH, NULL_TEXT],
             "draft: Direct Edit, done in seconds, for any model. thorough: the picture is inverted and "
-            "Prompt-to-Prompt keeps its layout (SD 1, SD 2, SDXL). With null-text: the inversion is optimised first, "
-            "which takes minutes once for each picture and follows it best.",
+            "Prompt-to-Prompt keeps its layout (SD 1, SD 2, SDXL; where ComfyUI is new enough SD3, Flux, Qwen-Image). "
+            "With null-text: the inversion is optimised first, which takes minutes once for each picture and follows "
+            "it best.",
         ),
         *optional(
             IMAGE("The picture. Wire this or latent."),
@@ -196,8 +200,8 @@ class EditPhoto(Box):
         check_prompts(source_prompt, edited_prompt)
         if method != DRAFT and not has_attention(model):
             raise ValueError(
-                "This model has no cross-attention of its own (SD3 and Flux, for example), which the thorough methods "
-                "edit: choose the draft."
+                "The thorough methods edit a model's attention to words, and this one's can't be reached (SD1, SD2 and "
+                "SDXL's can; SD3's, Flux's and Qwen-Image's where ComfyUI is new enough): choose the draft."
             )
         began = time.perf_counter()
         latent = encoded(vae, image, latent, "Edit Photo needs a picture")

@@ -76,6 +76,7 @@ def test_a_model_without_cross_attention_takes_the_draft_alone(edit, monkeypatch
     from nulltext.nodes import edit_photo
 
     monkeypatch.setattr(edit_photo, "has_attention", lambda model: False)
+    monkeypatch.setattr(edit_photo, "unet_places", lambda model: {})
     with pytest.raises(ValueError, match="choose the draft"):
         edit(method="thorough")
     assert "Direct Edit (FlowEdit)" in edit(method="draft", blend=False)[3]
