@@ -47,10 +47,10 @@ from .report import compared, text_result
 from .word_mask import look
 
 DRAFT, THOROUGH, NULL_TEXT = "draft", "thorough", "thorough, null-text"
-#: Direct Edit's settings: for transformers, and for UNets
+#: Direct Edit's settings for transformers, and for UNets. Ours, as the help page says: for one box and any model
 FLOW_EDIT = {"source_cfg": 3.5, "target_cfg": 7.5, "average": 1, "plain_steps": 0}
 INF_EDIT = {"source_cfg": 1.0, "target_cfg": 3.0, "average": 1, "plain_steps": 0}
-#: Prompt-to-Prompt's: freer than its node opens, as the mask keeps the rest
+#: Prompt-to-Prompt's, ours too: freer than its node opens, as the mask keeps the rest
 ATTENTION = {"edit": "auto", "cross_steps": 0.4, "self_steps": 0.2}
 LOOKS, GROW = 4, 2  # of the mask: noisings, and latent cells by which it grows
 
