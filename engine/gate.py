@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..samplers.core import check_descending
+from ..samplers.finite import all_finite, extent
 from ..samplers.inversion.record import Inversion
 
 LONGEST_MESSAGE = 500
@@ -37,20 +38,6 @@ def _wired(value) -> str:
     return "nothing" if value is None else f"a {type(value).__name__}"
 
 
-def _range(values: Tensor) -> tuple[float, float]:
-    """The smallest and the largest of the numbers, read once and without a copy; NaN where one of them is NaN."""
-    values = values.detach()
-    if values.is_floating_point() and values.element_size() == 1:  # torch has no order of float8
-        values = values.float()
-    low, high = torch.aminmax(values)
-    return float(low), float(high)
-
-
-def _all_finite(values: Tensor) -> bool:
-    """Whether no number is NaN or infinite; empty tensors and those of whole numbers hold none."""
-    return not values.is_floating_point() or not values.numel() or all(map(math.isfinite, _range(values)))
-
-
 def _tensor(name: str, value, what: str) -> Tensor:
     if not isinstance(value, Tensor):
         raise ValueError(f"The input {name} must be {what}; {_wired(value)} is wired.")
@@ -58,7 +45,7 @@ def _tensor(name: str, value, what: str) -> Tensor:
         raise ValueError(f"The input {name} is empty (shape {list(value.shape)}): wire {what}.")
     if value.is_complex():
         raise ValueError(f"The input {name} holds complex numbers: wire {what}.")
-    if not _all_finite(value):
+    if not all_finite(value):
         raise ValueError(f"The input {name} holds NaN or infinite values: look for the node before it that makes them.")
     return value
 
@@ -83,7 +70,7 @@ def picture(name: str, value) -> Tensor:
 
 def _between(values: Tensor) -> Tensor:
     """The values held to 0..1; the same object where they are."""
-    low, high = _range(values)
+    low, high = extent(values)
     return values.clamp(0, 1) if low < 0 or high > 1 else values
 
 
@@ -107,7 +94,7 @@ def latent(name: str, value) -> dict:
             f"The input {name} has samples of shape {list(samples.shape)} ({_dtype(samples)}): a LATENT is [batch, "
             "channels, height, width] in floating point numbers."
         )
-    largest = max(map(abs, _range(samples)))
+    largest = max(map(abs, extent(samples)))
     if largest > LARGEST_LATENT:
         raise ValueError(
             f"The input {name} holds values up to {largest:.3g}, which no VAE makes: look for the "
@@ -153,7 +140,7 @@ def conditioning(name: str, value) -> list:
                 "[batch, tokens, width]; wire a text encode node."
             )
         for key, each in extra.items():
-            whole = _all_finite(each) if isinstance(each, Tensor) else True
+            whole = all_finite(each) if isinstance(each, Tensor) else True
             if not whole or isinstance(each, float) and not math.isfinite(each):
                 raise ValueError(f"The input {name} holds NaN or infinite values in its {key}: make the prompt again.")
     return list(value)
@@ -237,7 +224,7 @@ def check_run(latent_image: Tensor, sigmas: Tensor, noise: Tensor | None = None)
 def finite(kind: str, value, title: str):
     """What a box gives back; ValueError where a tensor of it holds NaN."""
     found = value.get("samples") if kind == "LATENT" and isinstance(value, dict) else value
-    if kind in ("LATENT", "IMAGE", "MASK", "SIGMAS") and isinstance(found, Tensor) and not _all_finite(found):
+    if kind in ("LATENT", "IMAGE", "MASK", "SIGMAS") and isinstance(found, Tensor) and not all_finite(found):
         raise ValueError(
             f"{title} ended in NaN or infinite values: lower its scales, cfg or strengths, or load the model in a "
             "wider precision (fp32, bf16)."
