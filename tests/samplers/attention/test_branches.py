@@ -79,8 +79,7 @@ def run(net, edited, controllers, *, stored=None, batch=2, cfg=3.0, seed=7, eta=
     if residuals is not None:
         residuals = torch.stack([branches.doubled(r) for r in residuals])
         return sample_edit_friendly(denoise, start, SIGMAS, process=VE, residuals=residuals, after=after)
-    drawn = gaussian(x0, 11)
-    noise = lambda: branches.doubled(drawn())  # a source and its edits share it
+    noise = branches.shared(gaussian(x0, 11))
     return sample_walk(denoise, start, SIGMAS, process=VE, noise=noise, eta=eta, after=after)
 
 
