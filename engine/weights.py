@@ -33,7 +33,6 @@ _ATTENTION = re.compile(r"(^|\.)\w*(attn|attention)\w*\.")
 _FEED_FORWARD = re.compile(r"(^|\.)(\w+_)?(ff|ffn|mlp|feed_forward)(_\w+)?\.")
 _PROJECTION = re.compile(r"\.proj_(in|out)$")
 _BLOCK = re.compile(r"(^|\.)\w*(block|blocks|layers)\.")
-_PREFIX = "diffusion_model."
 _TEXT = re.compile(r"^(clip_[a-z])\.transformer\.(text_model\.encoder\.layers\.\d+\.(self_attn|mlp)\.\w+)$")
 BASE = "nulltext_base"  # the metadata entry that holds the base model's fingerprint
 

@@ -6,11 +6,11 @@ import contextlib
 
 import torch
 
-from ..engine.comfy import check_interrupt, load_models
+from ..engine.comfy import load_models
 from ..engine.gradients import bring, grad_mode
 from ..engine.image_text import modules_of, patchers_of
 from ..engine.terms import decoder
-from ..engine.unfinished import resumable
+from ..engine.unfinished import run_resumable
 from ..samplers.tuning.diffusion_clip import Pictures
 from ..samplers.tuning.directional import text_cosine, text_direction
 from ..samplers.tuning.loop import Loop
@@ -72,17 +72,9 @@ def pictures_of(inversion, decode, device, condition="positive") -> Pictures:
 
 def trained(loop: Loop, step, key: str | None) -> tuple[list, bool]:
     """Run the loop to its end: (the report of every step, whether it went on from a stopped run of the same key)."""
-    reports = []
-    with resumable(loop, key) as states:
-        resumed = loop.step > 0
-
-        def note(report):
-            reports.append(report)
-            if getattr(step, "between", True):  # in the middle of a walk there is no state to go on from
-                states[:] = [loop.state()]
-
-        loop.run(step, on_step=note, tick=check_interrupt)
-    return reports, resumed
+    reports: list = []
+    begun = run_resumable(loop, step, key, reports.append)
+    return reports, begun > 0
 
 
 def curve_line(reports: list, resumed: bool) -> str:

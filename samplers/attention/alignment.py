@@ -126,19 +126,15 @@ def _sections(prompt: dict) -> list[list[range]]:
 
 
 def _content(prompt: dict, chunk: range) -> list[int]:
+    """Columns between a chunk's begin token and its padding, in order: words and the punctuation between them.
+
+    Padding is the run of equal ids at a chunk's end; CLIP-L pads with its end token."""
     ids, last = prompt["ids"], chunk.stop
     while last > chunk.start + 1 and ids[last - 1] == ids[chunk.stop - 1]:
         last -= 1
     # a begin token is no part of a word; T5 has none
     first = 0 if any(chunk.start in word["tokens"] for word in prompt["words"]) else 1
     return list(range(chunk.start + first, last))
-
-
-def content_columns(prompt: dict) -> list[int]:
-    """Columns between a chunk's begin token and its padding, in order: words and the punctuation between them.
-
-    Padding is the run of equal ids at a chunk's end; CLIP-L pads with its end token."""
-    return [t for chunks in _sections(prompt) for chunk in chunks for t in _content(prompt, chunk)]
 
 
 def _special_columns(source: dict, target: dict) -> list[int]:

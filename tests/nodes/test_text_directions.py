@@ -148,7 +148,7 @@ def test_what_has_no_defined_result_is_refused(tiny, make_condition, pictures, v
 def test_a_stopped_tuning_goes_on_with_the_same_bits(
     tiny, engine, make_condition, pictures, vae, tmp_path, monkeypatch, gradient
 ):
-    monkeypatch.setattr(unfinished, "folder", lambda kind: tmp_path)
+    monkeypatch.setattr(unfinished, "cache_folder", lambda kind: tmp_path)
     args = (tiny, make_condition(), pictures, vae, 2, gradient)
     whole = tune(*args)[1]
     monkeypatch.setattr(files, "cache_key", lambda model, *given: "key" if isinstance(given[-1], list) else None)

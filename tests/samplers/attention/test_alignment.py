@@ -126,8 +126,9 @@ def test_prompts_beyond_one_chunk():
 
 
 def test_content_lies_between_the_ends_of_every_chunk():
-    words = prompt(" ".join(["word"] * 15))
-    assert alignment.content_columns(words) == [*range(1, 11), *range(LENGTH + 1, LENGTH + 6)]
+    words, others = (prompt(" ".join([word] * 15)) for word in ("word", "other"))
+    free = [i for i, column in enumerate(refine_map(words, others).columns) if column == -1]
+    assert free == [*range(1, 11), *range(LENGTH + 1, LENGTH + 6)]
 
 
 def test_the_edit_is_chosen_by_the_word_count():
