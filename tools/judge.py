@@ -58,7 +58,8 @@ def wanted(shows: str) -> dict[str, str]:
     found |= {kind: word for kind, values, near in where for word in near if word in values}
     read = [word for word in words if word == "background" or word in found.values()]
     if not found or read != words:
-        raise ValueError(f"The probes can't read all of {shows!r}: name a colour, a shape, a place, a texture, a background.")
+        said = "name a colour, a shape, a place, a texture, a background"
+        raise ValueError(f"The probes can't read all of {shows!r}: {said}.")
     return found
 
 
