@@ -86,11 +86,10 @@ def of(name: str, infos: dict[str, Any]) -> dict[str, Any]:
                 ends.enter(node, entry)
     wired = len(ends.entering)
     for node in nodes:
-        known = litegraph.inputs_of(infos[node["type"]])
+        node["inputs"] += _sockets(infos[node["type"]], {entry["name"] for entry in node["inputs"]})
+        by_name = {entry["name"]: entry for entry in node["inputs"]}
         for widget in part[str(node["id"])]["_meta"]["blueprint"]:
-            kind = "COMBO" if isinstance(known[widget][0], list) else known[widget][0]
-            node["inputs"].append({"name": widget, "type": kind, "link": None, "widget": {"name": widget}})
-            ends.enter(node, node["inputs"][-1])
+            ends.enter(node, by_name[widget])
     for node in nodes:
         for slot, entry in enumerate(node["outputs"]):
             if not entry["links"]:
@@ -106,6 +105,15 @@ def _opened(name: str, node: dict[str, Any], info: dict[str, Any]) -> dict[str, 
             raise ValueError(f"{name}: {node['class_type']} has no widget {widget!r} for its blueprint to show.")
     kept = {key: value for key, value in node["inputs"].items() if key not in shown or known[key][0] != "STRING"}
     return {**node, "inputs": kept}
+
+
+def _sockets(info: dict[str, Any], there: set[str]) -> list[dict[str, Any]]:
+    """The sockets of a node's widgets, which a page with subgraphs puts behind those of its wires, in its order."""
+    return [
+        {"name": name, "type": "COMBO" if isinstance(kind, list) else kind, "link": None, "widget": {"name": name}}
+        for name, (kind, _) in litegraph.inputs_of(info).items()
+        if litegraph.is_widget(kind) and name not in there
+    ]
 
 
 def _definition(title: str, note: str, nodes: list[dict[str, Any]], ends: _Ends) -> dict[str, Any]:
