@@ -119,7 +119,7 @@ class AttentionMap(Box):
     INPUTS = (
         Socket("maps", "ATTENTION_MAPS", "From Record Attention Maps, whose model made the picture."),
         IMAGE("The picture that was sampled with that model."),
-        Text("words", "", "Which of the recorded words to show, with commas. Empty: all of them."),
+        Text("words", "", "Which of the recorded words to show, with commas. Empty, or none of them recorded: all."),
         Float("threshold", 0.4, "The mask is 1 where the heat, from 0 to 1, is above this."),
         Float("blur", 2.0, "How soft the mask's edge is, in pixels.", 0.0, 256.0, 0.5),
         Float("opacity", 0.6, "How much the heat map covers the picture."),
@@ -133,10 +133,9 @@ class AttentionMap(Box):
 
     def run(self, maps, image, words, threshold, blur, opacity, strip_steps):
         recorded, names = maps["record"].maps, maps["words"]
-        chosen = items(words) or names
-        missing = [word for word in chosen if word not in names]
-        if missing:
-            raise ValueError(f'"{missing[0]}" was not recorded; recorded are: {", ".join(names)}.')
+        wanted = items(words)
+        missing = [word for word in wanted if word not in names]
+        chosen = [word for word in wanted if word in names] or names
         index, size = [names.index(word) for word in chosen], tuple(image.shape[1:3])
         pictures, masks, strips, heats = [], [], [], []
         for i, picture in enumerate(image[..., :3].float().cpu()):
@@ -149,6 +148,8 @@ class AttentionMap(Box):
             strips.append(strip(picture, steps, opacity))
         count = len(recorded.sigmas(0))
         text = f"{', '.join(chosen)}: mean of {count} step{'s' if count > 1 else ''}"
+        if missing:
+            text += f'\nNotice: "{missing[0]}" was not recorded; recorded are: {", ".join(names)}.'
         heat_maps = {
             "words": chosen,
             "opacity": opacity,

@@ -229,7 +229,7 @@ class AsyrpSampler(Box):
         Boolean(
             "rescale",
             True,
-            "Take the direction as often as the walk has fewer steps than it was made with, as the authors do.",
+            "With fewer steps than the direction was made with, shift further in each, as the authors do.",
         ),
         Choice("calls", [ONE_CALL, TWO_CALLS], "Two calls need less memory, and suit guiders that count their rows."),
         Socket("inversion", "INVERSION", "Start from its noise instead of the sampling node's.").optional(),

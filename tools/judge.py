@@ -4,8 +4,9 @@ A node of an API file that saves a picture may say what it must show, and how cl
 
     "_meta": {"title": "Edit", "shows": "green circle, striped blue background", "keeps": 25}
 
-`shows` names a colour and a shape, "nothing" for a background alone, a texture and a colour before "background", or any
-of these; the probes must read all of them, in three of four pictures of a batch. `keeps` is the least PSNR in dB
+`shows` names a colour and a shape, a place ("on the right"), "nothing" for a background alone, a texture and a colour
+before "background", or any of these; the probes must read all of them, in three of four pictures of a batch. A list of
+such texts divides the batch among them, in order. `keeps` is the least PSNR in dB
 outside the source's object, which is grown by one latent cell, against the picture titled Autoencoder if the workflow
 saves one, else against the source.
 """
@@ -47,8 +48,8 @@ def tensor(picture: Image.Image) -> torch.Tensor:
 def wanted(shows: str) -> dict[str, str]:
     """{attribute: value} of a `shows` text. ValueError for words that no probe reads."""
     found = {"object": "nothing"} if "nothing" in shows else {}
-    words = [w for w in re.findall(r"[a-z]+", shows) if w not in ("a", "an", "on", "and", "the", "nothing")]
-    where = [("shape", scenes.SHAPES, words)]
+    words = [w for w in re.findall(r"[a-z]+", shows) if w not in ("a", "an", "on", "in", "and", "the", "nothing")]
+    where = [("shape", scenes.SHAPES, words), ("place", scenes.PLACES, words)]
     for i, word in enumerate(words):
         if word == "background":
             where += [("background", scenes.BACKGROUNDS, words[:i][-1:]), ("texture", scenes.TEXTURES, words[:i][-2:])]
@@ -57,7 +58,8 @@ def wanted(shows: str) -> dict[str, str]:
     found |= {kind: word for kind, values, near in where for word in near if word in values}
     read = [word for word in words if word == "background" or word in found.values()]
     if not found or read != words:
-        raise ValueError(f"The probes can't read all of {shows!r}: name a colour, a shape, a texture and a background.")
+        said = "name a colour, a shape, a place, a texture, a background"
+        raise ValueError(f"The probes can't read all of {shows!r}: {said}.")
     return found
 
 
@@ -72,6 +74,7 @@ def _read(picture: Image.Image) -> dict[str, str]:
         "object": "something" if there else "nothing",
         "colour": scenes.COLOURS[int(seen["colour"][place].argmax())] if there else "none",
         "shape": scenes.SHAPES[int(seen["shape"][place].argmax())] if there else "none",
+        "place": scenes.PLACES[int(place)] if there else "none",
         "background": scenes.BACKGROUNDS[int(seen["background"].argmax())],
         "texture": scenes.TEXTURES[int(seen["texture"].argmax())],
     }
@@ -106,11 +109,15 @@ def background(source: str, before: Image.Image, after: Image.Image) -> float | 
 
 def verdict(meta: dict[str, Any], pictures: Sequence[Image.Image], source: str, before: Image.Image | None) -> str:
     """Why a node's pictures may not be shipped, in one sentence; empty if they may. `meta` is the node's."""
-    faults = [wrong(picture, meta["shows"]) if meta.get("shows") else [] for picture in pictures]
-    right = sum(not found for found in faults)
-    if right < SHARE * len(pictures):
-        said = "; ".join(sorted({fault for found in faults for fault in found}))
-        return f"{right} of {len(pictures)} pictures show {meta['shows']!r} ({said})"
+    shows = meta.get("shows") or []
+    texts = [shows] if isinstance(shows, str) else shows
+    for i, text in enumerate(texts):
+        part = [picture for k, picture in enumerate(pictures) if k * len(texts) // len(pictures) == i]
+        faults = [wrong(picture, text) for picture in part]
+        right = sum(not found for found in faults)
+        if right < SHARE * len(part) or not part:
+            said = "; ".join(sorted({fault for found in faults for fault in found}))
+            return f"{right} of {len(part)} pictures show {text!r} ({said})"
     if meta.get("keeps"):
         kept = None if before is None else background(source, before, pictures[0])
         if kept is None or kept < meta["keeps"]:

@@ -5,6 +5,7 @@
     workflows/<name>.json                      the workflow as the page opens it (NAME: only these)
     workflows/<name>.jpg                       its tile, before and after, from a real run, where there is none yet
     web/docs/pictures/<name>.webp              source and results of that run, with the workflow in the file
+    subgraphs/<heading>.json                   the part of a workflow that is a blueprint of the page's node library
     docs/gallery.md                            all of them, by what one comes for
     web/docs/<NodeId>.md                       the tables of inputs and outputs, between two comments
     locales/<language>/nodeDefs.json           the search words that end each description
@@ -19,7 +20,7 @@ import json
 import sys
 
 from ..batch import engines
-from . import gallery, help_pages, inputs, locales, pictures, run, workflows
+from . import blueprint, gallery, help_pages, inputs, locales, pictures, run, workflows
 
 
 def page_workflows(chosen: list[str], which: str) -> list[str]:
@@ -33,6 +34,9 @@ def page_workflows(chosen: list[str], which: str) -> list[str]:
                 path = workflows.FOLDER / f"{name}.json"
                 path.write_text(workflows.page_text(name, infos), encoding="utf-8")
                 print(path.relative_to(workflows.FOLDER.parent), flush=True)
+                if name in blueprint.names():
+                    blueprint.FOLDER.mkdir(exist_ok=True)
+                    blueprint.path(name).write_text(blueprint.text(name, infos), encoding="utf-8")
                 drawn = pictures.strip_path(name).exists() and pictures.tile_path(name).exists()
                 if which == "all" or (which == "missing" and not drawn):
                     flow = workflows.load(name)

@@ -11,7 +11,7 @@ import time
 import webbrowser
 
 from ..batch import engines
-from . import workflows
+from . import blueprint, workflows
 
 #: what the page opens with: the first of these that ships
 FIRST = ("edit_photo", "direct_edit")
@@ -48,6 +48,10 @@ def main(arguments: list[str]) -> int:
         for name in names:
             if (page := workflows.FOLDER / f"{name}.json").exists():
                 shutil.copy(page, shelf)
+        library = tree / "user" / "default" / "subgraphs"  # a ComfyUI that does not look for them in packs yet
+        library.mkdir(parents=True, exist_ok=True)
+        for name in blueprint.names():
+            shutil.copy(blueprint.path(name), library)
         start = time.monotonic()
         print(
             f"Starting {engine.title}. It loads PyTorch and every node: about 20 s, longer the first time.\n"

@@ -9,8 +9,10 @@ import { showCompare, showHeat } from "./js/pictures.js";
 import { SWAPS, addSwap } from "./js/swap.js";
 import { TIMELINES, addTimeline } from "./js/timeline.js";
 
+const IN_BLUEPRINTS = ["NullText_EditPhoto"];  // these show their panel on the blueprint's node too
+
 openNamed();
-onOurNodes((node, type) => {
+onOurNodes(IN_BLUEPRINTS, (node, type) => {
     const section = panelOf(node);
     if (type === "NullText_LoadPicture") addPicker(node, section("picker"));
     if (SWAPS[type]) addSwap(node, SWAPS[type], section("swap"));
@@ -28,7 +30,7 @@ onOurNodes((node, type) => {
         const said = () => node.graph ? adviceFor(type, { ...values(node), sampler: samplerOf(node) }) : "";
         watch(node, said, () => { line.textContent = said(); });
     }
-    onResult(node, (output) => {
+    onResult(node, type, (output) => {
         if (output.nulltext_heat?.length) showHeat(section("picture"), output.nulltext_heat[0]);
         if (output.a_images?.length && output.b_images?.length) {
             clearPreview(node);

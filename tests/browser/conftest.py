@@ -3,6 +3,9 @@
     embedded         the pip engine's page of 2024
     checkout         the modern front end of the checkout that COMFYUI_PATH names, nodes drawn on the canvas
     checkout-vue     the same with Nodes 2.0
+    newest           that checkout's server with the front end in the folder that COMFYUI_FRONTEND names (the `static`
+                     folder of a comfyui-frontend-package), on the canvas
+    newest-vue       the same with Nodes 2.0
 
 Chromium comes from the system's packages; without it these tests are skipped, loudly. Screenshots lie in
 output/browser/.
@@ -27,7 +30,9 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
 SHOTS = engines.ROOT / "output" / "browser"
+FRONTEND = os.environ.get("COMFYUI_FRONTEND") if os.environ.get("COMFYUI_PATH") else None
 KINDS = ["embedded", *(["checkout", "checkout-vue"] if os.environ.get("COMFYUI_PATH") else [])]
+KINDS += ["newest", "newest-vue"] if FRONTEND else []
 SECONDS = 120
 #: what is ours among the addresses that the page asks for
 OURS = re.compile(r"/extensions/ComfyUI-NullText/|/nulltext/|/view\?.*nulltext")
@@ -122,7 +127,8 @@ class Page:
     def queue(self, seconds: float = SECONDS) -> dict:
         """Press the page's own button; the prompt's history entry once it has ended well."""
         before = len(self.prompts)
-        button = "[data-testid='queue-button'] button >> nth=0" if self.modern else "#queue-button"
+        button = ":is([data-testid=queue-button] button, button[data-testid=queue-button]) >> nth=0"
+        button = button if self.modern else "#queue-button"
         self.tab.click(button)
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -244,9 +250,9 @@ def servers():
             if name not in made:
                 tree = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nulltext-")))
                 engine = engines.embedded() if name == "embedded" else engines.checkout()
-                made[name] = stack.enter_context(
-                    engines.running(engine, tree, extra=["--preview-method", "latent2rgb"])
-                )
+                extra = ["--preview-method", "latent2rgb"]
+                extra += ["--front-end-root", FRONTEND] if name == "newest" else []
+                made[name] = stack.enter_context(engines.running(engine, tree, extra=extra))
             return made[name]
 
         yield server

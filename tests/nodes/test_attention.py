@@ -74,8 +74,10 @@ def test_maps_of_a_plain_run(tiny, prompt, sample):
     assert torch.equal(picture[0], image[0])  # opacity 0 is the picture
     assert set(mask.unique().tolist()) == {0.0, 1.0}
     assert strip.shape == (1, 128, 2 * 128, 3)
-    with pytest.raises(ValueError, match='"fox" was not recorded; recorded are: red, red cat'):
-        heat(maps, image, "fox")
+    notice = '\nNotice: "fox" was not recorded; recorded are: red, red cat.'
+    assert heat(maps, image, "fox").text == out.text + notice, "another prompt's words stop nothing: all are shown"
+    found = heat(maps, image[:1], "fox, red")
+    assert found.text == "red: mean of 3 steps" + notice and found[0].shape == (1, 64, 64, 3)
 
 
 def test_maps_of_no_run_are_refused(tiny, prompt):

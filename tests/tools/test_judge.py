@@ -24,6 +24,7 @@ def drawn(**changes):
         ("green circle", {"colour": "green", "shape": "circle"}),
         ("nothing, striped blue background", {"object": "nothing", "background": "blue", "texture": "striped"}),
         ("a pink background", {"background": "pink"}),
+        ("red circle on the right", {"colour": "red", "shape": "circle", "place": "right"}),
         ("star on a plain blue background", {"shape": "star", "texture": "plain", "background": "blue"}),
     ],
 )
@@ -84,6 +85,21 @@ def test_a_batch_passes_when_three_of_four_are_right():
     assert judge.verdict(meta, [right, right, other, right], "", None) == ""
     said = judge.verdict(meta, [right, other, other, right], "", None)
     assert said.startswith("2 of 4 pictures show") and "colour green, not red" in said
+
+
+def test_a_list_of_texts_divides_a_batch():
+    """As a grid of edits: two pictures of each, and none of them may be another's."""
+    red, green = drawn(), drawn(colour=scenes.COLOURS.index("green"))
+    meta = {"shows": ["red circle", "green circle"]}
+    assert judge.verdict(meta, [red, red, green, green], "", None) == ""
+    assert judge.verdict(meta, [red, green, green, green], "", None).startswith("1 of 2 pictures show 'red circle'")
+    assert judge.verdict(meta, [red], "", None), "a text without a picture fails"
+
+
+def test_where_the_object_stands_is_read_too():
+    right = drawn(place=scenes.PLACES.index("right"))
+    assert judge.wrong(right, "red circle on the right, striped blue background") == []
+    assert judge.wrong(drawn(), "red circle on the right") == ["place middle, not right"]
 
 
 def test_a_picture_that_lost_its_background_fails():

@@ -126,19 +126,42 @@ EDIT = {
 }
 
 
-def test_nodes_stand_in_numbered_groups_in_two_rows():
-    graph = litegraph.to_ui(EDIT, CORE, "a note")
+def many(count):
+    """EDIT with more samplers in a row."""
+    flow = dict(EDIT)
+    for i in range(9, 9 + count):
+        before = "6" if i == 9 else str(i - 1)
+        flow[str(i)] = {"class_type": "NullText_Sampler", "inputs": {**EDIT["6"]["inputs"], "latent": [before, 0]}}
+    return flow
+
+
+@pytest.mark.parametrize("flow", [EDIT, many(6)], ids=["one row", "two rows"])
+def test_nodes_stand_in_numbered_groups(flow):
+    graph = litegraph.to_ui(flow, CORE, "a note")
     assert [group["title"] for group in graph["groups"]] == ["1 your picture", "2 words", "3 edit", "4 result"]
     assert len({group["color"] for group in graph["groups"]}) == 4
-    tops = [group["bounding"][1] for group in graph["groups"]]
-    assert tops[0] == tops[1] < tops[2] == tops[3]
-    places, member = boxes(graph, CORE), layout.grouped(EDIT, CORE)
-    assert member == {"1": 0, "2": 0, "3": 0, "4": 1, "5": 2, "6": 2, "7": 3, "8": 3}
+    places, member = boxes(graph, CORE), layout.grouped(flow, CORE)
+    assert member.items() >= {"1": 0, "2": 0, "3": 0, "4": 1, "5": 2, "6": 2, "7": 3, "8": 3}.items()
     for key, index in member.items():
         x, y, width, height = graph["groups"][index]["bounding"]
         left, top, right, bottom = places[int(key)]
         assert x < left and y < top and right <= x + width and bottom <= y + height, f"node {key} leaves its group"
-    assert node(graph, 9)["type"] == "Note" and "a note" in node(graph, 9)["widgets_values"][0]
+    (note,) = [each for each in graph["nodes"] if each["type"] == "Note"]
+    assert "a note" in note["widgets_values"][0]
+    assert not any(overlap(places[note["id"]], box) for key, box in places.items() if key != note["id"])
+
+
+def test_a_workflow_stands_in_one_row_where_that_ends_higher():
+    """The result is then seen without scrolling."""
+    for flow, rows in ((EDIT, 1), (many(6), 2)):
+        found = [group["bounding"] for group in litegraph.to_ui(flow, CORE, "a note")["groups"]]
+        assert len({top + height for _, top, _, height in found}) == rows
+        lefts = [left for left, *_ in found]
+        assert (lefts == sorted(lefts)) == (rows == 1)
+    graph = json.loads((workflows.FOLDER / "edit_photo.json").read_text(encoding="utf-8"))
+    (edit,) = [each for each in graph["nodes"] if each["type"] == "NullText_EditPhoto"]
+    end = edit["pos"][1] + edit["size"][1] + edit["size"][0]  # the square picture under its widgets
+    assert (end + graph["extra"]["ds"]["offset"][1]) * litegraph.ZOOM <= 950 - 80, "seen on a page 950 pixels high"
 
 
 def test_without_a_picture_the_first_group_is_the_model():

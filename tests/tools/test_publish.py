@@ -9,7 +9,7 @@ import re
 
 import pytest
 from nulltext.batch import client
-from nulltext.tools import gallery, help_pages, locales, pictures, workflows
+from nulltext.tools import gallery, help_pages, judge, locales, pictures, workflows
 from PIL import Image
 
 CURRENT = "run `make publish ARGS='--pictures none'`"
@@ -42,6 +42,18 @@ def test_a_workflows_pictures_are_there_and_carry_it(name):
         assert tile.format == "JPEG" and tile.size == (256, 256)
     graph = json.loads((workflows.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     assert pictures.workflow_in(pictures.strip_path(name).read_bytes()) == graph, CURRENT
+
+
+@pytest.mark.parametrize("name", workflows.names())
+def test_a_picture_has_a_judge_or_a_sentence_under_it(name):
+    flow = workflows.load(name)
+    said = [node["_meta"] for node in flow.values() if "_meta" in node]
+    shown = [meta.get("shows", "") for meta in said]
+    judged = [text for each in shown for text in ([each] if isinstance(each, str) else each) if text]
+    assert judged or any(meta.get("under") for meta in said), (
+        "say what it must show, or what one sees (CONTRIBUTING.md)"
+    )
+    assert all(judge.wanted(text) for text in judged)
 
 
 FLOW = {

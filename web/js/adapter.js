@@ -9,14 +9,21 @@ const watched = new Set();
 const bodyOf = (node) => node.graph === app.canvas?.graph
     ? document.querySelector(`[data-testid="node-body-${node.id}"]`) : null;
 
-/** Call `made(node, type)` for every node of this pack, after its widgets are there.
- * @param {(node: any, type: string) => void} made */
-export function onOurNodes(made) {
+const classOf = (/** @type {any} */ node) => node.comfyClass ?? node.constructor?.comfyClass ?? node.type ?? "";
+
+/** The node inside a subgraph's node for which that one stands: the first of these classes, or null.
+ * @param {any} node @param {string[]} types */
+const insideOf = (node, types) => node.subgraph?.nodes?.find((/** @type {any} */ each) => types.includes(classOf(each))) ?? null;
+
+/** Call `made(node, type)` for every node of this pack, after its widgets are there, and for every subgraph's node that
+ * has one of the classes `shown` inside: its own widgets have the names of that node's.
+ * @param {string[]} shown @param {(node: any, type: string) => void} made */
+export function onOurNodes(shown, made) {
     app.registerExtension({
         name: "NullText.panels",
         nodeCreated(/** @type {any} */ node) {
-            const type = node.comfyClass ?? node.constructor?.comfyClass ?? node.type ?? "";
-            if (type.startsWith(PREFIX)) made(node, type);
+            const inside = insideOf(node, shown), type = classOf(inside ?? node);
+            if (inside || type.startsWith(PREFIX)) made(node, type);
         },
     });
     setInterval(() => {
@@ -41,15 +48,20 @@ export function openNamed() {
     });
 }
 
+/** @param {any} node @param {() => void} then */
+function whenRemoved(node, then) {
+    const removed = node.onRemoved;
+    node.onRemoved = function () {
+        then();
+        return removed?.apply(this, arguments);
+    };
+}
+
 /** Call `look` a few times a second while the node is on a graph. @param {any} node @param {() => void} look */
 function often(node, look) {
     const entry = { node, look };
     watched.add(entry);
-    const removed = node.onRemoved;
-    node.onRemoved = function () {
-        watched.delete(entry);
-        return removed?.apply(this, arguments);
-    };
+    whenRemoved(node, () => watched.delete(entry));
 }
 
 /** Call `changed` whenever what `signature` returns is another text than before; for the node's life.
@@ -63,8 +75,19 @@ export function watch(node, signature, changed) {
     });
 }
 
-/** Call `done(output)` with the node's `ui` record after each run. @param {any} node @param {(output: any) => void} done */
-export function onResult(node, done) {
+/** Call `done(output)` with the `ui` record after each run: the node's, or that of the node of a class which a subgraph's
+ * node stands for. @param {any} node @param {string} type @param {(output: any) => void} done */
+export function onResult(node, type, done) {
+    if (node.subgraph) {
+        const heard = (/** @type {any} */ event) => {
+            const path = String(event.detail.node).split(":");  // the ids from the outermost subgraph's node inwards
+            const mine = path.at(-2) === String(node.id) && path.at(-1) === String(insideOf(node, [type])?.id);
+            if (mine && event.detail.output) done(event.detail.output);
+        };
+        api.addEventListener("executed", heard);
+        whenRemoved(node, () => api.removeEventListener("executed", heard));
+        return;
+    }
     const before = node.onExecuted;
     node.onExecuted = function (/** @type {any} */ output) {
         const returned = before?.apply(this, arguments);
@@ -86,6 +109,7 @@ export function addPanel(node, element, height) {
     });
     widget.serialize = false;
     often(node, () => {
+        if (node.subgraph && !node.widgets.includes(widget)) node.widgets.push(widget);  // loading made its list anew
         const body = bodyOf(node);
         if (body && !element.isConnected) body.append(element);
         element.classList.toggle("nulltext-in-body", !!body && element.parentElement === body);
