@@ -17,7 +17,7 @@ from ..harness import OUTPUT, seconds
 from ..lab import Demo
 
 MARKS = (0, 25, 50, 100, 150, 200, 300, 400, 600, 900)
-BATCH, POOL, RATE, SAMPLED = 16, 512, 3e-4, 12
+BATCH, POOL, RATE = 16, 512, 3e-4
 STATE = OUTPUT / "controlnet.curve.safetensors"
 
 
