@@ -44,11 +44,6 @@ def sampled(model, sampler, ends, latent, sigmas, cfg=3.0, mask=None):
 
 
 @pytest.fixture
-def ends(make_condition):
-    return make_condition(1), make_condition(2)
-
-
-@pytest.fixture
 def sigmas(tiny, engine):
     return engine.sigmas_of(tiny, "normal", 4)
 

@@ -21,11 +21,6 @@ def a_lora(model, seed, scale=0.4, layers="attention"):
 
 
 @pytest.fixture
-def ends(make_condition):
-    return make_condition(1), make_condition(2)
-
-
-@pytest.fixture
 def sigmas(tiny, engine):
     return engine.sigmas_of(tiny, "normal", 3)
 

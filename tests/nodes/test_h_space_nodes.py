@@ -33,11 +33,6 @@ def sampled(model, ends, latent, parts):
     return sample_latent(model, *ends, 3.0, parts[0], parts[1], {"samples": latent}, 3)["samples"]
 
 
-@pytest.fixture
-def ends(make_condition):
-    return make_condition(1), make_condition(2)
-
-
 def test_equal_prompts_and_equal_pictures_have_no_direction(tiny, ends, latent):
     for d in (
         made(tiny, ends[0], way=h_space.PROMPTS, target=ends[0]),
