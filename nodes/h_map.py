@@ -11,10 +11,11 @@ from ..engine.noise import source_latent
 from ..engine.sampler import sample_latent
 from ..samplers.guidance.losses import caption_log_probs
 from ..samplers.measure.charts import captioned_grid
+from .asyrp import sampler_of
 from .base import CFG, LATENT, MODEL, NEGATIVE, POSITIVE, SEED, Box, Float, Int, Output, Socket, Text
 from .clip_guidance import check_words
 from .guidance import IMAGE_TEXT
-from .h_space import CATEGORY, DIRECTION, SCHEDULER, sampler_of
+from .h_space import CATEGORY, DIRECTION, SCHEDULER
 from .report import text_result
 
 

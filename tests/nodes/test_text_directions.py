@@ -1,10 +1,14 @@
 """DiffusionCLIP's and Asyrp's training boxes on a small random model: they train, repeat, go on, and refuse."""
 
+import dataclasses
+
 import pytest
 import torch
 from nulltext.demo import nets
-from nulltext.engine import files, unfinished
-from nulltext.nodes import diffusion_clip, h_space, h_training
+from nulltext.engine import files, h_space, unfinished
+from nulltext.engine.comfy import sigma_to_time
+from nulltext.engine.sampler import sample_latent
+from nulltext.nodes import asyrp, diffusion_clip, diffusion_clip_edit, h_training, tuning_chain
 from nulltext.nodes.tuning_chain import TEMPLATES
 
 WHOLE, SAVING = diffusion_clip.WHOLE, diffusion_clip.SAVING
@@ -48,11 +52,14 @@ def pictures():
         return {"samples": torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(3)) / 0.18215}
 
 
-def tune(model, positive, pictures, vae, passes=2, gradient=WHOLE, lr=1e-2, seed=3, target="red", l1=0.0):
+def tune(
+    model, positive, pictures, vae, passes=2, gradient=WHOLE, lr=1e-2, seed=3, target="red", l1=0.0,
+    layers="attention", preset=diffusion_clip.BY_HAND,
+):  # fmt: skip
     with torch.inference_mode():
         return diffusion_clip.DiffusionCLIPTune().run(
             model, positive, pictures, vae, Tower(), "blue", target, 0.5, 3, 2, passes, lr, 1.0, 3.0, l1, 0.0, "log",
-            gradient, "attention", 2, seed, TEMPLATES, "",
+            gradient, layers, 2, seed, TEMPLATES, "", preset,
         )["result"]  # fmt: skip
 
 
@@ -75,13 +82,46 @@ def test_tuning_turns_the_pictures_towards_the_words(tiny, make_condition, pictu
     assert all(torch.equal(again[k], v) for k, v in found.items())
 
 
+def test_whole_weights_are_trained_as_patches_and_mixed_by_degree(tiny, make_condition, pictures, vae):
+    positive = make_condition()
+    before = [p.clone() for p in tiny.model.parameters()]
+    patched, found, report = tune(tiny, positive, pictures, vae, passes=6, lr=1e-4, layers=diffusion_clip.EVERY)
+    first, last = agreement(report)
+    assert last > first and {key.rsplit(".", 1)[1] for key in found} == {"diff", "diff_b"}
+    assert len(patched.patches) == len(found) == len(list(tiny.model.diffusion_model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(before, tiny.model.parameters()))
+
+    def edit(degree):
+        with torch.inference_mode():
+            return diffusion_clip_edit.DiffusionCLIPEdit().run(
+                tiny, positive, pictures, found, degree, 0.5, 3, 4, 0, 2, 1
+            )["result"][0]["samples"]
+
+    back = edit(0.0)
+    assert 0 < float((edit(0.5) - back).norm()) < float((edit(1.0) - back).norm())
+
+
+def test_a_preset_is_the_authors_run(tiny, make_condition, pictures, vae, monkeypatch):
+    """Their numbers in place of the box's own, with whole weights."""
+    own, seen = diffusion_clip.PRESETS["code"], []
+    monkeypatch.setattr(diffusion_clip, "PRESETS", {"code": dataclasses.replace(own, passes=1, inversion=4, train=3)})
+    kept = diffusion_clip.trained
+    monkeypatch.setattr(diffusion_clip, "trained", lambda loop, *a: seen.append(loop) or kept(loop, *a))
+    found = tune(tiny, make_condition(), pictures, vae, l1=7.0, preset="code")[1]
+    (loop,) = seen
+    assert loop.settings.steps == 2 and loop.settings.lr == 2e-6 and loop.settings.factor == 1.3
+    assert all(key.endswith((".diff", ".diff_b")) for key in found)
+    by_hand = tune(tiny, make_condition(), pictures, vae, passes=1, preset=diffusion_clip.BY_HAND)[1]
+    assert not any(key.endswith(".diff") for key in by_hand)
+
+
 def test_an_edit_of_degree_0_is_the_models_own_walk_and_more_goes_further(tiny, make_condition, pictures, vae):
     positive = make_condition()
     found = tune(tiny, positive, pictures, vae)[1]
 
     def edit(degree, unseen=0, steps=4):
         with torch.inference_mode():
-            return diffusion_clip.DiffusionCLIPEdit().run(
+            return diffusion_clip_edit.DiffusionCLIPEdit().run(
                 tiny, positive, pictures, found, degree, 0.5, 3, steps, unseen, 2, 1
             )["result"][0]["samples"]
 
@@ -96,7 +136,7 @@ def test_an_edit_of_degree_0_is_the_models_own_walk_and_more_goes_further(tiny, 
 
 def test_the_mixing_box_takes_up_to_three(tiny, make_condition, pictures, vae):
     found = tune(tiny, make_condition(), pictures, vae, passes=1)[1]
-    guider = diffusion_clip.MixModels().run(
+    guider = diffusion_clip_edit.MixModels().run(
         tiny, make_condition(), make_condition(2), 2.0, found, 0.4, 0.0, 0.5,
         lora_model_3=found, weight_3=0.2, start_percent_3=0.5, end_percent_3=1.0,
     )["result"][0]  # fmt: skip
@@ -126,13 +166,42 @@ def test_training_in_h_turns_the_predictions_towards_the_words(tiny, make_condit
     assert torch.equal(direction.at(14.0)(h), again.at(14.0)(h))
     assert direction.edit > 0 and direction.at(direction.edit * 0.9) is None
     with torch.inference_mode():
-        h_space.AsyrpSampler().run(tiny, direction, 1.0, h_space.ASYMMETRIC, 0.0, 0.0, True, True, h_space.ONE_CALL)
+        asyrp.AsyrpSampler().run(tiny, direction, 1.0, asyrp.ASYMMETRIC, 0.0, 0.0, True, True, asyrp.ONE_CALL)
 
 
-def test_the_level_of_the_edit_can_be_measured(tiny, make_condition, pictures, vae):
-    direction, report = train(tiny, make_condition(), pictures, vae, passes=1, t_edit=0.0)
-    assert float(direction.sigmas[-2]) <= direction.edit <= float(direction.sigmas[0])
-    assert f"sigma {direction.edit:.3g}" in report
+def test_the_levels_can_be_measured_on_the_pictures(tiny, make_condition, pictures, vae):
+    """In training, and of the very picture that is edited; the sampler then is the one with these levels by hand."""
+    positive = make_condition()
+    direction, report = train(tiny, positive, pictures, vae, passes=1, t_edit=0.0)
+    inversion = tuning_chain.inverted(tiny, positive, pictures, direction.sigmas, cache=False)[0]
+    edit, boost = h_space.measured_levels(tiny, vae, inversion, direction.metadata["text_cosine"])
+    assert (direction.edit, direction.metadata["boost"]) == (edit, boost) and f"sigma {edit:.3g}" in report
+    assert float(direction.sigmas[-2]) <= edit <= float(direction.sigmas[0]) and boost >= 0
+
+    def sampler(given, levels=asyrp.MEASURED, **more):
+        return asyrp.AsyrpSampler().run(
+            tiny, given, 1.0, asyrp.ASYMMETRIC, 0.9, 0.0, True, True, asyrp.ONE_CALL, levels=levels, **more
+        )
+
+    def sampled(made):
+        with torch.inference_mode():
+            return sample_latent(tiny, positive, positive, 1.0, *made, pictures, 3)["samples"]
+
+    other = {"samples": 40 * pictures["samples"]}
+    other = tuning_chain.inverted(tiny, positive, other, direction.sigmas, cache=False)[0]
+    own = h_space.measured_levels(tiny, vae, other, direction.metadata["text_cosine"])
+    made = sampler(direction, inversion=other, vae=vae)
+    by_hand = asyrp.sampler_of(tiny, [(direction, 1.0)], inversion=other, levels=own)
+    assert torch.equal(sampled(made["result"]), sampled((by_hand, other.sigmas)))
+    times = [sigma_to_time(tiny)(s) for s in own]
+    assert "Measured: t_edit {:.2f}, t_boost {:.2f}.".format(*times) in made["ui"]["text"][0]
+    by_hand = asyrp.sampler_of(tiny, [(direction, 1.0)], levels=(edit, boost))
+    trained = sampler(direction)["result"]  # no picture: the levels of training
+    assert torch.equal(sampled(trained), sampled((by_hand, direction.sigmas)))
+    with pytest.raises(ValueError, match="wire vae"):
+        sampler(direction, inversion=inversion)
+    with pytest.raises(ValueError, match="wire inversion and vae"):
+        sampler(train(tiny, positive, pictures, vae, passes=1)[0])
 
 
 def test_what_has_no_defined_result_is_refused(tiny, make_condition, pictures, vae):
