@@ -85,7 +85,7 @@ def _channels(block: Mapping[str, Tensor]) -> int:
     """C of a DeltaBlock's weights."""
     bias = block.get("out.bias")
     if bias is None or bias.ndim != 1 or not len(bias):
-        raise Unsound("its network has no tensor block.out.bias of one number for each channel")
+        raise Unsound("it has no tensor out.bias of one number for each channel")
     return len(bias)
 
 
@@ -117,14 +117,15 @@ class Direction:
             raise ValueError(f"A direction's process is one of {', '.join(PROCESSES)}; got {self.process!r}.")
         if (self.shifts is None) == (not self.block):
             raise ValueError("A direction holds either one shift for each step or a network, not both: make it again.")
-        shifts = {} if self.shifts is None else {"shifts": self.shifts}
+        shifts, part = {} if self.shifts is None else {"shifts": self.shifts}, "direction"
         try:  # once for every tensor: `check_state` looks at the network's own
             check_tensors({"sigmas": self.sigmas, **shifts})
             if self.block:
+                part = "direction's network"
                 check_state(lambda: DeltaBlock(_channels(self.block)), self.block)
         except Unsound as error:
             raise ValueError(
-                f"The direction is not sound: {error}. Make it again; where it was trained, at a lower rate."
+                f"The {part} is not sound: {error}. Make it again; where it was trained, at a lower rate."
             ) from None
         with torch.inference_mode(False):
             set_ = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731

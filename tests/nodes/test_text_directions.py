@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from nulltext.demo import nets
-from nulltext.engine import files, h_space, unfinished
+from nulltext.engine import files, h_space, run, sampler, unfinished
 from nulltext.engine.comfy import sigma_to_time
 from nulltext.engine.sampler import sample_latent
 from nulltext.nodes import asyrp, diffusion_clip, diffusion_clip_edit, h_training, tuning_chain
@@ -173,12 +173,17 @@ def test_the_levels_can_be_measured_on_the_pictures(tiny, make_condition, pictur
     """In training, and of the very picture that is edited; the sampler then is the one with these levels by hand."""
     positive = make_condition()
     direction, report = train(tiny, positive, pictures, vae, passes=1, t_edit=0.0)
-    inversion = tuning_chain.inverted(tiny, positive, pictures, direction.sigmas, cache=False)[0]
+
+    def inverted(latent):
+        with torch.inference_mode():
+            return tuning_chain.inverted(tiny, positive, latent, direction.sigmas, cache=False)[0]
+
+    inversion, other = inverted(pictures), inverted({"samples": 40 * pictures["samples"]})
     edit, boost = h_space.measured_levels(tiny, vae, inversion, direction.metadata["text_cosine"])
     assert (direction.edit, direction.metadata["boost"]) == (edit, boost) and f"sigma {edit:.3g}" in report
     assert float(direction.sigmas[-2]) <= edit <= float(direction.sigmas[0]) and boost >= 0
 
-    def sampler(given, levels=asyrp.MEASURED, **more):
+    def made_for(given, levels=asyrp.MEASURED, **more):
         return asyrp.AsyrpSampler().run(
             tiny, given, 1.0, asyrp.ASYMMETRIC, 0.9, 0.0, True, True, asyrp.ONE_CALL, levels=levels, **more
         )
@@ -187,21 +192,19 @@ def test_the_levels_can_be_measured_on_the_pictures(tiny, make_condition, pictur
         with torch.inference_mode():
             return sample_latent(tiny, positive, positive, 1.0, *made, pictures, 3)["samples"]
 
-    other = {"samples": 40 * pictures["samples"]}
-    other = tuning_chain.inverted(tiny, positive, other, direction.sigmas, cache=False)[0]
     own = h_space.measured_levels(tiny, vae, other, direction.metadata["text_cosine"])
-    made = sampler(direction, inversion=other, vae=vae)
+    made = made_for(direction, inversion=other, vae=vae)
     by_hand = asyrp.sampler_of(tiny, [(direction, 1.0)], inversion=other, levels=own)
     assert torch.equal(sampled(made["result"]), sampled((by_hand, other.sigmas)))
     times = [sigma_to_time(tiny)(s) for s in own]
     assert "Measured: t_edit {:.2f}, t_boost {:.2f}.".format(*times) in made["ui"]["text"][0]
     by_hand = asyrp.sampler_of(tiny, [(direction, 1.0)], levels=(edit, boost))
-    trained = sampler(direction)["result"]  # no picture: the levels of training
+    trained = made_for(direction)["result"]  # no picture: the levels of training
     assert torch.equal(sampled(trained), sampled((by_hand, direction.sigmas)))
     with pytest.raises(ValueError, match="wire vae"):
-        sampler(direction, inversion=inversion)
+        made_for(direction, inversion=inversion)
     with pytest.raises(ValueError, match="wire inversion and vae"):
-        sampler(train(tiny, positive, pictures, vae, passes=1)[0])
+        made_for(train(tiny, positive, pictures, vae, passes=1)[0])
 
 
 def test_what_has_no_defined_result_is_refused(tiny, make_condition, pictures, vae):
@@ -213,30 +216,81 @@ def test_what_has_no_defined_result_is_refused(tiny, make_condition, pictures, v
         tune(tiny, make_condition(), {"samples": torch.zeros(1, 4, 4, 4)}, vae)
 
 
-@pytest.mark.parametrize("gradient", [WHOLE, SAVING])
-def test_a_stopped_tuning_goes_on_with_the_same_bits(
-    tiny, engine, make_condition, pictures, vae, tmp_path, monkeypatch, gradient
+def tuned_with(**options):
+    return lambda *args: {k: v.clone() for k, v in tune(*args, **options)[1].items()}
+
+
+def h_trained(*args):
+    return train(*args)[0].block
+
+
+@pytest.mark.parametrize(
+    ("make", "calls"),
+    [
+        (tuned_with(gradient=WHOLE), 3 + 6),  # after the inversion, in the third step of the optimiser
+        (tuned_with(gradient=SAVING), 3 + 6),
+        (tuned_with(gradient=WHOLE, layers=diffusion_clip.EVERY, lr=1e-4), 3 + 6),
+        (h_trained, 4 + 1 + 3 * 5),  # after the inversion and a look at h, between the second and the third picture
+    ],
+    ids=["whole chain", "saving", "whole weights", "h-space"],
+)
+def test_a_stopped_training_goes_on_with_the_same_bits(
+    tiny, engine, make_condition, pictures, vae, tmp_path, monkeypatch, make, calls
 ):
     monkeypatch.setattr(unfinished, "folder", lambda kind: tmp_path)
-    args = (tiny, make_condition(), pictures, vae, 2, gradient)
-    whole = tune(*args)[1]
+    args = (tiny, make_condition(), pictures, vae)
+    whole = make(*args)
     monkeypatch.setattr(files, "cache_key", lambda model, *given: "key" if isinstance(given[-1], list) else None)
-    manage, calls = engine.get("model_management"), []
+    manage, seen, said, kept = engine.get("model_management"), [], [], tuning_chain.curve_line
 
     def stop(module, given):
-        calls.append(1)
-        if len(calls) == 3 + 6:  # after the inversion, in the third or fourth step of the optimiser
+        seen.append(1)
+        if len(seen) == calls:
             manage.interrupt_current_processing(True)
 
-    hook = tiny.model.diffusion_model.register_forward_pre_hook(stop)
+    for module in (diffusion_clip, h_training):
+        monkeypatch.setattr(module, "curve_line", lambda *a: said.append(kept(*a)) or said[-1])
+    hook, options = tiny.model.diffusion_model.register_forward_pre_hook(stop), repr(tiny.model_options)
     try:
         with pytest.raises(engine.Interrupted()):
-            tune(*args)
+            make(*args)
     finally:
         hook.remove()
         manage.interrupt_current_processing(False)
     assert len(list(tmp_path.rglob("*.safetensors"))) == 1
-    assert not any(m._forward_hooks for m in tiny.model.diffusion_model.modules())
-    _, again, report = tune(*args)
-    assert "Went on" in report and not list(tmp_path.rglob("*.safetensors"))
-    assert all(torch.equal(again[k], v) for k, v in whole.items())
+    assert (
+        not any(m._forward_hooks for m in tiny.model.diffusion_model.modules()) and repr(tiny.model_options) == options
+    )
+    again = make(*args)
+    assert "Went on" in said[-1] and not list(tmp_path.rglob("*.safetensors"))
+    assert again.keys() == whole.keys() and all(torch.equal(again[k], v) for k, v in whole.items())
+
+
+def test_every_bar_ends_full(tiny, make_condition, pictures, vae, monkeypatch):
+    """What the page shows: as many calls as were told before the start."""
+    bars, kept = [], run.Progress
+    monkeypatch.setattr(run, "Progress", lambda *a: bars.append(kept(*a)) or bars[-1])
+    monkeypatch.setattr(sampler, "Progress", lambda *a: bars.append(kept(*a)) or bars[-1])
+    positive = make_condition()
+
+    def totals(work):
+        bars.clear()
+        found = work()
+        assert [bar.value for bar in bars] == [bar.total for bar in bars]
+        return [bar.total for bar in bars], found
+
+    # an inversion of 3 steps, then 2 passes over 2 pictures of 2 steps each
+    assert totals(lambda: tune(tiny, positive, pictures, vae))[0] == [3, 8]
+    found, made = totals(lambda: tune(tiny, positive, pictures, vae, gradient=SAVING))
+    assert found == [3, 8]
+
+    def edit():
+        with torch.inference_mode():
+            return diffusion_clip_edit.DiffusionCLIPEdit().run(
+                tiny, positive, pictures, made[1], 0.5, 0.5, 3, 5, 2, 4, 1
+            )
+
+    assert totals(edit)[0] == [2 * 4, 3, 5]  # two passes of 4 steps, the inversion, the way back
+    levels = int((train(tiny, positive, pictures, vae, passes=1)[0].sigmas[:-1] > 0).sum())
+    (_, total), _ = totals(lambda: train(tiny, positive, pictures, vae, passes=1, t_edit=1e-3))
+    assert total == 3 * 2 * levels
