@@ -169,6 +169,20 @@ def _body(chunk: list) -> list[int]:
     return ids[: ids.index(49407)] if 49407 in ids else ids
 
 
+def check_saved(clip, word: str) -> None:
+    """ValueError for an `embedding:name` of which the text encoder finds no file, or one of another width."""
+    if word.strip().lower().startswith("embedding:") and not any(
+        isinstance(entry[0], Tensor)
+        for chunks in clip.tokenize(word.strip()).values()
+        for chunk in chunks
+        for entry in chunk
+    ):
+        raise ValueError(
+            f"This text encoder finds no file for {word.strip()!r} in models/embeddings that fits it: learn the word "
+            "with Train Embedding on this model, or correct its name."
+        )
+
+
 def own_ids(count: int) -> list[int]:
     """Token ids that stand for a new word's vectors while it is learnt: CLIP's last ordinary ones."""
     return [_LAST_TOKEN - i for i in range(count)]

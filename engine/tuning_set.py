@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,10 @@ class TuningSet:
             found[key] = found.get(key, 0) + 1
         return found
 
+    def with_word(self, word: str, other: str) -> TuningSet:
+        """Its captions with another word in this one's place, which `check_word` found in each."""
+        return replace(self, captions=tuple(exchanged(text, word, other) for text in self.captions))
+
     def check_word(self, word: str) -> None:
         """ValueError if a caption lacks the word that the training shall teach."""
         if not word.strip():
@@ -81,6 +86,13 @@ class TuningSet:
                 raise ValueError(
                     f"The caption of {name} ({caption!r}) lacks the word {word!r}: write it into every caption."
                 )
+
+
+def exchanged(text: str, word: str, other: str) -> str:
+    """The text with `other` wherever the whole word stands, in whatever case."""
+    return re.sub(
+        rf"(?<![^\s,]){re.escape(word.strip())}(?![^\s,])", lambda _: other.strip(), text, flags=re.IGNORECASE
+    )
 
 
 def bucket(width: int, height: int, size: int) -> tuple[int, int]:

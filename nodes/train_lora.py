@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 
 from ..engine import comfy, training, tuning, weights
 from ..engine.training_store import Store
+from ..engine.tuning_set import exchanged
 from ..samplers.tuning import lora
 from ..samplers.tuning.dreambooth import PRESETS, Preset, dreambooth_step
 from ..samplers.tuning.loop import Loop, Settings
@@ -117,6 +118,12 @@ class TrainLora(Box):
         ).optional(),
         VAE,
         VECTORS,
+        Text(
+            "learned_word",
+            "",
+            "A word learned first, from Train Embedding (embedding:name): it stands in the word's place in the "
+            "captions and the sample prompt, so that no other rare word draws the subject.",
+        ).optional(),
     )
     OUTPUTS = (
         Output("MODEL", "The model with the LoRA."),
@@ -154,6 +161,7 @@ class TrainLora(Box):
         prior=None,
         vae=None,
         word_vectors=0,
+        learned_word="",
     ):
         way = chosen(
             PRESETS[preset],
@@ -170,6 +178,10 @@ class TrainLora(Box):
         of_text = bool(way.text_lr or word_vectors)  # whether texts are encoded anew at every step
         training.check_trainable(model, clip if of_text else None)
         pictures.check_word(word)
+        if learned_word.strip():
+            tuning.check_saved(clip, learned_word)
+            sample_prompt = exchanged(sample_prompt, word, learned_word)
+            pictures, word = pictures.with_word(word, learned_word), learned_word.strip()
         for folder in ("loras", *(("embeddings",) if word_vectors else ())):
             comfy.model_file(folder, file_name)  # refused before any work
         where, text_where = weights.layers(model, way.targets), weights.text_layers(clip) if way.text_lr else {}

@@ -19,7 +19,7 @@ from ..beside_core.__main__ import measured
 from ..harness import Bench, table
 from ..lab import loaded
 from .single import measure_imagic, measure_unitune
-from .subjects import ARMS, measure_subject
+from .subjects import ARMS, WORD_FIRST, measure_subject, measure_word_first
 
 
 @torch.inference_mode()
@@ -66,6 +66,8 @@ def main(argv=None) -> int:
     difference = bench.once("loader", loader_difference)
     beside_core, why = bench.once("beside core", lambda: measured(bench.quick))
     found = bench.each("subjects", names, lambda part: [measure_subject(name, bench.quick) for name in part])
+    first = bench.each("word first", names, lambda part: [measure_word_first(name, bench.quick) for name in part])
+    found = [one | {WORD_FIRST: more} for one, more in zip(found, first, strict=True)]
     pictures = list(range(1 if bench.quick else 8))
     curves = bench.each("imagic", pictures, lambda part: [measure_imagic(i, bench.quick) for i in part])
     edits = bench.each("unitune", pictures, lambda part: [measure_unitune(i, bench.quick) for i in part])
@@ -74,7 +76,7 @@ def main(argv=None) -> int:
         return statistics.median(each[arm][key] for each in found)
 
     rows = []
-    for arm in ("truth", "untuned", *ARMS, "textual inversion"):
+    for arm in ("truth", "untuned", *ARMS, WORD_FIRST, "textual inversion"):
         keys = ("iou", "background", "texture", "place", "class_colour", "class_shape", "others", "leak")
         rows.append([arm, *(spread([f[arm][k] for f in found]) if k in found[0][arm] else "" for k in keys)])
     print(table(["subjects, median (least .. most)", *keys], rows))
@@ -99,6 +101,11 @@ def main(argv=None) -> int:
         "prior_colour_kept_without_prior": of(without, "class_colour"),
         "other_shapes_kept": of(with_prior, "others"),
         "leak_rate": of(with_prior, "leak"),
+        **{
+            f"word_first_{name}": of(WORD_FIRST, key)
+            for name, key in (("iou", "iou"), ("other_shapes_kept", "others"), ("leak_rate", "leak"))
+        },
+        "prior_shape_kept_word_first": of(WORD_FIRST, "class_shape"),
         "textual_inversion_iou": of("textual inversion", "iou"),
         "imagic_setting": setting,
         "imagic_place_reached": place,

@@ -14,6 +14,9 @@ from .judged import CFG, DREAMBOOTH, STEPS, defaults, drawn, lora_file_kb, one_o
 
 LEAKED = 0.4  # an untrained word drew the subject if the overlap is above this
 ARMS = ("with the class's pictures", "without")
+#: quick -> prompts, sampling steps, training steps, pictures of the class
+EFFORT = {False: (8, STEPS, 300, 100), True: (2, 4, 3, 4)}
+WORD_FIRST = "with them, on a word learned first"
 
 
 def subject_set(name: str, n: int = 5, word: str = "sks") -> TuningSet:
@@ -84,7 +87,7 @@ def scores(name: str, model, clip, word: str, n: int, steps: int, leak: bool = T
 def measure_subject(name: str, quick: bool) -> dict[str, dict[str, float]]:
     """All of one subject: truth through the autoencoder, untuned, DreamBooth in both arms, textual inversion."""
     model, clip, _ = loaded()
-    n, steps, train_steps, prior_count = (2, 4, 3, 4) if quick else (8, STEPS, 300, 100)
+    n, steps, train_steps, prior_count = EFFORT[quick]
     asked = subjects.sample(name, n, torch.Generator().manual_seed(31))
     truth = through_autoencoder(subjects.draw(name, asked)[0])
     out = {
@@ -93,12 +96,28 @@ def measure_subject(name: str, quick: bool) -> dict[str, dict[str, float]]:
     }
     taught, prior = subject_set(name), prior_set(name, prior_count, steps)
     for arm in ARMS:
-        given = defaults(TrainLora, steps=train_steps, seed=1, text_encoder=LEAVE, **DREAMBOOTH)
-        given["file_name"] = f"bench/{name} {arm}".replace(" ", "_").replace("'", "")
         wired = {"prior": prior} if arm == ARMS[0] else {"prior_weight": 0.0, "batch": 4}  # equal rows a step
-        with torch.inference_mode():
-            made = TrainLora().run(model=model, clip=clip, pictures=taught, **(given | wired))["result"]
-        out[arm] = scores(name, made[0], made[1], "sks", n, steps) | {"kb": lora_file_kb(given["file_name"])}
+        out[arm] = dreambooth(name, arm, taught, "sks", n, steps, train_steps, **wired)
+    told = learned_word(name, taught, train_steps)
+    out["textual inversion"] = word_scores(name, model, clip, told, n, steps)
+    return out
+
+
+def dreambooth(name: str, arm: str, taught: TuningSet, word: str, n: int, steps: int, train_steps: int, **wired):
+    """The scores of one training; `word` is what the prompts then say."""
+    model, clip, _ = loaded()
+    given = defaults(TrainLora, steps=train_steps, seed=1, text_encoder=LEAVE, **DREAMBOOTH)
+    given["file_name"] = f"bench/{name} {arm}".replace(" ", "_").replace("'", "").replace(",", "")
+    with torch.inference_mode():
+        made = TrainLora().run(model=model, clip=clip, pictures=taught, **(given | wired))["result"]
+    return scores(name, made[0], made[1], word, n, steps) | {"kb": lora_file_kb(given["file_name"])}
+
+
+def learned_word(name: str, taught: TuningSet, train_steps: int) -> str:
+    """`embedding:...` by textual inversion, readable by core's own embedding files from here on."""
+    from ...engine import comfy
+
+    model, clip, _ = loaded()
     given = defaults(
         TrainEmbedding,
         start_word=subjects.SUBJECTS[name][2],
@@ -108,17 +127,20 @@ def measure_subject(name: str, quick: bool) -> dict[str, dict[str, float]]:
         seed=1,
         file_name=f"bench_{name}".replace(" ", "_"),
     )
+    clip.tokenizer.clip_l.embedding_directory = str(comfy.model_file("embeddings", "x").parent)
     with torch.inference_mode():
-        told = TrainEmbedding().run(model=model, clip=clip, pictures=taught, **given)["result"][0]
-    out["textual inversion"] = word_scores(name, model, clip, told, n, steps)
-    return out
+        return TrainEmbedding().run(model=model, clip=clip, pictures=taught, **given)["result"][0]
+
+
+def measure_word_first(name: str, quick: bool) -> dict[str, float]:
+    """DreamBooth with the class's pictures after textual inversion, both on the same five pictures."""
+    n, steps, train_steps, prior_count = EFFORT[quick]
+    taught, prior = subject_set(name), prior_set(name, prior_count, steps)
+    told = learned_word(name, taught, train_steps)
+    return dreambooth(name, WORD_FIRST, taught, told, n, steps, train_steps, prior=prior, learned_word=told)
 
 
 def word_scores(name: str, model, clip, word: str, n: int, steps: int) -> dict[str, float]:
-    """The untouched model with `embedding:...` as the word; read through core's own embedding files."""
-    from ...engine import comfy
-
-    clip.tokenizer.clip_l.embedding_directory = str(comfy.model_file("embeddings", "x").parent)
-    return {
-        k: v for k, v in scores(name, model, clip, word, n, steps, leak=False).items() if k in ("iou", "background")
-    }
+    """The untouched model with `embedding:...` as the word."""
+    found = scores(name, model, clip, word, n, steps, leak=False)
+    return {key: found[key] for key in ("iou", "background")}

@@ -1,7 +1,9 @@
 """The training nodes on a small random checkpoint: what comes out, what is kept, what is refused."""
 
 import contextlib
+import copy
 import json
+import types
 
 import pytest
 import torch
@@ -385,6 +387,36 @@ def test_quantised_weights_are_refused_by_every_training(parts, counted):
         with quantised(module), pytest.raises(ValueError, match="quantised"):
             training()
     assert not counted
+
+
+# -- DreamBooth on a word that was learned first
+
+
+def test_a_word_learned_first_stands_in_the_captions(parts, own_folders):
+    clip = parts.clip.clone()
+    clip.tokenizer = copy.deepcopy(clip.tokenizer)
+    clip.tokenizer.clip_l.embedding_directory = str(own_folders / "embeddings")
+    (own_folders / "embeddings").mkdir()
+    learned = types.SimpleNamespace(model=parts.model, clip=clip, vae=parts.vae)
+    with pytest.raises(ValueError, match="finds no file"):
+        train(learned, pictures(parts), learned_word="embedding:nulltext_word")
+    subject = pictures(parts)
+    told = {"sample_every": 0, "steps": 1, "batch": 1, "start_word": "circle", "learning_rate": 1.0}
+    given = defaults(train_embedding.TrainEmbedding, model=parts.model, clip=clip, pictures=subject, **told)
+    name = train_embedding.TrainEmbedding().run(**given)["result"][0]
+    made = train(learned, subject, learned_word=name, sample_prompt="a SKS, alone", file_name="nulltext/learned")
+    bare = train(learned, subject, file_name="nulltext/bare")
+    by_hand = pictures(parts, caption=CAPTION.replace("sks", name))
+    same = train(learned, by_hand, word=name, file_name="nulltext/same")
+    values = [out["result"][2] for out in (made, bare, same)]
+    assert subject.captions[0] == CAPTION  # the wired set is left as it was
+    assert all(torch.equal(values[0][k], values[2][k]) for k in values[0])
+    assert any(not torch.equal(values[0][k], values[1][k]) for k in values[0])
+
+
+def test_only_the_whole_word_is_exchanged():
+    taken = tuning_set.exchanged("SKS, asks a sks-dog for sks", "sks", "embedding:a\\1")
+    assert taken == "embedding:a\\1, asks a sks-dog for embedding:a\\1"
 
 
 # -- Imagic
