@@ -151,9 +151,16 @@ def test_the_map_has_a_column_for_each_strength(tiny, ends, latent):
     def run(strengths, attributes):
         return h_map.HSpaceMap().run(
             tiny, *ends, Vae(), d, Tower(), {"samples": latent}, 3, 1.0, 4, "normal", 0.0, strengths, attributes
-        )["result"]
+        )
 
-    strip, table, images = run("0, 1, 2", "dark | light")
+    made_map = run("0, 1, 2", "dark | light")
+    strip, table, images = made_map["result"]
+    (panel,) = made_map["ui"]["nulltext_strengths"]
+    assert panel["strengths"] == [0, 1, 2] and len(panel["images"]) == 6
+    assert [(line["text"], line["shares"]) for line in panel["read"]] == [
+        ("dark", pytest.approx([0] * 3, abs=0.01)),
+        ("light", pytest.approx([1] * 3, abs=0.01)),
+    ]
     assert images.shape == (6, 8, 8, 3) and strip.shape[2] == 24
     assert [line.split() for line in table.splitlines()[1:]] == [["dark"] + ["0.00"] * 3, ["light"] + ["1.00"] * 3]
     with pytest.raises(ValueError, match="strengths"):
