@@ -16,11 +16,12 @@ from ..samplers.tuning.loop import Loop
 from ..samplers.tuning.whole import unchanged_all
 from .base import LATENT, MODEL, POSITIVE, SEED, Box, Choice, Float, Int, Output, Socket, Text
 from .guidance import IMAGE_TEXT
-from .report import text_result
+from .report import temporary, text_result
 from .tuning_chain import (
     SOURCE,
     TARGET,
     TEMPLATES_INPUT,
+    curve_figure,
     curve_line,
     differentiable,
     direction_of,
@@ -93,6 +94,10 @@ class DiffusionCLIPTune(Box):
             "weights and form, whole weights. README: their example; code: their code's defaults.",
             BY_HAND,
         ).optional(),
+        IMAGE_TEXT(
+            name="identity",
+            tooltip="Another model for the identity loss, one that knows faces for one. Not wired: image_text.",
+        ).optional(),
     )
     OUTPUTS = (
         Output("MODEL", "The model with the LoRA."),
@@ -126,6 +131,7 @@ class DiffusionCLIPTune(Box):
         templates,
         file,
         preset=BY_HAND,
+        identity=None,
     ):
         if preset != BY_HAND:
             own, layers = PRESETS[preset], EVERY
@@ -149,7 +155,17 @@ class DiffusionCLIPTune(Box):
             factor=lr_growth,
             every=n * (steps if saving else 1),
         )
-        numbers = [clip_weight, l1_weight, identity_weight, form, layers, rank, seed, str(settings)]
+        numbers = [
+            clip_weight,
+            l1_weight,
+            identity_weight,
+            form,
+            layers,
+            rank,
+            seed,
+            str(settings),
+            identity is not None,
+        ]
         key = files.cache_key(model, inversion.trajectory, direction, back, numbers)
 
         def body(run):
@@ -162,14 +178,16 @@ class DiffusionCLIPTune(Box):
             def denoiser(name):
                 return lambda x, sigma: net(x, sigma, [name] * len(x))
 
-            with differentiable(run, model, vae, image_text) as (decode, embed):
+            towers = [image_text] if identity is None else [image_text, identity]
+            with differentiable(run, model, vae, *towers) as decode:
                 pictures = pictures_of(inversion, decode, run.device)
-                loss = EditLoss(embed, direction.to(run.device), clip_weight, l1_weight, identity_weight, form)
+                parts = (clip_weight, l1_weight, identity_weight, form, towers[-1].embed_image)
+                loss = EditLoss(image_text.embed_image, direction.to(run.device), *parts)
                 make = saving_step if saving else chain_step
                 step = make(denoiser, pictures, back.to(run.device), decode, loss, on_call=run.tick)
                 loop = Loop(lora.parameters(changes), settings, seed)
                 with weights.attached(where, changes):
-                    curve = trained(loop, step, key)
+                    curve = trained(loop, step, key, run.progress.show)
             words = {"source": source, "target": target, "t0": t0, "method": "DiffusionCLIP"}
             base = {**weights.base_of(model), "nulltext_tuned": json.dumps(words)}
             return weights.to_lora_model(changes, base), curve
@@ -182,7 +200,8 @@ class DiffusionCLIPTune(Box):
             weights.save(made, path, {TRAINING: key or ""})
             lines.append(f"Saved as {path.name} in {path.parent}.")
         text = "\n".join(lines)
-        return text_result(text, weights.applied(model, None, made)[0], made, text)
+        ui = {"images": temporary(curve_figure(curve[0]))} if curve[0] else {}
+        return text_result(text, weights.applied(model, None, made)[0], made, text, **ui)
 
 
 NODES = (DiffusionCLIPTune,)

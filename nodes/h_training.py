@@ -16,11 +16,12 @@ from ..samplers.tuning.loop import Loop, Settings
 from .base import LATENT, MODEL, POSITIVE, SEED, Box, Choice, Float, Int, Output, Socket
 from .guidance import IMAGE_TEXT
 from .h_space import CATEGORY, SCHEDULER, SITE
-from .report import text_result
+from .report import temporary, text_result
 from .tuning_chain import (
     SOURCE,
     TARGET,
     TEMPLATES_INPUT,
+    curve_figure,
     curve_line,
     differentiable,
     direction_of,
@@ -119,7 +120,7 @@ class HSpaceTrain(Box):
 
         def body(run):
             place, walked = h_space.Place(site), run.sigmas[: levels + 1].clone()
-            with differentiable(run, model, vae, image_text) as (decode, embed):
+            with differentiable(run, model, vae, image_text) as decode:
                 pictures = pictures_of(inversion, decode, run.device)
                 h, _ = h_space.read(run, place, pictures.starts[0], walked[0])
                 if what == NETWORK:
@@ -131,7 +132,8 @@ class HSpaceTrain(Box):
                     values = {"shifts": shifts}
                     table = [float(s) for s in walked]
                     changes = lambda s: lambda h: shifts[table.index(float(s))]  # noqa: E731
-                loss = EditLoss(embed, direction.to(run.device), clip_weight, max(l1_weight * cosine, 0.0), form=form)
+                embed, kept = image_text.embed_image, max(l1_weight * cosine, 0.0)
+                loss = EditLoss(embed, direction.to(run.device), clip_weight, kept, form=form)
                 with run.patched(h_space.PATCH, place.patch):
                     pair = lambda name: h_space.training_pair(run, place, name)  # noqa: E731
                     step = training_step(pair, pictures, walked, changes, decode, loss, process, lambda: run.tick(3))
@@ -146,7 +148,7 @@ class HSpaceTrain(Box):
                         every=3 * n * levels,
                     )
                     loop = Loop(values, settings, seed)
-                    curve = trained(loop, step, key)
+                    curve = trained(loop, step, key, run.progress.show)
                 return loop.result(), curve
 
         total = 3 * n * passes * levels
@@ -174,7 +176,8 @@ class HSpaceTrain(Box):
             *notices,
         ]
         text = "\n".join(lines)
-        return text_result(text, made, text)
+        ui = {"images": temporary(curve_figure(curve[0]))} if curve[0] else {}
+        return text_result(text, made, text, **ui)
 
 
 NODES = (HSpaceTrain,)

@@ -52,15 +52,20 @@ def pictures():
         return {"samples": torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(3)) / 0.18215}
 
 
-def tune(
-    model, positive, pictures, vae, passes=2, gradient=WHOLE, lr=1e-2, seed=3, target="red", l1=0.0,
-    layers="attention", preset=diffusion_clip.BY_HAND,
+def tuned(
+    model, positive, pictures, vae, passes=2, gradient=WHOLE, lr=1e-2, seed=3, target="red", l1=0.0, keep=0.0,
+    layers="attention", preset=diffusion_clip.BY_HAND, identity=None,
 ):  # fmt: skip
+    """What the node returns."""
     with torch.inference_mode():
         return diffusion_clip.DiffusionCLIPTune().run(
-            model, positive, pictures, vae, Tower(), "blue", target, 0.5, 3, 2, passes, lr, 1.0, 3.0, l1, 0.0, "log",
-            gradient, layers, 2, seed, TEMPLATES, "", preset,
-        )["result"]  # fmt: skip
+            model, positive, pictures, vae, Tower(), "blue", target, 0.5, 3, 2, passes, lr, 1.0, 3.0, l1, keep, "log",
+            gradient, layers, 2, seed, TEMPLATES, "", preset, identity,
+        )  # fmt: skip
+
+
+def tune(*args, **own):
+    return tuned(*args, **own)["result"]
 
 
 def agreement(report):
@@ -113,6 +118,31 @@ def test_a_preset_is_the_authors_run(tiny, make_condition, pictures, vae, monkey
     assert all(key.endswith((".diff", ".diff_b")) for key in found)
     by_hand = tune(tiny, make_condition(), pictures, vae, passes=1, preset=diffusion_clip.BY_HAND)[1]
     assert not any(key.endswith(".diff") for key in by_hand)
+
+
+class GreenTower(Tower):
+    """Reads the mean green and red."""
+
+    def embed_image(self, pictures):
+        return super().embed_image(pictures[:, [1, 2, 0]])
+
+
+def test_the_identity_loss_takes_a_model_of_its_own(tiny, make_condition, pictures, vae):
+    args = (tiny, make_condition(), pictures, vae)
+    none, own, other = (
+        tune(*args, passes=1, **given)[1] for given in ({}, {"keep": 9.0}, {"keep": 9.0, "identity": GreenTower()})
+    )
+    same = tune(*args, passes=1, keep=9.0, identity=Tower())[1]
+    assert all(torch.equal(own[k], same[k]) for k in own)
+    assert not all(torch.equal(own[k], none[k]) for k in own) and not all(torch.equal(own[k], other[k]) for k in own)
+
+
+def test_the_curve_is_shown_while_it_trains_and_at_the_end(tiny, make_condition, pictures, vae, monkeypatch):
+    shown = []
+    monkeypatch.setattr(tuning_chain, "_SHOW_SECONDS", 0.0)
+    monkeypatch.setattr(run.Progress, "show", lambda self, image: shown.append(image.shape))
+    made = tuned(tiny, make_condition(), pictures, vae)
+    assert len(shown) == 4 and len(set(shown)) == 1 and len(made["ui"]["images"]) == 1
 
 
 def test_an_edit_of_degree_0_is_the_models_own_walk_and_more_goes_further(tiny, make_condition, pictures, vae):

@@ -34,11 +34,14 @@ def test_noise_and_blur_raise_it_and_noise_alone_stands_as_far_as_in_lpips(pictu
     assert 0 < soft[0] < soft[1] < soft[2] < levels[-1]
 
 
-def test_nothing_in_common_is_2_at_every_scale():
-    """A flat picture against stripes as narrow as they come."""
+def test_nothing_in_common_is_2_at_every_scale_where_it_is_seen():
+    """A flat picture against stripes: one pixel wide they are gone in the halved picture."""
     flat, stripes = torch.full((1, 3, 16, 16), 0.5), torch.zeros(1, 3, 16, 16)
     stripes[..., ::4], stripes[..., 1::4] = 1, 1
     assert float(perceptual_distance(flat, stripes)) == pytest.approx(2 * sum(WEIGHTS), rel=0.06)
+    fine = torch.zeros(1, 3, 16, 16)
+    fine[..., ::2] = 1
+    assert float(perceptual_distance(flat, fine)) == pytest.approx(2 * WEIGHTS[0], rel=0.06)
 
 
 def test_brightness_alone_does_not_count(pictures):
