@@ -19,7 +19,7 @@ from ...demo.model import empty_rows
 from ...samplers.tuning import controlnet
 from ..harness import READ, Bench, table
 from ..lab import Demo, some
-from .curve import Curve, held_out_judge, jump, seconds_per_step
+from .curve import Curve, held_out_judge, jump, save_plot, seconds_per_step
 
 STEPS, CFG, BATCH = 20, 5.0, 16
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -145,6 +145,7 @@ def main(argv=None) -> None:
     if curve:
         points = [[row["step"], row["iou"], row["loss"]] for row in curve]
         text += [table(["optimiser steps", "IoU", "training loss"], points) + f"\n{jump(curve)}"]
+        save_plot(curve)
     else:
         text += ["sudden convergence: add --curve to train it anew and print it"]
     bench.finish("\n\n".join(text), figures)

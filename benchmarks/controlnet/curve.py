@@ -12,12 +12,13 @@ import torch
 
 from ...demo import captions, control, scenes
 from ...demo.latents import Latents, generator
+from ...samplers.measure.charts import line_chart, to_picture
 from ...samplers.tuning.loop import Loop, Settings
 from ..harness import OUTPUT, seconds
 from ..lab import Demo
 
 MARKS = (0, 25, 50, 100, 150, 200, 300, 400, 600, 900)
-BATCH, POOL, RATE, SAMPLED = 16, 512, 3e-4, 12
+BATCH, POOL, RATE = 16, 512, 3e-4
 STATE = OUTPUT / "controlnet.curve.safetensors"
 
 
@@ -73,6 +74,16 @@ def jump(rows: list[dict]) -> str:
     steepest = max(zip(rows, rows[1:]), key=lambda pair: pair[1]["iou"] - pair[0]["iou"])
     a, b = steepest
     return f"steepest from step {a['step']} to {b['step']}: IoU {a['iou']:.3f} to {b['iou']:.3f}"
+
+
+def save_plot(rows: list[dict]) -> None:
+    """The overlap over the steps, as output/bench/controlnet_curve.png."""
+    overlap = {"IoU": [row["iou"] for row in rows]}
+    title = "ControlNet from zero: overlap with held-out masks"
+    steps = [row["step"] for row in rows]
+    to_picture(line_chart(title, overlap, steps, low=0.0, high=1.0, x_label="optimiser steps")).save(
+        OUTPUT / "controlnet_curve.png"
+    )
 
 
 def held_out_judge(demo: Demo, truth: scenes.Scenes, overlap, steps: int, cfg: float):

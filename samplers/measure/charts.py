@@ -72,7 +72,9 @@ def line_chart(
         value = low + (high - low) * k / 2
         draw.text((2, at(x_low, value)[1] - 6), f"{value:.3g}", fill="black", font=font)
     for value in (x_low, x_high):
-        draw.text((at(value, low)[0] - 8, floor + 4), f"{value:.3g}", fill="black", font=font)
+        name = f"{value:.3g}"
+        across = min(at(value, low)[0] - 8, width - font.getlength(name) - 2)
+        draw.text((across, floor + 4), name, fill="black", font=font)
     draw.text(((_LEFT + right) / 2 - 12, floor + 10), x_label, fill="black", font=font)
     for i, (name, values) in enumerate(lines.items()):
         colour, last = COLOURS[i % len(COLOURS)], None
