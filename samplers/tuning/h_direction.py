@@ -203,6 +203,8 @@ class Direction:
             fields.text(name, default="")
         fields.table("fingerprint", lambda v: isinstance(v, str), "texts", default={})
         fields.table("metadata", lambda v: True, "anything", default={})
+        notes = Fields(values.get("metadata", {}), "metadata")
+        notes.number("boost", 0, default=0.0), notes.number("text_cosine", -1.01, 1.01, default=1.0)
         return cls(tensors["sigmas"], tensors.get("shifts"), block, **values)
 
     def save(self, path) -> None:

@@ -180,6 +180,9 @@ def test_what_is_wrong_is_said_and_every_tensor_is_looked_at_once(tmp_path, monk
             Direction.load(tmp_path / "d.safetensors")
     with pytest.raises(ValueError, match="the field site must be a whole number"):
         Direction.from_tensors(tensors, {**metadata, "site": "99"})
+    for notes, why in (('{"boost": "high"}', "metadata.boost must be"), ('{"text_cosine": 2}', "metadata.text_cosine")):
+        with pytest.raises(ValueError, match=why):
+            Direction.from_tensors(tensors, {**metadata, "metadata": notes})
     seen, kept = [], record_file.check_tensors
     for module in (record_file, h_direction):
         monkeypatch.setattr(module, "check_tensors", lambda found: seen.extend(found) or kept(found))
