@@ -5,11 +5,14 @@ import dataclasses
 import pytest
 import torch
 from nulltext.demo import nets
-from nulltext.engine import files, h_space, run, sampler, unfinished
+from nulltext.engine import files, h_space, run, sampler, unfinished, weights
 from nulltext.engine.comfy import sigma_to_time
 from nulltext.engine.sampler import sample_latent
 from nulltext.nodes import asyrp, diffusion_clip, diffusion_clip_edit, h_training, tuning_chain
+from nulltext.nodes import h_space as h_space_nodes
 from nulltext.nodes.tuning_chain import TEMPLATES
+from nulltext.samplers.tuning import lora
+from nulltext.tests.running import fails_and_is_interrupted
 
 WHOLE, SAVING = diffusion_clip.WHOLE, diffusion_clip.SAVING
 
@@ -325,3 +328,44 @@ def test_every_bar_ends_full(tiny, make_condition, pictures, vae, monkeypatch):
     (_, total), (direction, _) = totals(lambda: train(tiny, positive, pictures, vae, passes=1))
     levels = int((direction.sigmas >= direction.edit * (1 - 1e-6)).sum())
     assert total == 3 * 2 * levels and 0 < levels < 4
+
+
+@pytest.mark.usefixtures("inference")
+@pytest.mark.parametrize("what", ["tune", "whole weights", "edit", "unseen", "train", "direction"])
+def test_an_error_and_an_interrupt_leave_nothing(tiny, engine, make_condition, pictures, vae, what):
+    """Weights, options and hooks are as before, and the next run gives what it gave."""
+    positive, net = make_condition(), tiny.model.diffusion_model
+    factors = lora.low_rank_all(weights.layers(tiny).items(), 2, seed=0)
+    for factor in factors.values():
+        with torch.no_grad():
+            factor.up.fill_(0.05)
+    given = weights.to_lora_model(factors)
+
+    def edit(unseen=0):
+        return diffusion_clip_edit.DiffusionCLIPEdit().run(
+            tiny, positive, pictures, given, 0.5, 0.5, 3, 3, unseen, 2, 1
+        )
+
+    def direction():
+        return h_space_nodes.HSpaceDirection().run(
+            tiny, positive, pictures, h_space_nodes.COMPONENT, 3, "normal", 3, 1, 0, 5
+        )
+
+    work = {
+        "tune": lambda: tune(tiny, positive, pictures, vae)[1],
+        "whole weights": lambda: tune(tiny, positive, pictures, vae, layers=diffusion_clip.EVERY, lr=1e-4)[1],
+        "edit": lambda: edit()["result"][0],
+        "unseen": lambda: edit(2)["result"][0],
+        "train": lambda: train(tiny, positive, pictures, vae)[0].block,
+        "direction": lambda: {"shifts": direction()["result"][0].shifts},
+    }[what]
+
+    def state():
+        hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules())
+        return hooks, repr(tiny.model_options), [id(p) for p in net.parameters()]
+
+    first, before, values = work(), state(), [p.clone() for p in net.parameters()]
+    fails_and_is_interrupted(engine, net, work)
+    assert state() == before and all(torch.equal(a, b) for a, b in zip(values, net.parameters()))
+    again = work()
+    assert again.keys() == first.keys() and all(torch.equal(again[k], v) for k, v in first.items())
