@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..engine import comfy, files, weights
+from ..engine import comfy, files, folders, weights
 from ..engine.fingerprint import fingerprint
 from ..engine.training import Outcome, duration, own_weight
 from ..samplers.measure.charts import captioned_grid, line_chart, stacked
@@ -150,7 +150,7 @@ def training_line(loop: Loop, outcome: Outcome, began_at: int) -> str:
 
 def free_path(kind: str, name: str, key: str | None) -> Path:
     """Where the file goes: this name, or with a number behind where another training's file has it."""
-    path = comfy.model_file(kind, name)
+    path = folders.model_file(kind, name)
     stem, number = path.stem, 2
     while path.exists() and (key is None or files.metadata(path).get(TRAINING) != key):
         path = path.with_name(f"{stem}_{number}.safetensors")
