@@ -102,19 +102,14 @@ def pack_folder() -> Path:
     return Path(found.origin).parent
 
 
-def plant(tree: Path, checkpoint: Path | None = None, inputs: Iterable[Path] = (), link: bool = True) -> Path:
-    """Lay the tree of a server: the pack's link, the model folders, the pictures for LoadImage, one more checkpoint."""
+def plant(tree: Path, checkpoint: Path | None = None, link: bool = True) -> Path:
+    """Lay the tree of a server: the pack's link, the model folders, one more checkpoint."""
     models = [f"models/{name}" for name in ("checkpoints", "loras", "vae", "controlnet")]
     for name in ("custom_nodes", *models, "input", "output", "temp", "user"):
         (tree / name).mkdir(parents=True, exist_ok=True)
     pack = tree / "custom_nodes" / PACK
     if link and not pack.exists():
         pack.symlink_to(pack_folder(), target_is_directory=True)
-    for picture in inputs:
-        if picture.is_dir():
-            shutil.copytree(picture, tree / "input" / picture.name, dirs_exist_ok=True)
-        else:
-            shutil.copy(picture, tree / "input" / picture.name)
     if checkpoint is not None:
         target = tree / "models" / "checkpoints" / checkpoint.name
         target.unlink(missing_ok=True)
@@ -211,7 +206,6 @@ def running(
     tree: Path | None = None,
     *,
     checkpoint: Path | None = None,
-    inputs: Iterable[Path] = (),
     port: int | None = None,
     extra: Iterable[str] = (),
     link: bool = True,
@@ -223,6 +217,6 @@ def running(
     with contextlib.ExitStack() as stack:
         if tree is None:
             tree = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nulltext-")))
-        server = Server(engine, plant(tree, checkpoint, inputs, link), port, extra, variables)
+        server = Server(engine, plant(tree, checkpoint, link), port, extra, variables)
         stack.callback(server.stop)
         yield server.wait()

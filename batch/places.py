@@ -19,9 +19,9 @@ import websocket
 
 from . import engines
 from .client import Client, Result
+from .pictures import File
 
 SERVER_FAILED = ("server", "timeout")  # kinds of errors that another try may not have
-File = tuple[str, str, str]
 
 
 @dataclass

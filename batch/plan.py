@@ -135,7 +135,7 @@ def _brief(value: Any) -> str:
     return text if len(text) < 60 else text[:57] + "..."
 
 
-def _bare(workflow: Workflow) -> Workflow:
+def bare(workflow: Workflow) -> Workflow:
     """Without titles and notes: what the server computes."""
     return {key: {"class_type": n["class_type"], "inputs": dict(n["inputs"])} for key, n in workflow.items()}
 
@@ -187,13 +187,13 @@ def make(
             targets[column] = target(workflow, column)
         except ValueError as error:
             wrong.append(str(error))
-    base = _bare(workflow)
+    base = bare(workflow)
     named = {key: {**node, **({"_meta": m} if (m := workflow[key].get("_meta")) else {})} for key, node in base.items()}
     files, missing = _own_pictures(named, set(targets.values()), own)
     if wrong or (missing and own_needed):
         raise PlanError("\n".join(wrong + (missing if own_needed else [])))
     plan = Plan(named, files)
-    start = hashlib.sha256(json.dumps(_bare(named), sort_keys=True).encode())
+    start = hashlib.sha256(json.dumps(bare(named), sort_keys=True).encode())
     seen: dict[str, int] = {}
     for line in lines:
         key = str(line.values.get(KEY) or "").strip()

@@ -15,8 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .places import SERVER_FAILED, File, Outcome, Place
-from .plan import title
+from .pictures import File
+from .places import SERVER_FAILED, Outcome, Place
+from .plan import bare, title
 from .store import Store, plain
 
 DONE, FAILED, BEGUN, RESULTS = "rows", "failed", "begun", "results"
@@ -84,7 +85,7 @@ class Worker:
             tries += 1
             self.store.write(name, json.dumps({"run": self.settings.run, "tries": tries}).encode(), False)
             files = [*self.settings.files, *map(tuple, row["files"])]
-            outcome = self.place.run(_bare(workflow), files, row["timeout"] or self.settings.timeout)
+            outcome = self.place.run(bare(workflow), files, row["timeout"] or self.settings.timeout)
             if outcome.error_type not in SERVER_FAILED:
                 return outcome, tries
             self.place.restart()
@@ -128,7 +129,3 @@ def figures(shown: dict[str, Any]) -> dict[str, float | list[float]]:
         if name != "text" and numbers and len(numbers) == len(values):
             found[name.removeprefix("nulltext_")] = numbers[0] if len(numbers) == 1 else numbers
     return found
-
-
-def _bare(workflow: dict[str, Any]) -> dict[str, Any]:
-    return {key: {"class_type": n["class_type"], "inputs": n["inputs"]} for key, n in workflow.items()}

@@ -62,12 +62,13 @@ class Demo:
         return self.autoencoder.decode(latent).clamp(0, 1)
 
 
-def some(n: int, seed: int, keep=None, split: str = "held_out", **attributes) -> scenes.Scenes:
-    """n one-object scenes of a split; with `keep` those that it accepts, the named attributes set."""
+def some(n: int, seed: int, keep=None, split: str = "held_out", times: int = 40, **attributes) -> scenes.Scenes:
+    """n one-object scenes of a split; with `keep` those that it accepts, of `times` as many drawn, the named attributes
+    set."""
     draws = torch.Generator().manual_seed(seed)
     if keep is None:
         return scenes.sample(n, draws, split, two=0.0)
-    found = scenes.sample(40 * n, draws, split, two=0.0)
+    found = scenes.sample(times * n, draws, split, two=0.0)
     found = found[keep(found)][:n]
     for name, value in attributes.items():
         found = found.changed(name, value)

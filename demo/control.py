@@ -26,7 +26,7 @@ from .weights import CHECKPOINT, read_part
 FILE = CHECKPOINT.parents[1] / "controlnet" / "nulltext_mask.safetensors"
 RANK = 16
 #: shares of captions that say nothing, that leave the places out, and the sizes
-EMPTY, NO_PLACE, NO_SIZE = 0.5, 0.5, 0.5
+EMPTY, NO_PLACE = 0.5, 0.5
 
 
 class Control(nn.Module):

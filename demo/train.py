@@ -373,6 +373,23 @@ def write_figures(path: Path = CHECKPOINT, measured: Path = FIGURES) -> None:
     save_file(tensors, path, metadata | {"figures": measured.read_text().strip()})
 
 
+#: stage -> minutes, pictures a step, scenes encoded ahead: on a GPU, on a CPU
+AMOUNTS = {
+    "autoencoder": ((6.5, 512, 0), (600, 16, 0)),
+    "decoder": ((6, 256, 0), (60, 16, 0)),
+    "diffusion": ((15, 1024, 200_000), (1200, 32, 4096)),
+    "flow": ((10, 1024, 200_000), (120, 32, 4096)),
+    "bottleneck": ((10, 1024, 200_000), (90, 64, 8192)),
+    "controlnet": ((5, 256, 20_000), (60, 32, 1024)),
+}
+
+
+def amounts(stage: str, args: argparse.Namespace) -> list[float]:
+    """Minutes, pictures a step and scenes ahead of a stage: what was asked for, else its own."""
+    own = AMOUNTS[stage][args.device.type != "cuda"]
+    return [asked or usual for asked, usual in zip((args.minutes, args.batch, args.pool), own)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -407,47 +424,19 @@ def main() -> None:
     go_on = CHECKPOINT.exists() and not args.from_nothing
     # the committed autoencoder stays: another one would invalidate everything that was trained on its latents
     if args.stage == "autoencoder" or args.stage == "all" and not go_on:
-        train_autoencoder(
-            device, args.minutes or (6.5 if gpu else 600), args.batch or (512 if gpu else 16), slim=not gpu
-        )
+        minutes, batch, _ = amounts("autoencoder", args)
+        train_autoencoder(device, minutes, batch, slim=not gpu)
     if args.stage == "decoder":
-        train_decoder(device, args.minutes or (6 if gpu else 60), args.batch or (256 if gpu else 16), args.lr)
+        minutes, batch, _ = amounts("decoder", args)
+        train_decoder(device, minutes, batch, args.lr)
     if args.stage in ("diffusion", "all"):
-        train_diffusion(
-            device,
-            args.minutes or (15 if gpu else 1200),
-            args.batch or (1024 if gpu else 32),
-            args.pool or (200_000 if gpu else 4096),
-            args.lr,
-            go_on,
-        )
+        train_diffusion(device, *amounts("diffusion", args), args.lr, go_on)
     if args.stage == "flow":
-        train_diffusion(
-            device,
-            args.minutes or (10 if gpu else 120),
-            args.batch or (1024 if gpu else 32),
-            args.pool or (200_000 if gpu else 4096),
-            args.lr,
-            not args.from_nothing,
-            flow=True,
-        )
+        train_diffusion(device, *amounts("flow", args), args.lr, not args.from_nothing, flow=True)
     if args.stage == "bottleneck":
-        train_bottleneck(
-            device,
-            args.minutes or (10 if gpu else 90),
-            args.batch or (1024 if gpu else 64),
-            args.pool or (200_000 if gpu else 8192),
-            args.lr,
-        )
+        train_bottleneck(device, *amounts("bottleneck", args), args.lr)
     if args.stage == "controlnet":
-        control.train(
-            device,
-            load_autoencoder(device),
-            args.minutes or (5 if gpu else 60),
-            args.batch or (256 if gpu else 32),
-            args.pool or (20_000 if gpu else 1024),
-            args.lr,
-        )
+        control.train(device, load_autoencoder(device), *amounts("controlnet", args), args.lr)
     if args.stage in ("pack", "all"):
         pack()
     if args.stage == "pack_controlnet":

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..samplers.attention.layers import QKV, Ask, Controller, Layer, Moment, attend
 from .comfy import get
-from .joint_attention import attach_jointly, joint_places
+from .joint_attention import are_joint, attach_jointly, joint_places
 from .rows import PairEdit, Place, WordEdit, check_joined, in_order, jobs_for, layer_at, moment_of
 from .words import words_of
 
@@ -117,7 +117,7 @@ def attach(model, edits: Sequence[PairEdit | WordEdit], kinds: Sequence[str] = (
     places = attention_places(model)
     for edit in edits:
         check_joined(getattr(edit, "conditioning", []))
-    if not unet_places(model):
+    if are_joint(places):
         return attach_jointly(model, edits, places)
     clone = model.clone()
     replaced = clone.model_options["transformer_options"].get("patches_replace", {})

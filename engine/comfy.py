@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..samplers.core import FLOW, VE, NoiseProcess, Sigma
+from ..samplers.finite import all_finite
 
 # Where a module lives: the pip engine's place first (an installed pack is imported before its top-level aliases exist).
 _PLACES = {
@@ -252,7 +253,7 @@ def as_image(x: Tensor) -> Tensor:
 def check_latent(model, latent: dict) -> Tensor:
     """The samples [B, C, ...] of a LATENT, fp32 on the CPU, fit for the MODEL. ValueError in one sentence otherwise."""
     samples = fitted(model, latent)["samples"].detach().float().cpu()
-    if not bool(torch.isfinite(samples).all()):
+    if not all_finite(samples):
         raise ValueError(
             "The latent holds NaN or infinite values: check the VAE (in fp16 it can overflow) and the image."
         )

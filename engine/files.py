@@ -182,6 +182,15 @@ def new_record(name: str, overwrite: bool) -> Path:
     return path
 
 
+def save_record(record, name: str, overwrite: bool) -> tuple[str, str]:
+    """Write a record (an inversion, a direction) by its `save(path)` where `new_record` says: (the file's name inside
+    the output folder, what was saved in words)."""
+    path = new_record(name, overwrite)
+    record.save(path)
+    name = path.relative_to(folder("output")).as_posix()
+    return name, f"Saved {name} ({path.stat().st_size / 2**20:.1f} MB)"
+
+
 def state_of(find: Callable[[], Path]) -> str:
     """What ComfyUI compares to see whether a file is another one than before."""
     try:
@@ -189,11 +198,6 @@ def state_of(find: Callable[[], Path]) -> str:
     except (ValueError, OSError) as error:
         return str(error)
     return f"{state.st_mtime_ns} {state.st_size}"
-
-
-def relative(kind: str, path: Path) -> str:
-    """A path as it is named inside that folder."""
-    return path.relative_to(folder(kind)).as_posix()
 
 
 def metadata(path: Path) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """What every wire of every box passes before a network or a file sees it: one check a kind of value.
 
-`checked` looks at one value, `together` at what the values of one box have to do with each other, `finite` at what a
-box gives back. What has one clear meaning is brought to it (a grey picture to RGB, a mask into 0..1); the rest is
+`checked` looks at one value, `finite` at what a box gives back; matching.py at what the values of one box have to do
+with each other. What has one clear meaning is brought to it (a grey picture to RGB, a mask into 0..1); the rest is
 refused in one sentence that names the input.
 """
 
@@ -14,19 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..samplers.core import FLOW, check_descending
+from ..samplers.core import check_descending
+from ..samplers.finite import all_finite, extent
 from ..samplers.inversion.record import Inversion
-from .comfy import process_of
 
 LONGEST_MESSAGE = 500
 #: beyond this a value overflows inside a network; latents stay below 100
 LARGEST_LATENT = 1e6
-SMALLEST_ENCODED = 8  #: pixels; a VAE makes no cell of fewer
-
-#: of which values a mask must be one for all, or one for each, the first that is there
-_MASKED = {"latent": "latent", "inversion": "latent", "images": "picture", "edited": "edit", "edit": "edit"}
-#: where the networks of ComfyUI's models say how many numbers a text token has, by the name in their configuration
-_TEXT_WIDTHS = ("context_dim", "context_in_dim", "text_dim", "cap_feat_dim", "joint_attention_dim")
 
 
 def short(text: str, most: int = LONGEST_MESSAGE) -> str:
@@ -51,7 +45,7 @@ def _tensor(name: str, value, what: str) -> Tensor:
         raise ValueError(f"The input {name} is empty (shape {list(value.shape)}): wire {what}.")
     if value.is_complex():
         raise ValueError(f"The input {name} holds complex numbers: wire {what}.")
-    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+    if not all_finite(value):
         raise ValueError(f"The input {name} holds NaN or infinite values: look for the node before it that makes them.")
     return value
 
@@ -76,8 +70,8 @@ def picture(name: str, value) -> Tensor:
 
 def _between(values: Tensor) -> Tensor:
     """The values held to 0..1; the same object where they are."""
-    low, high = torch.aminmax(values)
-    return values.clamp(0, 1) if float(low) < 0 or float(high) > 1 else values
+    low, high = extent(values)
+    return values.clamp(0, 1) if low < 0 or high > 1 else values
 
 
 def mask(name: str, value) -> Tensor:
@@ -100,9 +94,10 @@ def latent(name: str, value) -> dict:
             f"The input {name} has samples of shape {list(samples.shape)} ({_dtype(samples)}): a LATENT is [batch, "
             "channels, height, width] in floating point numbers."
         )
-    if float(samples.abs().amax()) > LARGEST_LATENT:
+    largest = max(map(abs, extent(samples)))
+    if largest > LARGEST_LATENT:
         raise ValueError(
-            f"The input {name} holds values up to {float(samples.abs().amax()):.3g}, which no VAE makes: look for the "
+            f"The input {name} holds values up to {largest:.3g}, which no VAE makes: look for the "
             "node before it that makes them."
         )
     noise_mask = value.get("noise_mask")
@@ -145,8 +140,8 @@ def conditioning(name: str, value) -> list:
                 "[batch, tokens, width]; wire a text encode node."
             )
         for key, each in extra.items():
-            whole = torch.isfinite(each).all() if isinstance(each, Tensor) and each.is_floating_point() else True
-            if not bool(whole) or isinstance(each, float) and not math.isfinite(each):
+            whole = all_finite(each) if isinstance(each, Tensor) else True
+            if not whole or isinstance(each, float) and not math.isfinite(each):
                 raise ValueError(f"The input {name} holds NaN or infinite values in its {key}: make the prompt again.")
     return list(value)
 
@@ -216,71 +211,6 @@ def checked(kind: str, name: str, value):
     return value if check is None else check(name, value)
 
 
-def together(values: Mapping[str, tuple[str, Any]]) -> None:
-    """ValueError where the values of one box, {name: (kind, value)}, can't belong together: masks that are not one for
-    each latent, a prompt or a schedule made for another model."""
-    counted, of = next(((_count(*values[name]), of) for name, of in _MASKED.items() if name in values), (None, ""))
-    for kind, value in values.values():
-        if kind == "MASK" and counted is not None and len(value) not in (1, counted):
-            raise ValueError(
-                f"There are {len(value)} masks for {counted} {of}{'s' * (counted != 1)}: give one, or one for each."
-            )
-    encoded = any(kind == "VAE" for kind, _ in values.values())
-    for name, (kind, value) in values.items():
-        if kind == "IMAGE" and encoded and min(value.shape[1:3]) < SMALLEST_ENCODED:
-            raise ValueError(
-                f"The input {name} is {value.shape[2]} x {value.shape[1]} pixels, too small for a VAE: resize it."
-            )
-    model = next((value for kind, value in values.values() if kind == "MODEL"), None)
-    for name, (kind, value) in values.items() if model is not None else ():
-        if kind == "CONDITIONING":
-            check_width(model, name, value)
-            for embedding, _ in value if of == "latent" else ():
-                if len(embedding) not in (1, counted):
-                    raise ValueError(
-                        f"The input {name} holds {len(embedding)} prompts for {counted} latent{'s' * (counted != 1)}: "
-                        "give one, or one for each."
-                    )
-        elif kind == "SIGMAS":
-            check_flow(model, name, value)
-
-
-def _count(kind: str, value) -> int:
-    if kind == "INVERSION":
-        return value.shape[0]
-    return len(value["samples"] if kind == "LATENT" else value)
-
-
-def check_flow(model, name: str, sigmas: Tensor) -> None:
-    """ValueError for a schedule above 1 on a flow model, whose noise levels are shares."""
-    if float(sigmas[0]) > 1 + 1e-4 and process_of(model) is FLOW:
-        raise ValueError(
-            f"The input {name} starts at sigma {float(sigmas[0]):.4g}, and this is a flow model, whose schedules lie "
-            "between 1 and 0: make the sigmas with the model that samples."
-        )
-
-
-def text_width(model) -> int | None:
-    """How many numbers a token of this MODEL's text embedding has; None where its configuration doesn't tell."""
-    config = getattr(getattr(getattr(model, "model", None), "model_config", None), "unet_config", None) or {}
-    params = (config.get("context_embedder_config") or {}).get("params") or {}
-    for value in (*(config.get(key) for key in _TEXT_WIDTHS), params.get("in_features")):
-        if isinstance(value, int) and value > 0:
-            return value
-    return None
-
-
-def check_width(model, name: str, value: list) -> None:
-    """ValueError for a prompt that another kind of model's text encoder made."""
-    width = text_width(model)
-    for embedding, _ in value if width else ():
-        if embedding.shape[-1] != width:
-            raise ValueError(
-                f"The prompt on {name} was made for another model: its tokens have {embedding.shape[-1]} numbers, and "
-                f"this model reads {width}. Encode it with the CLIP that belongs to the model."
-            )
-
-
 def check_run(latent_image: Tensor, sigmas: Tensor, noise: Tensor | None = None) -> None:
     """ValueError for what a core node hands to a SAMPLER or GUIDER of ours, which no box has seen: tensors that are
     empty or not finite, sigmas that are no row."""
@@ -294,12 +224,11 @@ def check_run(latent_image: Tensor, sigmas: Tensor, noise: Tensor | None = None)
 def finite(kind: str, value, title: str):
     """What a box gives back; ValueError where a tensor of it holds NaN."""
     found = value.get("samples") if kind == "LATENT" and isinstance(value, dict) else value
-    if kind in ("LATENT", "IMAGE", "MASK", "SIGMAS") and isinstance(found, Tensor) and found.is_floating_point():
-        if not bool(torch.isfinite(found).all()):
-            raise ValueError(
-                f"{title} ended in NaN or infinite values: lower its scales, cfg or strengths, or load the model in a "
-                "wider precision (fp32, bf16)."
-            )
+    if kind in ("LATENT", "IMAGE", "MASK", "SIGMAS") and isinstance(found, Tensor) and not all_finite(found):
+        raise ValueError(
+            f"{title} ended in NaN or infinite values: lower its scales, cfg or strengths, or load the model in a "
+            "wider precision (fp32, bf16)."
+        )
     return value
 
 

@@ -44,6 +44,11 @@ def joint_places(model) -> dict[tuple[str, int, int], Place]:
     return {(name, i, 0): Place(index, network.patch_size) for index, (name, i, _) in enumerate(found)}
 
 
+def are_joint(places: dict[tuple[str, int, int], Place]) -> bool:
+    """Whether these places are a transformer's blocks and not a UNet's layers."""
+    return any(name in ("double", "single") for name, _, _ in places)
+
+
 def _opens(block) -> bool:
     """Whether the engine's attention asks the call's options for a stand-in, and this block hands them on."""
     inner = getattr(importlib.import_module(type(block).__module__), "_block_mixing", None)

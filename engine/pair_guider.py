@@ -20,9 +20,10 @@ from ..samplers.attention.maps import LocalBlend
 from ..samplers.inversion.record import Inversion
 from ..samplers.inversion.replay import way_back
 from ..samplers.ode import sample_euler
-from .attention import any_asks, attach, attention_places, unet_places
+from .attention import any_asks, attach, attention_places
 from .comfy import check_interrupt, check_latent, get
 from .guider import first_level, guider_class, refuse_if_exact, replace_embedding
+from .joint_attention import are_joint
 from .noise import InversionNoise, source_latent
 from .pair_calls import Asked, predict_together
 from .record import check_stored, source_conditioning
@@ -60,7 +61,7 @@ def _class() -> type:
         def prepare(self, source, edits, negative, cfg, controllers, inversion, keep_source):
             self.controllers: list[Controller] = list(controllers)
             self.places = attention_places(self.model_patcher)
-            self.joint = not unet_places(self.model_patcher)
+            self.joint = are_joint(self.places)
             self.edits, self.inversion, self.keep_source = len(edits), inversion, keep_source and inversion is None
             each = {f"edit{e}": edit for e, edit in enumerate(edits)}
             self.inner_set_conds({"positive": edits[0], "negative": negative, "source": source, **each})

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from ..samplers.ode import sample_euler
 from ..samplers.tuning.loop import Loop, NotFinite, Report
 from ..samplers.tuning.lora import LowRank
 from ..samplers.tuning.objective import HeldOut, Levels, Net, Objective, Step
-from .comfy import check_interrupt, latent_out, process_of, sigma_range, sigmas_of
+from .comfy import Interrupted, check_interrupt, latent_out, process_of, sigma_range, sigmas_of
 from .gradients import check_differentiable
 from .run import Run, sample_with
 from .training_memory import needed
@@ -173,6 +174,20 @@ def train(
         if store is not None and outcome.made:
             store.save(loop)
     return outcome
+
+
+def train_to_file(write: Callable[[], Any], model, loop: Loop, *rest, **options) -> tuple[Outcome, Any]:
+    """(`train` of these arguments where steps are left, what `write()` gives). It is called at the end, and where the
+    user stops a training that has made a step."""
+    outcome = Outcome()
+    try:
+        if loop.step < loop.settings.steps:
+            outcome = train(model, loop, *rest, **options)
+    except Interrupted():
+        if loop.step:
+            write()
+        raise
+    return outcome, write()
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ def counted(network: nn.Module, weights: set[int]) -> Iterator[Kept]:
     """Counts what autograd saves while the network runs forward; `weights`: storages that are there anyway."""
     kept, seen, inside, hooks = Kept(), {}, [], contextlib.ExitStack()
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> None:  # nothing is handed back: a result saved by its own step would live for ever
         storage = tensor.untyped_storage()
         if storage._cdata not in weights and storage._cdata not in seen:
             seen[storage._cdata] = storage  # held, so that no other gets its address
@@ -50,7 +50,6 @@ def counted(network: nn.Module, weights: set[int]) -> Iterator[Kept]:
                 kept.blocks[-1] += storage.nbytes()
             else:
                 kept.outside += storage.nbytes()
-        return tensor
 
     def enter(_, args):
         if not inside:
@@ -61,7 +60,7 @@ def counted(network: nn.Module, weights: set[int]) -> Iterator[Kept]:
     def leave(*_):
         inside.pop()
 
-    with hooks, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with hooks, torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing):
         for module in network.modules():
             if type(module).__name__ in _BLOCKS:
                 hooks.callback(module.register_forward_pre_hook(enter).remove)

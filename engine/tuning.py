@@ -37,11 +37,6 @@ def training(run: Run, clip=None, checkpoint: bool = False) -> Iterator[None]:
         yield
 
 
-def loss_scale(run: Run) -> float:
-    """What `Settings.loss_scale` should be: large where the network computes in fp16, whose small gradients vanish."""
-    return 2.0**16 if run.compute_dtype == torch.float16 else 1.0
-
-
 @dataclass(frozen=True)
 class Caption:
     """A condition of the run by name, with another text embedding [1, T, D] and pooled vector [1, P] in it."""

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..engine import gate
+from ..engine import gate, matching
 from ..engine.comfy import schedulers
 
 CELL = 8  #: pixels of a latent cell, as ComfyUI's own latent nodes assume
@@ -167,7 +167,7 @@ def _passed(cls: type, run: Callable) -> Callable:
         inputs = {each.name: each for each in cls.INPUTS}
         try:
             values = {name: inputs[name].checked(v) if name in inputs else v for name, v in given.items()}
-            gate.together({n: (inputs[n].kind, v) for n, v in values.items() if n in inputs and v is not None})
+            matching.together({n: (inputs[n].kind, v) for n, v in values.items() if n in inputs and v is not None})
             try:
                 result = run(self, **values)
             except TypeError:

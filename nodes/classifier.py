@@ -41,7 +41,9 @@ class ClassifierGuidance(Box):
     )
     INPUTS = (
         MODEL,
-        Socket("classifier", "CLASSIFIER", "From Train Latent Classifier, Load Latent Classifier or Load Image Classifier."),
+        Socket(
+            "classifier", "CLASSIFIER", "From Train Latent Classifier, Load Latent Classifier or Load Image Classifier."
+        ),
         Text("class_name", "", "One of the classifier's own labels, by name. Left empty, the error lists them."),
         scale(
             1.0,

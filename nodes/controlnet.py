@@ -11,7 +11,7 @@ from ..engine.training_store import Store
 from ..samplers.picture import hints
 from ..samplers.tuning.controlnet import Hinted, control_step, is_small
 from ..samplers.tuning.loop import Loop, Settings
-from ..samplers.tuning.objective import HeldOut, Objective
+from ..samplers.tuning.objective import HeldOut
 from .base import IMAGE, MODEL, SEED, Box, Choice, Float, Int, Output, Socket
 from .report import text_result
 from .tuning_inputs import (
@@ -20,7 +20,6 @@ from .tuning_inputs import (
     CLIP,
     LEVELS,
     LOOK_EVERY,
-    OWN,
     PICTURES,
     VAE,
     WEIGHT,
@@ -29,6 +28,7 @@ from .tuning_inputs import (
     loss_figure,
     loss_map,
     metadata,
+    objective_of,
     preview,
     shown,
     training_key,
@@ -180,9 +180,7 @@ class TrainControlNet(Box):
         captions = {text: comfy.encode(clip, text) for text in pictures.texts()}
         scale = training.loss_scale(model)
         settings = Settings(steps=steps, lr=learning_rate, accumulate=accumulate, loss_scale=scale)
-        objective = Objective(
-            comfy.process_of(model), training.own_weight(model) if loss_weight == OWN else loss_weight
-        )
+        objective = objective_of(model, loss_weight)
         drawn = training.levels_of(model, levels)
         told = {k: v for k, v in asdict(settings).items() if k != "steps"}
         key = training_key(
@@ -205,31 +203,24 @@ class TrainControlNet(Box):
             controlnet.save(made, path, metadata(model, key, pictures.captions, loop, **more))
             return made
 
-        outcome = training.Outcome()
-        try:
-            if loop.step < steps:
-                outcome = training.train(
-                    model,
-                    loop,
-                    lambda net, device: control_step(net, examples, objective, drawn, batch, caption_dropout, device),
-                    captions,
-                    pictures.latents[0].shape,
-                    attached=controlled.attached,
-                    wrap=controlled.wrap,
-                    held_out=HeldOut.of(examples, drawn, HELD_OUT),
-                    objective=objective,
-                    look=training.Look(examples.conditions[0], sample_every, seed, empty=Hinted("", shown_hints[0])),
-                    draw=preview(loop, vae),
-                    checkpoint=checkpointing,
-                    store=store,
-                    rows=batch,
-                    measured=controlled.measured,
-                )
-        except comfy.Interrupted():
-            if loop.step:
-                written()
-            raise
-        made = written()
+        outcome, made = training.train_to_file(
+            written,
+            model,
+            loop,
+            lambda net, device: control_step(net, examples, objective, drawn, batch, caption_dropout, device),
+            captions,
+            pictures.latents[0].shape,
+            attached=controlled.attached,
+            wrap=controlled.wrap,
+            held_out=HeldOut.of(examples, drawn, HELD_OUT),
+            objective=objective,
+            look=training.Look(examples.conditions[0], sample_every, seed, empty=Hinted("", shown_hints[0])),
+            draw=preview(loop, vae),
+            checkpoint=checkpointing,
+            store=store,
+            rows=batch,
+            measured=controlled.measured,
+        )
         figure, size = loss_figure(loop), path.stat().st_size / 1e6
         said = [training_line(loop, outcome, began_at), f"Saved as {path.name} ({size:.2f} MB) in {path.parent}."]
         if key is None:

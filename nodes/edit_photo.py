@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..engine import comfy
-from ..engine.attention import unet_places
+from ..engine.attention import attention_places, unet_places
 from ..engine.pair_guider import run_guider
 from ..engine.words import words_of
 from ..samplers.attention.alignment import differing_words, spoken_of
@@ -39,7 +39,7 @@ from .base import (
 from .diffedit import difference, to_mask
 from .early import early
 from .inversion import invert
-from .masked import check_picture
+from .masked import check_given, encoded
 from .null_text import optimise
 from .prompt import worded
 from .prompt_to_prompt import prepare
@@ -47,10 +47,10 @@ from .report import compared, text_result
 from .word_mask import look
 
 DRAFT, THOROUGH, NULL_TEXT = "draft", "thorough", "thorough, null-text"
-#: Direct Edit's settings: without cross-attention (flow models, mostly), and with it
+#: Direct Edit's settings for transformers, and for UNets. Ours, as the help page says: for one box and any model
 FLOW_EDIT = {"source_cfg": 3.5, "target_cfg": 7.5, "average": 1, "plain_steps": 0}
 INF_EDIT = {"source_cfg": 1.0, "target_cfg": 3.0, "average": 1, "plain_steps": 0}
-#: Prompt-to-Prompt's: freer than its node opens, as the mask keeps the rest
+#: Prompt-to-Prompt's, ours too: freer than its node opens, as the mask keeps the rest
 ATTENTION = {"edit": "auto", "cross_steps": 0.4, "self_steps": 0.2}
 LOOKS, GROW = 4, 2  # of the mask: noisings, and latent cells by which it grows
 
@@ -67,9 +67,9 @@ def changes(source: list, target: list) -> str:
 
 
 def has_attention(model) -> bool:
-    """Whether the model's attention to words can be read and edited."""
+    """Whether Prompt-to-Prompt reaches the model's attention: a UNet's, or a transformer's that the engine opens."""
     try:
-        return bool(unet_places(model))
+        return bool(attention_places(model))
     except ValueError:
         return False
 
@@ -77,10 +77,10 @@ def has_attention(model) -> bool:
 def where_they_look(
     model, source: list, target: list, samples: Tensor, seed: int, threshold: float
 ) -> tuple[Tensor, int]:
-    """(MASK [B, H, W] of what the differing words speak of, network calls): by attention, else where the two prompts
-    predict different noise."""
+    """(MASK [B, H, W] of what the differing words speak of, network calls): by a UNet's attention, else where the two
+    prompts predict different noise."""
     size = tuple(CELL * side for side in samples.shape[-2:])
-    if not has_attention(model):
+    if not unet_places(model):
         sigma = comfy.time_to_sigma(model)(0.5)
         found = difference(model, source, target, samples, maps=LOOKS, sigma=sigma, seed=seed)
         return to_mask(smoothed(found, 1), grow=GROW), LOOKS
@@ -97,17 +97,19 @@ def where_they_look(
 
 def draft(model, conds: dict, latent: dict, sigmas, strength: float, seed: int, mask: Tensor | None):
     """(samples, what was done): Direct Edit inside the mask."""
-    method, options = ("InfEdit", INF_EDIT) if has_attention(model) else ("FlowEdit", FLOW_EDIT)
+    method, options = ("InfEdit", INF_EDIT) if unet_places(model) else ("FlowEdit", FLOW_EDIT)
     result, why = direct_edit.edit(
         model, conds, latent, sigmas, method, mask=mask, strength=strength, seed=seed, **options
     )
     return result.samples, why or f"Direct Edit ({method}), {result.calls} network calls"
 
 
-def thorough(model, conds: dict, latent: dict, sigmas, cfg: float, mask: Tensor | None, null_text: bool):
+def thorough(
+    model, conds: dict, latent: dict, sigmas, strength: float, cfg: float, mask: Tensor | None, null_text: bool
+):
     """(samples, what was done): the picture inverted, then edited by Prompt-to-Prompt beside its path, inside the
     mask."""
-    inversion, found = invert(model, {"positive": conds["source"]}, latent, sigmas, "ddim")
+    inversion, found = invert(model, {"positive": conds["source"]}, latent, sigmas, "ddim", depth=strength)
     calls = 0 if found else inversion.metadata.get("calls", 0)
     if null_text:
         inversion, _ = optimise(model, inversion, None, conds["negative"], cfg)
@@ -145,8 +147,9 @@ class EditPhoto(Box):
             "method",
             [DRAFT, THOROUGH, NULL_TEXT],
             "draft: Direct Edit, done in seconds, for any model. thorough: the picture is inverted and "
-            "Prompt-to-Prompt keeps its layout (SD 1, SD 2, SDXL). With null-text: the inversion is optimised first, "
-            "which takes minutes once for each picture and follows it best.",
+            "Prompt-to-Prompt keeps its layout (SD 1, SD 2, SDXL; where ComfyUI is new enough SD3, Flux, Qwen-Image). "
+            "With null-text: the inversion is optimised first, which takes minutes once for each picture and follows "
+            "it best.",
         ),
         *optional(
             IMAGE("The picture. Wire this or latent."),
@@ -193,24 +196,21 @@ class EditPhoto(Box):
         blend_threshold=0.3,
         seed=0,
     ):
-        if image is None and latent is None:
-            raise ValueError("Edit Photo has no picture: wire image, from Load Picture for one, or latent.")
+        check_given(self.TITLE, image, latent)
         check_prompts(source_prompt, edited_prompt)
         if method != DRAFT and not has_attention(model):
             raise ValueError(
-                "This model has no cross-attention of its own (SD3 and Flux, for example), which the thorough methods "
-                "edit: choose the draft."
+                "The thorough methods edit a model's attention to words, and this one's can't be reached (SD1, SD2 and "
+                "SDXL's can; SD3's, Flux's and Qwen-Image's where ComfyUI is new enough): choose the draft."
             )
         began = time.perf_counter()
-        if latent is None:
-            latent = {"samples": vae.encode(image[..., :3])}
-        check_picture(latent, "Edit Photo needs a picture")
+        latent = encoded(vae, image, latent, "Edit Photo needs a picture")
         source, target, nothing = (worded(clip, text) for text in (source_prompt, edited_prompt, ""))
         conds = {"source": source, "target": target, "negative": nothing}
         sigmas = comfy.sigmas_of(model, "normal", steps)
-        first, changed, mask, looked = first_step(strength, steps), changes(source, target), None, 0
+        changed, mask, looked = changes(source, target), None, 0
         samples = comfy.check_latent(model, latent)
-        work = bool(changed) and first < steps
+        work = bool(changed) and first_step(strength, steps) < steps
         if work and blend:
             mask, looked = where_they_look(model, source, target, samples, seed, blend_threshold)
         if not work:
@@ -219,7 +219,7 @@ class EditPhoto(Box):
         elif method == DRAFT:
             samples, text = draft(model, conds, latent, sigmas, strength, seed, mask)
         else:
-            samples, text = thorough(model, conds, latent, sigmas[first:], cfg, mask, null_text=method == NULL_TEXT)
+            samples, text = thorough(model, conds, latent, sigmas, strength, cfg, mask, null_text=method == NULL_TEXT)
         if looked:
             text += f", {looked} to find where the words look"
         if changed:

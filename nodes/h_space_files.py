@@ -33,10 +33,8 @@ class SaveDirection(Box):
     OUTPUTS = (Output("STRING", "The file's name inside the output folder, for Load h-Space Direction.", "name"),)
 
     def run(self, direction, name, overwrite):
-        path = files.new_record(name, overwrite)
-        direction.save(path)
-        name = files.relative("output", path)
-        return text_result(f"Saved {name} ({path.stat().st_size / 2**20:.1f} MB): {_describe(direction)}", name)
+        name, saved = files.save_record(direction, name, overwrite)
+        return text_result(f"{saved}: {_describe(direction)}", name)
 
 
 class LoadDirection(Box):

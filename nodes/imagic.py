@@ -1,4 +1,4 @@
-"""Imagic: a picture's own text and the model that gives it back, then a walk towards the text that edits it."""
+"""Imagic Optimise: a picture's own text, and the model that gives the picture back from it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import asdict
 import torch
 
 from ..engine import comfy, training, weights
-from ..engine.comfy import is_empty, time_to_sigma, to_model_space
-from ..engine.imagic import imagic_guider, plain
+from ..engine.comfy import is_empty, to_model_space
+from ..engine.imagic import plain
 from ..engine.training_store import Store
 from ..engine.tuning import Caption
 from ..samplers.tuning import lora
 from ..samplers.tuning.imagic import PRESETS, embedding_loop
 from ..samplers.tuning.loop import Loop, Settings
-from ..samplers.tuning.objective import Examples, HeldOut, Objective, denoising_step
-from .base import CFG, LATENT, MODEL, NEGATIVE, SEED, Box, Choice, Float, Int, Output, Socket, Text
+from ..samplers.tuning.objective import Examples, HeldOut, denoising_step
+from .base import LATENT, MODEL, SEED, Box, Choice, Float, Int, Output, Socket
 from .report import text_result
 from .tuning_inputs import (
     BATCH,
@@ -24,7 +24,6 @@ from .tuning_inputs import (
     CHECKPOINT,
     LEVELS,
     LOOK_EVERY,
-    OWN,
     RANK,
     VAE,
     WEIGHT,
@@ -32,6 +31,7 @@ from .tuning_inputs import (
     free_path,
     loss_figure,
     metadata,
+    objective_of,
     preset_choice,
     preview,
     shown,
@@ -129,9 +129,7 @@ class ImagicOptimise(Box):
         )
         with torch.inference_mode(False):
             start = embedding.detach().float().clone()
-        objective = Objective(
-            comfy.process_of(model), training.own_weight(model) if loss_weight == OWN else loss_weight
-        )
+        objective = objective_of(model, loss_weight)
         drawn = training.levels_of(model, levels)
         with torch.inference_mode(False):
             x0 = to_model_space(model, latent)[0].float().clone()
@@ -193,29 +191,25 @@ class ImagicOptimise(Box):
             weights.save(made, path)
             return made
 
-        outcome = training.Outcome()
-        try:
-            if loop.step < second.steps and not done.stopped:
-                outcome = training.train(
-                    model,
-                    loop,
-                    step,
-                    captions,
-                    x0.shape,
-                    attached=lambda: weights.attached(where, factors),
-                    wrap=at(optimised),
-                    look=training.Look(TARGET, sample_every, seed, cfg=way.cfg, empty=EMPTY),
-                    draw=preview(loop, vae),
-                    store=store2,
-                    rows=batch,
-                    measured=lambda: training.on_meta(where, factors),
-                    **common,
-                )
-        except comfy.Interrupted():
-            if loop.step:
-                written()
-            raise
-        made = written()
+        if done.stopped:
+            outcome, made = training.Outcome(), written()
+        else:
+            outcome, made = training.train_to_file(
+                written,
+                model,
+                loop,
+                step,
+                captions,
+                x0.shape,
+                attached=lambda: weights.attached(where, factors),
+                wrap=at(optimised),
+                look=training.Look(TARGET, sample_every, seed, cfg=way.cfg, empty=EMPTY),
+                draw=preview(loop, vae),
+                store=store2,
+                rows=batch,
+                measured=lambda: training.on_meta(where, factors),
+                **common,
+            )
         moved = float((optimised - start).norm())
         figures = [loss_figure(texts, "text: loss of each step and held-out"), loss_figure(loop, "model: the same")]
         figure = torch.cat(figures, dim=1)
@@ -230,66 +224,4 @@ class ImagicOptimise(Box):
         return text_result(report, conditioning, made, figure, report, **shown(vae, outcome, figure))
 
 
-class ImagicGuider(Box):
-    ID, TITLE, CATEGORY = "NullText_ImagicGuider", "Imagic Guider", CATEGORY
-    SEARCH_ALIASES = ["imagic", "unitune", "interpolate embeddings", "lora strength", "lora schedule"]
-    DESCRIPTION = (
-        "Samples between the optimised text (eta 0, the picture) and the target text (eta 1) with what the model "
-        "learnt (Imagic, arXiv 2210.09276); the LoRA's strength and its window of noise levels are ours."
-    )
-    INPUTS = (
-        MODEL(tooltip="The untuned model: the LoRA is laid on it while it samples."),
-        Socket("target", "CONDITIONING", "The text that says what the picture shall become."),
-        NEGATIVE,
-        Float(
-            "eta",
-            0.7,
-            "0: the picture, 1: the target text. The paper edits at 0.6 to 0.8; beyond 1 is allowed.",
-            0.0,
-            2.0,
-        ),
-        Text("more_etas", "", "Further values of eta with commas, for a strip from the same noise: 0, 0.5, 1."),
-        CFG,
-        Float(
-            "lora_strength",
-            1.0,
-            "How much the tuned factors count; the paper: 1. Ours: less, where no eta moves the picture.",
-            0.0,
-            2.0,
-        ),
-        Float(
-            "lora_from",
-            1.0,
-            "The LoRA acts from this share of the diffusion's time downwards; 1: from pure noise, as in the paper.",
-        ),
-        Float("lora_to", 0.0, "And down to this share; 0: to the end. UniTune's blend: half and half."),
-        Socket(
-            "optimised", "CONDITIONING", "The text from Imagic Optimise; without it the target text alone."
-        ).optional(),
-        Socket("lora", "LORA_MODEL", "From Imagic Optimise, Train LoRA or Load LoRA.").optional(),
-    )
-    OUTPUTS = (Output("GUIDER", "For SamplerCustomAdvanced; a strip needs one latent."),)
-
-    def run(
-        self, model, target, negative, eta, more_etas, cfg, lora_strength, lora_from, lora_to, optimised=None, lora=None
-    ):
-        if lora_from <= lora_to:
-            raise ValueError(
-                f"The LoRA's window runs from {lora_from:g} down to {lora_to:g}: set lora_from above lora_to."
-            )
-        etas = [eta, *numbers(more_etas)]
-        sigma = time_to_sigma(model)
-        window = (sigma(lora_to), float("inf") if lora_from >= 1 else sigma(lora_from))
-        guider = imagic_guider(model, lora, target, optimised, negative, cfg, etas, lora_strength, window)
-        return (guider,)
-
-
-def numbers(text: str) -> list[float]:
-    """ "0.3, 0.6" -> [0.3, 0.6]. ValueError for anything that is no number."""
-    try:
-        return [float(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise ValueError(f"{text!r} is no list of numbers: write them with commas between, as in 0, 0.5, 1.") from None
-
-
-NODES = (ImagicOptimise, ImagicGuider)
+NODES = (ImagicOptimise,)

@@ -34,10 +34,8 @@ class SaveInversion(Box):
     OUTPUTS = (Output("STRING", "The file's name inside the output folder, for Load Inversion.", "name"),)
 
     def run(self, inversion, name, overwrite):
-        path = files.new_record(name, overwrite)
-        inversion.save(path)
-        name = files.relative("output", path)
-        return text_result(f"Saved {name} ({path.stat().st_size / 2**20:.1f} MB): {_describe(inversion)}", name)
+        name, saved = files.save_record(inversion, name, overwrite)
+        return text_result(f"{saved}: {_describe(inversion)}", name)
 
 
 class LoadInversion(Box):

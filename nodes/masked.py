@@ -1,5 +1,5 @@
-"""What boxes that edit a given picture have in common: the picture must be there, the mask lies on the latent's grid,
-and outside of the mask the picture is put back."""
+"""What boxes that edit a given picture have in common: the picture must be there, as pixels or as a latent, the mask
+lies on the latent's grid, and outside of the mask the picture is put back."""
 
 from __future__ import annotations
 
@@ -13,6 +13,20 @@ def check_picture(latent: dict, need: str, way_out: str = "encode an image") -> 
     """ValueError "<need>, but the latent is empty: <way_out>." for ComfyUI's empty latent."""
     if is_empty(latent):
         raise ValueError(f"{need}, but the latent is empty: {way_out}.")
+
+
+def check_given(title: str, image: Tensor | None, latent: dict | None) -> None:
+    """ValueError unless a box that takes an IMAGE or a LATENT was given one."""
+    if image is None and latent is None:
+        raise ValueError(f"{title} has no picture: wire image, from Load Picture for one, or latent.")
+
+
+def encoded(vae, image: Tensor | None, latent: dict | None, need: str) -> dict:
+    """The LATENT that was given, else the IMAGE [B, H, W, C] encoded. ValueError as `check_picture` says."""
+    if latent is None:
+        latent = {"samples": vae.encode(image[..., :3])}
+    check_picture(latent, need)
+    return latent
 
 
 def check_pair(original: Tensor, edited: Tensor) -> None:

@@ -188,7 +188,23 @@ def mask_of(blend, result) -> Tensor:
     return to_pixels(mask, tuple(CELL * side for side in mask.shape[-2:]))
 
 
-class PromptToPromptGuider(Box):
+class _TextsReadEarly:
+    """A box with the inputs `_EDIT`: their texts are read when a workflow is queued."""
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, word_windows=None, weights=None, blend_words=None, keep_words=None, blend_layers=None):
+        return early(
+            cls,
+            check_texts,
+            word_windows=word_windows,
+            weights=weights,
+            blend_words=blend_words,
+            keep_words=keep_words,
+            blend_layers=blend_layers,
+        )
+
+
+class PromptToPromptGuider(_TextsReadEarly, Box):
     ID, TITLE, CATEGORY = "NullText_PromptToPromptGuider", "Prompt-to-Prompt Guider", "NullText/attention"
     SEARCH_ALIASES = ALIASES
     DESCRIPTION = (
@@ -206,18 +222,6 @@ class PromptToPromptGuider(Box):
     )
     OUTPUTS = (Output("GUIDER", "The guider: returns the edits (and the sources in front, if asked)."),)
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, word_windows=None, weights=None, blend_words=None, keep_words=None, blend_layers=None):
-        return early(
-            cls,
-            check_texts,
-            word_windows=word_windows,
-            weights=weights,
-            blend_words=blend_words,
-            keep_words=keep_words,
-            blend_layers=blend_layers,
-        )
-
     def run(self, model, edited, negative, cfg, keep_source, inversion=None, **options):
         options |= {"keep_source": keep_source, "inversion": inversion}
         guider, _, notes, _ = prepare(self.TITLE, model, edited, negative, cfg, **options)
@@ -226,7 +230,7 @@ class PromptToPromptGuider(Box):
         return text_result("; ".join(notes), guider)
 
 
-class PromptToPrompt(EditBox):
+class PromptToPrompt(_TextsReadEarly, EditBox):
     ID, TITLE, CATEGORY = "NullText_PromptToPrompt", "Prompt-to-Prompt (prompt2prompt)", "NullText/attention"
     SEARCH_ALIASES = ALIASES
     DESCRIPTION = (
@@ -251,18 +255,6 @@ class PromptToPrompt(EditBox):
         Output("MASK", "Where local blend let the edit through (all ones without a blend).", "mask"),
         Output("STRING", "What was matched how, and what it cost.", "report"),
     )
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, word_windows=None, weights=None, blend_words=None, keep_words=None, blend_layers=None):
-        return early(
-            cls,
-            check_texts,
-            word_windows=word_windows,
-            weights=weights,
-            blend_words=blend_words,
-            keep_words=keep_words,
-            blend_layers=blend_layers,
-        )
 
     def before(self, inputs, outputs):
         return outputs[1]["samples"]

@@ -75,10 +75,3 @@ def before_after(vae, before: Tensor, after: Tensor, mask: Tensor | None = None,
     if vae is None:
         return "", {}
     return compared(comfy.decode(vae, before), comfy.decode(vae, after), mask, what)
-
-
-def edit_result(text: str, vae, before: Tensor, after: Tensor, *outputs, mask: Tensor | None = None) -> dict:
-    """The return value of a node that edits a LATENT: its report, and with a VAE source and edit for the page. before
-    and after are samples; mask as in `compared`."""
-    line, pictures = before_after(vae, before, after, mask)
-    return text_result("\n".join(filter(None, (text, line))), *outputs, **pictures)

@@ -7,7 +7,7 @@ import torch
 from ..engine import comfy, training, tuning
 from ..engine.training_store import Store
 from ..samplers.tuning.loop import Loop, Settings
-from ..samplers.tuning.objective import HeldOut, Objective, denoising_step
+from ..samplers.tuning.objective import HeldOut, denoising_step
 from ..samplers.tuning.textual_inversion import PRESETS, rms
 from .base import MODEL, SEED, Box, Float, Int, Output, Text
 from .own_word import begun, tokens_of
@@ -20,7 +20,6 @@ from .tuning_inputs import (
     DROPOUT,
     LEVELS,
     LOOK_EVERY,
-    OWN,
     PICTURES,
     TRAIN_STEPS,
     VAE,
@@ -30,6 +29,7 @@ from .tuning_inputs import (
     loss_figure,
     loss_map,
     metadata,
+    objective_of,
     preset_choice,
     preview,
     shown,
@@ -127,9 +127,7 @@ class TrainEmbedding(Box):
             loss_scale=training.loss_scale(model),
         )
         loop = Loop(new, settings, seed, {name: size / sizes[first] for name, size in sizes.items()})
-        objective = Objective(
-            comfy.process_of(model), training.own_weight(model) if loss_weight == OWN else loss_weight
-        )
+        objective = objective_of(model, loss_weight)
         drawn = training.levels_of(model, levels)
         key = training_key(
             model,
@@ -147,31 +145,24 @@ class TrainEmbedding(Box):
             told = metadata(model, key, pictures.captions, loop, nulltext_word=word, nulltext_preset=preset)
             tuning.save_word(loop.result(), path, told)
 
-        outcome = training.Outcome()
-        try:
-            if loop.step < steps:
-                outcome = training.train(
-                    model,
-                    loop,
-                    lambda net, device: denoising_step(net, examples, objective, drawn, batch, caption_dropout, device),
-                    captions,
-                    pictures.latents[0].shape,
-                    attached=lambda: tuning.word_attached(clip, own, loop.parameters),
-                    clip=clip,
-                    encode=lambda text: tuning.encode(clip, tokens[text]),
-                    held_out=HeldOut.of(examples, drawn, HELD_OUT),
-                    objective=objective,
-                    look=training.Look(prompt, sample_every, seed),
-                    draw=preview(loop, vae),
-                    checkpoint=checkpointing,
-                    store=store,
-                    rows=batch,
-                )
-        except comfy.Interrupted():
-            if loop.step:
-                written()
-            raise
-        written()
+        outcome, _ = training.train_to_file(
+            written,
+            model,
+            loop,
+            lambda net, device: denoising_step(net, examples, objective, drawn, batch, caption_dropout, device),
+            captions,
+            pictures.latents[0].shape,
+            attached=lambda: tuning.word_attached(clip, own, loop.parameters),
+            clip=clip,
+            encode=lambda text: tuning.encode(clip, tokens[text]),
+            held_out=HeldOut.of(examples, drawn, HELD_OUT),
+            objective=objective,
+            look=training.Look(prompt, sample_every, seed),
+            draw=preview(loop, vae),
+            checkpoint=checkpointing,
+            store=store,
+            rows=batch,
+        )
         with tuning.word_attached(clip, own, loop.result()), torch.no_grad():
             embedding, pooled = tuning.encode(clip, tokens[prompt])
         figure = loss_figure(loop)

@@ -258,32 +258,25 @@ class TrainLora(Box):
             weights.save(made, path)
             return made
 
-        outcome = training.Outcome()
-        try:
-            if loop.step < settings.steps:
-                outcome = training.train(
-                    model,
-                    loop,
-                    step,
-                    captions,
-                    pictures.latents[0].shape,
-                    attached=attached,
-                    clip=clip if of_text else None,
-                    encode=encode if of_text else None,
-                    held_out=held,
-                    objective=objective,
-                    look=training.Look(sample_prompt or pictures.captions[0], sample_every, seed),
-                    draw=preview(loop, vae),
-                    checkpoint=checkpointing,
-                    store=store,
-                    rows=way.batch * (2 if used else 1),
-                    measured=lambda: training.on_meta(where, {name: factors[name] for name in where}),
-                )
-        except comfy.Interrupted():
-            if loop.step:
-                written()
-            raise
-        made = written()
+        outcome, made = training.train_to_file(
+            written,
+            model,
+            loop,
+            step,
+            captions,
+            pictures.latents[0].shape,
+            attached=attached,
+            clip=clip if of_text else None,
+            encode=encode if of_text else None,
+            held_out=held,
+            objective=objective,
+            look=training.Look(sample_prompt or pictures.captions[0], sample_every, seed),
+            draw=preview(loop, vae),
+            checkpoint=checkpointing,
+            store=store,
+            rows=way.batch * (2 if used else 1),
+            measured=lambda: training.on_meta(where, {name: factors[name] for name in where}),
+        )
         patched, text = weights.applied(model, clip if way.text_lr else None, made)
         figure = loss_figure(loop)
         size = path.stat().st_size / 1000

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ..engine import comfy, files, weights
 from ..engine.fingerprint import fingerprint
-from ..engine.training import Look, Outcome, duration
+from ..engine.training import Outcome, duration, own_weight
 from ..samplers.measure.charts import captioned_grid, line_chart, stacked
 from ..samplers.tuning.loop import Loop
 from ..samplers.tuning.objective import LEVELS as KNOWN_LEVELS
-from ..samplers.tuning.objective import WEIGHTS
+from ..samplers.tuning.objective import WEIGHTS, Objective
 from .base import Boolean, Choice, Float, Input, Int, Socket, Text
 from .report import temporary
 
@@ -62,8 +62,9 @@ def preset_choice(presets: Mapping, default: str, tooltip: str) -> Input:
     return Choice("preset", list(presets), tooltip, default=default)
 
 
-def look(text: str, every: int, seed: int) -> Look:
-    return Look(text, every, seed)
+def objective_of(model, weight: str) -> Objective:
+    """The loss of a MODEL's noise family with a weight of `WEIGHT`'s names."""
+    return Objective(comfy.process_of(model), own_weight(model) if weight == OWN else weight)
 
 
 def training_key(model, *inputs) -> str | None:

@@ -17,7 +17,7 @@ from ..samplers.attention.maps import LayerChoice, MapRecorder
 from ..samplers.core import gaussian
 from .base import CELL, IMAGE, LATENT, MODEL, SEED, VAE, Box, Float, Int, Output, Socket, Text, advanced, optional
 from .early import early
-from .masked import check_picture
+from .masked import check_given, encoded
 from .prompt import worded
 from .report import temporary, text_result
 from .words import items
@@ -98,16 +98,12 @@ class WordMask(Box):
         return early(cls, chosen_words, words=words)
 
     def run(self, model, clip, vae, prompt, words, threshold, image=None, latent=None, looks=5, blur=0.0, seed=0):
-        if image is None and latent is None:
-            raise ValueError("Word Mask has no picture: wire image, from Load Picture for one, or latent.")
+        check_given(self.TITLE, image, latent)
         chosen = chosen_words(words)
         conditioning = worded(clip, prompt)
         record = prompts_of(conditioning, self.TITLE)[0]
         columns = [t for word in chosen for t in columns_of(record, word)]
-        if latent is None:
-            latent = {"samples": vae.encode(image[..., :3])}
-        check_picture(latent, "Word Mask looks at a picture")
-        samples = comfy.check_latent(model, latent)
+        samples = comfy.check_latent(model, encoded(vae, image, latent, "Word Mask looks at a picture"))
         size = tuple(CELL * side for side in samples.shape[-2:])
         found = [heat(m, size)[0] for m in look(model, conditioning, [columns], samples, looks=looks, seed=seed)]
         mask = torch.stack([soft_mask(h, threshold, blur) for h in found])

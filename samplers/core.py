@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .finite import all_finite
+
 Sigma = float | Tensor
 #: (x [B, C, ...], sigma) -> denoised [B, C, ...]
 Denoise = Callable[[Tensor, Sigma], Tensor]
@@ -215,7 +217,7 @@ def check_descending(sigmas: Tensor) -> None:
     >= 0."""
     if sigmas.ndim != 1 or len(sigmas) < 2:
         raise ValueError(f"A schedule needs at least two sigmas in one row; got shape {tuple(sigmas.shape)}.")
-    if not bool(torch.isfinite(sigmas).all()):
+    if not all_finite(sigmas):
         raise ValueError("The sigmas hold NaN or infinite values: make the schedule again.")
     if not bool((sigmas[1:] < sigmas[:-1]).all()) or float(sigmas[-1]) < 0:
         raise ValueError(f"The sigmas must fall strictly and end at 0 or above; got {_first_few(sigmas)}.")

@@ -20,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .finite import all_finite
+
 MOST_TENSORS = 20_000
 LONGEST_FIELD = 8 * 2**20  #: characters of one header field
 STRAY_SECONDS = 3600  #: how old an unfinished file must be to be nobody's
@@ -176,7 +178,7 @@ def check_tensors(tensors: Mapping[str, Tensor]) -> None:
     for name, value in tensors.items():
         if value.dtype == torch.bool or value.is_complex():
             raise Unsound(f"its tensor {name[:80]} holds no numbers")
-        if value.is_floating_point() and not bool(torch.isfinite(value.float()).all()):
+        if not all_finite(value):
             raise Unsound(f"its tensor {name[:80]} holds NaN or infinite values")
 
 

@@ -63,15 +63,13 @@ def _code(value: str) -> str:
     return f"`{' '.join(value.split())}`"
 
 
-def shown() -> list[str]:
-    """The workflows that have a picture."""
-    return [name for name in workflows.names() if pictures.strip_path(name).exists()]
-
-
 def text() -> str:
     """The page."""
     parts = [INTRODUCTION]
-    tasks = {task: [name for name in found if name in shown()] for task, found in workflows.by_task().items()}
+    tasks = {
+        task: [name for name in found if pictures.strip_path(name).exists()]
+        for task, found in workflows.by_task().items()
+    }
     parts.append(
         "\n".join(f"- [{task}](#{task.lower().replace(' ', '-')}): {len(found)}" for task, found in tasks.items())
     )

@@ -23,10 +23,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ..batch.client import Result
 from ..demo import probe, scenes
 from ..samplers.measure.charts import from_picture
 from ..samplers.measure.metrics import masked_mse, to_psnr
-from . import inputs
+from . import inputs, workflows
 
 AUTOENCODER = "Autoencoder"
 SIDE, CELL = 128, 8  # pixels of a scene, of a latent cell
@@ -105,6 +106,13 @@ def background(source: str, before: Image.Image, after: Image.Image) -> float | 
     if name is None:
         return None
     return float(to_psnr(masked_mse(tensor(before), tensor(after), _object(name))))
+
+
+def compared(workflow: workflows.Workflow, result: Result, source: Sequence[Image.Image]) -> Image.Image | None:
+    """What a result is measured against: the picture titled Autoencoder, else the first source; None without either."""
+    named = workflows.titles(workflow)
+    coded = [picture for key, found in result.pictures.items() if named[key] == AUTOENCODER for picture in found]
+    return next(iter([*coded, *source]), None)
 
 
 def verdict(meta: dict[str, Any], pictures: Sequence[Image.Image], source: str, before: Image.Image | None) -> str:

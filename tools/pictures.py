@@ -64,9 +64,7 @@ def strip(workflow: workflows.Workflow, result: Result) -> Image.Image:
 def faults(workflow: workflows.Workflow, result: Result) -> list[str]:
     """Why the pictures may not be shipped, a sentence each: what the judge finds in those that say what they show."""
     named, sources = workflows.titles(workflow), workflows.source_names(workflow)
-    by_title = {named[key]: found[0] for key, found in result.pictures.items()}
-    source = workflows.source_pictures(workflow)[:1]
-    old = by_title.get(judge.AUTOENCODER) or (source[0] if source else None)
+    old = judge.compared(workflow, result, workflows.source_pictures(workflow))
     found = [
         (named[key], judge.verdict(workflow[key].get("_meta", {}), pictures, sources[0] if sources else "", old))
         for key, pictures in result.pictures.items()

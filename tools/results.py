@@ -42,7 +42,7 @@ def figures(workflow: workflows.Workflow, result: Result, source: list[Image.Ima
     by_title = {
         title: result.pictures[key] for key, title in workflows.titles(workflow).items() if key in result.pictures
     }
-    before = next(iter([*by_title.get(judge.AUTOENCODER, ()), *source[:1]]), None)
+    before = judge.compared(workflow, result, source)
     again = by_title.get(RECONSTRUCTION)
     last = workflows.result(workflow)
     meta, names = workflow[last].get("_meta", {}) if last else {}, workflows.source_names(workflow)

@@ -15,7 +15,6 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +60,10 @@ class Bar:
         print(f"\r{line[:118]:<118}", end="", file=sys.stderr, flush=True)
 
 
-def queue(
-    client: Client,
-    name: str,
-    workflow: workflows.Workflow,
-    infos: dict[str, Any],
-    bar: Callable[[str, dict[str, str]], Bar] = Bar,
-) -> Result:
-    """Run one workflow with a progress bar; its graph goes into the pictures. RuntimeError says why if it failed."""
-    progress = bar(name, workflows.titles(workflow))
+def queue(client: Client, name: str, workflow: workflows.Workflow, infos: dict[str, Any], label: str = "") -> Result:
+    """Run one workflow with a progress bar that begins with `label` (else the name); its graph goes into the pictures.
+    RuntimeError says why if it failed."""
+    progress = Bar(label or name, workflows.titles(workflow))
     graph = litegraph.to_ui(workflow, infos, workflows.note(name, workflow))
     result = client.run(workflow, progress, timeout=3600, graph=graph)
     progress.end()
@@ -185,7 +179,7 @@ def run_all(server: engines.Server, chosen: list[str], options: argparse.Namespa
             if options.image or options.checkpoint or options.prompt or options.edit:
                 checkpoint = options.checkpoint.name if options.checkpoint else None
                 flow = own(flow, name, uploaded if image else None, options.prompt, options.edit, checkpoint)
-            result = queue(server.client, head, flow, infos)
+            result = queue(server.client, name, flow, infos, head)
             source = [image] if image else workflows.source_pictures(flow)
             results.keep(kept.folder, name, flow, result)
             kept.figures[name] = found = results.figures(flow, result, source)

@@ -49,15 +49,14 @@ def figure(cells: list[torch.Tensor], source: torch.Tensor) -> Image.Image:
 
 
 def main() -> int:
-    cells, words = [], ""
+    cells = []
     with engines.running(engines.embedded()) as server:
         infos = server.client.object_info()
         for name, title in WAYS.items():
             flow = workflows.load(name)
             result = run.queue(server.client, name, flow, infos)
-            named = {said: key for key, said in workflows.titles(flow).items()}
             source = workflows.source_pictures(flow)[0]
-            before = result.pictures[named[judge.AUTOENCODER]][0] if judge.AUTOENCODER in named else source
+            before = judge.compared(flow, result, [source])
             picture = result.pictures[workflows.result(flow)][0]
             kept = judge.background(workflows.source_names(flow)[0], before, picture)
             words = f"{judge.seen(picture)}, background {kept:.0f} dB"

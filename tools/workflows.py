@@ -104,6 +104,18 @@ def short(workflow: Workflow, steps: int = 3) -> Workflow:
     return workflow
 
 
+def renamed(workflow: Workflow, ids: dict[str, str]) -> Workflow:
+    """The workflow with other ids for its nodes, {old: new}; its links follow."""
+
+    def moved(value: Any) -> Any:
+        return [ids[str(value[0])], value[1]] if is_link(value, workflow) else value
+
+    return {
+        ids[key]: {**node, "inputs": {name: moved(value) for name, value in node["inputs"].items()}}
+        for key, node in workflow.items()
+    }
+
+
 def of_class(workflow: Workflow, *classes: str) -> list[str]:
     """Ids of the nodes of these classes, in order."""
     return sorted((key for key, node in workflow.items() if node["class_type"] in classes), key=int)

@@ -29,6 +29,17 @@ OPPOSITE = {
 }
 
 
+def filling(n: int, seed: int = 32, **more) -> scenes.Scenes:
+    """Striped and checkered scenes whose object, not a large one, stands away from the hole: their fill is determined.
+    `more` goes to `some`."""
+    middle = scenes.PLACES.index("middle")
+
+    def determined(s):
+        return ((s.texture == 1) | (s.texture == 2)) & (s.place[:, 0] != middle) & (s.size[:, 0] < 2)
+
+    return some(n, seed, determined, **more)
+
+
 def holes(part: scenes.Scenes) -> Tensor:
     """[B, 1, 16, 16]: the half away from the object."""
     mask = torch.zeros(len(part), 1, 16, 16)
@@ -60,10 +71,7 @@ def seam_and_fill(fill: Tensor, truth: Tensor, mask: Tensor) -> tuple[Tensor, Te
 
 def measure_fill(bench: Bench, demo: Demo) -> dict[str, float]:
     n = 4 if bench.quick else 16
-    middle = scenes.PLACES.index("middle")
-    truth = some(
-        n, 32, lambda s: ((s.texture == 1) | (s.texture == 2)) & (s.place[:, 0] != middle) & (s.size[:, 0] < 2)
-    )
+    truth = filling(n)
     plans = {key_of(name): plan for name, plan in PRESETS.items()}
     if bench.quick:
         plans = {key: plan for key, plan in plans.items() if plan.levels <= 25}

@@ -26,10 +26,10 @@ from ...samplers.picture.repaint_schedules import PRESETS, Schedule, data_scale,
 from ...samplers.picture.sdedit import sdedit_sigmas
 from ..edits import CEILING, CELL, judged
 from ..from_image.conditional import calls_of
-from ..from_image.fill import FILL_CFG, holes, seam_and_fill
+from ..from_image.fill import FILL_CFG, filling, holes, seam_and_fill
 from ..harness import Bench, table
 from ..inversion.ways import CFG, PAPER_RATE, RATE, Batch, Lab
-from ..lab import InEngine, some
+from ..lab import InEngine
 
 RATES = {"paper": PAPER_RATE, "default": RATE}
 DEPTH, MAPS, MASK_AT, EDIT_CFG = 0.8, 10, 0.5, 5.0
@@ -123,10 +123,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = bench.each("diffedit", range(n), lambda at: [diffedit(lab, i) for i in at])
     figures |= {"diffedit_rows": mean(r["rows"] for r in rows), "diffedit_iou": mean(r["iou"] for r in rows)}
     figures["diffedit_outside"] = max(r["outside"] for r in rows)
-    middle = scenes.PLACES.index("middle")
-    truth = some(
-        n, 32, lambda s: ((s.texture == 1) | (s.texture == 2)) & (s.place[:, 0] != middle) & (s.size[:, 0] < 2)
-    )
+    truth = filling(n)
     plans = {"default": FILLS["plain"], "plain": FILLS["plain"]} if bench.quick else FILLS
     for name, plan in plans.items():
         both = bench.each(f"fill {name}", range(n), lambda at, p=plan: fills(lab, p, at, truth), batch=8)

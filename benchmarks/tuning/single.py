@@ -10,7 +10,8 @@ from ...engine import comfy
 from ...engine.comfy import time_to_sigma
 from ...engine.sampler import core_sampler
 from ...engine.tuning_set import TuningSet
-from ...nodes.imagic import ImagicGuider, ImagicOptimise
+from ...nodes.imagic import ImagicOptimise
+from ...nodes.imagic_guider import ImagicGuider
 from ...nodes.train_lora import TrainLora
 from ...samplers.measure.metrics import psnr
 from ...samplers.picture.sdedit import sdedit_sigmas

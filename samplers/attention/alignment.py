@@ -36,6 +36,7 @@ onto over under above below behind before near next beside between around throug
 were be been has have had while who which
 """
 FUNCTION_WORDS = frozenset(_FUNCTION.split())
+LONGEST_PAIR = 2000**2  #: words of one prompt times words of the other that are aligned: a second or two
 _EDGE = string.punctuation + "“”‘’„…«»–—"
 
 
@@ -126,6 +127,9 @@ def _sections(prompt: dict) -> list[list[range]]:
 
 
 def _content(prompt: dict, chunk: range) -> list[int]:
+    """Columns between a chunk's begin token and its padding, in order: words and the punctuation between them.
+
+    Padding is the run of equal ids at a chunk's end; CLIP-L pads with its end token."""
     ids, last = prompt["ids"], chunk.stop
     while last > chunk.start + 1 and ids[last - 1] == ids[chunk.stop - 1]:
         last -= 1
@@ -134,20 +138,13 @@ def _content(prompt: dict, chunk: range) -> list[int]:
     return list(range(chunk.start + first, last))
 
 
-def content_columns(prompt: dict) -> list[int]:
-    """Columns between a chunk's begin token and its padding, in order: words and the punctuation between them.
-
-    Padding is the run of equal ids at a chunk's end; CLIP-L pads with its end token."""
-    return [t for chunks in _sections(prompt) for chunk in chunks for t in _content(prompt, chunk)]
-
-
 def _special_columns(source: dict, target: dict) -> list[int]:
     """A column map with begin, end and padding tokens in place and -1 at everything between."""
     columns = [-1] * len(target["ids"])
     for theirs, mine in zip(_sections(source), _sections(target)):
         frames = []
         for prompt, chunks in ((source, theirs), (target, mine)):
-            frames.append([[t for t in chunk if t not in _content(prompt, chunk)] for chunk in chunks])
+            frames.append([sorted(set(chunk) - set(_content(prompt, chunk))) for chunk in chunks])
         for c, special in enumerate(frames[1]):
             of = frames[0][min(c, len(theirs) - 1)]
             for k, column in enumerate(special):
@@ -177,7 +174,13 @@ def replace_map(source: dict, target: dict) -> TokenMap:
 
 
 def align(a: Sequence[int], b: Sequence[int]) -> list[int]:
-    """Global alignment (Needleman-Wunsch; gap 0, match +1, mismatch -1): for each place in b, its place in a or -1."""
+    """Global alignment (Needleman-Wunsch; gap 0, match +1, mismatch -1): for each place in b, its place in a or -1.
+
+    ValueError beyond `LONGEST_PAIR`: the work grows with the product of the lengths."""
+    if len(a) * len(b) > LONGEST_PAIR:
+        raise ValueError(
+            f"Prompts of {len(a)} and {len(b)} words are too long to be compared word by word: shorten one."
+        )
     score = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
     for i in range(1, len(a) + 1):
         for j in range(1, len(b) + 1):
@@ -233,17 +236,17 @@ def differing_words(source: dict, target: dict) -> tuple[list[dict], list[dict]]
 def spoken_of(prompt: dict, words: list[dict]) -> list[dict]:
     """The words and, after each, those that it describes: as far as the next function word or sign, two at most. The
     place of "red" is its circle's, of "striped" in "striped blue background" the background's."""
-    every, found = prompt["words"], []
-    for word in words:
-        at = every.index(word)
-        found.append(word)
-        for last, following in zip(every[at:], every[at + 1 : at + 3]):
+    every, found = prompt["words"], set()
+    places = {tuple(word["tokens"]): at for at, word in enumerate(every)}
+    for at in (places[tuple(word["tokens"])] for word in words):
+        found.add(at)
+        for k, (last, following) in enumerate(zip(every[at : at + 2], every[at + 1 : at + 3]), at + 1):
             name = normal_word(following["text"])
             apart = following["tokens"][0] != last["tokens"][-1] + 1  # a comma stands between
             if apart or normal_word(last["text"]) in FUNCTION_WORDS or name in FUNCTION_WORDS or name.endswith("ing"):
                 break
-            found.append(following)
-    return [word for i, word in enumerate(every) if any(word is other for other in found)]
+            found.add(k)
+    return [every[at] for at in sorted(found)]
 
 
 def factor_columns(prompts: list[dict], factors: dict[str, float]) -> list[dict[int, float]]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..core import PROCESSES, NoiseProcess, check_descending
+from ..finite import all_finite
 from ..record_file import Fields, parsed, plain, read, write
 from .table import PIVOTS, PivotKind
 
@@ -225,7 +226,7 @@ def _plain(value: Tensor, name: str) -> Tensor:
         if value.is_inference() or value.dtype != dtype or value.device.type != "cpu":
             value = value.clone().to("cpu").to(dtype)
         value = value.contiguous()
-    if not bool(torch.isfinite(value).all()):
+    if not all_finite(value):
         raise ValueError(f"{name} holds NaN or infinite values: the model or its input latent is broken.")
     return value
 

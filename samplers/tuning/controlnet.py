@@ -114,15 +114,6 @@ def file_of(form: Mapping[str, Tensor], dtype: torch.dtype = torch.float16) -> d
     return out
 
 
-def gradient_norms(form: Mapping[str, Tensor]) -> dict[str, float]:
-    """The gradient's norm by part, 0 where nothing has arrived."""
-    last, sums = last_hint_layer(form), dict.fromkeys(PARTS, 0.0)
-    for name, value in form.items():
-        if value.grad is not None:
-            sums[part(name, last)] += float(value.grad.double().square().sum())
-    return {name: total**0.5 for name, total in sums.items()}
-
-
 # -- the step of a training
 
 

@@ -12,14 +12,12 @@ embedding's rms.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .loop import Loop, Settings
-from .objective import Net
 from .textual_inversion import rms
 
 
@@ -51,11 +49,6 @@ def embedding_loop(target: Tensor, settings: Settings, relative_lr: float | None
     kind = torch.promote_types(target.dtype, torch.float32)
     with torch.inference_mode(False):
         return Loop({"embedding": target.detach().to(kind).clone()}, settings, seed)
-
-
-def at_embedding(net: Callable[[Tensor, Tensor, Tensor], Tensor], embedding: Tensor) -> Net:
-    """net(x, sigma, embedding [1, T, D]) as a net for the objective, the same embedding in every row."""
-    return lambda x, sigma, conditions: net(x, sigma, embedding)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """The flow bench's figures from rows of known numbers."""
 
 import nulltext.benchmarks.flow.__main__ as flow
+import nulltext.benchmarks.peers.__main__ as peers
 import pytest
+import torch
 
 
 def row(success, **more):
@@ -33,12 +35,27 @@ def test_figures_are_shares_and_means_and_the_spread_is_between_seeds():
     assert "flow_edit" in flow.tables(ROWS, figures)
 
 
-def test_both_edits_make_the_same_number_of_network_rows():
-    assert flow.ROWS["flow_edit"] / flow.SEEDS == 2 * 84  # 21 steps, two guided prompts, two edits
-    assert 3 * flow.WALKED == 84  # one row up, two down
+def test_the_rows_of_the_predicted_time_are_those_that_the_ways_ask_for():
+    lab, rows = flow.Lab(1, False), {}
+
+    def asked(way) -> int:
+        lab.denoise = peers.Rows(lambda x, sigma, embedding: torch.zeros_like(x))
+        way(flow.Batch(lab, [0]))
+        return lab.denoise.rows
+
+    rows["ddim_cfg1"] = asked(lambda b: flow.ddim(b, 1.0))
+    rows["ddim_cfg5"] = asked(lambda b: flow.ddim(b, flow.CFG))
+    rows["exact_cfg5"] = asked(flow.exact)
+    rows["inversion"] = asked(flow.inversion)
+    rows["flow_edit"] = flow.SEEDS * asked(lambda b: flow.flow_edit(b, 0))
+    rows["sdedit"] = flow.SEEDS * asked(lambda b: flow.sdedit(b, 0))
+    rows["fill"] = asked(lambda b: flow.fill(b, flow.filling(1, 180))) / 2  # of half as many scenes
+    assert rows == {name: flow.ROWS[name] for name in rows}
+    both = flow.ROWS["flow_edit"] / flow.SEEDS / 2, 3 * flow.WALKED  # of one edit; by inversion one row up, two down
+    assert both == (84, 84)
 
 
 def test_the_scenes_of_the_fill_have_their_object_away_from_the_hole():
-    made = flow.filling(6)
+    made = flow.filling(6, 180, times=60)
     assert len(made) == 6 and set(made.texture.tolist()) <= {1, 2}
     assert not bool((made.place[:, 0] == flow.scenes.PLACES.index("middle")).any())

@@ -1,6 +1,7 @@
 import fcntl
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -52,3 +53,12 @@ def test_measured_figures_go_into_the_metadata_and_nothing_else_changes(tmp_path
         assert torch.equal(f.get_tensor("w"), torch.arange(6.0).half())
     with pytest.raises(SystemExit):
         train.write_figures(file, tmp_path / "missing.json")
+
+
+def test_a_stage_is_as_large_as_asked_else_as_its_machine_allows():
+    def found(device, minutes=None, batch=None, pool=None):
+        args = SimpleNamespace(device=torch.device(device), minutes=minutes, batch=batch, pool=pool)
+        return train.amounts("controlnet", args)
+
+    assert found("cuda") == [5, 256, 20_000] and found("cpu") == [60, 32, 1024]
+    assert found("cpu", minutes=0.5, pool=7) == [0.5, 32, 7]

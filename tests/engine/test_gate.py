@@ -100,6 +100,22 @@ def test_latents():
         refused("LATENT", other)
 
 
+FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("value", [NAN, math.inf, -math.inf])
+def test_one_number_that_is_not_finite_is_found_in_every_precision(dtype, value):
+    if dtype == torch.float8_e4m3fn:
+        value = NAN  # it has no infinity
+    samples = torch.zeros(1, 4, 32, 32)
+    assert check("LATENT", {"samples": samples.to(dtype)})["samples"].dtype == dtype
+    samples[0, 2, 13, 7] = value
+    refused("LATENT", {"samples": samples.to(dtype)}, "NaN")
+    assert check("CONDITIONING", [[torch.zeros(1, 7, 64), {"pooled_output": torch.zeros(0, 64).to(dtype)}]])
+    refused("CONDITIONING", [[torch.zeros(1, 7, 64), {"pooled_output": samples.to(dtype)}]], "its pooled_output")
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -213,7 +229,7 @@ def test_a_result_that_holds_nan_is_refused():
 
 
 def test_prompts_and_schedules_of_another_model_are_refused(tiny, make_model, make_condition):
-    from nulltext.engine.gate import together
+    from nulltext.engine.matching import together
 
     wide = [[torch.zeros(1, 77, 2048), {}]]
     with pytest.raises(
@@ -236,7 +252,7 @@ def test_prompts_and_schedules_of_another_model_are_refused(tiny, make_model, ma
 
 
 def test_pictures_that_a_vae_makes_no_cell_of():
-    from nulltext.engine.gate import together
+    from nulltext.engine.matching import together
 
     small = ("IMAGE", torch.rand(1, 7, 64, 3))
     together({"image": small})

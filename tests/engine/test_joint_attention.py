@@ -2,6 +2,8 @@
 
 On an engine that keeps their attention closed (the pip package) the refusal is what is tested."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from nulltext.engine import joint_attention
@@ -14,7 +16,7 @@ from nulltext.samplers.attention.controllers import MutualSelf, ReplaceCross, Re
 from nulltext.samplers.attention.joint import attend_jointly
 from nulltext.samplers.attention.layers import StepWindow
 from nulltext.samplers.attention.maps import LayerChoice, LocalBlend, MapRecorder
-from nulltext.tests.running import noised_inversion, normal, run, sample, walk
+from nulltext.tests.running import Pixels, noised_inversion, normal, run, sample, walk
 
 FLUX = {"image_model": "flux", "in_channels": 16, "out_channels": 16, "patch_size": 2, "hidden_size": 64}
 FLUX |= {"vec_in_dim": 64, "context_in_dim": 64, "mlp_ratio": 2.0, "num_heads": 2, "depth": 2}
@@ -250,6 +252,26 @@ def test_the_nodes(model, prompt, noise):
     out = run("PromptToPrompt", edited=other, blend_words="circle", weights="green: 2", **values)
     assert not torch.equal(out[0]["samples"], out[1]["samples"])
     assert run("AttentionReweight", model=model, positive=source, weights="red: 1")[0] is model
+
+
+@pytest.mark.parametrize("method", ["thorough", "thorough, null-text"])
+def test_edit_photo_is_thorough_on_a_transformer_too(model, prompt, noise, monkeypatch, method):
+    from nulltext.nodes import edit_photo
+
+    monkeypatch.setattr(edit_photo, "worded", lambda clip, text: prompt(text))
+    clip = SimpleNamespace(tokenize=None, encode_from_tokens=None)  # the prompts are made without it
+    vae = SimpleNamespace(encode=None, decode=lambda samples: Pixels().decode(samples.reshape(-1, 16, 8, 8)))
+    given = {"model": model, "clip": clip, "vae": vae, "latent": 0.3 * noise, "steps": 3, "cfg": 3.0}
+    given |= {"source_prompt": "a red circle", "edited_prompt": "a green circle", "method": method}
+    picture, latent, mask, report = run("EditPhoto", **given, strength=0.7)
+    assert latent["samples"].shape == noise.shape and picture.shape == (1, 64, 64, 3)
+    assert "red -> green" in report and "Prompt-to-Prompt" in report
+    kept, held = (
+        (mask[:, ::8, ::8] == 0).reshape(8, 8),
+        latent["samples"].reshape(16, 8, 8) - 0.3 * noise.reshape(16, 8, 8),
+    )
+    assert 0 < int(kept.sum()) < 64
+    assert held[:, kept].abs().max() < 1e-3 < held[:, ~kept].abs().max()
 
 
 def test_layers_that_a_transformer_does_not_have_are_refused(model, prompt):

@@ -1,16 +1,12 @@
-"""Mixing predictions: r = (1, 0) is the model to the bit, weights sum to one, no hook stays, unfinished runs go on."""
-
-import dataclasses
+"""Mixing predictions: r = (1, 0) is the model to the bit, weights sum to one, no hook stays."""
 
 import pytest
 import torch
 from nulltext.engine import mixing, weights
 from nulltext.engine.sampler import own_sampler, sample_latent
-from nulltext.engine.unfinished import resumable
 from nulltext.samplers.ode import sample_euler
 from nulltext.samplers.tuning import lora
 from nulltext.samplers.tuning.diffusion_clip import Share
-from nulltext.samplers.tuning.loop import Loop, Settings
 from nulltext.samplers.window import SigmaWindow
 from nulltext.tests.running import fails_and_is_interrupted
 
@@ -22,11 +18,6 @@ def a_lora(model, seed, scale=0.4, layers="attention"):
         with torch.no_grad():
             f.up.copy_(scale * torch.randn(f.up.shape, generator=g))
     return weights.to_lora_model(factors, weights.base_of(model))
-
-
-@pytest.fixture
-def ends(make_condition):
-    return make_condition(1), make_condition(2)
 
 
 @pytest.fixture
@@ -105,35 +96,3 @@ def test_a_lora_of_another_model_is_refused(tiny, make_model, ends):
     other = a_lora(make_model("V_PREDICTION"), 1)
     with pytest.raises(ValueError, match="LoRA"):
         mixing.mix_guider(tiny, [(other, Share(1.0))], *ends, 1.0)
-
-
-def test_a_stopped_run_goes_on_and_an_ended_one_leaves_nothing(engine, tmp_path, monkeypatch):
-    import nulltext.engine.unfinished as module
-
-    monkeypatch.setattr(module, "folder", lambda kind: tmp_path)
-    start = Settings(steps=6, lr=0.1)
-
-    def run(stop_at=None, settings=start):
-        loop = Loop({"a": torch.zeros(2)}, settings, 3)
-
-        def step(generator):
-            if loop.step == stop_at:
-                raise KeyboardInterrupt
-            return {"loss": (loop.parameters["a"] - torch.randn(2, generator=generator)).square().sum()}
-
-        with resumable(loop, "key") as states:
-            begun = loop.step
-            loop.run(step, on_step=lambda report: states.append(loop.state()))
-        return loop.result()["a"], begun
-
-    whole, _ = run()
-    assert not list(tmp_path.rglob("*.*"))
-    with pytest.raises(KeyboardInterrupt):
-        run(stop_at=4)
-    assert len(list(tmp_path.rglob("key.safetensors"))) == 1
-    again, begun = run()
-    assert begun == 4 and torch.equal(again, whole) and not list(tmp_path.rglob("*.*"))
-    with pytest.raises(KeyboardInterrupt):
-        run(stop_at=2)
-    begun = run(settings=dataclasses.replace(start, optimiser="SGD"))[1]
-    assert begun == 0  # a state of another kind is not taken up

@@ -5,7 +5,8 @@ import torch
 from nulltext.engine import weights
 from nulltext.engine.gradients import normal
 from nulltext.engine.run import sample_with
-from nulltext.engine.tuning import Caption, caption_net, loss_scale, training
+from nulltext.engine.training import loss_scale
+from nulltext.engine.tuning import Caption, caption_net, training
 from nulltext.samplers.core import FLOW, VE
 from nulltext.samplers.tuning import lora
 from nulltext.samplers.tuning.loop import Loop, Settings
@@ -109,7 +110,7 @@ def test_training_on_captions_lowers_the_held_out_loss(model, conds, latent):
         levels = Levels() if process is FLOW else Levels(table=torch.tensor([0.5, 2.0]))
         where = weights.layers(run.patcher)
         factors = lora.low_rank_all(where.items(), 4, seed=0)
-        loop = Loop(lora.parameters(factors), Settings(steps=15, lr=0.02, loss_scale=loss_scale(run)))
+        loop = Loop(lora.parameters(factors), Settings(steps=15, lr=0.02, loss_scale=loss_scale(model)))
         held = HeldOut.of(examples, levels, count=6)
         with training(run), weights.attached(where, factors):
             step = denoising_step(net, examples, objective, levels, 2, dropout=0.2)

@@ -31,6 +31,9 @@ from nulltext.tests.hostile import cases
 ROOT = Path(__file__).resolve().parents[2]
 PACK = engines.PACK
 OUT = ROOT / "output" / "hostile"
+WEIGHTS = "*.safetensors"
+#: where nodes that train put what they made
+SAVED = ("tree/loras/", "tree/embeddings/", "tree/controlnet/")
 SECONDS, PATIENCE, MEMORY = 25.0, 10.0, 3 * 2**30
 #: what torch and Python say, and no sentence of ours
 RAW = re.compile(
@@ -174,8 +177,19 @@ def judged(result: Result) -> dict:
 
 
 def hashes(tree: Path) -> dict[str, str]:
-    found = (p for p in (ROOT / "models").glob("*.safetensors"))
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in found}
+    """The hash of every weights file that a server on that tree finds: the pack's and the tree's own."""
+    places = {"pack": ROOT / "models", "tree": tree / "models"}
+    found = ((f"{name}/{p.relative_to(at).as_posix()}", p) for name, at in places.items() for p in at.rglob(WEIGHTS))
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in found}
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> list[str]:
+    """Weights files that are other than before, gone or new; what nodes saved in their own folders is left out."""
+    return sorted(
+        name
+        for name in before.keys() | after.keys()
+        if before.get(name) != after.get(name) and (name in before or not name.startswith(SAVED))
+    )
 
 
 def escaped(tree: Path) -> list[str]:
@@ -269,7 +283,7 @@ def main(arguments: list[str]) -> int:
 
                 more |= load.run(ring)
             more["escapes"] += len(escaped(folder))
-            more["weights_changed"] += sum(before[k] != v for k, v in hashes(folder).items())
+            more["weights_changed"] += len(changed(before, hashes(folder)))
     third = memory[len(memory) // 3 :] or [1]
     size = max(1, len(third) // 5)
     more["rss_drift"] = round(sum(third[-size:]) / sum(third[:size]) - 1, 4)

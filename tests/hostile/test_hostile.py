@@ -35,7 +35,8 @@ def test_sixty_attacks(ring):
     bad = [row for row in rows if row["verdict"] in ("death", "hang", "raw", "nonfinite")]
     assert not bad, "\n".join(f"{r['case']} {r['told']}: {r['verdict']}, {r['said']}" for r in bad)
     assert {"ok", "refused"} <= {row["verdict"] for row in rows}
-    assert not campaign.escaped(ring.server.tree) and campaign.hashes(ring.server.tree) == before
+    assert not campaign.escaped(ring.server.tree)
+    assert not campaign.changed(before, campaign.hashes(ring.server.tree))
 
 
 def test_clients_side_by_side_get_each_result_once(ring):
@@ -47,6 +48,23 @@ def test_a_case_is_made_by_its_number_alone(ring):
     for number in (3, 40):
         assert repr(cases.make(5, number, ring.infos)) == repr(cases.make(5, number, ring.infos))
     assert len({cases.make(5, n, ring.infos).told for n in range(40)}) > 35
+
+
+def test_every_weights_file_that_a_server_finds_is_watched(tmp_path):
+    there = {path: tmp_path / "models" / path for path in ("checkpoints/a.safetensors", "loras/b.safetensors")}
+    for path in there.values():
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"before")
+    before = campaign.hashes(tmp_path)
+    shipped = {f"pack/{folder}" for folder in ("checkpoints", "controlnet", "diffusion_models")}
+    assert shipped <= {name.rsplit("/", 1)[0] for name in before}
+    assert not campaign.changed(before, campaign.hashes(tmp_path))
+    (tmp_path / "models/loras/trained.safetensors").write_bytes(b"a node saved this")
+    assert not campaign.changed(before, campaign.hashes(tmp_path))
+    there["loras/b.safetensors"].write_bytes(b"after")
+    there["checkpoints/a.safetensors"].rename(tmp_path / "models/checkpoints/moved.safetensors")
+    found = campaign.changed(before, campaign.hashes(tmp_path))
+    assert found == ["tree/checkpoints/a.safetensors", "tree/checkpoints/moved.safetensors", "tree/loras/b.safetensors"]
 
 
 def test_the_judge_tells_raw_messages_from_sentences():

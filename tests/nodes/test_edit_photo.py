@@ -76,6 +76,18 @@ def test_a_model_without_cross_attention_takes_the_draft_alone(edit, monkeypatch
     from nulltext.nodes import edit_photo
 
     monkeypatch.setattr(edit_photo, "has_attention", lambda model: False)
+    monkeypatch.setattr(edit_photo, "unet_places", lambda model: {})
     with pytest.raises(ValueError, match="choose the draft"):
         edit(method="thorough")
     assert "Direct Edit (FlowEdit)" in edit(method="draft", blend=False)[3]
+
+
+def test_a_part_of_the_way_is_climbed_and_the_inversion_tells_of_the_whole(edit, monkeypatch):
+    """DiffEdit, for one, asks an inversion from the cache how many steps the whole schedule has."""
+    from nulltext.nodes import edit_photo
+
+    made, plain = [], edit_photo.invert
+    monkeypatch.setattr(edit_photo, "invert", lambda *a, **more: made.append(plain(*a, **more)) or made[-1])
+    edit(method="thorough", strength=0.5, blend=False)
+    inversion, _ = made[0]
+    assert inversion.steps == 2 and inversion.metadata["schedule_steps"] == 4

@@ -9,7 +9,15 @@ import pytest
 import torch
 from nulltext.engine import comfy as bridge
 from nulltext.engine import files, training_store, tuning_set, weights
-from nulltext.nodes import imagic, train_embedding, train_lora, tuning_files, tuning_inputs, tuning_pictures
+from nulltext.nodes import (
+    imagic,
+    imagic_guider,
+    train_embedding,
+    train_lora,
+    tuning_files,
+    tuning_inputs,
+    tuning_pictures,
+)
 from nulltext.samplers.tuning.loop import Loop
 from nulltext.tests import stand_ins
 from safetensors.torch import load_file
@@ -454,7 +462,7 @@ def test_imagic_moves_text_and_model_and_walks_between_them(parts, engine):
     assert not torch.equal(words[0][0], target[0][0]) and report.count("Trained 2 steps") == 2
     _, again = optimised(parts)
     assert texts(again).count("nothing was trained") == 2
-    box = imagic.ImagicGuider()
+    box = imagic_guider.ImagicGuider()
 
     def sampled(eta, more="", strength=1.0, high=1.0, low=0.0, **wired):
         guider = box.run(model, target, negative, eta, more, 3.0, strength, high, low, **wired)[0]
@@ -492,8 +500,8 @@ def test_imagic_refuses(parts, make_model, make_condition):
         imagic.ImagicOptimise().run(**(given | {"latent": {"samples": torch.zeros(1, 4, 8, 8)}}))
     ends = (make_condition(1), make_condition(2), 0.7)
     with pytest.raises(ValueError, match="another architecture"):
-        imagic.ImagicGuider().run(make_model(), *ends, "", 3.0, 1.0, 1.0, 0.0, lora=done["result"][1])
+        imagic_guider.ImagicGuider().run(make_model(), *ends, "", 3.0, 1.0, 1.0, 0.0, lora=done["result"][1])
     with pytest.raises(ValueError, match="no list of numbers"):
-        imagic.ImagicGuider().run(make_model(), *ends, "half", 3.0, 1.0, 1.0, 0.0)
+        imagic_guider.ImagicGuider().run(make_model(), *ends, "half", 3.0, 1.0, 1.0, 0.0)
     with pytest.raises(ValueError, match="lora_from above"):
-        imagic.ImagicGuider().run(make_model(), *ends, "", 3.0, 1.0, 0.2, 0.5)
+        imagic_guider.ImagicGuider().run(make_model(), *ends, "", 3.0, 1.0, 0.2, 0.5)

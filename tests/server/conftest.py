@@ -68,19 +68,9 @@ class Comfy:
         """Queue a workflow in API format and wait. The node ids that the server sees carry the class: the embedded
         engine keys its cache by id and inputs alone, so another test's node under the same id would answer."""
         alias = {key: f"{key}-{node['class_type']}" for key, node in workflow.items()}
-        renamed = {
-            alias[key]: {
-                **node,
-                "inputs": {
-                    name: [alias[str(value[0])], value[1]] if workflows.is_link(value, workflow) else value
-                    for name, value in node["inputs"].items()
-                },
-            }
-            for key, node in workflow.items()
-        }
         back = {new: key for key, new in alias.items()}
         progress = None if on_progress is None else lambda node, i, n: on_progress(back.get(node, node), i, n)
-        result = self.client.run(renamed, progress, timeout)
+        result = self.client.run(workflows.renamed(workflow, alias), progress, timeout)
         result.outputs = {back.get(key, key): value for key, value in result.outputs.items()}
         result.files = {back.get(key, key): value for key, value in result.files.items()}
         result.cached = tuple(back.get(key, key) for key in result.cached)

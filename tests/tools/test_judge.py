@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from nulltext.batch.client import Result
 from nulltext.demo import scenes
 from nulltext.samplers.measure.charts import to_picture
 from nulltext.tools import judge
+from PIL import Image
 
 SHOWN = "red circle, striped blue background"
 
@@ -109,3 +111,16 @@ def test_a_picture_that_lost_its_background_fails():
     assert "dB are asked for" in judge.verdict(meta, [pink], "demo_scene.png", drawn())
     assert "can't be measured" in judge.verdict(meta, [green], "demo_scene.png", None)
     assert judge.verdict({"title": "Heat map"}, [pink], "", None) == ""
+
+
+def test_a_result_is_measured_against_the_autoencoders_picture_else_the_source():
+    red, green, source = (Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue"))
+    titles = {"1": "Reconstruction", "2": judge.AUTOENCODER}
+    flow = {key: {"class_type": "SaveImage", "inputs": {}, "_meta": {"title": said}} for key, said in titles.items()}
+    result = Result()
+    result._read = {"1": [red], "2": [green]}
+    result.files = {key: [] for key in result._read}
+    assert judge.compared(flow, result, [source]) is green
+    flow["2"]["_meta"]["title"] = "Result"
+    assert judge.compared(flow, result, [source]) is source
+    assert judge.compared(flow, result, []) is None

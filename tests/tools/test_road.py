@@ -132,6 +132,19 @@ FLOW = {
 }
 
 
+def test_a_result_carries_the_workflows_own_title_and_the_bar_its_place(monkeypatch):
+    class Server:
+        def run(self, workflow, progress, timeout, graph):
+            self.bar, self.note = progress.name, graph
+            return client.Result()
+
+    monkeypatch.setattr(run.litegraph, "to_ui", lambda workflow, infos, note: note)
+    for label, shown in (("2 of 5 sdedit", "2 of 5 sdedit"), ("", "sdedit")):
+        server = Server()
+        run.queue(server, "sdedit", workflows.load("sdedit"), {}, label)
+        assert server.bar == shown and server.note.splitlines()[0] == workflows.title("sdedit")
+
+
 def test_a_picture_of_ones_own_takes_every_place():
     mine = run.own(FLOW, "x", "own.png", "a boat", "a ship", "sd.safetensors")
     assert [mine[key]["inputs"] for key in "1234"] == [

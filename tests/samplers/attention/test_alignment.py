@@ -1,5 +1,7 @@
 """The token aligner alone: columns are places in 77-token (here 12-token) chunks."""
 
+import time
+
 import pytest
 import torch
 from nulltext.samplers.attention import alignment
@@ -126,8 +128,9 @@ def test_prompts_beyond_one_chunk():
 
 
 def test_content_lies_between_the_ends_of_every_chunk():
-    words = prompt(" ".join(["word"] * 15))
-    assert alignment.content_columns(words) == [*range(1, 11), *range(LENGTH + 1, LENGTH + 6)]
+    words, others = (prompt(" ".join([word] * 15)) for word in ("word", "other"))
+    free = [i for i, column in enumerate(refine_map(words, others).columns) if column == -1]
+    assert free == [*range(1, 11), *range(LENGTH + 1, LENGTH + 6)]
 
 
 def test_the_edit_is_chosen_by_the_word_count():
@@ -164,6 +167,18 @@ def test_the_words_that_differ_and_what_they_describe(before, after, differ, wit
     said = lambda words: " ".join(word["text"] for word in words)  # noqa: E731
     assert tuple(map(said, found)) == differ
     assert tuple(said(alignment.spoken_of(p, words)) for p, words in zip(prompts, found)) == with_what_they_describe
+
+
+def test_an_endless_prompt_takes_no_time_and_two_are_refused():
+    """Twenty thousand words: quadratic work would take half a minute, deaf to an interrupt."""
+    endless, short = prompt("word " * 20_000), prompt("a red car")
+    began = time.process_time()
+    before, _ = alignment.differing_words(endless, short)
+    assert len(alignment.spoken_of(endless, before)) == 20_000
+    assert len(alignment.refine_map(short, endless).columns) == len(endless["ids"])
+    assert time.process_time() - began < 4
+    with pytest.raises(ValueError, match="too long to be compared"):
+        alignment.differing_words(endless, endless)
 
 
 def test_factors_of_words_by_column():

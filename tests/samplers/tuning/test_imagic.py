@@ -4,7 +4,7 @@ import pytest
 import torch
 from nulltext.samplers.core import VE, expand
 from nulltext.samplers.ode import sample_euler
-from nulltext.samplers.tuning.imagic import PRESETS, at_embedding, embedding_loop, interpolate
+from nulltext.samplers.tuning.imagic import PRESETS, embedding_loop, interpolate
 from nulltext.samplers.tuning.loop import Settings
 from nulltext.samplers.tuning.objective import Examples, Levels, Objective, denoising_step
 
@@ -34,7 +34,7 @@ def test_part_one_finds_the_least_squares_embedding():
     loop = embedding_loop(target, Settings(steps=300, schedule="cosine", weight_decay=0.0, clip=0.0), relative_lr=0.3)
     assert loop.settings.lr == pytest.approx(0.3 * float(target.square().mean().sqrt()))
     assert torch.equal(loop.result()["embedding"], target)
-    own = at_embedding(quiet, loop.parameters["embedding"])
+    own = lambda x, sigma, conditions: quiet(x, sigma, loop.parameters["embedding"])
     loop.run(denoising_step(own, Examples([x0], [None]), Objective(VE), Levels(table=torch.tensor([2.0]))))
     want = torch.linalg.lstsq(b, x0[0]).solution
     torch.testing.assert_close(loop.result()["embedding"][0, 0], want, rtol=0, atol=1e-4)

@@ -1,0 +1,84 @@
+"""What the values of one box have to do with each other: a mask for each latent, prompts and schedules made for the
+model that is wired."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..samplers.core import FLOW
+from .comfy import process_of
+
+SMALLEST_ENCODED = 8  #: pixels; a VAE makes no cell of fewer
+
+#: of which values a mask must be one for all, or one for each, the first that is there
+_MASKED = {"latent": "latent", "inversion": "latent", "images": "picture", "edited": "edit", "edit": "edit"}
+#: where the networks of ComfyUI's models say how many numbers a text token has, by the name in their configuration
+_TEXT_WIDTHS = ("context_dim", "context_in_dim", "text_dim", "cap_feat_dim", "joint_attention_dim")
+
+
+def together(values: Mapping[str, tuple[str, Any]]) -> None:
+    """ValueError where the values of one box, {name: (kind, value)}, can't belong together: masks that are not one for
+    each latent, a prompt or a schedule made for another model."""
+    counted, of = next(((_count(*values[name]), of) for name, of in _MASKED.items() if name in values), (None, ""))
+    for kind, value in values.values():
+        if kind == "MASK" and counted is not None and len(value) not in (1, counted):
+            raise ValueError(
+                f"There are {len(value)} masks for {counted} {of}{'s' * (counted != 1)}: give one, or one for each."
+            )
+    encoded = any(kind == "VAE" for kind, _ in values.values())
+    for name, (kind, value) in values.items():
+        if kind == "IMAGE" and encoded and min(value.shape[1:3]) < SMALLEST_ENCODED:
+            raise ValueError(
+                f"The input {name} is {value.shape[2]} x {value.shape[1]} pixels, too small for a VAE: resize it."
+            )
+    model = next((value for kind, value in values.values() if kind == "MODEL"), None)
+    for name, (kind, value) in values.items() if model is not None else ():
+        if kind == "CONDITIONING":
+            check_width(model, name, value)
+            for embedding, _ in value if of == "latent" else ():
+                if len(embedding) not in (1, counted):
+                    raise ValueError(
+                        f"The input {name} holds {len(embedding)} prompts for {counted} latent{'s' * (counted != 1)}: "
+                        "give one, or one for each."
+                    )
+        elif kind == "SIGMAS":
+            check_flow(model, name, value)
+
+
+def _count(kind: str, value) -> int:
+    if kind == "INVERSION":
+        return value.shape[0]
+    return len(value["samples"] if kind == "LATENT" else value)
+
+
+def check_flow(model, name: str, sigmas: Tensor) -> None:
+    """ValueError for a schedule above 1 on a flow model, whose noise levels are shares."""
+    if float(sigmas[0]) > 1 + 1e-4 and process_of(model) is FLOW:
+        raise ValueError(
+            f"The input {name} starts at sigma {float(sigmas[0]):.4g}, and this is a flow model, whose schedules lie "
+            "between 1 and 0: make the sigmas with the model that samples."
+        )
+
+
+def text_width(model) -> int | None:
+    """How many numbers a token of this MODEL's text embedding has; None where its configuration doesn't tell."""
+    config = getattr(getattr(getattr(model, "model", None), "model_config", None), "unet_config", None) or {}
+    params = (config.get("context_embedder_config") or {}).get("params") or {}
+    for value in (*(config.get(key) for key in _TEXT_WIDTHS), params.get("in_features")):
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def check_width(model, name: str, value: list) -> None:
+    """ValueError for a prompt that another kind of model's text encoder made."""
+    width = text_width(model)
+    for embedding, _ in value if width else ():
+        if embedding.shape[-1] != width:
+            raise ValueError(
+                f"The prompt on {name} was made for another model: its tokens have {embedding.shape[-1]} numbers, and "
+                f"this model reads {width}. Encode it with the CLIP that belongs to the model."
+            )

@@ -1,0 +1,110 @@
+"""A training that is stopped goes on from where it stood with the same bits, and costs nothing while it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from nulltext.engine import unfinished
+from nulltext.engine.unfinished import run_resumable
+from nulltext.samplers.tuning.diffusion_clip import Walks
+from nulltext.samplers.tuning.loop import Loop, Settings
+
+START = Settings(steps=6, lr=0.1)
+
+
+@pytest.fixture(autouse=True)
+def place(engine, tmp_path, monkeypatch):
+    monkeypatch.setattr(unfinished, "cache_folder", lambda kind: tmp_path)
+    return tmp_path
+
+
+def a_loop(settings=START):
+    return Loop({"a": torch.zeros(2)}, settings, 3)
+
+
+def run(stop_at=None, settings=START, key="key", loop=None):
+    loop = loop or a_loop(settings)
+
+    def step(generator):
+        if loop.step == stop_at:
+            raise KeyboardInterrupt
+        return {"loss": (loop.parameters["a"] - torch.randn(2, generator=generator)).square().sum()}
+
+    begun = run_resumable(loop, step, key)
+    return loop.result()["a"], begun
+
+
+def run_walks(stop_at=None):
+    """Walks of three steps each."""
+    loop = a_loop()
+
+    def advance(state, i):
+        if loop.step == stop_at:
+            raise KeyboardInterrupt
+        return {"loss": (loop.parameters["a"] - state).square().sum()}, state + 1
+
+    begun = run_resumable(loop, Walks(3, lambda generator: torch.randn(2, generator=generator), advance), "key")
+    return loop.result()["a"], begun
+
+
+def test_a_stopped_run_goes_on_and_an_ended_one_leaves_nothing(tmp_path):
+    whole, _ = run()
+    assert not list(tmp_path.rglob("*.*"))
+    with pytest.raises(KeyboardInterrupt):
+        run(stop_at=4)
+    assert len(list(tmp_path.rglob("key.safetensors"))) == 1
+    again, begun = run()
+    assert begun == 4 and torch.equal(again, whole) and not list(tmp_path.rglob("*.*"))
+    with pytest.raises(KeyboardInterrupt):
+        run(stop_at=2)
+    begun = run(settings=dataclasses.replace(START, optimiser="SGD"))[1]
+    assert begun == 0  # a state of another kind is not taken up
+
+
+def test_a_run_stopped_in_the_middle_of_a_walk_goes_on_from_its_beginning(tmp_path):
+    whole, _ = run_walks()
+    with pytest.raises(KeyboardInterrupt):
+        run_walks(stop_at=2)
+    assert not list(tmp_path.iterdir()), "in the first walk there is nothing to go on from"
+    with pytest.raises(KeyboardInterrupt):
+        run_walks(stop_at=5)
+    again, begun = run_walks()
+    assert begun == 3 and torch.equal(again, whole)
+
+
+def test_the_state_is_copied_when_a_run_is_stopped_and_not_before(monkeypatch):
+    loop, copied = a_loop(), []
+    monkeypatch.setattr(loop, "state", lambda: copied.append(loop.step) or Loop.state(loop))
+    with pytest.raises(KeyboardInterrupt):
+        run(stop_at=4, loop=loop)
+    assert copied == [4]
+
+
+def test_without_a_key_nothing_is_kept(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(stop_at=4, key=None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_hides_no_interrupt_and_ends_no_run(monkeypatch, caplog):
+    def full(kind):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(unfinished, "cache_folder", full)
+    with pytest.raises(KeyboardInterrupt):
+        run(stop_at=4)
+    assert "could not be kept" in caplog.text
+    assert run()[1] == 0
+
+
+def test_the_longest_unused_states_make_room(tmp_path, monkeypatch):
+    for key in ("first", "second"):
+        with pytest.raises(KeyboardInterrupt):
+            run(stop_at=4, key=key)
+    size = (tmp_path / "first.safetensors").stat().st_size
+    monkeypatch.setattr(unfinished, "STORE_BYTES", 2 * size + 10)
+    with pytest.raises(KeyboardInterrupt):
+        run(stop_at=4, key="third")
+    assert {path.stem for path in tmp_path.iterdir()} == {"second", "third"}
