@@ -168,6 +168,7 @@ def main(arguments: list[str]) -> int:
             with ground(engine) as ring:
                 print(f"{name}: {options.soak} prompts", flush=True)
                 more[name] = soak.run(ring, options.soak, make, options.seed, options.minutes)
+            print(json.dumps(more[name]), flush=True)
         more |= {"rss_drift": more["soak"]["rss_drift"], "rss_drift_core": more["soak_core"]["rss_drift"]}
     if not options.no_reload:
         more["leak_models"] = leaks()
