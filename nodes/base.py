@@ -81,7 +81,7 @@ class Input:
 
     def _text(self, value):
         if not isinstance(value, str):
-            raise ValueError(f"{self.name} must be a text; got a {type(value).__name__}.")
+            raise ValueError(f"{self.name} must be a text; got {gate.short(repr(value), 60)}.")
         if len(value) > LONGEST_TEXT:
             raise ValueError(f"{self.name} has {len(value)} characters: {LONGEST_TEXT} are the most.")
         if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):

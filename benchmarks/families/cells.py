@@ -16,14 +16,15 @@ from .graphs import (
     EULER,
     SOURCE,
     FamilyGraph,
-    Left,
     cell,
     changes,
     decibels,
+    draws,
     equal,
     held,
     kept_outside,
     law,
+    neutral,
     round_trip,
 )
 
@@ -135,8 +136,7 @@ def RFInversion(new):
     same, edit = (g.kept(g.own("RFInversion", eta=eta, stop=stop, **more)) for eta, stop in ((1.0, 1.0), (0.5, 0.4)))
     there = g.kept(g.original)
     left = yield g
-    changes(left.latent(there), left.latent(edit))
-    return equal(left.latent(there), left.latent(same), "eta 1 to the end gives the picture")
+    return neutral(left, "eta 1 to the end gives the picture", there, same, edit)
 
 
 # from a picture -------------------------------------------------------------------------------------------------
@@ -209,8 +209,7 @@ def ILVR(new):
     plain, ilvr = (g.drawn(model) for model in (None, g.own("ILVR", factor=2.0)))
     none = g.drawn(g.own("ILVR", strength=0.0))
     left = yield g
-    changes(left.latent(plain), left.latent(ilvr))
-    return equal(left.latent(plain), left.latent(none), "strength 0 changes nothing")
+    return neutral(left, "strength 0 changes nothing", plain, none, ilvr)
 
 
 @cell
@@ -232,8 +231,7 @@ def EditPhoto(new):
     same, edit = (g.kept(g.own("EditPhoto", edited_prompt=text, **more)[1]) for text in (SOURCE, EDIT))
     there = g.kept(g.original)
     left = yield g
-    changes(left.latent(there), left.latent(edit))
-    return equal(left.latent(there), left.latent(same), "equal prompts give the source")
+    return neutral(left, "equal prompts give the source", there, same, edit)
 
 
 # guidance -------------------------------------------------------------------------------------------------------
@@ -244,12 +242,6 @@ def guided_by(g: FamilyGraph, name: str, *ways: dict) -> list[Node]:
     return [g.drawn(), *(g.drawn(g.own(name, **way)) for way in ({**ways[0], "scale": 0.0}, *ways))]
 
 
-def guidance_law(left: Left, plain: Node, none: Node, *guided: Node) -> str:
-    for each in guided:
-        changes(left.latent(plain), left.latent(each))
-    return equal(left.latent(plain), left.latent(none), "scale 0 changes nothing")
-
-
 @cell
 def CLIPGuidance(new):
     g = new()
@@ -257,7 +249,7 @@ def CLIPGuidance(new):
     ways = ({**more}, {**more, "gradient_mode": "through network and decoder (exact)"})
     nodes = guided_by(g, "CLIPGuidance", *ways)
     left = yield g
-    return guidance_law(left, *nodes)
+    return neutral(left, "scale 0 changes nothing", *nodes)
 
 
 @cell
@@ -266,7 +258,7 @@ def SemanticGuidance(new):
     more = {"image_text": g.towers(), "gradient_mode": "through decoder only", "reference": g.wires["image"]}
     nodes = guided_by(g, "SemanticGuidance", {**more, "vae": g.vae})
     left = yield g
-    return guidance_law(left, *nodes)
+    return neutral(left, "scale 0 changes nothing", *nodes)
 
 
 def classifier(g: FamilyGraph) -> Node:
@@ -279,7 +271,7 @@ def ClassifierGuidance(new):
     more = {"classifier": classifier(g), "class_name": "red circle", "vae": None}
     nodes = guided_by(g, "ClassifierGuidance", {**more, "scale": 10.0})
     left = yield g
-    return guidance_law(left, *nodes)
+    return neutral(left, "scale 0 changes nothing", *nodes)
 
 
 @cell
@@ -287,7 +279,7 @@ def TrainLatentClassifier(new):
     g = new()
     shown = g.shown(classifier(g)[1])
     left = yield g
-    return law(len(left.result.pictures[shown.key]) == 1, "trains")
+    return draws(left, shown, "trains")
 
 
 @cell
@@ -297,7 +289,7 @@ def GuidanceTrace(new):
     made = g.add("KSampler", model=model, seed=3, steps=3, cfg=5.0, scheduler="normal", denoise=1.0, **EULER)
     shown = g.shown(g.own("GuidanceTrace", model=model, latent=made))
     left = yield g
-    return law(len(left.result.pictures[shown.key]) == 1, "draws every step")
+    return draws(left, shown, "draws every step")
 
 
 @cell
@@ -313,8 +305,7 @@ def ProximalGuidance(new):
     g = new()
     plain, none, some = g.drawn(), *(g.drawn(g.own("ProximalGuidance", quantile=q)) for q in (0.0, 0.7))
     left = yield g
-    changes(left.latent(plain), left.latent(some))
-    return equal(left.latent(plain), left.latent(none), "quantile 0 changes nothing")
+    return neutral(left, "quantile 0 changes nothing", plain, none, some)
 
 
 @cell
@@ -335,8 +326,7 @@ def Disturbance(new):
     g = new()
     plain, none, some = g.drawn(), *(g.drawn(g.own("Disturbance", strength=s, start_percent=0.1)) for s in (0.0, 1.0))
     left = yield g
-    changes(left.latent(plain), left.latent(some))
-    return equal(left.latent(plain), left.latent(none), "strength 0 changes nothing")
+    return neutral(left, "strength 0 changes nothing", plain, none, some)
 
 
 @cell
@@ -375,8 +365,14 @@ def AttentionReweight(new):
     g = new()
     plain, one, more = g.drawn(), *(g.drawn(g.own("AttentionReweight", weights=f"circle: {w}")) for w in (1, 4))
     left = yield g
-    changes(left.latent(plain), left.latent(more))
-    return equal(left.latent(plain), left.latent(one), "weight 1 changes nothing")
+    return neutral(left, "weight 1 changes nothing", plain, one, more)
+
+
+def edited_beside(g: FamilyGraph, same: Node, other: Node):
+    """The end of a cell whose nodes give an edit and its source, for equal prompts and for others."""
+    edit, source, changed, _ = [g.kept(made[slot]) for made in (same, other) for slot in (0, 1)]
+    left = yield g
+    return neutral(left, "equal prompts give the source", source, edit, changed)
 
 
 @cell
@@ -386,11 +382,7 @@ def PromptToPrompt(new):
     same, other = (
         g.own("PromptToPrompt", edited=edited, source=g.source, latent=empty, steps=3) for edited in (g.source, g.edit)
     )
-    nodes = [g.kept(made[slot]) for made in (same, other) for slot in (0, 1)]
-    left = yield g
-    edit, source, changed, _ = map(left.latent, nodes)
-    changes(source, changed)
-    return equal(source, edit, "equal prompts give the source")
+    return (yield from edited_beside(g, same, other))
 
 
 @cell
@@ -398,11 +390,7 @@ def MasaCtrl(new):
     g = new()
     more = {"source": g.source, "latent": g.empty(g.side, g.side), "steps": 3, "start": 0.0}
     same, other = (g.own("MasaCtrl", edited=edited, **more) for edited in (g.source, g.edit))
-    nodes = [g.kept(made[slot]) for made in (same, other) for slot in (0, 1)]
-    left = yield g
-    edit, source, changed, _ = map(left.latent, nodes)
-    changes(source, changed)
-    return equal(source, edit, "equal prompts give the source")
+    return (yield from edited_beside(g, same, other))
 
 
 @cell
@@ -455,7 +443,7 @@ def HSpaceMap(new):
     g = new()
     shown = g.shown(g.own("HSpaceMap", direction=direction(g), image_text=g.towers(), steps=2, strengths="0, 1"))
     left = yield g
-    return law(len(left.result.pictures[shown.key]) == 1, "draws")
+    return draws(left, shown, "draws")
 
 
 @cell
@@ -516,8 +504,7 @@ def LoadLora(new):
     none = g.drawn(g.own("LoadLora", file=file, strength=0.0))
     some, plain = g.drawn(g.own("LoadLora", file=file)), g.drawn()
     left = yield g
-    changes(left.latent(plain), left.latent(some))
-    return equal(left.latent(plain), left.latent(none), "strength 0 changes nothing")
+    return neutral(left, "strength 0 changes nothing", plain, none, some)
 
 
 @cell
@@ -526,7 +513,7 @@ def TrainEmbedding(new):
     more = {"steps": 1, "batch": 1, "start_word": "circle", "vae": None}
     shown = g.shown(g.own("TrainEmbedding", pictures=pictures(g), file_name="families_word", **more)[3])
     left = yield g
-    return law(len(left.result.pictures[shown.key]) == 1, "trains")
+    return draws(left, shown, "trains")
 
 
 @cell
@@ -564,7 +551,7 @@ def TrainControlNet(new):
     made = g.own("TrainControlNet", control_net=control_net(g), pictures=pictures(g), hints=hints, **more)
     shown = g.shown(made[2])
     left = yield g
-    return law(len(left.result.pictures[shown.key]) == 1, "trains")
+    return draws(left, shown, "trains")
 
 
 def imagic(g: FamilyGraph) -> Node:
@@ -577,7 +564,7 @@ def ImagicOptimise(new):
     g = new()
     shown = g.shown(imagic(g)[2])
     left = yield g
-    return law(len(left.result.pictures[shown.key]) == 1, "trains")
+    return draws(left, shown, "trains")
 
 
 @cell
@@ -588,8 +575,7 @@ def ImagicGuider(new):
     made = g.guided(g.own("ImagicGuider", eta=1.0, lora_strength=0.0, **more))
     plain, other = g.guided(g.plain_guider(g.edit)), g.guided(g.own("ImagicGuider", eta=0.3, **more))
     left = yield g
-    changes(left.latent(plain), left.latent(other))
-    return equal(left.latent(plain), left.latent(made), "eta 1 is the target prompt")
+    return neutral(left, "eta 1 is the target prompt", plain, made, other)
 
 
 def tuned(g: FamilyGraph) -> Node:
@@ -621,5 +607,4 @@ def MixModels(new):
     none, some = (g.guided(g.own("MixModels", lora_model=net, weight=weight, cfg=5.0)) for weight in (0.0, 1.0))
     plain = g.guided(g.plain_guider())
     left = yield g
-    changes(left.latent(plain), left.latent(some))
-    return equal(left.latent(plain), left.latent(none), "weight 0 is the plain picture")
+    return neutral(left, "weight 0 is the plain picture", plain, none, some)

@@ -167,6 +167,18 @@ def changes(a: Tensor, b: Tensor) -> str:
     return law(float((a - b).abs().max()) > 0, "changes the picture") if a.shape == b.shape else equal(a, b, "")
 
 
+def neutral(left: Left, says: str, plain: Node, none: Node, *others: Node) -> str:
+    """Where a node is told to do nothing the result is the plain one; where it is told to do something, another."""
+    for other in others:
+        changes(left.latent(plain), left.latent(other))
+    return equal(left.latent(plain), left.latent(none), says)
+
+
+def draws(left: Left, shown: Node, says: str) -> str:
+    """One picture is shown."""
+    return law(len(left.result.pictures[shown.key]) == 1, says)
+
+
 def held(source: Tensor, edited: Tensor, grown: int = 0) -> str:
     """The left half comes back to the bit, and the right half does not."""
     law(source.shape == edited.shape, f"shape {list(edited.shape)} for a picture of {list(source.shape)}")

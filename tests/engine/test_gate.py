@@ -176,8 +176,9 @@ def test_whole_numbers_switches_words_and_texts():
         with pytest.raises(ValueError, match="must be one of a, b; got"):
             Choice("way", ["a", "b"], "").checked(bad)
     for bad in (None, 1, [], "a\0b", "\ud800", "x" * 200_000):
-        with pytest.raises(ValueError, match="^words"):
+        with pytest.raises(ValueError, match="^words") as error:
             Text("words", "", "").checked(bad)
+        assert "NoneType" not in str(error.value)
 
 
 class _Echo(Box):

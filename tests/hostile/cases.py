@@ -81,16 +81,15 @@ class Case:
     graph: dict[str, Any] = field(default_factory=dict)
     route: str = ""
     query: dict[str, str] = field(default_factory=dict)
-    after: float = 0.0  #: seconds until the interrupt
+    moments: tuple[float, ...] = ()  #: when it is interrupted, as shares of the run
 
 
 def _ours(graph, infos):
     return [key for key, node in graph.items() if node["class_type"].startswith("NullText_")]
 
 
-def _flow(rng, names=None):
-    names = names or [n for n in workflows.names() if workflows.runs_here(n)]
-    name = rng.choice(sorted(names))
+def _flow(rng):
+    name = rng.choice([n for n in workflows.names() if workflows.runs_here(n)])
     return name, workflows.short(workflows.load(name), rng.choice((2, 3)))
 
 
@@ -115,15 +114,15 @@ def _ends(rng, name, options):
     return rng.choice((options.get("min", 0), options.get("max", 1)))
 
 
-def _widget(rng, number, infos, names):
-    flow, graph = _flow(rng, names)
+def _widget(rng, number, infos):
+    flow, graph = _flow(rng)
     key = rng.choice(_ours(graph, infos))
     node = graph[key]
     groups = infos[node["class_type"]]["input"]
     specs = {n: s for g in ("required", "optional") for n, s in groups.get(g, {}).items()}
     known = [n for n, s in specs.items() if isinstance(s[0], list) or s[0] in ("INT", "FLOAT", "STRING", "BOOLEAN")]
     if not known:
-        return _wire(rng, number, infos, names)
+        return _wire(rng, number, infos)
     told = []
     for name in rng.sample(known, min(len(known), rng.choice((1, 1, 1, 2, 4)))):
         kind, options = specs[name][0], (specs[name][1] if len(specs[name]) > 1 else {})
@@ -138,8 +137,8 @@ def _widget(rng, number, infos, names):
     return Case(number, "widget", f"{flow} {node['class_type']}: {', '.join(told)}", graph)
 
 
-def _wire(rng, number, infos, names):
-    flow, graph = _flow(rng, names)
+def _wire(rng, number, infos):
+    flow, graph = _flow(rng)
     spots = []
     for key in _ours(graph, infos):
         for name, value in graph[key]["inputs"].items():
@@ -169,14 +168,14 @@ def _behind(graph, key) -> set[str]:
         found |= more
 
 
-def _drop(rng, number, infos, names):
+def _drop(rng, number, infos):
     """Another wire of the same kind, or none."""
-    flow, graph = _flow(rng, names)
+    flow, graph = _flow(rng)
     key = rng.choice(_ours(graph, infos))
     inputs = graph[key]["inputs"]
     links = [n for n, v in inputs.items() if workflows.is_link(v, graph)]
     if not links:
-        return _widget(rng, number, infos, names)
+        return _widget(rng, number, infos)
     name = rng.choice(links)
     kind = (_spec(infos, graph[key], name) or ("?",))[0]
     after = _behind(graph, key)  # a circle would be the engine's own trouble
@@ -233,20 +232,20 @@ def _route(rng, number):
 
 
 def _interrupt(rng, number):
-    name, graph = _flow(rng, INTERRUPTED)
-    graph = workflows.short(workflows.load(name), 6)
-    return Case(number, "interrupt", name, graph, after=rng.uniform(0.05, 4.0))
+    name = rng.choice(sorted(INTERRUPTED))
+    graph, moments = workflows.short(workflows.load(name), 6), (rng.uniform(0.02, 0.95), rng.uniform(0.02, 0.95))
+    return Case(number, "interrupt", name, graph, moments=moments)
 
 
-def make(seed: int, number: int, infos: dict, names: list[str] | None = None) -> Case:
-    """The case of that number; names: of the workflows that are spoiled (None: all that run here)."""
+def make(seed: int, number: int, infos: dict) -> Case:
+    """The case of that number."""
     rng = random.Random(f"{seed}:{number}")
     kind = rng.choices(("widget", "wire", "drop", "route", "interrupt"), (40, 30, 8, 12, 10))[0]
     if kind == "route":
         return _route(rng, number)
     if kind == "interrupt":
         return _interrupt(rng, number)
-    return {"widget": _widget, "wire": _wire, "drop": _drop}[kind](rng, number, infos, names)
+    return {"widget": _widget, "wire": _wire, "drop": _drop}[kind](rng, number, infos)
 
 
 def source() -> Path:

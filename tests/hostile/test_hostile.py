@@ -4,26 +4,15 @@ refused is refused in a sentence."""
 from __future__ import annotations
 
 import pytest
-from nulltext.tests.hostile import campaign, cases, load
+from nulltext.tests.hostile import arena, campaign, cases, load, soak
+from nulltext.tools import workflows
 
 SEED, NUMBERS = 1, range(66)  # six of them are interrupts, which take too long here
-#: workflows that run for a second; `make hostile` spoils all
-CHEAP = [
-    "attention_reweight",
-    "cfg_convention",
-    "classifier_guidance",
-    "diffedit",
-    "direct_edit",
-    "edit_grid",
-    "sdedit",
-]
-CHEAP += ["image_classifier", "invert_image_flow", "inversion_files", "null_text_guider", "prompt_to_prompt", "asyrp"]
-CHEAP += ["prompt_to_prompt_guider", "proximal_guidance", "repaint_sampler", "disturbance", "edit_photo"]
 
 
 @pytest.fixture(scope="module")
 def ring(tmp_path_factory):
-    with campaign.arena(tmp_path_factory.mktemp("hostile")) as made:
+    with arena.arena(tmp_path_factory.mktemp("hostile")) as made:
         yield made
 
 
@@ -39,9 +28,35 @@ def test_sixty_attacks(ring):
     assert not campaign.changed(before, campaign.hashes(ring.server.tree))
 
 
+def test_an_address_that_the_engine_itself_refuses_is_no_hang(ring):
+    for length in (200, 7000, 20_000):
+        found = ring.attack(cases.Case(0, "route", "long", route="schedule", query={"kind": "x" * length}))
+        assert found["verdict"] == "refused", (length, found)
+
+
+def test_memory_is_told_over_prompts_and_a_training_leaves_no_tensor(ring):
+    def trained(rng, infos):
+        while True:
+            yield "dreambooth", soak.seeded(workflows.short(workflows.load("dreambooth"), 2), rng)
+
+    for make in (soak.ours, soak.core, trained):
+        found = soak.run(ring, 3, make, every=1, tell=lambda line: None)
+        assert found["prompts"] == 3 and not found["failed"] and found["last_mb"] > 100
+        assert found["census"][3]["objects"] > 10_000 and "used_mb" in found["census"][3]
+    assert found["census"][3]["tensors"] <= found["census"][2]["tensors"]
+
+
+def test_drift_is_the_last_fifth_over_the_first_once_it_is_warm():
+    assert soak.drift([5, 1, 50, *[100] * 20]) == 0.0
+    assert soak.drift([1000] * 10 + [100] * 4 + [300] * 12 + [110] * 4) == pytest.approx(0.1)
+    assert soak.drift([]) == 0.0
+
+
 def test_clients_side_by_side_get_each_result_once(ring):
     found = load.run(ring, clients=2, prompts=3, pictures=2, seconds=120)
-    assert found["load_prompts"] == 6 and found["load_lost"] == found["load_wrong"] == 0, found
+    assert found["load_prompts"] == 6 and found["load_unfinished"] == found["load_lost"] == found["load_wrong"] == 0, (
+        found
+    )
 
 
 def test_a_case_is_made_by_its_number_alone(ring):
@@ -69,15 +84,15 @@ def test_every_weights_file_that_a_server_finds_is_watched(tmp_path):
 
 def test_the_judge_tells_raw_messages_from_sentences():
     def verdict(said, kind="ValueError", where="NullText_SDEdit", traceback=""):
-        result = campaign.Result(error=said, error_type=kind, where=where)
+        result = arena.Result(error=said, error_type=kind, where=where)
         result.traceback = traceback
-        return campaign.judged(result)["verdict"]
+        return arena.judged(result)["verdict"]
 
     assert verdict("The mask is empty: paint white where the picture may change.") == "refused"
     assert verdict("The size of tensor a (3) must match the size of tensor b (4) at dimension 1") == "raw"
     assert verdict("The mask is empty, and it shall not be.", "RuntimeError") == "raw"
     assert verdict("x" * 501) == "raw"
     assert verdict("mat1 and mat2", "RuntimeError", "KSampler") == "aside"
-    assert verdict("mat1 and mat2", "RuntimeError", "KSampler", f"/custom_nodes/{campaign.PACK}/engine/x.py") == "raw"
-    nan = campaign.Result(outputs={"1": {"nonfinite": [True]}})
-    assert campaign.judged(nan)["verdict"] == "nonfinite"
+    assert verdict("mat1 and mat2", "RuntimeError", "KSampler", f"/custom_nodes/{arena.PACK}/engine/x.py") == "raw"
+    nan = arena.Result(outputs={"1": {"nonfinite": [True]}})
+    assert arena.judged(nan)["verdict"] == "nonfinite"

@@ -2,6 +2,10 @@
 
 It is copied into custom_nodes/ as one file, so it imports nothing of the pack."""
 
+import ctypes
+import gc
+import random
+
 import torch
 
 KINDS = ("LATENT", "IMAGE", "MASK", "SIGMAS", "CONDITIONING", "MODEL", "VAE", "CLIP", "INVERSION")
@@ -136,5 +140,49 @@ def _probe(kind):
     return Probe
 
 
-NODE_CLASS_MAPPINGS = {f"Hostile{kind}": _spoiler(kind) for kind in KINDS}
+class _Arenas(ctypes.Structure):
+    """glibc's mallinfo2, in bytes."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in ("arena", "chunks", "small", "maps", "mapped", "_", "kept_small", "used", "free", "top")
+    ]
+
+
+def _malloc():
+    """{"used_mb", "kept_mb"}: what is given out, what malloc keeps unused; {} where libc can't tell."""
+    try:
+        ask = ctypes.CDLL(None).mallinfo2
+    except (AttributeError, OSError):
+        return {}
+    ask.restype = _Arenas
+    told = ask()
+    return {"used_mb": round((told.used + told.mapped) / 2**20, 1), "kept_mb": round(told.free / 2**20, 1)}
+
+
+class Census:
+    """What lives in this process."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "count", "hostile", True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    @classmethod
+    def IS_CHANGED(cls):
+        return random.random()
+
+    def count(self):
+        gc.collect()
+        everything = gc.get_objects()
+        tensors = [each for each in everything if issubclass(type(each), torch.Tensor)]
+        parts = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in tensors if t.layout == torch.strided)}
+        told = {"objects": len(everything), "tensors": len(tensors), "tensor_mb": round(sum(parts.values()) / 2**20, 2)}
+        told["networks"] = sum(type(each).__name__ == "UNetModel" for each in everything)
+        return {"ui": {"census": [told | _malloc()]}}
+
+
+NODE_CLASS_MAPPINGS = {"HostileCensus": Census}
+NODE_CLASS_MAPPINGS |= {f"Hostile{kind}": _spoiler(kind) for kind in KINDS}
 NODE_CLASS_MAPPINGS |= {f"HostileProbe{kind}": _probe(kind) for kind in PROBED}
