@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 from ..engine import files, tuning, weights
-from ..engine.comfy import model_file, time_to_sigma
+from ..engine.comfy import time_to_sigma
+from ..engine.folders import model_file
 from ..engine.noise import source_latent
 from ..engine.run import sample_with
 from ..samplers.picture.sdedit import sdedit_sigmas

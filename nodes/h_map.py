@@ -11,6 +11,7 @@ from ..engine.noise import source_latent
 from ..engine.sampler import sample_latent
 from ..samplers.guidance.losses import caption_log_probs
 from ..samplers.measure.charts import captioned_grid
+from . import words
 from .asyrp import sampler_of
 from .base import CFG, LATENT, MODEL, NEGATIVE, POSITIVE, SEED, Box, Float, Int, Output, Socket, Text
 from .clip_guidance import check_words
@@ -19,12 +20,9 @@ from .h_space import CATEGORY, DIRECTION, SCHEDULER
 from .report import temporary, text_result
 
 
-def numbers(text: str) -> list[float]:
-    """ "-1, 0, 1.5" -> [-1.0, 0.0, 1.5]. ValueError for none, and for what is no number."""
-    try:
-        found = [float(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise ValueError(f"{text!r} are no strengths: write numbers with commas between.") from None
+def strengths_of(text: str) -> list[float]:
+    """The strengths of the columns. ValueError for none."""
+    found = words.numbers(text, "strengths")
     if not found:
         raise ValueError("There is no strength: write numbers with commas between.")
     return found
@@ -93,7 +91,7 @@ class HSpaceMap(Box):
         attributes,
         inversion=None,
     ):
-        values, asked = numbers(strengths), attributes_of(attributes)
+        values, asked = strengths_of(strengths), attributes_of(attributes)
         notices = check_words(image_text, [text for texts in asked for text in texts])
         sigmas = comfy.sigmas_of(model, scheduler, steps) if inversion is None else inversion.sigmas
         latent = latent if inversion is None else {"samples": source_latent(inversion)}

@@ -15,7 +15,7 @@ from ..engine.image_text import modules_of, patchers_of
 from ..engine.terms import decoder
 from ..engine.training import duration
 from ..engine.unfinished import run_resumable
-from ..samplers.measure.charts import line_chart
+from ..samplers.measure.charts import line_chart, smoothed
 from ..samplers.tuning.diffusion_clip import Pictures
 from ..samplers.tuning.directional import text_cosine, text_direction
 from ..samplers.tuning.loop import Loop
@@ -97,13 +97,8 @@ def trained(loop: Loop, step, key: str | None, show: Callable[[Tensor], None]) -
 
 def curve_figure(reports: list, title: str = "loss of each step, and the agreement with the words") -> Tensor:
     """IMAGE of a run's curves: each the mean over neighbours."""
-    width = max(1, len(reports) // 40)
-
-    def smooth(name):
-        values = [float(r.losses[name]) for r in reports]
-        return [sum(values[max(0, i - width + 1) : i + 1]) / min(i + 1, width) for i in range(len(values))]
-
-    lines = {"loss": smooth("loss"), "agreement": smooth("cosine")}
+    curves = {"loss": "loss", "agreement": "cosine"}
+    lines = {name: smoothed([float(r.losses[of]) for r in reports]) for name, of in curves.items()}
     return line_chart(title, lines, [r.step for r in reports], height=220)
 
 

@@ -126,16 +126,18 @@ def _sections(prompt: dict) -> list[list[range]]:
     return found
 
 
-def _content(prompt: dict, chunk: range) -> list[int]:
-    """Columns between a chunk's begin token and its padding, in order: words and the punctuation between them.
+def _content(prompt: dict, chunks: Sequence[range]) -> list[range]:
+    """Of each chunk the columns between its begin token and its padding: words and the punctuation between them.
 
     Padding is the run of equal ids at a chunk's end; CLIP-L pads with its end token."""
-    ids, last = prompt["ids"], chunk.stop
-    while last > chunk.start + 1 and ids[last - 1] == ids[chunk.stop - 1]:
-        last -= 1
-    # a begin token is no part of a word; T5 has none
-    first = 0 if any(chunk.start in word["tokens"] for word in prompt["words"]) else 1
-    return list(range(chunk.start + first, last))
+    ids, spoken, found = prompt["ids"], {t for word in prompt["words"] for t in word["tokens"]}, []
+    for chunk in chunks:
+        last = chunk.stop
+        while last > chunk.start + 1 and ids[last - 1] == ids[chunk.stop - 1]:
+            last -= 1
+        # a begin token is no part of a word; T5 has none
+        found.append(range(chunk.start + (chunk.start not in spoken), last))
+    return found
 
 
 def _special_columns(source: dict, target: dict) -> list[int]:
@@ -144,7 +146,8 @@ def _special_columns(source: dict, target: dict) -> list[int]:
     for theirs, mine in zip(_sections(source), _sections(target)):
         frames = []
         for prompt, chunks in ((source, theirs), (target, mine)):
-            frames.append([sorted(set(chunk) - set(_content(prompt, chunk))) for chunk in chunks])
+            within = _content(prompt, chunks)
+            frames.append([[t for t in chunk if t not in words] for chunk, words in zip(chunks, within)])
         for c, special in enumerate(frames[1]):
             of = frames[0][min(c, len(theirs) - 1)]
             for k, column in enumerate(special):
@@ -202,8 +205,8 @@ def refine_map(source: dict, target: dict) -> TokenMap:
     """Token by token, for prompts of any lengths: what both say stays where the source had it."""
     columns = _special_columns(source, target)
     for theirs, mine in zip(_sections(source), _sections(target)):
-        content_s = [t for chunk in theirs for t in _content(source, chunk)]
-        content_t = [t for chunk in mine for t in _content(target, chunk)]
+        content_s = [t for words in _content(source, theirs) for t in words]
+        content_t = [t for words in _content(target, mine) for t in words]
         places = align([source["ids"][t] for t in content_s], [target["ids"][t] for t in content_t])
         for column, place in zip(content_t, places, strict=True):
             columns[column] = content_s[place] if place >= 0 else -1
