@@ -7,7 +7,6 @@ import functools
 import importlib
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -265,59 +264,6 @@ def to_model_space(model, latent: dict) -> Tensor:
     return latent_in(model, check_latent(model, latent)).clone()
 
 
-def folder(kind: str) -> Path:
-    """ComfyUI's own folder: "output", "input", "temp" or "user"."""
-    paths = get("folder_paths")
-    getter = getattr(paths, f"get_{kind}_directory", None)
-    return Path(getter() if getter else getattr(paths, f"{kind}_directory")).resolve()
-
-
-def _resolved(path: Path) -> Path:
-    """The path with its links followed. ValueError for links in a circle, and for a name that no disk takes."""
-    try:
-        path = path.resolve()
-        path.exists()  # too long, or a file where a folder should be
-        return path
-    except (OSError, RuntimeError, ValueError):
-        raise ValueError(
-            f"The file name {path.name[:60]!r} can't be used here: it is too long, or a link in its folders leads "
-            "nowhere. Choose another."
-        ) from None
-
-
-def full_path(kind: str, name: str) -> Path:
-    """The path of `name` inside that folder. ValueError if it would lie outside it."""
-    root = folder(kind)
-    relative = Path(name.strip().replace("\\", "/"))
-    path = _resolved(root / relative)
-    if (
-        not name.strip()
-        or "\0" in name
-        or relative.is_absolute()
-        or ".." in relative.parts
-        or not path.is_relative_to(root)
-        or path == root
-    ):
-        raise ValueError(
-            f"The file name {name!r} must name a file inside ComfyUI's {kind} folder, without '..' or a drive."
-        )
-    return path
-
-
-def model_file(kind: str, name: str) -> Path:
-    """Where a file of that name goes in ComfyUI's own folder of models of that kind ("loras", "embeddings").
-
-    ValueError for a name that leaves the folder or names none."""
-    root = Path(get("folder_paths").get_folder_paths(kind)[0]).resolve()
-    relative = Path(name.strip().replace("\\", "/").removesuffix(".safetensors") + ".safetensors")
-    path = _resolved(root / relative)
-    if relative.name == ".safetensors" or relative.is_absolute() or ".." in relative.parts or ":" in name:
-        raise ValueError(f"The file name {name!r} must name a file inside models/{kind}, without '..' or a drive.")
-    if not path.is_relative_to(root):
-        raise ValueError(f"The file name {name!r} leaves the folder models/{kind}: choose another.")
-    return path
-
-
 def decode_fits(vae, samples: Tensor) -> bool:
     """Whether a decode now leaves every loaded model where it is; on the CPU it does."""
     management = get("model_management")
@@ -331,30 +277,3 @@ def decode(vae, samples: Tensor) -> Tensor:
     """LATENT samples -> IMAGE [B, H, W, 3] in 0..1 on the CPU; the frames of a video latent become the batch."""
     images = vae.decode(samples).float().cpu().clamp(0, 1)
     return images.reshape(-1, *images.shape[-3:])
-
-
-def model_name(kind: str, path: Path) -> str:
-    """How ComfyUI calls a file of its folder of models of that kind, without the ending."""
-    root = Path(get("folder_paths").get_folder_paths(kind)[0]).resolve()
-    return path.relative_to(root).with_suffix("").as_posix()
-
-
-def found_model(kind: str, name: str) -> Path:
-    """The path of a safetensors file of that kind by its listed name, with or without the ending. ValueError if there
-    is none."""
-    full = name.strip().removesuffix(".safetensors") + ".safetensors"
-    strange = ".." in Path(full.replace("\\", "/")).parts or "\0" in full or len(full) > 1000
-    path = None if strange else get("folder_paths").get_full_path(kind, full)
-    if path is None or not Path(path).is_file():
-        raise ValueError(
-            f"There is no file {full[:200]!r} in models/{kind}: correct the name, or save one there first."
-        )
-    return Path(path)
-
-
-def model_changed(kind: str, name: str | None) -> str:
-    """What ComfyUI compares to see whether a file is another one than before."""
-    try:
-        return str(found_model(kind, name or "").stat().st_mtime_ns)
-    except ValueError as error:
-        return str(error)

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from ..samplers.inversion.record import FORMAT, VERSION, Inversion
 from ..samplers.record_file import Unsound, read
-from .comfy import folder, full_path, get
+from .comfy import get
 from .fingerprint import feed
+from .folders import folder, full_path
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 CACHE_BYTES = 2 * 2**30

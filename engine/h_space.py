@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ..samplers.attention.branches import StoredSource
 from ..samplers.inversion.record import Inversion
+from ..samplers.measure.perceptual import perceptual_distance
 from ..samplers.tuning.h_direction import Direction, together
-from ..samplers.tuning.h_space import Change, Pair, sample_asyrp, two_rows
+from ..samplers.tuning.h_space import Change, Pair, distances, edit_and_boost, sample_asyrp, two_rows
 from ..samplers.window import ALWAYS, SigmaWindow
-from .comfy import process_of
+from .comfy import Progress, decode, latent_out, process_of
 from .fingerprint import difference, fingerprint
 from .run import Run
 from .sampler import own_sampler
@@ -25,6 +26,7 @@ from .sampler import own_sampler
 PATCH = "output_block_patch"
 #: which rows of a call are shifted
 ALL, SECOND_HALF = "all", "second half"
+_MEASURED = 8  # pictures of a batch on which levels are measured
 
 
 def sites(model) -> int:
@@ -131,6 +133,26 @@ def training_pair(run: Run, place: Place, name: str = "positive") -> Pair:
             return denoised, run.predictions(x, sigma, [name])[0]
 
     return pair
+
+
+def measured_levels(model, vae, inversion: Inversion, cosine: float = 1.0) -> tuple[float, float]:
+    """(s_edit, s_boost) read off an inversion's path through the VAE, on its first pictures; see `edit_and_boost`.
+
+    Two pictures are decoded for each level; no network is asked."""
+    path, progress = inversion.trajectory[:, :_MEASURED], Progress(inversion.steps, model)
+
+    def shown(x):
+        return decode(vae, latent_out(model, x))[..., :3].movedim(-1, 1).float().clamp(0, 1)
+
+    picture = shown(path[-1])
+    found = distances(
+        path,
+        inversion.sigmas,
+        lambda x: perceptual_distance(shown(x), picture),
+        process_of(model),
+        on_level=progress.tick,
+    )
+    return edit_and_boost(inversion.sigmas, *found, cosine)
 
 
 def asyrp_sampler(

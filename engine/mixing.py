@@ -7,29 +7,54 @@ both engines work alike.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ..samplers.tuning.diffusion_clip import Share, check_shares, degrees, mixed
-from ..samplers.tuning.lora import LowRank
+from ..samplers.tuning.lora import Change, adaptable
+from ..samplers.tuning.whole import Whole, unchanged
 from .comfy import get
 from .guider import guider_class
-from .weights import attached, check_base, from_lora_model, layers
+from .weights import attached, check_base, from_lora_model, whole_layers, wrong_shape
 
 
-def factors_of(model, tensors: Mapping[str, Tensor]) -> dict[str, LowRank]:
-    """A LORA_MODEL's factors on the MODEL's device. ValueError if it belongs to another model or holds none of its
+def _whole(model: Mapping[str, Tensor], name: str, layer: nn.Module) -> Whole:
+    """The change of a layer's whole weights; a part that the LORA_MODEL lacks is 0."""
+    change = unchanged(layer, name=name)
+    with torch.no_grad():
+        for part, value in change.stored().items():
+            given = model.get(f"{name}.{part}", torch.zeros(()))
+            if given.shape not in ((), value.shape):
+                raise wrong_shape(name)
+            value.copy_(given)
+    return change
+
+
+def changes_of(model: Mapping[str, Tensor], where: Mapping[str, nn.Module]) -> list[dict[str, Change]]:
+    """What a LORA_MODEL with the standard names does to those layers: low-rank factors, and changes of whole weights
+    and biases. A layer may have both.
+
+    ValueError like `from_lora_model`."""
+    whole = {
+        name: _whole(model, name, layer)
+        for name, layer in where.items()
+        if f"{name}.diff" in model or f"{name}.diff_b" in model
+    }
+    adapted = {name: layer for name, layer in where.items() if adaptable(layer)}
+    if whole and not any(f"{name}.lora_up.weight" in model for name in adapted):
+        return [whole]
+    return [from_lora_model(model, adapted), *([whole] if whole else [])]
+
+
+def changes_on(model, tensors: Mapping[str, Tensor]) -> list[dict[str, Change]]:
+    """A LORA_MODEL's changes on the MODEL's device. ValueError if it belongs to another model or holds none of its
     layers."""
     check_base(getattr(tensors, "metadata", {}), model)
-    found = from_lora_model(tensors, layers(model, "all linear and conv"))
-    device = model.load_device
-    return {
-        name: dataclasses.replace(f, down=f.down.detach().to(device), up=f.up.detach().to(device))
-        for name, f in found.items()
-    }
+    found = changes_of(tensors, whole_layers(model))
+    return [{name: change.to(model.load_device) for name, change in part.items()} for part in found]
 
 
 @functools.cache
@@ -37,18 +62,19 @@ def _class() -> type:
     samplers = get("samplers")
 
     class MixGuider(guider_class()):
-        def prepare(self, tuned: Sequence[tuple[dict[str, LowRank], Share]], cfg: float):
-            self.tuned, self._on = [factors for factors, _ in tuned], 0
+        def prepare(self, tuned: Sequence[tuple[list[dict[str, Change]], Share]], cfg: float):
+            self.tuned, self._on = [changes for changes, _ in tuned], 0
             self.shares = degrees(*(share for _, share in tuned))
             check_shares(self.shares)
             self.set_cfg(cfg)
 
         def sample(self, *args, **kwargs):
-            where = layers(self.model_patcher, "all linear and conv")
+            where = whole_layers(self.model_patcher)
             with contextlib.ExitStack() as hooks:
-                for number, factors in enumerate(self.tuned, 1):
+                for number, changes in enumerate(self.tuned, 1):
                     on = lambda number=number: 1.0 if self._on == number else 0.0  # noqa: E731
-                    hooks.enter_context(attached(where, factors, on))
+                    for part in changes:
+                        hooks.enter_context(attached(where, part, on))
                 return super().sample(*args, **kwargs)
 
         def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006 (the engine's signature)
@@ -79,5 +105,5 @@ def mix_guider(model, tuned: Sequence[tuple[Mapping[str, Tensor], Share]], posit
     One to len(tuned) + 1 predictions a call; LoRAs of weight 0 cost nothing. At cfg 1 the negative is not asked."""
     guider = _class()(model)
     guider.inner_set_conds({"positive": positive, **({} if negative is None else {"negative": negative})})
-    guider.prepare([(factors_of(model, tensors), share) for tensors, share in tuned], cfg)
+    guider.prepare([(changes_on(model, tensors), share) for tensors, share in tuned], cfg)
     return guider

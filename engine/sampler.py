@@ -13,9 +13,10 @@ from ..samplers.attention.branches import StoredSource
 from ..samplers.core import NoiseProcess, Sigma, gaussian
 from ..samplers.inversion.record import Inversion
 from ..samplers.inversion.replay import way_back
-from .comfy import check_interrupt, check_latent, get, process_of, timestep, with_patch
+from .comfy import Progress, check_interrupt, check_latent, get, process_of, timestep, with_patch
 from .gate import check_run
 from .interrupts import heard
+from .noise import source_latent
 
 
 def repeated(rows: Tensor, copies: int) -> Tensor:
@@ -128,6 +129,30 @@ def own_way_back(inversion: Inversion, first: int = 0):
     function, start, sigmas, options = way_back(inversion, first)
     stored = StoredSource(inversion.trajectory, inversion.sigmas)
     return own_sampler(function, start=start, known=stored.at, **options), sigmas
+
+
+def walk_back(
+    guider, inversion: Inversion, sampler, sigmas: Tensor, *, calls: int | None = None, mask=None, seed: int = 0
+) -> Tensor:
+    """LATENT samples [B, C, ...] on the CPU, fp32: an inversion walked back by a guider, with preview and progress.
+
+    sampler: one that begins at the inversion's noise end by itself. calls: the bar's length, the steps for None; mask:
+    1 = change here."""
+    latent, progress = (
+        source_latent(inversion),
+        Progress(len(sigmas) - 1 if calls is None else calls, guider.model_patcher),
+    )
+    out = guider.sample(
+        torch.zeros_like(latent),
+        latent,
+        sampler,
+        sigmas,
+        denoise_mask=mask,
+        callback=lambda i, denoised, x, total: progress.tick(1, x0=denoised),
+        disable_pbar=True,
+        seed=seed,
+    )
+    return out.float().cpu()
 
 
 def sample_latent(

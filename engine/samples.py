@@ -13,8 +13,8 @@ from PIL import ImageSequence
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from .comfy import folder, full_path
 from .files import LARGEST_PICTURE, opened_picture, upright
+from .folders import folder, full_path
 
 FOLDER = Path(__file__).resolve().parents[1] / "workflows" / "inputs"
 MARK = " [sample]"

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from ..samplers.record_file import Fields, Unsound, check_tensors, parsed, whole_file
 from ..samplers.tuning import lora
-from ..samplers.tuning.lora import LowRank
+from ..samplers.tuning.lora import Change, LowRank
+from ..samplers.tuning.whole import changeable
 from .comfy import get
 from .files import of_file
 from .fingerprint import difference, fingerprint
@@ -85,6 +86,19 @@ def layers(model, targets: str = "attention") -> dict[str, nn.Module]:
     return found
 
 
+def whole_layers(model) -> dict[str, nn.Module]:
+    """Every layer of the MODEL's network whose weights can be changed, by its standard name, in the network's order.
+
+    ValueError for quantised weights."""
+    found = {
+        f"lora_unet_{path.replace('.', '_')}": layer
+        for path, layer in model.model.diffusion_model.named_modules()
+        if changeable(layer)
+    }
+    check_differentiable(*found.values())
+    return found
+
+
 def text_layers(clip, targets: str = "attention") -> dict[str, nn.Module]:
     """The layers of a CLIP's text encoders by their standard names: lora_te_ for one encoder, lora_te1_ (CLIP-L) and
     lora_te2_ (CLIP-G) where there are both.
@@ -111,7 +125,7 @@ def text_layers(clip, targets: str = "attention") -> dict[str, nn.Module]:
 
 @contextlib.contextmanager
 def attached(
-    where: Mapping[str, nn.Module], factors: Mapping[str, LowRank], strength: float | Callable[[], float] = 1.0
+    where: Mapping[str, nn.Module], factors: Mapping[str, Change], strength: float | Callable[[], float] = 1.0
 ) -> Iterator[None]:
     """Add strength * delta to the outputs of the layers for the duration; no hook stays, on errors and interrupts too.
 
@@ -126,7 +140,7 @@ def attached(
         yield
 
 
-def _hook(factor: LowRank, strength):
+def _hook(factor: Change, strength):
     def add(_layer, inputs, output):
         by = strength() if callable(strength) else strength
         if by == 0:
@@ -140,15 +154,21 @@ def _hook(factor: LowRank, strength):
 # -- what comes out
 
 
-def to_lora_model(factors: Mapping[str, LowRank], metadata: Mapping[str, str] = {}) -> LoraModel:  # noqa: B006
-    """The factors as core's LORA_MODEL: <layer>.lora_up.weight, .lora_down.weight, .alpha; fp32 copies on the CPU."""
-    tensors = {}
+def to_lora_model(changes: Mapping[str, Change], metadata: Mapping[str, str] = {}) -> LoraModel:  # noqa: B006
+    """The changes as core's LORA_MODEL, fp32 copies on the CPU: <layer>.lora_up.weight, .lora_down.weight and .alpha of
+    factors, .diff and .diff_b of whole weights."""
     with torch.inference_mode(False), torch.no_grad():
-        for name, factor in factors.items():
-            for part, value in (("lora_up", factor.up), ("lora_down", factor.down)):
-                tensors[f"{name}.{part}.weight"] = value.detach().float().cpu().contiguous().clone()
-            tensors[f"{name}.alpha"] = torch.tensor(float(factor.alpha))
+        tensors = {
+            f"{name}.{part}": value.detach().float().cpu().contiguous().clone()
+            for name, change in changes.items()
+            for part, value in change.stored().items()
+        }
     return LoraModel(tensors, metadata)
+
+
+def wrong_shape(name: str) -> ValueError:
+    """The error for a part of a LORA_MODEL that does not fit its layer."""
+    return ValueError(f"The LoRA's {name} has another shape than the model's layer: take the model it belongs to.")
 
 
 def from_lora_model(model: Mapping[str, Tensor], where: Mapping[str, nn.Module]) -> dict[str, LowRank]:
@@ -163,9 +183,7 @@ def from_lora_model(model: Mapping[str, Tensor], where: Mapping[str, nn.Module])
         rank = down.shape[0]
         fresh = lora.low_rank(layer, rank, generator=torch.Generator().manual_seed(i), name=name)
         if fresh.up.shape != up.shape or fresh.down.shape != down.shape:
-            raise ValueError(
-                f"The LoRA's {name} has another shape than the model's layer: take the model it belongs to."
-            )
+            raise wrong_shape(name)
         alpha = model.get(f"{name}.alpha")
         numbers = {key: getattr(fresh, key) for key in ("stride", "padding", "dilation")}
         with torch.no_grad():

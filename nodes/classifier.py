@@ -7,7 +7,7 @@ import torch
 from ..engine import classifiers, comfy, files, terms
 from ..engine.comfy import Progress, process_of
 from ..engine.fingerprint import fingerprint
-from ..samplers.measure.charts import line_chart
+from ..samplers.measure.charts import line_chart, smoothed
 from ..samplers.networks.latent_classifier import LatentClassifier, class_index, of_decoded, train_latent_classifier
 from .base import MODEL, SEED, VAE, Boolean, Box, Choice, Float, Int, Output, Socket, Text, optional
 from .guidance import (
@@ -41,7 +41,9 @@ class ClassifierGuidance(Box):
     )
     INPUTS = (
         MODEL,
-        Socket("classifier", "CLASSIFIER", "From Train Latent Classifier, Load Latent Classifier or Load Image Classifier."),
+        Socket(
+            "classifier", "CLASSIFIER", "From Train Latent Classifier, Load Latent Classifier or Load Image Classifier."
+        ),
         Text("class_name", "", "One of the classifier's own labels, by name. Left empty, the error lists them."),
         scale(
             1.0,
@@ -211,16 +213,9 @@ class TrainLatentClassifier(Box):
             "(including pure noise, where no classifier can know)."
         )
         chart = line_chart(
-            "training (all noise levels)",
-            {"loss": _smooth(curves["loss"]), "accuracy": _smooth(curves["accuracy"])},
-            low=0.0,
+            "training (all noise levels)", {name: smoothed(curves[name]) for name in ("loss", "accuracy")}, low=0.0
         )
         return text_result(text, made, chart, str(path))
-
-
-def _smooth(values: list[float]) -> list[float]:
-    window = max(1, len(values) // 50)
-    return [sum(values[max(0, i - window + 1) : i + 1]) / (i + 1 - max(0, i - window + 1)) for i in range(len(values))]
 
 
 NODES = (ClassifierGuidance, TrainLatentClassifier)

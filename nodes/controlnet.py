@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 import torch
 
-from ..engine import comfy, controlnet, training, tuning_set
+from ..engine import comfy, controlnet, folders, training, tuning_set
 from ..engine.training_store import Store
 from ..samplers.picture import hints
 from ..samplers.tuning.controlnet import Hinted, control_step, is_small
@@ -110,7 +110,7 @@ class MakeControlNet(Box):
     def run(self, model, form, rank, start, seed):
         made = controlnet.fresh(model, "small" if form == SMALL else "full", rank, seed, start == ZERO)
         report = f"{sum(v.numel() for v in made.values()) / 1e6:.2f} million weights to train, {form}, {start}."
-        return text_result(report, controlnet.control_of(made, comfy.folder("temp")), report)
+        return text_result(report, controlnet.control_of(made, folders.folder("temp")), report)
 
 
 class TrainControlNet(Box):
@@ -176,7 +176,7 @@ class TrainControlNet(Box):
         controlnet.check_unet(model)
         begun = controlnet.form_of(control_net)
         shown_hints = tuning_set.hints_for(pictures, hints)
-        comfy.model_file("controlnet", file_name)  # refused before any work
+        folders.model_file("controlnet", file_name)  # refused before any work
         captions = {text: comfy.encode(clip, text) for text in pictures.texts()}
         scale = training.loss_scale(model)
         settings = Settings(steps=steps, lr=learning_rate, accumulate=accumulate, loss_scale=scale)
@@ -226,7 +226,7 @@ class TrainControlNet(Box):
         if key is None:
             said.append("Notice: the model carries patches whose content can't be told, so the training is not kept.")
         report = "\n".join(said)
-        trained = controlnet.control_of(made, comfy.folder("temp"))
+        trained = controlnet.control_of(made, folders.folder("temp"))
         return text_result(report, trained, loss_map(loop), figure, report, **shown(vae, outcome, figure))
 
 
@@ -246,7 +246,7 @@ class SaveControlNet(Box):
         form, path = controlnet.form_of(control_net), free_path("controlnet", file_name, None)
         told = {"nulltext_form": "small" if is_small(form) else "full"}
         controlnet.save(form, path, told, precision == "fp16")
-        name = comfy.model_name("controlnet", path) + ".safetensors"
+        name = folders.model_name("controlnet", path) + ".safetensors"
         return text_result(f"Saved {name} ({path.stat().st_size / 1e6:.2f} MB).", name)
 
 

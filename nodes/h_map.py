@@ -11,19 +11,18 @@ from ..engine.noise import source_latent
 from ..engine.sampler import sample_latent
 from ..samplers.guidance.losses import caption_log_probs
 from ..samplers.measure.charts import captioned_grid
+from . import words
+from .asyrp import sampler_of
 from .base import CFG, LATENT, MODEL, NEGATIVE, POSITIVE, SEED, Box, Float, Int, Output, Socket, Text
 from .clip_guidance import check_words
 from .guidance import IMAGE_TEXT
-from .h_space import CATEGORY, DIRECTION, SCHEDULER, sampler_of
-from .report import text_result
+from .h_space import CATEGORY, DIRECTION, SCHEDULER
+from .report import temporary, text_result
 
 
-def numbers(text: str) -> list[float]:
-    """ "-1, 0, 1.5" -> [-1.0, 0.0, 1.5]. ValueError for none, and for what is no number."""
-    try:
-        found = [float(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise ValueError(f"{text!r} are no strengths: write numbers with commas between.") from None
+def strengths_of(text: str) -> list[float]:
+    """The strengths of the columns. ValueError for none."""
+    found = words.numbers(text, "strengths")
     if not found:
         raise ValueError("There is no strength: write numbers with commas between.")
     return found
@@ -92,7 +91,7 @@ class HSpaceMap(Box):
         attributes,
         inversion=None,
     ):
-        values, asked = numbers(strengths), attributes_of(attributes)
+        values, asked = strengths_of(strengths), attributes_of(attributes)
         notices = check_words(image_text, [text for texts in asked for text in texts])
         sigmas = comfy.sigmas_of(model, scheduler, steps) if inversion is None else inversion.sigmas
         latent = latent if inversion is None else {"samples": source_latent(inversion)}
@@ -101,22 +100,24 @@ class HSpaceMap(Box):
             sampler = sampler_of(model, [(direction, strength)], t_edit=t_edit, inversion=inversion)
             out = sample_latent(model, positive, negative, cfg, sampler, sigmas, latent, seed)
             made.append(comfy.decode(vae, out["samples"]))
-        lines = [f"{'strength':>24} " + " ".join(f"{v:>6g}" for v in values)]
+        read = []
         with grad_mode(*modules_of(image_text)), torch.no_grad():
             device = getattr(image_text, "device", "cpu")
             seen = [image_text.embed_image(p[..., :3].movedim(-1, 1).clone().to(device)).float() for p in made]
             for texts in asked:
                 captions = image_text.embed_text(texts).to(seen[0])
                 shares = [caption_log_probs(u, captions).exp().mean(0).tolist() for u in seen]
-                lines += [
-                    f"{text[:24]:>24} " + " ".join(f"{share[k]:6.2f}" for share in shares)
-                    for k, text in enumerate(texts)
-                ]
+                read += [{"text": text, "shares": [share[k] for share in shares]} for k, text in enumerate(texts)]
         cells = [(made[k][row], f"{v:g}") for row in range(len(made[0])) for k, v in enumerate(values)]
         pictures = torch.stack([cell for cell, _ in cells])
         strip = captioned_grid(pictures, [text for _, text in cells], len(values))
-        table = "\n".join(lines)
-        return text_result("\n".join([table, *notices]), strip, table, pictures)
+        table = "\n".join(
+            [f"{'strength':>24} " + " ".join(f"{v:>6g}" for v in values)]
+            + [f"{line['text'][:24]:>24} " + " ".join(f"{share:6.2f}" for share in line["shares"]) for line in read]
+        )
+        panel = {"strengths": values, "images": temporary(pictures), "read": read}
+        text = "\n".join([table, *notices])
+        return text_result(text, strip, table, pictures, nulltext_strengths=[panel])
 
 
 NODES = (HSpaceMap,)

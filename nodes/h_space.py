@@ -1,13 +1,12 @@
-"""h-space: directions without training, and the sampler that edits along them (Asyrp)."""
+"""h-Space Direction: directions in the bottleneck without training."""
 
 from __future__ import annotations
 
 import torch
 
 from ..engine import h_space
-from ..engine.comfy import check_latent, is_empty, latent_in, process_of, schedulers, sigmas_of, time_to_sigma
+from ..engine.comfy import check_latent, is_empty, latent_in, process_of, schedulers, sigmas_of
 from ..engine.fingerprint import fingerprint
-from ..engine.record import check_belongs as check_inversion
 from ..engine.run import sample_with
 from ..samplers.core import gaussian
 from ..samplers.tuning.h_direction import (
@@ -18,14 +17,11 @@ from ..samplers.tuning.h_direction import (
     principal_components,
     relative_size,
 )
-from ..samplers.window import SigmaWindow
-from .base import LATENT, MODEL, SEED, Boolean, Box, Choice, Float, Int, Output, Socket
+from .base import LATENT, MODEL, SEED, Box, Choice, Int, Output, Socket
 from .report import text_result
 
 CATEGORY = "NullText/h-space"
 PROMPTS, PICTURES, COMPONENT = "two prompts", "two sets of pictures", "principal component"
-ASYMMETRIC, SYMMETRIC = "asymmetric (the paper's)", "symmetric"
-ONE_CALL, TWO_CALLS = "one call of two rows", "two calls"
 _ROWS = 8  # of one call while h is read
 
 DIRECTION = Socket("direction", "H_DIRECTION", "From h-Space Direction, h-Space Train or Load h-Space Direction.")
@@ -109,9 +105,8 @@ class HSpaceDirection(Box):
         else:
             given = torch.zeros((samples, *given.shape[1:]))
         names = ["positive", "target"] if way == PROMPTS else ["positive"]
-        sets = 2 if way == PICTURES else len(names)
-        most = max(len(given), len(towards)) if way == PICTURES else samples
-        total = sets * steps * -(-most // _ROWS)
+        counts = [len(given), len(towards)] if way == PICTURES else [samples] * len(names)
+        total = steps * sum(-(-count // _ROWS) for count in counts)
 
         def body(run):
             place = h_space.Place(site)
@@ -166,109 +161,4 @@ class HSpaceDirection(Box):
         return text_result(text, direction, text)
 
 
-def sampler_of(
-    model,
-    directions,
-    way=ASYMMETRIC,
-    t_edit=0.5,
-    t_boost=0.0,
-    null_branch=True,
-    rescale=True,
-    calls=ONE_CALL,
-    inversion=None,
-):
-    """SAMPLER along (direction, strength) pairs, each checked against the MODEL. t_edit, t_boost: share of the time."""
-    for direction, _ in directions:
-        h_space.check_belongs(direction, model)
-    if inversion is not None:
-        check_inversion(inversion, model)
-    sigma = time_to_sigma(model)
-    return h_space.asyrp_sampler(
-        directions,
-        inversion=inversion,
-        window=SigmaWindow(float("inf"), sigma(t_edit)),
-        boost=sigma(t_boost),
-        symmetric=way == SYMMETRIC,
-        null_branch=null_branch,
-        two_calls=calls == TWO_CALLS,
-        rescale=rescale,
-    )
-
-
-STRENGTH = Float(
-    "strength", 1.0, "How far along the direction; below 0 the other way. 0 is plain Euler.", -20.0, 20.0, 0.05
-)
-
-
-class AsyrpSampler(Box):
-    ID, TITLE, CATEGORY = "NullText_AsyrpSampler", "Asyrp Sampler", CATEGORY
-    SEARCH_ALIASES = ["asyrp", "h-space", "latent edit", "bottleneck", "attribute slider"]
-    DESCRIPTION = (
-        "A sampler that edits in the UNet's bottleneck while the net stays frozen (Asyrp, arXiv 2210.10960): the "
-        "prediction is shifted along a direction, the noise is not. From noise, or from an inversion. Cost: twice the "
-        "rows down to t_edit."
-    )
-    INPUTS = (
-        MODEL(tooltip="The model that will be sampled with this sampler: the direction is checked against it."),
-        DIRECTION,
-        STRENGTH,
-        Choice("way", [ASYMMETRIC, SYMMETRIC], "Symmetric shifts the noise too, which nearly undoes the edit."),
-        Float(
-            "t_edit",
-            0.5,
-            "The direction acts from pure noise (time 1) down to this time. The authors take 0.5 by hand, or the time "
-            "that h-Space Train finds; 0: to the end.",
-        ),
-        Float(
-            "t_boost",
-            0.2,
-            "Below this time each step adds fresh noise, which mends small faults (the authors take 0.2). 0: never, "
-            "and an inversion comes back most faithfully.",
-        ),
-        Boolean("null_branch", True, "With cfg: shift the negative prompt's h too, not the positive's alone."),
-        Boolean(
-            "rescale",
-            True,
-            "With fewer steps than the direction was made with, shift further in each, as the authors do.",
-        ),
-        Choice("calls", [ONE_CALL, TWO_CALLS], "Two calls need less memory, and suit guiders that count their rows."),
-        Socket("inversion", "INVERSION", "Start from its noise instead of the sampling node's.").optional(),
-        Socket("direction_2", "H_DIRECTION", "A second direction; the sum of n is divided by sqrt(n).").optional(),
-        STRENGTH(name="strength_2").optional(),
-        Socket("direction_3", "H_DIRECTION", "A third direction.").optional(),
-        STRENGTH(name="strength_3").optional(),
-    )
-    OUTPUTS = (
-        Output("SAMPLER", "For SamplerCustom and SamplerCustomAdvanced."),
-        Output("SIGMAS", "The inversion's schedule; without one the direction's own, for a walk from noise."),
-    )
-
-    def run(
-        self,
-        model,
-        direction,
-        strength,
-        way,
-        t_edit,
-        t_boost,
-        null_branch,
-        rescale,
-        calls,
-        inversion=None,
-        direction_2=None,
-        strength_2=1.0,
-        direction_3=None,
-        strength_3=1.0,
-    ):
-        pairs = [(direction, strength), (direction_2, strength_2), (direction_3, strength_3)]
-        pairs = [(d, s) for d, s in pairs if d is not None]
-        sampler = sampler_of(model, pairs, way, t_edit, t_boost, null_branch, rescale, calls, inversion)
-        said = f"{len(pairs)} direction(s), {way}."
-        if not any(s for _, s in pairs):
-            said += " Notice: every strength is 0, so that this is plain Euler."
-        if inversion is not None and inversion.kind.needs:
-            said += " Notice: this inversion's own way back is not Euler's, so that it will not come back exactly."
-        return text_result(said, sampler, direction.sigmas if inversion is None else inversion.sigmas)
-
-
-NODES = (HSpaceDirection, AsyrpSampler)
+NODES = (HSpaceDirection,)

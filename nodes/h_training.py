@@ -9,19 +9,19 @@ from ..engine.comfy import process_of, sigmas_of, time_to_sigma
 from ..engine.fingerprint import fingerprint
 from ..engine.noise import source_latent
 from ..engine.run import sample_with
-from ..samplers.guidance.losses import cosine as apart
 from ..samplers.tuning.directional import FORMS, EditLoss
 from ..samplers.tuning.h_direction import Direction, free_shifts, new_block
-from ..samplers.tuning.h_space import distances, lowest_level, training_step
+from ..samplers.tuning.h_space import training_step
 from ..samplers.tuning.loop import Loop, Settings
 from .base import LATENT, MODEL, POSITIVE, SEED, Box, Choice, Float, Int, Output, Socket
 from .guidance import IMAGE_TEXT
 from .h_space import CATEGORY, SCHEDULER, SITE
-from .report import text_result
+from .report import temporary, text_result
 from .tuning_chain import (
     SOURCE,
     TARGET,
     TEMPLATES_INPUT,
+    curve_figure,
     curve_line,
     differentiable,
     direction_of,
@@ -31,7 +31,6 @@ from .tuning_chain import (
 )
 
 NETWORK, FREE = "network f (the paper's)", "one free shift a step"
-EDIT_SHARE = 0.33  # of a distance at which the authors' t_edit lies, times the cosine of the two texts
 
 
 class HSpaceTrain(Box):
@@ -56,8 +55,8 @@ class HSpaceTrain(Box):
         Float(
             "t_edit",
             0.5,
-            "The direction acts, and is trained, from pure noise (time 1) down to this time. 0: the level where the "
-            "prediction's embedding stands 0.33 x cos(texts) from the picture's (the paper measures by LPIPS).",
+            "The direction acts, and is trained, from pure noise (time 1) down to this time. 0: measured on the "
+            "pictures, as the paper does it: down to where a prediction looks 0.33 x cos(texts) unlike its picture.",
         ),
         Int("passes", 5, "Passes over the pictures; every level of every picture is one optimiser step.", 1, 1000),
         Choice("optimiser", ["SGD", "Adam"], "The authors take SGD."),
@@ -110,18 +109,19 @@ class HSpaceTrain(Box):
         direction, cosine, notices = direction_of(image_text, source, target, templates)
         sigmas, process = sigmas_of(model, scheduler, steps), process_of(model)
         inversion, said = inverted(model, positive, latent, sigmas)
-        n = inversion.shape[0]
+        n, boost = inversion.shape[0], {}
+        if t_edit > 0:
+            low = time_to_sigma(model)(t_edit)
+        else:
+            low, boost["boost"] = h_space.measured_levels(model, vae, inversion, cosine)
+        levels = int((sigmas[:-1] >= low * (1 - 1e-6)).sum())
         numbers = [what, t_edit, passes, optimiser, lr, clip_weight, l1_weight * cosine, form, site, seed]
         key = files.cache_key(model, inversion.trajectory, direction, sigmas, numbers)
 
         def body(run):
-            place = h_space.Place(site)
-            with differentiable(run, model, vae, image_text) as (decode, embed):
+            place, walked = h_space.Place(site), run.sigmas[: levels + 1].clone()
+            with differentiable(run, model, vae, image_text) as decode:
                 pictures = pictures_of(inversion, decode, run.device)
-                low = _edit_level(run, pictures, decode, embed, cosine, t_edit)
-                walked = run.sigmas[: int((run.sigmas >= low * (1 - 1e-6)).sum()) + 1].clone()
-                levels = len(walked) - 1
-                run.progress.total = run.progress.value + 3 * n * passes * levels
                 h, _ = h_space.read(run, place, pictures.starts[0], walked[0])
                 if what == NETWORK:
                     net = new_block(h.shape[1], seed).to(run.device)
@@ -132,7 +132,8 @@ class HSpaceTrain(Box):
                     values = {"shifts": shifts}
                     table = [float(s) for s in walked]
                     changes = lambda s: lambda h: shifts[table.index(float(s))]  # noqa: E731
-                loss = EditLoss(embed, direction.to(run.device), clip_weight, max(l1_weight * cosine, 0.0), form=form)
+                embed, kept = image_text.embed_image, max(l1_weight * cosine, 0.0)
+                loss = EditLoss(embed, direction.to(run.device), clip_weight, kept, form=form)
                 with run.patched(h_space.PATCH, place.patch):
                     pair = lambda name: h_space.training_pair(run, place, name)  # noqa: E731
                     step = training_step(pair, pictures, walked, changes, decode, loss, process, lambda: run.tick(3))
@@ -147,13 +148,11 @@ class HSpaceTrain(Box):
                         every=3 * n * levels,
                     )
                     loop = Loop(values, settings, seed)
-                    curve = trained(loop, step, key)
-                return loop.result(), low, curve
+                    curve = trained(loop, step, key, run.progress.show)
+                return loop.result(), curve
 
-        total = 3 * n * passes * steps
-        found, low, curve = sample_with(
-            model, {"positive": positive}, source_latent(inversion), sigmas, body, total=total
-        )
+        total = 3 * n * passes * levels
+        found, curve = sample_with(model, {"positive": positive}, source_latent(inversion), sigmas, body, total=total)
         parts = {"block": found}
         if what == FREE:
             rest = torch.zeros((steps - len(found["shifts"]), *found["shifts"].shape[1:]))
@@ -167,7 +166,7 @@ class HSpaceTrain(Box):
             target=target,
             made_by=f"trained, {what}",
             fingerprint=fingerprint(model),
-            metadata={"text_cosine": cosine, "pictures": n, "passes": passes},
+            metadata={"text_cosine": cosine, "pictures": n, "passes": passes, **boost},
             **parts,
         )
         lines = [
@@ -177,24 +176,8 @@ class HSpaceTrain(Box):
             *notices,
         ]
         text = "\n".join(lines)
-        return text_result(text, made, text)
-
-
-def _edit_level(run, pictures, decode, embed, cosine: float, t_edit: float) -> float:
-    """s_edit: by hand, or for t_edit 0 the measured one, on the first pictures."""
-    if t_edit > 0:
-        return time_to_sigma(run.patcher)(t_edit)
-    start, x0 = torch.cat(list(pictures.starts[:8])), torch.cat(list(pictures.sources[:8]))
-
-    def distance(x, picture):
-        return apart(embed(decode(x).clamp(0, 1)), embed(picture))
-
-    def denoise(x, sigma):
-        run.tick()
-        return run.predictions(x, sigma, ["positive"])[0]
-
-    predicted, _ = distances(denoise, start, run.sigmas, x0, distance)
-    return lowest_level(run.sigmas, predicted, EDIT_SHARE * cosine)
+        ui = {"images": temporary(curve_figure(curve[0]))} if curve[0] else {}
+        return text_result(text, made, text, **ui)
 
 
 NODES = (HSpaceTrain,)

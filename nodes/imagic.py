@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import torch
 
-from ..engine import comfy, training, weights
+from ..engine import folders, training, weights
 from ..engine.comfy import is_empty, to_model_space
 from ..engine.imagic import plain
 from ..engine.training_store import Store
@@ -113,7 +113,7 @@ class ImagicOptimise(Box):
             raise ValueError("Imagic learns one picture: wire the latent of a single encoded picture.")
         embedding, extra = plain(target, "target")
         training.check_trainable(model)
-        comfy.model_file("loras", file_name)
+        folders.model_file("loras", file_name)
         where = weights.layers(model, targets)
         rank, batch = rank or way.rank, batch or way.batch
         factors = lora.low_rank_all(where.items(), rank, seed=seed, device=model.load_device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..engine.comfy import time_to_sigma
 from ..engine.imagic import imagic_guider
+from . import words
 from .base import CFG, MODEL, NEGATIVE, Box, Float, Output, Socket, Text
 from .tuning_inputs import CATEGORY
 
@@ -55,19 +56,11 @@ class ImagicGuider(Box):
             raise ValueError(
                 f"The LoRA's window runs from {lora_from:g} down to {lora_to:g}: set lora_from above lora_to."
             )
-        etas = [eta, *numbers(more_etas)]
+        etas = [eta, *words.numbers(more_etas, "more_etas")]
         sigma = time_to_sigma(model)
         window = (sigma(lora_to), float("inf") if lora_from >= 1 else sigma(lora_from))
         guider = imagic_guider(model, lora, target, optimised, negative, cfg, etas, lora_strength, window)
         return (guider,)
-
-
-def numbers(text: str) -> list[float]:
-    """ "0.3, 0.6" -> [0.3, 0.6]. ValueError for anything that is no number."""
-    try:
-        return [float(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise ValueError(f"{text!r} is no list of numbers: write them with commas between, as in 0, 0.5, 1.") from None
 
 
 NODES = (ImagicGuider,)

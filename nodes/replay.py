@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ..engine import record
-from ..engine.comfy import Progress, latent_in
+from ..engine.comfy import latent_in
 from ..engine.guider import null_text_guider
 from ..engine.noise import source_latent
 from ..engine.readers import readers
-from ..engine.sampler import own_way_back
+from ..engine.sampler import own_way_back, walk_back
 from ..samplers.inversion.pivots import whiteness
 from ..samplers.inversion.record import Inversion
 from ..samplers.inversion.replay import calls_back, cfg_of
@@ -51,28 +51,8 @@ def replay(
     positive, negative = record.prompts(inversion, positive, negative, cfg)
     sampler, sigmas = own_way_back(inversion, first)
     guider = null_text_guider(model, inversion, positive, negative, cfg)
-    latent = source_latent(inversion)
-    calls = calls_back(inversion, first)
-    progress = Progress(max(calls, 1), model)
-
-    def step(i, denoised, x, total):
-        progress.tick(1, x0=denoised)
-
-    began = time.perf_counter()
-    out = (
-        guider.sample(
-            torch.zeros_like(latent),
-            latent,
-            sampler,
-            sigmas,
-            denoise_mask=mask,
-            callback=step,
-            disable_pbar=True,
-            seed=0,
-        )
-        .float()
-        .cpu()
-    )
+    calls, began = calls_back(inversion, first), time.perf_counter()
+    out = walk_back(guider, inversion, sampler, sigmas, calls=max(calls, 1), mask=mask)
     error = (latent_in(model, out) - inversion.source).flatten(1).square().mean(1).sqrt()
     return Result(out, calls, time.perf_counter() - began, error)
 

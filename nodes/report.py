@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..engine import comfy
+from ..engine import comfy, folders
 from ..samplers.measure import metrics
 
 
@@ -40,7 +40,7 @@ def model_unchanged(why: str, model) -> dict:
 
 def temporary(images: Tensor) -> list[dict[str, str]]:
     """IMAGE [B, H, W, 3] as files in ComfyUI's temporary folder, in the record that its address /view understands."""
-    folder = comfy.folder("temp")
+    folder = folders.folder("temp")
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for image in images[..., :3].float().cpu().clamp(0, 1):

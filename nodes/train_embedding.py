@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..engine import comfy, training, tuning
+from ..engine import comfy, folders, training, tuning
 from ..engine.training_store import Store
 from ..samplers.tuning.loop import Loop, Settings
 from ..samplers.tuning.objective import HeldOut, denoising_step
@@ -112,7 +112,7 @@ class TrainEmbedding(Box):
         rate = learning_rate or way.relative_lr
         training.check_trainable(model, clip)
         pictures.check_word(word)
-        comfy.model_file("embeddings", file_name)
+        folders.model_file("embeddings", file_name)
         own = tuning.own_ids(count)
         prompt = sample_prompt or pictures.captions[0]
         tokens = tokens_of(clip, dict.fromkeys([*pictures.captions, "", prompt]), word, own)
@@ -166,7 +166,7 @@ class TrainEmbedding(Box):
         with tuning.word_attached(clip, own, loop.result()), torch.no_grad():
             embedding, pooled = tuning.encode(clip, tokens[prompt])
         figure = loss_figure(loop)
-        name = f"embedding:{comfy.model_name('embeddings', path)}"
+        name = f"embedding:{folders.model_name('embeddings', path)}"
         grown = ", ".join(f"{n} {rms(v) / sizes[n]:.2g} times" for n, v in loop.result().items())
         report = "\n".join(
             [

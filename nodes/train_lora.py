@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import asdict, replace
 
-from ..engine import comfy, training, tuning, weights
+from ..engine import comfy, folders, training, tuning, weights
 from ..engine.training_store import Store
 from ..engine.tuning_set import exchanged
 from ..samplers.tuning import lora
@@ -183,7 +183,7 @@ class TrainLora(Box):
             sample_prompt = exchanged(sample_prompt, word, learned_word)
             pictures, word = pictures.with_word(word, learned_word), learned_word.strip()
         for folder in ("loras", *(("embeddings",) if word_vectors else ())):
-            comfy.model_file(folder, file_name)  # refused before any work
+            folders.model_file(folder, file_name)  # refused before any work
         where, text_where = weights.layers(model, way.targets), weights.text_layers(clip) if way.text_lr else {}
         start = (way.rank, way.alpha, way.init)
         factors = lora.low_rank_all(where.items(), *start, seed=seed, device=model.load_device)
@@ -236,7 +236,7 @@ class TrainLora(Box):
 
         path = free_path("loras", file_name, key)
         word_path = free_path("embeddings", file_name, key) if own else None
-        called = f"embedding:{comfy.model_name('embeddings', word_path)}" if own else ""
+        called = f"embedding:{folders.model_name('embeddings', word_path)}" if own else ""
 
         def encode(text):
             return own.encode(text) if own else tuning.encode(clip, clip.tokenize(text))

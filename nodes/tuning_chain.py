@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import time
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from ..engine.comfy import load_models
 from ..engine.gradients import bring, grad_mode
 from ..engine.image_text import modules_of, patchers_of
 from ..engine.terms import decoder
+from ..engine.training import duration
 from ..engine.unfinished import run_resumable
+from ..samplers.measure.charts import line_chart, smoothed
 from ..samplers.tuning.diffusion_clip import Pictures
 from ..samplers.tuning.directional import text_cosine, text_direction
 from ..samplers.tuning.loop import Loop
@@ -18,6 +23,7 @@ from .base import Text
 from .clip_guidance import check_words
 from .inversion import invert
 
+_SHOW_SECONDS = 2.0
 TEMPLATES = "{}\na photo of {}\na picture of {}\na drawing of {}"
 SOURCE = Text("source", "plain background", "What the pictures show, in the words that the edit changes.")
 TARGET = Text("target", "striped background", "What they shall show instead.")
@@ -50,14 +56,14 @@ def inverted(model, positive, latent: dict, sigmas, cache: bool = True):
 
 
 @contextlib.contextmanager
-def differentiable(run, model, vae, image_text):
-    """(decode, embed) of pictures, and the network, decoder and tower ready for gradients."""
-    load_models([run.patcher, vae.patcher, *patchers_of(image_text)])
+def differentiable(run, model, vae, *towers):
+    """decode, from model space to pictures; network, decoder and image-text models are ready for gradients."""
+    load_models([run.patcher, vae.patcher, *(p for tower in towers for p in patchers_of(tower))])
     decode = decoder(model, vae)
-    modules = modules_of(image_text)
+    modules = [m for tower in towers for m in modules_of(tower)]
     bring(run.device, (), modules)
     with run.gradients(), grad_mode(vae.first_stage_model, *modules):
-        yield decode, image_text.embed_image
+        yield decode
 
 
 def pictures_of(inversion, decode, device, condition="positive") -> Pictures:
@@ -70,11 +76,30 @@ def pictures_of(inversion, decode, device, condition="positive") -> Pictures:
     return Pictures(starts, sources, [condition] * len(starts))
 
 
-def trained(loop: Loop, step, key: str | None) -> tuple[list, bool]:
-    """Run the loop to its end: (the report of every step, whether it went on from a stopped run of the same key)."""
+def trained(loop: Loop, step, key: str | None, show: Callable[[Tensor], None]) -> tuple[list, bool]:
+    """Run the loop to its end: (the report of every step, whether it went on from a stopped run of the same key).
+
+    show: takes the curve so far as the preview, every few seconds."""
     reports: list = []
-    begun = run_resumable(loop, step, key, reports.append)
+    began, shown = time.monotonic(), 0.0
+
+    def note(report):
+        nonlocal shown
+        reports.append(report)
+        if time.monotonic() - shown > _SHOW_SECONDS:
+            shown = time.monotonic()
+            left = (shown - began) / len(reports) * (report.steps - report.step)
+            show(curve_figure(reports, f"step {report.step} of {report.steps}, {duration(left)} left"))
+
+    begun = run_resumable(loop, step, key, note)
     return reports, begun > 0
+
+
+def curve_figure(reports: list, title: str = "loss of each step, and the agreement with the words") -> Tensor:
+    """IMAGE of a run's curves: each the mean over neighbours."""
+    curves = {"loss": "loss", "agreement": "cosine"}
+    lines = {name: smoothed([float(r.losses[of]) for r in reports]) for name, of in curves.items()}
+    return line_chart(title, lines, [r.step for r in reports], height=220)
 
 
 def curve_line(reports: list, resumed: bool) -> str:

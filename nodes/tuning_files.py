@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..engine import comfy, weights
+from ..engine import files, folders, weights
 from .base import Boolean, Box, Float, Output, Socket, Text
 from .report import text_result
 from .tuning_inputs import CATEGORY, CLIP, free_path
@@ -38,7 +38,7 @@ class SaveLora(Box):
     def run(self, lora, file_name):
         path = free_path("loras", file_name, None)
         weights.save(lora, path)
-        name = comfy.model_name("loras", path) + ".safetensors"
+        name = folders.model_name("loras", path) + ".safetensors"
         return text_result(f"Saved {name} ({path.stat().st_size / 1000:.0f} kB): {_describe(lora)}.", name)
 
 
@@ -64,10 +64,10 @@ class LoadLora(Box):
 
     @classmethod
     def IS_CHANGED(cls, file=None, **_):
-        return comfy.model_changed("loras", file)
+        return files.state_of(lambda: folders.found_model("loras", file or ""))
 
     def run(self, model, clip, file, strength, same_model):
-        lora = weights.load(comfy.found_model("loras", file))
+        lora = weights.load(folders.found_model("loras", file))
         if same_model:
             weights.check_base(lora.metadata, model)
         weights.check_fits(model, lora)

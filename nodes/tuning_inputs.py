@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..engine import comfy, files, weights
+from ..engine import comfy, files, folders, weights
 from ..engine.fingerprint import fingerprint
 from ..engine.training import Outcome, duration, own_weight
-from ..samplers.measure.charts import captioned_grid, line_chart, stacked
+from ..samplers.measure.charts import captioned_grid, line_chart, smoothed, stacked
 from ..samplers.tuning.loop import Loop
 from ..samplers.tuning.objective import LEVELS as KNOWN_LEVELS
 from ..samplers.tuning.objective import WEIGHTS, Objective
@@ -75,9 +75,7 @@ def training_key(model, *inputs) -> str | None:
 def loss_figure(loop: Loop, title: str = "loss of each step, and on fixed pictures, levels and noises") -> Tensor:
     """IMAGE of the curve: the mean over neighbours, and the held-out loss where it was measured."""
     steps, values = [s for s, _ in loop.curve], [v for _, v in loop.curve]
-    width = max(1, len(values) // 40)
-    smooth = [sum(values[max(0, i - width + 1) : i + 1]) / min(i + 1, width) for i in range(len(values))]
-    steps, smooth = [0, *steps], [float("nan"), *smooth]
+    steps, smooth = [0, *steps], [float("nan"), *smoothed(values)]
     held, last = [], float("nan")
     for step in steps:
         last = loop.held.get(step, last)
@@ -150,7 +148,7 @@ def training_line(loop: Loop, outcome: Outcome, began_at: int) -> str:
 
 def free_path(kind: str, name: str, key: str | None) -> Path:
     """Where the file goes: this name, or with a number behind where another training's file has it."""
-    path = comfy.model_file(kind, name)
+    path = folders.model_file(kind, name)
     stem, number = path.stem, 2
     while path.exists() and (key is None or files.metadata(path).get(TRAINING) != key):
         path = path.with_name(f"{stem}_{number}.safetensors")

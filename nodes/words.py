@@ -52,6 +52,14 @@ def number(text: str, low: float = -math.inf, high: float = math.inf) -> float |
     return value if math.isfinite(value) and low <= value <= high else None
 
 
+def numbers(text: str, what: str) -> list[float]:
+    """ "0, -1.5" -> [0.0, -1.5]; `what` names them in the error."""
+    values = [number(item) for item in _few(items(text), what)]
+    if None in values:
+        raise ValueError(f"{text!r} is no list of numbers for {what}: write them with commas between, as in 0, 0.5, 1.")
+    return values
+
+
 def fractions(text: str, what: str) -> list[float]:
     """ "0.6, 0.8" -> [0.6, 0.8]: numbers from 0 to 1; `what` names them in the error."""
     values = [number(item, 0, 1) for item in _few(items(text), what)]

@@ -131,7 +131,7 @@ def to_ui(workflow: Workflow, infos: dict[str, Info], note: str) -> dict[str, An
         "links": links,
         "groups": groups,
         "config": {},
-        "extra": {"ds": {"scale": ZOOM, "offset": [40, 60]}},
+        "extra": {"ds": {"scale": ZOOM, "offset": [90, 60]}},
         "version": 0.4,
     }
 

@@ -5,7 +5,7 @@ import { CHIPS, addChips } from "./js/chips.js";
 import { COSTED, costOf } from "./js/cost.js";
 import { make, panelOf } from "./js/panel.js";
 import { addPicker } from "./js/picker.js";
-import { showCompare, showHeat } from "./js/pictures.js";
+import { showCompare, showHeat, showStrengths } from "./js/pictures.js";
 import { SWAPS, addSwap } from "./js/swap.js";
 import { TIMELINES, addTimeline } from "./js/timeline.js";
 
@@ -32,6 +32,10 @@ onOurNodes(IN_BLUEPRINTS, (node, type) => {
     }
     onResult(node, type, (output) => {
         if (output.nulltext_heat?.length) showHeat(section("picture"), output.nulltext_heat[0]);
+        if (output.nulltext_strengths?.length) {
+            clearPreview(node);
+            showStrengths(section("picture"), output.nulltext_strengths[0]);
+        }
         if (output.a_images?.length && output.b_images?.length) {
             clearPreview(node);
             setTimeout(() => clearPreview(node), 800);  // the last preview may come after the result

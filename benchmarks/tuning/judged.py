@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...demo import probe, scenes
 from ...demo.scenes import Scenes
-from ...engine import comfy
+from ...engine import comfy, folders
 from ...engine.sampler import core_sampler, sample_latent
 from ..lab import decode, encode, loaded
 
@@ -70,5 +70,5 @@ def one_object(n: int, seed: int, **fixed: int) -> Scenes:
 
 
 def lora_file_kb(name: str) -> float:
-    path: Path = comfy.model_file("loras", name)
+    path: Path = folders.model_file("loras", name)
     return path.stat().st_size / 1000

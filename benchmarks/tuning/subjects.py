@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ...demo import captions, scenes, subjects
+from ...engine import folders
 from ...engine.tuning_set import TuningSet
 from ...nodes.train_embedding import TrainEmbedding
 from ...nodes.train_lora import LEAVE, TrainLora
@@ -115,8 +116,6 @@ def dreambooth(name: str, arm: str, taught: TuningSet, word: str, n: int, steps:
 
 def learned_word(name: str, taught: TuningSet, train_steps: int) -> str:
     """`embedding:...` by textual inversion, readable by core's own embedding files from here on."""
-    from ...engine import comfy
-
     model, clip, _ = loaded()
     given = defaults(
         TrainEmbedding,
@@ -127,7 +126,7 @@ def learned_word(name: str, taught: TuningSet, train_steps: int) -> str:
         seed=1,
         file_name=f"bench_{name}".replace(" ", "_"),
     )
-    clip.tokenizer.clip_l.embedding_directory = str(comfy.model_file("embeddings", "x").parent)
+    clip.tokenizer.clip_l.embedding_directory = str(folders.model_file("embeddings", "x").parent)
     with torch.inference_mode():
         return TrainEmbedding().run(model=model, clip=clip, pictures=taught, **given)["result"][0]
 

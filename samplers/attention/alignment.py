@@ -126,33 +126,30 @@ def _sections(prompt: dict) -> list[list[range]]:
     return found
 
 
-def _content(prompt: dict) -> list[list[list[int]]]:
-    """Of each chunk of each text encoder, the columns between its begin token and its padding, in order: words and the
-    punctuation between them.
+def _content(prompt: dict, chunks: Sequence[range]) -> list[range]:
+    """Of each chunk the columns between its begin token and its padding: words and the punctuation between them.
 
     Padding is the run of equal ids at a chunk's end; CLIP-L pads with its end token."""
-    ids, spoken = prompt["ids"], {t for word in prompt["words"] for t in word["tokens"]}
-
-    def of(chunk: range) -> list[int]:
+    ids, spoken, found = prompt["ids"], {t for word in prompt["words"] for t in word["tokens"]}, []
+    for chunk in chunks:
         last = chunk.stop
         while last > chunk.start + 1 and ids[last - 1] == ids[chunk.stop - 1]:
             last -= 1
         # a begin token is no part of a word; T5 has none
-        return list(range(chunk.start + (chunk.start not in spoken), last))
-
-    return [[of(chunk) for chunk in chunks] for chunks in _sections(prompt)]
+        found.append(range(chunk.start + (chunk.start not in spoken), last))
+    return found
 
 
 def _special_columns(source: dict, target: dict) -> list[int]:
     """A column map with begin, end and padding tokens in place and -1 at everything between."""
     columns = [-1] * len(target["ids"])
-    frames = [
-        [[sorted({*chunk} - {*content}) for chunk, content in zip(*both)] for both in zip(_sections(p), _content(p))]
-        for p in (source, target)
-    ]
-    for theirs, mine in zip(*frames):
-        for c, special in enumerate(mine):
-            of = theirs[min(c, len(theirs) - 1)]
+    for theirs, mine in zip(_sections(source), _sections(target)):
+        frames = []
+        for prompt, chunks in ((source, theirs), (target, mine)):
+            within = _content(prompt, chunks)
+            frames.append([[t for t in chunk if t not in words] for chunk, words in zip(chunks, within)])
+        for c, special in enumerate(frames[1]):
+            of = frames[0][min(c, len(theirs) - 1)]
             for k, column in enumerate(special):
                 if of:
                     columns[column] = of[min(k, len(of) - 1)]
@@ -207,8 +204,9 @@ def align(a: Sequence[int], b: Sequence[int]) -> list[int]:
 def refine_map(source: dict, target: dict) -> TokenMap:
     """Token by token, for prompts of any lengths: what both say stays where the source had it."""
     columns = _special_columns(source, target)
-    for theirs, mine in zip(_content(source), _content(target)):
-        content_s, content_t = ([t for chunk in chunks for t in chunk] for chunks in (theirs, mine))
+    for theirs, mine in zip(_sections(source), _sections(target)):
+        content_s = [t for words in _content(source, theirs) for t in words]
+        content_t = [t for words in _content(target, mine) for t in words]
         places = align([source["ids"][t] for t in content_s], [target["ids"][t] for t in content_t])
         for column, place in zip(content_t, places, strict=True):
             columns[column] = content_s[place] if place >= 0 else -1

@@ -38,6 +38,12 @@ def to_picture(image: Tensor) -> Image.Image:
     return Image.fromarray((image[0].clamp(0, 1) * 255).round().byte().cpu().numpy())
 
 
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Each value as the mean of the last ones up to it, a 40th of all, for a curve that can be read."""
+    window = max(1, len(values) // 40)
+    return [sum(values[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(values))]
+
+
 def line_chart(
     title: str,
     lines: dict[str, Sequence[float]],

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import PROCESSES, NoiseProcess, NoiseSource, Sigma, check_descending, euler_step, step_of
-from ..record_file import Fields, check_state, check_tensors, parsed, read, write
+from ..record_file import Fields, Unsound, check_state, check_tensors, parsed, read, write
 from .h_space import Change
 
 VERSION, FORMAT = 1, "nulltext-h-direction"
@@ -81,6 +81,14 @@ def free_shifts(steps: int, shape: Sequence[int], seed: int, spread: float = _SP
         return spread * torch.randn((steps, *shape), generator=torch.Generator("cpu").manual_seed(seed))
 
 
+def _channels(block: Mapping[str, Tensor]) -> int:
+    """C of a DeltaBlock's weights."""
+    bias = block.get("out.bias")
+    if bias is None or bias.ndim != 1 or not len(bias):
+        raise Unsound("it has no tensor out.bias of one number for each channel")
+    return len(bias)
+
+
 @dataclass(frozen=True)
 class Direction:
     """A direction for `site` of a model. sigmas [N+1]: the schedule it was made on, falling.
@@ -103,37 +111,35 @@ class Direction:
     version: int = VERSION
 
     def __post_init__(self):
+        if self.version != VERSION:
+            raise ValueError(f"This direction has format version {self.version}, not {VERSION}: make it again.")
+        if self.process not in PROCESSES:
+            raise ValueError(f"A direction's process is one of {', '.join(PROCESSES)}; got {self.process!r}.")
+        if (self.shifts is None) == (not self.block):
+            raise ValueError("A direction holds either one shift for each step or a network, not both: make it again.")
+        shifts, part = {} if self.shifts is None else {"shifts": self.shifts}, "direction"
+        try:  # once for every tensor: `check_state` looks at the network's own
+            check_tensors({"sigmas": self.sigmas, **shifts})
+            if self.block:
+                part = "direction's network"
+                check_state(lambda: DeltaBlock(_channels(self.block)), self.block)
+        except Unsound as error:
+            raise ValueError(
+                f"The {part} is not sound: {error}. Make it again; where it was trained, at a lower rate."
+            ) from None
         with torch.inference_mode(False):
             set_ = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
             set_("sigmas", self.sigmas.detach().float().cpu().clone())
             set_("block", {k: v.detach().float().cpu().clone() for k, v in self.block.items()})
             if self.shifts is not None:
                 set_("shifts", self.shifts.detach().float().cpu().clone())
-        if self.version != VERSION:
-            raise ValueError(f"This direction has format version {self.version}, not {VERSION}: make it again.")
-        if self.process not in PROCESSES:
-            raise ValueError(f"A direction's process is one of {', '.join(PROCESSES)}; got {self.process!r}.")
-        check_descending(self.sigmas)
-        if (self.shifts is None) == (not self.block):
-            raise ValueError("A direction holds either one shift for each step or a network, not both: make it again.")
-        tensors = [*self.block.values(), *([] if self.shifts is None else [self.shifts])]
-        if not all(bool(torch.isfinite(t).all()) for t in tensors):
-            raise ValueError("The direction holds NaN or infinite values: make it again, at a lower learning rate.")
-        if self.shifts is not None and (self.shifts.ndim < 3 or len(self.shifts) != self.steps):
-            raise ValueError(f"{self.steps} steps need as many shifts; got {list(self.shifts.shape)}.")
-        if self.block:
-            set_("_net", self._built())
-
-    def _built(self) -> DeltaBlock:
-        try:
-            with torch.inference_mode(False):
-                channels = self.block["out.bias"].shape[0]
-                check_state(lambda: DeltaBlock(channels), self.block)
-                net = DeltaBlock(channels)
+            check_descending(self.sigmas)
+            if self.shifts is not None and (self.shifts.ndim < 3 or len(self.shifts) != self.steps):
+                raise ValueError(f"{self.steps} steps need as many shifts; got {list(self.shifts.shape)}.")
+            if self.block:
+                net = DeltaBlock(_channels(self.block))
                 net.load_state_dict(dict(self.block))
-            return net.eval().requires_grad_(False)
-        except (KeyError, IndexError, ValueError, RuntimeError):
-            raise ValueError("The direction's network is not what its version says: make it again.") from None
+                set_("_net", net.eval().requires_grad_(False))
 
     @property
     def kind(self) -> str:
@@ -197,7 +203,8 @@ class Direction:
             fields.text(name, default="")
         fields.table("fingerprint", lambda v: isinstance(v, str), "texts", default={})
         fields.table("metadata", lambda v: True, "anything", default={})
-        check_tensors(tensors)
+        notes = Fields(values.get("metadata", {}), "metadata")
+        notes.number("boost", 0, default=0.0), notes.number("text_cosine", -1.01, 1.01, default=1.0)
         return cls(tensors["sigmas"], tensors.get("shifts"), block, **values)
 
     def save(self, path) -> None:

@@ -10,8 +10,11 @@ dh acts while s >= s_edit. Below s_boost the walk is stochastic (DDIM with eta 1
 and used on M, dh is taken N/M times; several directions are summed and divided by sqrt(n) (both from the authors' code,
 in no equation of the paper).
 
-    s_edit    lowest level with distance(P_s, x0) >= .33 cos(E_T(source), E_T(target)); in the paper LPIPS
+    s_edit    lowest level with distance(P_s, x0) >= .33 cos(E_T(source), E_T(target))
     s_boost   lowest level with distance(x_s, x0) >= 1.2 (the code's own default is .1, its scripts pass 1.2)
+
+The distance is LPIPS in the paper, a mean over a data set; here it is `perceptual.py`'s, and the levels are read off
+the path of the very pictures that are edited or trained on.
 
 f is trained by `directional.py`'s loss between D~ on the edited walk and the source picture, its L1 against D on the
 unedited walk and times that cosine; one optimiser step a level. dh without training: `h_direction.py`.
@@ -19,6 +22,7 @@ unedited walk and times that cosine; one optimiser step a level. dh without trai
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -26,11 +30,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import VE, Callback, Denoise, NoiseProcess, NoiseSource, Sigma, check_descending, euler_step, expand, report
-from ..ode import sample_euler
+from ..core import VE, Callback, NoiseProcess, NoiseSource, Sigma, check_descending, euler_step, expand, report
 from ..window import ALWAYS, SigmaWindow
 from .diffusion_clip import Pictures, Walks
 from .directional import EditLoss
+
+#: distances at which s_edit (times the cosine of the two texts) and s_boost lie
+EDIT_DISTANCE, BOOST_DISTANCE = 0.33, 1.2
 
 #: h [R, C, ...] -> dh, of h's shape or one that broadcasts to it
 Change = Callable[[Tensor], Tensor]
@@ -101,29 +107,54 @@ def sample_asyrp(
     return x
 
 
-def lowest_level(sigmas: Tensor | Sequence[float], distances: Tensor | Sequence[float], threshold: float) -> float:
+def lowest_level(
+    sigmas: Tensor | Sequence[float],
+    distances: Tensor | Sequence[float],
+    threshold: float,
+    otherwise: float | None = None,
+) -> float:
     """The smallest sigma > 0 whose distance to x0 is at least the threshold: s_edit and s_boost.
 
-    distances: one for each sigma > 0. The largest sigma where none is reached."""
+    distances: one for each sigma > 0. Where none is reached: `otherwise`, the largest sigma for None."""
     levels = [float(s) for s in sigmas if float(s) > 0]
     if len(levels) != len(distances):
         raise ValueError(f"{len(levels)} levels need as many distances; got {len(distances)}.")
     reached = [s for s, distance in zip(levels, distances) if float(distance) >= threshold]
-    return min(reached) if reached else max(levels)
+    if reached:
+        return min(reached)
+    return max(levels) if otherwise is None else otherwise
 
 
-@torch.no_grad()
+def edit_and_boost(
+    sigmas: Tensor, predicted: Sequence[float], noisy: Sequence[float], cosine: float = 1.0
+) -> tuple[float, float]:
+    """(s_edit, s_boost) of the distances of P_s and x_s at every level s > 0, by the authors' thresholds. cosine: of
+    the source's and the target's text. No boost where x_s never stands as far off."""
+    return (
+        lowest_level(sigmas, predicted, EDIT_DISTANCE * cosine),
+        lowest_level(sigmas, noisy, BOOST_DISTANCE, otherwise=0.0),
+    )
+
+
 def distances(
-    denoise: Denoise, start: Tensor, sigmas: Tensor, x0: Tensor, distance: Callable[[Tensor, Tensor], Tensor]
+    trajectory: Tensor,
+    sigmas: Tensor,
+    distance: Callable[[Tensor], Tensor],
+    process: NoiseProcess = VE,
+    on_level: Callable[[], None] | None = None,
 ) -> tuple[list[float], list[float]]:
-    """(distance(P_s, x0), distance(x_s, x0)) at every level of the unedited walk from start, each the batch's mean."""
+    """(distance(P_s), distance(x_s)) at every level s > 0 of an inversion's path, each the batch's mean.
+
+    trajectory [N+1, B, C, ...] at sigmas [N+1]. distance(latents [B, C, ...]) -> [B], from the picture that was
+    inverted. P_s is what the path's own step says was predicted, x_s - s (x_s' - x_s)/(s' - s), so that no network is
+    asked; x_s is brought to the variance of a picture first, x_s / sqrt(a(s)^2 + s^2), as the paper's nets see it.
+    on_level() after each level."""
     predicted, noisy = [], []
-
-    def note(state):
-        predicted.append(float(distance(state["denoised"], x0).mean()))
-        noisy.append(float(distance(state["x"], x0).mean()))
-
-    sample_euler(denoise, start, sigmas, callback=note)
+    for x, after, (s, s_next) in zip(trajectory, trajectory[1:], pairwise(sigmas.tolist())):
+        predicted.append(float(distance(x - s / (s_next - s) * (after - x)).mean()))
+        noisy.append(float(distance(x / math.hypot(process.signal(s), s)).mean()))
+        if on_level is not None:
+            on_level()
     return predicted, noisy
 
 

@@ -9,9 +9,11 @@ their product is added to its OUTPUT; the sum equals W + (alpha/r) up down but f
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +72,19 @@ class LowRank:
             out = F.linear(F.linear(inner, self.down), self.up)
         return (out * self.scale).to(x.dtype)
 
+    def trained(self) -> dict[str, Tensor]:
+        """What there is to train, by part."""
+        return {"down": self.down, "up": self.up}
+
+    def stored(self) -> dict[str, Tensor]:
+        """The parts under the names of LoRA files."""
+        parts = {"lora_up.weight": self.up, "lora_down.weight": self.down}
+        return parts | {"alpha": torch.tensor(float(self.alpha))}
+
+    def to(self, device: torch.device | str) -> LowRank:
+        """The same on a device, not trained any more."""
+        return dataclasses.replace(self, down=self.down.detach().to(device), up=self.up.detach().to(device))
+
     def weight(self) -> Tensor:
         """The same change as a change of the layer's weight [out, in, *kernel]."""
         return self.scale * (self.up.flatten(1) @ self.down.flatten(1)).reshape(self.up.shape[0], *self.down.shape[1:])
@@ -125,9 +140,19 @@ def low_rank_all(
     return {n: low_rank(layer, rank, alpha, init, generator=generator, name=n, **where) for n, layer in layers}
 
 
-def parameters(factors: Mapping[str, LowRank]) -> dict[str, Tensor]:
-    """What there is to train, by name: <layer>.down, <layer>.up."""
-    return {f"{name}.{part}": getattr(f, part) for name, f in factors.items() for part in ("down", "up")}
+class Change(Protocol):
+    """A trained change of one layer: low-rank factors here, or whole weights (`whole.py`)."""
+
+    def delta(self, x: Tensor) -> Tensor: ...
+
+    def trained(self) -> dict[str, Tensor]: ...
+
+    def stored(self) -> dict[str, Tensor]: ...
+
+
+def parameters(changes: Mapping[str, Change]) -> dict[str, Tensor]:
+    """What there is to train, by name: <layer>.<part>, as <layer>.down and <layer>.up."""
+    return {f"{name}.{part}": value for name, change in changes.items() for part, value in change.trained().items()}
 
 
 @torch.no_grad()

@@ -40,3 +40,23 @@ def test_scenes_are_plain_photos_before_and_the_object_counts_as_kept_by_thirds(
     )
     monkeypatch.setattr(dclip.probe, "read", lambda judge, images: reading)
     assert dclip.judged(None, None, truth) == pytest.approx([0.5, 0.5, 1 / 3, 2 / 3])
+
+
+def test_a_setting_is_as_good_as_the_worse_of_its_two_figures():
+    assert asyrp.passes((0.7, 0.75)) == pytest.approx(1)
+    assert asyrp.passes((1.0, 0.6)) == pytest.approx(0.8) and asyrp.passes((0.35, 1.0)) == pytest.approx(0.5)
+
+
+def test_every_way_is_judged_by_its_own_target_and_each_mixture_is_a_span_of_the_schedule():
+    names = dclip.ways_of([{}, {}])
+    assert {dclip.target_of(n) for n in names if "texture" in n or n.startswith("inversion")} == {0}
+    assert {dclip.target_of(n) for n in names if "style" in n} == {1}
+    assert [n for n in names if dclip.target_of(n) == 2] == ["DiffusionCLIP, both in the weights"]
+    for method in ("SDEdit", "FlowEdit", "DiffusionCLIP"):
+        assert (
+            sum(n.startswith(f"{method} texture") for n in names)
+            == sum(n.startswith(f"{method} style") for n in names)
+            > 1
+        )
+    for mix in dclip.MIXES.values():
+        assert all(0 <= a < b <= 1 for a, b in mix.spans) and mix.weight > 0

@@ -96,6 +96,27 @@ def test_before_and_after_with_a_divider(page):
     page.shot("compare")
 
 
+def test_a_slider_over_the_strengths_of_a_direction(page):
+    page.load("asyrp", batch_size=2, strengths="0, 1.5, 4")
+    page.queue()
+    page.look_at("NullText_HSpaceMap")
+    panel = page.panel("NullText_HSpaceMap")
+    picture = panel.locator(".nulltext-strengths img")
+    picture.wait_for()
+    page.tab.wait_for_function("e => e.complete && e.naturalWidth === 128", arg=picture.element_handle())
+    assert picture.get_attribute("alt") == "at strength 4" and "strength 4" in panel.inner_text()
+    last, meters = picture.get_attribute("src"), panel.locator("meter")
+    read = "m => m.map(e => e.value)"
+    before = meters.evaluate_all(read)
+    assert len(before) == 6 and abs(sum(before[:3]) - 1) < 1e-3 and abs(sum(before[3:]) - 1) < 1e-3
+    panel.locator("input[type=range]").first.fill("0")
+    assert picture.get_attribute("alt") == "at strength 0" and picture.get_attribute("src") != last
+    assert meters.evaluate_all(read) != before
+    assert "blue background" in panel.locator(".nulltext-read").inner_text()
+    page.tab.wait_for_timeout(300)
+    page.shot("strengths")
+
+
 PHOTO = "NullText_EditPhoto"
 
 

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from nulltext.benchmarks.harness import ratio
 from nulltext.engine import h_space, weights
 from nulltext.engine.comfy import to_model_space
 from nulltext.engine.fingerprint import fingerprint
@@ -139,6 +140,13 @@ def test_calls_and_rows_of_a_run(tiny, ends, latent, sigmas):
     d = direction(tiny, sigmas, edit=float(sigmas[2]))
     sampled(tiny, h_space.asyrp_sampler([(d, 1.0)]), ends, latent, sigmas)
     assert rows == [8, 8, 8, 4]  # 2 samples x 2 prompts, twice as many down to the direction's last level
+
+
+def test_a_step_takes_little_longer_than_two_plain_calls(tiny, ends, latent, sigmas):
+    """At most 1.15 times as long: medians of interleaved runs, since a machine is shared."""
+    asyrp, euler = h_space.asyrp_sampler([(direction(tiny, sigmas), 1.0)]), own_sampler(sample_euler)
+    walk = lambda sampler: sampled(tiny, sampler, ends, latent, sigmas)  # noqa: E731
+    assert ratio(lambda: walk(asyrp), lambda: (walk(euler), walk(euler)), 9) <= 1.15
 
 
 def test_outside_a_mask_the_source_stands_for_every_sample(tiny, ends, latent, sigmas):

@@ -186,7 +186,7 @@ def test_the_last_of_two_writers_wins_whole_and_strays_are_swept(tmp_path):
 
 @pytest.mark.parametrize("name", ["a\0b", "x" * 300, "x/" * 3000 + "y", "file/inside", "loop/inside"])
 def test_names_that_no_disk_takes_are_refused_without_the_servers_path(engine, tmp_path, monkeypatch, name):
-    monkeypatch.setattr("nulltext.engine.comfy.folder", lambda kind: tmp_path)
+    monkeypatch.setattr("nulltext.engine.folders.folder", lambda kind: tmp_path)
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     try:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from nulltext.engine import files, words
+from nulltext.engine import files, folders, words
 from nulltext.engine.run import sample_with
 from nulltext.engine.sampler import core_sampler, is_euler, own_sampler, sampler_name
 from nulltext.samplers.core import FLOW, VE
@@ -145,22 +145,22 @@ def test_latents_are_checked(engine, tiny):
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "", "  ", ".", "C:\\..\\x", "a\\..\\b"])
 def test_paths_stay_inside(engine, name):
     with pytest.raises(ValueError, match="file name"):
-        engine.full_path("output", name)
+        folders.full_path("output", name)
 
 
 def test_paths_inside(engine):
-    path = engine.full_path("output", "inversions/scene.safetensors")
-    assert path.is_relative_to(engine.folder("output"))
-    assert files.cache_folder().is_relative_to(engine.folder("user"))
+    path = folders.full_path("output", "inversions/scene.safetensors")
+    assert path.is_relative_to(folders.folder("output"))
+    assert files.cache_folder().is_relative_to(folders.folder("user"))
 
 
 def test_links_out_of_the_folder_are_refused(engine, tmp_path):
-    engine.folder("output").mkdir(parents=True, exist_ok=True)
-    link = engine.folder("output") / "link"
+    folders.folder("output").mkdir(parents=True, exist_ok=True)
+    link = folders.folder("output") / "link"
     if not link.exists():
         link.symlink_to(tmp_path)
     with pytest.raises(ValueError, match="file name"):
-        engine.full_path("output", "link/x")
+        folders.full_path("output", "link/x")
 
 
 class Clip:

@@ -34,7 +34,7 @@ def own_folders(engine, tmp_path, monkeypatch):
 
     monkeypatch.setattr(training_store, "cache_folder", cache)
     monkeypatch.setattr(tuning_set, "cache_folder", cache)
-    monkeypatch.setattr(boxes.comfy, "folder", lambda kind: cache(kind))
+    monkeypatch.setattr(boxes.folders, "folder", lambda kind: cache(kind))
     return tmp_path
 
 

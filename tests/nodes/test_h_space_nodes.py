@@ -4,8 +4,9 @@ import uuid
 
 import pytest
 import torch
+from nulltext.engine import run
 from nulltext.engine.sampler import own_sampler, sample_latent
-from nulltext.nodes import h_map, h_space, h_space_files
+from nulltext.nodes import asyrp, h_map, h_space, h_space_files
 from nulltext.samplers.ode import sample_euler
 
 EMPTY = {"samples": torch.zeros(1, 4, 8, 8)}
@@ -23,9 +24,9 @@ def made(model, positive, latent=EMPTY, way=h_space.COMPONENT, steps=4, samples=
     )["result"][0]
 
 
-def sampler(model, direction, strength=1.0, t_edit=0.0, t_boost=0.0, way=h_space.ASYMMETRIC, **more):
-    return h_space.AsyrpSampler().run(
-        model, direction, strength, way, t_edit, t_boost, True, True, h_space.ONE_CALL, **more
+def sampler(model, direction, strength=1.0, t_edit=0.0, t_boost=0.0, way=asyrp.ASYMMETRIC, **more):
+    return asyrp.AsyrpSampler().run(
+        model, direction, strength, way, t_edit, t_boost, True, True, asyrp.ONE_CALL, **more
     )["result"]
 
 
@@ -44,11 +45,15 @@ def test_equal_prompts_and_equal_pictures_have_no_direction(tiny, ends, latent):
     assert float(d.shifts.norm()) > 1 and torch.allclose(d.shifts, -back.shifts, atol=1e-4)
 
 
-def test_a_set_of_pictures_is_the_mean_of_its_pictures(tiny, ends, latent):
+def test_a_set_of_pictures_is_the_mean_of_its_pictures_and_the_bar_ends_full(tiny, ends, latent, monkeypatch):
     """More pictures than stand in one call; the sets may differ in number."""
-    many = torch.cat([latent] * 5)
+    many, bars, kept = torch.cat([latent] * 5), [], run.Progress
+    monkeypatch.setattr(run, "Progress", lambda *a: bars.append(kept(*a)) or bars[-1])
+    calls = []
+    tiny.model.diffusion_model.register_forward_pre_hook(lambda m, args: calls.append(1))
     d = made(tiny, ends[0], {"samples": many}, h_space.PICTURES, target_latent={"samples": latent.flip(0) * 2})
     assert d.shifts.shape == (4, 64, 4, 4) and float(d.shifts.norm()) > 1
+    assert [bar.value for bar in bars] == [bar.total for bar in bars] == [len(calls)] == [4 * (2 + 1)]
 
 
 def test_components_come_in_order_and_are_reproducible(tiny, ends):
@@ -68,7 +73,7 @@ def test_the_sampler_edits_and_at_strength_0_is_euler(tiny, ends, latent):
     far = [float((e - euler).norm()) for e in edits]
     assert 0 < far[0] < far[1] and float(((edits[1] - euler) * (edits[2] - euler)).sum()) < 0
     for changed in (
-        sampler(tiny, d, way=h_space.SYMMETRIC),
+        sampler(tiny, d, way=asyrp.SYMMETRIC),
         sampler(tiny, d, t_edit=0.6),
         sampler(tiny, d, t_boost=0.5),
         sampler(tiny, d, direction_2=d, strength_2=1.0),
@@ -141,9 +146,16 @@ def test_the_map_has_a_column_for_each_strength(tiny, ends, latent):
     def run(strengths, attributes):
         return h_map.HSpaceMap().run(
             tiny, *ends, Vae(), d, Tower(), {"samples": latent}, 3, 1.0, 4, "normal", 0.0, strengths, attributes
-        )["result"]
+        )
 
-    strip, table, images = run("0, 1, 2", "dark | light")
+    made_map = run("0, 1, 2", "dark | light")
+    strip, table, images = made_map["result"]
+    (panel,) = made_map["ui"]["nulltext_strengths"]
+    assert panel["strengths"] == [0, 1, 2] and len(panel["images"]) == 6
+    assert [(line["text"], line["shares"]) for line in panel["read"]] == [
+        ("dark", pytest.approx([0] * 3, abs=0.01)),
+        ("light", pytest.approx([1] * 3, abs=0.01)),
+    ]
     assert images.shape == (6, 8, 8, 3) and strip.shape[2] == 24
     assert [line.split() for line in table.splitlines()[1:]] == [["dark"] + ["0.00"] * 3, ["light"] + ["1.00"] * 3]
     with pytest.raises(ValueError, match="strengths"):

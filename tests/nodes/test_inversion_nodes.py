@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from nulltext.engine import folders
 from nulltext.engine.fingerprint import ASPECTS
 from nulltext.engine.noise import model_notes
 from nulltext.nodes import inversion_files, inversion_sampling
@@ -37,7 +38,7 @@ def test_files_round_trip_and_are_numbered(engine, inversion):
     save.run(inversion.replace(text="another"), "a/b", True)
     assert load.IS_CHANGED("a/b") != state and load.run("a/b.safetensors")["result"][1] == "another"
     assert load.IS_CHANGED() == "" and "no inversion file" in load.IS_CHANGED("a/none")
-    for path in (engine.folder("output") / "a").iterdir():
+    for path in (folders.folder("output") / "a").iterdir():
         path.unlink()
 
 

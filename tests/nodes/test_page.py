@@ -117,7 +117,7 @@ def test_before_and_after_need_a_vae_and_tell_the_psnr(engine):
     assert len(ui["a_images"]) == len(ui["b_images"]) == 2
     from PIL import Image
 
-    with Image.open(report.comfy.folder("temp") / ui["a_images"][0]["filename"]) as picture:
+    with Image.open(report.folders.folder("temp") / ui["a_images"][0]["filename"]) as picture:
         assert picture.size == (8, 8) and picture.getpixel((0, 0)) == (128, 128, 128)
 
 

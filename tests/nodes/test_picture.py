@@ -13,7 +13,7 @@ SCENE = "demo_scene.png [sample]"
 @pytest.fixture
 def inputs(engine):
     """ComfyUI's input folder, emptied afterwards."""
-    from nulltext.engine.comfy import folder
+    from nulltext.engine.folders import folder
 
     root = folder("input")
     root.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,18 @@
 """DiffusionCLIP's and Asyrp's training boxes on a small random model: they train, repeat, go on, and refuse."""
 
+import dataclasses
+
 import pytest
 import torch
 from nulltext.demo import nets
-from nulltext.engine import files, unfinished
-from nulltext.nodes import diffusion_clip, h_space, h_training
+from nulltext.engine import files, h_space, run, sampler, unfinished, weights
+from nulltext.engine.comfy import sigma_to_time
+from nulltext.engine.sampler import sample_latent
+from nulltext.nodes import asyrp, diffusion_clip, diffusion_clip_edit, h_training, tuning_chain
+from nulltext.nodes import h_space as h_space_nodes
 from nulltext.nodes.tuning_chain import TEMPLATES
+from nulltext.samplers.tuning import lora
+from nulltext.tests.running import fails_and_is_interrupted
 
 WHOLE, SAVING = diffusion_clip.WHOLE, diffusion_clip.SAVING
 
@@ -48,12 +55,20 @@ def pictures():
         return {"samples": torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(3)) / 0.18215}
 
 
-def tune(model, positive, pictures, vae, passes=2, gradient=WHOLE, lr=1e-2, seed=3, target="red", l1=0.0):
+def tuned(
+    model, positive, pictures, vae, passes=2, gradient=WHOLE, lr=1e-2, seed=3, target="red", l1=0.0, keep=0.0,
+    layers="attention", preset=diffusion_clip.BY_HAND, identity=None,
+):  # fmt: skip
+    """What the node returns."""
     with torch.inference_mode():
         return diffusion_clip.DiffusionCLIPTune().run(
-            model, positive, pictures, vae, Tower(), "blue", target, 0.5, 3, 2, passes, lr, 1.0, 3.0, l1, 0.0, "log",
-            gradient, "attention", 2, seed, TEMPLATES, "",
-        )["result"]  # fmt: skip
+            model, positive, pictures, vae, Tower(), "blue", target, 0.5, 3, 2, passes, lr, 1.0, 3.0, l1, keep, "log",
+            gradient, layers, 2, seed, TEMPLATES, "", preset, identity,
+        )  # fmt: skip
+
+
+def tune(*args, **own):
+    return tuned(*args, **own)["result"]
 
 
 def agreement(report):
@@ -75,13 +90,71 @@ def test_tuning_turns_the_pictures_towards_the_words(tiny, make_condition, pictu
     assert all(torch.equal(again[k], v) for k, v in found.items())
 
 
+def test_whole_weights_are_trained_as_patches_and_mixed_by_degree(tiny, make_condition, pictures, vae):
+    positive = make_condition()
+    before = [p.clone() for p in tiny.model.parameters()]
+    patched, found, report = tune(tiny, positive, pictures, vae, passes=6, lr=1e-4, layers=diffusion_clip.EVERY)
+    first, last = agreement(report)
+    assert last > first and {key.rsplit(".", 1)[1] for key in found} == {"diff", "diff_b"}
+    assert len(patched.patches) == len(found) == len(list(tiny.model.diffusion_model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(before, tiny.model.parameters()))
+
+    def edit(degree):
+        with torch.inference_mode():
+            return diffusion_clip_edit.DiffusionCLIPEdit().run(
+                tiny, positive, pictures, found, degree, 0.5, 3, 4, 0, 2, 1
+            )["result"][0]["samples"]
+
+    back = edit(0.0)
+    assert 0 < float((edit(0.5) - back).norm()) < float((edit(1.0) - back).norm())
+
+
+def test_a_preset_is_the_authors_run(tiny, make_condition, pictures, vae, monkeypatch):
+    """Their numbers in place of the box's own, with whole weights."""
+    own, seen = diffusion_clip.PRESETS["code"], []
+    monkeypatch.setattr(diffusion_clip, "PRESETS", {"code": dataclasses.replace(own, passes=1, inversion=4, train=3)})
+    kept = diffusion_clip.trained
+    monkeypatch.setattr(diffusion_clip, "trained", lambda loop, *a: seen.append(loop) or kept(loop, *a))
+    found = tune(tiny, make_condition(), pictures, vae, l1=7.0, preset="code")[1]
+    (loop,) = seen
+    assert loop.settings.steps == 2 and loop.settings.lr == 2e-6 and loop.settings.factor == 1.3
+    assert all(key.endswith((".diff", ".diff_b")) for key in found)
+    by_hand = tune(tiny, make_condition(), pictures, vae, passes=1, preset=diffusion_clip.BY_HAND)[1]
+    assert not any(key.endswith(".diff") for key in by_hand)
+
+
+class GreenTower(Tower):
+    """Reads the mean green and red."""
+
+    def embed_image(self, pictures):
+        return super().embed_image(pictures[:, [1, 2, 0]])
+
+
+def test_the_identity_loss_takes_a_model_of_its_own(tiny, make_condition, pictures, vae):
+    args = (tiny, make_condition(), pictures, vae)
+    none, own, other = (
+        tune(*args, passes=1, **given)[1] for given in ({}, {"keep": 9.0}, {"keep": 9.0, "identity": GreenTower()})
+    )
+    same = tune(*args, passes=1, keep=9.0, identity=Tower())[1]
+    assert all(torch.equal(own[k], same[k]) for k in own)
+    assert not all(torch.equal(own[k], none[k]) for k in own) and not all(torch.equal(own[k], other[k]) for k in own)
+
+
+def test_the_curve_is_shown_while_it_trains_and_at_the_end(tiny, make_condition, pictures, vae, monkeypatch):
+    shown = []
+    monkeypatch.setattr(tuning_chain, "_SHOW_SECONDS", 0.0)
+    monkeypatch.setattr(run.Progress, "show", lambda self, image: shown.append(image.shape))
+    made = tuned(tiny, make_condition(), pictures, vae)
+    assert len(shown) == 4 and len(set(shown)) == 1 and len(made["ui"]["images"]) == 1
+
+
 def test_an_edit_of_degree_0_is_the_models_own_walk_and_more_goes_further(tiny, make_condition, pictures, vae):
     positive = make_condition()
     found = tune(tiny, positive, pictures, vae)[1]
 
     def edit(degree, unseen=0, steps=4):
         with torch.inference_mode():
-            return diffusion_clip.DiffusionCLIPEdit().run(
+            return diffusion_clip_edit.DiffusionCLIPEdit().run(
                 tiny, positive, pictures, found, degree, 0.5, 3, steps, unseen, 2, 1
             )["result"][0]["samples"]
 
@@ -96,7 +169,7 @@ def test_an_edit_of_degree_0_is_the_models_own_walk_and_more_goes_further(tiny, 
 
 def test_the_mixing_box_takes_up_to_three(tiny, make_condition, pictures, vae):
     found = tune(tiny, make_condition(), pictures, vae, passes=1)[1]
-    guider = diffusion_clip.MixModels().run(
+    guider = diffusion_clip_edit.MixModels().run(
         tiny, make_condition(), make_condition(2), 2.0, found, 0.4, 0.0, 0.5,
         lora_model_3=found, weight_3=0.2, start_percent_3=0.5, end_percent_3=1.0,
     )["result"][0]  # fmt: skip
@@ -126,13 +199,46 @@ def test_training_in_h_turns_the_predictions_towards_the_words(tiny, make_condit
     assert torch.equal(direction.at(14.0)(h), again.at(14.0)(h))
     assert direction.edit > 0 and direction.at(direction.edit * 0.9) is None
     with torch.inference_mode():
-        h_space.AsyrpSampler().run(tiny, direction, 1.0, h_space.ASYMMETRIC, 0.0, 0.0, True, True, h_space.ONE_CALL)
+        asyrp.AsyrpSampler().run(tiny, direction, 1.0, asyrp.ASYMMETRIC, 0.0, 0.0, True, True, asyrp.ONE_CALL)
 
 
-def test_the_level_of_the_edit_can_be_measured(tiny, make_condition, pictures, vae):
-    direction, report = train(tiny, make_condition(), pictures, vae, passes=1, t_edit=0.0)
-    assert float(direction.sigmas[-2]) <= direction.edit <= float(direction.sigmas[0])
-    assert f"sigma {direction.edit:.3g}" in report
+@pytest.mark.usefixtures("inference")
+def test_the_levels_can_be_measured_on_the_pictures(tiny, make_condition, pictures, vae):
+    """In training, and of the very picture that is edited; the sampler then is the one with these levels by hand."""
+    positive = make_condition()
+    direction, report = train(tiny, positive, pictures, vae, passes=1, t_edit=0.0)
+
+    def inverted(latent):
+        with torch.inference_mode():
+            return tuning_chain.inverted(tiny, positive, latent, direction.sigmas, cache=False)[0]
+
+    inversion, other = inverted(pictures), inverted({"samples": 40 * pictures["samples"]})
+    edit, boost = h_space.measured_levels(tiny, vae, inversion, direction.metadata["text_cosine"])
+    assert (direction.edit, direction.metadata["boost"]) == (edit, boost) and f"sigma {edit:.3g}" in report
+    assert float(direction.sigmas[-2]) <= edit <= float(direction.sigmas[0]) and boost >= 0
+
+    def made_for(given, levels=asyrp.MEASURED, **more):
+        return asyrp.AsyrpSampler().run(
+            tiny, given, 1.0, asyrp.ASYMMETRIC, 0.9, 0.0, True, True, asyrp.ONE_CALL, levels=levels, **more
+        )
+
+    def sampled(made):
+        with torch.inference_mode():
+            return sample_latent(tiny, positive, positive, 1.0, *made, pictures, 3)["samples"]
+
+    own = h_space.measured_levels(tiny, vae, other, direction.metadata["text_cosine"])
+    made = made_for(direction, inversion=other, vae=vae)
+    by_hand = asyrp.sampler_of(tiny, [(direction, 1.0)], inversion=other, levels=own)
+    assert torch.equal(sampled(made["result"]), sampled((by_hand, other.sigmas)))
+    times = [sigma_to_time(tiny)(s) for s in own]
+    assert "Measured: t_edit {:.2f}, t_boost {:.2f}.".format(*times) in made["ui"]["text"][0]
+    by_hand = asyrp.sampler_of(tiny, [(direction, 1.0)], levels=(edit, boost))
+    trained = made_for(direction)["result"]  # no picture: the levels of training
+    assert torch.equal(sampled(trained), sampled((by_hand, direction.sigmas)))
+    with pytest.raises(ValueError, match="wire vae"):
+        made_for(direction, inversion=inversion)
+    with pytest.raises(ValueError, match="wire inversion and vae"):
+        made_for(train(tiny, positive, pictures, vae, passes=1)[0])
 
 
 def test_what_has_no_defined_result_is_refused(tiny, make_condition, pictures, vae):
@@ -144,30 +250,122 @@ def test_what_has_no_defined_result_is_refused(tiny, make_condition, pictures, v
         tune(tiny, make_condition(), {"samples": torch.zeros(1, 4, 4, 4)}, vae)
 
 
-@pytest.mark.parametrize("gradient", [WHOLE, SAVING])
-def test_a_stopped_tuning_goes_on_with_the_same_bits(
-    tiny, engine, make_condition, pictures, vae, tmp_path, monkeypatch, gradient
+def tuned_with(**options):
+    return lambda *args: {k: v.clone() for k, v in tune(*args, **options)[1].items()}
+
+
+def h_trained(*args):
+    return train(*args)[0].block
+
+
+@pytest.mark.parametrize(
+    ("make", "calls"),
+    [
+        (tuned_with(gradient=WHOLE), 3 + 6),  # after the inversion, in the third step of the optimiser
+        (tuned_with(gradient=SAVING), 3 + 6),
+        (tuned_with(gradient=WHOLE, layers=diffusion_clip.EVERY, lr=1e-4), 3 + 6),
+        (h_trained, 4 + 1 + 3 * 5),  # after the inversion and a look at h, between the second and the third picture
+    ],
+    ids=["whole chain", "saving", "whole weights", "h-space"],
+)
+def test_a_stopped_training_goes_on_with_the_same_bits(
+    tiny, engine, make_condition, pictures, vae, tmp_path, monkeypatch, make, calls
 ):
     monkeypatch.setattr(unfinished, "cache_folder", lambda kind: tmp_path)
-    args = (tiny, make_condition(), pictures, vae, 2, gradient)
-    whole = tune(*args)[1]
+    args = (tiny, make_condition(), pictures, vae)
+    whole = make(*args)
     monkeypatch.setattr(files, "cache_key", lambda model, *given: "key" if isinstance(given[-1], list) else None)
-    manage, calls = engine.get("model_management"), []
+    manage, seen, said, kept = engine.get("model_management"), [], [], tuning_chain.curve_line
 
     def stop(module, given):
-        calls.append(1)
-        if len(calls) == 3 + 6:  # after the inversion, in the third or fourth step of the optimiser
+        seen.append(1)
+        if len(seen) == calls:
             manage.interrupt_current_processing(True)
 
-    hook = tiny.model.diffusion_model.register_forward_pre_hook(stop)
+    for module in (diffusion_clip, h_training):
+        monkeypatch.setattr(module, "curve_line", lambda *a: said.append(kept(*a)) or said[-1])
+    hook, options = tiny.model.diffusion_model.register_forward_pre_hook(stop), repr(tiny.model_options)
     try:
         with pytest.raises(engine.Interrupted()):
-            tune(*args)
+            make(*args)
     finally:
         hook.remove()
         manage.interrupt_current_processing(False)
     assert len(list(tmp_path.rglob("*.safetensors"))) == 1
-    assert not any(m._forward_hooks for m in tiny.model.diffusion_model.modules())
-    _, again, report = tune(*args)
-    assert "Went on" in report and not list(tmp_path.rglob("*.safetensors"))
-    assert all(torch.equal(again[k], v) for k, v in whole.items())
+    assert (
+        not any(m._forward_hooks for m in tiny.model.diffusion_model.modules()) and repr(tiny.model_options) == options
+    )
+    again = make(*args)
+    assert "Went on" in said[-1] and not list(tmp_path.rglob("*.safetensors"))
+    assert again.keys() == whole.keys() and all(torch.equal(again[k], v) for k, v in whole.items())
+
+
+def test_every_bar_ends_full(tiny, make_condition, pictures, vae, monkeypatch):
+    """What the page shows: as many calls as were told before the start."""
+    bars, kept = [], run.Progress
+    monkeypatch.setattr(run, "Progress", lambda *a: bars.append(kept(*a)) or bars[-1])
+    monkeypatch.setattr(sampler, "Progress", lambda *a: bars.append(kept(*a)) or bars[-1])
+    positive = make_condition()
+
+    def totals(work):
+        bars.clear()
+        found = work()
+        assert [bar.value for bar in bars] == [bar.total for bar in bars]
+        return [bar.total for bar in bars], found
+
+    # an inversion of 3 steps, then 2 passes over 2 pictures of 2 steps each
+    assert totals(lambda: tune(tiny, positive, pictures, vae))[0] == [3, 8]
+    found, made = totals(lambda: tune(tiny, positive, pictures, vae, gradient=SAVING))
+    assert found == [3, 8]
+
+    def edit():
+        with torch.inference_mode():
+            return diffusion_clip_edit.DiffusionCLIPEdit().run(
+                tiny, positive, pictures, made[1], 0.5, 0.5, 3, 5, 2, 4, 1
+            )
+
+    assert totals(edit)[0] == [2 * 4, 3, 5]  # two passes of 4 steps, the inversion, the way back
+    (_, total), (direction, _) = totals(lambda: train(tiny, positive, pictures, vae, passes=1))
+    levels = int((direction.sigmas >= direction.edit * (1 - 1e-6)).sum())
+    assert total == 3 * 2 * levels and 0 < levels < 4
+
+
+@pytest.mark.usefixtures("inference")
+@pytest.mark.parametrize("what", ["tune", "whole weights", "edit", "unseen", "train", "direction"])
+def test_an_error_and_an_interrupt_leave_nothing(tiny, engine, make_condition, pictures, vae, what):
+    """Weights, options and hooks are as before, and the next run gives what it gave."""
+    positive, net = make_condition(), tiny.model.diffusion_model
+    factors = lora.low_rank_all(weights.layers(tiny).items(), 2, seed=0)
+    for factor in factors.values():
+        with torch.no_grad():
+            factor.up.fill_(0.05)
+    given = weights.to_lora_model(factors)
+
+    def edit(unseen=0):
+        return diffusion_clip_edit.DiffusionCLIPEdit().run(
+            tiny, positive, pictures, given, 0.5, 0.5, 3, 3, unseen, 2, 1
+        )
+
+    def direction():
+        return h_space_nodes.HSpaceDirection().run(
+            tiny, positive, pictures, h_space_nodes.COMPONENT, 3, "normal", 3, 1, 0, 5
+        )
+
+    work = {
+        "tune": lambda: tune(tiny, positive, pictures, vae)[1],
+        "whole weights": lambda: tune(tiny, positive, pictures, vae, layers=diffusion_clip.EVERY, lr=1e-4)[1],
+        "edit": lambda: edit()["result"][0],
+        "unseen": lambda: edit(2)["result"][0],
+        "train": lambda: train(tiny, positive, pictures, vae)[0].block,
+        "direction": lambda: {"shifts": direction()["result"][0].shifts},
+    }[what]
+
+    def state():
+        hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules())
+        return hooks, repr(tiny.model_options), [id(p) for p in net.parameters()]
+
+    first, before, values = work(), state(), [p.clone() for p in net.parameters()]
+    fails_and_is_interrupted(engine, net, work)
+    assert state() == before and all(torch.equal(a, b) for a, b in zip(values, net.parameters()))
+    again = work()
+    assert again.keys() == first.keys() and all(torch.equal(again[k], v) for k, v in first.items())

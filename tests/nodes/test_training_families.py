@@ -28,7 +28,7 @@ def own_folders(engine, tmp_path, monkeypatch):
         return tmp_path / "user" / kind
 
     monkeypatch.setattr(training_store, "cache_folder", cache)
-    monkeypatch.setattr(controlnet.comfy, "folder", lambda kind: cache(kind))
+    monkeypatch.setattr(controlnet.folders, "folder", lambda kind: cache(kind))
     return tmp_path
 
 

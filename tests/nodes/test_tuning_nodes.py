@@ -8,7 +8,7 @@ import types
 import pytest
 import torch
 from nulltext.engine import comfy as bridge
-from nulltext.engine import files, training_store, tuning_set, weights
+from nulltext.engine import files, folders, training_store, tuning_set, weights
 from nulltext.nodes import (
     imagic,
     imagic_guider,
@@ -100,7 +100,7 @@ def test_pictures_keep_their_proportions_and_their_order(parts):
 def test_a_folder_gives_pictures_with_the_texts_beside_them(parts, own_folders, monkeypatch):
     from PIL import Image
 
-    monkeypatch.setattr(bridge, "folder", lambda kind: own_folders / kind)
+    monkeypatch.setattr(folders, "folder", lambda kind: own_folders / kind)
     root = own_folders / "input" / "dog"
     root.mkdir(parents=True)
     Image.new("RGB", (64, 64), "red").save(root / "b.png")

@@ -39,6 +39,15 @@ def test_settings_of_a_strip():
             words.settings(bad)
 
 
+def test_numbers_are_read_with_their_sign_and_only_finite_ones():
+    assert words.numbers("-1, 0, 1.5", "strengths") == [-1, 0, 1.5] and words.numbers("", "strengths") == []
+    for wrong in ("half", "1, nan", "inf", "1 2"):
+        with pytest.raises(ValueError, match="no list of numbers for strengths"):
+            words.numbers(wrong, "strengths")
+    with pytest.raises(ValueError, match="There are 101 strengths"):
+        words.numbers("1," * 101, "strengths")
+
+
 @pytest.mark.parametrize("wrong", ["much", "0.5, 2", "-1", "nan"])
 def test_fractions_are_read_strictly(wrong):
     assert words.fractions("0, .5;1", "strengths") == [0, 0.5, 1] and words.fractions("", "strengths") == []

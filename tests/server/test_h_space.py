@@ -50,6 +50,7 @@ def test_diffusion_clip_writes_a_lora_that_core_loads_and_degree_0_is_the_models
     [
         ("asyrp", {"9": {"site": 20}}, "sites go from 0"),
         ("asyrp", {"10": {"name": "../away"}}, "'..'"),
+        ("asyrp", {"15": {"levels": "measured"}}, "wire vae"),
         ("diffusion_clip", {"7": {"file": "../away"}}, "'..'"),
         ("diffusion_clip", {"7": {"source": "striped background"}}, "the same to the image-text model"),
     ],

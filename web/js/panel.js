@@ -21,6 +21,8 @@ const STYLE = `
 .nulltext-report { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 110px; overflow-y: auto; user-select: text; }
 .nulltext-picture { position: relative; width: 100%; margin: 0 auto; background: #111; }
 .nulltext-heat, .nulltext-picked { max-width: 320px; }
+.nulltext-strengths { max-width: 220px; }
+.nulltext-read { max-height: 96px; overflow-y: auto; }
 .nulltext-picture img { display: block; width: 100%; image-rendering: auto; }
 .nulltext-picture img + img { position: absolute; inset: 0; height: 100%; }
 .nulltext-picture .divider { position: absolute; top: 0; bottom: 0; width: 2px; background: #fff; pointer-events: none; }

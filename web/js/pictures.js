@@ -57,6 +57,33 @@ export function showCompare(place, before, after, lines, what) {
         make("span", { class: "side", style: "right:2px" }, what), slider), said);
 }
 
+/** Pictures over the strength of a direction, and what is read in them at each.
+ * @param {HTMLElement} place
+ * @param {{strengths: number[], images: any[], read: {text: string, shares: number[]}[]}} map images: sample by sample */
+export function showStrengths(place, map) {
+    let sample = 0, at = map.strengths.length - 1;
+    const columns = map.strengths.length;
+    const shown = make("img", {}), said = make("div", { class: "nulltext-row", role: "status" });
+    const read = make("div", { class: "nulltext-read" });
+    const slider = make("input", { type: "range", min: 0, max: columns - 1, step: 1, "aria-label": "strength of the direction",
+        oninput: () => { at = Number(slider.value); draw(); } });
+
+    function draw() {
+        const strength = map.strengths[at];
+        shown.src = pictureUrl(map.images[sample * columns + at]);
+        shown.alt = `at strength ${strength}`;
+        said.replaceChildren(make("span", {}, `strength ${strength}`),
+            ...turns(map.images.length / columns, sample, (to) => { sample = to; draw(); }));
+        read.replaceChildren(...map.read.map(({ text, shares }) => make("label", { class: "nulltext-row" },
+            make("meter", { min: 0, max: 1, value: shares[at] }), `${text} ${shares[at].toFixed(2)}`)));
+    }
+
+    slider.value = String(at);
+    draw();
+    place.replaceChildren(make("div", { class: "nulltext-picture nulltext-strengths" }, shown),
+        make("label", { class: "nulltext-row" }, "strength", slider), said, read);
+}
+
 /** Buttons to the neighbours in a batch; none for one picture.
  * @param {number} count @param {number} at @param {(to: number) => void} turn */
 function turns(count, at, turn) {

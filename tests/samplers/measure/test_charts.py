@@ -1,7 +1,7 @@
 """Figures as pictures: where a chart draws a value, and where a grid puts a picture."""
 
 import torch
-from nulltext.samplers.measure.charts import COLOURS, from_picture, line_chart, stacked, tiles, to_picture
+from nulltext.samplers.measure.charts import COLOURS, from_picture, line_chart, smoothed, stacked, tiles, to_picture
 
 
 def rows_of(chart, colour):
@@ -24,6 +24,13 @@ def test_larger_values_stand_higher_and_a_gap_is_left_where_a_value_is_not_finit
     columns = high[:, 1].unique()
     assert (columns.diff() > 50).sum() == 1  # one gap, two steps wide
     assert (low[:, 1].unique().diff() == 1).all()
+
+
+def test_a_curve_is_smoothed_over_a_40th_of_its_values_and_never_ahead():
+    assert smoothed([]) == [] and smoothed([3.0, 1.0]) == [3.0, 1.0]
+    curve = [0.0] * 40 + [3.0] * 80  # the mean of three
+    assert smoothed(curve)[38:44] == [0.0, 0.0, 1.0, 2.0, 3.0, 3.0]
+    assert smoothed(curve[::-1])[:2] == [3.0, 3.0], "the first values are means of those that there are"
 
 
 def test_narrow_pictures_are_padded_white_when_they_are_stacked():

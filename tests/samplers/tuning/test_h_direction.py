@@ -4,9 +4,12 @@ import math
 
 import pytest
 import torch
+from nulltext.samplers import record_file
 from nulltext.samplers.core import FLOW, gaussian
 from nulltext.samplers.inversion.record import Inversion
 from nulltext.samplers.ode import sample_euler
+from nulltext.samplers.record_file import write
+from nulltext.samplers.tuning import h_direction
 from nulltext.samplers.tuning.h_direction import (
     DeltaBlock,
     Direction,
@@ -162,6 +165,29 @@ def test_parts_that_do_not_belong_together_are_refused():
     ):
         with pytest.raises(ValueError, match=why):
             direction(**changes)
+
+
+def test_what_is_wrong_is_said_and_every_tensor_is_looked_at_once(tmp_path, monkeypatch):
+    tensors, metadata = network().to_tensors()
+    for changed, why in (
+        ({"block.into.weight": torch.zeros(8, 9)}, r"into.weight has shape \[8, 9\]"),
+        ({"block.out.weight": torch.full((8, 8), math.inf)}, "out.weight holds NaN or infinite"),
+        ({"sigmas": SIGMAS.to(torch.complex64)}, "sigmas holds no numbers"),
+        ({"block.out.bias": torch.zeros(())}, "out.bias"),
+    ):
+        write(tmp_path / "d.safetensors", tensors | changed, metadata)
+        with pytest.raises(ValueError, match=why):
+            Direction.load(tmp_path / "d.safetensors")
+    with pytest.raises(ValueError, match="the field site must be a whole number"):
+        Direction.from_tensors(tensors, {**metadata, "site": "99"})
+    for notes, why in (('{"boost": "high"}', "metadata.boost must be"), ('{"text_cosine": 2}', "metadata.text_cosine")):
+        with pytest.raises(ValueError, match=why):
+            Direction.from_tensors(tensors, {**metadata, "metadata": notes})
+    seen, kept = [], record_file.check_tensors
+    for module in (record_file, h_direction):
+        monkeypatch.setattr(module, "check_tensors", lambda found: seen.extend(found) or kept(found))
+    Direction.from_tensors(tensors, metadata)
+    assert sorted(seen) == sorted(name.removeprefix("block.") for name in tensors)
 
 
 def test_the_mean_difference_is_that_of_the_means():

@@ -8,7 +8,15 @@ import torch
 from nulltext.samplers.core import FLOW, VE, euler_step, gaussian
 from nulltext.samplers.ode import sample_ancestral, sample_euler
 from nulltext.samplers.tuning.diffusion_clip import Pictures
-from nulltext.samplers.tuning.h_space import distances, jump, lowest_level, sample_asyrp, training_step, two_rows
+from nulltext.samplers.tuning.h_space import (
+    distances,
+    edit_and_boost,
+    jump,
+    lowest_level,
+    sample_asyrp,
+    training_step,
+    two_rows,
+)
 from nulltext.samplers.tuning.loop import Loop, Settings
 from nulltext.samplers.window import SigmaWindow
 
@@ -153,13 +161,27 @@ def test_the_levels_are_the_lowest_that_reach_their_distance():
         lowest_level(sigmas, [0.1], 0.33)
 
 
-def test_the_distances_are_those_of_the_unedited_walk():
-    x, sigmas = start(VE), LEVELS["ve"]
-    x0 = sample_euler(plain(VE), x, sigmas)
-    predicted, noisy = distances(plain(VE), x, sigmas, x0, lambda a, b: (a - b).abs().flatten(1).mean(1))
-    assert predicted[0] == pytest.approx(float((plain(VE)(x, sigmas[0]) - x0).abs().mean()))
-    assert noisy[0] == pytest.approx(float((x - x0).abs().mean())) and noisy == sorted(noisy, reverse=True)
-    assert len(noisy) == len(predicted) == 5
+@both
+def test_the_distances_are_those_of_the_path_without_a_call(process):
+    """On an Euler walk P_s is the net's own prediction; x_s is compared at the variance of a picture."""
+    x, sigmas, path, told = start(process), LEVELS[process.name], [], []
+    x0 = sample_euler(plain(process), x, sigmas, callback=lambda state: path.append(state["x"]))
+    path = torch.stack([*path, x0])
+    apart = lambda z: (z - x0).abs().flatten(1).mean(1)  # noqa: E731
+    predicted, noisy = distances(path, sigmas, apart, process, on_level=lambda: told.append(1))
+    assert len(noisy) == len(predicted) == len(told) == 5
+    for i, s in enumerate(sigmas[:-1]):
+        assert predicted[i] == pytest.approx(float((plain(process)(path[i], s) - x0).abs().mean()), abs=1e-9)
+        scale = math.sqrt(float(process.signal(s)) ** 2 + float(s) ** 2)
+        assert noisy[i] == pytest.approx(float((path[i] / scale - x0).abs().mean()))
+
+
+def test_edit_and_boost_are_the_authors_levels():
+    """Their thresholds: .33 times the texts' cosine of P_s, 1.2 of x_s."""
+    sigmas, predicted, noisy = torch.tensor([8.0, 4.0, 2.0, 1.0, 0.0]), [0.9, 0.34, 0.3, 0.1], [1.4, 1.3, 1.21, 0.8]
+    assert edit_and_boost(sigmas, predicted, noisy) == (4.0, 2.0)
+    assert edit_and_boost(sigmas, predicted, noisy, cosine=0.9) == (2.0, 2.0)
+    assert edit_and_boost(sigmas, predicted, [1.1] * 4) == (4.0, 0.0)  # nothing stands so far off: no boost
 
 
 class Seen:

@@ -1,0 +1,82 @@
+"""ComfyUI's own folders: where a name lies inside one of them, and what its model files are called.
+
+No name leads out of its folder: `..`, drives, absolute paths and links that leave it are refused.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .comfy import get
+
+
+def folder(kind: str) -> Path:
+    """ComfyUI's own folder: "output", "input", "temp" or "user"."""
+    paths = get("folder_paths")
+    getter = getattr(paths, f"get_{kind}_directory", None)
+    return Path(getter() if getter else getattr(paths, f"{kind}_directory")).resolve()
+
+
+def _resolved(path: Path) -> Path:
+    """The path with its links followed. ValueError for links in a circle, and for a name that no disk takes."""
+    try:
+        path = path.resolve()
+        path.exists()  # too long, or a file where a folder should be
+        return path
+    except (OSError, RuntimeError, ValueError):
+        raise ValueError(
+            f"The file name {path.name[:60]!r} can't be used here: it is too long, or a link in its folders leads "
+            "nowhere. Choose another."
+        ) from None
+
+
+def full_path(kind: str, name: str) -> Path:
+    """The path of `name` inside that folder. ValueError if it would lie outside it."""
+    root = folder(kind)
+    relative = Path(name.strip().replace("\\", "/"))
+    path = _resolved(root / relative)
+    if (
+        not name.strip()
+        or "\0" in name
+        or relative.is_absolute()
+        or ".." in relative.parts
+        or not path.is_relative_to(root)
+        or path == root
+    ):
+        raise ValueError(
+            f"The file name {name!r} must name a file inside ComfyUI's {kind} folder, without '..' or a drive."
+        )
+    return path
+
+
+def model_file(kind: str, name: str) -> Path:
+    """Where a file of that name goes in ComfyUI's own folder of models of that kind ("loras", "embeddings").
+
+    ValueError for a name that leaves the folder or names none."""
+    root = Path(get("folder_paths").get_folder_paths(kind)[0]).resolve()
+    relative = Path(name.strip().replace("\\", "/").removesuffix(".safetensors") + ".safetensors")
+    path = _resolved(root / relative)
+    if relative.name == ".safetensors" or relative.is_absolute() or ".." in relative.parts or ":" in name:
+        raise ValueError(f"The file name {name!r} must name a file inside models/{kind}, without '..' or a drive.")
+    if not path.is_relative_to(root):
+        raise ValueError(f"The file name {name!r} leaves the folder models/{kind}: choose another.")
+    return path
+
+
+def model_name(kind: str, path: Path) -> str:
+    """How ComfyUI calls a file of its folder of models of that kind, without the ending."""
+    root = Path(get("folder_paths").get_folder_paths(kind)[0]).resolve()
+    return path.relative_to(root).with_suffix("").as_posix()
+
+
+def found_model(kind: str, name: str) -> Path:
+    """The path of a safetensors file of that kind by its listed name, with or without the ending. ValueError if there
+    is none."""
+    full = name.strip().removesuffix(".safetensors") + ".safetensors"
+    strange = ".." in Path(full.replace("\\", "/")).parts or "\0" in full or len(full) > 1000
+    path = None if strange else get("folder_paths").get_full_path(kind, full)
+    if path is None or not Path(path).is_file():
+        raise ValueError(
+            f"There is no file {full[:200]!r} in models/{kind}: correct the name, or save one there first."
+        )
+    return Path(path)
