@@ -113,8 +113,7 @@ class NullTextInverter(Inverting, Box):
         inversion, found = invert(model, conds, latent, sigmas, BY_TITLE[pivot], iterations=iterations, cache=use_cache)
         if correction in (NULL_TEXT, GLOBAL):
             widgets |= {"use_cache": use_cache, "embeddings": PER_STEP if correction == NULL_TEXT else FOR_ALL}
-            look = looked_at(unique_id, vae)
-            return corrected(model, inversion, negative, cfg, positive, vae, look=look, **widgets)
+            return corrected(model, inversion, negative, cfg, positive, vae, **widgets)
         if correction == NEGATIVE_PROMPT:
             inversion = as_negative_prompt(inversion, cfg)
         else:

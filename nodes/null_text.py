@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import torch
+from torch import Tensor
 
 from ..engine import files, record
 from ..engine.comfy import latent_out
@@ -16,7 +17,7 @@ from ..samplers.inversion.record import Inversion
 from .base import INVERSION, NEGATIVE, POSITIVE, Boolean, Box, Choice, Float, Int, optional
 from .early import early
 from .inversion import COMPARED, OUTPUTS, PATCHED, USE_CACHE
-from .replay import Inverting, Result, error_line, looked_at, reconstructed, replay
+from .replay import Result, error_line, reconstructed
 
 EMPTY = NEGATIVE("The empty prompt, from which the null embedding starts.")
 CFG = Float(
@@ -131,7 +132,7 @@ def optimise(
     inputs = ([kind, cfg, inner, tolerance, rate], inversion.sigmas, inversion.trajectory, conds)
     key = files.cache_key(model, fingerprint(model), *inputs) if cache else None
     found = files.find(key)
-    if found is not None:
+    if found is not None and found.reconstruction is not None:
         return found, None
     began = time.perf_counter()
 
@@ -168,7 +169,6 @@ def optimise(
         total=most_calls(inversion.steps, inner, one_for_all)[0],
     )
     seconds = time.perf_counter() - began
-    error = (made.reconstruction.cpu() - inversion.source).flatten(1).square().mean(1).sqrt()
     stats = made.stats
     notes = {
         **inversion.metadata,
@@ -177,9 +177,16 @@ def optimise(
         "null_backwards": stats.backwards,
         "null_seconds": seconds,
     }
-    out = inversion.replace(null_embeddings=made.embeddings, correction=kind, cfg=cfg, metadata=notes)
+    out = inversion.replace(
+        null_embeddings=made.embeddings, reconstruction=made.reconstruction, correction=kind, cfg=cfg, metadata=notes
+    )
     files.keep(key, out)
-    return out, Result(samples.float(), stats.forwards, seconds, error)
+    return out, Result(samples.float(), stats.forwards, seconds, _error(out))
+
+
+def _error(inversion: Inversion) -> Tensor:
+    """[B] rms of what the optimisation left between the picture and its reconstruction, in model space."""
+    return (inversion.reconstruction - inversion.source).flatten(1).square().mean(1).sqrt()
 
 
 def notices(model) -> list[str]:
@@ -216,18 +223,16 @@ def corrected(
     use_cache,
     rate=0.0,
     embeddings=PER_STEP,
-    look=True,
 ):
-    """What a node returns that optimises null embeddings; the keywords are its widgets. look: whether somebody sees the
-    reconstruction, which an inversion from the cache must be walked back for."""
+    """What a node returns that optimises null embeddings; the keywords are its widgets."""
     one_for_all = embeddings == FOR_ALL
     options = {"inner": inner_steps, "tolerance": tolerance, "rate": rate, "checkpoint": checkpointing}
     out, result = optimise(
         model, inversion, positive, negative, cfg, one_for_all=one_for_all, cache=use_cache, **options
     )
     found = result is None
-    if found and look:
-        result = replay(model, out, record.source_conditioning(out) if positive is None else positive, negative)
+    if found:  # what the optimisation came out at, to the bit; a walk back rounds otherwise
+        result = Result(latent_out(model, out.reconstruction).float(), 0, 0.0, _error(out))
     meta, name = out.metadata, "Global null-text" if one_for_all else "Null-text"
     lines = [
         f"{name} at cfg {cfg:g}: {out.steps} steps, {out.shape[0]} image(s)",
@@ -239,7 +244,7 @@ def corrected(
     return reconstructed(lines, out, result, vae)
 
 
-class NullTextOptimise(Inverting, Box):
+class NullTextOptimise(Box):
     ID, TITLE, CATEGORY = "NullText_Optimise", "Null-Text Optimise", "NullText/inversion"
     SEARCH_ALIASES = ["null text inversion", "NTI", "real image editing", "optimise uncond"]
     DESCRIPTION = (
@@ -274,9 +279,8 @@ class NullTextOptimise(Inverting, Box):
     def VALIDATE_INPUTS(cls, cfg=None):
         return early(cls, check_cfg, cfg=cfg)
 
-    def run(self, model, inversion, negative, cfg, positive=None, vae=None, unique_id=None, **widgets):
-        look = looked_at(unique_id, vae)
-        return corrected(model, inversion, negative, cfg, positive, vae, look=look, **widgets)
+    def run(self, model, inversion, negative, cfg, positive=None, vae=None, **widgets):
+        return corrected(model, inversion, negative, cfg, positive, vae, **widgets)
 
 
 NODES = (NullTextOptimise,)

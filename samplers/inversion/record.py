@@ -26,7 +26,7 @@ from .table import PIVOTS, PivotKind
 VERSION = 1
 FORMAT = "nulltext-inversion"
 CORRECTIONS = ("none", "null_text", "global_null", "negative_prompt", "overwrite")
-_TENSORS = ("sigmas", "trajectory", "pair", "residuals", "null_embeddings", "pooled", "conditioning")
+_TENSORS = ("sigmas", "trajectory", "pair", "residuals", "null_embeddings", "reconstruction", "pooled", "conditioning")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Inversion:
     pair: Tensor | None = None  #: [2, B, C, ...] float64, x at sigmas[0] and sigmas[1]: the exact pair
     residuals: Tensor | None = None  #: [N, B, C, ...] edit-friendly: what each step adds to its mean
     null_embeddings: Tensor | None = None  #: [N, B, T, D]
+    reconstruction: Tensor | None = None  #: [B, C, ...] where the null-text optimisation came out at sigmas[-1]
     pooled: Tensor | None = None  #: [B, P] pooled output of the source prompt
     conditioning: Tensor | None = None  #: [B or 1, T, D] embedding of the source prompt
     text: str = ""  #: the source prompt as typed
@@ -77,6 +78,7 @@ class Inversion:
                 raise ValueError(f"The inversion's {name} has the shape {_shape(value)}, which no prompt has.")
         self._need("pair", (2, *self.shape))
         self._need("residuals", (self.steps, *self.shape))
+        self._need("reconstruction", self.shape)
         if self.null_embeddings is not None:
             self._need("null_embeddings", (self.steps, self.shape[0], *self.null_embeddings.shape[2:]))
             if self.null_embeddings.ndim != 4:

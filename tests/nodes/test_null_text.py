@@ -43,6 +43,24 @@ def replayed(make_condition):
     return made
 
 
+def test_the_cache_gives_back_the_optimisations_own_reconstruction(
+    tiny, inverted, make_condition, tmp_path, monkeypatch
+):
+    """To the bit: the same graph draws the same picture, whether or not it ran before."""
+    monkeypatch.setattr(null_text.files, "cache_folder", lambda kind="inversions": tmp_path)
+    inversion, negative = inverted(tiny), make_condition(2)
+    widgets = {"inner_steps": 3, "tolerance": 0.0, "checkpointing": False, "use_cache": True}
+
+    def made():
+        with torch.inference_mode():
+            out = null_text.corrected(tiny, inversion, negative, 7.5, None, None, **widgets)
+        return out["result"][1]["samples"], out["ui"]["text"][0]
+
+    (first, said), (again, told) = made(), made()
+    assert "found in the cache" in told and "found in the cache" not in said
+    assert torch.equal(first, again)
+
+
 def agree(a, b):
     return torch.allclose(a.samples, b.samples, rtol=1e-3, atol=1e-3 * float(b.samples.abs().max()))
 
