@@ -42,7 +42,7 @@ def measure_imagic(i: int, quick: bool) -> dict[str, dict[str, float]]:
         ImagicOptimise,
         embedding_steps=2 if quick else 60,
         embedding_rate=0.0115,
-        model_steps=2 if quick else 400,
+        model_steps=2 if quick else 90,
         model_rate=2e-3,
         batch=4,
         rank=8,
