@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..samplers.tuning.diffusion_clip import Share, check_shares, degrees, mixed
-from ..samplers.tuning.lora import Change, adaptable
+from ..samplers.tuning.lora import LayerChange, adaptable
 from ..samplers.tuning.whole import Whole, unchanged
 from .comfy import get
 from .guider import guider_class
@@ -33,7 +33,7 @@ def _whole(model: Mapping[str, Tensor], name: str, layer: nn.Module) -> Whole:
     return change
 
 
-def changes_of(model: Mapping[str, Tensor], where: Mapping[str, nn.Module]) -> list[dict[str, Change]]:
+def changes_of(model: Mapping[str, Tensor], where: Mapping[str, nn.Module]) -> list[dict[str, LayerChange]]:
     """What a LORA_MODEL with the standard names does to those layers: low-rank factors, and changes of whole weights
     and biases. A layer may have both.
 
@@ -49,7 +49,7 @@ def changes_of(model: Mapping[str, Tensor], where: Mapping[str, nn.Module]) -> l
     return [from_lora_model(model, adapted), *([whole] if whole else [])]
 
 
-def changes_on(model, tensors: Mapping[str, Tensor]) -> list[dict[str, Change]]:
+def changes_on(model, tensors: Mapping[str, Tensor]) -> list[dict[str, LayerChange]]:
     """A LORA_MODEL's changes on the MODEL's device. ValueError if it belongs to another model or holds none of its
     layers."""
     check_base(getattr(tensors, "metadata", {}), model)
@@ -62,7 +62,7 @@ def _class() -> type:
     samplers = get("samplers")
 
     class MixGuider(guider_class()):
-        def prepare(self, tuned: Sequence[tuple[list[dict[str, Change]], Share]], cfg: float):
+        def prepare(self, tuned: Sequence[tuple[list[dict[str, LayerChange]], Share]], cfg: float):
             self.tuned, self._on = [changes for changes, _ in tuned], 0
             self.shares = degrees(*(share for _, share in tuned))
             check_shares(self.shares)

@@ -157,21 +157,22 @@ def word_tokens(clip, text: str) -> dict[str, list[int]]:
     return {name: _body(chunks[0]) for name, chunks in clip.tokenize(text).items()}
 
 
+def _reads_saved(chunk: list) -> bool:
+    """Whether vectors of a saved embedding stand among a chunk's tokens."""
+    return not all(isinstance(entry[0], int) for entry in chunk)
+
+
 def _body(chunk: list) -> list[int]:
     ids = [entry[0] for entry in chunk[1:]]
-    if not all(isinstance(token, int) for token in ids):
+    if _reads_saved(chunk):
         raise ValueError("A caption names a saved embedding: leave it out while a word is learnt.")
     return ids[: ids.index(49407)] if 49407 in ids else ids
 
 
 def check_saved(clip, word: str) -> None:
     """ValueError for an `embedding:name` of which the text encoder finds no file, or one of another width."""
-    if word.strip().lower().startswith("embedding:") and not any(
-        isinstance(entry[0], Tensor)
-        for chunks in clip.tokenize(word.strip()).values()
-        for chunk in chunks
-        for entry in chunk
-    ):
+    chunks = [chunk for found in clip.tokenize(word.strip()).values() for chunk in found]
+    if word.strip().lower().startswith("embedding:") and not any(map(_reads_saved, chunks)):
         raise ValueError(
             f"This text encoder finds no file for {word.strip()!r} in models/embeddings that fits it: learn the word "
             "with Train Embedding on this model, or correct its name."

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..samplers.record_file import Fields, Unsound, check_tensors, parsed, whole_file
 from ..samplers.tuning import lora
-from ..samplers.tuning.lora import Change, LowRank
+from ..samplers.tuning.lora import LayerChange, LowRank
 from ..samplers.tuning.whole import changeable
 from .comfy import get
 from .files import of_file
@@ -125,7 +125,7 @@ def text_layers(clip, targets: str = "attention") -> dict[str, nn.Module]:
 
 @contextlib.contextmanager
 def attached(
-    where: Mapping[str, nn.Module], factors: Mapping[str, Change], strength: float | Callable[[], float] = 1.0
+    where: Mapping[str, nn.Module], factors: Mapping[str, LayerChange], strength: float | Callable[[], float] = 1.0
 ) -> Iterator[None]:
     """Add strength * delta to the outputs of the layers for the duration; no hook stays, on errors and interrupts too.
 
@@ -140,7 +140,7 @@ def attached(
         yield
 
 
-def _hook(factor: Change, strength):
+def _hook(factor: LayerChange, strength):
     def add(_layer, inputs, output):
         by = strength() if callable(strength) else strength
         if by == 0:
@@ -154,7 +154,7 @@ def _hook(factor: Change, strength):
 # -- what comes out
 
 
-def to_lora_model(changes: Mapping[str, Change], metadata: Mapping[str, str] = {}) -> LoraModel:  # noqa: B006
+def to_lora_model(changes: Mapping[str, LayerChange], metadata: Mapping[str, str] = {}) -> LoraModel:  # noqa: B006
     """The changes as core's LORA_MODEL, fp32 copies on the CPU: <layer>.lora_up.weight, .lora_down.weight and .alpha of
     factors, .diff and .diff_b of whole weights."""
     with torch.inference_mode(False), torch.no_grad():

@@ -49,6 +49,7 @@ def sampler_of(
 
 def measured(model, direction: Direction, inversion, vae) -> tuple[float, float]:
     """(s_edit, s_boost) of the inverted picture; without one those that the direction was trained with."""
+    h_space.check_belongs(direction, model)
     if inversion is None:
         if "boost" not in direction.metadata:
             raise ValueError(
@@ -139,7 +140,6 @@ class AsyrpSampler(Box):
     ):
         pairs = [(direction, strength), (direction_2, strength_2), (direction_3, strength_3)]
         pairs = [(d, s) for d, s in pairs if d is not None]
-        h_space.check_belongs(direction, model)
         own = measured(model, direction, inversion, vae) if levels == MEASURED else None
         sampler = sampler_of(model, pairs, way, t_edit, t_boost, null_branch, rescale, calls, inversion, own)
         said = f"{len(pairs)} direction(s), {way}."

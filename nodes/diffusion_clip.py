@@ -17,13 +17,13 @@ from ..samplers.tuning.loop import Loop
 from ..samplers.tuning.whole import unchanged_all
 from .base import LATENT, MODEL, POSITIVE, SEED, Box, Choice, Float, Int, Output, Socket, Text
 from .guidance import IMAGE_TEXT
-from .report import temporary, text_result
+from .report import text_result
 from .tuning_chain import (
     SOURCE,
     TARGET,
     TEMPLATES_INPUT,
-    curve_figure,
     curve_line,
+    curve_shown,
     differentiable,
     direction_of,
     inverted,
@@ -201,8 +201,7 @@ class DiffusionCLIPTune(Box):
             weights.save(made, path, {TRAINING: key or ""})
             lines.append(f"Saved as {path.name} in {path.parent}.")
         text = "\n".join(lines)
-        ui = {"images": temporary(curve_figure(curve[0]))} if curve[0] else {}
-        return text_result(text, weights.applied(model, None, made)[0], made, text, **ui)
+        return text_result(text, weights.applied(model, None, made)[0], made, text, **curve_shown(curve[0]))
 
 
 NODES = (DiffusionCLIPTune,)

@@ -16,13 +16,13 @@ from ..samplers.tuning.loop import Loop, Settings
 from .base import LATENT, MODEL, POSITIVE, SEED, Box, Choice, Float, Int, Output, Socket
 from .guidance import IMAGE_TEXT
 from .h_space import CATEGORY, SCHEDULER, SITE
-from .report import temporary, text_result
+from .report import text_result
 from .tuning_chain import (
     SOURCE,
     TARGET,
     TEMPLATES_INPUT,
-    curve_figure,
     curve_line,
+    curve_shown,
     differentiable,
     direction_of,
     inverted,
@@ -176,8 +176,7 @@ class HSpaceTrain(Box):
             *notices,
         ]
         text = "\n".join(lines)
-        ui = {"images": temporary(curve_figure(curve[0]))} if curve[0] else {}
-        return text_result(text, made, text, **ui)
+        return text_result(text, made, text, **curve_shown(curve[0]))
 
 
 NODES = (HSpaceTrain,)

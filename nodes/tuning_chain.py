@@ -22,6 +22,7 @@ from ..samplers.tuning.loop import Loop
 from .base import Text
 from .clip_guidance import check_words
 from .inversion import invert
+from .report import temporary
 
 _SHOW_SECONDS = 2.0
 TEMPLATES = "{}\na photo of {}\na picture of {}\na drawing of {}"
@@ -100,6 +101,11 @@ def curve_figure(reports: list, title: str = "loss of each step, and the agreeme
     curves = {"loss": "loss", "agreement": "cosine"}
     lines = {name: smoothed([float(r.losses[of]) for r in reports]) for name, of in curves.items()}
     return line_chart(title, lines, [r.step for r in reports], height=220)
+
+
+def curve_shown(reports: list) -> dict:
+    """The curves for the box's panel; nothing where there was nothing to train."""
+    return {"images": temporary(curve_figure(reports))} if reports else {}
 
 
 def curve_line(reports: list, resumed: bool) -> str:

@@ -140,7 +140,7 @@ def low_rank_all(
     return {n: low_rank(layer, rank, alpha, init, generator=generator, name=n, **where) for n, layer in layers}
 
 
-class Change(Protocol):
+class LayerChange(Protocol):
     """A trained change of one layer: low-rank factors here, or whole weights (`whole.py`)."""
 
     def delta(self, x: Tensor) -> Tensor: ...
@@ -150,7 +150,7 @@ class Change(Protocol):
     def stored(self) -> dict[str, Tensor]: ...
 
 
-def parameters(changes: Mapping[str, Change]) -> dict[str, Tensor]:
+def parameters(changes: Mapping[str, LayerChange]) -> dict[str, Tensor]:
     """What there is to train, by name: <layer>.<part>, as <layer>.down and <layer>.up."""
     return {f"{name}.{part}": value for name, change in changes.items() for part, value in change.trained().items()}
 
