@@ -61,7 +61,7 @@ PICTURES += ("NullText_EditPhoto", "NullText_ILVRSampler", "NullText_PromptToPro
 PICTURES += ("NullText_MasaCtrl", "NullText_RFInversion")
 PICTURES += ("NullText_SDEdit", "NullText_Sampler", "NullText_WordMask")
 #: reports of another height than most: what trains shows its loss and samples, a map its pictures by strength
-REPORTS = {"NullText_Prompt": 70, "NullText_LoadPicture": 40, "NullText_HSpaceMap": 490} | dict.fromkeys(
+REPORTS = {"NullText_Prompt": 70, "NullText_LoadPicture": 40, "NullText_HSpaceMap": 620} | dict.fromkeys(
     ("NullText_ImagicOptimise", "NullText_TrainControlNet", "NullText_TrainEmbedding")
     + ("NullText_TrainLora", "NullText_HSpaceTrain", "NullText_DiffusionCLIPTune"),
     380,
