@@ -259,7 +259,7 @@ SEED = Input(
     },
 )
 #: of a training: the page's button that draws a new seed for every run would train anew each time. The pages put that
-#: button behind every widget that is called "seed", whatever the schema says (2024), or only where it agrees (today)
+#: button behind every widget that is called "seed", whatever the schema says (2024), or unless it says no (today)
 TRAINING_SEED = SEED(name="training_seed", control_after_generate=False)
 CFG = Float("cfg", 7.5, "Classifier-free guidance scale. 1 uses the positive prompt alone.", 0.0, 100.0, 0.1)
 STEPS = Int("steps", 50, "Reverse steps: one network call each.")

@@ -110,11 +110,11 @@ def test_run_takes_every_input_and_needs_the_required_ones_alone(key, engine):
 
 @each
 def test_a_seed_has_the_pages_button_behind_it_and_nothing_else_has(key, engine):
-    """The page of 2024 puts it behind every seed, the modern one only where the schema agrees: where they differ, the
+    """The page of 2024 puts it behind every seed, the modern one unless the schema says no: where they differ, the
     widgets of a saved workflow are shifted by one."""
     given = NODES[key].INPUT_TYPES()
     for name, (_, options) in (given.get("required", {}) | given.get("optional", {})).items():
-        assert bool(options.get("control_after_generate")) == (name in SEEDS), name
+        assert options.get("control_after_generate", name in SEEDS) == (name in SEEDS), name
 
 
 @each
