@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from ..engine import files, tuning, weights
+from ..engine import tuning, weights
 from ..engine.comfy import time_to_sigma
 from ..engine.folders import model_file
 from ..engine.noise import source_latent
@@ -28,6 +28,7 @@ from .tuning_chain import (
     direction_of,
     inverted,
     pictures_of,
+    resume_key,
     trained,
 )
 from .tuning_inputs import TRAINING, free_path
@@ -156,18 +157,9 @@ class DiffusionCLIPTune(Box):
             factor=lr_growth,
             every=n * (steps if saving else 1),
         )
-        numbers = [
-            clip_weight,
-            l1_weight,
-            identity_weight,
-            form,
-            layers,
-            rank,
-            training_seed,
-            str(settings),
-            identity is not None,
-        ]
-        key = files.cache_key(model, inversion.trajectory, direction, back, numbers)
+        towers = [image_text] if identity is None else [image_text, identity]
+        numbers = [clip_weight, l1_weight, identity_weight, form, layers, rank, training_seed, str(settings)]
+        key = resume_key(model, vae, towers, inversion.trajectory, direction, back, numbers)
 
         def body(run):
             if whole:
@@ -179,7 +171,6 @@ class DiffusionCLIPTune(Box):
             def denoiser(name):
                 return lambda x, sigma: net(x, sigma, [name] * len(x))
 
-            towers = [image_text] if identity is None else [image_text, identity]
             with differentiable(run, model, vae, *towers) as decode:
                 pictures = pictures_of(inversion, decode, run.device)
                 parts = (clip_weight, l1_weight, identity_weight, form, towers[-1].embed_image)

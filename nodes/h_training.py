@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..engine import files, h_space
+from ..engine import h_space
 from ..engine.comfy import process_of, sigmas_of, time_to_sigma
 from ..engine.fingerprint import fingerprint
 from ..engine.noise import source_latent
@@ -27,6 +27,7 @@ from .tuning_chain import (
     direction_of,
     inverted,
     pictures_of,
+    resume_key,
     trained,
 )
 
@@ -116,7 +117,7 @@ class HSpaceTrain(Box):
             low, boost["boost"] = h_space.measured_levels(model, vae, inversion, cosine)
         levels = int((sigmas[:-1] >= low * (1 - 1e-6)).sum())
         numbers = [what, t_edit, passes, optimiser, lr, clip_weight, l1_weight * cosine, form, site, training_seed]
-        key = files.cache_key(model, inversion.trajectory, direction, sigmas, numbers)
+        key = resume_key(model, vae, [image_text], inversion.trajectory, direction, sigmas, numbers)
 
         def body(run):
             place, walked = h_space.Place(site), run.sigmas[: levels + 1].clone()

@@ -1,5 +1,6 @@
 """DiffusionCLIP's and Asyrp's training boxes on a small random model: they train, repeat, go on, and refuse."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -43,6 +44,20 @@ def vae(engine):
         return engine.get("sd").VAE(sd=sd)
 
 
+class Weighed(Tower):
+    """The same words, read from pictures by a weight of its own."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(weight), requires_grad=False)
+
+    def embed_image(self, pictures):
+        return super().embed_image(self.weight * pictures)
+
+
+CACHE_KEY = files.cache_key
+
+
 @pytest.fixture(autouse=True)
 def no_cache(monkeypatch):
     """Inversions are made anew, and no state is left between tests."""
@@ -57,13 +72,13 @@ def pictures():
 
 def tuned(
     model, positive, pictures, vae, passes=2, gradient=WHOLE, lr=1e-2, seed=3, target="red", l1=0.0, keep=0.0,
-    layers="attention", preset=diffusion_clip.BY_HAND, identity=None,
+    layers="attention", preset=diffusion_clip.BY_HAND, identity=None, tower=None,
 ):  # fmt: skip
     """What the node returns."""
     with torch.inference_mode():
         return diffusion_clip.DiffusionCLIPTune().run(
-            model, positive, pictures, vae, Tower(), "blue", target, 0.5, 3, 2, passes, lr, 1.0, 3.0, l1, keep, "log",
-            gradient, layers, 2, seed, TEMPLATES, "", preset, identity,
+            model, positive, pictures, vae, tower or Tower(), "blue", target, 0.5, 3, 2, passes, lr, 1.0, 3.0, l1, keep,
+            "log", gradient, layers, 2, seed, TEMPLATES, "", preset, identity,
         )  # fmt: skip
 
 
@@ -178,11 +193,13 @@ def test_the_mixing_box_takes_up_to_three(tiny, make_condition, pictures, vae):
     assert [s.at(14.0) for s in guider.shares] == pytest.approx([0.6, 0.4, 0.0])
 
 
-def train(model, positive, pictures, vae, what=h_training.NETWORK, passes=2, t_edit=0.5, lr=0.05, optimiser="Adam"):
+def train(
+    model, positive, pictures, vae, what=h_training.NETWORK, passes=2, t_edit=0.5, lr=0.05, optimiser="Adam", tower=None
+):
     with torch.inference_mode():
         return h_training.HSpaceTrain().run(
-            model, positive, pictures, vae, Tower(), "blue", "red", what, 4, "normal", t_edit, passes, optimiser, lr,
-            1.0, 0.0, "log", 0, 5, TEMPLATES,
+            model, positive, pictures, vae, tower or Tower(), "blue", "red", what, 4, "normal", t_edit, passes,
+            optimiser, lr, 1.0, 0.0, "log", 0, 5, TEMPLATES,
         )["result"]  # fmt: skip
 
 
@@ -248,6 +265,35 @@ def test_what_has_no_defined_result_is_refused(tiny, make_condition, pictures, v
         diffusion_clip.schedule(tiny, 0.0, 6)
     with pytest.raises(ValueError, match="empty"):
         tune(tiny, make_condition(), {"samples": torch.zeros(1, 4, 4, 4)}, vae)
+
+
+def test_a_stopped_training_is_not_taken_up_by_another_image_text_model_or_vae(
+    tiny, make_condition, pictures, vae, monkeypatch
+):
+    keys = []
+    monkeypatch.setattr(tuning_chain, "run_resumable", lambda loop, step, key, note: keys.append(key) or 0)
+    monkeypatch.setattr(
+        files, "cache_key", lambda *given: CACHE_KEY(*given) if isinstance(given[-1], list) else None
+    )  # not of inversions
+
+    def key_of(make, decoder=vae, **own):
+        make(tiny, make_condition(), pictures, decoder, **own)
+        return keys[-1]
+
+    def towers(tower, identity):
+        return {"keep": 1.0, "tower": Weighed(tower), "identity": Weighed(identity)}
+
+    other = copy.copy(vae)
+    other.first_stage_model = copy.deepcopy(vae.first_stage_model)
+    with torch.inference_mode():
+        next(other.first_stage_model.parameters()).add_(0.1)
+    own = key_of(tune, **towers(1.0, 2.0))
+    assert own and own == key_of(tune, **towers(1.0, 2.0))
+    assert own not in (key_of(tune, **towers(1.0, 3.0)), key_of(tune, **towers(4.0, 2.0)))
+    assert own not in (key_of(tune, keep=1.0, tower=Weighed(1.0)), key_of(tune, other, **towers(1.0, 2.0)))
+    own = key_of(train, tower=Weighed(1.0))
+    assert own and own == key_of(train, tower=Weighed(1.0))
+    assert own not in (key_of(train, tower=Weighed(2.0)), key_of(train, other, tower=Weighed(1.0)))
 
 
 def tuned_with(**options):
