@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nulltext.batch import engines
@@ -159,16 +159,25 @@ def main(arguments: list[str]) -> int:
             file.write(json.dumps(row) + "\n")
         if "case" in row:
             print(told(row), flush=True)
+    rest = journal.with_suffix(".parts.json")
+    parts = json.loads(rest.read_text()) if rest.exists() else {}
+
+    def once(name: str, work: Callable[[Arena], dict]) -> dict:
+        """What a part of the campaign found; the next command finds it done."""
+        if name not in parts:
+            print(f"{name} ...", flush=True)
+            with ground(engine) as ring:
+                parts[name] = work(ring)
+            rest.write_text(json.dumps(parts, indent=1))
+        return parts[name]
+
     more = {}
     if options.load:
-        with ground(engine) as ring:
-            more |= load.run(ring)
+        more |= once("load", load.run)
     if options.soak:
         for name, make in (("soak", soak.ours), ("soak_core", soak.core)):
-            with ground(engine) as ring:
-                print(f"{name}: {options.soak} prompts", flush=True)
-                more[name] = soak.run(ring, options.soak, make, options.seed, options.minutes)
-            print(json.dumps(more[name]), flush=True)
+            work = lambda ring, make=make: soak.run(ring, options.soak, make, options.seed, options.minutes)
+            more[name] = once(f"{name} of {options.soak} prompts", work)
         more |= {"rss_drift": more["soak"]["rss_drift"], "rss_drift_core": more["soak_core"]["rss_drift"]}
     if not options.no_reload:
         more["leak_models"] = leaks()
