@@ -32,6 +32,8 @@ ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "output" / "hostile"
 #: verdicts that must not be
 FOUND = ("death", "hang", "raw", "nonfinite", "mismatch")
+#: figures that must be nothing
+BAD = ("found", "escapes", "weights_changed", "load_unfinished", "load_lost", "load_wrong", "leak_models")
 WEIGHTS = "*.safetensors"
 #: where nodes that train put what they made
 SAVED = ("tree/loras/", "tree/embeddings/", "tree/controlnet/")
@@ -184,4 +186,4 @@ def main(arguments: list[str]) -> int:
     said = figures(rows, more)
     (OUT / f"{options.engine}_{options.seed}.json").write_text(json.dumps(said, indent=1))
     print(json.dumps(said, indent=1))
-    return int(bool(said["found"] or said["escapes"] or said["weights_changed"]))
+    return int(any(said.get(name) for name in BAD))
