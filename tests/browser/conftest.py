@@ -195,6 +195,17 @@ class Page:
             return found;
         }""")
 
+    def frame(self, kind: str) -> str:
+        """The title of the frame that holds all of the node of that class; empty if none does."""
+        return self.tab.evaluate(
+            """kind => {
+            const node = ofKind(kind), [right, bottom] = [node.pos[0] + node.size[0], node.pos[1] + node.size[1]];
+            return app.graph._groups.find(frame => frame.pos[0] <= node.pos[0] && frame.pos[1] <= node.pos[1] - 30
+                && right <= frame.pos[0] + frame.size[0] && bottom <= frame.pos[1] + frame.size[1])?.title ?? "";
+        }""",
+            kind,
+        )
+
     def value(self, kind: str, name: str):
         """The value of a widget of the node of that class."""
         return self.tab.evaluate(
