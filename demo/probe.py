@@ -240,7 +240,8 @@ def all_nets() -> nn.ModuleDict:
 
 def train(device: torch.device, minutes: float, batch: int, ring: int, renewed: int, folder: Path) -> nn.Module:
     """All three at once, from the same pictures, each with its own loss."""
-    from .train import generator, load_autoencoder
+    from .latents import generator
+    from .train_autoencoder import load_autoencoder
 
     torch.manual_seed(1)
     nets = all_nets().to(device, memory_format=torch.channels_last)
