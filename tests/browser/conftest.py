@@ -196,12 +196,14 @@ class Page:
         }""")
 
     def frame(self, kind: str) -> str:
-        """The title of the frame that holds all of the node of that class; empty if none does."""
+        """The title of the frame that reaches from above the node of that class to below all that is drawn of it; empty
+        if none does."""
         return self.tab.evaluate(
             """kind => {
-            const node = ofKind(kind), [right, bottom] = [node.pos[0] + node.size[0], node.pos[1] + node.size[1]];
-            return app.graph._groups.find(frame => frame.pos[0] <= node.pos[0] && frame.pos[1] <= node.pos[1] - 30
-                && right <= frame.pos[0] + frame.size[0] && bottom <= frame.pos[1] + frame.size[1])?.title ?? "";
+            const node = ofKind(kind), drawn = document.querySelector(`[data-testid="node-body-${node.id}"]`);
+            const height = Math.max(node.size[1], (drawn?.closest(".lg-node").offsetHeight ?? 0) - 30), [x, y] = node.pos;
+            return app.graph._groups.find(({pos: [left, top], size: [wide, tall]}) =>
+                left <= x && x < left + wide && top <= y - 30 && y + height <= top + tall)?.title ?? "";
         }""",
             kind,
         )

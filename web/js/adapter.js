@@ -97,20 +97,20 @@ export function onResult(node, type, done) {
 }
 
 /** Let the frames in which the node stands follow when it grows: a result is taller than the room that was seen before.
- * @param {any} node */
+ * In Nodes 2.0 what is drawn counts, title above `pos` and all. @param {any} node */
 function holdInFrames(node) {
-    /** @type {number[]} */
-    let last = [];
+    let last = "", before = 0;
     often(node, () => {
-        const [x, y, height] = [node.pos[0], node.pos[1], node.size[1]], [oldX, oldY, before] = last;
-        last = [x, y, height];
-        if (x !== oldX || y !== oldY || height <= before) return;
-        for (const frame of node.graph._groups ?? []) {
+        const drawn = /** @type {HTMLElement|null|undefined} */ (bodyOf(node)?.closest(".lg-node"));
+        const [x, y] = node.pos, height = Math.max(node.size[1], (drawn?.offsetHeight ?? 0) - 30);
+        const now = `${x} ${y} ${!!drawn}`, grown = now === last && height > before;
+        [last, before] = [now, height];
+        for (const frame of grown ? node.graph._groups ?? [] : []) {
             const [left, top] = frame.pos, [wide, tall] = frame.size, needed = y + height + 20 - top;
             const inside = x >= left && x < left + wide && y >= top && y < top + tall;
             if (inside && needed > tall) frame.size = [wide, needed];
         }
-        node.setDirtyCanvas?.(true, true);
+        if (grown) node.setDirtyCanvas?.(true, true);
     });
 }
 
