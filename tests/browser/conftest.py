@@ -201,7 +201,8 @@ class Page:
         return self.tab.evaluate(
             """kind => {
             const node = ofKind(kind), drawn = document.querySelector(`[data-testid="node-body-${node.id}"]`);
-            const height = Math.max(node.size[1], (drawn?.closest(".lg-node").offsetHeight ?? 0) - 30), [x, y] = node.pos;
+            const tallest = drawn?.closest(".lg-node").offsetHeight ?? 0, [x, y] = node.pos;
+            const height = Math.max(node.size[1], tallest - 30);
             return app.graph._groups.find(({pos: [left, top], size: [wide, tall]}) =>
                 left <= x && x < left + wide && top <= y - 30 && y + height <= top + tall)?.title ?? "";
         }""",
