@@ -15,7 +15,7 @@ from ..samplers.tuning.diffusion_clip import PRESETS, chain_step, saving_step
 from ..samplers.tuning.directional import FORMS, EditLoss
 from ..samplers.tuning.loop import Loop
 from ..samplers.tuning.whole import unchanged_all
-from .base import LATENT, MODEL, POSITIVE, SEED, Box, Choice, Float, Int, Output, Socket, Text
+from .base import LATENT, MODEL, POSITIVE, TRAINING_SEED, Box, Choice, Float, Int, Output, Socket, Text
 from .guidance import IMAGE_TEXT
 from .report import text_result
 from .tuning_chain import (
@@ -85,7 +85,7 @@ class DiffusionCLIPTune(Box):
             "hundredth of the rate; the file is as large as the network, and LoRA loaders take it too.",
         ),
         Int("rank", 8, "Rank of the LoRA; not used with whole weights.", 1, 256),
-        SEED,
+        TRAINING_SEED,
         TEMPLATES_INPUT,
         Text("file", "", "Name of the LoRA's file in models/loras; sub-folders are made. Empty: no file."),
         Choice(
@@ -128,7 +128,7 @@ class DiffusionCLIPTune(Box):
         gradient,
         layers,
         rank,
-        seed,
+        training_seed,
         templates,
         file,
         preset=BY_HAND,
@@ -163,7 +163,7 @@ class DiffusionCLIPTune(Box):
             form,
             layers,
             rank,
-            seed,
+            training_seed,
             str(settings),
             identity is not None,
         ]
@@ -173,7 +173,7 @@ class DiffusionCLIPTune(Box):
             if whole:
                 changes = unchanged_all(where.items(), run.device)
             else:
-                changes = lora.low_rank_all(where.items(), rank, seed=seed, device=run.device)
+                changes = lora.low_rank_all(where.items(), rank, seed=training_seed, device=run.device)
             net = tuning.caption_net(run)
 
             def denoiser(name):
@@ -186,7 +186,7 @@ class DiffusionCLIPTune(Box):
                 loss = EditLoss(image_text.embed_image, direction.to(run.device), *parts)
                 make = saving_step if saving else chain_step
                 step = make(denoiser, pictures, back.to(run.device), decode, loss, on_call=run.tick)
-                loop = Loop(lora.parameters(changes), settings, seed)
+                loop = Loop(lora.parameters(changes), settings, training_seed)
                 with weights.attached(where, changes):
                     curve = trained(loop, step, key, run.progress.show)
             words = {"source": source, "target": target, "t0": t0, "method": "DiffusionCLIP"}
