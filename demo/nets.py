@@ -1,4 +1,4 @@
-"""The demo model's UNet and ControlNet in plain torch, with the parameter names of a Stable Diffusion 1 checkpoint.
+"""The demo model's UNet in plain torch, with the parameter names of a Stable Diffusion 1 checkpoint.
 
 The trainer needs neither ComfyUI nor its in-place operations; that these networks, the autoencoder and the text encoder
 compute what ComfyUI's own modules compute from the same file is held by tests/engine/family/test_networks.py. The UNet
@@ -7,7 +7,6 @@ has 5.9M parameters.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 
@@ -228,7 +227,7 @@ class UNet(nn.Module):
         map_layers: tuple[str, ...] = (),
         control: Sequence[Tensor] | None = None,
     ):
-        """control: what a `ControlNet` adds to each skip and, last, to the middle block's output."""
+        """control: what a ControlNet (control.py) adds to each skip and, last, to the middle block's output."""
         emb, maps = self.time_embed(timestep_embedding(t, self.channels)), {}
         *skips, h = encoded(self, x, emb, context, maps=maps, map_layers=map_layers)
         if control is not None:
@@ -251,38 +250,3 @@ class UNet(nn.Module):
                 open_columns[:, :width] = 1
                 weight.mul_(open_columns)
                 weight.register_hook(lambda gradient, open_columns=open_columns: gradient * open_columns)
-
-
-class ControlNet(nn.Module):
-    """The encoder side of a UNet with a hint encoder and a 1 x 1 convolution for each skip and the middle, under the
-    names of the published code (2302.05543): noisy latent [B, 4, h, w], hint [B, 3, 8h, 8w] in 0..1, timestep [B],
-    context [B, 77, 128] -> what to add to each skip and, last, to the middle block's output."""
-
-    def __init__(self, unet: UNet):
-        super().__init__()
-        self.channels = unet.channels
-        self.time_embed, self.input_blocks, self.middle_block = (
-            copy.deepcopy(part) for part in (unet.time_embed, unet.input_blocks, unet.middle_block)
-        )
-        widths = [16, 16, 32, 32, 96, 96, 256]
-        layers = []
-        for i, (n_in, n_out) in enumerate(zip([3, *widths], [*widths, unet.channels], strict=True)):
-            layers += [conv(n_in, n_out, stride=2 if i in (2, 4, 6) else 1), nn.SiLU()]
-        self.input_hint_block = nn.Sequential(*layers[:-1])
-        self.zero_convs = nn.ModuleList(
-            nn.ModuleList([nn.Conv2d(width, width, 1)]) for width in [block_width(b) for b in unet.input_blocks]
-        )
-        middle = block_width(unet.middle_block)
-        self.middle_block_out = nn.ModuleList([nn.Conv2d(middle, middle, 1)])
-
-    def forward(self, x: Tensor, hint: Tensor, t: Tensor, context: Tensor, seen: Tensor | None = None) -> list[Tensor]:
-        """seen: what the hint encoder made of the hint, where the caller has it already."""
-        emb = self.time_embed(timestep_embedding(t, self.channels))
-        features = encoded(self, x, emb, context, self.input_hint_block(hint) if seen is None else seen)
-        return [conv[0](f) for conv, f in zip([*self.zero_convs, self.middle_block_out], features, strict=True)]
-
-
-def block_width(block: nn.ModuleList) -> int:
-    """Channels of a block's output."""
-    last = [m for m in block.modules() if isinstance(m, nn.Conv2d)][-1]
-    return last.out_channels
