@@ -204,7 +204,7 @@ def test_room_is_left_for_what_a_run_adds():
         below = [box[1] for box in places.values() if box[0] == places[i][0] and box[1] > places[i][1]]
         if below:
             found += 1
-            assert min(below) - places[i][3] >= layout.REPORT + layout.PREVIEW
+            assert min(below) - places[i][3] >= sizes.REPORT + sizes.PREVIEW
     assert found, "no sampler stands above another node"
 
 
