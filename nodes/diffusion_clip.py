@@ -46,7 +46,7 @@ def schedule(model, t0: float, steps: int):
     """[steps + 1] from t0 to 0, fp32. ValueError for t0 0."""
     sigmas = sdedit_sigmas(time_to_sigma(model), t0, steps).float()
     if len(sigmas) < 3:
-        raise ValueError("t0 and the steps leave no walk to tune or edit along: raise them.")
+        raise ValueError("t0 and the steps leave no step to tune or edit: raise them.")
     return sigmas
 
 

@@ -51,13 +51,14 @@ class HSpaceTrain(Box):
         SOURCE,
         TARGET,
         Choice("what", [NETWORK, FREE], "A small network of h and the level, which fits every size; or plain numbers."),
-        Int("steps", 50, "Levels of the inversion and of the walk.", 2),
+        Int("steps", 50, "Levels of the inversion and of the edit.", 2),
         SCHEDULER,
         Float(
             "t_edit",
             0.5,
             "The direction acts, and is trained, from pure noise (time 1) down to this time. 0: measured on the "
-            "pictures, as the paper does it: down to where a prediction looks 0.33 x cos(texts) unlike its picture.",
+            "pictures, as in the paper: down to where the prediction differs from its picture by 0.33 x cos(texts), in "
+            "LPIPS's units.",
         ),
         Int("passes", 5, "Passes over the pictures; every level of every picture is one optimiser step.", 1, 1000),
         Choice("optimiser", ["SGD", "Adam"], "The authors take SGD."),
