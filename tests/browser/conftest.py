@@ -195,6 +195,20 @@ class Page:
             return found;
         }""")
 
+    def frame(self, kind: str) -> str:
+        """The title of the frame that reaches from above the node of that class to below all that is drawn of it; empty
+        if none does."""
+        return self.tab.evaluate(
+            """kind => {
+            const node = ofKind(kind), drawn = document.querySelector(`[data-testid="node-body-${node.id}"]`);
+            const tallest = drawn?.closest(".lg-node").offsetHeight ?? 0, [x, y] = node.pos;
+            const height = Math.max(node.size[1], tallest - 30);
+            return app.graph._groups.find(({pos: [left, top], size: [wide, tall]}) =>
+                left <= x && x < left + wide && top <= y - 30 && y + height <= top + tall)?.title ?? "";
+        }""",
+            kind,
+        )
+
     def value(self, kind: str, name: str):
         """The value of a widget of the node of that class."""
         return self.tab.evaluate(

@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 import torch
-from nulltext.demo import nets
+from nulltext.demo.autoencoder import SLIM_SIZE, AutoEncoder, widened
 from nulltext.engine import files, h_space, run, sampler, training_store, weights
 from nulltext.engine.comfy import sigma_to_time
 from nulltext.engine.sampler import sample_latent
@@ -38,8 +38,8 @@ class Tower(torch.nn.Module):
 @pytest.fixture(scope="module")
 def vae(engine):
     torch.manual_seed(0)
-    sd = dict(nets.AutoEncoder(nets.SLIM_SIZE).state_dict())
-    sd = nets.widened(sd) | {"vae_scale": torch.tensor(0.18215), "vae_shift": torch.tensor(0.0)}
+    sd = dict(AutoEncoder(SLIM_SIZE).state_dict())
+    sd = widened(sd) | {"vae_scale": torch.tensor(0.18215), "vae_shift": torch.tensor(0.0)}
     with torch.inference_mode():
         return engine.get("sd").VAE(sd=sd)
 

@@ -96,6 +96,24 @@ export function onResult(node, type, done) {
     };
 }
 
+/** Let the frames in which the node stands follow when it grows: a result is taller than the room that was seen before.
+ * In Nodes 2.0 what is drawn counts, title above `pos` and all. @param {any} node */
+function holdInFrames(node) {
+    let last = "", before = 0;
+    often(node, () => {
+        const drawn = /** @type {HTMLElement|null|undefined} */ (bodyOf(node)?.closest(".lg-node"));
+        const [x, y] = node.pos, height = Math.max(node.size[1], (drawn?.offsetHeight ?? 0) - 30);
+        const now = `${x} ${y} ${!!drawn}`, grown = now === last && height > before;
+        [last, before] = [now, height];
+        for (const frame of grown ? node.graph._groups ?? [] : []) {
+            const [left, top] = frame.pos, [wide, tall] = frame.size, needed = y + height + 20 - top;
+            const inside = x >= left && x < left + wide && y >= top && y < top + tall;
+            if (inside && needed > tall) frame.size = [wide, needed];
+        }
+        if (grown) node.setDirtyCanvas?.(true, true);
+    });
+}
+
 /** Put an element under the node's widgets. It is never saved and never queued.
  * Nodes 2.0 of front end 1.27 draws a fixed list of widget types and no element of a pack: there the element joins the
  * node's body by hand, again whenever zooming or scrolling made the body anew. Later ones show it by themselves.
@@ -108,6 +126,7 @@ export function addPanel(node, element, height) {
         getMinHeight: tall, getMaxHeight: tall, getHeight: tall,
     });
     widget.serialize = false;
+    holdInFrames(node);
     often(node, () => {
         if (node.subgraph && !node.widgets.includes(widget)) node.widgets.push(widget);  // loading made its list anew
         const body = bodyOf(node);
