@@ -16,7 +16,7 @@ from ..engine.gradients import bring, grad_mode
 from ..engine.image_text import modules_of, patchers_of
 from ..engine.terms import decoder
 from ..engine.training import duration
-from ..engine.unfinished import run_resumable
+from ..engine.training_store import run_resumable
 from ..samplers.measure.charts import line_chart, smoothed
 from ..samplers.tuning.diffusion_clip import Pictures
 from ..samplers.tuning.directional import text_cosine, text_direction

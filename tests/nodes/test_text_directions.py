@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 import torch
 from nulltext.demo.autoencoder import SLIM_SIZE, AutoEncoder, widened
-from nulltext.engine import files, h_space, run, sampler, unfinished, weights
+from nulltext.engine import files, h_space, run, sampler, training_store, weights
 from nulltext.engine.comfy import sigma_to_time
 from nulltext.engine.sampler import sample_latent
 from nulltext.nodes import asyrp, diffusion_clip, diffusion_clip_edit, h_training, tuning_chain
@@ -317,7 +317,7 @@ def h_trained(*args):
 def test_a_stopped_training_goes_on_with_the_same_bits(
     tiny, engine, make_condition, pictures, vae, tmp_path, monkeypatch, make, calls
 ):
-    monkeypatch.setattr(unfinished, "cache_folder", lambda kind: tmp_path)
+    monkeypatch.setattr(training_store, "cache_folder", lambda kind: tmp_path)
     args = (tiny, make_condition(), pictures, vae)
     whole = make(*args)
     monkeypatch.setattr(files, "cache_key", lambda model, *given: "key" if isinstance(given[-1], list) else None)
