@@ -195,16 +195,16 @@ class Page:
             return found;
         }""")
 
-    def frame(self, kind: str) -> str:
-        """The title of the frame that reaches from above the node of that class to below all that is drawn of it; empty
-        if none does."""
+    def frame(self, kind: str) -> tuple[str, float]:
+        """The title of the frame that the node of that class begins in, and how far the frame reaches below all that is
+        drawn of the node, in pixels."""
         return self.tab.evaluate(
             """kind => {
             const node = ofKind(kind), drawn = document.querySelector(`[data-testid="node-body-${node.id}"]`);
             const tallest = drawn?.closest(".lg-node").offsetHeight ?? 0, [x, y] = node.pos;
-            const height = Math.max(node.size[1], tallest - 30);
-            return app.graph._groups.find(({pos: [left, top], size: [wide, tall]}) =>
-                left <= x && x < left + wide && top <= y - 30 && y + height <= top + tall)?.title ?? "";
+            const frame = app.graph._groups.find(({pos: [left, top], size: [wide, tall]}) =>
+                left <= x && x < left + wide && top <= y - 30 && y < top + tall);
+            return [frame.title, frame.pos[1] + frame.size[1] - y - Math.max(node.size[1], tallest - 30)];
         }""",
             kind,
         )

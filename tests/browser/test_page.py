@@ -154,7 +154,8 @@ def test_click_a_word_type_another_and_the_edit_stands_beside_the_source(page):
     blurred = "kind => { const n = ofKind(kind); return [n.imgs?.length ?? 0, !!app.nodePreviewImages?.[n.id]]; }"
     assert page.tab.evaluate(blurred, PHOTO) == [0, False], "the blurred preview gives way to the result"
     assert "outside the mask" in page.panel(PHOTO).inner_text()
-    assert page.frame(PHOTO) == "2 edit", "the frame follows the grown node"
+    title, below = page.frame(PHOTO)
+    assert title == "2 edit" and 0 <= below <= 40, "the frame follows the node, preview and result"
     page.tab.evaluate("([s, x, y]) => { app.canvas.ds.scale = s; app.canvas.ds.offset = [x, y]; }", view)
     page.tab.evaluate("app.canvas.setDirty(true, true)")
     page.tab.wait_for_timeout(700)

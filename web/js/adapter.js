@@ -96,21 +96,30 @@ export function onResult(node, type, done) {
     };
 }
 
-/** Let the frames in which the node stands follow when it grows: a result is taller than the room that was seen before.
- * In Nodes 2.0 what is drawn counts, title above `pos` and all. @param {any} node */
+/** What is known of a frame: its height as a person set it, the height it has now, and what each node in it needs.
+ * @type {WeakMap<object, {own: number, now: number, needs: Map<any, number>}>} */
+const frames = new WeakMap();
+
+/** Let the frames in which the node stands follow when it grows or shrinks: a result is taller than the room that was
+ * seen before. In Nodes 2.0 what is drawn counts, title above `pos` and all. @param {any} node */
 function holdInFrames(node) {
     let last = "", before = 0;
     often(node, () => {
         const drawn = /** @type {HTMLElement|null|undefined} */ (bodyOf(node)?.closest(".lg-node"));
-        const [x, y] = node.pos, height = Math.max(node.size[1], (drawn?.offsetHeight ?? 0) - 30);
-        const now = `${x} ${y} ${!!drawn}`, grown = now === last && height > before;
-        [last, before] = [now, height];
-        for (const frame of grown ? node.graph._groups ?? [] : []) {
-            const [left, top] = frame.pos, [wide, tall] = frame.size, needed = y + height + 20 - top;
-            const inside = x >= left && x < left + wide && y >= top && y < top + tall;
-            if (inside && needed > tall) frame.size = [wide, needed];
+        const [x, y] = node.pos, height = Math.round(Math.max(node.size[1], (drawn?.offsetHeight ?? 0) - 30));
+        const place = `${x} ${y} ${!!drawn}`, changed = place === last && height !== before;
+        [last, before] = [place, height];
+        for (const frame of changed ? node.graph._groups ?? [] : []) {
+            const [left, top] = frame.pos, [wide, tall] = frame.size;
+            if (x < left || x >= left + wide || y < top || y >= top + tall) continue;
+            let known = frames.get(frame);
+            if (!known || Math.abs(known.now - tall) > 1) known = { own: tall, now: tall, needs: new Map() };
+            known.needs.set(node, y + height + 20 - top);
+            known.now = Math.max(known.own, ...known.needs.values());
+            frames.set(frame, known);
+            if (known.now !== tall) frame.size = [wide, known.now];
+            node.setDirtyCanvas?.(true, true);
         }
-        if (grown) node.setDirtyCanvas?.(true, true);
     });
 }
 
