@@ -87,18 +87,18 @@ class Client:
         self._http = requests.Session()
         self._http.trust_env = False  # a proxy has no business on the loopback
 
-    def get(self, path: str, **params) -> requests.Response:
-        return self._http.get(self.address + path, params=params, timeout=60)
+    def get(self, path: str, timeout: float = 60, **params) -> requests.Response:
+        return self._http.get(self.address + path, params=params, timeout=timeout)
 
-    def post(self, path: str, body: Any = None, **kwargs) -> requests.Response:
-        return self._http.post(self.address + path, json=body, timeout=60, **kwargs)
+    def post(self, path: str, body: Any = None, timeout: float = 60, **kwargs) -> requests.Response:
+        return self._http.post(self.address + path, json=body, timeout=timeout, **kwargs)
 
     def object_info(self) -> dict[str, Any]:
         """Every node's inputs, outputs and description, by class id."""
         return self.get("/object_info").json()
 
-    def interrupt(self) -> None:
-        self.post("/interrupt")
+    def interrupt(self, timeout: float = 60) -> None:
+        self.post("/interrupt", timeout=timeout)
 
     def free(self) -> None:
         """Ask the server to unload its models and forget its cached results."""
@@ -201,7 +201,7 @@ class Client:
                 elif what in ("execution_error", "execution_interrupted", "execution_success"):
                     ended = True
             if ended:
-                entry = self._history(prompt_id)
+                entry = self._history(prompt_id, min(60.0, max(1.0, deadline - time.monotonic())))
                 if entry is not None:
                     return entry
             if not self.alive():
@@ -209,14 +209,14 @@ class Client:
                 return None
             if time.monotonic() > deadline:
                 with contextlib.suppress(requests.RequestException):  # a server that hangs takes no interrupt
-                    self.interrupt()
+                    self.interrupt(timeout=5)
                 result.error = "The workflow took longer than its time limit and was interrupted."
                 result.error_type = "timeout"
                 return None
 
-    def _history(self, prompt_id: str) -> dict | None:
+    def _history(self, prompt_id: str, timeout: float) -> dict | None:
         try:
-            return self.get(f"/history/{prompt_id}").json().get(prompt_id)
+            return self.get(f"/history/{prompt_id}", timeout).json().get(prompt_id)
         except (requests.ConnectionError, requests.Timeout):
             return None  # `alive` decides whether that is the end
 

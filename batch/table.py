@@ -7,6 +7,7 @@ that is longer than a row may be.
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -47,7 +48,7 @@ def read(url: str, column: str | None = None) -> Iterator[Line]:
     end = "." + path.rpartition(".")[2].lower()
     if end not in kinds:
         raise TableError(f"{url} is no table: it must end in {', '.join(kinds)}, or be a folder of pictures.")
-    with fs.open(path, "rb") as file:
+    with io.BufferedReader(fs.open(path, "rb")) as file:  # an object store's own file reads no bounded lines
         yield from kinds[end](file)
 
 

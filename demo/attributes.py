@@ -116,7 +116,8 @@ def start_pictures(net: Encoder, trunk: Encoder, seen: pool.Pool, n: int = 600, 
 
 
 def train(minutes: float, batch: int, size: int, device: torch.device, folder: Path = STATE) -> Encoder:
-    from .train import generator, load_autoencoder
+    from .latents import generator
+    from .train_autoencoder import load_autoencoder
 
     torch.manual_seed(0)
     net = Encoder(out=OUT, **TRUNK).to(device)

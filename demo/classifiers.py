@@ -78,7 +78,7 @@ def train_latents(steps: int, batch: int, size: int, device: torch.device) -> No
     """The trunk of demo attributes with one logit for each of the 48 pairs, colour's plus shape's; then, if asked for,
     steps of the node's own training function. The steps are 0 by default: 350 of them on the trunk's own pool learned
     the pool by heart (held-out accuracy at sigma .1 fell from .75 to .27)."""
-    from .train import load_autoencoder
+    from .train_autoencoder import load_autoencoder
 
     torch.manual_seed(0)
     autoencoder = load_autoencoder(device)

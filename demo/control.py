@@ -6,6 +6,7 @@ stays as it is; `python tools train controlnet`, then `pack_controlnet`.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
@@ -29,12 +30,47 @@ RANK = 16
 EMPTY, NO_PLACE = 0.5, 0.5
 
 
+class ControlNet(nn.Module):
+    """The encoder side of a UNet with a hint encoder and a 1 x 1 convolution for each skip and the middle, under the
+    names of the published code (2302.05543): noisy latent [B, 4, h, w], hint [B, 3, 8h, 8w] in 0..1, timestep [B],
+    context [B, 77, 128] -> what to add to each skip and, last, to the middle block's output."""
+
+    def __init__(self, unet: nets.UNet):
+        super().__init__()
+        self.channels = unet.channels
+        self.time_embed, self.input_blocks, self.middle_block = (
+            copy.deepcopy(part) for part in (unet.time_embed, unet.input_blocks, unet.middle_block)
+        )
+        widths = [16, 16, 32, 32, 96, 96, 256]
+        layers = []
+        for i, (n_in, n_out) in enumerate(zip([3, *widths], [*widths, unet.channels], strict=True)):
+            layers += [nets.conv(n_in, n_out, stride=2 if i in (2, 4, 6) else 1), nn.SiLU()]
+        self.input_hint_block = nn.Sequential(*layers[:-1])
+        self.zero_convs = nn.ModuleList(
+            nn.ModuleList([nn.Conv2d(width, width, 1)]) for width in [block_width(b) for b in unet.input_blocks]
+        )
+        middle = block_width(unet.middle_block)
+        self.middle_block_out = nn.ModuleList([nn.Conv2d(middle, middle, 1)])
+
+    def forward(self, x: Tensor, hint: Tensor, t: Tensor, context: Tensor, seen: Tensor | None = None) -> list[Tensor]:
+        """seen: what the hint encoder made of the hint, where the caller has it already."""
+        emb = self.time_embed(nets.timestep_embedding(t, self.channels))
+        features = nets.encoded(self, x, emb, context, self.input_hint_block(hint) if seen is None else seen)
+        return [conv[0](f) for conv, f in zip([*self.zero_convs, self.middle_block_out], features, strict=True)]
+
+
+def block_width(block: nn.ModuleList) -> int:
+    """Channels of a block's output."""
+    last = [m for m in block.modules() if isinstance(m, nn.Conv2d)][-1]
+    return last.out_channels
+
+
 class Control(nn.Module):
     """The small form's tensors as parameters, and the locked UNet's weights beside them (neither saved nor trained)."""
 
     def __init__(self, unet: nn.Module, form: dict[str, Tensor] | None = None):
         super().__init__()
-        self._other = [nets.ControlNet(unet), dict(unet.state_dict())]
+        self._other = [ControlNet(unet), dict(unet.state_dict())]
         if form is None:
             shapes = {name: value.shape for name, value in self._other[0].state_dict().items()}
             form = controlnet.small(controlnet.initial(shapes, self._other[1]), RANK)

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from ..samplers.networks.image_text import ImageText, TextTower
 from . import attributes, captions, nets, pool, scenes
-from .train import generator, load_autoencoder
+from .latents import generator
+from .train_autoencoder import load_autoencoder
 from .training import DEVICE, STATE, Trainer, precision
 
 EMBEDDING, IMAGE_SIZE = 128, 64

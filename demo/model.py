@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from ..samplers.core import Denoise, guided
 from ..samplers.ode import sample_euler
 from . import captions, nets
+from .autoencoder import AutoEncoder
 from .scenes import Scenes
+from .text_encoder import TextEncoder
 from .weights import CHECKPOINT, FLOW, read_network, read_part
 
 
@@ -19,13 +21,13 @@ class TextToImage(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.text, self.unet = nets.TextEncoder(), nets.UNet()
+        self.text, self.unet = TextEncoder(), nets.UNet()
 
 
-def load(path: Path = CHECKPOINT, flow: bool = False) -> tuple[TextToImage, nets.AutoEncoder]:
+def load(path: Path = CHECKPOINT, flow: bool = False) -> tuple[TextToImage, AutoEncoder]:
     """The committed networks on the CPU, fp32, frozen; with `flow` the UNet's twin, a rectified flow.
     FileNotFoundError without the file."""
-    net, autoencoder = TextToImage(), nets.AutoEncoder()
+    net, autoencoder = TextToImage(), AutoEncoder()
     net.text.load_state_dict(read_part(path, "text"))
     net.unet.load_state_dict(read_network(FLOW) if flow else read_part(path, "unet"))
     autoencoder.load_state_dict(read_part(path, "autoencoder"))

@@ -1,13 +1,12 @@
-"""The demo model's three networks in plain torch, with the parameter names of a Stable Diffusion 1 checkpoint.
+"""The demo model's UNet in plain torch, with the parameter names of a Stable Diffusion 1 checkpoint.
 
-The trainer needs neither ComfyUI nor its in-place operations; that these compute what ComfyUI's own modules compute
-from the same file is held by tests/nodes/family/test_networks.py. Sizes: UNet 5.9M, text encoder 0.3M, autoencoder
-(TAESD's shape) 2.5M parameters.
+The trainer needs neither ComfyUI nor its in-place operations; that these networks, the autoencoder and the text encoder
+compute what ComfyUI's own modules compute from the same file is held by tests/engine/family/test_networks.py. The UNet
+has 5.9M parameters.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 
@@ -15,8 +14,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
-
-from .captions import ROWS
 
 CHANNELS, CONTEXT, HEADS = 64, 128, 4
 #: the second, unconditional net, for edits in the bottleneck: attention at 4 x 4 only, one skip left open (the first
@@ -35,9 +32,6 @@ def sigmas() -> Tensor:
     return ((1 - bar) / bar).sqrt().float()
 
 
-# --------------------------------------------------------------------------------------------------- autoencoder
-
-
 def conv(n_in, n_out, **kwargs):
     return nn.Conv2d(n_in, n_out, 3, padding=1, **kwargs)
 
@@ -47,184 +41,6 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x):
         return super().forward(x.float())
-
-
-class Clamp(nn.Module):
-    def forward(self, x):
-        return torch.tanh(x / 3) * 3
-
-
-class Block(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.conv = nn.Sequential(conv(width, width), nn.ReLU(), conv(width, width), nn.ReLU(), conv(width, width))
-
-    def forward(self, x):
-        return F.relu(self.conv(x) + x)
-
-
-#: (channels, blocks) at full, half, quarter and eighth resolution
-TAESD_SIZE = ((64, 1), (64, 3), (64, 3), (64, 3))
-SLIM_SIZE = ((16, 1), (32, 1), (64, 2), (64, 3))
-#: the committed decoder, grown from the slim one when it was trained further; its encoder stayed slim
-DECODER_SIZE = ((32, 1), (48, 2), (64, 3), (64, 3))
-
-
-def _encoder_layers(size) -> list[tuple[int, nn.Module]]:
-    """(index in TAESD's Sequential, layer); places of absent blocks are left out."""
-    layers, at, before = [(0, conv(3, size[0][0]))], 1, size[0][0]
-    for level, (width, blocks) in enumerate(size):
-        if level:
-            layers.append((at, conv(before, width, stride=2, bias=False)))
-            at += 1
-        layers += [(at + i, Block(width)) for i in range(blocks)]
-        at, before = at + TAESD_SIZE[level][1], width
-    return [*layers, (at, conv(before, 4))]
-
-
-def _decoder_layers(size) -> list[tuple[int, nn.Module]]:
-    layers, at = [(0, Clamp()), (1, conv(4, size[3][0])), (2, nn.ReLU())], 3
-    for level in (3, 2, 1, 0):
-        width, blocks = size[level]
-        layers += [(at + i, Block(width)) for i in range(blocks)]
-        at += TAESD_SIZE[level][1]
-        if level:
-            layers += [(at, nn.Upsample(scale_factor=2)), (at + 1, conv(width, size[level - 1][0], bias=False))]
-            at += 2
-    return [*layers, (at, conv(size[0][0], 3))]
-
-
-class Indexed(nn.Module):
-    """A Sequential whose children keep TAESD's indices although some blocks are left out."""
-
-    def __init__(self, layers: list[tuple[int, nn.Module]]):
-        super().__init__()
-        for index, layer in layers:
-            self.add_module(str(index), layer)
-
-    def forward(self, x):
-        for layer in self.children():
-            x = layer(x)
-        return x
-
-
-class AutoEncoder(nn.Module):
-    """Images in 0..1 <-> latents [B, 4, H/8, W/8] of about unit variance.
-
-    TAESD's shape is fixed, for ComfyUI to detect it, and heavy for a CPU. `SLIM_SIZE` is the same net with fewer
-    channels and blocks; `widened` writes it into TAESD's shape with zeros (a block of zeros passes a positive input
-    through), so a slim net trains several times faster and computes exactly the same."""
-
-    def __init__(self, size=TAESD_SIZE, decoder_size=None):
-        super().__init__()
-        self.decoder_size = decoder_size or size
-        self.taesd_encoder = Indexed(_encoder_layers(size))
-        self.taesd_decoder = Indexed(_decoder_layers(self.decoder_size))
-        for module in self.modules():  # the signal keeps its size along the trunk; every block starts as the identity
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for module in self.modules():
-            if isinstance(module, Block):
-                nn.init.zeros_(module.conv[-1].weight)
-        for last in (list(self.taesd_encoder.children())[-1], list(self.taesd_decoder.children())[-1]):
-            nn.init.kaiming_normal_(last.weight, nonlinearity="linear")
-        nn.init.constant_(last.bias, 0.5)
-
-    def encode(self, image: Tensor) -> Tensor:
-        return self.taesd_encoder(image)
-
-    def decode(self, latent: Tensor) -> Tensor:
-        return self.taesd_decoder(latent)
-
-
-def widened(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a slim autoencoder, written into TAESD's shape with zeros."""
-    full = {k: torch.zeros_like(v) for k, v in AutoEncoder().state_dict().items()}
-    for key, value in state.items():
-        full[key][tuple(slice(n) for n in value.shape)] = value
-    return full
-
-
-def narrow(state: dict[str, Tensor]) -> AutoEncoder:
-    """The smallest autoencoder of the sizes above that computes what `state`, in TAESD's shape, computes."""
-    for decoder_size in (SLIM_SIZE, DECODER_SIZE):
-        net = AutoEncoder(SLIM_SIZE, decoder_size)
-        part = {k: state[k][tuple(slice(n) for n in v.shape)].clone() for k, v in net.state_dict().items()}
-        full = widened(part)
-        if all(torch.equal(full[k], v) for k, v in state.items()):
-            net.load_state_dict(part)
-            return net
-    net = AutoEncoder()
-    net.load_state_dict(state)
-    return net
-
-
-def grown(net: AutoEncoder) -> AutoEncoder:
-    """The same autoencoder with a decoder of DECODER_SIZE: new channels start at random, but nothing old reads them, so
-    at first it computes the same."""
-    wide = AutoEncoder(SLIM_SIZE, DECODER_SIZE)
-    state = wide.state_dict()
-    for key, value in net.state_dict().items():
-        old = tuple(slice(n) for n in value.shape)
-        if value.ndim == 4:
-            state[key][old[0], value.shape[1] :] = 0
-        state[key][old] = value
-    wide.load_state_dict(state)
-    return wide
-
-
-# --------------------------------------------------------------------------------------------------- text
-
-
-class SelfAttention(nn.Module):
-    def __init__(self, width, heads):
-        super().__init__()
-        self.heads = heads
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
-
-    def forward(self, x):
-        b, t, c = x.shape
-        q, k, v = (p(x).view(b, t, self.heads, -1).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.out_proj(out.transpose(1, 2).reshape(b, t, c))
-
-
-class TextLayer(nn.Module):
-    def __init__(self, width, heads, inner):
-        super().__init__()
-        self.layer_norm1, self.layer_norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.self_attn = SelfAttention(width, heads)
-        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, inner), "fc2": nn.Linear(inner, width)})
-
-    def forward(self, x):
-        x = x + self.self_attn(self.layer_norm1(x))
-        h = self.mlp["fc1"](self.layer_norm2(x))
-        return x + self.mlp["fc2"](h * torch.sigmoid(1.702 * h))
-
-
-class TextEncoder(nn.Module):
-    """Rows of the embedding table [B, 77] -> context [B, 77, 128]. Keys as `text_model.*` of a CLIP text model."""
-
-    def __init__(self, width=CONTEXT, layers=2, heads=4, inner=256):
-        super().__init__()
-        self.embeddings = nn.ModuleDict(
-            {"token_embedding": nn.Embedding(ROWS, width), "position_embedding": nn.Embedding(77, width)}
-        )
-        for table in self.embeddings.values():
-            nn.init.normal_(table.weight, std=0.3)
-        self.encoder = nn.ModuleDict({"layers": nn.ModuleList([TextLayer(width, heads, inner) for _ in range(layers)])})
-        self.final_layer_norm = nn.LayerNorm(width)
-
-    def forward(self, rows: Tensor) -> Tensor:
-        x = self.embeddings["token_embedding"](rows) + self.embeddings["position_embedding"].weight
-        for layer in self.encoder["layers"]:
-            x = layer(x)
-        return self.final_layer_norm(x)
-
-
-# --------------------------------------------------------------------------------------------------- UNet
 
 
 class ResBlock(nn.Module):
@@ -411,7 +227,7 @@ class UNet(nn.Module):
         map_layers: tuple[str, ...] = (),
         control: Sequence[Tensor] | None = None,
     ):
-        """control: what a `ControlNet` adds to each skip and, last, to the middle block's output."""
+        """control: what a ControlNet (control.py) adds to each skip and, last, to the middle block's output."""
         emb, maps = self.time_embed(timestep_embedding(t, self.channels)), {}
         *skips, h = encoded(self, x, emb, context, maps=maps, map_layers=map_layers)
         if control is not None:
@@ -434,38 +250,3 @@ class UNet(nn.Module):
                 open_columns[:, :width] = 1
                 weight.mul_(open_columns)
                 weight.register_hook(lambda gradient, open_columns=open_columns: gradient * open_columns)
-
-
-class ControlNet(nn.Module):
-    """The encoder side of a UNet with a hint encoder and a 1 x 1 convolution for each skip and the middle, under the
-    names of the published code (2302.05543): noisy latent [B, 4, h, w], hint [B, 3, 8h, 8w] in 0..1, timestep [B],
-    context [B, 77, 128] -> what to add to each skip and, last, to the middle block's output."""
-
-    def __init__(self, unet: UNet):
-        super().__init__()
-        self.channels = unet.channels
-        self.time_embed, self.input_blocks, self.middle_block = (
-            copy.deepcopy(part) for part in (unet.time_embed, unet.input_blocks, unet.middle_block)
-        )
-        widths = [16, 16, 32, 32, 96, 96, 256]
-        layers = []
-        for i, (n_in, n_out) in enumerate(zip([3, *widths], [*widths, unet.channels], strict=True)):
-            layers += [conv(n_in, n_out, stride=2 if i in (2, 4, 6) else 1), nn.SiLU()]
-        self.input_hint_block = nn.Sequential(*layers[:-1])
-        self.zero_convs = nn.ModuleList(
-            nn.ModuleList([nn.Conv2d(width, width, 1)]) for width in [block_width(b) for b in unet.input_blocks]
-        )
-        middle = block_width(unet.middle_block)
-        self.middle_block_out = nn.ModuleList([nn.Conv2d(middle, middle, 1)])
-
-    def forward(self, x: Tensor, hint: Tensor, t: Tensor, context: Tensor, seen: Tensor | None = None) -> list[Tensor]:
-        """seen: what the hint encoder made of the hint, where the caller has it already."""
-        emb = self.time_embed(timestep_embedding(t, self.channels))
-        features = encoded(self, x, emb, context, self.input_hint_block(hint) if seen is None else seen)
-        return [conv[0](f) for conv, f in zip([*self.zero_convs, self.middle_block_out], features, strict=True)]
-
-
-def block_width(block: nn.ModuleList) -> int:
-    """Channels of a block's output."""
-    last = [m for m in block.modules() if isinstance(m, nn.Conv2d)][-1]
-    return last.out_channels

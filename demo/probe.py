@@ -17,109 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import scenes
-from .nets import GroupNorm
-from .scenes import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, STYLES, TEXTURES, Scenes
+from .probe_nets import OUT, SLOT, WHOLE, ConvProbe, FeatureNet, QueryProbe
+from .scenes import Scenes
 from .training import DEVICE, STATE, Trainer, precision
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 PROBES, FEATURES = MODELS / "probes.safetensors", MODELS / "features.safetensors"
-#: per place: is an object there, its colour, shape, size
-_SLOT = (("present", 2), ("colour", len(COLOURS)), ("shape", len(SHAPES)), ("size", len(SIZES)))
-_WHOLE = (("background", len(BACKGROUNDS)), ("texture", len(TEXTURES)), ("style", len(STYLES)))
-_OUT = len(PLACES) * sum(n for _, n in _SLOT) + sum(n for _, n in _WHOLE)
-
-
-def conv_block(n_in: int, n_out: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(n_in, n_out, 3, stride, 1), GroupNorm(8, n_out), nn.SiLU())
-
-
-class ConvProbe(nn.Module):
-    """128 px image in 0..1 -> logits, by strided convolutions down to 8x8."""
-
-    def __init__(self, width: int = 24):
-        super().__init__()
-        w = width
-        self.body = nn.Sequential(
-            conv_block(3, w, 2),
-            conv_block(w, 2 * w, 2),
-            conv_block(2 * w, 2 * w, 1),
-            conv_block(2 * w, 3 * w, 2),
-            conv_block(3 * w, 3 * w, 1),
-            conv_block(3 * w, 4 * w, 2),
-            conv_block(4 * w, 4 * w, 1),
-            nn.Conv2d(4 * w, w, 1),
-            nn.SiLU(),
-            nn.Flatten(),
-        )
-        self.hidden = nn.Linear(64 * w, 192)
-        self.out = nn.Linear(192, _OUT)
-
-    def features(self, image: Tensor) -> Tensor:
-        return self.hidden(self.body((image - 0.5) * 4))
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.out(F.silu(self.features(image)))
-
-
-class Mix(nn.Module):
-    """A wide depthwise convolution and a perceptron over the channels, added to what came in."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.spread, self.norm = nn.Conv2d(width, width, 7, 1, 3, groups=width), GroupNorm(1, width)
-        self.mix = nn.Sequential(nn.Conv2d(width, 3 * width, 1), nn.GELU(), nn.Conv2d(3 * width, width, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.mix(self.norm(self.spread(x)))
-
-
-class QueryProbe(nn.Module):
-    """The second judge: 4 px patches, wide depthwise convolutions, and one learned query per place that looks for its
-    object over the whole picture; nothing of it is strided or flattened as in the first."""
-
-    def __init__(self, width: int = 40):
-        super().__init__()
-        w, self.heads = 2 * width, 4
-        self.body = nn.Sequential(
-            nn.Conv2d(3, width, 4, 4),
-            Mix(width),
-            Mix(width),
-            nn.Conv2d(width, w, 2, 2),
-            Mix(w),
-            Mix(w),
-            GroupNorm(1, w),
-        )
-        self.place = nn.Parameter(torch.randn(256, w) * 0.5)
-        self.query = nn.Parameter(torch.randn(len(PLACES) + 1, 2 * w) * 0.5)
-        self.key, self.value = nn.Linear(w, 2 * w), nn.Linear(w, 2 * w)
-        self.join = nn.Sequential(nn.Linear(2 * w, 2 * w), nn.GELU())
-        self.slot, self.whole = nn.Linear(2 * w, sum(n for _, n in _SLOT)), nn.Linear(2 * w, sum(n for _, n in _WHOLE))
-
-    def forward(self, image: Tensor) -> Tensor:
-        x = self.body((image - 0.5) * 4).flatten(2).transpose(1, 2)
-        query, key, value = (
-            part.unflatten(-1, (self.heads, -1)) for part in (self.query, self.key(x + self.place), self.value(x))
-        )
-        seen = torch.einsum("qhc,bnhc->bhqn", query, key) * query.shape[-1] ** -0.5
-        read = self.join(torch.einsum("bhqn,bnhc->bqhc", seen.softmax(-1), value).flatten(2))
-        slots = self.slot(read[:, :-1]).split([n for _, n in _SLOT], -1)
-        return torch.cat([part.flatten(1) for part in slots] + [self.whole(read[:, -1])], 1)
-
-
-class FeatureNet(nn.Module):
-    """128 px image in 0..1 -> 128 features that know the attributes and how damaged a picture is (blur, noise)."""
-
-    def __init__(self, width: int = 24):
-        super().__init__()
-        self.probe = ConvProbe(width)
-        self.probe.hidden = nn.Linear(64 * width, 128)
-        self.probe.out = nn.Linear(128, _OUT + 2)
-
-    def features(self, image: Tensor) -> Tensor:
-        return self.probe.features(image)
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.probe(image)
 
 
 @dataclass(frozen=True)
@@ -149,10 +52,10 @@ class Reading:
 def split_logits(out: Tensor) -> dict[str, Tensor]:
     """{"colour": [B, 5, 8], ..., "background": [B, 12], ...}"""
     logits, at = {}, 0
-    for name, n in _SLOT:
+    for name, n in SLOT:
         logits[name] = out[:, at : at + 5 * n].reshape(len(out), 5, n)
         at += 5 * n
-    for name, n in _WHOLE:
+    for name, n in WHOLE:
         logits[name] = out[:, at : at + n]
         at += n
     return logits
@@ -175,10 +78,10 @@ def loss(logits: dict[str, Tensor], s: Scenes) -> Tensor:
         there.scatter_(
             1, s.place[:, i : i + 1], torch.where(on, 1, there.gather(1, s.place[:, i : i + 1])[:, 0])[:, None]
         )
-        for name, _ in _SLOT[1:]:
+        for name, _ in SLOT[1:]:
             at = logits[name][torch.arange(len(s)), s.place[:, i]]
             slot_loss = slot_loss + (F.cross_entropy(at, getattr(s, name)[:, i], reduction="none") * on).mean()
-    whole = sum(F.cross_entropy(logits[name], getattr(s, name)) for name, _ in _WHOLE)
+    whole = sum(F.cross_entropy(logits[name], getattr(s, name)) for name, _ in WHOLE)
     return F.cross_entropy(logits["present"].flatten(0, 1), there.flatten()) * 2 + slot_loss + whole
 
 
@@ -188,7 +91,7 @@ def accuracy(net: nn.Module, image: Tensor, s: Scenes) -> dict[str, float]:
     reading, truth = read(net, image[one]), s[one]
     right = {name: reading.at_place(name) == getattr(truth, name)[:, 0] for name in ("colour", "shape", "size")}
     right["place"] = reading.place == truth.place[:, 0]
-    right |= {name: getattr(reading, name) == getattr(truth, name) for name, _ in _WHOLE}
+    right |= {name: getattr(reading, name) == getattr(truth, name) for name, _ in WHOLE}
     return {k: float(v.float().mean()) for k, v in right.items()}
 
 
@@ -240,7 +143,8 @@ def all_nets() -> nn.ModuleDict:
 
 def train(device: torch.device, minutes: float, batch: int, ring: int, renewed: int, folder: Path) -> nn.Module:
     """All three at once, from the same pictures, each with its own loss."""
-    from .train import generator, load_autoencoder
+    from .latents import generator
+    from .train_autoencoder import load_autoencoder
 
     torch.manual_seed(1)
     nets = all_nets().to(device, memory_format=torch.channels_last)
@@ -261,7 +165,7 @@ def train(device: torch.device, minutes: float, batch: int, ring: int, renewed: 
         with precision(device):
             out = {name: net(image).float() for name, net in nets.items()}
         losses = {name: loss(split_logits(o), what) for name, o in out.items()}
-        damage = F.mse_loss(out["features"][:, _OUT:], harm)
+        damage = F.mse_loss(out["features"][:, OUT:], harm)
         return {"loss": sum(losses.values()) + 3 * damage, **losses, "damage": damage}
 
     def report():

@@ -8,146 +8,21 @@ above it has learnt.
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..samplers.measure.metrics import psnr
 from ..samplers.ode import sample_euler
 from . import captions, control, nets, scenes
 from .latents import USES, Latents, generator, rectified_flow, v_prediction, weighed_loss
 from .model import TextToImage, denoiser, empty_rows, generate, schedule
-from .training import DEVICE, STATE, Trainer, die, grid, precision
-from .weights import (
-    BOTTLENECK,
-    CHECKPOINT,
-    FLOW,
-    fit_rgb_factors,
-    read_network,
-    read_part,
-    write_checkpoint,
-    write_network,
-)
-
-# --------------------------------------------------------------------------------------------------- autoencoder
-
-
-def train_autoencoder(device: torch.device, minutes: float, batch: int, slim: bool, folder=STATE) -> nn.Module:
-    """L1 + L2 + gradient loss on crops of fresh scenes; latents are drawn towards zero mean and unit variance."""
-    torch.manual_seed(0)
-    net = nets.AutoEncoder(nets.SLIM_SIZE if slim else nets.TAESD_SIZE).to(device).to(memory_format=torch.channels_last)
-    trainer = Trainer("autoencoder_slim" if slim else "autoencoder", net, minutes, lr=1.2e-3, ema=0.998, folder=folder)
-    draws = generator(device, trainer.samples + 1)
-    gpu = device.type == "cuda"
-    encode = torch.compile(net.taesd_encoder) if gpu else net.encode
-    decode = torch.compile(net.taesd_decoder) if gpu else net.decode
-    crops = 4  # 64 px crops of one drawing, half of them around its objects: more variety for the same arithmetic
-
-    def images():
-        batch_scenes = scenes.sample(max(1, batch // crops), draws)
-        image, mask = scenes.draw(batch_scenes)
-        heavy = F.avg_pool2d(mask.sum(1, keepdim=True), 64, 4)  # object area of every crop, corners 4 px apart
-        odds = (heavy > 0).flatten(1).float() + 0.02
-        corner = torch.multinomial(odds, crops, replacement=True, generator=draws)
-        corner = torch.where(
-            torch.rand(corner.shape, generator=draws, device=device) < 0.5,
-            corner,
-            torch.randint(odds.shape[1], corner.shape, generator=draws, device=device),
-        )
-        side = heavy.shape[-1]
-        cut = [
-            image[i, :, y : y + 64, x : x + 64]
-            for i in range(len(image))
-            for y, x in zip((corner[i] // side * 4).tolist(), (corner[i] % side * 4).tolist(), strict=True)
-        ]
-        return torch.stack(cut).contiguous(memory_format=torch.channels_last)
-
-    def step(_):
-        image = images()
-        with precision(device):
-            z = encode(image).float()
-            out = decode(z + 0.03 * torch.randn_like(z)).float()
-        error = out - image
-        edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
-        flat = z.transpose(0, 1).flatten(1)
-        shape = flat.mean(1).square().mean() + (flat.std(1) - 1).square().mean()
-        shape = shape + (z.abs() - 2.6).clamp(min=0).square().mean()
-        return {
-            "loss": error.abs().mean() + 6 * error.square().mean() + 0.5 * edges + 0.05 * shape,
-            "mse": error.square().mean(),
-            "shape": shape,
-        }
-
-    test = scenes.draw(scenes.sample(32, generator(device, 7), "held_out"))[0]
-
-    @torch.no_grad()
-    def report():
-        out = trainer.average.decode(trainer.average.encode(test)).clamp(0, 1)
-        grid(torch.cat([test[:8], out[:8], test[8:16], out[8:16]]), trainer.path.parent / "autoencoder_samples.png")
-        return f"{psnr(test, out).mean():.2f} dB on held-out scenes"
-
-    return trainer.run(step, batch, report)
-
-
-def train_decoder(device: torch.device, minutes: float, batch: int, lr: float, folder=STATE) -> nn.Module:
-    """The decoder trained further on the mean squared error of whole pictures, half of them with objects in any colour
-    at all. The encoder, and with it every latent that other nets have learnt, stays."""
-    torch.manual_seed(0)
-    net = load_autoencoder(device, folder)
-    if net.decoder_size == nets.SLIM_SIZE:
-        net = nets.grown(net)
-    net = net.to(device).to(memory_format=torch.channels_last)
-    net.taesd_decoder.requires_grad_(True)
-    trainer = Trainer("decoder", net, minutes, lr=lr, ema=0.998, folder=folder, weight_decay=0.0)
-    draws = generator(device, trainer.samples + 6)
-
-    def step(_):
-        drawn = scenes.sample(batch, draws)
-        plain, any_colour = drawn[: batch // 2], drawn[batch // 2 :]
-        paint = torch.rand(len(any_colour), 2, 3, generator=draws, device=device)
-        image = torch.cat([scenes.draw(plain)[0], scenes.draw(any_colour, paint=paint)[0]])
-        image = image.contiguous(memory_format=torch.channels_last)
-        with precision(device):
-            with torch.no_grad():
-                z = net.encode(image).float()
-            out = net.decode(z).float()
-        error = (out - image).square().flatten(1).mean(1)
-        # log: the figure is a mean of decibels, in which a picture that is drawn well counts as one drawn badly
-        return {"loss": error.clamp(min=1e-6).log().mean(), "mse": error.mean()}
-
-    test = scenes.sample(32, generator(device, 7), "held_out")
-    pictures = [scenes.draw(test)[0], scenes.draw(test, paint=scenes.unseen_paint(32).to(device))[0]]
-
-    @torch.no_grad()
-    def report():
-        out = [trainer.average.decode(trainer.average.encode(p)).clamp(0, 1) for p in pictures]
-        rows = torch.cat([part[:8] for pair in zip(pictures, out, strict=True) for part in pair])
-        grid(rows, trainer.path.with_name("decoder_samples.png"))
-        seen, unseen = (psnr(a, b) for a, b in zip(pictures, out, strict=True))
-        return f"{seen:.2f} dB on held-out scenes, {unseen:.2f} dB in unseen colours"
-
-    return trainer.run(step, batch, report, save_every=60 if device.type == "cuda" else 420)
-
-
-def load_autoencoder(device: torch.device, folder=STATE) -> nets.AutoEncoder:
-    """The trained autoencoder, frozen: what `folder` holds, else the committed one."""
-    files = ("decoder", "autoencoder", "autoencoder_slim")
-    path = next((p for name in files if (p := folder / f"{name}.safetensors").exists()), None)
-    if path is None and not CHECKPOINT.exists():
-        die("There is no trained autoencoder yet: run `python tools train autoencoder` first.")
-    net = nets.narrow(read_part(CHECKPOINT, "autoencoder") if path is None else nets.widened(load_file(path)))
-    return net.to(device).eval().requires_grad_(False)
-
-
-# --------------------------------------------------------------------------------------------------- diffusion
-
-FIGURES = CHECKPOINT.parents[2] / "output" / "bench" / "demo_model.figures.json"
-RARE_STRENGTH = 0.5  # of a rare word's own direction, beside the norm of the unknown word's row
+from .packing import pack, pack_network, write_figures
+from .text_encoder import TextEncoder
+from .train_autoencoder import load_autoencoder, train_autoencoder, train_decoder
+from .training import DEVICE, STATE, Trainer, grid, precision
+from .weights import BOTTLENECK, CHECKPOINT, FLOW, committed_diffusion, read_network, read_part
 
 
 def caption_rows(batch: scenes.Scenes, draws: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -175,13 +50,6 @@ def map_loss(maps: dict[str, Tensor], words: Tensor, mask: Tensor, weight: Tenso
         there = (words > 0) * weight[:, None, None]
         total = total - ((share + 0.01).log() * there).sum() / there.sum().clamp(min=1)
     return total / len(maps)
-
-
-def committed_diffusion() -> tuple[dict[str, Tensor], int]:
-    """Text encoder and UNet of the committed checkpoint, and the samples they had seen."""
-    with safe_open(CHECKPOINT, "pt") as f:
-        samples = json.loads((f.metadata() or {}).get("samples_seen", "0"))
-    return {f"{name}.{k}": v for name in ("text", "unet") for k, v in read_part(CHECKPOINT, name).items()}, samples
 
 
 def committed_twin(net: TextToImage) -> tuple[dict[str, Tensor], int]:
@@ -268,7 +136,7 @@ def train_bottleneck(device: torch.device, minutes: float, batch: int, pool: int
     trainer = Trainer("bottleneck", net, minutes, lr=lr, ema=0.998, folder=folder, warmup=300)
     draws = generator(device, trainer.samples + 4)
     latents = Latents(pool, autoencoder, draws, two=0.0)
-    text = nets.TextEncoder()
+    text = TextEncoder()
     text.load_state_dict(read_part(CHECKPOINT, "text"))
     with torch.no_grad():
         empty = text.to(device)(empty_rows(1, device))
@@ -291,86 +159,6 @@ def train_bottleneck(device: torch.device, minutes: float, batch: int, pool: int
         return "sample sheet written"
 
     return trainer.run(step, batch, report, save_every=60 if device.type == "cuda" else 420)
-
-
-def set_rare_rows(text: dict[str, Tensor], strength: float = RARE_STRENGTH) -> None:
-    """Give the rare words their rows in a text encoder's state: the unknown word's row, which means "any word", plus a
-    fixed random direction of `strength` times its norm. So each is as neutral as an unknown word and still its own."""
-    table = text["embeddings.token_embedding.weight"]
-    directions = torch.randn(len(captions.RARE), table.shape[1], generator=torch.Generator().manual_seed(0))
-    directions = directions / directions.norm(dim=1, keepdim=True)
-    table[-len(captions.RARE) :] = table[0] + strength * table[0].norm() * directions
-
-
-def pack_network(name: str, path: Path) -> None:
-    """Write one trained UNet into a file for Load Diffusion Model."""
-    with safe_open(STATE / f"{name}.safetensors", "pt") as f:
-        samples = f.metadata()["samples"]
-    state = load_file(STATE / f"{name}.safetensors")
-    unet = {k.removeprefix("unet."): v for k, v in state.items() if not k.startswith("text.")}
-    with safe_open(CHECKPOINT, "pt") as f:
-        factors = f.get_tensor("latent_rgb_factors")
-    write_network(
-        path,
-        unet,
-        prediction=None if name == "flow" else "v",
-        latent_rgb=factors,
-        metadata={"samples_seen": samples, "figures": {}},
-    )
-    print(f"{path.name}: {samples} samples seen, {path.stat().st_size / 1e6:.1f} MB")
-
-
-def pack() -> None:
-    """Write the checkpoint from what was trained, and what was not from the committed one, with its metadata; its
-    figures are added by `write_figures`."""
-    autoencoder = load_autoencoder(torch.device("cpu"))
-    images = scenes.draw(scenes.sample(64, generator(torch.device("cpu"), 3)))[0]
-    with torch.no_grad():
-        factors = fit_rgb_factors(autoencoder.encode(images), images)
-    trained = STATE / "diffusion.safetensors"
-    if trained.exists():
-        state = load_file(trained)
-        with safe_open(trained, "pt") as f:
-            samples = int(f.metadata()["samples"])
-    else:
-        state, samples = committed_diffusion()
-    part = {
-        name: {k[len(name) + 1 :]: v for k, v in state.items() if k.startswith(name + ".")} for name in ("text", "unet")
-    }
-    set_rare_rows(part["text"])
-    config = {
-        "channels": nets.CHANNELS,
-        "context": nets.CONTEXT,
-        "heads": nets.HEADS,
-        "betas": [nets.LINEAR_START, nets.LINEAR_END],
-    }
-    write_checkpoint(
-        CHECKPOINT,
-        part["unet"],
-        part["text"],
-        nets.widened(autoencoder.state_dict()),
-        captions.VOCABULARY,
-        prediction="v",
-        latent_rgb=factors,
-        metadata={
-            "config": config,
-            "samples_seen": samples,
-            "map_layers": list(nets.MAP_LAYERS),
-            "attention_loss": "0.01 x -log share of attention inside the named object's mask",
-            "figures": {},
-        },
-    )
-    print(f"{CHECKPOINT.name}: {samples} samples seen, {CHECKPOINT.stat().st_size / 1e6:.1f} MB")
-
-
-def write_figures(path: Path = CHECKPOINT, measured: Path = FIGURES) -> None:
-    """Put the last `make bench NAME=demo_model` into the checkpoint's metadata; no tensor changes."""
-    if not measured.exists():
-        die("Nothing is measured yet: run `make bench NAME=demo_model` first.")
-    with safe_open(path, "pt") as f:
-        metadata = f.metadata()
-    tensors = load_file(path)
-    save_file(tensors, path, metadata | {"figures": measured.read_text().strip()})
 
 
 #: stage -> minutes, pictures a step, scenes encoded ahead: on a GPU, on a CPU

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -49,7 +50,7 @@ def write_checkpoint(
     metadata: dict | None = None,
     dtype: torch.dtype = torch.float16,
 ) -> Path:
-    """Write the three state dicts (keys as in nets.py) and the vocabulary into one file that ComfyUI loads.
+    """Write the three nets' state dicts and the vocabulary into one file that ComfyUI loads.
 
     prediction "v" or "eps"; latent_rgb [4, 3] from fit_rgb_factors; metadata values become JSON. ValueError if the
     vocabulary and the text encoder's table differ in length, or for another prediction."""
@@ -100,7 +101,7 @@ def write_network(
 
 
 def read_part(path: str | Path, part: str) -> State:
-    """The fp32 state dict of "unet", "text" or "autoencoder", with the keys of nets.py."""
+    """The fp32 state dict of "unet", "text" or "autoencoder", with the keys of its net."""
     prefix = PREFIX[part]
     extra = {TOKEN_IDS, PREFIX["autoencoder"] + "vae_scale", PREFIX["autoencoder"] + "vae_shift"}
     return {
@@ -113,6 +114,13 @@ def read_part(path: str | Path, part: str) -> State:
 def read_network(path: str | Path) -> State:
     """The fp32 state dict of a UNet's own file, with the keys of nets.py."""
     return {key: value.float() for key, value in load_file(path).items() if key not in ("v_pred", "latent_rgb_factors")}
+
+
+def committed_diffusion() -> tuple[dict[str, Tensor], int]:
+    """Text encoder and UNet of the committed checkpoint, and the samples they had seen."""
+    with safe_open(CHECKPOINT, "pt") as f:
+        samples = json.loads((f.metadata() or {}).get("samples_seen", "0"))
+    return {f"{name}.{k}": v for name in ("text", "unet") for k, v in read_part(CHECKPOINT, name).items()}, samples
 
 
 def fit_rgb_factors(latents: Tensor, images: Tensor) -> Tensor:
@@ -143,9 +151,11 @@ def random_checkpoint(
 ) -> Path:
     """A checkpoint of the demo family with random weights (17 MB in fp16) and the real vocabulary."""
     from . import captions, nets
+    from .autoencoder import AutoEncoder
+    from .text_encoder import TextEncoder
 
     generator = torch.Generator().manual_seed(seed)
-    unet, text, autoencoder = (_filled(m(), generator) for m in (nets.UNet, nets.TextEncoder, nets.AutoEncoder))
+    unet, text, autoencoder = (_filled(m(), generator) for m in (nets.UNet, TextEncoder, AutoEncoder))
     parts, options = (unet, text, autoencoder, captions.VOCABULARY), {"prediction": prediction, "dtype": dtype}
     return write_checkpoint(path, *parts, metadata={"random_seed": str(seed)}, **options)
 

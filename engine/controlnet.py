@@ -139,7 +139,7 @@ def guessing(control, way: str):
     ValueError for an unknown way, and for a control net that is no copy of a UNet's encoder."""
     forms.guess_weights([1], way)
     if not any(hasattr(control, name) for name in ("control_model", "control_weights")):  # the latter: Control-LoRA
-        raise ValueError("Guess mode weighs the layers of a ControlNet: this control net is of another kind.")
+        raise ValueError("This control net has no layers that guess mode can weight: take a ControlNet.")
     made = control.copy()
     made.__class__, made.guess = _weighed(type(made)), way
     return made

@@ -97,6 +97,15 @@ def fingerprint(model) -> dict[str, str]:
     }
 
 
+def networks(*modules: torch.nn.Module) -> str:
+    """One string for these networks: their classes and up to 16 values of each of their tensors."""
+    parts = [repr(type(module).__qualname__).encode() for module in modules]
+    for module in modules:
+        for name, value in sorted(module.state_dict().items()):
+            parts += [name.encode(), _sample(value)]
+    return _hash(*parts)
+
+
 def difference(
     saved: dict[str, str], now: dict[str, str], what: str = "inversion", again: str = "invert with this"
 ) -> str | None:

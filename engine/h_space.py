@@ -117,7 +117,9 @@ def read(run: Run, place: Place, x: Tensor, sigma, name: str = "positive") -> tu
     with run.patched(PATCH, place.patch), place.reading() as found:
         denoised = run.predictions(x, sigma, [name])[0]
     if 0 not in found:
-        raise ValueError("The network never came to this site: another pack replaces its blocks; take that node out.")
+        raise ValueError(
+            "The network never reached this site, because another pack replaces its blocks: take that node out."
+        )
     return found[0].float().cpu(), denoised
 
 

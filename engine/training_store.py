@@ -1,8 +1,8 @@
 """Where trainings are kept, so that the same training is never done twice and one that was stopped goes on.
 
 A training is named by the hash of all that enters it (`files.cache_key`); its number of steps stands beside the name.
-So more steps go on from fewer, and a graph queued again finds its finished file. The folder lies in ComfyUI's user
-folder under nulltext/tuning and is kept below `STORE_BYTES`: the longest unused go first.
+So more steps go on from fewer, and a graph queued again finds its finished file. The folders lie in ComfyUI's user
+folder under nulltext and are kept below `STORE_BYTES` each: the longest unused go first.
 """
 
 from __future__ import annotations
@@ -10,9 +10,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
-from ..samplers.tuning.loop import Loop
+from torch import Tensor
+
+from ..samplers.record_file import write
+from ..samplers.tuning.diffusion_clip import Walks
+from ..samplers.tuning.loop import Loop, Report
+from ..samplers.tuning.objective import Step
+from .comfy import check_interrupt
 from .files import SUFFIX, cache_folder, trim
 
 STORE_BYTES = 4 * 2**30
@@ -20,20 +27,23 @@ _log = logging.getLogger("nulltext")
 
 
 class Store:
-    """The states of one training. key None: nothing is found and nothing is kept."""
+    """The states of one training, in a folder of that kind. key None: nothing is found and nothing is kept."""
 
-    def __init__(self, key: str | None):
-        self.key = key
+    def __init__(self, key: str | None, kind: str = "tuning"):
+        self.key, self.kind = key, kind
         self._own: Path | None = None  # what this run wrote last, replaced by its next save
 
     def _path(self, step: int) -> Path:
-        return cache_folder("tuning") / f"{self.key}_{step}{SUFFIX}"
+        return cache_folder(self.kind) / f"{self.key}_{step}{SUFFIX}"
 
     def steps(self) -> list[int]:
         """The numbers of steps at which a state lies there, rising."""
         if self.key is None:
             return []
-        found = (p.stem.rpartition("_")[2] for p in cache_folder("tuning").glob(f"{self.key}_*{SUFFIX}"))
+        try:
+            found = [p.stem.rpartition("_")[2] for p in cache_folder(self.kind).glob(f"{self.key}_*{SUFFIX}")]
+        except OSError:  # no folder can be made
+            return []
         return sorted(int(step) for step in found if step.isdecimal())
 
     def resume(self, loop: Loop) -> int:
@@ -55,16 +65,50 @@ class Store:
             return loop.step
         return 0
 
-    def save(self, loop: Loop) -> None:
-        """Keep the loop's state of now in place of what this run kept before. A full disk is no error."""
+    def save(self, loop: Loop, state: tuple[dict[str, Tensor], dict[str, str]] | None = None) -> None:
+        """Keep the loop's state of now, or an earlier `state` of it, in place of what this run kept before.
+
+        What goes wrong, a full disk for one, is told in the log alone."""
         if self.key is None:
             return
-        path = self._path(loop.step)
         try:
-            loop.save(path)
+            state = loop.state() if state is None else state
+            path = self._path(int(state[1]["step"]))
+            write(path, *state)
             if self._own not in (None, path):
                 self._own.unlink(missing_ok=True)
             self._own = path
-            trim(cache_folder("tuning"), STORE_BYTES)
-        except OSError as error:
+            trim(path.parent, STORE_BYTES)
+        except (OSError, RuntimeError) as error:
             _log.warning("the training could not be kept for going on later: %s", error)
+
+    def drop(self) -> None:
+        """Keep none of its states any longer."""
+        for step in self.steps():
+            with contextlib.suppress(OSError):
+                self._path(step).unlink(missing_ok=True)
+
+
+def run_resumable(loop: Loop, step: Step, key: str | None, on_step: Callable[[Report], None] | None = None) -> int:
+    """Run the loop to its end, from where an earlier run of that key was stopped; the step it began at.
+
+    A run that is stopped leaves its state, or, of `Walks`, that of the last time it stood between two of them: in the
+    middle of one there is nothing to go on from. A run that ends leaves nothing. key None: neither."""
+    store = Store(key, "training")
+    begun, walks, between = store.resume(loop), isinstance(step, Walks), None
+
+    def watched(report: Report) -> None:
+        nonlocal between
+        if on_step is not None:
+            on_step(report)
+        if key is not None and walks and step.between:
+            between = loop.state()
+
+    try:
+        loop.run(step, on_step=watched, tick=check_interrupt)
+    except BaseException:
+        if between is not None if walks else loop.step > begun:
+            store.save(loop, between)
+        raise
+    store.drop()
+    return begun

@@ -120,7 +120,7 @@ def encode(clip, tokens: Mapping) -> tuple[Tensor, Tensor | None]:
     return model.encode_token_weights(tokens)[:2]
 
 
-def with_trained_text(net: Net, encoded: Callable[[str], tuple[Tensor, Tensor | None]], device=None) -> Net:
+def with_trained_text(net: Net, encoded: Callable[[str], tuple[Tensor, Tensor | None]]) -> Net:
     """The net of `caption_net` whose captions are encoded anew at every call, each distinct one once."""
 
     def encode_all(x, sigma, captions):

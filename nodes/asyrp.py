@@ -101,22 +101,27 @@ class AsyrpSampler(Box):
         ),
         Choice("calls", [ONE_CALL, TWO_CALLS], "Two calls need less memory, and suit guiders that count their rows."),
         Socket("inversion", "INVERSION", "Start from its noise instead of the sampling node's.").optional(),
-        Socket("direction_2", "H_DIRECTION", "A second direction; the sum of n is divided by sqrt(n).").optional(),
+        Socket(
+            "direction_2",
+            "H_DIRECTION",
+            "A second direction. The sum of n directions is divided by sqrt(n), as in the authors' code.",
+        ).optional(),
         STRENGTH(name="strength_2").optional(),
         Socket("direction_3", "H_DIRECTION", "A third direction.").optional(),
         STRENGTH(name="strength_3").optional(),
         Choice(
             "levels",
             [BY_HAND, MEASURED],
-            "By hand: t_edit and t_boost as set. Measured: both by how unlike the inverted picture the prediction and "
-            "the noisy picture look (0.33 x cos(texts) and 1.2 on LPIPS's scale, as the paper); vae is needed.",
+            "By hand: t_edit and t_boost as set. Measured, as in the paper: t_edit where the prediction differs from "
+            "the inverted picture by 0.33 x cos(texts), t_boost where the noisy picture does by 1.2 (LPIPS units). "
+            "It needs the VAE.",
             BY_HAND,
         ).optional(),
         Socket("vae", "VAE", "Decodes the pictures on which levels are measured.").optional(),
     )
     OUTPUTS = (
         Output("SAMPLER", "For SamplerCustom and SamplerCustomAdvanced."),
-        Output("SIGMAS", "The inversion's schedule; without one the direction's own, for a walk from noise."),
+        Output("SIGMAS", "The inversion's schedule; without one the direction's own, for sampling from noise."),
     )
 
     def run(

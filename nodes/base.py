@@ -258,6 +258,9 @@ SEED = Input(
         "tooltip": "Seed of every random draw of this node. The same seed gives the same result.",
     },
 )
+#: of a training: the page's button that draws a new seed for every run would train anew each time. The pages put that
+#: button behind every widget that is called "seed", whatever the schema says (2024), or unless it says no (today)
+TRAINING_SEED = SEED(name="training_seed", control_after_generate=False)
 CFG = Float("cfg", 7.5, "Classifier-free guidance scale. 1 uses the positive prompt alone.", 0.0, 100.0, 0.1)
 STEPS = Int("steps", 50, "Reverse steps: one network call each.")
 TARGET_CFG = Float(

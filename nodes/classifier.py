@@ -9,7 +9,7 @@ from ..engine.comfy import Progress, process_of
 from ..engine.fingerprint import fingerprint
 from ..samplers.measure.charts import line_chart, smoothed
 from ..samplers.networks.latent_classifier import LatentClassifier, class_index, of_decoded, train_latent_classifier
-from .base import MODEL, SEED, VAE, Boolean, Box, Choice, Float, Int, Output, Socket, Text, optional
+from .base import MODEL, TRAINING_SEED, VAE, Boolean, Box, Choice, Float, Int, Output, Socket, Text, optional
 from .guidance import (
     BOUND,
     CATEGORY,
@@ -159,7 +159,7 @@ class TrainLatentClassifier(Box):
         Int("batch", 32, "Latents per step.", 2, 1024),
         Float("learning_rate", 0.001, "Peak learning rate; it warms up and decays.", 1e-06, 0.1, 0.0001),
         Boolean("mirror", False, "Also train on mirror images. Off where left and right matter."),
-        SEED,
+        TRAINING_SEED,
         Text("file_name", "my_classifier", "Name of the file in output/classifiers. A number is added if it exists."),
     )
     OUTPUTS = (
@@ -168,7 +168,7 @@ class TrainLatentClassifier(Box):
         Output("STRING", "The file that was written.", "path"),
     )
 
-    def run(self, model, vae, folder, size, train_steps, batch, learning_rate, mirror, seed, file_name):
+    def run(self, model, vae, folder, size, train_steps, batch, learning_rate, mirror, training_seed, file_name):
         labels, pictures, targets = classifiers.class_folder(folder)
         path = files.new_file(KIND, file_name)
         terms.decoder(model, vae)  # refuses a VAE of another model before any work
@@ -183,7 +183,7 @@ class TrainLatentClassifier(Box):
             progress.tick(1)
 
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
-            torch.manual_seed(seed)
+            torch.manual_seed(training_seed)
             made = LatentClassifier.new(
                 labels,
                 latents.shape[1],
@@ -200,7 +200,7 @@ class TrainLatentClassifier(Box):
                 batch=batch,
                 lr=learning_rate,
                 mirror=mirror,
-                seed=seed,
+                seed=training_seed,
                 callback=step,
             )
         classifiers.write_latent_classifier(path, made)

@@ -12,7 +12,7 @@ from ..samplers.picture import hints
 from ..samplers.tuning.controlnet import Hinted, control_step, is_small
 from ..samplers.tuning.loop import Loop, Settings
 from ..samplers.tuning.objective import HeldOut
-from .base import IMAGE, MODEL, SEED, Box, Choice, Float, Int, Output, Socket
+from .base import IMAGE, MODEL, TRAINING_SEED, Box, Choice, Float, Int, Output, Socket
 from .report import text_result
 from .tuning_inputs import (
     CATEGORY,
@@ -103,12 +103,12 @@ class MakeControlNet(Box):
             [ZERO, ORDINARY],
             "Zero convolutions leave the model as it is at the first step. Ordinary ones, for comparison, break it.",
         ),
-        SEED(control_after_generate=False),
+        TRAINING_SEED,
     )
     OUTPUTS = (Output("CONTROL_NET", "The untrained ControlNet."), Output("STRING", "What was made.", "report"))
 
-    def run(self, model, form, rank, start, seed):
-        made = controlnet.fresh(model, "small" if form == SMALL else "full", rank, seed, start == ZERO)
+    def run(self, model, form, rank, start, training_seed):
+        made = controlnet.fresh(model, "small" if form == SMALL else "full", rank, training_seed, start == ZERO)
         report = f"{sum(v.numel() for v in made.values()) / 1e6:.2f} million weights to train, {form}, {start}."
         return text_result(report, controlnet.control_of(made, folders.folder("temp")), report)
 
@@ -140,7 +140,7 @@ class TrainControlNet(Box):
         LEVELS,
         WEIGHT,
         CHECKPOINT,
-        SEED(control_after_generate=False),
+        TRAINING_SEED,
         file_name("nulltext/control", "controlnet"),
         LOOK_EVERY,
         VAE,
@@ -168,7 +168,7 @@ class TrainControlNet(Box):
         levels,
         loss_weight,
         checkpointing,
-        seed,
+        training_seed,
         file_name,
         sample_every,
         vae=None,
@@ -185,12 +185,12 @@ class TrainControlNet(Box):
         told = {k: v for k, v in asdict(settings).items() if k != "steps"}
         key = training_key(
             model,
-            [told, seed, batch, caption_dropout, objective.weight, levels, "controlnet"],
+            [told, training_seed, batch, caption_dropout, objective.weight, levels, "controlnet"],
             [begun, pictures.content(), list(shown_hints), captions],
         )
         with torch.inference_mode(False):
             form = {name: value.to(model.load_device, copy=True) for name, value in begun.items()}
-        loop, store = Loop(form, settings, seed), Store(key)
+        loop, store = Loop(form, settings, training_seed), Store(key)
         began_at = store.resume(loop)
         examples = pictures.examples(model)
         examples = replace(examples, conditions=[Hinted(c, h) for c, h in zip(examples.conditions, shown_hints)])
@@ -214,7 +214,7 @@ class TrainControlNet(Box):
             wrap=controlled.wrap,
             held_out=HeldOut.of(examples, drawn, HELD_OUT),
             objective=objective,
-            look=training.Look(examples.conditions[0], sample_every, seed, empty=Hinted("", shown_hints[0])),
+            look=training.Look(examples.conditions[0], sample_every, training_seed, empty=Hinted("", shown_hints[0])),
             draw=preview(loop, vae),
             checkpoint=checkpointing,
             store=store,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from ..engine import files, tuning, weights
+from ..engine import tuning, weights
 from ..engine.comfy import time_to_sigma
 from ..engine.folders import model_file
 from ..engine.noise import source_latent
@@ -15,7 +15,7 @@ from ..samplers.tuning.diffusion_clip import PRESETS, chain_step, saving_step
 from ..samplers.tuning.directional import FORMS, EditLoss
 from ..samplers.tuning.loop import Loop
 from ..samplers.tuning.whole import unchanged_all
-from .base import LATENT, MODEL, POSITIVE, SEED, Box, Choice, Float, Int, Output, Socket, Text
+from .base import LATENT, MODEL, POSITIVE, TRAINING_SEED, Box, Choice, Float, Int, Output, Socket, Text
 from .guidance import IMAGE_TEXT
 from .report import text_result
 from .tuning_chain import (
@@ -28,6 +28,7 @@ from .tuning_chain import (
     direction_of,
     inverted,
     pictures_of,
+    resume_key,
     trained,
 )
 from .tuning_inputs import TRAINING, free_path
@@ -45,7 +46,7 @@ def schedule(model, t0: float, steps: int):
     """[steps + 1] from t0 to 0, fp32. ValueError for t0 0."""
     sigmas = sdedit_sigmas(time_to_sigma(model), t0, steps).float()
     if len(sigmas) < 3:
-        raise ValueError("t0 and the steps leave no walk to tune or edit along: raise them.")
+        raise ValueError("t0 and the steps leave no step to tune or edit: raise them.")
     return sigmas
 
 
@@ -85,7 +86,7 @@ class DiffusionCLIPTune(Box):
             "hundredth of the rate; the file is as large as the network, and LoRA loaders take it too.",
         ),
         Int("rank", 8, "Rank of the LoRA; not used with whole weights.", 1, 256),
-        SEED,
+        TRAINING_SEED,
         TEMPLATES_INPUT,
         Text("file", "", "Name of the LoRA's file in models/loras; sub-folders are made. Empty: no file."),
         Choice(
@@ -128,7 +129,7 @@ class DiffusionCLIPTune(Box):
         gradient,
         layers,
         rank,
-        seed,
+        training_seed,
         templates,
         file,
         preset=BY_HAND,
@@ -156,37 +157,27 @@ class DiffusionCLIPTune(Box):
             factor=lr_growth,
             every=n * (steps if saving else 1),
         )
-        numbers = [
-            clip_weight,
-            l1_weight,
-            identity_weight,
-            form,
-            layers,
-            rank,
-            seed,
-            str(settings),
-            identity is not None,
-        ]
-        key = files.cache_key(model, inversion.trajectory, direction, back, numbers)
+        towers = [image_text] if identity is None else [image_text, identity]
+        numbers = [clip_weight, l1_weight, identity_weight, form, layers, rank, training_seed, str(settings)]
+        key = resume_key(model, vae, towers, inversion.trajectory, direction, back, numbers)
 
         def body(run):
             if whole:
                 changes = unchanged_all(where.items(), run.device)
             else:
-                changes = lora.low_rank_all(where.items(), rank, seed=seed, device=run.device)
+                changes = lora.low_rank_all(where.items(), rank, seed=training_seed, device=run.device)
             net = tuning.caption_net(run)
 
             def denoiser(name):
                 return lambda x, sigma: net(x, sigma, [name] * len(x))
 
-            towers = [image_text] if identity is None else [image_text, identity]
             with differentiable(run, model, vae, *towers) as decode:
                 pictures = pictures_of(inversion, decode, run.device)
                 parts = (clip_weight, l1_weight, identity_weight, form, towers[-1].embed_image)
                 loss = EditLoss(image_text.embed_image, direction.to(run.device), *parts)
                 make = saving_step if saving else chain_step
                 step = make(denoiser, pictures, back.to(run.device), decode, loss, on_call=run.tick)
-                loop = Loop(lora.parameters(changes), settings, seed)
+                loop = Loop(lora.parameters(changes), settings, training_seed)
                 with weights.attached(where, changes):
                     curve = trained(loop, step, key, run.progress.show)
             words = {"source": source, "target": target, "t0": t0, "method": "DiffusionCLIP"}

@@ -78,8 +78,8 @@ class DiffusionCLIPEdit(Box):
         Int(
             "unseen_passes",
             0,
-            "For a picture unlike the model's own: noised to t0 and sampled by the model so often first (the authors "
-            "advise more than 8). 0: not.",
+            "For a picture unlike those that the model knows: how many times it is first noised to t0 and sampled by "
+            "the model. The authors advise more than 8. 0: none.",
             0,
             100,
         ),

@@ -43,7 +43,7 @@ class HSpaceMap(Box):
     SEARCH_ALIASES = ["asyrp", "h-space", "direction strip", "attribute table", "strength plot"]
     DESCRIPTION = (
         "Shows how far a direction moves each attribute: a strip of pictures over the strength, and for each attribute "
-        "what an image-text model reads. Cost: one walk for each strength."
+        "what an image-text model reads. Cost: `steps` calls for each strength."
     )
     INPUTS = (
         MODEL,
@@ -55,7 +55,7 @@ class HSpaceMap(Box):
         LATENT(tooltip="An empty latent of the size and batch to sample; not read where an inversion is wired."),
         SEED,
         CFG(default=1.0),
-        Int("steps", 40, "Steps of each walk.", 2),
+        Int("steps", 40, "Steps of each sampling run.", 2),
         SCHEDULER,
         Float("t_edit", 0.5, "The direction acts from pure noise (time 1) down to this time. 0: to the end."),
         Text("strengths", "-1, 0, 1, 2", "Strengths with commas between, one column each."),

@@ -50,12 +50,12 @@ class HSpaceDirection(Box):
         Choice(
             "way",
             [PICTURES, PROMPTS, COMPONENT],
-            "Two sets of pictures: target_latent less latent, noised alike. Two prompts: target less positive, along "
-            "walks from the same noise. Principal component: what varies most between random pictures.",
+            "Two sets of pictures: target_latent less latent, noised alike. Two prompts: target less positive, "
+            "sampled from the same noise. Principal component: what varies most between random pictures.",
         ),
         Int("steps", 40, "Levels at which the direction is read.", 2),
         SCHEDULER,
-        Int("samples", 16, "Random pictures for prompts and components; one walk of `steps` calls each.", 2, 4096),
+        Int("samples", 16, "Random pictures for prompts and components; `steps` calls each.", 2, 4096),
         Int("component", 1, "Which principal component, the largest first.", 1, 64),
         SITE,
         SEED,

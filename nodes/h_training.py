@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..engine import files, h_space
+from ..engine import h_space
 from ..engine.comfy import process_of, sigmas_of, time_to_sigma
 from ..engine.fingerprint import fingerprint
 from ..engine.noise import source_latent
@@ -13,7 +13,7 @@ from ..samplers.tuning.directional import FORMS, EditLoss
 from ..samplers.tuning.h_direction import Direction, free_shifts, new_block
 from ..samplers.tuning.h_space import training_step
 from ..samplers.tuning.loop import Loop, Settings
-from .base import LATENT, MODEL, POSITIVE, SEED, Box, Choice, Float, Int, Output, Socket
+from .base import LATENT, MODEL, POSITIVE, TRAINING_SEED, Box, Choice, Float, Int, Output, Socket
 from .guidance import IMAGE_TEXT
 from .h_space import CATEGORY, SCHEDULER, SITE
 from .report import text_result
@@ -27,6 +27,7 @@ from .tuning_chain import (
     direction_of,
     inverted,
     pictures_of,
+    resume_key,
     trained,
 )
 
@@ -50,13 +51,14 @@ class HSpaceTrain(Box):
         SOURCE,
         TARGET,
         Choice("what", [NETWORK, FREE], "A small network of h and the level, which fits every size; or plain numbers."),
-        Int("steps", 50, "Levels of the inversion and of the walk.", 2),
+        Int("steps", 50, "Levels of the inversion and of the edit.", 2),
         SCHEDULER,
         Float(
             "t_edit",
             0.5,
             "The direction acts, and is trained, from pure noise (time 1) down to this time. 0: measured on the "
-            "pictures, as the paper does it: down to where a prediction looks 0.33 x cos(texts) unlike its picture.",
+            "pictures, as in the paper: down to where the prediction differs from its picture by 0.33 x cos(texts), in "
+            "LPIPS's units.",
         ),
         Int("passes", 5, "Passes over the pictures; every level of every picture is one optimiser step.", 1, 1000),
         Choice("optimiser", ["SGD", "Adam"], "The authors take SGD."),
@@ -74,7 +76,7 @@ class HSpaceTrain(Box):
         ),
         Choice("form", list(FORMS), "The directional loss: log as the authors' code has it, printed as the paper."),
         SITE,
-        SEED,
+        TRAINING_SEED,
         TEMPLATES_INPUT,
     )
     OUTPUTS = (
@@ -102,7 +104,7 @@ class HSpaceTrain(Box):
         l1_weight,
         form,
         site,
-        seed,
+        training_seed,
         templates,
     ):
         h_space.check_site(model, site)
@@ -115,8 +117,8 @@ class HSpaceTrain(Box):
         else:
             low, boost["boost"] = h_space.measured_levels(model, vae, inversion, cosine)
         levels = int((sigmas[:-1] >= low * (1 - 1e-6)).sum())
-        numbers = [what, t_edit, passes, optimiser, lr, clip_weight, l1_weight * cosine, form, site, seed]
-        key = files.cache_key(model, inversion.trajectory, direction, sigmas, numbers)
+        numbers = [what, t_edit, passes, optimiser, lr, clip_weight, l1_weight * cosine, form, site, training_seed]
+        key = resume_key(model, vae, [image_text], inversion.trajectory, direction, sigmas, numbers)
 
         def body(run):
             place, walked = h_space.Place(site), run.sigmas[: levels + 1].clone()
@@ -124,11 +126,11 @@ class HSpaceTrain(Box):
                 pictures = pictures_of(inversion, decode, run.device)
                 h, _ = h_space.read(run, place, pictures.starts[0], walked[0])
                 if what == NETWORK:
-                    net = new_block(h.shape[1], seed).to(run.device)
+                    net = new_block(h.shape[1], training_seed).to(run.device)
                     values = dict(net.named_parameters())
                     changes = lambda s: lambda h: net(h.float(), s, process.name)  # noqa: E731
                 else:
-                    shifts = free_shifts(levels, h.shape[1:], seed).to(run.device)
+                    shifts = free_shifts(levels, h.shape[1:], training_seed).to(run.device)
                     values = {"shifts": shifts}
                     table = [float(s) for s in walked]
                     changes = lambda s: lambda h: shifts[table.index(float(s))]  # noqa: E731
@@ -147,7 +149,7 @@ class HSpaceTrain(Box):
                         factor=0.1,
                         every=3 * n * levels,
                     )
-                    loop = Loop(values, settings, seed)
+                    loop = Loop(values, settings, training_seed)
                     curve = trained(loop, step, key, run.progress.show)
                 return loop.result(), curve
 

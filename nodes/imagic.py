@@ -16,7 +16,7 @@ from ..samplers.tuning import lora
 from ..samplers.tuning.imagic import PRESETS, embedding_loop
 from ..samplers.tuning.loop import Loop, Settings
 from ..samplers.tuning.objective import Examples, HeldOut, denoising_step
-from .base import LATENT, MODEL, SEED, Box, Choice, Float, Int, Output, Socket
+from .base import LATENT, MODEL, TRAINING_SEED, Box, Choice, Float, Int, Output, Socket
 from .report import text_result
 from .tuning_inputs import (
     BATCH,
@@ -73,7 +73,7 @@ class ImagicOptimise(Box):
         LEVELS,
         WEIGHT,
         CHECKPOINT,
-        SEED(control_after_generate=False),
+        TRAINING_SEED,
         file_name("nulltext/imagic", "loras"),
         LOOK_EVERY,
         VAE,
@@ -103,7 +103,7 @@ class ImagicOptimise(Box):
         levels,
         loss_weight,
         checkpointing,
-        seed,
+        training_seed,
         file_name,
         sample_every,
         vae=None,
@@ -116,7 +116,7 @@ class ImagicOptimise(Box):
         folders.model_file("loras", file_name)
         where = weights.layers(model, targets)
         rank, batch = rank or way.rank, batch or way.batch
-        factors = lora.low_rank_all(where.items(), rank, seed=seed, device=model.load_device)
+        factors = lora.low_rank_all(where.items(), rank, seed=training_seed, device=model.load_device)
         scale = training.loss_scale(model)
         first = Settings(steps=embedding_steps or way.embedding_steps, optimiser=way.optimiser, loss_scale=scale)
         first = Settings(**{**asdict(first), "weight_decay": 0.0})
@@ -137,10 +137,10 @@ class ImagicOptimise(Box):
         captions = {TARGET: words[0], EMPTY: words[1]}
         examples = Examples((x0,), (TARGET,), empty=EMPTY)
         held = HeldOut.of(examples, drawn, HELD_OUT)
-        texts = embedding_loop(start, first, embedding_rate or way.embedding_lr, seed)
+        texts = embedding_loop(start, first, embedding_rate or way.embedding_lr, training_seed)
         key = training_key(
             model,
-            ["imagic", texts.settings.lr, first.optimiser, scale, seed, batch, objective.weight, levels],
+            ["imagic", texts.settings.lr, first.optimiser, scale, training_seed, batch, objective.weight, levels],
             [target, negative, x0],
         )
         store = Store(key)
@@ -179,7 +179,7 @@ class ImagicOptimise(Box):
                 **common,
             )
         optimised = texts.result()["embedding"]
-        loop = Loop(lora.parameters(factors), second, seed)
+        loop = Loop(lora.parameters(factors), second, training_seed)
         key2 = None if key is None else training_key(model, [key, first.steps, second.lr, rank, targets], optimised)
         store2 = Store(key2)
         began2, path = store2.resume(loop), free_path("loras", file_name, key2)
@@ -203,7 +203,7 @@ class ImagicOptimise(Box):
                 x0.shape,
                 attached=lambda: weights.attached(where, factors),
                 wrap=at(optimised),
-                look=training.Look(TARGET, sample_every, seed, cfg=way.cfg, empty=EMPTY),
+                look=training.Look(TARGET, sample_every, training_seed, cfg=way.cfg, empty=EMPTY),
                 draw=preview(loop, vae),
                 store=store2,
                 rows=batch,

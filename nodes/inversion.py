@@ -205,8 +205,8 @@ class InvertImage(Inverting, Box):
             Float(
                 "depth",
                 1.0,
-                "How much of the way to noise is climbed. Below 1 for what starts lower anyway: DiffEdit at depth 0.8 "
-                "needs no more than 0.8. Costs so much less.",
+                "How far towards noise to invert. Below 1 where the edit starts lower anyway: DiffEdit at depth 0.8 "
+                "needs no more than 0.8, and costs that much less.",
                 0.05,
             ),
         ),

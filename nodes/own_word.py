@@ -18,8 +18,8 @@ PREFIX = "word/"  # of the vectors' names among what is trained
 VECTORS = Int(
     "word_vectors",
     0,
-    "Vectors of its own that the word gets, trained beside the factors and saved as an embedding of the same name, for "
-    "words that the text encoder can't tell from others. They begin as the word is read now. 0: none.",
+    "Train this many vectors for the word, beside the LoRA, and save them as an embedding of the same name: for words "
+    "that the text encoder can't tell from others. They start at the word's present meaning. 0: none.",
     0,
     32,
 ).optional()

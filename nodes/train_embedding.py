@@ -9,7 +9,7 @@ from ..engine.training_store import Store
 from ..samplers.tuning.loop import Loop, Settings
 from ..samplers.tuning.objective import HeldOut, denoising_step
 from ..samplers.tuning.textual_inversion import PRESETS, rms
-from .base import MODEL, SEED, Box, Float, Int, Output, Text
+from .base import MODEL, TRAINING_SEED, Box, Float, Int, Output, Text
 from .own_word import begun, tokens_of
 from .report import text_result
 from .tuning_inputs import (
@@ -70,7 +70,7 @@ class TrainEmbedding(Box):
         WEIGHT,
         DROPOUT,
         CHECKPOINT,
-        SEED(control_after_generate=False),
+        TRAINING_SEED,
         file_name("nulltext_word", "embeddings"),
         LOOK_EVERY,
         Text("sample_prompt", "", "Prompt of the sample pictures; empty: the first caption."),
@@ -101,7 +101,7 @@ class TrainEmbedding(Box):
         loss_weight,
         caption_dropout,
         checkpointing,
-        seed,
+        training_seed,
         file_name,
         sample_every,
         sample_prompt,
@@ -126,13 +126,13 @@ class TrainEmbedding(Box):
             weight_decay=way.weight_decay,
             loss_scale=training.loss_scale(model),
         )
-        loop = Loop(new, settings, seed, {name: size / sizes[first] for name, size in sizes.items()})
+        loop = Loop(new, settings, training_seed, {name: size / sizes[first] for name, size in sizes.items()})
         objective = objective_of(model, loss_weight)
         drawn = training.levels_of(model, levels)
         key = training_key(
             model,
             ["textual inversion", settings.lr, settings.optimiser, settings.weight_decay, settings.loss_scale],
-            [seed, batch, count, caption_dropout, objective.weight, levels, word, start_word],
+            [training_seed, batch, count, caption_dropout, objective.weight, levels, word, start_word],
             pictures.content(),
             {text: captions[text] for text in ("", *pictures.captions)},
         )
@@ -157,7 +157,7 @@ class TrainEmbedding(Box):
             encode=lambda text: tuning.encode(clip, tokens[text]),
             held_out=HeldOut.of(examples, drawn, HELD_OUT),
             objective=objective,
-            look=training.Look(prompt, sample_every, seed),
+            look=training.Look(prompt, sample_every, training_seed),
             draw=preview(loop, vae),
             checkpoint=checkpointing,
             store=store,

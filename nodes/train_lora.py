@@ -12,7 +12,7 @@ from ..samplers.tuning import lora
 from ..samplers.tuning.dreambooth import PRESETS, Preset, dreambooth_step
 from ..samplers.tuning.loop import Loop, Settings
 from ..samplers.tuning.objective import HeldOut, Objective
-from .base import MODEL, SEED, Box, Choice, Float, Output, Socket, Text
+from .base import MODEL, TRAINING_SEED, Box, Choice, Float, Output, Socket, Text
 from .own_word import VECTORS, OwnWord
 from .report import text_result
 from .tuning_inputs import (
@@ -109,7 +109,7 @@ class TrainLora(Box):
         WEIGHT,
         DROPOUT,
         CHECKPOINT,
-        SEED(control_after_generate=False),
+        TRAINING_SEED,
         file_name("nulltext/subject", "loras"),
         LOOK_EVERY,
         Text("sample_prompt", "", "Prompt of the sample pictures; empty: the first caption."),
@@ -154,7 +154,7 @@ class TrainLora(Box):
         loss_weight,
         caption_dropout,
         checkpointing,
-        seed,
+        training_seed,
         file_name,
         sample_every,
         sample_prompt,
@@ -186,8 +186,8 @@ class TrainLora(Box):
             folders.model_file(folder, file_name)  # refused before any work
         where, text_where = weights.layers(model, way.targets), weights.text_layers(clip) if way.text_lr else {}
         start = (way.rank, way.alpha, way.init)
-        factors = lora.low_rank_all(where.items(), *start, seed=seed, device=model.load_device)
-        factors |= lora.low_rank_all(text_where.items(), *start, seed=seed, device=clip.patcher.load_device)
+        factors = lora.low_rank_all(where.items(), *start, seed=training_seed, device=model.load_device)
+        factors |= lora.low_rank_all(text_where.items(), *start, seed=training_seed, device=clip.patcher.load_device)
         said = []
         if prior is None and way.prior_weight:
             said.append("Notice: without prior pictures the model forgets the class; Prior Pictures makes them.")
@@ -204,12 +204,13 @@ class TrainLora(Box):
         if way.rest != 1:
             rates |= {f"{name}.": way.rest for name in where.keys() - weights.layers(model, "attention").keys()}
         rates |= own.rates(way.lr) if own else {}
-        loop = Loop(lora.parameters(factors) | (own.parameters() if own else {}), settings, seed, rates)
+        loop = Loop(lora.parameters(factors) | (own.parameters() if own else {}), settings, training_seed, rates)
         objective = Objective(comfy.process_of(model), weight_of(model, way, loss_weight))
         drawn = training.levels_of(model, levels)
         key = training_key(
             model,
-            [*entering(settings), rates, seed, way.rank, way.alpha, way.init, way.batch, way.dropout, way.prior_weight],
+            [*entering(settings), rates, training_seed, way.rank, way.alpha, way.init],
+            [way.batch, way.dropout, way.prior_weight],
             [way.targets, bool(way.text_lr), objective.weight, levels],
             pictures.content(),
             used.content() if used else None,
@@ -270,7 +271,7 @@ class TrainLora(Box):
             encode=encode if of_text else None,
             held_out=held,
             objective=objective,
-            look=training.Look(sample_prompt or pictures.captions[0], sample_every, seed),
+            look=training.Look(sample_prompt or pictures.captions[0], sample_every, training_seed),
             draw=preview(loop, vae),
             checkpoint=checkpointing,
             store=store,

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from ..engine import files
 from ..engine.comfy import load_models
+from ..engine.fingerprint import networks
 from ..engine.gradients import bring, grad_mode
 from ..engine.image_text import modules_of, patchers_of
 from ..engine.terms import decoder
 from ..engine.training import duration
-from ..engine.unfinished import run_resumable
+from ..engine.training_store import run_resumable
 from ..samplers.measure.charts import line_chart, smoothed
 from ..samplers.tuning.diffusion_clip import Pictures
 from ..samplers.tuning.directional import text_cosine, text_direction
@@ -65,6 +67,12 @@ def differentiable(run, model, vae, *towers):
     bring(run.device, (), modules)
     with run.gradients(), grad_mode(vae.first_stage_model, *modules):
         yield decode
+
+
+def resume_key(model, vae, towers: Sequence, *inputs) -> str | None:
+    """The name under which a stopped run is kept: of all that enters it, the decoder and the image-text models too."""
+    read = networks(vae.first_stage_model, *(m for tower in towers for m in modules_of(tower)))
+    return files.cache_key(model, read, *inputs)
 
 
 def pictures_of(inversion, decode, device, condition="positive") -> Pictures:

@@ -32,7 +32,7 @@ RANK = Int("rank", 0, "Rank of the low-rank factors: how much they can hold; 0: 
 LEVELS = Choice(
     "levels",
     [OWN, *KNOWN_LEVELS],
-    "How noise levels are drawn. The model's own: uniform over its time steps, as all four papers do, or a flow's "
+    "How noise levels are drawn. The model's own: uniform over its time steps, as in the papers, or a flow's "
     "logit-normal.",
 )
 WEIGHT = Choice(

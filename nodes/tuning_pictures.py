@@ -8,7 +8,7 @@ from ..engine import comfy, files, tuning_set
 from ..engine.fingerprint import fingerprint
 from ..engine.sampler import core_sampler, sample_latent
 from ..engine.tuning_set import TuningSet
-from .base import CFG, MODEL, SEED, STEPS, Box, Int, Output, Socket, Text
+from .base import CFG, MODEL, STEPS, TRAINING_SEED, Box, Int, Output, Socket, Text
 from .report import text_result
 from .tuning_inputs import CATEGORY, CLIP
 
@@ -81,7 +81,7 @@ class PriorPictures(Box):
         ),
         Int("width", 512, "Width in pixels.", 64, 2048),
         Int("height", 512, "Height in pixels.", 64, 2048),
-        SEED,
+        TRAINING_SEED,
         STEPS,
         CFG,
         Int("batch", 4, "Pictures drawn at a time.", 1, 64),
@@ -91,7 +91,7 @@ class PriorPictures(Box):
         Output("LATENT", "The same pictures, to decode and look at."),
     )
 
-    def run(self, model, clip, class_prompt, negative_prompt, count, width, height, seed, steps, cfg, batch):
+    def run(self, model, clip, class_prompt, negative_prompt, count, width, height, training_seed, steps, cfg, batch):
         prompts = [line.strip() for line in class_prompt.splitlines() if line.strip()]
         if not prompts:
             raise ValueError("The class prompt is empty: say what kind of thing the subject is, 'a photo of a dog'.")
@@ -99,11 +99,11 @@ class PriorPictures(Box):
         conds = {text: comfy.encode(clip, text) for text in dict.fromkeys([*prompts, negative_prompt])}
         channels = model.get_model_object("latent_format").latent_channels
         size = (channels, height // 8, width // 8)
-        key = files.cache_key(model, fingerprint(model), "prior", conds, captions, size, seed, steps, cfg)
+        key = files.cache_key(model, fingerprint(model), "prior", conds, captions, size, training_seed, steps, cfg)
         latents = tuning_set.find_prior(key)
         found = latents is not None
         if not found:
-            latents = self._draw(model, conds, captions, negative_prompt, size, seed, steps, cfg, batch)
+            latents = self._draw(model, conds, captions, negative_prompt, size, training_seed, steps, cfg, batch)
             tuning_set.keep_prior(key, latents)
         names = tuple(f"prior picture {i + 1}" for i in range(count))
         made = TuningSet(tuple(latents), tuple(captions), (None,) * count, names)

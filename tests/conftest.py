@@ -140,10 +140,10 @@ def inference():
 @pytest.fixture(scope="module")
 def vae(engine):
     """The demo family's VAE with random weights."""
-    from nulltext.demo import nets
+    from nulltext.demo.autoencoder import AutoEncoder
 
     torch.manual_seed(0)
-    state = nets.AutoEncoder().state_dict()
+    state = AutoEncoder().state_dict()
     with torch.inference_mode():
         return engine.get("sd").VAE(sd={**state, "vae_scale": torch.tensor(0.18215), "vae_shift": torch.tensor(0.0)})
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 #: what runs beside the others, each with servers of its own: a server and who asks it are busy in turn
-BESIDE = (("tests/server", "tests/hostile"), ("tests/browser",))
+BESIDE = (("tests/server",), ("tests/browser", "tests/hostile"))
 NO_TESTS = 5  # pytest's exit status where nothing was selected
 
 

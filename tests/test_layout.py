@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -124,9 +125,36 @@ def test_files_fit_a_head(path):
     assert path.stat().st_size <= LARGEST
 
 
+ROOMS = ("samplers", "engine", "nodes", "demo", "tools", "batch", "benchmarks")
+
+
+def taken(path: Path) -> set[Path]:
+    """The files that a file's relative imports take when it is loaded."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            place = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            for file in (place.with_suffix(".py"), *(place / f"{alias.name}.py" for alias in node.names)):
+                found |= {file} if file.is_file() else set()
+    return found
+
+
+def test_no_import_goes_in_a_circle():
+    graphlib.TopologicalSorter({path: taken(path) for path in sources(*ROOMS)}).prepare()
+
+
+def test_no_room_is_more_than_a_quarter_of_the_code():
+    lines = {room: sum(len(path.read_text("utf-8").splitlines()) for path in sources(room)) for room in ROOMS}
+    assert max(lines.values()) <= sum(lines.values()) / 4, lines
+
+
 def test_the_checks_above_see_what_they_look_for(tmp_path):
     bad = tmp_path / "bad.py"
     bad.write_text("def f():\n    import comfy.utils\n    from ..nodes import x\n    from . import engine\n")
     assert imports(bad) == [(0, "comfy.utils", False), (2, "nodes", False), (1, "engine", False)]
     assert absolute(bad) == {"comfy"}
+    (tmp_path / "worse.py").write_text("from .bad import f\n")
+    bad.write_text("from . import worse\n")
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter({path: taken(path) for path in tmp_path.glob("*.py")}).prepare()
     assert len(SAMPLERS) > 10 and len(BRIDGE) > 5 and len(NODES) > 1

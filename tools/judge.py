@@ -87,6 +87,12 @@ def seen(picture: Image.Image) -> str:
     return f"{read['colour']} {read['shape']}" if read["object"] == "something" else "no object"
 
 
+def place(picture: Image.Image) -> str:
+    """Where the probes see an object: one of demo/scenes.py's places; empty where they see none."""
+    found = _read(picture)["place"]
+    return "" if found == "none" else found
+
+
 def wrong(picture: Image.Image, shows: str) -> list[str]:
     """What the probes read otherwise than the text says, as "colour red, not green"."""
     read = _read(picture)

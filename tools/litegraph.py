@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import layout
+from . import layout, sizes
 from .workflows import Workflow, is_link
 
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
@@ -187,7 +187,7 @@ def _node(key: str, node: dict, info: Info, meta: dict) -> dict[str, Any]:
         "id": int(key),
         "type": node["class_type"],
         "pos": [0, 0],
-        "size": layout.size(info, places, len(entries), len(outputs)),
+        "size": sizes.size(info, places, len(entries), len(outputs)),
         "flags": {},
         "order": 0,
         "mode": 0,
@@ -209,7 +209,7 @@ def _note(number: int, text: str, order: int) -> dict[str, Any]:
         "id": number,
         "type": "Note",
         "pos": [0, 0],
-        "size": layout.note_size(text),
+        "size": sizes.note_size(text),
         "flags": {},
         "order": order,
         "mode": 0,

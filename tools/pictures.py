@@ -34,31 +34,40 @@ def before(workflow: workflows.Workflow, result: Result) -> list[Image.Image]:
     return result.pictures[said[0]] if said else workflows.source_pictures(workflow)[:1]
 
 
-def tile(old: Sequence[Image.Image], new: Sequence[Image.Image]) -> Image.Image:
-    """Before on the left of a line, after on the right: half of a single picture, the first two of a batch. Without a
-    before, all of the result; of two pictures, half of each."""
+def tile(old: Sequence[Image.Image], new: Sequence[Image.Image], place: str = "") -> Image.Image:
+    """Before on the left of a line, after on the right: of a single picture the same half of both, the one around
+    `place` (of demo/scenes.py: "left", "right", else the middle), of a batch the first two. Without a before, all of
+    the result; of two pictures, half of each."""
     if not old and len(new) in (2, 3):
         old, new = new[:1], new[1:2]
     if not old:
         return sheet.fit(sheet.tiled(new), SIDE)
     page, half = Image.new("RGB", (SIDE, SIDE), "white"), SIDE // 2
+    start = {"left": 0, "right": half}.get(place, half // 2)
     for x, batch in ((0, old), (half, new)):
         if len(batch) == 1:
-            page.paste(sheet.fit(batch[0], SIDE).crop((x, 0, x + half, SIDE)), (x, 0))
+            page.paste(sheet.fit(batch[0], SIDE).crop((start, 0, start + half, SIDE)), (x, 0))
         for i, picture in enumerate(batch[:2] if len(batch) > 1 else ()):
             page.paste(sheet.fit(picture, half), (x, i * half))
     ImageDraw.Draw(page).rectangle((half - 1, 0, half + 1, SIDE), fill="white")
     return page
 
 
+def place(old: Sequence[Image.Image], new: Sequence[Image.Image]) -> str:
+    """Where the object is, before or after: the part that a tile shows."""
+    return next((where for where in map(judge.place, [*old[:1], *new[:1]]) if where), "")
+
+
 def strip(workflow: workflows.Workflow, result: Result) -> Image.Image:
-    """What the result is compared with, one more picture, and the result. ValueError without any picture."""
+    """What the result is compared with, one more picture, and the result; a chart or grid, which has another shape than
+    the result, comes last. ValueError without any picture."""
     last = workflows.result(workflow)
     keys = [key for key in sorted(result.pictures, key=int) if key != last]
-    old = before(workflow, result)
-    more = [sheet.tiled(result.pictures[key]) for key in keys if result.pictures[key] is not old]
-    shown = [*([sheet.tiled(old)] if old else []), *more[-1:], *([sheet.tiled(result.pictures[last])] if last else [])]
-    return sheet.side_by_side(shown, SIDE)
+    old, new = before(workflow, result), result.pictures.get(last, [])
+    more = [result.pictures[key] for key in keys if result.pictures[key] is not old][-1:]
+    charts = [batch for batch in more if new and batch[0].size != new[0].size]
+    shown = [old, *([] if charts else more), new, *charts]
+    return sheet.side_by_side([sheet.tiled(batch) for batch in shown if batch], SIDE)
 
 
 def faults(workflow: workflows.Workflow, result: Result) -> list[str]:
@@ -85,8 +94,8 @@ def save(name: str, workflow: workflows.Workflow, result: Result, graph: dict[st
     """Write both. ValueError with the judge's sentences if they may not be shipped."""
     if wrong := faults(workflow, result):
         raise ValueError("the pictures are not shipped: " + "; ".join(wrong))
-    last = workflows.result(workflow)
-    tile(before(workflow, result), result.pictures[last]).save(tile_path(name), quality=88)
+    old, new = before(workflow, result), result.pictures[workflows.result(workflow)]
+    tile(old, new, place(old, new)).save(tile_path(name), quality=88)
     data = io.BytesIO()
     signed(strip(workflow, result), name).save(data, "WEBP", quality=85, method=6, exif=_exif(graph, workflow))
     strip_path(name).write_bytes(data.getvalue())

@@ -55,7 +55,7 @@ def plot(path: Path, figures: dict[str, float]) -> None:
 
     points = [(2, figures["speedup_2_workers"])]
     points += [(n, n * figures[f"simulated_efficiency_{n}"]) for n in THREADS if f"simulated_efficiency_{n}" in figures]
-    image = Image.new("RGB", (560, 400), "white")
+    image = Image.new("RGB", (600, 400), "white")
     pen = ImageDraw.Draw(image)
 
     def at(n: float, rate: float) -> tuple[float, float]:

@@ -74,7 +74,7 @@ def measure(node, quick: bool) -> dict[str, list[float]]:
         given |= {"steps": STEPS, "sample_every": 0, "learning_rate": 5e-4, "alpha": 1.0}
 
         def ours(i, given=given, taught=taught):
-            made = given | {"seed": i, "file_name": f"bench/beside_{i}"}
+            made = given | {"training_seed": i, "file_name": f"bench/beside_{i}"}
             TrainLora().run(model=model, clip=clip, pictures=taught, **made)
 
         def cores(i, latents=latents, conds=conds, batch=batch):

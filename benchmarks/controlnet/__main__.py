@@ -14,7 +14,7 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from ...demo import captions, control, nets, probe, scenes
+from ...demo import captions, control, probe, scenes
 from ...demo.model import empty_rows
 from ...samplers.tuning import controlnet
 from ..harness import READ, Bench, table
@@ -60,7 +60,7 @@ def start_losses(demo: Demo, n: int) -> dict[str, float]:
     s = demo.table[t][:, None, None, None]
     a, noise = (1 + s * s).rsqrt(), torch.randn(x0.shape, generator=torch.Generator().manual_seed(73))
     x, target, unet = a * (x0 + s * noise), a * noise - s * a * x0, demo.net.unet
-    skeleton = nets.ControlNet(unet)
+    skeleton = control.ControlNet(unet)
     shapes = {k: v.shape for k, v in skeleton.state_dict().items()}
     out = {"locked model alone": float(F.mse_loss(unet(x, t, context), target))}
     for name, zero in (("zero convolutions", True), ("ordinary convolutions", False)):

@@ -14,7 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ...demo import captions, nets, probe, scenes
+from ...demo import captions, probe, scenes
+from ...demo.autoencoder import narrow
 from ...demo.classifiers import PAIR_NAMES, PAIRS
 from ...demo.image_text import word_rows
 from ...samplers.core import VE, Denoise, guided
@@ -59,7 +60,7 @@ class Lab(Demo):
     def __init__(self, steps: int):
         super().__init__(steps)
         # the same function as the shipped shape, several times faster
-        self.slim = nets.narrow(self.autoencoder.state_dict()).eval().requires_grad_(False)
+        self.slim = narrow(self.autoencoder.state_dict()).eval().requires_grad_(False)
         self.towers: ImageText = _file(IMAGE_TEXT, ImageText.build)
         self.classifier: LatentClassifier = _file(PAIRS, LatentClassifier.build)
         self.second, self.feature_net = probe.load("query"), probe.load("features")

@@ -150,7 +150,7 @@ def trained_direction(bench: Bench, path) -> Direction:
             **(TRAINING | ({"passes": 1, "t_edit": 0.8} if bench.quick else {})),
             form="log",
             site=0,
-            seed=1,
+            training_seed=1,
             templates="{}",
         )["result"][0]
 

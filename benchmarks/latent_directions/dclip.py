@@ -110,7 +110,7 @@ def tuned(bench: Bench, edit: Edit):
             gradient=WHOLE,
             layers="attention",
             rank=8,
-            seed=1,
+            training_seed=1,
             templates="{}",
             file="",
         )["result"]

@@ -47,7 +47,7 @@ def measure_imagic(i: int, quick: bool) -> dict[str, dict[str, float]]:
         batch=4,
         rank=8,
         targets="attention",
-        seed=1,
+        training_seed=1,
         file_name=f"bench/imagic_{i}",
     )
     made = ImagicOptimise().run(model=model, target=texts[0], negative=texts[1], latent={"samples": latent}, **given)
@@ -78,7 +78,13 @@ def measure_unitune(i: int, quick: bool) -> dict[str, float]:
     latent = encode(vae, picture)
     taught = TuningSet((latent[0].float().cpu(),), ("sks",), (None,), ("picture 1",))
     given = defaults(
-        TrainLora, preset="UniTune", steps=2 if quick else 100, learning_rate=2e-3, targets="attention", rank=8, seed=1
+        TrainLora,
+        preset="UniTune",
+        steps=2 if quick else 100,
+        learning_rate=2e-3,
+        targets="attention",
+        rank=8,
+        training_seed=1,
     )
     lora = TrainLora().run(model=model, clip=clip, pictures=taught, **(given | {"file_name": f"bench/unitune_{i}"}))[
         "result"

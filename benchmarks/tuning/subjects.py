@@ -43,7 +43,7 @@ def prior_set(name: str, count: int, steps: int) -> TuningSet:
         count=count,
         width=128,
         height=128,
-        seed=3,
+        training_seed=3,
         steps=steps,
         cfg=CFG,
         batch=1,
@@ -107,7 +107,7 @@ def measure_subject(name: str, quick: bool) -> dict[str, dict[str, float]]:
 def dreambooth(name: str, arm: str, taught: TuningSet, word: str, n: int, steps: int, train_steps: int, **wired):
     """The scores of one training; `word` is what the prompts then say."""
     model, clip, _ = loaded()
-    given = defaults(TrainLora, steps=train_steps, seed=1, text_encoder=LEAVE, **DREAMBOOTH)
+    given = defaults(TrainLora, steps=train_steps, training_seed=1, text_encoder=LEAVE, **DREAMBOOTH)
     given["file_name"] = f"bench/{name} {arm}".replace(" ", "_").replace("'", "").replace(",", "")
     with torch.inference_mode():
         made = TrainLora().run(model=model, clip=clip, pictures=taught, **(given | wired))["result"]
@@ -123,7 +123,7 @@ def learned_word(name: str, taught: TuningSet, train_steps: int) -> str:
         steps=train_steps,
         learning_rate=0.3,
         batch=4,
-        seed=1,
+        training_seed=1,
         file_name=f"bench_{name}".replace(" ", "_"),
     )
     clip.tokenizer.clip_l.embedding_directory = str(folders.model_file("embeddings", "x").parent)

@@ -33,7 +33,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..core import NoiseSource, Sigma, expand, step_of
+from ..core import Sigma, expand, step_of
 from .layers import Controller, Moment
 
 
@@ -114,11 +114,3 @@ class Branches:
         """x at sigma_next, after the step that left sigma."""
         source, target = self.split(x, sigma_next)
         return self.join(source, self.between(target, source, self.moment(sigma)))
-
-    def shared(self, noise: NoiseSource) -> NoiseSource:
-        """Noise for x, the same for a source and its edits."""
-
-        def draw():
-            return self.doubled(noise()[: self.batch])
-
-        return draw

@@ -113,10 +113,6 @@ class Inversion:
         return tuple(self.trajectory.shape[1:])
 
     @property
-    def noise_process(self) -> NoiseProcess:
-        return PROCESSES[self.process]
-
-    @property
     def x_T(self) -> Tensor:  # noqa: N802 (the paper's name)
         """[B, C, ...] at sigmas[0]."""
         return self.trajectory[0]

@@ -6,7 +6,7 @@ The paper's step (eq. 7), with phi a low-pass, y the reference, x' the unconditi
 
 and its form without noise, on the denoised picture, for any sampler (the null-space form of DDNM, 2212.00490 eq. 13):
 
-    D' = D + phi(y) - phi(D)                                                 `coarse_guided`
+    D' = D + phi(y) - phi(D)                                                 `coarse_of`
 
 Both stop at a chosen step: the fewer the conditioned steps, the freer the result. With phi a projector (lowpass.py),
 phi(x) equals the reference's at the last conditioned step. With the authors' bicubic filter it misses it by
@@ -44,16 +44,6 @@ def hold_coarse(
         return coarse_of(x, noised, low_pass)
 
     return after
-
-
-def coarse_guided(denoise: Denoise, reference: Tensor, low_pass: LowPass, active: Callable[[Sigma], bool]) -> Denoise:
-    """D' = D + phi(reference - D) at active sigmas; D itself elsewhere."""
-
-    def guided(x, sigma):
-        denoised = denoise(x, sigma)
-        return coarse_of(denoised, reference, low_pass) if active(sigma) else denoised
-
-    return guided
 
 
 def sample_ilvr(

@@ -160,7 +160,7 @@ def guess_weights(sizes: Sequence[int], way: str) -> list[float]:
     nothing. By resolution: w_i = h_1/h_i (the paper's 64/h_i at a latent of 64), so that coarse layers say more than
     fine ones. The code's: 0.825^(n - i), 1 in the middle block. ValueError for an unknown way."""
     if way not in GUESS_WEIGHTS:
-        raise ValueError(f"There is no way {way!r} to weigh the layers: choose one of {', '.join(GUESS_WEIGHTS)}.")
+        raise ValueError(f"There is no way {way!r} to weight the layers: choose one of {', '.join(GUESS_WEIGHTS)}.")
     n = len(sizes)
     return {
         GUESS_WEIGHTS[0]: [sizes[0] / size for size in sizes],

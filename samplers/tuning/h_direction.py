@@ -183,9 +183,7 @@ class Direction:
         """The reverse. ValueError in one sentence for a file of another kind, version or content."""
         metadata = dict(metadata or {})
         if metadata.pop("format", None) != FORMAT:
-            raise ValueError(
-                "This safetensors file is not an h-space direction: choose one that Save h-Space Direction wrote."
-            )
+            raise ValueError("This safetensors file is not an h-space direction: choose another file.")
         values = {name: parsed(text, name) for name, text in metadata.items()}
         if values.get("version") != VERSION:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 import json
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -30,6 +31,35 @@ def test_csv_json_lines_and_parquet_give_the_same_rows(write, tmp_path):
     for lines in found:
         assert [line.values for line in lines] == ROWS
         assert [line.number for line in lines] == [1, 2] and not any(line.problem for line in lines)
+
+
+class Bucket(fsspec.AbstractFileSystem):
+    """One table on what reads as an object store does: by ranges of bytes, through fsspec's own buffer."""
+
+    protocol, content = "bucket", b""
+
+    def info(self, path, **_):
+        return {"name": path, "size": len(self.content), "type": "file"}
+
+    def _open(self, path, mode="rb", **_):
+        return Ranges(self, path, mode, size=len(self.content))
+
+
+class Ranges(fsspec.spec.AbstractBufferedFile):
+    def _fetch_range(self, start, end):
+        return self.fs.content[start:end]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_table_in_an_object_store(kind, write, tmp_path):
+    fsspec.register_implementation("bucket", Bucket, clobber=True)
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "t.parquet")
+        Bucket.content = (tmp_path / "t.parquet").read_bytes()
+    else:
+        csv = 'key,Edit.seed,text\r\na,1,"two\nlines, ""quoted"""\nb,2,\n'
+        Bucket.content = (csv if kind == "csv" else "\n".join(map(json.dumps, ROWS))).encode()
+    assert [line.values for line in table.read(f"bucket://place/t.{kind}")] == ROWS
 
 
 @pytest.mark.parametrize("quoted", [False, True])

@@ -4,6 +4,7 @@ import nulltext.benchmarks.flow.__main__ as flow
 import nulltext.benchmarks.peers.__main__ as peers
 import pytest
 import torch
+from nulltext.benchmarks.flow import ways
 
 
 def row(success, **more):
@@ -43,13 +44,13 @@ def test_the_rows_of_the_predicted_time_are_those_that_the_ways_ask_for():
         way(flow.Batch(lab, [0]))
         return lab.denoise.rows
 
-    rows["ddim_cfg1"] = asked(lambda b: flow.ddim(b, 1.0))
-    rows["ddim_cfg5"] = asked(lambda b: flow.ddim(b, flow.CFG))
-    rows["exact_cfg5"] = asked(flow.exact)
-    rows["inversion"] = asked(flow.inversion)
-    rows["flow_edit"] = flow.SEEDS * asked(lambda b: flow.flow_edit(b, 0))
-    rows["sdedit"] = flow.SEEDS * asked(lambda b: flow.sdedit(b, 0))
-    rows["fill"] = asked(lambda b: flow.fill(b, flow.filling(1, 180))) / 2  # of half as many scenes
+    rows["ddim_cfg1"] = asked(lambda b: ways.ddim(b, 1.0))
+    rows["ddim_cfg5"] = asked(lambda b: ways.ddim(b, flow.CFG))
+    rows["exact_cfg5"] = asked(ways.exact)
+    rows["inversion"] = asked(ways.inversion)
+    rows["flow_edit"] = flow.SEEDS * asked(lambda b: ways.flow_edit(b, 0))
+    rows["sdedit"] = flow.SEEDS * asked(lambda b: ways.sdedit(b, 0))
+    rows["fill"] = asked(lambda b: ways.fill(b, flow.filling(1, 180))) / 2  # of half as many scenes
     assert rows == {name: flow.ROWS[name] for name in rows}
     both = flow.ROWS["flow_edit"] / flow.SEEDS / 2, 3 * flow.WALKED  # of one edit; by inversion one row up, two down
     assert both == (84, 84)
@@ -58,4 +59,4 @@ def test_the_rows_of_the_predicted_time_are_those_that_the_ways_ask_for():
 def test_the_scenes_of_the_fill_have_their_object_away_from_the_hole():
     made = flow.filling(6, 180, times=60)
     assert len(made) == 6 and set(made.texture.tolist()) <= {1, 2}
-    assert not bool((made.place[:, 0] == flow.scenes.PLACES.index("middle")).any())
+    assert not bool((made.place[:, 0] == ways.scenes.PLACES.index("middle")).any())

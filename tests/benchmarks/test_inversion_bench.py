@@ -13,6 +13,7 @@ from nulltext.benchmarks.inversion import __main__ as inversion
 from nulltext.benchmarks.inversion.cost import Costs, Meter
 from nulltext.benchmarks.inversion.ways import CHANGES
 from nulltext.demo import probe, scenes
+from nulltext.demo.probe_nets import OUT, ConvProbe
 from nulltext.samplers.core import VE
 from nulltext.samplers.inversion.null_text import Schedule, optimise_null_text
 
@@ -57,7 +58,7 @@ def toy(monkeypatch, tmp_path):
     net = SimpleNamespace(unet=unet, text=lambda rows: table[rows])
     monkeypatch.setattr(lab, "load", lambda flow=False: (net, ToyEncoder()))
     torch.manual_seed(0)
-    judge = probe.ConvProbe(8)
+    judge = ConvProbe(8)
     monkeypatch.setattr(probe, "load", lambda which: judge.eval().requires_grad_(False))
     monkeypatch.setattr(harness, "OUTPUT", tmp_path)
     monkeypatch.setattr(harness, "weights", lambda read: "these")
@@ -168,7 +169,7 @@ def test_the_region_is_the_difference_and_one_cell_around_it():
 
 def reading_net(target, colour, background):
     """A judge that reads these values, the colour at the object's place only."""
-    logits = torch.zeros(len(target), probe._OUT)
+    logits = torch.zeros(len(target), OUT)
     parts = probe.split_logits(logits)  # views
     parts["colour"][:] = 5.0 * F.one_hot((colour + 1) % 8, 8)[:, None]
     parts["colour"][torch.arange(len(target)), target.place[:, 0]] = 5.0 * F.one_hot(colour, 8).float()

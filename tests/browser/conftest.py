@@ -195,6 +195,20 @@ class Page:
             return found;
         }""")
 
+    def frame(self, kind: str) -> tuple[str, float]:
+        """The title of the frame that the node of that class begins in, and how far the frame reaches below all that is
+        drawn of the node, in pixels."""
+        return self.tab.evaluate(
+            """kind => {
+            const node = ofKind(kind), drawn = document.querySelector(`[data-testid="node-body-${node.id}"]`);
+            const tallest = drawn?.closest(".lg-node").offsetHeight ?? 0, [x, y] = node.pos;
+            const frame = app.graph._groups.find(({pos: [left, top], size: [wide, tall]}) =>
+                left <= x && x < left + wide && top <= y - 30 && y < top + tall);
+            return [frame.title, frame.pos[1] + frame.size[1] - y - Math.max(node.size[1], tallest - 30)];
+        }""",
+            kind,
+        )
+
     def value(self, kind: str, name: str):
         """The value of a widget of the node of that class."""
         return self.tab.evaluate(

@@ -154,6 +154,8 @@ def test_click_a_word_type_another_and_the_edit_stands_beside_the_source(page):
     blurred = "kind => { const n = ofKind(kind); return [n.imgs?.length ?? 0, !!app.nodePreviewImages?.[n.id]]; }"
     assert page.tab.evaluate(blurred, PHOTO) == [0, False], "the blurred preview gives way to the result"
     assert "outside the mask" in page.panel(PHOTO).inner_text()
+    title, below = page.frame(PHOTO)
+    assert title == "2 edit" and 0 <= below <= 40, "the frame follows the node, preview and result"
     page.tab.evaluate("([s, x, y]) => { app.canvas.ds.scale = s; app.canvas.ds.offset = [x, y]; }", view)
     page.tab.evaluate("app.canvas.setDirty(true, true)")
     page.tab.wait_for_timeout(700)
@@ -284,12 +286,16 @@ def test_every_workflow_opens_and_runs_from_the_pages_own_button(page, name):
     assert compared or name != "direct_edit"  # which tells both
 
 
-def test_an_address_with_a_workflows_name_opens_it(page):
-    """What `make serve` prints."""
+def test_the_address_of_make_serve_opens_edit_a_photo_and_one_click_edits_it(page):
+    """The first useful picture, within three clicks of the address that `make serve` prints."""
     shelf = page.server.tree / "user" / "default" / "workflows" / "NullText"
     shelf.mkdir(parents=True, exist_ok=True)
-    shutil.copy(workflows.FOLDER / "repaint.json", shelf)
-    page.tab.goto(page.server.address + "/?nulltext=repaint")
+    shutil.copy(workflows.FOLDER / "edit_photo.json", shelf)
+    page.tab.goto(page.server.address + "/?nulltext=edit_photo")
     page.tab.wait_for_function(
-        "!!window.app?.graph && window.app.graph._nodes.some(n => n.type === 'NullText_RePaintSampler')", timeout=60_000
+        "kind => !!window.app?.graph && window.app.graph._nodes.some(n => n.type === kind)", arg=PHOTO, timeout=60_000
     )
+    page.tab.wait_for_timeout(600)
+    page.queue()
+    page.panel(PHOTO).locator(".nulltext-compare").wait_for()
+    page.shot("first_minutes")

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from nulltext.demo import captions, control, scenes, train
+from nulltext.demo import captions, control, scenes
+from nulltext.demo.train_autoencoder import load_autoencoder
 
 GENERATOR = 91
 
@@ -26,7 +27,7 @@ def test_the_judge_finds_drawn_objects_and_not_elsewhere(truth):
 @torch.no_grad()
 def test_the_object_follows_its_mask(truth):
     net, masks = control.locked(), scenes.draw(truth)[1]
-    autoencoder = train.load_autoencoder(torch.device("cpu"))
+    autoencoder = load_autoencoder(torch.device("cpu"))
     led, rows = control.load(net.unet), captions.token_rows(*control.sparing(truth))[0]
     with_hint, without = (
         control.generate(net, autoencoder, led, rows, control.hint_of(masks), 8, 5.0, 3, strength)

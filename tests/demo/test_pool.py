@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from nulltext.demo import nets, pool, scenes
+from nulltext.demo import pool, scenes
+from nulltext.demo.autoencoder import SLIM_SIZE, AutoEncoder
 
 
 @pytest.fixture
 def autoencoder():
     torch.manual_seed(0)
-    return nets.AutoEncoder(nets.SLIM_SIZE).eval().requires_grad_(False)
+    return AutoEncoder(SLIM_SIZE).eval().requires_grad_(False)
 
 
 def generator():

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from nulltext.demo import captions, nets, probe, scenes
+from nulltext.demo.autoencoder import DECODER_SIZE, SLIM_SIZE, AutoEncoder, grown, narrow, widened
 from nulltext.demo.model import denoiser, schedule
 from nulltext.demo.train import map_loss
 from nulltext.samplers.core import to_d
@@ -75,30 +76,30 @@ def test_captions_and_rows_agree_with_the_real_tokenizer():
 
 def test_a_slim_autoencoder_written_wide_computes_the_same():
     torch.manual_seed(0)
-    slim, wide = nets.AutoEncoder(nets.SLIM_SIZE), nets.AutoEncoder()
+    slim, wide = AutoEncoder(SLIM_SIZE), AutoEncoder()
     for p in slim.parameters():
         torch.nn.init.normal_(p, std=0.08)
-    wide.load_state_dict(nets.widened(slim.state_dict()))
+    wide.load_state_dict(widened(slim.state_dict()))
     image = torch.rand(1, 3, 32, 32)
     latent = slim.encode(image)
     assert latent.abs().max() > 1e-3
     for a, b in ((wide.encode(image), latent), (wide.decode(latent), slim.decode(latent))):
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
-    back = nets.narrow(wide.state_dict()).state_dict()
+    back = narrow(wide.state_dict()).state_dict()
     assert all(torch.equal(back[k], v) for k, v in slim.state_dict().items())
-    whole = nets.AutoEncoder().state_dict()
-    assert all(torch.equal(nets.narrow(whole).state_dict()[k], v) for k, v in whole.items())
+    whole = AutoEncoder().state_dict()
+    assert all(torch.equal(narrow(whole).state_dict()[k], v) for k, v in whole.items())
 
 
 def test_a_grown_decoder_computes_the_same_and_every_new_weight_can_learn():
     torch.manual_seed(0)
-    slim = nets.AutoEncoder(nets.SLIM_SIZE)
+    slim = AutoEncoder(SLIM_SIZE)
     for p in slim.parameters():
         torch.nn.init.normal_(p, std=0.08)
-    wide, latent = nets.grown(slim), torch.randn(2, 4, 4, 4)
+    wide, latent = grown(slim), torch.randn(2, 4, 4, 4)
     out = slim.decode(latent)
     assert (wide.decode(latent) - out).abs().max() <= 1e-5 * out.abs().max()
-    assert nets.narrow(nets.widened(wide.state_dict())).decoder_size == nets.DECODER_SIZE
+    assert narrow(widened(wide.state_dict())).decoder_size == DECODER_SIZE
     optimiser = torch.optim.SGD(wide.parameters(), lr=1e-2)
     for _ in range(3):  # what reads a new channel starts at 0, so the channel itself learns from the second step on
         optimiser.zero_grad()

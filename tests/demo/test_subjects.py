@@ -3,6 +3,7 @@
 import pytest
 import torch
 from nulltext.demo import scenes, subjects
+from nulltext.demo.shapes import shape_distance
 
 each = pytest.mark.parametrize("name", subjects.SUBJECTS)
 
@@ -57,7 +58,7 @@ def test_shapes_differ_from_one_another_and_from_the_trained_ones():
     drawn = [subjects.silhouette(name, at, 96) for name in subjects.SUBJECTS]
     grid = (torch.arange(96) + 0.5) / 96
     y, x = torch.meshgrid((grid - 0.5) / 0.3, (grid - 0.5) / 0.3, indexing="ij")
-    known = [scenes._distance(torch.tensor([[[k]]]), x[None], y[None])[0] < 0 for k in range(len(scenes.SHAPES))]
+    known = [shape_distance(torch.tensor([[[k]]]), x[None], y[None])[0] < 0 for k in range(len(scenes.SHAPES))]
     for i, one in enumerate(drawn):
         assert one.any() and not one[0].any() and not one[:, 0].any()  # inside its radius
         assert all(subjects.iou(one, other) < 0.75 for other in drawn[:i] + known)

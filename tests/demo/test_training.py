@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from nulltext.demo import train, training
+from nulltext.demo import packing, train, training
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -47,12 +47,12 @@ def test_measured_figures_go_into_the_metadata_and_nothing_else_changes(tmp_path
     file, measured = tmp_path / "a.safetensors", tmp_path / "figures.json"
     save_file({"w": torch.arange(6.0).half()}, file, {"samples_seen": "7", "figures": "{}"})
     measured.write_text('{"shape": 0.5}\n')
-    train.write_figures(file, measured)
+    packing.write_figures(file, measured)
     with safe_open(file, "pt") as f:
         assert f.metadata() == {"samples_seen": "7", "figures": '{"shape": 0.5}'}
         assert torch.equal(f.get_tensor("w"), torch.arange(6.0).half())
     with pytest.raises(SystemExit):
-        train.write_figures(file, tmp_path / "missing.json")
+        packing.write_figures(file, tmp_path / "missing.json")
 
 
 def test_a_stage_is_as_large_as_asked_else_as_its_machine_allows():

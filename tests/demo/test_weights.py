@@ -3,12 +3,14 @@
 import pytest
 import torch
 from nulltext.demo import captions, nets, weights
+from nulltext.demo.autoencoder import AutoEncoder
+from nulltext.demo.text_encoder import TextEncoder
 
 
 def test_checkpoint_refuses_what_cannot_load(tmp_path):
     net = {
         part: made().state_dict()
-        for part, made in (("unet", nets.UNet), ("text", nets.TextEncoder), ("autoencoder", nets.AutoEncoder))
+        for part, made in (("unet", nets.UNet), ("text", TextEncoder), ("autoencoder", AutoEncoder))
     }
     parts = net["unet"], net["text"], net["autoencoder"]
     with pytest.raises(ValueError, match="names 3 rows"):
@@ -19,7 +21,7 @@ def test_checkpoint_refuses_what_cannot_load(tmp_path):
 
 
 def test_read_part_returns_what_was_written(tmp_path):
-    net = {"unet": nets.UNet(), "text": nets.TextEncoder(), "autoencoder": nets.AutoEncoder()}
+    net = {"unet": nets.UNet(), "text": TextEncoder(), "autoencoder": AutoEncoder()}
     path = weights.write_checkpoint(
         tmp_path / "x.safetensors",
         *(n.state_dict() for n in net.values()),

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nulltext.batch import engines
@@ -32,6 +32,8 @@ ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "output" / "hostile"
 #: verdicts that must not be
 FOUND = ("death", "hang", "raw", "nonfinite", "mismatch")
+#: figures that must be nothing
+BAD = ("found", "escapes", "weights_changed", "load_unfinished", "load_lost", "load_wrong", "leak_models")
 WEIGHTS = "*.safetensors"
 #: where nodes that train put what they made
 SAVED = ("tree/loras/", "tree/embeddings/", "tree/controlnet/")
@@ -159,20 +161,29 @@ def main(arguments: list[str]) -> int:
             file.write(json.dumps(row) + "\n")
         if "case" in row:
             print(told(row), flush=True)
+    rest = journal.with_suffix(".parts.json")
+    parts = json.loads(rest.read_text()) if rest.exists() else {}
+
+    def once(name: str, work: Callable[[Arena], dict]) -> dict:
+        """What a part of the campaign found; the next command finds it done."""
+        if name not in parts:
+            print(f"{name} ...", flush=True)
+            with ground(engine) as ring:
+                parts[name] = work(ring)
+            rest.write_text(json.dumps(parts, indent=1))
+        return parts[name]
+
     more = {}
     if options.load:
-        with ground(engine) as ring:
-            more |= load.run(ring)
+        more |= once("load", load.run)
     if options.soak:
         for name, make in (("soak", soak.ours), ("soak_core", soak.core)):
-            with ground(engine) as ring:
-                print(f"{name}: {options.soak} prompts", flush=True)
-                more[name] = soak.run(ring, options.soak, make, options.seed, options.minutes)
-            print(json.dumps(more[name]), flush=True)
+            work = lambda ring, make=make: soak.run(ring, options.soak, make, options.seed, options.minutes)
+            more[name] = once(f"{name} of {options.soak} prompts", work)
         more |= {"rss_drift": more["soak"]["rss_drift"], "rss_drift_core": more["soak_core"]["rss_drift"]}
     if not options.no_reload:
         more["leak_models"] = leaks()
     said = figures(rows, more)
     (OUT / f"{options.engine}_{options.seed}.json").write_text(json.dumps(said, indent=1))
     print(json.dumps(said, indent=1))
-    return int(bool(said["found"] or said["escapes"] or said["weights_changed"]))
+    return int(any(said.get(name) for name in BAD))

@@ -27,7 +27,7 @@ def drift(memory: list[float]) -> float:
 def seeded(graph: dict, rng: random.Random) -> dict:
     """The graph itself, with seeds of its own."""
     for node in graph.values():
-        for name in ("seed", "noise_seed"):
+        for name in ("seed", "noise_seed", "training_seed"):
             if isinstance(node["inputs"].get(name), int):
                 node["inputs"][name] = rng.randrange(2**31)
     return graph

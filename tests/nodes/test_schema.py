@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nulltext
 import pytest
+from nulltext.tools.litegraph import SEEDS
 
 ROOT = Path(__file__).resolve().parents[2]
 NODES = nulltext.NODE_CLASS_MAPPINGS
@@ -105,6 +106,15 @@ def test_run_takes_every_input_and_needs_the_required_ones_alone(key, engine):
     for i in inputs:
         if not i.wanted and i.name in signature.parameters:
             assert signature.parameters[i.name].default == i.options.get("default"), i.name
+
+
+@each
+def test_a_seed_has_the_pages_button_behind_it_and_nothing_else_has(key, engine):
+    """The page of 2024 puts it behind every seed, the modern one unless the schema says no: where they differ, the
+    widgets of a saved workflow are shifted by one."""
+    given = NODES[key].INPUT_TYPES()
+    for name, (_, options) in (given.get("required", {}) | given.get("optional", {})).items():
+        assert options.get("control_after_generate", name in SEEDS) == (name in SEEDS), name
 
 
 @each

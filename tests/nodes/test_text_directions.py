@@ -1,11 +1,12 @@
 """DiffusionCLIP's and Asyrp's training boxes on a small random model: they train, repeat, go on, and refuse."""
 
+import copy
 import dataclasses
 
 import pytest
 import torch
-from nulltext.demo import nets
-from nulltext.engine import files, h_space, run, sampler, unfinished, weights
+from nulltext.demo.autoencoder import SLIM_SIZE, AutoEncoder, widened
+from nulltext.engine import files, h_space, run, sampler, training_store, weights
 from nulltext.engine.comfy import sigma_to_time
 from nulltext.engine.sampler import sample_latent
 from nulltext.nodes import asyrp, diffusion_clip, diffusion_clip_edit, h_training, tuning_chain
@@ -37,10 +38,24 @@ class Tower(torch.nn.Module):
 @pytest.fixture(scope="module")
 def vae(engine):
     torch.manual_seed(0)
-    sd = dict(nets.AutoEncoder(nets.SLIM_SIZE).state_dict())
-    sd = nets.widened(sd) | {"vae_scale": torch.tensor(0.18215), "vae_shift": torch.tensor(0.0)}
+    sd = dict(AutoEncoder(SLIM_SIZE).state_dict())
+    sd = widened(sd) | {"vae_scale": torch.tensor(0.18215), "vae_shift": torch.tensor(0.0)}
     with torch.inference_mode():
         return engine.get("sd").VAE(sd=sd)
+
+
+class Weighed(Tower):
+    """The same words, read from pictures by a weight of its own."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(weight), requires_grad=False)
+
+    def embed_image(self, pictures):
+        return super().embed_image(self.weight * pictures)
+
+
+CACHE_KEY = files.cache_key
 
 
 @pytest.fixture(autouse=True)
@@ -57,13 +72,13 @@ def pictures():
 
 def tuned(
     model, positive, pictures, vae, passes=2, gradient=WHOLE, lr=1e-2, seed=3, target="red", l1=0.0, keep=0.0,
-    layers="attention", preset=diffusion_clip.BY_HAND, identity=None,
+    layers="attention", preset=diffusion_clip.BY_HAND, identity=None, tower=None,
 ):  # fmt: skip
     """What the node returns."""
     with torch.inference_mode():
         return diffusion_clip.DiffusionCLIPTune().run(
-            model, positive, pictures, vae, Tower(), "blue", target, 0.5, 3, 2, passes, lr, 1.0, 3.0, l1, keep, "log",
-            gradient, layers, 2, seed, TEMPLATES, "", preset, identity,
+            model, positive, pictures, vae, tower or Tower(), "blue", target, 0.5, 3, 2, passes, lr, 1.0, 3.0, l1, keep,
+            "log", gradient, layers, 2, seed, TEMPLATES, "", preset, identity,
         )  # fmt: skip
 
 
@@ -178,11 +193,13 @@ def test_the_mixing_box_takes_up_to_three(tiny, make_condition, pictures, vae):
     assert [s.at(14.0) for s in guider.shares] == pytest.approx([0.6, 0.4, 0.0])
 
 
-def train(model, positive, pictures, vae, what=h_training.NETWORK, passes=2, t_edit=0.5, lr=0.05, optimiser="Adam"):
+def train(
+    model, positive, pictures, vae, what=h_training.NETWORK, passes=2, t_edit=0.5, lr=0.05, optimiser="Adam", tower=None
+):
     with torch.inference_mode():
         return h_training.HSpaceTrain().run(
-            model, positive, pictures, vae, Tower(), "blue", "red", what, 4, "normal", t_edit, passes, optimiser, lr,
-            1.0, 0.0, "log", 0, 5, TEMPLATES,
+            model, positive, pictures, vae, tower or Tower(), "blue", "red", what, 4, "normal", t_edit, passes,
+            optimiser, lr, 1.0, 0.0, "log", 0, 5, TEMPLATES,
         )["result"]  # fmt: skip
 
 
@@ -250,6 +267,35 @@ def test_what_has_no_defined_result_is_refused(tiny, make_condition, pictures, v
         tune(tiny, make_condition(), {"samples": torch.zeros(1, 4, 4, 4)}, vae)
 
 
+def test_a_stopped_training_is_not_taken_up_by_another_image_text_model_or_vae(
+    tiny, make_condition, pictures, vae, monkeypatch
+):
+    keys = []
+    monkeypatch.setattr(tuning_chain, "run_resumable", lambda loop, step, key, note: keys.append(key) or 0)
+    monkeypatch.setattr(
+        files, "cache_key", lambda *given: CACHE_KEY(*given) if isinstance(given[-1], list) else None
+    )  # not of inversions
+
+    def key_of(make, decoder=vae, **own):
+        make(tiny, make_condition(), pictures, decoder, **own)
+        return keys[-1]
+
+    def towers(tower, identity):
+        return {"keep": 1.0, "tower": Weighed(tower), "identity": Weighed(identity)}
+
+    other = copy.copy(vae)
+    other.first_stage_model = copy.deepcopy(vae.first_stage_model)
+    with torch.inference_mode():
+        next(other.first_stage_model.parameters()).add_(0.1)
+    own = key_of(tune, **towers(1.0, 2.0))
+    assert own and own == key_of(tune, **towers(1.0, 2.0))
+    assert own not in (key_of(tune, **towers(1.0, 3.0)), key_of(tune, **towers(4.0, 2.0)))
+    assert own not in (key_of(tune, keep=1.0, tower=Weighed(1.0)), key_of(tune, other, **towers(1.0, 2.0)))
+    own = key_of(train, tower=Weighed(1.0))
+    assert own and own == key_of(train, tower=Weighed(1.0))
+    assert own not in (key_of(train, tower=Weighed(2.0)), key_of(train, other, tower=Weighed(1.0)))
+
+
 def tuned_with(**options):
     return lambda *args: {k: v.clone() for k, v in tune(*args, **options)[1].items()}
 
@@ -271,7 +317,7 @@ def h_trained(*args):
 def test_a_stopped_training_goes_on_with_the_same_bits(
     tiny, engine, make_condition, pictures, vae, tmp_path, monkeypatch, make, calls
 ):
-    monkeypatch.setattr(unfinished, "cache_folder", lambda kind: tmp_path)
+    monkeypatch.setattr(training_store, "cache_folder", lambda kind: tmp_path)
     args = (tiny, make_condition(), pictures, vae)
     whole = make(*args)
     monkeypatch.setattr(files, "cache_key", lambda model, *given: "key" if isinstance(given[-1], list) else None)

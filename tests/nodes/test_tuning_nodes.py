@@ -196,7 +196,7 @@ def test_the_same_graph_again_trains_nothing(parts, counted):
     again = train(parts, subject, sample_prompt="a red square", sample_every=1)
     assert len(counted) == calls and "nothing was trained" in texts(again)
     assert all(torch.equal(v, again["result"][2][k]) for k, v in first["result"][2].items())
-    train(parts, subject, seed=1)
+    train(parts, subject, training_seed=1)
     assert len(counted) > calls
 
 

@@ -53,3 +53,15 @@ def test_the_six_ways_are_workflows_that_ship():
         for name in ways.WAYS
     }
     assert len(prompts) == 1, "one edit"
+
+
+def test_sdedits_words_agree_with_what_was_measured():
+    """The level that its help page calls the best is the most realistic one of the table; distance grows with t0."""
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8").partition("**SDEdit** of flat guides")[2]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")][:3]
+    levels, distance, realism = ([float(cell) for cell in cells] for _, *cells in rows)
+    assert [name for name, *_ in rows] == ["t0", "distance to the guide (rms)", "KID to real scenes"]
+    assert distance == sorted(distance)
+    best = levels[realism.index(min(realism))]
+    words = (ROOT / "web" / "docs" / "NullText_SDEdit.md").read_text(encoding="utf-8")
+    assert f"on the demo model, where {best} looks best" in words and f"The most realistic level is {best}" in page

@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from nulltext.tools import layout, litegraph, workflows
+from nulltext.tools import layout, litegraph, sizes, workflows
 
 
 def info(name, output=(), **inputs):
@@ -94,7 +94,7 @@ def boxes(graph, infos):
     for each in graph["nodes"]:
         (x, y), (width, height) = each["pos"], each["size"]
         folded = each["flags"].get("collapsed")
-        found[each["id"]] = (x, y - layout.TITLE, x + (layout.PILL if folded else width), y + (0 if folded else height))
+        found[each["id"]] = (x, y - layout.TITLE, x + (sizes.PILL if folded else width), y + (0 if folded else height))
     return found
 
 
@@ -204,7 +204,7 @@ def test_room_is_left_for_what_a_run_adds():
         below = [box[1] for box in places.values() if box[0] == places[i][0] and box[1] > places[i][1]]
         if below:
             found += 1
-            assert min(below) - places[i][3] >= layout.REPORT + layout.PREVIEW
+            assert min(below) - places[i][3] >= sizes.REPORT + sizes.PREVIEW
     assert found, "no sampler stands above another node"
 
 

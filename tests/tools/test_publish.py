@@ -56,6 +56,35 @@ def test_a_picture_has_a_judge_or_a_sentence_under_it(name):
     assert all(judge.wanted(text) for text in judged)
 
 
+def frames(name):
+    """The pictures of a strip, a list each: the four of a batch stand two by two around a white cross."""
+    with Image.open(pictures.strip_path(name)) as strip:
+        page = strip.convert("RGB")
+    found, side = [], pictures.SIDE
+    for x in range(0, page.width, side + 4):
+        frame, half = page.crop((x, 0, x + side, side)), side // 2 - 1
+        corners = [(i, j, i + half, j + half) for j in (0, half + 2) for i in (0, half + 2)]
+        cross = frame.convert("L").crop((half, 0, half + 2, side))
+        batch = sum(value > 225 for value in cross.tobytes()) > 0.9 * 2 * side
+        parts = [frame.crop(corner) for corner in corners] if batch else [frame]
+        found.append([part for part in parts if part.convert("L").getextrema()[0] < 250])
+    return list(filter(None, found))
+
+
+JUDGED = [
+    (name, meta)
+    for name in workflows.names()
+    for meta in (node.get("_meta", {}) for node in workflows.load(name).values())
+    if meta.get("shows") and name != "edit_grid"  # whose strip has no room for all that is judged
+]
+
+
+@pytest.mark.parametrize(("name", "meta"), JUDGED, ids=lambda each: each if isinstance(each, str) else each["title"])
+def test_the_shipped_picture_passes_its_judge(name, meta):
+    said = [judge.verdict({"shows": meta["shows"]}, frame, "", None) for frame in frames(name)]
+    assert "" in said, said
+
+
 FLOW = {
     "1": {"class_type": "NullText_LoadPicture", "inputs": {"image": "demo_scene.png [sample]"}},
     "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0]}, "_meta": {"title": "Edit", "shows": "red circle"}},
@@ -110,6 +139,37 @@ def test_a_tile_shows_before_on_the_left_and_after_on_the_right():
     assert [of_one.getpixel(at) for at in ((64, 192), (192, 64), (192, 192))] == [(255, 0, 0), (0, 128, 0), (255, 0, 0)]
     two = pictures.tile([], [red, green])
     assert two.getpixel((64, 192)) == (255, 0, 0) and two.getpixel((192, 192)) == (0, 128, 0), "no part is blank"
+
+
+@pytest.mark.parametrize(("where", "seen"), [("left", "red"), ("right", "lime"), ("middle", "both"), ("", "both")])
+def test_a_tile_shows_of_both_the_part_with_the_object(where, seen):
+    halves = Image.new("RGB", (64, 64), "red")
+    halves.paste("lime", (32, 0, 64, 64))
+    tile = pictures.tile([halves], [halves], where)
+    for at in (30, 158):  # in the tile's left half and in its right one
+        edges = [tile.getpixel((x, 128)) for x in (at, at + 74)]
+        assert edges == [(255, 0, 0) if seen != "lime" else (0, 255, 0), (255, 0, 0) if seen == "red" else (0, 255, 0)]
+
+
+def test_where_the_object_is_is_read_before_else_after():
+    square, nothing = Image.open(workflows.FOLDER / "inputs" / "demo_scene_square.png"), Image.new("RGB", (128, 128))
+    assert pictures.place([square], [nothing]) == pictures.place([], [square]) == "left"
+
+
+def test_a_chart_comes_last_in_a_strip():
+    """One more picture stands before the result; what has another shape than the result, a chart for one, behind it."""
+    flow = {key: {"class_type": "SaveImage", "inputs": {}} for key in ("1", "2", "3")}
+    flow["1"]["_meta"], flow["2"]["_meta"] = {"before": True}, {"shows": "red circle"}
+    result = client.Result()
+    for shape, order in (((90, 60), "red green blue"), ((64, 64), "red blue green")):
+        result._read = {
+            key: [Image.new("RGB", size, colour)]
+            for key, size, colour in zip("123", ((64, 64), (64, 64), shape), ("red", "green", "blue"), strict=True)
+        }
+        result.files = {key: [] for key in result._read}
+        strip = pictures.strip(flow, result)
+        wanted = [Image.new("RGB", (1, 1), colour).getpixel((0, 0)) for colour in order.split()]
+        assert [strip.getpixel((x, 128)) for x in (128, 388, 648)] == wanted
 
 
 class Node:

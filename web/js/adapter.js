@@ -96,6 +96,33 @@ export function onResult(node, type, done) {
     };
 }
 
+/** What is known of a frame: its height as a person set it, the height it has now, and what each node in it needs.
+ * @type {WeakMap<object, {own: number, now: number, needs: Map<any, number>}>} */
+const frames = new WeakMap();
+
+/** Let the frames in which the node stands follow when it grows or shrinks: a result is taller than the room that was
+ * seen before. In Nodes 2.0 what is drawn counts, title above `pos` and all. @param {any} node */
+function holdInFrames(node) {
+    let last = "", before = 0;
+    often(node, () => {
+        const drawn = /** @type {HTMLElement|null|undefined} */ (bodyOf(node)?.closest(".lg-node"));
+        const [x, y] = node.pos, height = Math.round(Math.max(node.size[1], (drawn?.offsetHeight ?? 0) - 30));
+        const place = `${x} ${y} ${!!drawn}`, changed = place === last && height !== before;
+        [last, before] = [place, height];
+        for (const frame of changed ? node.graph._groups ?? [] : []) {
+            const [left, top] = frame.pos, [wide, tall] = frame.size;
+            if (x < left || x >= left + wide || y < top || y >= top + tall) continue;
+            let known = frames.get(frame);
+            if (!known || Math.abs(known.now - tall) > 1) known = { own: tall, now: tall, needs: new Map() };
+            known.needs.set(node, y + height + 20 - top);
+            known.now = Math.max(known.own, ...known.needs.values());
+            frames.set(frame, known);
+            if (known.now !== tall) frame.size = [wide, known.now];
+            node.setDirtyCanvas?.(true, true);
+        }
+    });
+}
+
 /** Put an element under the node's widgets. It is never saved and never queued.
  * Nodes 2.0 of front end 1.27 draws a fixed list of widget types and no element of a pack: there the element joins the
  * node's body by hand, again whenever zooming or scrolling made the body anew. Later ones show it by themselves.
@@ -108,6 +135,7 @@ export function addPanel(node, element, height) {
         getMinHeight: tall, getMaxHeight: tall, getHeight: tall,
     });
     widget.serialize = false;
+    holdInFrames(node);
     often(node, () => {
         if (node.subgraph && !node.widgets.includes(widget)) node.widgets.push(widget);  // loading made its list anew
         const body = bodyOf(node);

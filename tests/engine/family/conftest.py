@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from nulltext.demo import captions, nets, weights
+from nulltext.demo.autoencoder import AutoEncoder
+from nulltext.demo.text_encoder import TextEncoder
 from nulltext.tests import stand_ins
 
 
@@ -69,8 +71,8 @@ def demo(core):
 
 @pytest.fixture(scope="session")
 def trainer_nets(folder):
-    """nets.py with the weights of the file (rounded to fp16, as the file holds them)."""
-    made = {"unet": nets.UNet(), "text": nets.TextEncoder(), "autoencoder": nets.AutoEncoder()}
+    """The trainer's nets with the weights of the file (rounded to fp16, as the file holds them)."""
+    made = {"unet": nets.UNet(), "text": TextEncoder(), "autoencoder": AutoEncoder()}
     for part, net in made.items():
         net.load_state_dict(weights.read_part(folder / "demo.safetensors", part))
         net.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""What ComfyUI's modules compute from the file is what the trainer's own (demo/nets.py) compute."""
+"""What ComfyUI's modules compute from the file is what the trainer's own (demo/) compute."""
 
 import torch
 from nulltext.demo import captions, nets, weights

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import torch
-from nulltext.demo import captions, nets
+from nulltext.demo import captions, nets, text_encoder
 from nulltext.samplers.core import FLOW
 from safetensors.torch import save_file
 
@@ -38,7 +38,7 @@ def test_lora(core, demo, folder, trainer_nets):
     fresh = core.load("demo.safetensors")
     with torch.inference_mode():
         model, clip = core.nodes["LoraLoader"]().load_lora(fresh.model, fresh.clip, "lora.safetensors", 0.7, 0.4)
-    patched = {"unet": nets.UNet(), "text": nets.TextEncoder()}
+    patched = {"unet": nets.UNet(), "text": text_encoder.TextEncoder()}
     for part, net in patched.items():
         strength = 0.7 if part == "unet" else 0.4
         net.load_state_dict(

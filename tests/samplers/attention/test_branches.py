@@ -79,7 +79,11 @@ def run(net, edited, controllers, *, stored=None, batch=2, cfg=3.0, seed=7, eta=
     if residuals is not None:
         residuals = torch.stack([branches.doubled(r) for r in residuals])
         return sample_edit_friendly(denoise, start, SIGMAS, process=VE, residuals=residuals, after=after)
-    noise = branches.shared(gaussian(x0, 11))
+    draw = gaussian(x0, 11)
+
+    def noise():  # the same for a source and its edits
+        return branches.doubled(draw()[:batch])
+
     return sample_walk(denoise, start, SIGMAS, process=VE, noise=noise, eta=eta, after=after)
 
 

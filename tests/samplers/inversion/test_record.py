@@ -58,7 +58,7 @@ def test_round_trips(tmp_path):
 
 def test_properties_and_replace():
     inversion = record()
-    assert inversion.steps == 3 and inversion.shape == (2, 3, 4, 4) and inversion.noise_process is VE
+    assert inversion.steps == 3 and inversion.shape == (2, 3, 4, 4)
     assert torch.equal(inversion.x_T, inversion.trajectory[0])
     assert torch.equal(inversion.source, inversion.trajectory[3])
     other = inversion.replace(cfg=3.0)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from nulltext.demo import nets
+from nulltext.demo.control import ControlNet
 from nulltext.samplers.core import VE
 from nulltext.samplers.tuning import controlnet
 from nulltext.samplers.tuning.objective import Examples, Levels, Objective
@@ -18,7 +19,7 @@ def unet():
 
 
 def start(unet, kind="full", **own):
-    shapes = {k: v.shape for k, v in nets.ControlNet(unet).state_dict().items()}
+    shapes = {k: v.shape for k, v in ControlNet(unet).state_dict().items()}
     full = controlnet.initial(shapes, unet.state_dict(), **own)
     form = controlnet.small(full, 4) if kind == "small" else full
     return {k: v.requires_grad_() for k, v in form.items()}
@@ -29,7 +30,7 @@ def outputs(unet, form, seed=0):
     x, hint = torch.randn(2, 4, 8, 8, generator=g), torch.rand(2, 3, 64, 64, generator=g)
     context, t = torch.randn(2, 7, nets.CONTEXT, generator=g), torch.tensor([100, 800])
     weights = controlnet.merged(form, unet.state_dict())
-    control = torch.func.functional_call(nets.ControlNet(unet), weights, (x, hint, t, context))
+    control = torch.func.functional_call(ControlNet(unet), weights, (x, hint, t, context))
     return unet(x, t, context, control=control), unet(x, t, context)
 
 
@@ -103,7 +104,7 @@ def test_a_dropped_caption_leaves_the_hint():
 def test_refusals(unet):
     with pytest.raises(ValueError, match="no ControlNet's"):
         controlnet.last_hint_layer(unet.state_dict())
-    shapes = {k: v.shape for k, v in nets.ControlNet(unet).state_dict().items()}
+    shapes = {k: v.shape for k, v in ControlNet(unet).state_dict().items()}
     with pytest.raises(ValueError, match="no weight input_blocks"):
         controlnet.initial(shapes, {k: v for k, v in unet.state_dict().items() if "input_blocks.0" not in k})
     with pytest.raises(ValueError, match="at least 1"):

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 import torch
-from nulltext.engine import unfinished
-from nulltext.engine.unfinished import run_resumable
+from nulltext.engine import training_store
+from nulltext.engine.training_store import run_resumable
 from nulltext.samplers.tuning.diffusion_clip import Walks
 from nulltext.samplers.tuning.loop import Loop, Settings
 
@@ -16,7 +16,7 @@ START = Settings(steps=6, lr=0.1)
 
 @pytest.fixture(autouse=True)
 def place(engine, tmp_path, monkeypatch):
-    monkeypatch.setattr(unfinished, "cache_folder", lambda kind: tmp_path)
+    monkeypatch.setattr(training_store, "cache_folder", lambda kind: tmp_path)
     return tmp_path
 
 
@@ -54,7 +54,7 @@ def test_a_stopped_run_goes_on_and_an_ended_one_leaves_nothing(tmp_path):
     assert not list(tmp_path.rglob("*.*"))
     with pytest.raises(KeyboardInterrupt):
         run(stop_at=4)
-    assert len(list(tmp_path.rglob("key.safetensors"))) == 1
+    assert len(list(tmp_path.rglob("key_4.safetensors"))) == 1
     again, begun = run()
     assert begun == 4 and torch.equal(again, whole) and not list(tmp_path.rglob("*.*"))
     with pytest.raises(KeyboardInterrupt):
@@ -92,7 +92,7 @@ def test_a_full_disk_hides_no_interrupt_and_ends_no_run(monkeypatch, caplog):
     def full(kind):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(unfinished, "cache_folder", full)
+    monkeypatch.setattr(training_store, "cache_folder", full)
     with pytest.raises(KeyboardInterrupt):
         run(stop_at=4)
     assert "could not be kept" in caplog.text
@@ -103,8 +103,8 @@ def test_the_longest_unused_states_make_room(tmp_path, monkeypatch):
     for key in ("first", "second"):
         with pytest.raises(KeyboardInterrupt):
             run(stop_at=4, key=key)
-    size = (tmp_path / "first.safetensors").stat().st_size
-    monkeypatch.setattr(unfinished, "STORE_BYTES", 2 * size + 10)
+    size = (tmp_path / "first_4.safetensors").stat().st_size
+    monkeypatch.setattr(training_store, "STORE_BYTES", 2 * size + 10)
     with pytest.raises(KeyboardInterrupt):
         run(stop_at=4, key="third")
-    assert {path.stem for path in tmp_path.iterdir()} == {"second", "third"}
+    assert {path.stem for path in tmp_path.iterdir()} == {"second_4", "third_4"}
