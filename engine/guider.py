@@ -111,8 +111,8 @@ def replace_embedding(conds: list[dict], embedding: Tensor) -> list[dict]:
     ValueError if several conditions stand there: one embedding can't stand for them all."""
     if len(conds) != 1:
         raise ValueError(
-            "Where a null embedding replaces the negative prompt, that must be one plain prompt: not combined, not "
-            "regional."
+            "Where a null embedding replaces the negative prompt, that must be one plain prompt, and no prompt may "
+            "have an area of its own, which ComfyUI gives the negative one too: use a mask."
         )
     out = dict(conds[0])
     text = copy.copy(out["model_conds"]["c_crossattn"])

@@ -46,12 +46,25 @@ def together(values: Mapping[str, tuple[str, Any]]) -> None:
                     )
         elif kind == "SIGMAS":
             check_flow(model, name, value)
+        elif kind == "VAE":
+            check_vae(model, value)
 
 
 def _count(kind: str, value) -> int:
     if kind == "INVERSION":
         return value.shape[0]
     return len(value["samples"] if kind == "LATENT" else value)
+
+
+def check_vae(model, vae) -> None:
+    """ValueError for a VAE whose latents are not the model's."""
+    channels = model.get_model_object("latent_format").latent_channels
+    theirs = getattr(vae, "latent_channels", channels)
+    if theirs != channels:
+        raise ValueError(
+            f"The VAE makes latents of {theirs} channels, the model works on {channels}: wire the VAE "
+            "that belongs to the model."
+        )
 
 
 def check_flow(model, name: str, sigmas: Tensor) -> None:

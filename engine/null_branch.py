@@ -31,6 +31,7 @@ class NullBranch:
         self.disturbance.history.restart()
         self.cfg, self.said = self.assumed, set()
         self.matching = False  # the evaluation at hand lies in the window
+        self.asked = set()  # heights and widths that the null branch is asked for in the evaluation at hand
 
     def _say(self, sentence: str) -> None:
         key = sentence[:24]
@@ -66,8 +67,8 @@ class NullBranch:
         if self.clock.tick(sigma, args["c"].get("transformer_options", {}).get("sample_sigmas")):
             self._restart()
         sigmas = self.clock.schedule
-        given = list(x.chunk(len(kinds)))
-        changed = {}
+        given, changed = list(x.chunk(len(kinds))), {}
+        self.asked.add(tuple(x.shape[-2:]))
         for i, kind in enumerate(kinds):
             other = self.disturbance.other(given[i], sigma) if kind == _NEGATIVE else None
             if other is given[i]:  # it looks at itself: only the bound acts
@@ -91,6 +92,12 @@ class NullBranch:
         if args["cond"] is not self.conditions:
             self.conditions, entries = args["cond"], self.disturbance.history.entries
             self.disturbance.history.entries = entries[-1:]
+        asked, self.asked = self.asked, set()
+        if asked - {tuple(args["input"].shape[-2:])}:
+            raise ValueError(
+                "Null-Text Disturbance looks at the whole picture: give no prompt an area of its own, which ComfyUI "
+                "gives the negative prompt too; a mask may stay."
+            )
         cond, uncond = args["cond_denoised"], args["uncond_denoised"]
         if args["uncond"] is None or uncond is None:
             self._say(

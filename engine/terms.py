@@ -19,6 +19,7 @@ from ..samplers.window import ROUNDING
 from .clock import Clock
 from .comfy import as_image, check_interrupt, get, ordinary, process_of, timestep
 from .gradients import beside_controls, bring, control_networks, grad_mode, normal, short_of_memory, without_override
+from .matching import check_vae
 
 _MARK = "nulltext_guidance"
 _KEPT = 4  # samples of a batch whose estimates are recorded
@@ -63,17 +64,10 @@ def decoder(model, vae) -> Callable[[Tensor], Tensor]:
     differentiable, not clamped to 0..1.
 
     ValueError if the VAE's latents are not the model's."""
-    channels = model.get_model_object("latent_format").latent_channels
-    frames = getattr(model.get_model_object("latent_format"), "latent_dimensions", 2) == 3
-    theirs = getattr(vae, "latent_channels", channels)
-    if theirs != channels:
-        raise ValueError(
-            f"The VAE makes latents of {theirs} channels, the model works on {channels}: wire the VAE "
-            "that belongs to the model."
-        )
-
+    check_vae(model, vae)
     # a closure that held the MODEL would keep it loaded for good: the engine counts who refers to it
     form, stage = model.get_model_object("latent_format"), vae.first_stage_model
+    frames = getattr(form, "latent_dimensions", 2) == 3
 
     def decode(denoised: Tensor) -> Tensor:
         z = ordinary(form).process_out(denoised.unsqueeze(2) if frames and denoised.ndim == 4 else denoised)

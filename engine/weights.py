@@ -81,6 +81,7 @@ def layers(model, targets: str = "attention") -> dict[str, nn.Module]:
         if lora.adaptable(layer) and _chosen(path, layer, targets)
     }
     if not found:
+        check_differentiable(network)  # layers of another class than Linear hold quantised weights
         raise ValueError(f"This model has no layers of the choice {targets!r}: choose 'all linear and conv'.")
     check_differentiable(*found.values())
     return found

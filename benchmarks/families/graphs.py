@@ -11,8 +11,8 @@ from torch import Tensor
 from ...tools.graph import Graph, Node
 from ...tools.workflows import DEMO_CHECKPOINT
 
-#: what may stand beside a plain run: two pictures, a weight patch, a noise mask, a second prompt for a part
-BESIDE = ("batch", "lora", "noise mask", "area", "mask", "span")
+#: what may stand beside a run: two pictures, a weight patch, a ControlNet, a noise mask, a second prompt for a part
+BESIDE = ("batch", "lora", "controlnet", "noise mask", "area", "mask", "span")
 SOURCE, EDIT, CELL = "a red circle", "a blue circle", 8
 EXACT, SAME = 60.0, 1e-4  # dB of a way back that is exact but for rounding; relative difference of two equal runs
 EULER = {"sampler_name": "euler"}
@@ -26,12 +26,12 @@ class FamilyGraph(Graph):
     """A graph whose model, text encoder, VAE, picture and prompts are a family's."""
 
     def __init__(self, infos: dict, family: str, size: int, number: int, weights: str = "float32", beside: str = ""):
-        """weights: their precision. beside: one of `BESIDE`, or nothing."""
-        self.number, self.beside = number, beside
+        """weights: their precision. beside: of `BESIDE`, one or several joined by " + ", or nothing."""
+        self.number, self.beside = number, set(beside.split(" + "))
         super().__init__(infos, DEMO_CHECKPOINT)
         self.family, self.size = family, size
         self.wire(model=self.add("Families_Model", family=family, weights=weights))
-        if beside == "lora":
+        if "lora" in self.beside:
             self.wire(model=self.add("Families_Patched"))
         self.wire(clip=self.add("Families_Clip", clip=self.clip, family=family))
         self.model, self.clip = self.wires["model"], self.wires["clip"]
@@ -45,6 +45,8 @@ class FamilyGraph(Graph):
         self.half = self.add("MaskComposite", destination=whole, source=half, **more)
         self.original = self.latent(1)
         self.source = self.told(self.source)
+        if "controlnet" in self.beside:  # on both prompts, as core's node applies it
+            self.empty_prompt = self.add("Families_Control", conditioning=self.empty_prompt)
         self.wire(latent_image=self.original)
         self.wire(vae=self.vae, latent=self.original, reference=self.original, positive=self.source, mask=self.half)
         self.wire(negative=self.empty_prompt, source=self.source, target=self.edit, edited=self.edit)
@@ -52,8 +54,9 @@ class FamilyGraph(Graph):
 
     @property
     def again(self) -> dict[str, Node]:
-        """The prompts that must be wired again, where an inversion can't keep what the family's text encoder tells."""
-        large = self.family in ("HunyuanDiT", "HiDream")
+        """The prompts that must be wired again, where an inversion can't keep what the family's text encoder tells or
+        what stands beside them."""
+        large = self.family in ("HunyuanDiT", "HiDream") or self.beside & {"controlnet", "area", "mask", "span"}
         return {"positive": self.source, "negative": self.empty_prompt} if large else {}
 
     def key(self, kind: str) -> str:  # the 2024 engine keys its cache by id and inputs: no id comes twice
@@ -64,7 +67,10 @@ class FamilyGraph(Graph):
         return self.size * CELL
 
     def told(self, prompt: Node) -> Node:
-        """The source prompt, or what stands beside it: a second prompt for a part of the picture or of the steps."""
+        """The source prompt, or what stands beside it: a ControlNet, a second prompt for a part of the picture or of
+        the steps."""
+        if "controlnet" in self.beside:
+            prompt = self.add("Families_Control", conditioning=prompt)
         more = {
             "area": (
                 "ConditioningSetAreaPercentage",
@@ -73,16 +79,16 @@ class FamilyGraph(Graph):
             "mask": ("ConditioningSetMask", {"mask": self.half, "strength": 1.0, "set_cond_area": "default"}),
             "span": ("ConditioningSetTimestepRange", {"start": 0.0, "end": 0.5}),
         }
-        if self.beside not in more:
-            return prompt
-        kind, values = more[self.beside]
-        part = self.add(kind, conditioning=self.edit, **values)
-        return self.add("ConditioningCombine", conditioning_1=prompt, conditioning_2=part)
+        for name in sorted(self.beside & more.keys()):
+            kind, values = more[name]
+            part = self.add(kind, conditioning=self.edit, **values)
+            prompt = self.add("ConditioningCombine", conditioning_1=prompt, conditioning_2=part)
+        return prompt
 
     def latent(self, seed: int, frames: int = 1) -> Node:
-        made = {"seed": seed, "size": self.size, "batch": 1 + (self.beside == "batch"), "frames": frames}
+        made = {"seed": seed, "size": self.size, "batch": 1 + ("batch" in self.beside), "frames": frames}
         latent = self.add("Families_Latent", **made)
-        return self.add("SetLatentNoiseMask", samples=latent, mask=self.half) if self.beside == "noise mask" else latent
+        return self.add("SetLatentNoiseMask", samples=latent, mask=self.half) if "noise mask" in self.beside else latent
 
     def own(self, name: str, /, **inputs) -> Node:
         """A node of the pack, by its id without the prefix."""

@@ -160,6 +160,13 @@ def write(name: str, path: str) -> None:
     save_file({key: value.contiguous() for key, value in state.items()}, path)
 
 
+def _models() -> str:
+    import folder_paths
+
+    root = getattr(folder_paths, "models_dir", None) or os.path.join(os.getcwd(), "models")
+    return os.path.join(root, "diffusion_models")
+
+
 class Model:
     """MODEL of a family: its file, written where it is not there yet, in weights of a chosen precision."""
 
@@ -168,14 +175,13 @@ class Model:
         return {"required": {"family": (known(),), "weights": (WEIGHTS,)}}
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "load", "families"
+    folder = None  #: where the files lie; None: the server's models/diffusion_models
 
     def load(self, family, weights):
         import comfy.model_management as management
         import comfy.model_patcher
-        import folder_paths
 
-        root = getattr(folder_paths, "models_dir", None) or os.path.join(os.getcwd(), "models")
-        path = os.path.join(root, "diffusion_models", f"{family}.safetensors")
+        path = os.path.join(self.folder or _models(), f"{family}.safetensors")
         if not os.path.exists(path):
             write(family, path)
         dtype = torch.float32 if weights == "int8" else getattr(torch, weights)
@@ -226,6 +232,34 @@ class Patched:
         other = model.clone()
         other.add_patches({name: (0.1 * change,)})
         return (other,)
+
+
+class Control:
+    """CONDITIONING under a ControlNet that adds the same residual to every picture: to a UNet's middle, or to the
+    pictures' tokens behind a transformer's first block (of networks that know control; others leave it out)."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "conditioning": ("CONDITIONING",)}}
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("CONDITIONING",), "control", "families"
+
+    def control(self, model, conditioning):
+        import comfy.controlnet
+
+        network, generator = model.model.diffusion_model, torch.Generator().manual_seed(11)
+        if hasattr(network, "middle_block"):
+            place, shape = "middle", (1, network.middle_block[-1].out_channels, 1, 1)
+        else:
+            place, shape = "output", (1, 1, network.final_layer.linear.in_features)
+        residual = torch.randn(shape, generator=generator)
+
+        class Same(comfy.controlnet.ControlBase):
+            def get_control(self, x_noisy, *_):
+                return {"input": [], "middle": [], "output": [], place: [residual.to(x_noisy, copy=True)]}
+
+        more = {"control": Same(), "control_apply_to_uncond": False}
+        return ([[embedding, {**told, **more}] for embedding, told in conditioning],)
 
 
 def _smooth(shape, seed: int) -> torch.Tensor:
@@ -300,6 +334,21 @@ class Clip:
         return (other,)
 
 
+def _taesd(channels: int):
+    import comfy.taesd.taesd
+
+    try:
+        return comfy.taesd.taesd.TAESD(latent_channels=channels)
+    except TypeError:
+        return comfy.taesd.taesd.TAESD()
+
+
+def _wide(ins: int, outs: int):
+    made = torch.nn.Conv2d(ins, outs, 3, padding=1)
+    made.load_state_dict(_drawn(made.state_dict()))
+    return made
+
+
 class Vae:
     """A tiny VAE of random weights for the MODEL: TAESD's layout, or Wan's for latents with frames."""
 
@@ -311,16 +360,14 @@ class Vae:
 
     def make(self, model):
         import comfy.sd
-        import comfy.taesd.taesd
 
         form = model.get_model_object("latent_format")
         channels = form.latent_channels
-        try:
-            taesd = comfy.taesd.taesd.TAESD(latent_channels=channels)
-        except TypeError:
-            taesd = comfy.taesd.taesd.TAESD()
-        state = _drawn(taesd.state_dict())
-        vae = comfy.sd.VAE(sd=state)
+        vae = comfy.sd.VAE(sd=_drawn(_taesd(channels).state_dict()))
+        made = vae.first_stage_model
+        if made.taesd_encoder[-1].out_channels != channels:  # an older engine's is of four channels
+            made.taesd_encoder[-1], made.taesd_decoder[1] = _wide(64, channels), _wide(channels, 64)
+            vae.latent_channels = channels
         if getattr(form, "latent_dimensions", 2) == 3:
             import math
 
@@ -339,4 +386,4 @@ class Vae:
         return (vae,)
 
 
-NODE_CLASS_MAPPINGS = {f"Families_{kind.__name__}": kind for kind in (Model, Patched, Latent, Clip, Vae)}
+NODE_CLASS_MAPPINGS = {f"Families_{kind.__name__}": kind for kind in (Model, Patched, Control, Latent, Clip, Vae)}

@@ -126,8 +126,8 @@ class Disturbance:
             if reference.shape[1:] != x.shape[1:] or len(reference) not in (1, len(x)):
                 raise ValueError(
                     f"The picture to look at has the latent shape {list(reference.shape)}, the run's is "
-                    f"{list(x.shape)}: "
-                    "resize the picture to the size that is sampled, and take one or as many as the batch."
+                    f"{list(x.shape)}: resize the picture to the size that is sampled, take one or as many as the "
+                    "batch, and give no prompt an area of its own."
                 )
             reference = reference.to(x).expand_as(x)
         s = float(torch.as_tensor(sigma).max())

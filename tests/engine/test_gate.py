@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import nulltext
 import pytest
@@ -250,6 +251,14 @@ def test_prompts_and_schedules_of_another_model_are_refused(tiny, make_model, ma
     together({"model": ("MODEL", tiny), "sigmas": ("SIGMAS", sigmas)})
     with pytest.raises(ValueError, match="flow model"):
         together({"model": ("MODEL", make_model("FLOW")), "sigmas": ("SIGMAS", sigmas)})
+
+
+def test_a_vae_of_another_model_is_refused(tiny):
+    from nulltext.engine.matching import together
+
+    together({"model": ("MODEL", tiny), "vae": ("VAE", SimpleNamespace(latent_channels=4))})
+    with pytest.raises(ValueError, match="makes latents of 16 channels, the model works on 4: wire the VAE"):
+        together({"model": ("MODEL", tiny), "vae": ("VAE", SimpleNamespace(latent_channels=16))})
 
 
 def test_pictures_that_a_vae_makes_no_cell_of():

@@ -12,6 +12,7 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 HEADER = "| node | how | calls | rows at cfg 1 | rows at another cfg |"
 #: the numbers that the formulas' words stand for here
 NUMBERS = {"N": 5, "iterations": 3, "inner": 2, "depth": 0.6, "strength": 0.4, "average": 2, "maps": 3}
+NUMBERS |= {"above": 3, "below": 2}
 STEPS, INNER = NUMBERS["N"], NUMBERS["inner"]
 
 
@@ -96,6 +97,10 @@ def runs(tiny, ends, latent, prompt, monkeypatch):
         ("Prompt-to-Prompt", "from an inversion, cross_steps 1"): of_inversion(
             "PromptToPrompt", "cfg", cross_steps=1.0, **words
         ),
+        ("MasaCtrl", "from noise"): lambda cfg: run(
+            "MasaCtrl", model=tiny, negative=negative, cfg=cfg, steps=STEPS, latent=picture * 0, **words
+        ),
+        ("MasaCtrl", "from an inversion"): of_inversion("MasaCtrl", "cfg", **words),
         ("Direct Edit", "FlowEdit"): direct("FlowEdit", average=NUMBERS["average"]),
         ("Direct Edit", "InfEdit"): direct("InfEdit"),
         ("RF-Inversion", ""): lambda cfg: run(
@@ -107,6 +112,9 @@ def runs(tiny, ends, latent, prompt, monkeypatch):
         ),
         ("DiffEdit", ""): of_inversion("DiffEdit", "cfg", positive=positive, mask=mask, depth=NUMBERS["depth"]),
         ("Blended Diffusion", ""): plain("BlendedDiffusion", **whole),
+        ("Cartoon", ""): plain(
+            "DisturbanceSampler", latent=picture * 0, steps_above=NUMBERS["above"], steps_below=NUMBERS["below"]
+        ),
         ("ILVR Sampler", ""): plain("ILVRSampler", reference=picture, steps=STEPS),
     }
 

@@ -1,0 +1,76 @@
+"""Every box that takes a MODEL beside what people wire with it: weights of other precisions, two pictures, a weight
+patch, a ControlNet, a noise mask, prompts for a part of the picture or of the steps. It works and its law holds, or it
+refuses in one sentence; which boxes refuse stands here.
+
+The cells of `make families`, in this process, on stand-ins of SD1.5 (narrower, for time) and of SD3, a flow family."""
+
+import importlib.util
+
+import pytest
+from nulltext.benchmarks.families import stand_ins
+from nulltext.benchmarks.families.cells import CELLS
+from nulltext.benchmarks.families.graphs import BESIDE
+from nulltext.benchmarks.families.run import REFUSED, WORKS
+
+if importlib.util.find_spec("comfy.nodes") is None:
+    pytest.skip("these cells call the embedded engine's nodes", allow_module_level=True)
+
+SMALL = {"channel_mult": [1, 2], "num_res_blocks": [1, 1], "transformer_depth": [1, 1], "transformer_depth_middle": 1}
+SMALL |= {"transformer_depth_output": [1] * 4}
+#: several at once where the one hides nothing of the other, for time
+CIRCUMSTANCES = {
+    "fp16": {"weights": "float16", "beside": "batch"},
+    "bf16": {"weights": "bfloat16", "beside": "lora + noise mask"},
+    "fp8": {"weights": "float8_e4m3fn", "beside": "controlnet"},
+    "int8": {"weights": "int8"},
+    "parts": {"beside": "mask + span"},
+    "area": {"beside": "area", "size": 16},  # the engine itself can't feather smaller areas
+}
+#: beside an area, for time: what asks the network otherwise than through a sampler's whole conditions
+BY_AREA = ("InvertImage", "Inverter", "Optimise", "Sampler", "Guider", "DirectEdit", "SDEdit", "RePaintSampler", "ILVR")
+BY_AREA += ("DiffEditMask", "Disturbance", "DisturbanceSampler", "HSpaceMap", "PromptToPrompt", "MasaCtrl")
+ATTENTION = {"AttentionRecord", "AttentionReweight", "PromptToPrompt", "MasaCtrl", "PromptToPromptGuider", "WordMask"}
+H_SPACE = {"HSpaceDirection", "HSpaceTrain", "HSpaceMap", "AsyrpSampler", "LoadDirection"}
+#: what a transformer refuses in this engine, whatever stands beside
+NO_UNET = ATTENTION | H_SPACE | {"MakeControlNet", "TrainControlNet"}
+PAIRS = {"PromptToPrompt", "MasaCtrl", "PromptToPromptGuider"}  #: which edit one prompt for the whole picture
+TUNES_BY_TEXTS = {"DiffusionCLIPTune", "DiffusionCLIPEdit"}
+#: what asks for gradients of the network, or whose cell trains something for it to use
+BY_GRADIENT = {"Inverter", "Optimise", "Sampler", "BlendedDiffusion", "CLIPGuidance", "OptimiseStartNoise"}
+BY_GRADIENT |= {"HSpaceTrain"}
+BY_GRADIENT |= {"TrainLora", "LoadLora", "MixModels", "TrainEmbedding", "ImagicOptimise", "ImagicGuider"}
+BY_GRADIENT |= {"MakeControlNet", "TrainControlNet"} | TUNES_BY_TEXTS
+REFUSES = {
+    "fp16": {"ImagicOptimise", "ImagicGuider"},  # which learn one picture
+    "fp8": TUNES_BY_TEXTS | {"ImagicOptimise", "ImagicGuider"},  # whose captions are plain prompts
+    "int8": BY_GRADIENT,
+    "parts": PAIRS | TUNES_BY_TEXTS,
+    "area": PAIRS | {"Inverter", "Optimise", "Sampler", "Disturbance", "DisturbanceSampler", "HSpaceMap"},
+}
+
+
+@pytest.fixture
+def lab(engine, tmp_path, monkeypatch):
+    """lab(family, **options) -> a `Lab` in this process."""
+    from nulltext.benchmarks.families.inside import Inside
+
+    kind, config, _ = stand_ins.FAMILIES["SD1.5"]
+    monkeypatch.setitem(stand_ins.FAMILIES, "SD1.5", (kind, config | SMALL, {}))
+    return lambda family, **options: Inside(family, tmp_path, **{"size": 8, **options})
+
+
+@pytest.mark.parametrize("family", ["SD1.5", "SD3"])
+@pytest.mark.parametrize("circumstance", CIRCUMSTANCES)
+def test_every_box_works_or_refuses_where_it_is_known_to(lab, family, circumstance):
+    here = lab(family, **CIRCUMSTANCES[circumstance])
+    refuses = REFUSES.get(circumstance, set()) | (NO_UNET if family == "SD3" else set())
+    names = BY_AREA if circumstance == "area" else [name.removeprefix("NullText_") for name in CELLS]
+    found = {name: here.run(f"NullText_{name}") for name in names}
+    wrong = {n: o for n, o in found.items() if o.kind != (REFUSED if n in refuses else WORKS)}
+    assert not wrong, "\n".join(f"{name}: {outcome.kind}: {outcome.says}" for name, outcome in wrong.items())
+
+
+def test_every_circumstance_is_met():
+    met = {name for each in CIRCUMSTANCES.values() for name in each.get("beside", "").split(" + ") if name}
+    weights = {each["weights"] for each in CIRCUMSTANCES.values() if "weights" in each}
+    assert met == set(BESIDE) and weights == set(stand_ins.WEIGHTS[1:])
