@@ -46,7 +46,6 @@ def measure_imagic(i: int, quick: bool) -> dict[str, dict[str, float]]:
         model_rate=2e-3,
         batch=4,
         rank=8,
-        targets="attention",
         training_seed=1,
         file_name=f"bench/imagic_{i}",
     )
