@@ -144,7 +144,7 @@ def _rows(plan: tuple, member: dict[int, list[str]], boxes: dict[str, Box], note
     for line in found:
         first, last = not rows, line is found[-1]
         left = NOTE_WIDTH + 2 * GAP if first and not above else 0
-        row = _row(line, boxes, left, top, note + GAP if first and above else 0, last)
+        row = _row(line, boxes, left, top, HEAD + note + GAP if first and above else 0, last)
         if first and not above:
             row = replace(row, limit=max(row.limit, note))
         rows.append(row)

@@ -184,6 +184,9 @@ def test_a_page_file_is_at_most_1600_pixels_wide_and_nothing_overlaps(name):
     for i, (key, box) in enumerate(found):
         for other, under in found[i + 1 :]:
             assert not overlap(box, under), f"{key} and {other}"
+    (note,) = [places[each["id"]] for each in graph["nodes"] if each["type"] == "Note"]
+    for x, y, width, height in (group["bounding"] for group in graph["groups"]):
+        assert not overlap(note, (x, y, x + width, y + height)), "the note hides a group's title"
     assert [group["title"][0] for group in graph["groups"]] == [str(i + 1) for i in range(len(graph["groups"]))]
 
 

@@ -262,8 +262,11 @@ export function onFiles(node, take) {
     node.pasteFiles = (/** @type {File[]} */ files) => { take(files); return true; };
 }
 
-/** Take away the blurred live preview that the page leaves under a node after its run. @param {any} node */
+/** Take away the blurred live preview that the page leaves under a node after its run, and the room that the node has
+ * taken for it, unless a person made it larger than its content. @param {any} node */
 export function clearPreview(node) {
+    const fits = () => node.computeSize?.()[1] ?? 0;
+    const fitted = !bodyOf(node) && node.size[1] <= fits() + 1;
     // Nodes 2.0 watches a store of its page; elsewhere they are a plain record
     const page = /** @type {any} */ (document.getElementById("vue-app"))?.__vue_app__;
     const store = page?.config?.globalProperties?.$pinia?._s?.get("nodeOutput");
@@ -274,6 +277,7 @@ export function clearPreview(node) {
     if (at >= 0) {
         node.widgets[at].onRemove?.();
         node.widgets.splice(at, 1);
+        if (fitted && fits() < node.size[1]) node.setSize?.([node.size[0], fits()]);
     }
     node.setDirtyCanvas?.(true, true);
 }
