@@ -190,7 +190,7 @@ class Model:
         model = made_config(family, dtype).get_model(state, "", device="cpu")
         model.load_model_weights(state, "")
         if weights == "int8":
-            _quantise(model.diffusion_model)
+            quantise(model.diffusion_model)
         devices = management.get_torch_device(), management.unet_offload_device()
         return (comfy.model_patcher.ModelPatcher(model, *devices),)
 
@@ -209,7 +209,7 @@ class Int8Linear(torch.nn.Module):
         return torch.nn.functional.linear(x, self.weight.to(x.dtype) * self.scale.to(x.dtype), self.bias)
 
 
-def _quantise(network) -> None:
+def quantise(network) -> None:
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, torch.nn.Linear):

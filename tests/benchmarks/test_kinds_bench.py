@@ -36,6 +36,6 @@ def test_every_kind_is_drawn_on_scenes_that_allow_it():
 def test_the_error_is_the_means():
     assert kinds.spread([1.0, 2.0, 3.0, 4.0]) == (2.5, pytest.approx((5 / 3) ** 0.5 / 2))
     assert kinds.spread([]) == (None, None) and kinds.told([1.0], 1) == "1.0"
-    rows = {"a way": {"colour": [{"success": 1, "background": None, "rows": 3.0}] * 2}}
+    rows = {"a way": {kind: [{"success": 1, "background": None, "rows": 3.0}] * 2 for kind in KINDS}}
     shown, figures = kinds.result(rows)
     assert "1.00 +- 0.00; none" in shown and figures["rows a way, all"] == 3

@@ -271,6 +271,14 @@ def test_refusals(tiny, make_model, tmp_path):
         weights.layers(tiny)
 
 
+def testquantised_layers_of_a_class_of_their_own_are_said_to_bequantised(tiny):
+    from nulltext.benchmarks.families.stand_ins import quantise
+
+    quantise(tiny.model.diffusion_model)
+    with pytest.raises(ValueError, match="quantised .* load the model in fp16"):
+        weights.layers(tiny, "attention")
+
+
 def test_the_base_in_the_metadata_is_the_fingerprint(tiny):
     from nulltext.engine.fingerprint import fingerprint
 
