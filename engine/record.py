@@ -67,6 +67,12 @@ def _small(extra: dict) -> dict:
     return {k: v.tolist() for k, v in found.items() if v.numel() <= _SMALL}
 
 
+def _lost(extra: dict) -> list[str]:
+    """Of a condition's extras, those that an inversion can't keep: large tensors, control nets, areas."""
+    kept = {"pooled_output", KEY, *_plain(extra), *_small(extra)}
+    return sorted(k for k, v in extra.items() if k not in kept and v is not None)
+
+
 def _restored(tensors: dict | None) -> dict:
     return {k: torch.tensor(v) for k, v in (tensors or {}).items()}
 
@@ -79,8 +85,7 @@ def conditioning_fields(positive: list) -> dict:
     again."""
     cond, extra = positive[0]
     plain, small = _plain(extra), _small(extra)
-    kept = {"pooled_output", KEY, *plain, *small}
-    needs = sorted(k for k, v in extra.items() if k not in kept and v is not None)
+    needs = _lost(extra)
     if len(positive) > 1:
         needs.append("combined prompts")
     pooled = extra.get("pooled_output")
@@ -113,7 +118,8 @@ def null_conditioning(inversion: Inversion, negative: list | None = None) -> lis
     """CONDITIONING of the null branch (the first step's embedding and what belongs to it), None without null
     embeddings.
 
-    What was too large to keep comes from `negative`, the prompt that they were made from; ValueError without it."""
+    What it could not keep (large tensors, control nets) comes from `negative`, the prompt that they were made from;
+    ValueError without it."""
     if inversion.null_embeddings is None:
         return None
     needs = inversion.metadata.get("null_needs")
@@ -149,13 +155,12 @@ def prompts(inversion: Inversion, positive: list | None, negative: list | None, 
 def null_notes(negative: list) -> dict:
     """What `null_conditioning` needs of the negative prompt, as JSON values for the metadata."""
     _, extra = negative[0]
-    pooled, small = extra.get("pooled_output"), _small(extra)
-    large = {k for k, v in extra.items() if isinstance(v, Tensor) and k != "pooled_output"} - set(small)
+    pooled = extra.get("pooled_output")
     return {
         "null_pooled": pooled.float().tolist() if isinstance(pooled, Tensor) else None,
         "null_extras": _plain(extra),
-        "null_tensors": small,
-        "null_needs": sorted(large),
+        "null_tensors": _small(extra),
+        "null_needs": _lost(extra),
     }
 
 

@@ -271,7 +271,7 @@ def test_refusals(tiny, make_model, tmp_path):
         weights.layers(tiny)
 
 
-def testquantised_layers_of_a_class_of_their_own_are_said_to_bequantised(tiny):
+def test_quantised_layers_of_a_class_of_their_own_are_said_to_be_quantised(tiny):
     from nulltext.benchmarks.families.stand_ins import quantise
 
     quantise(tiny.model.diffusion_model)

@@ -204,6 +204,11 @@ def test_small_extras_of_both_prompts_travel_with_the_inversion(tiny, inverted, 
         record.null_conditioning(large)
     ((embedding, extra),) = record.null_conditioning(large, wired)
     assert torch.equal(embedding, made.null_embeddings[0]) and torch.equal(extra["states"], wired[0][1]["states"])
+    net = object()  # a control net on the negative prompt: without it the replay is another picture
+    controlled = made.replace(metadata={**made.metadata, **record.null_notes([[None, {"control": net}]])})
+    with pytest.raises(ValueError, match="control, which an inversion can't keep: wire the negative prompt"):
+        record.null_conditioning(controlled)
+    assert record.null_conditioning(controlled, [[embedding, {"control": net}]])[0][1]["control"] is net
 
 
 @pytest.fixture
