@@ -76,15 +76,7 @@ def measure_unitune(i: int, quick: bool) -> dict[str, float]:
     picture, masks = scenes.draw(before)
     latent = encode(vae, picture)
     taught = TuningSet((latent[0].float().cpu(),), ("sks",), (None,), ("picture 1",))
-    given = defaults(
-        TrainLora,
-        preset="UniTune",
-        steps=2 if quick else 100,
-        learning_rate=2e-3,
-        targets="attention",
-        rank=8,
-        training_seed=1,
-    )
+    given = defaults(TrainLora, preset="UniTune", steps=2 if quick else 0, learning_rate=2e-3, training_seed=1)
     lora = TrainLora().run(model=model, clip=clip, pictures=taught, **(given | {"file_name": f"bench/unitune_{i}"}))[
         "result"
     ][2]
