@@ -227,7 +227,7 @@ def test_guess_mode(parts, form):
         torch.testing.assert_close(by_core(parts, silent), plain, rtol=1e-4, atol=1e-4)
     # what was given is weighed in its copy alone
     assert torch.equal(by_core(parts, apply(empty, empty, control, IMAGES[:1], 1.0, 0.0, 1.0)[0]), alone)
-    with pytest.raises(ValueError, match="of another kind"):
+    with pytest.raises(ValueError, match="no layers that guess mode"):
         guess(parts, SimpleNamespace(), ways[0])
 
 
