@@ -28,7 +28,7 @@ PANEL = {
     "NullText_InvertImage": COST,
     "NullText_Inverter": COST,
     "NullText_Optimise": COST,
-    "NullText_LoadPicture": 260,
+    "NullText_LoadPicture": 280,
     "NullText_OptimiseStartNoise": COST,
     "NullText_PromptToPrompt": CHIPS + COST + 26,
     "NullText_PromptToPromptGuider": CHIPS + 26,
@@ -59,7 +59,7 @@ def kinds(info: Info) -> set[str]:
 def size(info: Info, places: list[tuple[str, str | None]], inputs: int, outputs: int) -> list[int]:
     """A node's [width, height]: slots, widgets, the picture that a picture node shows, the pack's own panels."""
     parts = {**(info["input"].get("required") or {}), **(info["input"].get("optional") or {})}
-    height, width = 30 + 21 * max(inputs, outputs), 270
+    height, width = 30 + 21 * max(inputs, outputs), 300 if REPORTS.get(info["name"], 0) > REPORT else 270
     for place, name in places:
         spec = parts.get(name, ("",))
         tall = spec[0] == "STRING" and len(spec) > 1 and spec[1].get("multiline")

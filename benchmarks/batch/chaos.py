@@ -28,7 +28,7 @@ from ...tools import workflows
 PICTURES = ("demo_scene.png", "demo_scene_two.png", "demo_drawing.png")
 COLUMNS = ["key", "Source picture.image", "Edited prompt.text", "KSampler.seed"]
 NODE = {"object_store_memory": 80 * 2**20}
-PATIENCE = 240  # seconds without which nothing moves any more
+PATIENCE = 600  # seconds without which nothing moves any more
 
 
 def workflow(side: int = 64, steps: int = 2) -> plan.Workflow:

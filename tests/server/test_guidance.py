@@ -100,7 +100,7 @@ def test_scale_0_is_the_unguided_picture(draw, guidance):
 
 
 def trained(graph, **inputs):
-    values = {"folder": "classes", "size": 128, "learning_rate": 0.001, "seed": 1, **inputs}
+    values = {"folder": "classes", "size": 128, "learning_rate": 0.001, "training_seed": 1, **inputs}
     return graph.add("NullText_TrainLatentClassifier", **values)
 
 

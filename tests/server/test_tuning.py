@@ -10,7 +10,7 @@ def report(result, words):
 
 
 def test_a_trained_lora_loads_through_core_and_the_same_graph_trains_nothing(comfy):
-    flow = comfy.workflow("dreambooth", steps=3, training_seed=OWN)
+    flow = comfy.workflow("dreambooth", steps=3, seed=OWN, training_seed=OWN)
     flow["4"]["inputs"]["file_name"] = "server/dream"
     first = comfy.run(flow).check()
     assert "Trained 3 steps" in report(first, "Saved as dream.safetensors")
@@ -38,7 +38,7 @@ def test_a_prompt_reads_the_learnt_word(comfy):
 
 
 def test_imagic_gives_a_strip(comfy):
-    flow = comfy.workflow("imagic", steps=3, training_seed=OWN)
+    flow = comfy.workflow("imagic", steps=3, seed=OWN, training_seed=OWN)
     result = comfy.run(flow).check()
     assert len(result.outputs["14"]["images"]) == 4
     assert report(result, "Text:").count("Trained 2 steps") == 2
@@ -69,7 +69,7 @@ def test_refusals(comfy, name, own, words):
 
 
 def test_a_trained_control_net_loads_through_core_and_leads(comfy):
-    flow = comfy.workflow("train_controlnet", steps=3, training_seed=OWN)
+    flow = comfy.workflow("train_controlnet", steps=3, seed=OWN, training_seed=OWN)
     flow["6"]["inputs"]["file_name"] = "server/edges"
     result = comfy.run(flow).check()
     assert "Trained 3 steps" in report(result, "Saved as edges.safetensors")
