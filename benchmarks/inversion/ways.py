@@ -26,6 +26,7 @@ from ...samplers.inversion.null_text import (
 from ...samplers.inversion.pivots import invert_ddim, random_pivot
 from ...samplers.inversion.replay import first_step
 from ...samplers.ode import sample_euler
+from ...samplers.picture.diffedit import difference_map, edit_mask, sample_diffedit
 from ..edits import Edit, other_value
 from ..lab import Demo, some
 from .cost import Costs, Meter
@@ -37,6 +38,8 @@ RATE, PAPER_RATE = default_rate(nets.CONTEXT), 1e-2
 #: the authors' settings: 2304.06140 (source cfg, target cfg, share of the steps walked), and the Direct Edit node's
 EDIT_FRIENDLY = (3.5, 15.0, 0.64)
 DIRECT = (3.5, 7.5, 0.66)
+#: DiffEdit: how far the climb goes, noises of the mask, and the time that it is read at
+DEPTH, MAPS, MASK_AT = 0.8, 10, 0.5
 SEED = 71
 
 
@@ -209,3 +212,19 @@ WAYS: dict[str, tuple[Callable[[Batch, Costs], Result], tuple[int, int]]] = {
     "conditional_embedding_optimised": (lambda b, _: conditional(b), (12, 10)),
     "null_text_paper_rate": (lambda b, costs: replace(null_text(b, costs, PAPER_RATE), edit=None), (12, 10)),
 }
+
+
+def diffedit(b: Batch, denoise, cfg: float) -> tuple[Tensor, Tensor]:
+    """(latents, mask [B, 1, h, w]) of DiffEdit to the batch's first target, its climb no higher than the edit begins.
+    denoise: as `Demo.denoise`, of whoever counts the rows."""
+    source, target, null = (partial(denoise, embedding=e) for e in (b.source, b.targets[0], b.null))
+
+    def pair(x, s):
+        return source(x, s), target(x, s)
+
+    heat = difference_map(pair, b.latent, b.lab.at(MASK_AT), process=VE, noise=b.noise(), maps=MAPS)
+    mask = edit_mask(heat)[:, None]
+    sigmas = b.sigmas[first_step(DEPTH, len(b.sigmas) - 1) :]
+    path = invert_ddim(source, b.latent, sigmas, process=VE).trajectory
+    more = {"trajectory": path, "edit": mask, "process": VE, "noise": gaussian(b.latent, 1)}
+    return sample_diffedit(guided(target, null, cfg), path[0], sigmas, **more), mask

@@ -14,7 +14,6 @@ import dataclasses
 import math
 import sys
 from collections.abc import Callable
-from functools import partial
 from statistics import mean, stdev
 
 import torch
@@ -23,13 +22,9 @@ from torch import Tensor
 from ...demo.scenes import Scenes
 from ...samplers.attention.controllers import MutualSelf
 from ...samplers.attention.layers import StepWindow
-from ...samplers.core import VE, gaussian, guided
 from ...samplers.guidance.proximal import proximal_cond
 from ...samplers.inversion.direct_edit import sample_flow_edit, sample_infedit
-from ...samplers.inversion.pivots import invert_ddim
-from ...samplers.inversion.replay import first_step
 from ...samplers.ode import sample_euler
-from ...samplers.picture.diffedit import difference_map, edit_mask, sample_diffedit
 from ..attention.runs import options_of
 from ..edits import KINDS, Edit, judged, other_value
 from ..harness import Bench, table
@@ -37,7 +32,7 @@ from ..inversion import ways
 from ..inversion.ways import CFG, Batch
 from ..lab import Demo, InEngine, some
 
-SEED, DEPTH, MAPS, MASK_AT, QUANTILE = 91, 0.8, 10, 0.5, 0.7
+SEED, QUANTILE = 91, 0.7
 BATCH = 8
 Way = Callable[["Group"], tuple[Tensor, float]]
 
@@ -103,17 +98,7 @@ def proximal(group: Group) -> tuple[Tensor, float]:
 def diffedit(group: Group) -> tuple[Tensor, float]:
     b, lab = group.batch(), group.lab
     lab.rows = 0
-    source, target = (partial(lab.denoise, embedding=e) for e in (b.source, b.targets[0]))
-
-    def pair(x, s):
-        return source(x, s), target(x, s)
-
-    heat = difference_map(pair, b.latent, lab.at(MASK_AT), process=VE, noise=b.noise(), maps=MAPS)
-    sigmas = b.sigmas[first_step(DEPTH, len(b.sigmas) - 1) :]
-    path = invert_ddim(source, b.latent, sigmas, process=VE).trajectory
-    guide = guided(target, partial(lab.denoise, embedding=b.null), CFG)
-    more = {"trajectory": path, "edit": edit_mask(heat)[:, None], "process": VE, "noise": gaussian(b.latent, 1)}
-    made = sample_diffedit(guide, path[0], sigmas, **more)
+    made, _ = ways.diffedit(b, lab.denoise, CFG)
     return lab.decode(made), lab.rows / len(made)
 
 

@@ -10,7 +10,6 @@ change. RePaint: fill and seam of the nodes' schedule of about 100 calls beside 
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from statistics import mean
 
 import torch
@@ -18,21 +17,19 @@ import torch
 from ...demo import scenes
 from ...samplers.core import VE, gaussian, guided
 from ...samplers.inversion.null_text import optimise_null_text, paper_schedule
-from ...samplers.inversion.pivots import invert_ddim
-from ...samplers.inversion.replay import first_step
 from ...samplers.measure.metrics import psnr
-from ...samplers.picture.diffedit import difference_map, edit_mask, sample_diffedit
 from ...samplers.picture.repaint_schedules import PRESETS, Schedule, data_scale, sample_repaint_scheduled
 from ...samplers.picture.sdedit import sdedit_sigmas
 from ..edits import CEILING, CELL, judged
 from ..from_image.conditional import calls_of
 from ..from_image.fill import FILL_CFG, filling, holes, seam_and_fill
 from ..harness import Bench, table
+from ..inversion import ways
 from ..inversion.ways import CFG, PAPER_RATE, RATE, Batch, Lab
 from ..lab import InEngine
 
 RATES = {"paper": PAPER_RATE, "default": RATE}
-DEPTH, MAPS, MASK_AT, EDIT_CFG = 0.8, 10, 0.5, 5.0
+EDIT_CFG = 5.0  # of DiffEdit
 #: about 100 calls: the nodes' preset, and a plain schedule of the paper's kind with shorter jumps
 FILLS = {"default": PRESETS["paper, 105 calls (25/5/5)"], "plain": Schedule(20, 1, 5)}
 
@@ -72,22 +69,11 @@ def null_text(lab: Lab, engine: InEngine, at: int, rate: float) -> dict:
 def diffedit(lab: Lab, at: int) -> dict:
     """One scene: the rows of a DiffEdit of the object's colour, the mask's IoU, the largest change outside of it."""
     b: Batch = lab.batch([at])
-    net, edit, target = Rows(lab.denoise), b.edits[0], b.targets[0]
-    asks = [partial(net, embedding=e) for e in (b.source, target)]
-    sigma = lab.at(MASK_AT)
-
-    def pair(x, s):
-        return [ask(x, s) for ask in asks]
-
-    heat = difference_map(pair, b.latent, sigma, process=VE, noise=b.noise(), maps=MAPS)
-    mask = edit_mask(heat)[:, None]
+    net, edit = Rows(lab.denoise), b.edits[0]
+    out, mask = ways.diffedit(b, net, EDIT_CFG)
     truth = torch.nn.functional.max_pool2d(
         scenes.difference(edit.before, edit.after).float().view(1, 1, 128, 128), CELL
     )
-    sigmas = b.sigmas[first_step(DEPTH, len(b.sigmas) - 1) :]
-    path = invert_ddim(asks[0], b.latent, sigmas, process=VE).trajectory
-    guide = guided(asks[1], partial(net, embedding=b.null), EDIT_CFG)
-    out = sample_diffedit(guide, path[0], sigmas, trajectory=path, edit=mask, process=VE, noise=gaussian(b.latent, 1))
     both, either = float((mask * truth).sum()), float(((mask + truth) > 0).sum())
     outside = float(((out - b.latent).abs() * (1 - mask)).max())
     return {"rows": net.rows, "iou": both / either, "outside": outside}

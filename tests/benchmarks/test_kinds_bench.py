@@ -19,7 +19,7 @@ def group():
         ("plain", STEPS + 2 * STEPS),
         ("negative prompt", STEPS + 2 * STEPS),
         ("proximal", STEPS + 2 * STEPS),
-        ("DiffEdit", 2 * kinds.MAPS + 3 + 2 * 3),  # three of four steps at depth 0.8
+        ("DiffEdit", 2 * kinds.ways.MAPS + 3 + 2 * 3),  # three of four steps at depth 0.8
     ],
 )
 def test_rows_are_the_inversions_and_the_edits(group, way, rows):

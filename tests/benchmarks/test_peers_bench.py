@@ -15,7 +15,7 @@ KEYS = {
 def test_diffedit_costs_a_mask_a_climb_and_an_edit(engine):
     with torch.inference_mode():
         found = peers.diffedit(peers.Lab(1, 10), 0)
-    assert found["rows"] == 2 * peers.MAPS + 8 + 2 * 8  # of 10 steps at depth 0.8
+    assert found["rows"] == 2 * peers.ways.MAPS + 8 + 2 * 8  # of 10 steps at depth 0.8
     assert found["outside"] == 0 and 0 <= found["iou"] <= 1
 
 
