@@ -171,7 +171,6 @@ class TrainLatentClassifier(Box):
     def run(self, model, vae, folder, size, train_steps, batch, learning_rate, mirror, training_seed, file_name):
         labels, pictures, targets = classifiers.class_folder(folder)
         path = files.new_file(KIND, file_name)
-        terms.decoder(model, vae)  # refuses a VAE of another model before any work
         progress = Progress(len(pictures) + train_steps)
         latents = classifiers.encode_pictures(model, vae, pictures, size, progress)
         sigmas = comfy.training_levels(model)
