@@ -139,10 +139,11 @@ class _Problem:
             raise ValueError(f"The null-text loss is not a number at step {i + 1}: load the model in bf16 or fp32.")
         return rec, denoised, loss
 
-    def gradient(self, loss: Tensor, phi: Tensor) -> Tensor:
+    def gradient(self, loss: Tensor, phi: Tensor, going: Tensor) -> Tensor:
+        """Of the losses of the images that go on; of the others 0."""
         self.stats.backwards += 1
         self.stats.backward_rows += len(phi)
-        return torch.autograd.grad(loss.sum(), phi)[0].detach()
+        return torch.autograd.grad(loss, phi, going.to(loss.dtype))[0].detach()
 
 
 def optimise_null_text(
@@ -211,7 +212,7 @@ def _descend(
         if j == schedule.inner or not bool(going.any()):
             break
         gradient = torch.zeros_like(phi)
-        gradient[rows] = work.gradient(loss[going[rows]], leaf)
+        gradient[rows] = work.gradient(loss, leaf, going[rows])
         phi = adam.step(phi, gradient, schedule.rates[i], going)
         if drop_finished:
             rows = going.nonzero()[:, 0]
@@ -246,7 +247,7 @@ def optimise_global_null(
         _, _, loss = work.evaluate(leaf, work.pivot[i], helds[i], work.pivot[i + 1], i)
         if k < steps:
             out.first_losses.append(loss.tolist())
-        phi = adam.step(phi, work.gradient(loss, leaf), rate * (1 - k / (2 * rounds * steps)), everyone)
+        phi = adam.step(phi, work.gradient(loss, leaf, everyone), rate * (1 - k / (2 * rounds * steps)), everyone)
     x = work.pivot[0]
     for i in range(steps):
         x, _, loss = work.evaluate(phi, x, work.held(x, i), work.pivot[i + 1], i)

@@ -227,6 +227,19 @@ def test_gradients_reach_the_embedding_alone():
     assert not found.reconstruction.requires_grad
 
 
+@pytest.mark.parametrize("optimise", [optimise_null_text, optimise_global_null])
+def test_a_caller_without_gradients_gets_the_same(optimise):
+    net, _, s, pivot = setting(VE)
+
+    def embeddings():
+        return optimise(net, net.prompt(0), pivot, s, net.null, cfg=CFG, process=VE).embeddings
+
+    wanted = embeddings()
+    with torch.no_grad():
+        found = embeddings()
+    assert torch.equal(found, wanted) and not torch.allclose(found[0], net.null.float())
+
+
 def test_a_half_precision_net_keeps_state_in_fp32():
     net, x0, s, pivot = setting(VE, torch.float32)
     seen = set()
