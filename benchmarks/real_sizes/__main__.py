@@ -1,0 +1,71 @@
+"""What the boxes cost at a real model's width: `make bench NAME=real_sizes [ARGS="--quick --fresh"]`.
+
+A UNet of SD1.5's widths and depths with random weights (its text is 128 wide, the demo text encoder's), pictures of
+256 px, fp32, one thread. Per box: the time of its cell of `make families` over that of the network calls which the cell
+makes (timed.py says how that is measured). Then null-text on 512 px, in a process of its own: what a step's
+optimisation adds to the memory in use, and what checkpointing saves and costs. Needs 10 GB of memory, and Linux.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from functools import partial
+
+import torch
+
+from ..families.cells import CELLS
+from ..families.run import WORKS
+from ..harness import Bench, table
+from .memory import apart
+from .timed import FAMILY, Plain, Timed, lab
+
+WIDTH, SIZE, LARGE = 320, 32, 64  #: channels of the first level; latent cells a side
+
+
+def measured(here: Timed, plain: Plain, name: str) -> dict[str, float | None]:
+    """One cell."""
+    plain.measure()
+    with here.watched() as spent:
+        outcome = here.run(name)
+    plain.measure()
+    if outcome.kind != WORKS:
+        raise RuntimeError(f"{name} on {FAMILY}: {outcome.says}")
+    found = {"rows": sum(spent.rows), "recorded": spent.recorded_calls, "seconds": spent.whole}
+    return {**found, "ratio": spent.ratio(plain) if spent.rows or spent.recorded else None}
+
+
+def main(argv: list[str] | None = None) -> None:
+    torch.set_num_threads(1)
+    bench = Bench("real_sizes", __doc__.splitlines()[0], argv)
+    width, size, large = (32, 8, 16) if bench.quick else (WIDTH, SIZE, LARGE)
+    names = list(CELLS)[:6] if bench.quick else list(CELLS)
+    with tempfile.TemporaryDirectory() as folder:
+        here = lab(folder, size, width)
+        plain = here.load()
+        found = {name: bench.once(name, partial(measured, here, plain, name)) for name in names}
+        parameters = sum(p.numel() for p in here.outside["network"].parameters())
+        del here, plain
+        needs = {
+            kind: bench.once(f"null-text, {kind}", partial(apart, folder, large, width, kind == "checkpointing"))
+            for kind in ("plain", "checkpointing")
+        }
+    bench.finish(*result(found, needs, parameters))
+
+
+def result(found: dict[str, dict], needs: dict[str, dict], parameters: int) -> tuple[str, dict]:
+    """The table, the dearest box first, and the figures."""
+    rows = {name.removeprefix("NullText_"): row for name, row in found.items() if row["ratio"] is not None}
+    lines = [[name, row["rows"], row["recorded"], row["seconds"], row["ratio"]] for name, row in rows.items()]
+    header = ["box", "plain rows", "calls with gradients", "seconds", "over its calls"]
+    shown = table(header, sorted(lines, key=lambda line: -line[-1]))
+    figures = {"parameters": parameters} | {f"ratio {name}": row["ratio"] for name, row in rows.items()}
+    for kind, row in needs.items():
+        shown += f"\nnull-text, {kind}: {row['added']:.2f} GB beside {row['weights']:.2f} GB of weights, "
+        shown += f"{row['seconds']:.0f} s in gradients"
+        figures |= {f"null_text_{key} {kind}": value for key, value in row.items()}
+    return shown, figures
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

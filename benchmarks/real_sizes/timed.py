@@ -1,0 +1,145 @@
+"""The cells of `make families`, and what of their time is the network's.
+
+A cell's time is that of its samplers' and of the pack's nodes, on this thread's clock, so that a busy neighbour counts
+less; what the VAE, the text encoder and the image-text towers take is left out. Beside it stands what the same calls of
+the network cost by themselves: a call without gradients the time of a plain call of as many rows, measured in the same
+run; a call that records gradients, and a backward pass, what it took.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch import nn
+
+from ..families import stand_ins
+from ..families.inside import Inside
+from ..families.stand_ins import TEXT, TOKENS
+
+FAMILY = "SD1.5"
+SAMPLERS = {"KSampler", "SamplerCustom", "SamplerCustomAdvanced"}
+
+
+@dataclass
+class Spent:
+    """Seconds of this thread, and the rows of the network's calls without gradients."""
+
+    whole: float = 0.0
+    beside: float = 0.0  #: in the VAE, the text encoder, the towers
+    recorded: float = 0.0  #: in calls of the network that record gradients, and in backward passes
+    rows: list[int] = field(default_factory=list)
+    recorded_calls: int = 0
+
+    def ratio(self, plain: Plain) -> float:
+        """The cell's time over that of its network calls."""
+        return (self.whole - self.beside) / (self.recorded + sum(map(plain.seconds, self.rows)))
+
+
+class Plain:
+    """What a call of a network costs without gradients, by its rows: on the line through the medians of those timed."""
+
+    def __init__(self, network: nn.Module, size: int):
+        self.network, self.size = network, size
+        self.times: dict[int, list[float]] = {1: [], 2: [], 4: []}
+
+    def measure(self) -> None:
+        """One call of each; called before and after every cell, so that a machine's drift is followed."""
+        for rows, times in self.times.items():
+            x, context = torch.randn(rows, 4, self.size, self.size), torch.randn(rows, TOKENS, TEXT)
+            with torch.inference_mode():
+                begun = time.thread_time()
+                self.network(x, torch.full((rows,), 500.0), context=context)
+                times.append(time.thread_time() - begun)
+
+    def seconds(self, rows: int) -> float:
+        known = sorted(self.times)
+        low = max([n for n in known[:-1] if n <= rows], default=known[0])
+        high = known[known.index(low) + 1]
+        of = {n: statistics.median(self.times[n][-8:]) for n in (low, high)}
+        return of[low] + (rows - low) / (high - low) * (of[high] - of[low])
+
+
+class Timed(Inside):
+    """A family in this process whose cells are timed: `spent` of the last one."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.spent, self.outside = Spent(), {}
+
+    def load(self) -> Plain:
+        """Load what every cell takes; returns the clock of the network's plain calls."""
+        graph = self.graph()
+        graph.shown(graph.add("VAEDecode", samples=graph.original, vae=graph.vae))
+        graph.drawn(steps=1)
+        self.left(graph)
+        return Plain(self.outside["network"], self.size)
+
+    def called(self, node, kind, given, outputs):
+        ours = kind in SAMPLERS or kind.startswith("NullText_")
+        begun = time.thread_time()
+        made = super().called(node, kind, given, outputs)
+        if ours:
+            self.spent.whole += time.thread_time() - begun
+        if kind == "Families_Model":
+            self.outside["network"] = made[0].model.diffusion_model
+        elif kind == "Families_Vae":
+            self.outside["vae"] = made[0].first_stage_model
+        elif kind == "Families_Clip":
+            self.outside["clip"] = made[0].cond_stage_model
+        return made
+
+    @contextmanager
+    def watched(self) -> Iterator[Spent]:
+        """What runs in the block is timed."""
+        self.spent = spent = Spent()
+        network, others = self.outside["network"], [self.outside["vae"], self.outside["clip"]]
+        others = [child for other in others for child in (other.children() if list(other.children()) else [other])]
+        open_: list[tuple] = []  # calls that have begun: (module, time)
+
+        def begin(module, given):
+            if not open_:  # an inner module's time is the outer one's
+                open_.append((module, time.thread_time()))
+
+        def end(module, given, made):
+            if not open_ or open_[-1][0] is not module:
+                return
+            took = time.thread_time() - open_.pop()[1]
+            if module is not network:
+                spent.beside += took
+            elif made.requires_grad:
+                spent.recorded += took
+                spent.recorded_calls += 1
+            else:
+                spent.rows.append(len(given[0]))
+
+        def backward(function):
+            def timed(*args, **more):
+                begun = time.thread_time()
+                try:
+                    return function(*args, **more)
+                finally:
+                    spent.recorded += time.thread_time() - begun
+
+            return timed
+
+        with ExitStack() as stack:
+            for module in (network, *others):
+                for handle in (module.register_forward_pre_hook(begin), module.register_forward_hook(end)):
+                    stack.callback(handle.remove)
+            stack.enter_context(mock.patch.object(torch.autograd, "grad", backward(torch.autograd.grad)))
+            stack.enter_context(mock.patch.object(torch.Tensor, "backward", backward(torch.Tensor.backward)))
+            yield spent
+
+
+def lab(folder: str, size: int, width: int) -> Timed:
+    """SD1.5 with `width` channels in its first level, on pictures of `size` latent cells a side."""
+    kind, config, more = stand_ins.FAMILIES[FAMILY]
+    stand_ins.FAMILIES[FAMILY] = (kind, config | {"model_channels": width}, more)
+    return Timed(FAMILY, Path(folder), size)

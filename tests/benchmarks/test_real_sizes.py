@@ -1,0 +1,88 @@
+"""The bench at a real model's width: what counts as the network's time, and a call's cost by its rows."""
+
+import pytest
+import torch
+from nulltext.benchmarks.real_sizes import __main__ as bench
+from nulltext.benchmarks.real_sizes.timed import Plain, Spent, Timed
+from torch import nn
+
+
+class Clock:
+    """Time that passes where it is told to."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class Slow(nn.Module):
+    """A network whose calls take as many seconds as `took` says."""
+
+    def __init__(self, clock, took, inner=None):
+        super().__init__()
+        self.clock, self.took, self.inner = clock, took, inner
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        self.clock.now += self.took
+        return (self.inner(x) if self.inner else x) * self.weight
+
+
+@pytest.fixture
+def here(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("nulltext.benchmarks.real_sizes.timed.time.thread_time", clock)
+    here = Timed.__new__(Timed)
+    here.clock = clock
+    inner = Slow(clock, 1.0)
+    here.outside = {"network": Slow(clock, 4.0, inner), "vae": Slow(clock, 2.0), "clip": inner}
+    return here
+
+
+def test_a_cell_s_time_is_parted(here):
+    network, x = here.outside["network"], torch.ones(3, 2)
+    with here.watched() as spent:
+        with torch.no_grad():
+            network(x)
+            here.outside["vae"](x)
+        loss = network(x).sum()
+        loss.backward()
+        torch.autograd.grad(network(x).sum(), network.weight)
+    assert spent.rows == [3] and spent.recorded_calls == 2
+    assert spent.beside == 2 and spent.recorded == 10, "a module inside the network counts as the network"
+    with torch.no_grad():
+        network(x)
+    assert spent.rows == [3], "the hooks are gone"
+
+
+def test_a_backward_pass_is_the_network_s(here):
+    def slow(gradient):
+        here.clock.now += 7
+
+    leaf = torch.ones(2, requires_grad=True)
+    leaf.register_hook(slow)
+    with here.watched() as spent:
+        torch.autograd.grad((leaf * 2).sum(), leaf)
+        (leaf * 2).sum().backward()
+    assert spent.recorded == 14
+    backward = torch.Tensor.backward
+    assert backward.__module__ == "torch._tensor", "as it was"
+
+
+def test_rows_cost_what_the_line_says():
+    plain = Plain(None, 8)
+    plain.times = {1: [1.0], 2: [1.5], 4: [3.5]}
+    assert [plain.seconds(n) for n in (1, 2, 3, 4, 5)] == [1.0, 1.5, 2.5, 3.5, 4.5]
+    assert Spent(whole=9.0, beside=1.0, recorded=2.0, rows=[1, 3]).ratio(plain) == 8.0 / 5.5
+
+
+def test_the_dearest_box_stands_first():
+    rows = {
+        name: {"rows": 2, "recorded": 0, "seconds": 1.0, "ratio": ratio}
+        for name, ratio in (("NullText_A", 1.0), ("NullText_B", 1.3), ("NullText_C", None))
+    }
+    needs = {"plain": {"added": 2.0, "weights": 1.0, "seconds": 5.0}}
+    shown, figures = bench.result(rows, needs, 10)
+    assert shown.splitlines()[2].startswith("B ") and "C" not in shown.split("null-text")[0].split("\n", 1)[1]
+    assert figures["ratio A"] == 1.0 and figures["null_text_added plain"] == 2.0 and "ratio C" not in figures
