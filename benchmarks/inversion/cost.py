@@ -28,6 +28,15 @@ class Meter:
             embedding.register_hook(lambda gradient: self.backwards.append(len(gradient)))
         return self.net(x, sigma, embedding)
 
+    @property
+    def rows(self) -> int:
+        """Of all forwards."""
+        return sum(self.forwards)
+
+    def forget(self) -> None:
+        """Count anew."""
+        self.forwards, self.backwards, self.seconds = [], [], 0.0
+
     @contextmanager
     def timed(self) -> Iterator[None]:
         start = time.perf_counter()

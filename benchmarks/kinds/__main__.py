@@ -29,6 +29,7 @@ from ..attention.runs import options_of
 from ..edits import KINDS, Edit, judged, other_value
 from ..harness import Bench, table
 from ..inversion import ways
+from ..inversion.cost import Meter
 from ..inversion.ways import CFG, Batch
 from ..lab import Demo, InEngine, some
 
@@ -37,20 +38,17 @@ BATCH = 8
 Way = Callable[["Group"], tuple[Tensor, float]]
 
 
-class Counting(Demo):
-    """The demo model; `rows` it was asked for, and gave gradients of."""
-
-    rows = 0
-
-    def denoise(self, x: Tensor, sigma, embedding: Tensor) -> Tensor:
-        self.rows += len(x)
-        return super().denoise(x, sigma, embedding)
+def counting(steps: int) -> Demo:
+    """The demo model whose `denoise` counts its rows."""
+    lab = Demo(steps)
+    lab.denoise = Meter(lab.denoise)
+    return lab
 
 
 class Group:
     """Some scenes, to be edited in one kind."""
 
-    def __init__(self, lab: Counting, engine: InEngine, kind: str, truth: Scenes, seed: int):
+    def __init__(self, lab: Demo, engine: InEngine, kind: str, truth: Scenes, seed: int):
         self.lab, self.engine, self.seed = lab, engine, seed
         self.edit = Edit(kind, truth, truth.changed(kind, other_value(truth, kind, seed)))
 
@@ -73,33 +71,33 @@ def along(way: Callable[[Batch], ways.Result]) -> Way:
 
     def run(group: Group) -> tuple[Tensor, float]:
         b, lab = group.batch(), group.lab
-        lab.rows = 0
+        lab.denoise.forget()
         result = way(b)
-        before = lab.rows
+        before = lab.denoise.rows
         made = result.edit(b.targets[0])
-        unread = 0 if result.reconstruction is None else lab.rows - before
-        return lab.decode(made), (lab.rows - unread) / len(b.latent)
+        unread = 0 if result.reconstruction is None else lab.denoise.rows - before
+        return lab.decode(made), (lab.denoise.rows - unread) / len(b.latent)
 
     return run
 
 
 def proximal(group: Group) -> tuple[Tensor, float]:
     b, lab = group.batch(), group.lab
-    lab.rows = 0
+    lab.denoise.forget()
 
     def denoise(x, sigma):
         cond, uncond = (lab.denoise(x, sigma, e) for e in (b.targets[0], b.source))
         return uncond + CFG * (proximal_cond(cond, uncond, QUANTILE, "l0") - uncond)
 
     made = sample_euler(denoise, b.pivot[0], b.sigmas)
-    return lab.decode(made), lab.rows / len(made)
+    return lab.decode(made), lab.denoise.rows / len(made)
 
 
 def diffedit(group: Group) -> tuple[Tensor, float]:
     b, lab = group.batch(), group.lab
-    lab.rows = 0
+    lab.denoise.forget()
     made, _ = ways.diffedit(b, lab.denoise, CFG)
-    return lab.decode(made), lab.rows / len(made)
+    return lab.decode(made), lab.denoise.rows / len(made)
 
 
 def by_attention(edited: Callable[[InEngine, Edit, object], tuple[Tensor, float]], null_text: bool = False) -> Way:
@@ -191,7 +189,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     bench = Bench("kinds", __doc__.splitlines()[0], argv)
     n, steps = (2, 4) if bench.quick else (16, 20)
-    lab, engine = Counting(steps), InEngine(steps)
+    lab, engine = counting(steps), InEngine(steps)
     truth = {kind: chosen(kind, n) for kind in KINDS}
     rows: dict[str, dict[str, list[dict]]] = {}
     for upto in range(min(n, BATCH), n + 1, BATCH):  # a run that is stopped has as many scenes of every way

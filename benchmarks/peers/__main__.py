@@ -25,6 +25,7 @@ from ..from_image.conditional import calls_of
 from ..from_image.fill import FILL_CFG, filling, holes, seam_and_fill
 from ..harness import Bench, table
 from ..inversion import ways
+from ..inversion.cost import Meter
 from ..inversion.ways import CFG, PAPER_RATE, RATE, Batch, Lab
 from ..lab import InEngine
 
@@ -32,17 +33,6 @@ RATES = {"paper": PAPER_RATE, "default": RATE}
 EDIT_CFG = 5.0  # of DiffEdit
 #: about 100 calls: the nodes' preset, and a plain schedule of the paper's kind with shorter jumps
 FILLS = {"default": PRESETS["paper, 105 calls (25/5/5)"], "plain": Schedule(20, 1, 5)}
-
-
-class Rows:
-    """A denoiser that counts the rows it is asked for."""
-
-    def __init__(self, denoise):
-        self.denoise, self.rows = denoise, 0
-
-    def __call__(self, x, sigma, **more):
-        self.rows += len(x)
-        return self.denoise(x, sigma, **more)
 
 
 def null_text(lab: Lab, engine: InEngine, at: int, rate: float) -> dict:
@@ -69,7 +59,7 @@ def null_text(lab: Lab, engine: InEngine, at: int, rate: float) -> dict:
 def diffedit(lab: Lab, at: int) -> dict:
     """One scene: the rows of a DiffEdit of the object's colour, the mask's IoU, the largest change outside of it."""
     b: Batch = lab.batch([at])
-    net, edit = Rows(lab.denoise), b.edits[0]
+    net, edit = Meter(lab.denoise), b.edits[0]
     out, mask = ways.diffedit(b, net, EDIT_CFG)
     truth = torch.nn.functional.max_pool2d(
         scenes.difference(edit.before, edit.after).float().view(1, 1, 128, 128), CELL

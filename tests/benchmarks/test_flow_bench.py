@@ -1,10 +1,10 @@
 """The flow bench's figures from rows of known numbers."""
 
 import nulltext.benchmarks.flow.__main__ as flow
-import nulltext.benchmarks.peers.__main__ as peers
 import pytest
 import torch
 from nulltext.benchmarks.flow import ways
+from nulltext.benchmarks.inversion.cost import Meter
 
 
 def row(success, **more):
@@ -40,7 +40,7 @@ def test_the_rows_of_the_predicted_time_are_those_that_the_ways_ask_for():
     lab, rows = flow.Lab(1, False), {}
 
     def asked(way) -> int:
-        lab.denoise = peers.Rows(lambda x, sigma, embedding: torch.zeros_like(x))
+        lab.denoise = Meter(lambda x, sigma, embedding: torch.zeros_like(x))
         way(flow.Batch(lab, [0]))
         return lab.denoise.rows
 

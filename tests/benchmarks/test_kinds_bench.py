@@ -10,7 +10,7 @@ STEPS = 4
 
 @pytest.fixture(scope="module")
 def group():
-    return kinds.Group(kinds.Counting(STEPS), None, "texture", kinds.chosen("texture", 2), 1)
+    return kinds.Group(kinds.counting(STEPS), None, "texture", kinds.chosen("texture", 2), 1)
 
 
 @pytest.mark.parametrize(
