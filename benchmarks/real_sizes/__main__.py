@@ -1,9 +1,9 @@
 """What the boxes cost at a real model's width: `make bench NAME=real_sizes [ARGS="--quick --fresh"]`.
 
 A UNet of SD1.5's widths and depths with random weights (its text is 128 wide, the demo text encoder's), pictures of
-256 px, fp32, one thread. Per box: the time of its cell of `make families` over that of the network calls which the cell
-makes (timed.py says how that is measured). Then null-text on 512 px, in a process of its own: what a step's
-optimisation adds to the memory in use, and what checkpointing saves and costs. Needs 10 GB of memory, and Linux.
+128 px (256 where attention is edited), fp32, one thread. Per box: the time of its cell of `make families` over that of
+the network calls which the cell makes (timed.py says how that is measured). Then null-text on 512 px, in a process of
+its own: what the optimisation adds to the memory in use, and what checkpointing saves and costs. Linux, 10 GB of memory.
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ from ..families.cells import CELLS
 from ..families.run import WORKS
 from ..harness import Bench, table
 from .memory import apart
-from .timed import FAMILY, Plain, Timed, lab
+from .timed import FAMILY, Timed, lab
 
-WIDTH, SIZE, LARGE = 320, 32, 64  #: channels of the first level; latent cells a side
+WIDTH, SIZE, LARGE = 320, 16, 64  #: channels of the first level; latent cells a side
+#: their work inside the network grows with the picture, so that theirs is twice as large a side
+ATTENTION = ("AttentionRecord", "AttentionReweight", "PromptToPrompt", "MasaCtrl", "PromptToPromptGuider", "WordMask")
 
 
-def measured(here: Timed, plain: Plain, name: str) -> dict[str, float | None]:
+def measured(here: Timed, size: int, name: str) -> dict[str, float | None]:
     """One cell."""
+    here.size = size * (2 if name.removeprefix("NullText_") in ATTENTION else 1)
+    plain = here.plain()
     plain.measure()
     with here.watched() as spent:
         outcome = here.run(name)
@@ -42,10 +46,10 @@ def main(argv: list[str] | None = None) -> None:
     names = list(CELLS)[:6] if bench.quick else list(CELLS)
     with tempfile.TemporaryDirectory() as folder:
         here = lab(folder, size, width)
-        plain = here.load()
-        found = {name: bench.once(name, partial(measured, here, plain, name)) for name in names}
+        here.load()
+        found = {name: bench.once(name, partial(measured, here, size, name)) for name in names}
         parameters = sum(p.numel() for p in here.outside["network"].parameters())
-        del here, plain
+        del here
         needs = {
             kind: bench.once(f"null-text, {kind}", partial(apart, folder, large, width, kind == "checkpointing"))
             for kind in ("plain", "checkpointing")

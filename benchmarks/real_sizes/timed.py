@@ -71,15 +71,18 @@ class Timed(Inside):
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
-        self.spent, self.outside = Spent(), {}
+        self.spent, self.outside, self.plains = Spent(), {}, {}
 
-    def load(self) -> Plain:
-        """Load what every cell takes; returns the clock of the network's plain calls."""
+    def load(self) -> None:
+        """Load what every cell takes."""
         graph = self.graph()
         graph.shown(graph.add("VAEDecode", samples=graph.original, vae=graph.vae))
         graph.drawn(steps=1)
         self.left(graph)
-        return Plain(self.outside["network"], self.size)
+
+    def plain(self) -> Plain:
+        """What a plain call costs at the size as it is now."""
+        return self.plains.setdefault(self.size, Plain(self.outside["network"], self.size))
 
     def called(self, node, kind, given, outputs):
         ours = kind in SAMPLERS or kind.startswith("NullText_")
