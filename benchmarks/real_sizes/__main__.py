@@ -3,7 +3,7 @@
 A UNet of SD1.5's widths and depths with random weights (its text is 128 wide, the demo text encoder's), pictures of
 128 px (256 where attention is edited), fp32, one thread. Per box: the time of its cell of `make families` over that of
 the network calls which the cell makes (timed.py says how that is measured). Then null-text on 512 px, in a process of
-its own: what the optimisation adds to the memory in use, and what checkpointing saves and costs. Linux, 10 GB of memory.
+its own: what the optimisation adds to the memory in use, and what checkpointing saves and costs. Linux; 10 GB.
 """
 
 from __future__ import annotations
