@@ -72,7 +72,7 @@ class DiffEditMask(Box):
         Float(
             "strength", 0.5, "How far the picture is noised, as a fraction of the diffusion's time (the paper's 0.5)."
         ),
-        Float("threshold", THRESHOLD, "Where the scaled heat counts as edit. 0.5 is the paper's: 1.5 times the mean."),
+        Float("threshold", THRESHOLD, "Where the heat, scaled to 0..1, counts as edit. 0.5 is the paper's."),
         Float(
             "clamp",
             CLAMP,

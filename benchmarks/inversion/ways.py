@@ -161,11 +161,11 @@ def conditional(b: Batch) -> Result:
     return Result(found.reconstruction)
 
 
-def exact(b: Batch) -> Result:
-    pair = invert_exact_pair(b.of(b.source, CFG), b.latent, b.sigmas, process=VE).pair
+def exact(b: Batch, cfg: float = CFG) -> Result:
+    pair = invert_exact_pair(b.of(b.source, cfg), b.latent, b.sigmas, process=VE).pair
 
     def walk(context):
-        return sample_exact_pair(b.of(context, CFG), b.latent, b.sigmas, process=VE, pair=pair)
+        return sample_exact_pair(b.of(context, cfg), b.latent, b.sigmas, process=VE, pair=pair)
 
     back = walk(b.source)
     return Result(back, walk, {"error": float((back - b.latent).abs().max())})

@@ -4,8 +4,8 @@
 Per way and kind: the share of edits in which a probe reads the new attribute, the PSNR of what lies outside the region
 that may change, against the decoded source, and the network rows of a picture (forwards and backwards, the inversion's
 too). +- is the standard error over the edits. Everything at cfg 7.5, but for edit-friendly, which runs at its authors'
-numbers. Prompt-to-prompt has its settings per kind (attention/runs.py, chosen on training scenes), local blend with
-them. plain: DDIM inversion and the edited prompt, no more.
+numbers, and a second row of the exact pair. Prompt-to-Prompt has its settings per kind (attention/runs.py, chosen on
+training scenes), local blend with them. plain: DDIM inversion and the edited prompt, no more.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from ..inversion.ways import CFG, Batch
 from ..lab import Demo, InEngine, some
 
 SEED, QUANTILE = 91, 0.7
+EXACT_CFG = 3.0  # at which exact inversion is published (EDICT, 2211.12446)
 BATCH = 8
 Way = Callable[["Group"], tuple[Tensor, float]]
 
@@ -149,6 +150,7 @@ WAYS: dict[str, Way] = {
     "negative prompt": along(ways.negative),
     "proximal": proximal,
     "exact pair": along(ways.exact),
+    f"exact pair, cfg {EXACT_CFG:g}": along(lambda b: ways.exact(b, EXACT_CFG)),
     "edit-friendly": along(ways.edit_friendly),
     "FlowEdit": along(lambda b: ways.direct(b, sample_flow_edit)),
     "InfEdit": along(lambda b: ways.direct(b, sample_infedit)),

@@ -3,12 +3,13 @@
 Step 1, the mask: noise the picture to strength 0.5, n times; where do source and target prompt predict different noise?
 
     h = mean over maps and channels of |eps(x_s, target) - eps(x_s, source)|,     |eps difference| = |D_t - D_s| / s
-    clamp, scale to [0, 1], threshold at 0.5 (the paper's); clamp at 3 times the mean of h: so h > 1.5 mean h. The paper
-    says only that extreme values are removed; 3 is the value of diffusers' pipeline
+    clamp, scale to [0, 1], threshold at 0.5 (the paper's); clamp at 3 times the mean of h: so h > half of 3 mean h, or
+    of the largest h where that is less. The paper says only that extreme values are removed; 3 is the value of
+    diffusers' pipeline, which divides by 3 mean h even where no h is as large: then a change of the whole background
+    gives an empty mask, for no large region can be 1.5 times as hot as the mean
 
 Step 2: invert the picture (DDIM) to a chosen depth, keeping every latent. Step 3: decode with the target prompt, and
-after
-each step put the stored latent back outside the mask:  x = m x + (1 - m) trajectory[s'].
+after each step put the stored latent back outside the mask:  x = m x + (1 - m) trajectory[s'].
 
 Departures: a map without any disagreement gives an empty mask (the authors' normalisation would divide by 0); the
 last step blends with the clean latent, so that outside the mask the picture is exact; a map can be blurred a little
@@ -58,9 +59,10 @@ def smoothed(h: Tensor, cells: int) -> Tensor:
 
 
 def normalised(h: Tensor, clamp: float = CLAMP) -> Tensor:
-    """h [B, H, W] clamped at `clamp` times its mean and scaled to [0, 1]; 0 where nothing differs."""
-    mean = h.flatten(1).mean(1).reshape(-1, *[1] * (h.ndim - 1))
-    return torch.where(mean > 0, (h / (clamp * mean).clamp(min=torch.finfo(h.dtype).tiny)).clamp(0, 1), 0)
+    """h [B, H, W] clamped at `clamp` times its mean and scaled so that the largest is 1; 0 where nothing differs."""
+    each = h.flatten(1)
+    top = torch.minimum(clamp * each.mean(1), each.amax(1)).reshape(-1, *[1] * (h.ndim - 1))
+    return torch.where(top > 0, (h / top.clamp(min=torch.finfo(h.dtype).tiny)).clamp(0, 1), 0)
 
 
 def edit_mask(h: Tensor, threshold: float = THRESHOLD, clamp: float = CLAMP) -> Tensor:

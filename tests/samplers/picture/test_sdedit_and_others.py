@@ -86,8 +86,22 @@ def test_equal_prompts_give_an_empty_mask():
 
 
 def test_threshold_is_the_papers():
-    h = torch.rand(1, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    assert torch.equal(edit_mask(h), (h > 1.5 * h.mean()).double())
+    """Half of the scale, which ends at 3 times the mean: what is hotter is clamped to it."""
+    h = torch.rand(1, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64) ** 4
+    assert h.max() > 3 * h.mean() and torch.equal(edit_mask(h), (h > 1.5 * h.mean()).double())
+    torch.testing.assert_close(normalised(h), (h / (3 * h.mean())).clamp(max=1))
+    assert torch.equal(edit_mask(h, 0.3, 2.0), (h > 0.6 * h.mean()).double())
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.9])
+def test_a_region_is_found_however_large_it_is(share):
+    """Each picture of a batch on its own scale; where no heat is 3 times the mean, the largest is 1."""
+    h = torch.rand(2, 32, 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 0.2
+    rows = round(share * 32)
+    h[0, :rows] += 0.8
+    h[1, :2] += 80
+    assert torch.equal(edit_mask(h)[0, :rows], torch.ones(rows, 32).double()) and edit_mask(h)[0, rows:].sum() == 0
+    assert torch.equal(edit_mask(h)[1], edit_mask(h[1:])[0]) and normalised(h).amax((1, 2)).tolist() == [1, 1]
 
 
 def test_masked_decode_keeps_the_trajectory_outside():
