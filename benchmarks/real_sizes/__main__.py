@@ -36,7 +36,7 @@ def measured(here: Timed, size: int, name: str) -> dict[str, float | None]:
     if outcome.kind != WORKS:
         raise RuntimeError(f"{name} on {FAMILY}: {outcome.says}")
     found = {"rows": sum(spent.rows), "recorded": spent.recorded_calls, "seconds": spent.whole}
-    return {**found, "ratio": spent.ratio(plain) if spent.rows or spent.recorded else None}
+    return {**found, "ratio": spent.ratio(plain) if spent.rows or spent.recorded_calls else None}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -5,6 +5,7 @@ import torch
 from nulltext.benchmarks.real_sizes import __main__ as bench
 from nulltext.benchmarks.real_sizes.timed import Plain, Spent, Timed
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 
 class Clock:
@@ -66,6 +67,10 @@ def test_a_backward_pass_is_the_network_s(here):
         torch.autograd.grad((leaf * 2).sum(), leaf)
         (leaf * 2).sum().backward()
     assert spent.recorded == 14
+    with here.watched() as spent:
+        made = checkpoint(here.outside["network"], torch.ones(2, requires_grad=True), use_reentrant=True)
+        made.sum().backward()
+    assert spent.recorded == 5 and not spent.recorded_calls, "asked again inside the pass, it counts as the pass"
     backward = torch.Tensor.backward
     assert backward.__module__ == "torch._tensor", "as it was"
 
