@@ -169,7 +169,7 @@ def grad_mode(*modules: nn.Module, checkpoint: bool = False) -> Iterator[None]:
     """Leave inference mode with these modules (UNet, control net, decoder, text encoder) ready for backward.
 
     Enter it after the models are loaded: loading makes inference tensors again. Tensors from outside that meet a
-    gradient must pass `normal`. checkpoint: recompute blocks in backward (less memory, about half more time).
+    gradient must pass `normal`. checkpoint: recompute blocks in backward (less memory, up to two fifths more time).
     Raises ValueError for quantised weights."""
     check_differentiable(*modules)
     with contextlib.ExitStack() as undo:

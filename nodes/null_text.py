@@ -41,7 +41,7 @@ INNER = (
     ),
 )
 CHECKPOINTING = Boolean(
-    "checkpointing", False, "Recompute blocks in the backward pass: much less memory, about half more time."
+    "checkpointing", False, "Recompute blocks in the backward pass: less memory, up to two fifths more time."
 )
 RATE = Float(
     "rate",
