@@ -73,11 +73,16 @@ def _hash(*parts: bytes) -> str:
     return digest.hexdigest()[:32]
 
 
+def _plain(name: str) -> str:
+    """A parameter's name without what torch.compile puts into it while the compiled network stands in the model."""
+    return name.replace("_orig_mod.", "")
+
+
 def fingerprint(model) -> dict[str, str]:
     """Short strings by aspect (the keys of `_NAMES`). Costs milliseconds; loads nothing, changes nothing."""
-    parameters = dict(model.model.named_parameters())
+    parameters = {_plain(name): value for name, value in model.model.named_parameters()}
     names = sorted(parameters)
-    before_patches = {k: getattr(v, "weight", v) for k, v in model.backup.items()}
+    before_patches = {_plain(k): getattr(v, "weight", v) for k, v in model.backup.items()}
     step = max(len(names) // _PARAMETERS, 1)
     sampling = model.get_model_object("model_sampling")
     table = getattr(sampling, "sigmas", None)

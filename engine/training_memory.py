@@ -120,7 +120,8 @@ def needed(
 
     attached(): what is trained, put into the network on the meta device; tensors that it yields are counted as trained
     already. of_text: the caption's embedding learns."""
-    network, model = run.model.diffusion_model, run.model
+    model = run.model
+    network = getattr(model.diffusion_model, "_orig_mod", model.diffusion_model)  # what torch.compile wraps
     parts = run.guider.conds[name][0]["model_conds"]
     try:
         values, weights = on_meta(network)

@@ -93,3 +93,15 @@ def test_fingerprint_counts_patches_and_sees_through_loaded_ones(engine, tiny):
         import comfy.model_management
 
         comfy.model_management.unload_all_models()
+
+
+def test_a_network_that_is_compiled_is_the_same_model(engine, tiny):
+    before = fingerprint(tiny)
+    compiled = tiny.clone()
+    compiled.add_object_patch("diffusion_model", torch.compile(tiny.get_model_object("diffusion_model")))
+    compiled.patch_model()
+    try:
+        assert any("_orig_mod" in name for name, _ in compiled.model.named_parameters())
+        assert fingerprint(compiled) == before
+    finally:
+        compiled.unpatch_model()

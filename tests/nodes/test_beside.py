@@ -8,6 +8,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
 from nulltext.benchmarks.families import stand_ins
 from nulltext.benchmarks.families.cells import CELLS
 from nulltext.benchmarks.families.graphs import BESIDE
@@ -75,6 +76,24 @@ def test_every_box_works_or_refuses_where_it_is_known_to(lab, family, circumstan
     found = {name: here.run(f"NullText_{name}") for name in names}
     wrong = {n: o for n, o in found.items() if o.kind != (REFUSED if n in refuses else WORKS)}
     assert not wrong, "\n".join(f"{name}: {outcome.kind}: {outcome.says}" for name, outcome in wrong.items())
+
+
+@pytest.mark.parametrize("name", ["Optimise", "TrainLora"])
+def test_a_compiled_network_is_tuned_and_differentiated_too(lab, monkeypatch, caplog, name):
+    """As core's node for torch.compile leaves it; the backend that compiles nothing sees the same Python."""
+    load = stand_ins.Model.load
+
+    def compiled(self, family, weights):
+        (model,) = load(self, family, weights)
+        whole = torch.compile(model.get_model_object("diffusion_model"), backend="eager")
+        model.add_object_patch("diffusion_model", whole)
+        return (model,)
+
+    monkeypatch.setattr(stand_ins.Model, "load", compiled)
+    with caplog.at_level("INFO"):
+        outcome = lab("SD1.5").run(f"NullText_{name}")
+    assert outcome.kind == WORKS, outcome.says
+    assert "can't be told" not in caplog.text
 
 
 def test_every_circumstance_is_met():
