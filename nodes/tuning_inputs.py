@@ -45,7 +45,9 @@ DROPOUT = Float(
     "caption_dropout", 0.0, "Share of captions left out, so that the empty prompt learns too. The papers: 0."
 )
 CHECKPOINT = Boolean(
-    "checkpointing", False, "Compute the network's blocks a second time in backward: less memory, up to two fifths more time."
+    "checkpointing",
+    False,
+    "Compute the network's blocks a second time in backward: less memory, up to two fifths more time.",
 )
 LOOK_EVERY = Int(
     "sample_every", 100, "Steps between two sample pictures, drawn with what is trained so far; 0: none.", 0, 10_000
