@@ -1,9 +1,10 @@
 """The cells of `make families`, and what of their time is the network's.
 
 A cell's time is that of its samplers' and of the pack's nodes, on this thread's clock, so that a busy neighbour counts
-less; what the VAE, the text encoder and the image-text towers take is left out. Beside it stands what the same calls of
-the network cost by themselves: a call without gradients the time of a plain call of as many rows, measured in the same
-run; a call that records gradients, and a backward pass, what it took.
+less; what the VAE and the text encoder take is left out, while other networks (a ControlNet, a classifier, image-text
+towers) count as the boxes' own time. Beside it stands what the same calls of the network cost by themselves: a call
+without gradients the time of a plain call of as many rows, measured in the same run; a call that records gradients, and
+a backward pass, what it took.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Spent:
     """Seconds of this thread, and the rows of the network's calls without gradients."""
 
     whole: float = 0.0
-    beside: float = 0.0  #: in the VAE, the text encoder, the towers
+    beside: float = 0.0  #: in the VAE and the text encoder
     recorded: float = 0.0  #: in calls of the network that record gradients, and in backward passes
     rows: list[int] = field(default_factory=list)
     recorded_calls: int = 0
@@ -104,7 +105,7 @@ class Timed(Inside):
         self.spent = spent = Spent()
         network, others = self.outside["network"], [self.outside["vae"], self.outside["clip"]]
         others = [child for other in others for child in (other.children() if list(other.children()) else [other])]
-        open_: list[tuple] = []  # calls that have begun: (module, time)
+        open_: list[tuple] = []  # what has begun: (module or backward pass, time)
 
         def begin(module, given):
             if not open_:  # an inner module's time is the outer one's

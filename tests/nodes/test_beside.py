@@ -80,7 +80,8 @@ def test_every_box_works_or_refuses_where_it_is_known_to(lab, family, circumstan
 
 @pytest.mark.parametrize("name", ["Optimise", "TrainLora"])
 def test_a_compiled_network_is_tuned_and_differentiated_too(lab, monkeypatch, caplog, name):
-    """As core's node for torch.compile leaves it; the backend that compiles nothing sees the same Python."""
+    """Compiled as an object patch, the way of ComfyUI's node of 2024; the backend that compiles nothing traces the same
+    Python."""
     load = stand_ins.Model.load
 
     def compiled(self, family, weights):
