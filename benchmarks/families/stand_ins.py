@@ -102,8 +102,9 @@ FAMILIES = {
     ),
 }
 LAST = ("out.2", "final_layer.linear", "final_linear", "proj_out", "head.head")
-#: int8: quantised layers that unpack their weights in every call, as GGUF files are run
-WEIGHTS = ["float32", "float16", "bfloat16", "float8_e4m3fn", "int8"]
+#: int8: quantised layers that unpack their weights in every call, as GGUF files are run. All but those "throughout"
+#: compute in fp32, as the engine does on a CPU; throughout: in the weights' own precision, as it does on a GPU
+WEIGHTS = ["float32", "float16", "bfloat16", "float8_e4m3fn", "int8", "float16 throughout", "bfloat16 throughout"]
 
 
 def known() -> list[str]:
@@ -113,14 +114,14 @@ def known() -> list[str]:
     return [name for name, (kind, _, _) in FAMILIES.items() if hasattr(models, kind)]
 
 
-def made_config(name: str, dtype: torch.dtype):
-    """The engine's configuration of the family, narrow."""
+def made_config(name: str, dtype: torch.dtype, throughout: bool = False):
+    """The engine's configuration of the family, narrow. throughout: it computes in `dtype` too."""
     import comfy.supported_models as models
 
     kind, config, attributes = FAMILIES[name]
     made = getattr(models, kind)({**config, "dtype": dtype})
     made.unet_config |= attributes
-    made.manual_cast_dtype = None if dtype == torch.float32 else torch.float32
+    made.manual_cast_dtype = None if throughout or dtype == torch.float32 else torch.float32
     return made
 
 
@@ -184,10 +185,11 @@ class Model:
         path = os.path.join(self.folder or _models(), f"{family}.safetensors")
         if not os.path.exists(path):
             write(family, path)
-        dtype = torch.float32 if weights == "int8" else getattr(torch, weights)
+        precision, _, throughout = weights.partition(" ")
+        dtype = torch.float32 if weights == "int8" else getattr(torch, precision)
         state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in load_file(path).items()}
         check_recognised(family, state)
-        model = made_config(family, dtype).get_model(state, "", device="cpu")
+        model = made_config(family, dtype, bool(throughout)).get_model(state, "", device="cpu")
         model.load_model_weights(state, "")
         if weights == "int8":
             quantise(model.diffusion_model)

@@ -3,7 +3,8 @@
 A UNet of SD1.5's widths and depths with random weights (its text is 128 wide, the demo text encoder's), pictures of
 128 px (256 where attention is edited), fp32, one thread. Per box: the time of its cell of `make families` over that of
 the network calls which the cell makes (timed.py says how that is measured). Then null-text on 512 px, in a process of
-its own: what the optimisation adds to the memory in use, and what checkpointing saves and costs. Linux; 10 GB.
+its own: what the optimisation adds to the memory in use, and what checkpointing saves and costs. Then how far some
+boxes' latents are from fp32's where the network computes in bf16 or fp16, beside plain sampling's. Linux; 10 GB.
 """
 
 from __future__ import annotations
@@ -17,17 +18,16 @@ import torch
 from ..families.cells import CELLS
 from ..families.run import WORKS
 from ..harness import Bench, table
+from . import precision
 from .memory import apart
-from .timed import FAMILY, Timed, lab
+from .timed import FAMILY, Timed, lab, size_of
 
 WIDTH, SIZE, LARGE = 320, 16, 64  #: channels of the first level; latent cells a side
-#: their work inside the network grows with the picture, so that theirs is twice as large a side
-ATTENTION = ("AttentionRecord", "AttentionReweight", "PromptToPrompt", "MasaCtrl", "PromptToPromptGuider", "WordMask")
 
 
 def measured(here: Timed, size: int, name: str) -> dict[str, float | None]:
     """One cell."""
-    here.size = size * (2 if name.removeprefix("NullText_") in ATTENTION else 1)
+    here.size = size_of(name, size)
     plain = here.plain()
     plain.measure()
     with here.watched() as spent:
@@ -54,10 +54,14 @@ def main(argv: list[str] | None = None) -> None:
             kind: bench.once(f"null-text, {kind}", partial(apart, folder, large, width, kind == "checkpointing"))
             for kind in ("plain", "checkpointing")
         }
-    bench.finish(*result(found, needs, parameters))
+        boxes = precision.BOXES[:2] if bench.quick else precision.BOXES
+        far = bench.once("half precision", partial(precision.errors, folder, size, width, boxes))
+    bench.finish(*result(found, needs, far, parameters))
 
 
-def result(found: dict[str, dict], needs: dict[str, dict], parameters: int) -> tuple[str, dict]:
+def result(
+    found: dict[str, dict], needs: dict[str, dict], far: dict[str, dict[str, float]], parameters: int
+) -> tuple[str, dict]:
     """The table, the dearest box first, and the figures."""
     rows = {name.removeprefix("NullText_"): row for name, row in found.items() if row["ratio"] is not None}
     lines = [[name, row["rows"], row["recorded"], row["seconds"], row["ratio"]] for name, row in rows.items()]
@@ -68,6 +72,9 @@ def result(found: dict[str, dict], needs: dict[str, dict], parameters: int) -> t
         shown += f"\nnull-text, {kind}: {row['added']:.2f} GB beside {row['weights']:.2f} GB of weights, "
         shown += f"{row['seconds']:.0f} s in gradients"
         figures |= {f"null_text_{key} {kind}": value for key, value in row.items()}
+    errors = [[name, *row.values()] for name, row in far.items()]
+    shown += "\n\n" + table(["latents' distance from fp32's", *precision.PRECISIONS], errors)
+    figures |= {f"error {name} {kind}": error for name, row in far.items() for kind, error in row.items()}
     return shown, figures
 
 

@@ -25,6 +25,8 @@ from ..families.inside import Inside
 from ..families.stand_ins import TEXT, TOKENS
 
 FAMILY = "SD1.5"
+#: their work inside the network grows with the picture, so that theirs is twice as large a side
+ATTENTION = ("AttentionRecord", "AttentionReweight", "PromptToPrompt", "MasaCtrl", "PromptToPromptGuider", "WordMask")
 SAMPLERS = {"KSampler", "SamplerCustom", "SamplerCustomAdvanced"}
 
 
@@ -144,8 +146,13 @@ class Timed(Inside):
             yield spent
 
 
-def lab(folder: str, size: int, width: int) -> Timed:
-    """SD1.5 with `width` channels in its first level, on pictures of `size` latent cells a side."""
+def lab(folder: str, size: int, width: int, made: type[Inside] = Timed, **options) -> Inside:
+    """SD1.5 of `width` channels in its first level, on pictures of `size` latent cells a side. options: of `Inside`."""
     kind, config, more = stand_ins.FAMILIES[FAMILY]
     stand_ins.FAMILIES[FAMILY] = (kind, config | {"model_channels": width}, more)
-    return Timed(FAMILY, Path(folder), size)
+    return made(FAMILY, Path(folder), size, **options)
+
+
+def size_of(name: str, size: int) -> int:
+    """The side on which a box is measured, where plain ones are on `size`."""
+    return size * (2 if name.removeprefix("NullText_") in ATTENTION else 1)

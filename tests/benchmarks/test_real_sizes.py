@@ -3,6 +3,7 @@
 import pytest
 import torch
 from nulltext.benchmarks.real_sizes import __main__ as bench
+from nulltext.benchmarks.real_sizes import precision
 from nulltext.benchmarks.real_sizes.timed import Plain, Spent, Timed
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -88,6 +89,24 @@ def test_the_dearest_box_stands_first():
         for name, ratio in (("NullText_A", 1.0), ("NullText_B", 1.3), ("NullText_C", None))
     }
     needs = {"plain": {"added": 2.0, "weights": 1.0, "seconds": 5.0}}
-    shown, figures = bench.result(rows, needs, 10)
+    far = {"KSampler": {"bfloat16": 0.25, "float16": 0.125}}
+    shown, figures = bench.result(rows, needs, far, 10)
     assert shown.splitlines()[2].startswith("B ") and "C" not in shown.split("null-text")[0].split("\n", 1)[1]
     assert figures["ratio A"] == 1.0 and figures["null_text_added plain"] == 2.0 and "ratio C" not in figures
+    assert figures["error KSampler float16"] == 0.125
+
+
+def test_an_error_is_that_of_the_latents_that_differ_most():
+    exact, close = torch.full((2, 3), 2.0), torch.full((2, 3), 2.5)
+    assert precision.apart([exact, exact], [exact, close]) == 0.25
+    for fewer in ([exact], []):
+        with pytest.raises(RuntimeError, match="beside"):
+            precision.apart(fewer and [exact, exact], fewer)
+
+
+def test_a_family_in_half_precision_computes_in_it_and_keeps_what_its_boxes_save(engine, tmp_path):
+    """Its errors are those of fp16's and of bf16's digits: more than nothing, and eight times apart."""
+    far = precision.errors(str(tmp_path), 8, 32, ("SDEdit",))
+    assert set(far) == {"KSampler", "SDEdit"}
+    for row in far.values():
+        assert 1e-4 < row["float16"] < 5e-3 and 3 < row["bfloat16"] / row["float16"] < 20
