@@ -56,6 +56,12 @@ def check_interrupt() -> None:
     get("model_management").throw_exception_if_processing_interrupted()
 
 
+def network_of(model) -> torch.nn.Module:
+    """The network inside a MODEL's `.model`, as it was loaded: without what torch.compile wraps around it, which puts a
+    word into every parameter's name."""
+    return getattr(model.diffusion_model, "_orig_mod", model.diffusion_model)
+
+
 def with_patch(options: dict, name: str, patch) -> dict:
     """model_options with one more transformer patch ("output_block_patch", ...), behind those that are there; what is
     given is not changed."""

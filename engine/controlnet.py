@@ -19,7 +19,7 @@ from ..samplers.record_file import whole_file
 from ..samplers.tuning import controlnet as forms
 from ..samplers.tuning.controlnet import MARKER, Hinted
 from ..samplers.tuning.objective import Net
-from .comfy import get, load_models
+from .comfy import get, load_models, network_of
 from .gradients import check_differentiable, grad_mode, normal
 
 Form = dict[str, Tensor]
@@ -28,7 +28,7 @@ Form = dict[str, Tensor]
 def check_unet(model) -> None:
     """ValueError for a model whose ControlNet would be another thing: a transformer, an inpainting model, quantised
     weights. A UNet that samples a flow has one like any other UNet."""
-    network = model.model.diffusion_model
+    network = network_of(model.model)
     if not hasattr(network, "input_blocks") or not hasattr(network, "middle_block"):
         raise ValueError(
             "This model is no UNet, and a ControlNet here is a copy of a UNet's encoder: take a model of the SD 1, "
@@ -52,7 +52,7 @@ def _skeleton(model, device, dtype: torch.dtype, hint_channels: int = 3) -> nn.M
 
 
 def _network(model) -> dict[str, Tensor]:
-    return dict(model.model.diffusion_model.state_dict())
+    return dict(network_of(model.model).state_dict())
 
 
 def fresh(model, kind: str = "small", rank: int = 16, seed: int = 0, zero_conv: bool = True) -> Form:
@@ -163,7 +163,7 @@ class _Live:
         self.module = _skeleton(model, device, self.dtype)
 
     def __call__(self, **inputs):
-        network = self.model.model.diffusion_model
+        network = network_of(self.model.model)
         own = {**dict(network.named_parameters()), **dict(network.named_buffers())} if forms.is_small(self.form) else {}
         weights = forms.merged(self.form, {k: v for k, v in own.items() if v.ndim > 1})
         kept = {k: v for k, v in own.items() if k not in weights and k in self._names}
@@ -207,7 +207,7 @@ class Controlled:
             return args, {**given, "control": made}
 
         with grad_mode(live.module), contextlib.ExitStack() as undo:
-            network = self.model.model.diffusion_model
+            network = network_of(self.model.model)
             undo.callback(network.register_forward_pre_hook(controlled, with_kwargs=True).remove)
             yield list(form.values())
 

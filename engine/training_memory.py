@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .comfy import get
+from .comfy import get, network_of
 from .gradients import _BLOCKS
 
 _log = logging.getLogger("nulltext")
@@ -121,7 +121,7 @@ def needed(
     attached(): what is trained, put into the network on the meta device; tensors that it yields are counted as trained
     already. of_text: the caption's embedding learns."""
     model = run.model
-    network = getattr(model.diffusion_model, "_orig_mod", model.diffusion_model)  # what torch.compile wraps
+    network = network_of(model)
     parts = run.guider.conds[name][0]["model_conds"]
     try:
         values, weights = on_meta(network)

@@ -19,7 +19,7 @@ from ..samplers.record_file import Fields, Unsound, check_tensors, parsed, whole
 from ..samplers.tuning import lora
 from ..samplers.tuning.lora import LayerChange, LowRank
 from ..samplers.tuning.whole import changeable
-from .comfy import get
+from .comfy import get, network_of
 from .files import of_file
 from .fingerprint import difference, fingerprint
 from .gradients import check_differentiable, normal
@@ -74,7 +74,7 @@ def layers(model, targets: str = "attention") -> dict[str, nn.Module]:
 
     ValueError for an unknown choice, a network that has none of them, and quantised weights."""
     _refuse_unknown(targets, TARGETS)
-    network = model.model.diffusion_model
+    network = network_of(model.model)
     found = {
         f"lora_unet_{path.replace('.', '_')}": layer
         for path, layer in network.named_modules()
@@ -93,7 +93,7 @@ def whole_layers(model) -> dict[str, nn.Module]:
     ValueError for quantised weights."""
     found = {
         f"lora_unet_{path.replace('.', '_')}": layer
-        for path, layer in model.model.diffusion_model.named_modules()
+        for path, layer in network_of(model.model).named_modules()
         if changeable(layer)
     }
     check_differentiable(*found.values())

@@ -88,7 +88,7 @@ def test_every_box_works_or_refuses_where_it_is_known_to(lab, family, circumstan
     assert not wrong, "\n".join(f"{name}: {outcome.kind}: {outcome.says}" for name, outcome in wrong.items())
 
 
-@pytest.mark.parametrize("name", ["Optimise", "TrainLora"])
+@pytest.mark.parametrize("name", ["Optimise", "TrainLora", "TrainControlNet"])
 def test_a_compiled_network_is_tuned_and_differentiated_too(lab, monkeypatch, caplog, name):
     """Compiled as an object patch, the way of ComfyUI's node of 2024; the backend that compiles nothing traces the same
     Python."""
