@@ -71,7 +71,14 @@ class DiffusionCLIPEdit(Box):
         POSITIVE(tooltip="The prompt that was given in tuning, usually empty."),
         LATENT(tooltip="The pictures, encoded."),
         LORA,
-        Float("degree", 1.0, "0: the picture comes back; 1: the tuned model; between: both predictions mixed.", 0, 3.0),
+        Float(
+            "degree",
+            1.0,
+            "0: the picture comes back; 1: the tuned model; between: both predictions mixed; above 1: further the same "
+            "way.",
+            0,
+            3.0,
+        ),
         T0,
         INVERSION_STEPS,
         Int("steps", PUBLISHED.sample, "Steps of the way back; the authors tune with 6 and edit with 40.", 2),

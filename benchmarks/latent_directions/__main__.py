@@ -12,12 +12,14 @@ import sys
 
 from ...demo.weights import BOTTLENECK
 from ..harness import READ, Bench, table
-from . import asyrp, dclip
+from . import asyrp, dclip, two_wishes
 
 
 def main(argv: list[str] | None = None) -> None:
     bench = Bench("latent_directions", __doc__.split(":")[0], argv, read=(*READ, "diffusion_models/*.safetensors"))
     figures, rows = dclip.measure(bench)
+    more, lines = two_wishes.measure(bench)
+    figures, rows = figures | more, rows + lines
     if BOTTLENECK.exists():
         more, lines = asyrp.measure(bench, BOTTLENECK)
         figures |= more

@@ -5,7 +5,7 @@ The directions are mean differences over training pairs (`bottleneck.py`'s); the
 training scenes; two probes judge held-out ones. Beside it: the symmetric process, a random direction of the same norm,
 and no shift. `asyrp_target` and its like are means over the attributes that h holds: those whose edits pass both bars
 on training scenes (all of them where none does). "trained f" is the paper's own: a network of h trained by the
-image-text tower on pictures of one background, judged on held-out ones of that background.
+image-text model on pictures of one background, judged on held-out ones of that background.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from ...samplers.window import SigmaWindow
 from ..demo_model.bottleneck import TARGETS, Bottleneck, groups_of, one_object, read_off
 from ..edits import CEILING
 from ..harness import Bench, ratio
+from .dclip import TOWER
 
 STRENGTHS, T_EDIT = (0.3, 0.6, 1.0, 1.5), (0.5, 0.0)
+TRAINED_STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 STRIP = (0.0, 0.5, 1.0, 1.5)
 JUDGES = ("conv", "query")
 BARS = (0.7, 0.75)  # of reached and kept
@@ -142,7 +144,7 @@ def trained_direction(bench: Bench, path) -> Direction:
             positive=encode(clip, ""),
             latent={"samples": vae.encode(image.movedim(1, -1))},
             vae=vae,
-            image_text=LoadImageText().run("nulltext_image_text.safetensors")["result"][0],
+            image_text=LoadImageText().run(TOWER)["result"][0],
             source="pink background",
             target="blue background",
             what=NETWORK,
@@ -159,9 +161,9 @@ def measure_trained(bench: Bench, model: Bottleneck, judges, path, n: int) -> di
     """Reached and kept of the paper's f; k chosen on training scenes."""
     direction = trained_direction(bench, path)
     some = Edits(model, "background", min(n, 16), "train", 37, before=BEFORE)
-    tried = {k: some.judged(judges["conv"], some.images([direction], k)) for k in STRENGTHS}
+    tried = {k: some.judged(judges["conv"], some.images([direction], k)) for k in TRAINED_STRENGTHS}
     strength = max(tried, key=lambda k: passes(tried[k]))
-    held = Edits(model, "background", n, "held_out", 38, before=BEFORE)
+    held = Edits(model, "background", n, "held_out", 48, before=BEFORE)
     images = held.images([direction], strength)
     return {"strength": strength, "seen": {j: held.judged(net, images) for j, net in judges.items()}}
 

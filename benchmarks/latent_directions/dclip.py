@@ -1,15 +1,15 @@
-"""DiffusionCLIP on the demo model: backgrounds tuned from plain to striped, and photos to drawings, by the image-text
-tower. Part of `make bench NAME=latent_directions`.
+"""DiffusionCLIP on the demo model: backgrounds tuned from plain to striped, and photos to drawings, by the
+image-text model. Part of `make bench NAME=latent_directions`.
 
 Two probes judge held-out scenes, beside SDEdit and FlowEdit on the same ones, each at the setting that does best there.
-"both": the two LoRAs' predictions mixed, in the way that did best on training scenes. Degree 0 is measured beside the
-inversion's own way back, in dB from the autoencoder's picture.
+The degree, and for "both" how the two LoRAs' predictions are mixed, are those that did best on training scenes. Degree
+0 is measured beside the inversion's own way back, in dB from the autoencoder's picture.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,8 @@ from ..harness import OUTPUT, Bench
 from ..lab import InEngine
 
 JUDGES = ("conv", "query")
+TOWER = "nulltext_image_text.safetensors"
+DEGREES = (1.0, 1.4, 1.8)
 
 
 class Edit(NamedTuple):
@@ -30,26 +32,32 @@ class Edit(NamedTuple):
     attribute: str
     before: int
     after: int
+    l1_weight: float  #: the tuning's, chosen on training scenes
 
 
-STRIPES = Edit("plain background", "striped background", "texture", *map(scenes.TEXTURES.index, ("plain", "striped")))
-DRAWING = Edit("a photo", "a drawing", "style", *map(scenes.STYLES.index, ("photo", "drawing")))
+STRIPES = Edit(
+    "plain background", "striped background", "texture", *map(scenes.TEXTURES.index, ("plain", "striped")), 0
+)
+DRAWING = Edit("a photo", "a drawing", "style", *map(scenes.STYLES.index, ("photo", "drawing")), 1)
+EDITS = (STRIPES, DRAWING)
 
 
 class Mix(NamedTuple):
-    """How much both LoRAs weigh, and in which part of the model's schedule the first and the second one does."""
+    """How much the two LoRAs weigh, and in which part of the model's schedule each does."""
 
-    weight: float
+    weights: tuple[float, float]
     spans: tuple[tuple[float, float], tuple[float, float]]
 
 
-_EARLY, _LATE, _ALWAYS = (0.0, 0.75), (0.75, 1.0), (0.0, 1.0)  # t0 .5 begins in the schedule's middle
-MIXES = {"throughout": Mix(1.0, (_ALWAYS, _ALWAYS))} | {
-    f"{first} first, weight {weight:g}": Mix(weight, spans)
-    for first, spans in (("stripes", (_EARLY, _LATE)), ("drawing", (_LATE, _EARLY)))
+EARLY, LATE, _ALWAYS = (0.0, 0.75), (0.75, 1.0), (0.0, 1.0)  # t0 .5 begins in the schedule's middle
+THROUGHOUT = (_ALWAYS, _ALWAYS)
+MIXES = {"throughout": Mix((1.0, 1.0), THROUGHOUT)} | {
+    f"{first} first, weight {weight:g}": Mix((weight, weight), spans)
+    for first, spans in (("stripes", (EARLY, LATE)), ("drawing", (LATE, EARLY)))
     for weight in (1.0, 1.5)
 }
-PICTURES = 32
+PICTURES, PASSES = 32, 6
+JUDGED = 62  #: the seed of the held-out scenes; others were looked at while rate, passes and L1 were chosen
 #: set for this small model and its tower; the node's defaults are the authors'
 TUNING = {"t0": 0.5, "inversion_steps": 20, "train_steps": 6, "lr": 3e-3, "lr_growth": 1.0, "clip_weight": 3.0}
 
@@ -57,7 +65,7 @@ TUNING = {"t0": 0.5, "inversion_steps": 20, "train_steps": 6, "lr": 3e-3, "lr_gr
 def plain_scenes(n: int, split: str, seed: int) -> scenes.Scenes:
     """Photos of one object on a plain background."""
     found = scenes.sample(n, torch.Generator().manual_seed(seed), split, two=0.0)
-    for edit in (STRIPES, DRAWING):
+    for edit in EDITS:
         found = found.changed(edit.attribute, edit.before)
     return found
 
@@ -87,24 +95,24 @@ def tuned(bench: Bench, edit: Edit):
     from ...nodes.diffusion_clip import WHOLE, DiffusionCLIPTune
     from ...nodes.loaders import LoadImageText
 
-    n, passes = (2, 1) if bench.quick else (PICTURES, 4)
+    n, passes = (2, 1) if bench.quick else (PICTURES, PASSES)
     path = OUTPUT / f"{bench.path.stem}.loras" / f"{edit.attribute}.safetensors"
 
     def compute():
         lab = InEngine(1)
-        image = scenes.draw(plain_scenes(n, "train", 51))[0]
+        image = scenes.draw(plain_scenes(n, "train", 51).changed(edit.attribute, edit.before))[0]
         begun = time.perf_counter()
         made = DiffusionCLIPTune().run(
             model=lab.model,
             positive=empty(lab.clip),
             latent={"samples": lab.encode(image)},
             vae=lab.vae,
-            image_text=LoadImageText().run("nulltext_image_text.safetensors")["result"][0],
+            image_text=LoadImageText().run(TOWER)["result"][0],
             source=edit.source,
             target=edit.target,
             **TUNING,
             passes=passes,
-            l1_weight=1.0,
+            l1_weight=edit.l1_weight,
             identity_weight=0.0,
             form="log",
             gradient=WHOLE,
@@ -127,7 +135,7 @@ def tuned(bench: Bench, edit: Edit):
 def judged(judge, images: Tensor, truth: scenes.Scenes) -> list[float]:
     """Shares read as striped, as drawings, as both; mean share of the object's colour, shape and place kept."""
     reading = probe.read(judge, images)
-    done = [getattr(reading, edit.attribute) == edit.after for edit in (STRIPES, DRAWING)]
+    done = [getattr(reading, edit.attribute) == edit.after for edit in EDITS]
     kept = [reading.at_place(name) == getattr(truth, name)[:, 0] for name in ("colour", "shape")]
     kept.append(reading.place == truth.place[:, 0])
     shares = [float(d.float().mean()) for d in (*done, done[0] & done[1])]
@@ -184,7 +192,9 @@ class Ways(InEngine):
         from ...samplers.ode import sample_euler
 
         inversion, sigmas = self.inverted()
-        first, second = ({"weight": mix.weight, "start_percent": a, "end_percent": b} for a, b in mix.spans)
+        first, second = (
+            {"weight": weight, "start_percent": a, "end_percent": b} for weight, (a, b) in zip(mix.weights, mix.spans)
+        )
         guider = MixModels().run(
             model=self.model,
             positive=self.nothing,
@@ -248,12 +258,13 @@ class Ways(InEngine):
         )["result"][0]["samples"]
 
 
-def ways_of(loras) -> dict[str, Callable[[Ways], Tensor]]:
-    """What is judged on the held-out scenes, by name; the mixture comes on top."""
+def ways_of(loras, degrees) -> dict[str, Callable[[Ways], Tensor]]:
+    """What is judged on the held-out scenes, by name; the mixture comes on top. degrees: the chosen ones."""
     found = {"inversion, walked back": Ways.walked_back, "DiffusionCLIP, degree 0": lambda w: w.tuned(loras[0], 0.0)}
-    for edit, lora in zip((STRIPES, DRAWING), loras):
-        for degree in (0.5, 1.0):
-            found[f"DiffusionCLIP {edit.attribute}, degree {degree:g}"] = lambda w, a=(lora, degree): w.tuned(*a)
+    for edit, lora, chosen in zip(EDITS, loras, degrees):
+        for degree in sorted({0.5, 1.0, chosen}):
+            found[way(edit, degree)] = lambda w, a=(lora, degree): w.tuned(*a)
+    for edit in EDITS:
         for t0 in (0.4, 0.6, 0.8):
             found[f"SDEdit {edit.attribute}, t0 {t0:g}"] = lambda w, a=(edit, t0): w.sdedit(*a)
         for strength in (0.4, 0.6, 0.8):
@@ -261,16 +272,25 @@ def ways_of(loras) -> dict[str, Callable[[Ways], Tensor]]:
     return found | {"DiffusionCLIP, both in the weights": lambda w: w.merged(loras)}
 
 
+def way(edit: Edit, degree: float) -> str:
+    return f"DiffusionCLIP {edit.attribute}, degree {degree:g}"
+
+
 def target_of(name: str) -> int:
     """Which of `judged`'s figures is the target of a way."""
     return 1 if "style" in name else 2 if "both" in name else 0
+
+
+def good(found: Sequence[float], target: int, bar: float) -> float:
+    """How near the worse of a way's two figures, `judged`'s target and what it kept, comes to its bar."""
+    return min(found[target] / bar, found[3] / 0.85)
 
 
 @torch.inference_mode()
 def measure(bench: Bench) -> tuple[dict[str, float], list[list]]:
     """The figures, and lines for the table."""
     n, few, steps = (4, 2, 6) if bench.quick else (64, 16, 20)
-    loras, minutes = zip(*(tuned(bench, edit) for edit in (STRIPES, DRAWING)))
+    loras, minutes = zip(*(tuned(bench, edit) for edit in EDITS))
     judges = {name: probe.load(name) for name in JUDGES}
 
     def seen(ways: Ways, samples: Tensor) -> dict[str, list[float]]:
@@ -287,11 +307,18 @@ def measure(bench: Bench) -> tuple[dict[str, float], list[list]]:
         )
         return dict(zip(asked, found))
 
-    # how to mix is chosen on training scenes, by the judge that is not published first
+    # degrees, and how to mix, are chosen on training scenes
+    tried = {way(e, d): lambda w, a=(lora, d): w.tuned(*a) for e, lora in zip(EDITS, loras) for d in DEGREES}
+    seen_in_training = over("train", few, 53, tried)
+    degrees = [
+        max(DEGREES, key=lambda d, e=edit: good(seen_in_training[way(e, d)]["conv"], target_of(edit.attribute), 0.8))
+        for edit in EDITS
+    ]
     mixes = over("train", few, 53, {name: lambda w, m=mix: w.mixed(loras, m) for name, mix in MIXES.items()})
-    chosen = max(mixes, key=lambda name: min(mixes[name]["conv"][2] / 0.65, mixes[name]["conv"][3] / 0.85))
+    chosen = max(mixes, key=lambda name: good(mixes[name]["conv"], 2, 0.65))
     both = f"DiffusionCLIP, both mixed, {chosen}"
-    rows = over("held_out", n, 52, ways_of(loras) | {both: lambda w: w.mixed(loras, MIXES[chosen])})
+    asked = ways_of(loras, degrees) | {both: lambda w: w.mixed(loras, MIXES[chosen])}
+    rows = over("held_out", n, JUDGED, asked)
     lines = [
         [name, judge, found[judge][target_of(name)], found[judge][3]]
         for name, found in rows.items()
@@ -301,16 +328,19 @@ def measure(bench: Bench) -> tuple[dict[str, float], list[list]]:
     def best(method: str) -> list[float]:
         """The baseline's setting that comes nearest to both bars on the very scenes that it is judged on."""
         tried = [found["query"] for name, found in rows.items() if name.startswith(f"{method} {STRIPES.attribute}")]
-        return max(tried, key=lambda found: min(found[0] / 0.8, found[3] / 0.85))
+        return max(tried, key=lambda found: good(found, 0, 0.8))
 
-    stripes, drawing = (rows[f"DiffusionCLIP {edit.attribute}, degree 1"]["query"] for edit in (STRIPES, DRAWING))
+    stripes = rows[way(STRIPES, degrees[0])]["query"]
+    drawing = rows[way(DRAWING, degrees[1])]["conv"]  # the other one takes half of the photos for drawings
     figures = {
         "dclip_target": stripes[0],
         "dclip_object_kept": stripes[3],
+        "dclip_degree": degrees[0],
+        "dclip_degree_1": rows[way(STRIPES, 1.0)]["query"][0],
         "dclip_drawing": drawing[1],
         "dclip_drawing_kept": drawing[3],
-        "dclip_both": rows[both]["query"][2],
-        "dclip_both_kept": rows[both]["query"][3],
+        "dclip_both": rows[both]["conv"][2],
+        "dclip_both_kept": rows[both]["conv"][3],
         "dclip_sdedit": best("SDEdit")[0],
         "dclip_sdedit_kept": best("SDEdit")[3],
         "dclip_flow_edit": best("FlowEdit")[0],

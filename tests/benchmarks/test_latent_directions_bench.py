@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from nulltext.benchmarks.latent_directions import asyrp, dclip
+from nulltext.benchmarks.latent_directions import asyrp, dclip, two_wishes
 from nulltext.demo import scenes
 
 
@@ -42,21 +42,39 @@ def test_scenes_are_plain_photos_before_and_the_object_counts_as_kept_by_thirds(
     assert dclip.judged(None, None, truth) == pytest.approx([0.5, 0.5, 1 / 3, 2 / 3])
 
 
+def test_two_wishes_are_reached_where_both_are_and_shape_and_place_count_as_kept(monkeypatch):
+    truth = two_wishes.red_scenes(4, "held_out", 1)
+    assert bool((truth.colour[:, 0] == two_wishes.RED).all()) and bool((truth.texture == dclip.STRIPES.before).all())
+    read = {"colour": torch.tensor([two_wishes.BLUE] * 3 + [two_wishes.RED]), "shape": truth.shape[:, 0] + 1}
+    reading = SimpleNamespace(
+        texture=torch.tensor([dclip.STRIPES.after, 0, dclip.STRIPES.after, dclip.STRIPES.after]),
+        place=truth.place[:, 0],
+        at_place=read.__getitem__,
+    )
+    monkeypatch.setattr(two_wishes.probe, "read", lambda judge, images: reading)
+    assert two_wishes.judged(None, None, truth) == pytest.approx([0.75, 0.75, 0.5, 0.5])
+
+
 def test_a_setting_is_as_good_as_the_worse_of_its_two_figures():
     assert asyrp.passes((0.7, 0.75)) == pytest.approx(1)
+    assert dclip.good((0.4, 1.0, 0.0, 0.85), 0, 0.8) == 0.5 and dclip.good((0.4, 1.0, 0.0, 0.425), 1, 0.8) == 0.5
     assert asyrp.passes((1.0, 0.6)) == pytest.approx(0.8) and asyrp.passes((0.35, 1.0)) == pytest.approx(0.5)
 
 
 def test_every_way_is_judged_by_its_own_target_and_each_mixture_is_a_span_of_the_schedule():
-    names = dclip.ways_of([{}, {}])
+    names = dclip.ways_of([{}, {}], (1.4, 1.0))
     assert {dclip.target_of(n) for n in names if "texture" in n or n.startswith("inversion")} == {0}
     assert {dclip.target_of(n) for n in names if "style" in n} == {1}
     assert [n for n in names if dclip.target_of(n) == 2] == ["DiffusionCLIP, both in the weights"]
-    for method in ("SDEdit", "FlowEdit", "DiffusionCLIP"):
+    for method in ("SDEdit", "FlowEdit"):
         assert (
             sum(n.startswith(f"{method} texture") for n in names)
             == sum(n.startswith(f"{method} style") for n in names)
             > 1
         )
+    assert [n.split(", ", 1)[1] for n in names if n.startswith("DiffusionCLIP texture")] == [
+        *("degree 0.5", "degree 1", "degree 1.4")
+    ]
+    assert [n.split(", ", 1)[1] for n in names if n.startswith("DiffusionCLIP style")] == ["degree 0.5", "degree 1"]
     for mix in dclip.MIXES.values():
-        assert all(0 <= a < b <= 1 for a, b in mix.spans) and mix.weight > 0
+        assert all(0 <= a < b <= 1 for a, b in mix.spans) and min(mix.weights) > 0
