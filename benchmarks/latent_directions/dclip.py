@@ -258,11 +258,11 @@ class Ways(InEngine):
         )["result"][0]["samples"]
 
 
-def ways_of(loras, degrees) -> dict[str, Callable[[Ways], Tensor]]:
-    """What is judged on the held-out scenes, by name; the mixture comes on top. degrees: the chosen ones."""
+def ways_of(loras) -> dict[str, Callable[[Ways], Tensor]]:
+    """What is judged on the held-out scenes, by name; the mixture comes on top."""
     found = {"inversion, walked back": Ways.walked_back, "DiffusionCLIP, degree 0": lambda w: w.tuned(loras[0], 0.0)}
-    for edit, lora, chosen in zip(EDITS, loras, degrees):
-        for degree in sorted({0.5, 1.0, chosen}):
+    for edit, lora in zip(EDITS, loras):
+        for degree in (0.5, *DEGREES):
             found[way(edit, degree)] = lambda w, a=(lora, degree): w.tuned(*a)
     for edit in EDITS:
         for t0 in (0.4, 0.6, 0.8):
@@ -317,7 +317,7 @@ def measure(bench: Bench) -> tuple[dict[str, float], list[list]]:
     mixes = over("train", few, 53, {name: lambda w, m=mix: w.mixed(loras, m) for name, mix in MIXES.items()})
     chosen = max(mixes, key=lambda name: good(mixes[name]["conv"], 2, 0.65))
     both = f"DiffusionCLIP, both mixed, {chosen}"
-    asked = ways_of(loras, degrees) | {both: lambda w: w.mixed(loras, MIXES[chosen])}
+    asked = ways_of(loras) | {both: lambda w: w.mixed(loras, MIXES[chosen])}
     rows = over("held_out", n, JUDGED, asked)
     lines = [
         [name, judge, found[judge][target_of(name)], found[judge][3]]
