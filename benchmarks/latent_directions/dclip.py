@@ -264,7 +264,6 @@ def ways_of(loras) -> dict[str, Callable[[Ways], Tensor]]:
     for edit, lora in zip(EDITS, loras):
         for degree in (0.5, *DEGREES):
             found[way(edit, degree)] = lambda w, a=(lora, degree): w.tuned(*a)
-    for edit in EDITS:
         for t0 in (0.4, 0.6, 0.8):
             found[f"SDEdit {edit.attribute}, t0 {t0:g}"] = lambda w, a=(edit, t0): w.sdedit(*a)
         for strength in (0.4, 0.6, 0.8):
@@ -301,21 +300,18 @@ def measure(bench: Bench) -> tuple[dict[str, float], list[list]]:
 
     def over(split: str, count: int, seed: int, asked: dict[str, Callable[[Ways], Tensor]]) -> dict[str, dict]:
         ways = Ways(plain_scenes(count, split, seed), steps)
-        key = f"dclip {split} {count} {steps}"
-        found = bench.each(
-            f"{key}: {len(asked)}", list(asked), lambda names: [seen(ways, asked[m](ways)) for m in names]
-        )
-        return dict(zip(asked, found))
+        key = f"dclip {split} {count} {steps}: {', '.join(asked)}"
+        return dict(zip(asked, bench.each(key, list(asked), lambda names: [seen(ways, asked[m](ways)) for m in names])))
 
     # degrees, and how to mix, are chosen on training scenes
-    tried = {way(e, d): lambda w, a=(lora, d): w.tuned(*a) for e, lora in zip(EDITS, loras) for d in DEGREES}
-    seen_in_training = over("train", few, 53, tried)
+    alone = {way(e, d): lambda w, a=(lora, d): w.tuned(*a) for e, lora in zip(EDITS, loras) for d in DEGREES}
+    mixes = {name: lambda w, m=mix: w.mixed(loras, m) for name, mix in MIXES.items()}
+    tried = over("train", few, 53, alone | mixes)
     degrees = [
-        max(DEGREES, key=lambda d, e=edit: good(seen_in_training[way(e, d)]["conv"], target_of(edit.attribute), 0.8))
+        max(DEGREES, key=lambda d, e=edit: good(tried[way(e, d)]["conv"], target_of(e.attribute), 0.8))
         for edit in EDITS
     ]
-    mixes = over("train", few, 53, {name: lambda w, m=mix: w.mixed(loras, m) for name, mix in MIXES.items()})
-    chosen = max(mixes, key=lambda name: good(mixes[name]["conv"], 2, 0.65))
+    chosen = max(MIXES, key=lambda name: good(tried[name]["conv"], 2, 0.65))
     both = f"DiffusionCLIP, both mixed, {chosen}"
     asked = ways_of(loras) | {both: lambda w: w.mixed(loras, MIXES[chosen])}
     rows = over("held_out", n, JUDGED, asked)

@@ -58,9 +58,9 @@ def measure(bench: Bench) -> tuple[dict[str, float], list[list]]:
     mix = MIXES[chosen]
     alone = {"stripes alone": (mix.weights[0], 0.0), "blue alone": (0.0, mix.weights[1])}
     asked = {chosen: mix} | {name: Mix(weights, THROUGHOUT) for name, weights in alone.items()}
-    rows = seen("held_out", n, JUDGED, asked)
+    rows, targets = seen("held_out", n, JUDGED, asked), dict(zip(asked, (2, 0, 1)))  # of `judged`
     lines = [
-        [f"DiffusionCLIP, stripes and a blue object, {name}", judge, row[2], row[3]]
+        [f"DiffusionCLIP, stripes and a blue object, {name}", judge, row[targets[name]], row[3]]
         for name, found in rows.items()
         for judge, row in found.items()
     ]
