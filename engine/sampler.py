@@ -24,6 +24,12 @@ def repeated(rows: Tensor, copies: int) -> Tensor:
     return rows if copies == 1 or len(rows) == 1 else torch.cat([rows] * copies)
 
 
+def loop_seed(seed: int) -> int:
+    """Seed of a loop's own draws, which must be independent of the start noise (DDIM, eq. 12). The run's own seed has
+    drawn that one, and the next seeds draw it in the next runs."""
+    return (seed + 0x9E3779B97F4A7C15) % 2**64  # its low 32 bits differ too: torch's CPU generator reads no others
+
+
 @functools.cache
 def own_sampler_class() -> type:
     """The Sampler behind `own_sampler`. Made on first use, since ComfyUI is imported lazily."""
@@ -82,12 +88,12 @@ def own_sampler_class() -> type:
             options = dict(self.options)
             if "tick" in inspect.signature(self.function).parameters:
                 options["tick"] = check_interrupt
+            if "seed" in inspect.signature(self.function).parameters:
+                options["seed"] = loop_seed(loop_seed(seed or 0))
             if self.holds_mask:
                 options |= {"mask": denoise_mask, "source": latent_image}
-            # the seed itself made the start's noise: the loop's own draws must not repeat it
-            x = self.function(
-                denoise, x, sigmas, process=process, noise=gaussian(x, seed or 0), callback=step, **options
-            )
+            draws = gaussian(x, loop_seed(seed or 0))
+            x = self.function(denoise, x, sigmas, process=process, noise=draws, callback=step, **options)
             if denoise_mask is None:
                 return x
             # the loop has composited already: only what rounding left outside is put right

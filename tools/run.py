@@ -23,7 +23,7 @@ from PIL import Image
 from ..batch import engines
 from ..batch.client import Client, Result
 from ..demo import turn
-from . import litegraph, results, workflows
+from . import litegraph, notes, results, workflows
 
 #: what `make demo` runs: one picture, five ways to change it
 DEMO = ("edit_photo", "null_text", "prompt_to_prompt_photo", "diffedit", "repaint")
@@ -64,7 +64,7 @@ def queue(client: Client, name: str, workflow: workflows.Workflow, infos: dict[s
     """Run one workflow with a progress bar that begins with `label` (else the name); its graph goes into the pictures.
     RuntimeError says why if it failed."""
     progress = Bar(label or name, workflows.titles(workflow))
-    graph = litegraph.to_ui(workflow, infos, workflows.note(name, workflow))
+    graph = litegraph.to_ui(workflow, infos, notes.note(name, workflow))
     result = client.run(workflow, progress, timeout=3600, graph=graph)
     progress.end()
     return result.check()

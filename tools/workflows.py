@@ -29,14 +29,6 @@ TASKS = (
     "Teach the model",
     "Look inside",
 )
-#: titles that the page gives to nodes without one of their own
-SCREEN = {
-    "CheckpointLoaderSimple": "Load Checkpoint",
-    "LoadImage": "Load Image",
-    "NullText_LoadPicture": "Load Picture (with samples)",
-    "UNETLoader": "Load Diffusion Model",
-}
-
 Workflow = dict[str, dict[str, Any]]
 
 #: inputs that make a run long, and the most that `short` leaves of them
@@ -182,57 +174,13 @@ def drawn_by(name: str) -> str:
     )
 
 
-def on_screen(workflow: Workflow, *keys: str) -> str:
-    """Nodes by the titles that the page shows: "Load Checkpoint" and "Empty prompt"."""
-    titled = [workflow[key].get("_meta", {}).get("title") for key in keys]
-    shown = [
-        said or SCREEN.get(workflow[key]["class_type"], workflow[key]["class_type"]) for said, key in zip(titled, keys)
-    ]
-    return " and ".join(f"“{said}”" for said in shown)
-
-
-def note(name: str, workflow: Workflow) -> str:
-    """The workflow's note: what the file says of itself, then which widgets to change for one's own picture."""
-    said = [
-        node["_meta"]["note"] for _, node in sorted(workflow.items(), key=_by_id) if node.get("_meta", {}).get("note")
-    ]
-    loaders = sorted((key for key, node in workflow.items() if "ckpt_name" in node["inputs"]), key=int)
-    pictures, networks = of_class(workflow, *PICTURES), of_class(workflow, "UNETLoader")
-    lines, shown = [title(name) if name in names() else name, *said, ""], on_screen(workflow, *loaders[:1])
-    if not runs_here(name):
-        lines += [
-            f"1. Pick a checkpoint of the Stable Diffusion 1.5 family in {shown}.",
-            f"2. Choose your photo in {on_screen(workflow, *pictures)}.",
-            "3. Write what it shows into the source prompt, and queue.",
-            "",
-            f"Its thumbnail: {drawn_by(name)[0].lower()}{drawn_by(name)[1:]}",
-        ]
-        return "\n".join(lines)
-    if loaders:
-        lines.append("It runs as it opens, on the small demo checkpoint (128 x 128 scenes of shapes).")
-        real = f"pick a Stable Diffusion checkpoint in {shown}."
-        if networks:
-            real = (
-                f"pick a flow model's checkpoint (SD3 for example) in {shown}, and wire its MODEL where that of "
-                f"{on_screen(workflow, *networks)} goes."
-            )
-        lines.append(f"With your own model: {real}")
-    if pictures:
-        size = "1024 x 1024 for SD3" if networks else "512 x 512 for SD 1.x"
-        lines.append(
-            f"With your own picture: choose it in {on_screen(workflow, *pictures[:1])}, at your model's size ({size}), "
-            "and write what it shows into the prompt."
-        )
-    return "\n".join(lines)
-
-
 def page_text(name: str, infos: dict[str, Any]) -> str:
     """What workflows/<name>.json holds: the API file as the page opens it, with the widget order that a running engine
     tells (its /object_info). ValueError if it would not queue exactly what the API file says."""
-    from . import litegraph
+    from . import litegraph, notes
 
     workflow = load(name)
-    graph = litegraph.to_ui(workflow, infos, note(name, workflow))
+    graph = litegraph.to_ui(workflow, infos, notes.note(name, workflow))
     if litegraph.to_api(graph, infos) != litegraph.filled(workflow, infos):
         raise ValueError(f"{name}: the graph would not queue what the API file says.")
     return json.dumps(graph, indent=1, ensure_ascii=False) + "\n"

@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 import requests
 from nulltext.batch import engines
-from nulltext.tools import litegraph, workflows
+from nulltext.tools import litegraph, notes, workflows
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -113,7 +113,7 @@ class Page:
         flow = workflows.short(workflows.load(name), steps)
         for node in flow.values():
             node["inputs"].update({key: value for key, value in inputs.items() if key in node["inputs"]})
-        graph = litegraph.to_ui(flow, self.infos, workflows.note(name, flow))
+        graph = litegraph.to_ui(flow, self.infos, notes.note(name, flow))
         self.drop(f"{name}.json", json.dumps(graph))
         wanted = sorted(node["type"] for node in graph["nodes"])
         self.tab.wait_for_function(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from nulltext.engine import files, folders, words
 from nulltext.engine.run import sample_with
-from nulltext.engine.sampler import core_sampler, is_euler, own_sampler, sampler_name
+from nulltext.engine.sampler import core_sampler, is_euler, own_sampler, sample_latent, sampler_name
 from nulltext.samplers.core import FLOW, VE
 from nulltext.samplers.ode import sample_euler
 from nulltext.tests.running import SCALE, Control, normal, walk
@@ -38,6 +38,28 @@ def test_a_given_start_is_taken_as_it_is(engine, make_model, ends, latent):
     assert torch.equal(seen[0][0], start) and seen[0][1] is FLOW
     with pytest.raises(ValueError, match="start has shape"):
         begun(start[:1])
+
+
+@pytest.mark.parametrize("seed", [0, 5, 2**64 - 1])
+def test_a_loops_own_draws_are_not_the_start_noise(engine, tiny, ends, seed):
+    """The same numbers twice would add up: a stochastic step from sigma s to s' would have too much noise."""
+    drawn, seeds, shape = [], [], (1, 4, 32, 32)
+    noise = engine.get("sample").prepare_noise(torch.zeros(shape), seed)
+
+    def spy(denoise, x, sigmas, *, process, noise, callback, seed):
+        drawn.extend([x.clone(), *(noise() for _ in range(3))])
+        seeds.append(seed)  # for a loop that also chooses at random
+        return x
+
+    sigmas = sigmas_for(tiny, engine)
+    sample_latent(tiny, *ends, 1.0, own_sampler(spy), sigmas, {"samples": torch.zeros(shape)}, seed)
+    start, *drawn = (each.double().flatten() for each in drawn)
+    assert torch.corrcoef(torch.stack([start, noise.double().flatten()]))[0, 1] > 0.999
+    related = torch.corrcoef(torch.stack([start, *drawn])) - torch.eye(4)
+    assert related.abs().max() < 5 / start.numel() ** 0.5
+    assert all(0.9 < each.std() < 1.1 for each in drawn)
+    chosen = normal(*shape, seed=seeds[0]).double().flatten()
+    assert torch.corrcoef(torch.stack([chosen, start, *drawn]))[0, 1:].abs().max() < 5 / start.numel() ** 0.5
 
 
 def test_masked_part_stays_the_source(engine, tiny, ends, latent):

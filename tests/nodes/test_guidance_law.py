@@ -11,7 +11,7 @@ from nulltext.engine import terms
 from nulltext.samplers.measure.mixture import GaussianMixture
 from nulltext.samplers.networks.latent_classifier import LatentClassifier
 from nulltext.tests.running import defaults, normal, run, walk
-from nulltext.tools import workflows
+from nulltext.tools import notes, workflows
 
 NAMES = ["cat", "dog", "owl"]
 MEANS = torch.tensor([[-1.5, 0.5], [1.4, -0.9], [0.4, 1.9], [2.0, 1.2]])
@@ -65,7 +65,7 @@ def test_a_shipped_workflow_that_needs_a_bound_says_so():
     for name in workflows.names():
         flow = workflows.load(name)
         bounds[name] = max((node["inputs"]["bound"] for node in flow.values() if "bound" in node["inputs"]), default=0)
-        said = re.search(r"\bbound of ([0-9.]+)", workflows.note(name, flow))
+        said = re.search(r"\bbound of ([0-9.]+)", notes.note(name, flow))
         assert (float(said.group(1).rstrip(".")) if said else 0) == bounds[name], name
     assert sum(map(bool, bounds.values())) >= 3
 

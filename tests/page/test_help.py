@@ -8,7 +8,7 @@ import re
 
 import pytest
 from nulltext import NODE_CLASS_MAPPINGS as NODES
-from nulltext.tools import gallery, help_pages, workflows
+from nulltext.tools import gallery, help_pages, notes, workflows
 
 PAGES = sorted((gallery.ROOT / "web" / "docs").glob("*.md"))
 PICTURE = re.compile(r"!\[[^\]]+\]\((pictures/\w+\.(?:webp|jpg))\)")
@@ -73,7 +73,7 @@ def test_the_weights_that_drew_a_picture_stand_under_it(name):
     assert workflows.drawn_by(name) in under and "Drawn by the shipped demo model" in under
     if not workflows.runs_here(name):
         assert "not by Stable Diffusion 1.5" in under and "(for Stable Diffusion 1.5)" in said
-        assert "not by Stable Diffusion 1.5" in workflows.note(name, workflows.load(name))
+        assert "not by Stable Diffusion 1.5" in notes.note(name, workflows.load(name))
         graph = json.loads((workflows.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
         assert "not by Stable Diffusion 1.5" in json.dumps(graph["nodes"])
 

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import re
 
 import pytest
 from nulltext.tools import layout, litegraph, sizes, workflows
@@ -237,28 +236,6 @@ def test_short_limits_steps_and_leaves_the_file_alone():
     flow = {"1": {"class_type": "A", "inputs": {"steps": 50, "inner_steps": 10, "cfg": 7.5, "text": "steps"}}}
     assert workflows.short(flow, 3)["1"]["inputs"] == {"steps": 3, "inner_steps": 2, "cfg": 7.5, "text": "steps"}
     assert flow["1"]["inputs"]["steps"] == 50
-
-
-@pytest.mark.parametrize("name", workflows.names())
-def test_a_workflows_note_says_what_it_does_and_which_widget_to_change(name):
-    flow = workflows.load(name)
-    said = workflows.note(name, flow).split("\n\n")
-    assert len(said[0].split()) >= 15, "give a node of the file a `note` in its _meta"
-    assert said[0].splitlines()[0] == workflows.title(name)
-    assert re.search(r"“.+”", said[1]), "it names nodes by the titles on screen"
-    assert not re.search(r"\bnode \d", workflows.note(name, flow)), "node numbers are not on screen"
-    assert workflows.headed(flow)["task"] in workflows.TASKS
-
-
-def test_the_note_of_a_workflow_on_a_network_alone_says_where_a_checkpoints_model_goes():
-    flow = {
-        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "a"}},
-        "2": {"class_type": "UNETLoader", "inputs": {"unet_name": "b"}},
-    }
-    assert "its MODEL where that of “Load Diffusion Model” goes" in workflows.note("x", flow)
-    flow["2"]["_meta"] = {"title": "Flow twin"}
-    assert "that of “Flow twin” goes" in workflows.note("x", flow)
-    assert "flow" not in workflows.note("x", {"1": flow["1"]})
 
 
 def test_a_link_is_told_from_a_list():
