@@ -49,6 +49,8 @@ def side_by_side(command: list) -> int:
 
 def main(arguments: list[str]) -> int:
     compute = runpy.run_path(str(ROOT / "demo" / "turn.py"))["compute"]
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):  # some forty processes start here; torch compiles for seconds
+        os.environ.setdefault("PYTHONPYCACHEPREFIX", str(ROOT / ".cache" / "bytecode"))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("NULLTEXT_DEVICE", "cpu")
     python = Path(sys.executable)
