@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-#: what runs beside the others, each with servers of its own: a server and who asks it are busy in turn
-BESIDE = (("tests/server",), ("tests/browser", "tests/hostile"))
+#: what runs beside the others, about as long as they: a server and who asks it are busy in turn
+BESIDE = (("tests/server",), ("tests/browser", "tests/hostile", "tests/benchmarks", "tests/demo"))
 NO_TESTS = 5  # pytest's exit status where nothing was selected
 
 

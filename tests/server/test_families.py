@@ -30,6 +30,10 @@ WHOLE_CELLS = [
 ]
 
 
+#: on the embedded engine nodes/test_beside.py runs every box beside all of these without a server, for time: here one
+#: circumstance of each kind a family; all of them on the checkout of COMFYUI_PATH
+IN_PROCESS = ("SD1.5", "SD3")
+OVER_HTTP = {"beside": {"SD1.5": "noise mask", "SD3": "span"}, "weights": {"SD1.5": "bfloat16", "SD3": "bfloat16"}}
 #: what stands beside a run, on a UNet and on a flow transformer: everything that samples works or says why not
 SAMPLES = ("InvertImage", "Optimise", "SDEdit", "RePaintSampler", "DirectEdit", "ILVR")
 BY_FORWARD, BY_GRADIENT = ("InvertImage", "SDEdit", "RePaintSampler"), ("Optimise", "CLIPGuidance", "ImagicOptimise")
@@ -48,26 +52,39 @@ def lab(comfy):
     return lab
 
 
+@pytest.fixture
+def once(comfy):
+    """once(kind, family, circumstance): skips what nodes/test_beside.py does on this engine."""
+
+    def once(kind: str, family: str, circumstance: str) -> None:
+        if comfy.engine == "embedded" and OVER_HTTP[kind][family] != circumstance:
+            pytest.skip("nodes/test_beside.py runs it without a server")
+
+    return once
+
+
 @pytest.mark.parametrize("family, node, must", WHOLE_CELLS + ONCE)
 def test_it_works_and_its_law_holds_or_it_refuses(lab, family, node, must):
     outcome = lab(family).run(f"NullText_{node}")
     assert outcome.kind in ((WORKS, REFUSED) if must is None else (must,)), outcome.says
 
 
-@pytest.mark.parametrize("family", ["SD1.5", "SD3"])
+@pytest.mark.parametrize("family", IN_PROCESS)
 @pytest.mark.parametrize("beside", BESIDE)
-def test_it_works_beside(lab, family, beside):
+def test_it_works_beside(lab, once, family, beside):
     """Batches, weight patches, noise masks; prompts for an area, a mask or a part of the steps."""
+    once("beside", family, beside)
     for node in SAMPLES:
         outcome = lab(family, beside=beside).run(f"NullText_{node}")
         assert outcome.kind in (WORKS, REFUSED), f"{node}: {outcome.says}"
         assert outcome.kind == WORKS or beside in ("area", "mask", "span"), f"{node}: {outcome.says}"
 
 
-@pytest.mark.parametrize("family", ["SD1.5", "SD3"])
+@pytest.mark.parametrize("family", IN_PROCESS)
 @pytest.mark.parametrize("weights", WEIGHTS[1:])
-def test_weights_of_other_precisions(lab, family, weights):
+def test_weights_of_other_precisions(lab, once, family, weights):
     """What only asks the network works; what needs gradients works or refuses, and refuses quantised weights."""
+    once("weights", family, weights)
     for node in (*BY_FORWARD, *BY_GRADIENT):
         outcome = lab(family, weights=weights).run(f"NullText_{node}")
         must = (WORKS,) if node in BY_FORWARD else (REFUSED,) if weights == "int8" else (WORKS, REFUSED)
