@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 #: what runs beside the others, about as long as they: a server and who asks it are busy in turn
-BESIDE = (("tests/server",), ("tests/browser", "tests/hostile", "tests/benchmarks", "tests/demo"))
+BESIDE = (("tests/server", "tests/demo"), ("tests/browser", "tests/hostile", "tests/benchmarks"))
 NO_TESTS = 5  # pytest's exit status where nothing was selected
 
 

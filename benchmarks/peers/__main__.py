@@ -86,7 +86,7 @@ def fills(lab: Lab, plan: Schedule, items: list[int], truth: scenes.Scenes) -> l
 
 def main(argv: list[str] | None = None) -> None:
     bench = Bench("peers", __doc__.splitlines()[0], argv)
-    n, steps = (1, 10) if bench.quick else (16, 50)
+    n, steps = (1, 5) if bench.quick else (16, 50)
     lab, engine, figures, lines = Lab(n, steps), InEngine(steps), {}, []
     for name, rate in RATES.items():
         rows = bench.each(f"null-text {name}", range(n), lambda at, r=rate: [null_text(lab, engine, i, r) for i in at])

@@ -25,5 +25,5 @@ def test_the_whole_of_it_quickly(engine, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "OUTPUT", tmp_path)
     peers.main(["--quick"])
     figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-    # 10 up, 2 a step down, and the source's while prompt-to-prompt reads it: 0.8 of the steps
-    assert set(figures) >= KEYS and figures["direct_p2p_rows"] == 10 + 20 + 8
+    # 5 up, 2 a step down, and the source's while prompt-to-prompt reads it: 0.8 of the steps
+    assert set(figures) >= KEYS and figures["direct_p2p_rows"] == 5 + 10 + 4
