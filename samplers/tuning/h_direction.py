@@ -255,7 +255,8 @@ def principal_components(samples: Tensor, count: int) -> tuple[Tensor, Tensor]:
     sign = rows.gather(1, rows.abs().argmax(1, keepdim=True)).sign()
     long = rows * sign * (values[:count, None] / math.sqrt(n - 1))
     share = values.square() / values.square().sum().clamp(min=1e-30)
-    return long.reshape(count, *samples.shape[1:]).to(samples), share[:count].to(samples)
+    components = long.reshape(count, *samples.shape[1:]).float().to(samples.device)
+    return components, share[:count].float().to(samples.device)
 
 
 #: (x [B, C, ...], sigma) -> (h [B, C', h, w], D)
