@@ -143,6 +143,39 @@ def test_a_previewer_that_is_a_network_works_while_gradients_are_on(tiny, monkey
     assert progress.value == 1
 
 
+def test_a_newer_engine_is_told_that_gradients_are_computed(engine, monkeypatch):
+    """In training it takes kernels with a backward, and without streams no buffer is overwritten between the layers."""
+    manage = comfy.get("model_management")
+    monkeypatch.setattr(manage, "in_training", False, raising=False)
+    monkeypatch.setattr(manage, "NUM_STREAMS", 2, raising=False)
+
+    def inside():
+        with grad_mode(torch.nn.Linear(2, 2)):
+            assert manage.in_training is True and manage.NUM_STREAMS == 0
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        inside()
+    assert manage.in_training is False and manage.NUM_STREAMS == 2
+
+
+def test_an_engine_that_has_neither_gets_neither(engine, monkeypatch):
+    manage = comfy.get("model_management")
+    for name in ("in_training", "NUM_STREAMS"):
+        monkeypatch.delattr(manage, name, raising=False)
+    with grad_mode(torch.nn.Linear(2, 2)):
+        pass
+    assert not hasattr(manage, "in_training") and not hasattr(manage, "NUM_STREAMS")
+
+
+def test_streamed_weights_are_refused_with_the_way_out(engine):
+    """The newest engine marks a layer whose weights it pages in and out."""
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    net[1]._v = object()
+    with pytest.raises(ValueError, match="--disable-dynamic-vram"), grad_mode(net):
+        pass
+
+
 def test_a_composite_of_pictures_on_two_devices_lies_with_the_edited_one():
     """As with --gpu-only: the loaded picture on the CPU, the decoded one on the GPU."""
     original, edited, mask = torch.zeros(1, 4, 4, 3), torch.ones(1, 4, 4, 3, device="meta"), torch.ones(1, 4, 4)
