@@ -43,16 +43,23 @@ def normal(value):
 
 
 def bring(device, patchers=(), modules=()) -> None:
-    """Onto the device what isn't there: patchers by the engine's loader, small networks of this pack by themselves,
-    their weights ordinary frozen tensors."""
+    """Make networks ready: patchers by the engine's loader, each on its own device and none of their weights moved by
+    hand (part of them may stay in main memory); small networks of this pack, among `modules`, onto `device`, their
+    weights ordinary frozen tensors. Before `grad_mode`, which hands back the weights that it found."""
     device, each = torch.device(device), {id(p): p for p in patchers}.values()
-    away = [p for p in each if any(w.device != device for w in p.model.parameters())]
+    away = [p for p in each if not any(_lies_on(w, p.load_device) for w in p.model.parameters())]
     if away:
         load_models(away)
+    of_engine = {id(module) for p in each for module in p.model.modules()}
     for module in modules:
-        if not any(p.device == device for p in module.parameters()):
+        if id(module) not in of_engine and not any(_lies_on(p, device) for p in module.parameters()):
             with torch.inference_mode(False):
                 module.to(device)
+
+
+def _lies_on(weight: Tensor, device) -> bool:
+    device = torch.device(device)
+    return weight.device.type == device.type and device.index in (None, weight.device.index)
 
 
 @contextlib.contextmanager
