@@ -71,7 +71,7 @@ class NullTextInverter(Inverting, Box):
             [NULL_TEXT, NEGATIVE_PROMPT, OVERWRITE, NONE, GLOBAL],
             "null-text: optimises the empty prompt until the picture comes back under guidance; slow. negative prompt: "
             "puts the source prompt in its place, without optimisation. direct overwrite: for Prompt-to-Prompt and "
-            "other nodes that sample the source beside the edit, which they set back to the stored path at each step; "
+            "MasaCtrl, which sample the source beside the edit and set it back to the stored path at each step; "
             "nothing is optimised. none: the inversion as it is. global null-text: one embedding for all steps, for "
             "comparison.",
         ),
