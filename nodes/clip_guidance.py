@@ -134,7 +134,15 @@ class CLIPGuidance(Box):
                 "1 (white) means: judge here. Combine it with a noise mask or Blended Diffusion, which keep the rest."
             ),
             *advanced(
-                Float("temperature", 100.0, "Only for the contrastive loss: CLIP's own is 100.", 1.0, 1000.0, 1.0),
+                Float(
+                    "temperature",
+                    100.0,
+                    "Of the contrastive loss and the trace's probabilities; CLIP's own is 100. Higher: it pulls harder "
+                    "and stops sooner once the target leads.",
+                    1.0,
+                    1000.0,
+                    1.0,
+                ),
                 Float("smoothness", 0.0, "Weight of the total variation, against speckle.", 0.0, 10000.0, 1.0),
                 Float("range_weight", 0.0, "Weight of staying within black and white.", 0.0, 10000.0, 1.0),
                 VARIANCE,

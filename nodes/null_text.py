@@ -35,8 +35,8 @@ INNER = (
     Float(
         "tolerance",
         1e-5,
-        "A step is done when its loss falls below this (it grows with the step as in the paper). 0: always all inner "
-        "steps.",
+        "A step is done when its loss falls below this (it grows with the step as in the paper). Higher: faster, and "
+        "the picture comes back less exactly. 0: always all inner steps.",
         step=1e-6,
         round=False,
     ),
