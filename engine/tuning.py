@@ -124,8 +124,9 @@ def with_trained_text(net: Net, encoded: Callable[[str], tuple[Tensor, Tensor | 
     """The net of `caption_net` whose captions are encoded anew at every call, each distinct one once."""
 
     def encode_all(x, sigma, captions):
-        made = {
-            name: Caption(name, *(t if t is None else t.to(x.device) for t in encoded(name))) for name in set(captions)
+        made = {  # in the order of the rows, so that gradients are summed in one order in every process
+            name: Caption(name, *(t if t is None else t.to(x.device) for t in encoded(name)))
+            for name in dict.fromkeys(captions)
         }
         return net(x, sigma, [made[name] for name in captions])
 

@@ -6,7 +6,7 @@ from nulltext.engine import weights
 from nulltext.engine.gradients import normal
 from nulltext.engine.run import sample_with
 from nulltext.engine.training import loss_scale
-from nulltext.engine.tuning import Caption, caption_net, training
+from nulltext.engine.tuning import Caption, caption_net, training, with_trained_text
 from nulltext.samplers.core import FLOW, VE
 from nulltext.samplers.tuning import lora
 from nulltext.samplers.tuning.loop import Loop, Settings
@@ -92,6 +92,19 @@ def test_a_gradient_reaches_the_embedding_and_the_pooled_vector(model, conds, la
             assert (pooled.grad is not None and float(pooled.grad.abs().max()) > 0) == has_y
 
     run_in(model, conds, latent, body)
+
+
+def test_texts_are_encoded_once_each_in_the_order_of_the_rows():
+    """The order of a set of strings is another one in every process, and with it that of the gradients' sum."""
+    asked, captions = [], [f"caption {i % 9}" for i in range(20)]
+
+    def encoded(text):
+        asked.append(text)
+        return torch.zeros(1, 2, 3), None
+
+    net = with_trained_text(lambda x, sigma, rows: torch.tensor([int(row.name[-1]) for row in rows]), encoded)
+    assert net(torch.zeros(20, 1), torch.ones(20), captions).tolist() == [i % 9 for i in range(20)]
+    assert asked == [f"caption {i}" for i in range(9)]
 
 
 def test_training_on_captions_lowers_the_held_out_loss(model, conds, latent):
