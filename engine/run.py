@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +49,23 @@ class Run:
         self.calls += 1
         options = self._options if torch.is_inference_mode_enabled() else normal(self._options)
         return self.guider.predict(x.float(), timestep(sigma, x), names, options)
+
+    def prepared(self, name: str, shape: Sequence[int]) -> dict:
+        """A condition that is one plain prompt, as a run on latents of that shape [C, ...] has it, in ordinary tensors.
+
+        What a network is told of the picture's size (SDXL) is otherwise that of the run's own latent."""
+        own = self.guider.conds[name]
+        if tuple(shape) != tuple(self.latent.shape[1:]):
+            told = {
+                "latent_image": torch.zeros(1, *shape, device=self.device),
+                "denoise_mask": None,
+                "seed": self._seed,
+            }
+            with torch.inference_mode(False), torch.no_grad():
+                args = self.model.extra_conds, [own[0]], told["latent_image"], self.device, name
+                own = get("samplers").encode_model_conds(*args, **told)
+        with torch.inference_mode(False):
+            return normal(own[0])
 
     def guided(self, positive: str, negative: str | None, cfg: float) -> Denoise:
         """The engine's own guided denoiser, the model's cfg patches included. cfg 1 asks for the positive alone."""
