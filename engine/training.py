@@ -147,7 +147,7 @@ def train(
                 run,
                 next(iter(captions)),
                 rows,
-                loop.parameters,
+                loop.memory(),
                 measured,
                 checkpoint,
                 encode is not None or wrap is not None,

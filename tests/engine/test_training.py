@@ -55,15 +55,12 @@ def test_the_memory_said_before_is_what_a_step_keeps(make_model, make_condition,
     where = weights.layers(model)
     factors = lora.low_rank_all(where.items(), 4, seed=0)
     network, found = model.model.diffusion_model, {}
+    held = Loop(lora.parameters(factors), Settings()).memory()
 
     def body(run):
         with tuning.training(run):
-            told = training_memory.needed(
-                run, "a", 2, lora.parameters(factors), lambda: training.on_meta(where, factors), False
-            )
-            less = training_memory.needed(
-                run, "a", 2, lora.parameters(factors), lambda: training.on_meta(where, factors), True
-            )
+            told = training_memory.needed(run, "a", 2, held, lambda: training.on_meta(where, factors), False)
+            less = training_memory.needed(run, "a", 2, held, lambda: training.on_meta(where, factors), True)
             own = {t.untyped_storage()._cdata for t in (*network.parameters(), *network.buffers())}
             own |= {t.untyped_storage()._cdata for t in lora.parameters(factors).values()}
             net, x = tuning.caption_net(run), torch.randn(run.latent.shape)
@@ -73,9 +70,7 @@ def test_the_memory_said_before_is_what_a_step_keeps(make_model, make_condition,
 
     with torch.inference_mode():
         sample_with(model, {"a": make_condition(1)}, latent, SIGMAS, body)
-    fixed = sum(p.nbytes for p in model.model.parameters()) + 16 * sum(
-        p.numel() for p in lora.parameters(factors).values()
-    )
+    fixed = sum(p.nbytes for p in model.model.parameters()) + held
     activations = (found["told"] - fixed) / training_memory._SLACK
     assert activations == pytest.approx(found["kept"], rel=0.1)
     assert fixed < found["less"] < found["told"]
