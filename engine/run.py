@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..samplers.core import Denoise, Sigma, apply_cfg, gaussian
-from ..samplers.underflow import keep_from_underflow
+from ..samplers.underflow import keep_from_underflow, keep_trained_from_underflow
 from .comfy import Progress, get, process_of, sigma_range, timestep, with_patch
 from .gradients import beside_controls, control_networks, grad_mode, normal, without_override
 from .guider import guider_class, replace_embedding
@@ -117,6 +117,12 @@ class Run:
             return net(x, sigma, embedding)
 
         return scaled
+
+    def kept_from_underflow(self, parameters: Iterable[Tensor]):
+        """`keep_trained_from_underflow` where the network computes in fp16; elsewhere wrap(net) is the net."""
+        if self.compute_dtype != torch.float16:
+            return contextlib.nullcontext(lambda net: net)
+        return keep_trained_from_underflow(parameters)
 
     @contextlib.contextmanager
     def patched(self, name: str, patch: Callable) -> Iterator[None]:
