@@ -20,7 +20,7 @@ from torch import Tensor
 
 def rms(values: Tensor) -> float:
     """Root mean square of a table or an embedding: the size of one of its numbers."""
-    return float(values.detach().double().square().mean().sqrt())
+    return float(values.detach().cpu().double().square().mean().sqrt())
 
 
 def start_vectors(table: Tensor, rows: Sequence[int], count: int) -> Tensor:
