@@ -90,6 +90,7 @@ class MakeControlNet(Box):
             [SMALL, FULL],
             "Small: the copy is stored as low-rank changes of the model's own weights, for this model alone. Full: "
             "every weight, as the paper has it.",
+            default=FULL,
         ),
         Int(
             "rank",

@@ -185,18 +185,22 @@ class DiffusionCLIPTune(Box):
                 changes = unchanged_all(where.items(), run.device)
             else:
                 changes = lora.low_rank_all(where.items(), rank, seed=training_seed, device=run.device)
-            net = tuning.caption_net(run)
+            values, plain = lora.parameters(changes), tuning.caption_net(run)
+            with (
+                differentiable(run, model, vae, *towers) as decode,
+                run.kept_from_underflow(values.values()) as kept_large,
+            ):
+                net = kept_large(plain)
 
-            def denoiser(name):
-                return lambda x, sigma: net(x, sigma, [name] * len(x))
+                def denoiser(name):
+                    return lambda x, sigma: net(x, sigma, [name] * len(x))
 
-            with differentiable(run, model, vae, *towers) as decode:
                 pictures = pictures_of(inversion, decode, run.device)
                 parts = (clip_weight, l1_weight, identity_weight, form, towers[-1].embed_image)
                 loss = EditLoss(image_text.embed_image, direction.to(run.device), *parts)
                 make = saving_step if saving else chain_step
                 step = make(denoiser, pictures, back.to(run.device), decode, loss, on_call=run.tick)
-                loop = Loop(lora.parameters(changes), settings, training_seed)
+                loop = Loop(values, settings, training_seed)
                 with weights.attached(where, changes):
                     curve = trained(loop, step, key, run.progress.show)
             words = {"source": source, "target": target, "t0": t0, "method": "DiffusionCLIP"}

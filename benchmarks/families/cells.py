@@ -527,7 +527,7 @@ def PriorPictures(new):
 
 
 def control_net(g: FamilyGraph) -> Node:
-    return g.own("MakeControlNet", rank=4)
+    return g.own("MakeControlNet", form="small (Control-LoRA)", rank=4)
 
 
 def controlled(g: FamilyGraph, net: Node) -> Node:
