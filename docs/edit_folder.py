@@ -9,8 +9,9 @@ from pathlib import Path
 import requests
 import websocket
 
-SERVER = os.environ.get("COMFYUI_SERVER", "127.0.0.1:8188")
+SERVER, KINDS = os.environ.get("COMFYUI_SERVER", "127.0.0.1:8188"), (".png", ".jpg", ".jpeg", ".webp")
 file, photos, edited, *settings = sys.argv[1:]
+Path(edited).mkdir(parents=True, exist_ok=True)
 workflow = json.loads(Path(file).read_text(encoding="utf-8"))
 by_title = {n.get("_meta", {}).get("title"): n for n in workflow.values()}
 for setting in settings:  # "title of the node.name of its input=value"
@@ -18,10 +19,9 @@ for setting in settings:  # "title of the node.name of its input=value"
     title, name = place.rsplit(".", 1)
     by_title[title]["inputs"][name] = value
 loader = next(n for n in workflow.values() if n["class_type"] in ("NullText_LoadPicture", "LoadImage"))
-
 client = uuid.uuid4().hex
 socket = websocket.create_connection(f"ws://{SERVER}/ws?clientId={client}")
-for photo in sorted(Path(photos).glob("*.[pj][np]g")):
+for photo in sorted(path for path in Path(photos).iterdir() if path.suffix.lower() in KINDS):
     with photo.open("rb") as opened:
         uploaded = requests.post(f"http://{SERVER}/upload/image", files={"image": opened}).json()
     loader["inputs"]["image"] = uploaded["name"]

@@ -72,8 +72,11 @@ def with_patch(options: dict, name: str, patch) -> dict:
 
 
 def load_models(models, memory: float = 0) -> None:
-    """Bring MODEL patchers (or a VAE's patcher) onto the device, their weight patches applied."""
-    get("model_management").load_models_gpu(list(models), memory)
+    """Bring MODEL patchers (or a VAE's patcher) onto their devices, their weight patches applied.
+
+    In inference mode, as everything else in ComfyUI loads: weights moved outside of it can't be used inside again."""
+    with torch.inference_mode():
+        get("model_management").load_models_gpu(list(models), memory)
 
 
 def encode(clip, text: str) -> list:
@@ -107,7 +110,8 @@ class Progress:
         self.value += n
         preview = None
         if x0 is not None and self._previewer is not None:
-            preview = self._previewer.decode_latent_to_preview_image("JPEG", x0.detach())
+            with torch.no_grad():  # a previewer may be a network (TAESD), and its weights are inference tensors
+                preview = self._previewer.decode_latent_to_preview_image("JPEG", x0.detach())
         self._bar.update_absolute(min(self.value, self.total), self.total, preview)
 
 

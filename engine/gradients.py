@@ -43,16 +43,23 @@ def normal(value):
 
 
 def bring(device, patchers=(), modules=()) -> None:
-    """Onto the device what isn't there: patchers by the engine's loader, small networks of this pack by themselves,
-    their weights ordinary frozen tensors."""
+    """Make networks ready: patchers by the engine's loader, each on its own device and none of their weights moved by
+    hand (part of them may stay in main memory); small networks of this pack, among `modules`, onto `device`, their
+    weights ordinary frozen tensors. Before `grad_mode`, which hands back the weights that it found."""
     device, each = torch.device(device), {id(p): p for p in patchers}.values()
-    away = [p for p in each if any(w.device != device for w in p.model.parameters())]
+    away = [p for p in each if not any(_lies_on(w, p.load_device) for w in p.model.parameters())]
     if away:
         load_models(away)
+    of_engine = {id(module) for p in each for module in p.model.modules()}
     for module in modules:
-        if not any(p.device == device for p in module.parameters()):
+        if id(module) not in of_engine and not any(_lies_on(p, device) for p in module.parameters()):
             with torch.inference_mode(False):
                 module.to(device)
+
+
+def _lies_on(weight: Tensor, device) -> bool:
+    device = torch.device(device)
+    return weight.device.type == device.type and device.index in (None, weight.device.index)
 
 
 @contextlib.contextmanager
@@ -99,8 +106,14 @@ def attention_notice() -> str | None:
 
 
 def check_differentiable(*modules: nn.Module) -> None:
-    """ValueError if weights are stored in a form that has no backward (GGUF, int8, 4-bit)."""
+    """ValueError if weights are stored in a form that has no backward (GGUF, int8, 4-bit), or come and go while the
+    network runs (the newest engine's dynamic VRAM), so that those which backward needs are gone by then."""
     for module in modules:
+        if any(hasattr(child, "_v") for child in module.modules()):
+            raise ValueError(
+                "ComfyUI streams this network's weights (dynamic VRAM), and gradients can't pass through streamed "
+                "weights: start ComfyUI with --disable-dynamic-vram."
+            )
         for name, p in module.named_parameters():
             if not p.is_floating_point() or type(p.data) is not Tensor and not isinstance(p, nn.Parameter):
                 raise ValueError(
@@ -165,15 +178,32 @@ def _pytorch_attention() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _engine_in_training() -> Iterator[None]:
+    """A newer engine told that gradients are computed: else some of its kernels have no backward (rotary embeddings),
+    and weights in main memory come through a buffer that the next layer overwrites before backward reads it."""
+    manage, wanted = get("model_management"), {"in_training": True, "NUM_STREAMS": 0}
+    before = {name: getattr(manage, name) for name in wanted if hasattr(manage, name)}
+    try:
+        for name in before:
+            setattr(manage, name, wanted[name])
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(manage, name, value)
+
+
+@contextlib.contextmanager
 def grad_mode(*modules: nn.Module, checkpoint: bool = False) -> Iterator[None]:
     """Leave inference mode with these modules (UNet, control net, decoder, text encoder) ready for backward.
 
     Enter it after the models are loaded: loading makes inference tensors again. Tensors from outside that meet a
     gradient must pass `normal`. checkpoint: recompute blocks in backward (less memory, up to two fifths more time).
-    Raises ValueError for quantised weights."""
+    Raises ValueError for quantised weights and for streamed ones."""
     check_differentiable(*modules)
     with contextlib.ExitStack() as undo:
-        for each in (torch.inference_mode(False), torch.enable_grad(), _pytorch_attention(), heard(*modules)):
+        for each in (torch.inference_mode(False), torch.enable_grad(), _engine_in_training()):
+            undo.enter_context(each)
+        for each in (_pytorch_attention(), heard(*modules)):
             undo.enter_context(each)
         made: dict[int, Tensor] = {}
         seen: set[int] = set()

@@ -123,8 +123,10 @@ def read(run: Run, place: Place, x: Tensor, sigma, name: str = "positive") -> tu
     return found[0].float().cpu(), denoised
 
 
-def training_pair(run: Run, place: Place, name: str = "positive") -> Pair:
-    """D (without gradients) and D~ of one condition, in two calls. Only inside `run.patched(PATCH, place.patch)`."""
+def training_pair(run: Run, place: Place, name: str = "positive", wrap=lambda net: net) -> Pair:
+    """D (without gradients) and D~ of one condition, in two calls. Only inside `run.patched(PATCH, place.patch)`.
+
+    wrap: of `run.kept_from_underflow`, for the call that has gradients."""
 
     def pair(x, sigma, change):
         with torch.no_grad():
@@ -132,7 +134,7 @@ def training_pair(run: Run, place: Place, name: str = "positive") -> Pair:
         if change is None:
             return denoised, denoised
         with place.shifting(change):
-            return denoised, run.predictions(x, sigma, [name])[0]
+            return denoised, wrap(lambda x: run.predictions(x, sigma, [name])[0])(x)
 
     return pair
 

@@ -60,17 +60,19 @@ class ClipPair:
         return self.vision.load_device
 
     def embed_text(self, texts: list[str]) -> Tensor:
-        with torch.no_grad():
-            return torch.cat([encode(self.clip, text)[0][1]["pooled_output"].float() for text in texts]).clone()
+        with torch.inference_mode():  # the engine loads the encoder here
+            found = torch.cat([encode(self.clip, text)[0][1]["pooled_output"].float() for text in texts])
+        return found.clone()
 
     def embed_image(self, image: Tensor) -> Tensor:
-        bring(image.device, [self.vision.patcher])
+        """On the vision model's own device, which may be another than the picture's; `bring` it before."""
+        home, image = image.device, image.to(self.device)
         size = (self.image_size, self.image_size)
         if image.shape[-2:] != size:
             image = F.interpolate(image, size, mode="bicubic", antialias=True, align_corners=False)
         mean, std = (image.new_tensor(v).view(3, 1, 1) for v in (self._mean, self._std))
         out = self.vision.model(pixel_values=((image - mean) / std).float(), intermediate_output=-2)
-        return out[2].float()
+        return out[2].float().to(home)
 
     def unknown(self, _text: str) -> list[str]:
         return []
@@ -94,6 +96,13 @@ def modules_of(tower) -> tuple[nn.Module, ...]:
 
 def patchers_of(tower) -> tuple:
     return (tower.vision.patcher,) if isinstance(tower, ClipPair) else ()
+
+
+def ready(tower) -> torch.device:
+    """Bring what embedding a picture runs onto its device; before `grad_mode`."""
+    device = torch.device(getattr(tower, "device", "cpu"))
+    bring(device, patchers_of(tower), modules_of(tower))
+    return device
 
 
 def vision_features(clip_vision, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ class NullBranch:
     def __init__(self, disturbance: Disturbance, strength: float, cfg: float, previous=None, match=None, sigmas=None):
         self.disturbance, self.strength, self.assumed, self.previous = disturbance, strength, cfg, previous
         self.match, self.clock = match, Clock(sigmas)
-        self.conditions = None
+        self.seen_condition = lambda: None
         self._restart()
 
     def _restart(self) -> None:
@@ -89,9 +90,11 @@ class NullBranch:
         """Reads the scale off each guided result, notices another run and a run without a null branch; matches.
 
         Matching waits until here, where both branches are whole: the engine may ask them one by one, or in areas."""
-        if args["cond"] is not self.conditions:
-            self.conditions, entries = args["cond"], self.disturbance.history.entries
-            self.disturbance.history.entries = entries[-1:]
+        condition = next(iter(args["cond"][0]["model_conds"].values()))
+        if condition is not self.seen_condition():
+            # weakly: a MODEL that holds conditions keeps their control nets loaded, and every clone copies them
+            self.seen_condition = weakref.ref(condition)
+            self.disturbance.history.entries = self.disturbance.history.entries[-1:]
         asked, self.asked = self.asked, set()
         if asked - {tuple(args["input"].shape[-2:])}:
             raise ValueError(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..samplers.core import Denoise, Sigma, apply_cfg, gaussian
-from ..samplers.underflow import keep_from_underflow
+from ..samplers.underflow import keep_from_underflow, keep_trained_from_underflow
 from .comfy import Progress, get, process_of, sigma_range, timestep, with_patch
 from .gradients import beside_controls, control_networks, grad_mode, normal, without_override
 from .guider import guider_class, replace_embedding
@@ -49,6 +49,23 @@ class Run:
         self.calls += 1
         options = self._options if torch.is_inference_mode_enabled() else normal(self._options)
         return self.guider.predict(x.float(), timestep(sigma, x), names, options)
+
+    def prepared(self, name: str, shape: Sequence[int]) -> dict:
+        """A condition that is one plain prompt, as a run on latents of that shape [C, ...] has it, in ordinary tensors.
+
+        What a network is told of the picture's size (SDXL) is otherwise that of the run's own latent."""
+        own = self.guider.conds[name]
+        if tuple(shape) != tuple(self.latent.shape[1:]):
+            told = {
+                "latent_image": torch.zeros(1, *shape, device=self.device),
+                "denoise_mask": None,
+                "seed": self._seed,
+            }
+            with torch.inference_mode(False), torch.no_grad():
+                args = self.model.extra_conds, [own[0]], told["latent_image"], self.device, name
+                own = get("samplers").encode_model_conds(*args, **told)
+        with torch.inference_mode(False):
+            return normal(own[0])
 
     def guided(self, positive: str, negative: str | None, cfg: float) -> Denoise:
         """The engine's own guided denoiser, the model's cfg patches included. cfg 1 asks for the positive alone."""
@@ -100,6 +117,12 @@ class Run:
             return net(x, sigma, embedding)
 
         return scaled
+
+    def kept_from_underflow(self, parameters: Iterable[Tensor]):
+        """`keep_trained_from_underflow` where the network computes in fp16; elsewhere wrap(net) is the net."""
+        if self.compute_dtype != torch.float16:
+            return contextlib.nullcontext(lambda net: net)
+        return keep_trained_from_underflow(parameters)
 
     @contextlib.contextmanager
     def patched(self, name: str, patch: Callable) -> Iterator[None]:

@@ -66,12 +66,13 @@ def decoder(model, vae) -> Callable[[Tensor], Tensor]:
     ValueError if the VAE's latents are not the model's."""
     check_vae(model, vae)
     # a closure that held the MODEL would keep it loaded for good: the engine counts who refers to it
-    form, stage = model.get_model_object("latent_format"), vae.first_stage_model
+    form, stage, device = model.get_model_object("latent_format"), vae.first_stage_model, vae.patcher.load_device
     frames = getattr(form, "latent_dimensions", 2) == 3
 
     def decode(denoised: Tensor) -> Tensor:
         z = ordinary(form).process_out(denoised.unsqueeze(2) if frames and denoised.ndim == 4 else denoised)
-        return (as_image(stage.decode(z.to(next(stage.parameters()).dtype))).float() + 1) / 2
+        pixels = stage.decode(z.to(device, next(stage.parameters()).dtype))  # which may be the CPU (--cpu-vae)
+        return (as_image(pixels).to(denoised.device).float() + 1) / 2
 
     return decode
 
@@ -119,7 +120,7 @@ def without_terms(model) -> object:
     clone, before = model.clone(), _hook(model)
     hooks = [h for h in clone.model_options.get("sampler_post_cfg_function", []) if h is not before]
     clone.model_options = {**clone.model_options, "sampler_post_cfg_function": hooks}
-    return clone
+    return clone  # which still loads the networks of the terms with it: Optimise Start Noise asks them
 
 
 def _hook(model):
@@ -138,6 +139,8 @@ def attach(model, terms: list[Term]) -> object:
         clone.model_options = {**clone.model_options, "sampler_post_cfg_function": replaced}
     else:
         clone.set_model_sampler_post_cfg_function(hook)
+    if hasattr(clone, "set_additional_models"):  # loaded with the network; later, they could push it off the device
+        clone.set_additional_models(_MARK, [*{id(p): p for t in hook.terms for p in t.patchers}.values()])
     return clone
 
 

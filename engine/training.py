@@ -45,7 +45,9 @@ def levels_of(model, name: str = "the model's own") -> Levels:
     if name == "the model's own":
         name = "logit-normal" if flow else "uniform"
     if flow:
-        return Levels(name, shift=float(getattr(sampling, "shift", 1.0)))
+        # the map u -> sigma at 1/2; a `shift` attribute is this factor in some samplings and its logarithm in others
+        middle = float(sampling.sigma(0.5 * sampling.timestep(torch.ones((), dtype=torch.float64))))
+        return Levels(name, shift=middle / (1 - middle))
     table = getattr(sampling, "sigmas", None)
     if table is None or len(table) < 2:
         low, high = sigma_range(model)
@@ -145,7 +147,7 @@ def train(
                 run,
                 next(iter(captions)),
                 rows,
-                loop.parameters,
+                loop.memory(),
                 measured,
                 checkpoint,
                 encode is not None or wrap is not None,

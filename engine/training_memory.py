@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -110,13 +110,13 @@ def needed(
     run,
     name: str,
     rows: int,
-    trained: Mapping[str, Tensor],
+    trained: int,
     attached: Callable[[], AbstractContextManager],
     checkpoint: bool,
     of_text: bool = False,
 ) -> int | None:
-    """Bytes on the device for a step of `rows` rows with the caption `name`: weights, what is trained with its gradient
-    and two moments, and what the backward pass keeps. None where the network can't be run this way.
+    """Bytes on the device for a step of `rows` rows with the caption `name`: weights, `trained` (what the loop holds
+    for what it trains, `Loop.memory`), and what the backward pass keeps. None where the network can't be run this way.
 
     attached(): what is trained, put into the network on the meta device; tensors that it yields are counted as trained
     already. of_text: the caption's embedding learns."""
@@ -142,6 +142,5 @@ def needed(
     except Exception as error:  # noqa: BLE001 (an estimate never stops a training)
         _log.info("the memory can't be told before the start: %s", error)
         return None
-    of_trained = sum(p.numel() for p in trained.values()) * 4 * 4
     of_weights = sum(p.nbytes for p in model.parameters())
-    return int(of_weights + of_trained + _SLACK * kept.bytes(checkpoint))
+    return int(of_weights + trained + _SLACK * kept.bytes(checkpoint))

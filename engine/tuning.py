@@ -50,22 +50,22 @@ def caption_net(run: Run) -> Net:
     """net(x, sigma, captions) -> D, a caption for each row: a name of the run's conditions, or a `Caption`. control=: a
     control net for all rows.
 
-    All that a condition carries (pooled vector, sizes, guidance) goes with its row. Differentiable inside `training`.
+    All that a condition carries (pooled vector, guidance, the size of x's pictures) goes with its row. Differentiable
+    inside `training`.
     ValueError, before any work, for conditions that are combined, regional or have a control net."""
     for name, conds in run.guider.conds.items():
         if len(conds) != 1 or any(conds[0].get(key) is not None for key in _REGIONAL):
             raise ValueError(
                 f"The caption {name!r} must be one plain prompt: not combined, regional or with ControlNet."
             )
-    ordinary = functools.cache(lambda name: normal(run.guider.conds[name][0]))
+    prepared = functools.cache(run.prepared)
 
-    def row(caption: str | Caption) -> dict:
-        name = caption if isinstance(caption, str) else caption.name
-        cond = run.guider.conds[name][0] if torch.is_inference_mode_enabled() else ordinary(name)
+    def row(caption: str | Caption, shape: torch.Size) -> dict:
+        cond = prepared(caption if isinstance(caption, str) else caption.name, shape)
         return _on(run.device, cond if isinstance(caption, str) else _replaced(cond, caption))
 
     def net(x, sigma, captions, control=None):
-        joined = _joined([row(c) for c in captions])
+        joined = _joined([row(c, x.shape[1:]) for c in captions])
         if control is not None:
             joined["control"] = control
         return run.predictions(normal(x), normal(sigma), [[joined]])[0]
@@ -124,8 +124,9 @@ def with_trained_text(net: Net, encoded: Callable[[str], tuple[Tensor, Tensor | 
     """The net of `caption_net` whose captions are encoded anew at every call, each distinct one once."""
 
     def encode_all(x, sigma, captions):
-        made = {
-            name: Caption(name, *(t if t is None else t.to(x.device) for t in encoded(name))) for name in set(captions)
+        made = {  # in the order of the rows, so that gradients are summed in one order in every process
+            name: Caption(name, *(t if t is None else t.to(x.device) for t in encoded(name)))
+            for name in dict.fromkeys(captions)
         }
         return net(x, sigma, [made[name] for name in captions])
 

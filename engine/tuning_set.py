@@ -32,7 +32,8 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 @dataclass(frozen=True)
 class TuningSet:
     """latents: LATENT samples [C, h, w], fp32 on the CPU (not in model space). captions: one each. masks: [1, h, w] in
-    0..1 or None each, 1 where the loss counts. names: what to call a picture in a message."""
+    0..1 or None each, 1 where the loss counts; both with an axis of frames where the VAE makes one. names: what to call
+    a picture in a message."""
 
     latents: tuple[Tensor, ...]
     captions: tuple[str, ...]
@@ -167,17 +168,28 @@ def build(vae, found: Sequence[tuple[str, Image.Image, str | None]], lines: str,
         side = bucket(*picture.size, size)
         fitted = ImageOps.fit(picture, side, Image.Resampling.LANCZOS)
         pixels = torch.from_numpy(np.asarray(fitted, np.float32) / 255)[None]
-        latents.append(vae.encode(pixels).float().cpu()[0].clone())
-        cut.append(None if masks is None else _mask(masks[i % len(masks)], side, latents[-1].shape[-2:], name))
+        latents.append(encoded(vae, pixels, i)[0])
+        cut.append(None if masks is None else _mask(masks[i % len(masks)], side, latents[-1].shape, name))
         progress.tick(1)
     return TuningSet(tuple(latents), tuple(captions), tuple(cut), tuple(name for name, _, _ in found))
 
 
-def _mask(mask: Tensor, side: tuple[int, int], grid: Sequence[int], name: str) -> Tensor:
-    """A MASK [H, W] cut like its picture, on the latent's grid [1, h, w]."""
+def encoded(vae, pixels: Tensor, seed: int) -> Tensor:
+    """IMAGE [B, H, W, 3] -> LATENT samples [B, C, ...], fp32 on the CPU, the same every time for one seed.
+
+    Some VAEs draw from the distribution that they encode to; torch's global generators are left as they were."""
+    device = torch.device(vae.device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else [], device_type="cuda"):
+        torch.manual_seed(seed)
+        return vae.encode(pixels).float().cpu().clone()
+
+
+def _mask(mask: Tensor, side: tuple[int, int], shape: Sequence[int], name: str) -> Tensor:
+    """A MASK [H, W] cut like its picture, on the grid of a latent of that shape [C, ..., h, w]: [1, ..., h, w]."""
     whole = Image.fromarray((mask.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy())
     fitted = np.asarray(ImageOps.fit(whole, side, Image.Resampling.BILINEAR), np.float32) / 255
-    out = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(fitted)[None], tuple(grid))
+    out = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(fitted)[None], tuple(shape[-2:]))
+    out = out.reshape(1, *[1] * (len(shape) - 3), *shape[-2:]).expand(1, *shape[1:]).clone()
     if not bool((out > 0).any()):
         raise ValueError(f"The mask of {name} is black everywhere: paint white where the loss shall count.")
     return out

@@ -233,9 +233,7 @@ class Box:
 
 MODEL = Socket("model", "MODEL", "The diffusion model. It is cloned, never changed.")
 POSITIVE = Socket("positive", "CONDITIONING", "What the result shall show.")
-NEGATIVE = Socket(
-    "negative", "CONDITIONING", "The negative or empty prompt: the null branch of classifier-free guidance."
-)
+NEGATIVE = Socket("negative", "CONDITIONING", "The negative prompt: what the picture shall not show. May be empty.")
 LATENT = Socket("latent", "LATENT", "The latent.")
 VAE = Socket("vae", "VAE", "The VAE that belongs to the model.")
 IMAGE = Socket("image", "IMAGE", "The picture.")

@@ -6,7 +6,7 @@ import torch
 
 from ..engine import terms
 from ..engine.comfy import process_of
-from ..engine.image_text import modules_of, patchers_of
+from ..engine.image_text import modules_of, patchers_of, ready
 from ..samplers.guidance.clip import LOSSES, ImageLoss
 from ..samplers.guidance.cutouts import Cutouts
 from ..samplers.guidance.losses import caption_log_probs
@@ -52,7 +52,7 @@ def embed_targets(image_text, texts: list[str], weights: list[float], image=None
         if texts:
             rows.append(image_text.embed_text(texts).float().clone())
         if image is not None and image_weight:
-            pictures = image[..., :3].movedim(-1, 1).float().clone().to(getattr(image_text, "device", "cpu"))
+            pictures = image[..., :3].movedim(-1, 1).float().clone().to(ready(image_text))
             rows.append(image_text.embed_image(pictures).float().clone().to(rows[0] if rows else "cpu"))
             out += [image_weight / len(pictures)] * len(pictures)
     if not rows:
@@ -134,7 +134,15 @@ class CLIPGuidance(Box):
                 "1 (white) means: judge here. Combine it with a noise mask or Blended Diffusion, which keep the rest."
             ),
             *advanced(
-                Float("temperature", 100.0, "Only for the contrastive loss: CLIP's own is 100.", 1.0, 1000.0, 1.0),
+                Float(
+                    "temperature",
+                    100.0,
+                    "Of the contrastive loss and the trace's probabilities; CLIP's own is 100. Higher: it pulls harder "
+                    "and stops sooner once the target leads.",
+                    1.0,
+                    1000.0,
+                    1.0,
+                ),
                 Float("smoothness", 0.0, "Weight of the total variation, against speckle.", 0.0, 10000.0, 1.0),
                 Float("range_weight", 0.0, "Weight of staying within black and white.", 0.0, 10000.0, 1.0),
                 VARIANCE,

@@ -90,6 +90,7 @@ class MakeControlNet(Box):
             [SMALL, FULL],
             "Small: the copy is stored as low-rank changes of the model's own weights, for this model alone. Full: "
             "every weight, as the paper has it.",
+            default=FULL,
         ),
         Int(
             "rank",
@@ -133,7 +134,14 @@ class TrainControlNet(Box):
             1,
             1_000_000,
         ),
-        Float("learning_rate", 1e-5, "The published rate is 0.00001.", 1e-7, 1.0, 1e-6),
+        Float(
+            "learning_rate",
+            1e-5,
+            "Higher learns faster, too high spoils the pictures. The published rate is 0.00001.",
+            1e-7,
+            1.0,
+            1e-6,
+        ),
         Int("batch", 4, "Pictures of one network call.", 1, 64),
         Int("accumulate", 1, "Batches whose mean gradient makes one step: a larger batch for the same memory.", 1, 256),
         Float("caption_dropout", 0.5, "Share of captions left out, so that the hint alone must tell. The paper: 0.5."),

@@ -70,13 +70,21 @@ class DiffEditMask(Box):
             256,
         ),
         Float(
-            "strength", 0.5, "How far the picture is noised, as a fraction of the diffusion's time (the paper's 0.5)."
+            "strength",
+            0.5,
+            "How far the picture is noised before the prompts are compared, as a fraction of the diffusion's time (the "
+            "paper's 0.5). Higher: the mask follows the prompts more and this picture less.",
         ),
-        Float("threshold", THRESHOLD, "Where the heat, scaled to 0..1, counts as edit. 0.5 is the paper's."),
+        Float(
+            "threshold",
+            THRESHOLD,
+            "The mask is where the heat, scaled to 0..1, is above this. Higher: a smaller mask. 0.5 is the paper's.",
+        ),
         Float(
             "clamp",
             CLAMP,
-            "Heat above this many times its mean counts as this. 3 is diffusers'; the paper names none.",
+            "Heat above this many times its mean counts as this. Lower: a larger mask. 3 is diffusers'; the paper has "
+            "none.",
             1.0,
             100.0,
             0.1,

@@ -38,7 +38,12 @@ WHOLE, SAVING = "whole chain (the paper's)", "one step at a time (saves memory)"
 EVERY, BY_HAND = "whole weights (the authors')", "by hand"
 PUBLISHED = PRESETS["README"]
 VAE = Socket("vae", "VAE", "The VAE that belongs to the model: the loss is taken on pictures.")
-T0 = Float("t0", PUBLISHED.t0, "Noise level up to which pictures are inverted, as a share of the diffusion's time.")
+T0 = Float(
+    "t0",
+    PUBLISHED.t0,
+    "Noise level up to which pictures are inverted, as a share of the diffusion's time. Higher: larger changes are "
+    "possible, and less of the picture is kept.",
+)
 INVERSION_STEPS = Int("inversion_steps", PUBLISHED.inversion, "Steps of the inversion, one call each.", 2)
 
 
@@ -74,9 +79,23 @@ class DiffusionCLIPTune(Box):
             "lr", 1e-4, "Learning rate of the LoRA (Adam). The authors tune whole weights, at 8e-6.", 1e-7, 1.0, 1e-6
         ),
         Float("lr_growth", PUBLISHED.growth, "The rate is multiplied by this after every pass.", 0.1, 10.0),
-        Float("clip_weight", PUBLISHED.clip, "Weight of the directional loss.", 0.0, 100.0, 0.1),
-        Float("l1_weight", PUBLISHED.l1, "Weight of the pixels' distance to the source picture.", 0.0, 100.0, 0.1),
-        Float("identity_weight", 0.0, "Weight of the embedding's distance to the source picture's.", 0.0, 100.0, 0.1),
+        Float("clip_weight", PUBLISHED.clip, "Weight of the directional loss: higher changes more.", 0.0, 100.0, 0.1),
+        Float(
+            "l1_weight",
+            PUBLISHED.l1,
+            "Weight of the pixels' distance to the source picture: higher keeps more of it.",
+            0.0,
+            100.0,
+            0.1,
+        ),
+        Float(
+            "identity_weight",
+            0.0,
+            "Weight of the embedding's distance to the source picture's: higher keeps more of what it shows.",
+            0.0,
+            100.0,
+            0.1,
+        ),
         Choice("form", list(FORMS), "The directional loss: log as the authors' code has it, printed as the paper."),
         Choice("gradient", [WHOLE, SAVING], "Through all steps, or a step of the optimiser at every sampling step."),
         Choice(
@@ -166,18 +185,22 @@ class DiffusionCLIPTune(Box):
                 changes = unchanged_all(where.items(), run.device)
             else:
                 changes = lora.low_rank_all(where.items(), rank, seed=training_seed, device=run.device)
-            net = tuning.caption_net(run)
+            values, plain = lora.parameters(changes), tuning.caption_net(run)
+            with (
+                differentiable(run, model, vae, *towers) as decode,
+                run.kept_from_underflow(values.values()) as kept_large,
+            ):
+                net = kept_large(plain)
 
-            def denoiser(name):
-                return lambda x, sigma: net(x, sigma, [name] * len(x))
+                def denoiser(name):
+                    return lambda x, sigma: net(x, sigma, [name] * len(x))
 
-            with differentiable(run, model, vae, *towers) as decode:
                 pictures = pictures_of(inversion, decode, run.device)
                 parts = (clip_weight, l1_weight, identity_weight, form, towers[-1].embed_image)
                 loss = EditLoss(image_text.embed_image, direction.to(run.device), *parts)
                 make = saving_step if saving else chain_step
                 step = make(denoiser, pictures, back.to(run.device), decode, loss, on_call=run.tick)
-                loop = Loop(lora.parameters(changes), settings, training_seed)
+                loop = Loop(values, settings, training_seed)
                 with weights.attached(where, changes):
                     curve = trained(loop, step, key, run.progress.show)
             words = {"source": source, "target": target, "t0": t0, "method": "DiffusionCLIP"}

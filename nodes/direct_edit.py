@@ -146,8 +146,8 @@ class DirectEdit(EditBox):
     SEARCH_ALIASES = ["FlowEdit", "InfEdit", "inversion free editing", "image edit", "DDCM"]
     DESCRIPTION = (
         "Edits a picture by the difference of two prompts, without inversion and without optimisation; equal prompts "
-        "give the source back exactly. Works for eps, v-prediction and flow models. Cost: 2 x average x steps x "
-        "strength calls."
+        "at equal scales give the source back exactly. Works for eps, v-prediction and flow models. Cost: 2 x average "
+        "x steps x strength calls."
     )
     INPUTS = (
         MODEL("The diffusion model."),
@@ -168,17 +168,30 @@ class DirectEdit(EditBox):
             "The fraction of the schedule that is sampled (the paper's n_max / T): more changes more. 0 is the source.",
         ),
         Float(
-            "source_cfg", 3.5, "Guidance of the source prompt (3.5 in the paper for SD3, 1.5 for Flux).", 1.0, 30.0, 0.1
-        ),
-        Float(
-            "target_cfg",
-            7.5,
-            "Guidance of the target prompt (13.5 in the paper for SD3, 5.5 for Flux; 7.5 is ours, between them).",
+            "source_cfg",
+            3.5,
+            "Guidance of the source prompt (3.5 in the paper for SD3, 1.5 for Flux). Nearer to target_cfg: what both "
+            "prompts say moves less.",
             1.0,
             30.0,
             0.1,
         ),
-        Int("average", 1, "FlowEdit: noise draws per step (n_avg). The cost grows with it.", 1, 32),
+        Float(
+            "target_cfg",
+            7.5,
+            "Guidance of the target prompt: higher edits more strongly and keeps less (13.5 in the paper for SD3, 5.5 "
+            "for Flux; 7.5 is ours, between them).",
+            1.0,
+            30.0,
+            0.1,
+        ),
+        Int(
+            "average",
+            1,
+            "FlowEdit: noise draws per step (n_avg). More: a steadier edit; the cost grows with it.",
+            1,
+            32,
+        ),
         Int(
             "plain_steps",
             0,

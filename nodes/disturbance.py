@@ -40,14 +40,17 @@ ALIASES = [
     "stylise",
     "flat colours",
 ]
-_CFG = CFG("The cfg that the sampler uses, for the report and until the first step reveals the true one.", default=10.0)
+_CFG = CFG(
+    "The same cfg as in the sampler: for the report, and for the first step, before the sampler's own is seen.",
+    default=10.0,
+)
 _LOOK = (
     Choice(
         "look",
         [ROLLBACK, PICTURE, ITSELF],
-        "What the null branch is given. Rollback: the run's own latent at an earlier, noisier step; for free "
-        "generation and pictures. Picture: a clean latent; stays nearer to that picture. Itself, bounded: no "
-        "disturbance, only the bound of `match`, a smoothing filter of our own.",
+        "What the negative side of the guidance looks at. Rollback: the run's own latent from an earlier, noisier "
+        "step; changes more. Picture: the latent of a finished picture; stays closer to it. Itself, bounded: no "
+        "disturbance, only the smoothing of `match`, which is our own.",
     ),
     Float(
         "strength",

@@ -28,9 +28,9 @@ SPAN = span("the guidance")
 BOUND = Float(
     "bound",
     0.0,
-    "0: no limit, as published. Above 0: the largest push per step and picture, in units of how uncertain the "
-    "estimate still is at that noise level. A limit that acts at most steps makes the scale mean little; Guidance "
-    "Trace says how often it acted.",
+    "0: no limit, as published. Above 0: limits each push; lower is safer and weaker. 1 allows a push as large as the "
+    "estimate is still uncertain at that noise level. Where the limit acts at most steps, more scale changes little; "
+    "Guidance Trace says how often it acted.",
     0.0,
     100.0,
     0.05,
@@ -46,8 +46,8 @@ EVERY = Int(
 VARIANCE = Float(
     "variance",
     1.0,
-    "Read only where the gradient goes through the decoder alone: the variance of clean latents in model space (about "
-    "1 for SD 1.x, SDXL).",
+    "The variance of clean latents in model space (about 1 for SD 1.x, SDXL). Read where the gradient goes through the "
+    "decoder alone, and by a bound above 0.",
     0.001,
     100.0,
     0.05,

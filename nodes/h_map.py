@@ -6,7 +6,7 @@ import torch
 
 from ..engine import comfy
 from ..engine.gradients import grad_mode
-from ..engine.image_text import modules_of
+from ..engine.image_text import modules_of, ready
 from ..engine.noise import source_latent
 from ..engine.sampler import sample_latent
 from ..samplers.guidance.losses import caption_log_probs
@@ -100,9 +100,8 @@ class HSpaceMap(Box):
             sampler = sampler_of(model, [(direction, strength)], t_edit=t_edit, inversion=inversion)
             out = sample_latent(model, positive, negative, cfg, sampler, sigmas, latent, seed)
             made.append(comfy.decode(vae, out["samples"]))
-        read = []
+        read, device = [], ready(image_text)
         with grad_mode(*modules_of(image_text)), torch.no_grad():
-            device = getattr(image_text, "device", "cpu")
             seen = [image_text.embed_image(p[..., :3].movedim(-1, 1).clone().to(device)).float() for p in made]
             for texts in asked:
                 captions = image_text.embed_text(texts).to(seen[0])

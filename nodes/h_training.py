@@ -136,8 +136,8 @@ class HSpaceTrain(Box):
                     changes = lambda s: lambda h: shifts[table.index(float(s))]  # noqa: E731
                 embed, kept = image_text.embed_image, max(l1_weight * cosine, 0.0)
                 loss = EditLoss(embed, direction.to(run.device), clip_weight, kept, form=form)
-                with run.patched(h_space.PATCH, place.patch):
-                    pair = lambda name: h_space.training_pair(run, place, name)  # noqa: E731
+                with run.patched(h_space.PATCH, place.patch), run.kept_from_underflow(values.values()) as kept_large:
+                    pair = lambda name: h_space.training_pair(run, place, name, kept_large)  # noqa: E731
                     step = training_step(pair, pictures, walked, changes, decode, loss, process, lambda: run.tick(3))
                     settings = Settings(
                         steps=n * passes * levels,

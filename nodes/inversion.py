@@ -40,13 +40,16 @@ PATCHED = MODEL("The diffusion model; LoRA loaders may stand before it.")
 SHOWS = POSITIVE("What the picture shows: Prompt (with words) or any conditioning.")
 PICTURE = LATENT("The picture, from VAE Encode; a batch is inverted at once.")
 WALK = (STEPS("Steps N to the noise and back."), SCHEDULER("How the steps are spaced; 'normal' is DDIM's spacing."))
+#: of those that plain Euler steps bring back
+EULER_PIVOTS = (
+    "How the way to noise is found. DDIM: fast, the usual start, N calls. DDIM, lower level: the same cost; the model "
+    "is read at the less noisy end of each step. Fixed point: more exact, for (1 + iterations) times the cost."
+)
 PIVOT = Choice(
     "pivot",
     list(BY_TITLE),
-    "How the path to noise is found. DDIM: as the code of null-text inversion does, N calls; lower level: the network "
-    "is asked at the lower noise level, where the picture still is. Fixed point: each step solved, N x (1 + "
-    "iterations) calls. Exact pair: comes back exactly at the cfg it was made at, N + iterations calls. Edit-friendly "
-    "DDPM: independent noises and recorded residuals, comes back exactly, N calls.",
+    f"{EULER_PIVOTS} Exact pair: comes back exactly at the same cfg, N + iterations calls; edits may fall apart at a "
+    "high cfg. Edit-friendly DDPM: comes back exactly and takes strong edits, N calls.",
     "DDIM",
 )
 ITERATIONS = Int(

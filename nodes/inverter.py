@@ -9,7 +9,7 @@ from ..samplers.inversion.record import Inversion
 from ..samplers.inversion.table import BY_TITLE, PIVOTS
 from .base import SIGMAS, Box, Choice, optional
 from .early import early
-from .inversion import COMPARED, ITERATIONS, OUTPUTS, PATCHED, PICTURE, PIVOT, SHOWS, USE_CACHE, WALK, invert
+from .inversion import COMPARED, EULER_PIVOTS, ITERATIONS, OUTPUTS, PATCHED, PICTURE, SHOWS, USE_CACHE, WALK, invert
 from .null_text import CFG, CHECKPOINTING, EMPTY, FOR_ALL, INNER, PER_STEP, RATE, corrected, refuse_cfg_1
 from .replay import Inverting, cost_line, error_line, looked_at, noise_line, reconstructed, replay, untouched
 
@@ -69,15 +69,16 @@ class NullTextInverter(Inverting, Box):
         Choice(
             "correction",
             [NULL_TEXT, NEGATIVE_PROMPT, OVERWRITE, NONE, GLOBAL],
-            "null-text: optimise the empty prompt (best, slow). negative prompt: put the source prompt in its place "
-            "(no optimisation). direct overwrite: nothing is optimised; nodes that sample the source beside the edit "
-            "set it back to the stored path at each step. none: the bare pivot. global null-text: one embedding for "
-            "all steps, the paper's ablation.",
+            "null-text: optimises the empty prompt until the picture comes back under guidance; slow. negative prompt: "
+            "puts the source prompt in its place, without optimisation. direct overwrite: for Prompt-to-Prompt and "
+            "MasaCtrl, which sample the source beside the edit and set it back to the stored path at each step; "
+            "nothing is optimised. none: the inversion as it is. global null-text: one embedding for all steps, for "
+            "comparison.",
         ),
         *WALK,
         CFG,
         *INNER,
-        Choice("pivot", _CORRECTABLE, PIVOT.tooltip, "DDIM"),
+        Choice("pivot", _CORRECTABLE, EULER_PIVOTS, "DDIM"),
         ITERATIONS,
         CHECKPOINTING,
         USE_CACHE,

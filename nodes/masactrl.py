@@ -28,11 +28,17 @@ class MasaCtrl(EditBox):
         SEED,
         STEPS("Steps N from noise; an inversion brings its own."),
         SCHEDULER("How the steps are spaced; an inversion brings its own."),
-        Float("start", 0.08, "The fraction of the steps in which the edit first finds its own layout (4 of 50)."),
+        Float(
+            "start",
+            0.08,
+            "The fraction of the steps in which the edit first finds its own layout (the paper's 4 of 50). Higher: "
+            "more freedom for shape and pose, less of the source's look.",
+        ),
         Float(
             "first_layer",
             0.625,
-            "The fraction of the network's layers before it, which are left as they are (the paper's 10 of 16 at SD1).",
+            "The fraction of the network's layers, from the first on, that is left as it is (the paper's 10 of 16 at "
+            "SD1). Higher: fewer layers read the source, and less of its look is kept.",
         ),
         LATENT("An empty latent that sets size and count. Not needed with an inversion.").optional(),
         *optional(

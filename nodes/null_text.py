@@ -10,6 +10,7 @@ from torch import Tensor
 from ..engine import files, record
 from ..engine.comfy import latent_out
 from ..engine.fingerprint import fingerprint
+from ..engine.gradients import short_of_memory
 from ..engine.noise import source_latent
 from ..engine.run import Run, sample_with
 from ..samplers.inversion.null_text import default_rate, optimise_global_null, optimise_null_text, paper_schedule
@@ -34,8 +35,8 @@ INNER = (
     Float(
         "tolerance",
         1e-5,
-        "A step is done when its loss falls below this (it grows with the step as in the paper). 0: always all inner "
-        "steps.",
+        "A step is done when its loss falls below this (it grows with the step as in the paper). Higher: faster, and "
+        "the picture comes back less exactly. 0: always all inner steps.",
         step=1e-6,
         round=False,
     ),
@@ -139,7 +140,8 @@ def optimise(
     def body(run: Run):
         free = _rows_are_free(run, negative)
         net = run.embedding_net("negative")
-        with run.gradients(checkpoint=checkpoint):
+        smaller = "use a smaller picture." if checkpoint else "turn checkpointing on, or use a smaller picture."
+        with run.gradients(checkpoint=checkpoint), short_of_memory(f"the null embedding's gradient: {smaller}"):
             given = (
                 net,
                 lambda x, sigma: run.predictions(x, sigma, ["positive"])[0],

@@ -120,9 +120,17 @@ _EDIT = (
             "Words whose regions may not change (written as blend_words); without blend_words everything else may.",
         ),
         Float(
-            "blend_threshold", 0.3, "The fraction of a word's largest attention above which a place is in its region."
+            "blend_threshold",
+            0.3,
+            "The fraction of a word's largest attention above which a place is in its region. Lower: larger regions, "
+            "of blend_words and of keep_words.",
         ),
-        Float("blend_start", 0.2, "The blend begins at this fraction of the steps."),
+        Float(
+            "blend_start",
+            0.2,
+            "The blend begins at this fraction of the steps. Before it the whole picture may change: higher gives the "
+            "edit more freedom.",
+        ),
         LAYERS(name="blend_layers"),
     ),
 )

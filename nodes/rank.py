@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..engine.gradients import grad_mode
-from ..engine.image_text import modules_of
+from ..engine.image_text import modules_of, ready
 from ..samplers.guidance.clip import rank
 from .base import IMAGE, LATENT, MASK, Box, Int, Output, Text, optional
 from .clip_guidance import check_words, embed_targets, plain_mask
@@ -48,8 +48,9 @@ class CLIPRank(Box):
             )
         wanted, weights = embed_targets(image_text, texts, weights, target_image)
         mask = plain_mask(mask)
+        device = ready(image_text)
         with grad_mode(*modules_of(image_text)), torch.no_grad():
-            pictures = images[..., :3].movedim(-1, 1).float().clone().to(getattr(image_text, "device", "cpu"))
+            pictures = images[..., :3].movedim(-1, 1).float().clone().to(device)
             order, score = rank(image_text.embed_image, pictures, wanted, weights, mask)
         order, score = order.cpu(), score.cpu()
         best = order[:keep]

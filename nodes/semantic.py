@@ -40,9 +40,9 @@ class SemanticGuidance(Box):
     SEARCH_ALIASES = ["SDG", "more control for free", "style guidance", "image guidance", "gram", "reference"]
     DESCRIPTION = (
         "Semantic diffusion guidance (arXiv 2112.05744): pulls the picture towards a text, the content of a reference "
-        "picture, its structure (feature maps) or its style (Gram matrices). On noisy latents by a noise-aware "
-        "encoder where the image-text model has one for this model, else on the decoded estimate. Patches a MODEL for "
-        "any sampler."
+        "picture, its structure (feature maps) or its style (Gram matrices). On noisy latents it needs an image-text "
+        "model with an encoder for them; with any other set gradient_mode to through decoder only. Patches a MODEL "
+        "for any sampler."
     )
     INPUTS = (
         MODEL,

@@ -90,11 +90,19 @@ class TrainLora(Box):
         ),
         TRAIN_STEPS,
         Float(
-            "learning_rate", 0.0, "Highest learning rate of the network's factors; 0: as the preset.", 0.0, 1.0, 1e-6
+            "learning_rate",
+            0.0,
+            "Highest learning rate of the network's factors; 0: as the preset. Higher learns faster, too high spoils "
+            "the pictures.",
+            0.0,
+            1.0,
+            1e-6,
         ),
         BATCH(tooltip="Pictures of the subject a step, and as many of the class; 0: as the preset."),
         RANK,
-        Float("alpha", 0.0, "The factors act at alpha / rank; 0: as the preset.", 0.0, 256.0, 0.1),
+        Float(
+            "alpha", 0.0, "The LoRA acts at alpha / rank: higher acts more strongly. 0: as the preset.", 0.0, 256.0, 0.1
+        ),
         Choice("targets", [PRESET, *weights.TARGETS], "Which of the network's layers get factors."),
         Choice(TEXT, [PRESET, TRAIN, LEAVE], "Whether CLIP's attention layers get factors too."),
         Float(

@@ -61,10 +61,11 @@ def inverted(model, positive, latent: dict, sigmas, cache: bool = True):
 @contextlib.contextmanager
 def differentiable(run, model, vae, *towers):
     """decode, from model space to pictures; network, decoder and image-text models are ready for gradients."""
-    load_models([run.patcher, vae.patcher, *(p for tower in towers for p in patchers_of(tower))])
+    patchers = [vae.patcher, *(p for tower in towers for p in patchers_of(tower))]
+    load_models([run.patcher, *patchers])
     decode = decoder(model, vae)
     modules = [m for tower in towers for m in modules_of(tower)]
-    bring(run.device, (), modules)
+    bring(run.device, patchers, modules)
     with run.gradients(), grad_mode(vae.first_stage_model, *modules):
         yield decode
 

@@ -46,8 +46,8 @@ class LoadLora(Box):
     ID, TITLE, CATEGORY = "NullText_LoadLora", "Load LoRA (tuned)", CATEGORY
     SEARCH_ALIASES = ["load lora", "lora model", "apply lora"]
     DESCRIPTION = (
-        "Reads a LoRA file of any tool as LORA_MODEL, and lays it on the model. It says when the LoRA was trained on "
-        "another checkpoint, if the file tells."
+        "Reads a LoRA file of any tool as LORA_MODEL, and lays it on the model. Refuses a LoRA of another checkpoint, "
+        "where the file tells (same_model switches that off)."
     )
     INPUTS = (
         Socket("model", "MODEL", "The model it is laid on; it is cloned, never changed."),

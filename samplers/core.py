@@ -38,6 +38,17 @@ def expand(sigma: Sigma, x: Tensor) -> Tensor:
     return sigma.reshape(sigma.shape + (1,) * (x.ndim - sigma.ndim)) if sigma.ndim else sigma
 
 
+def wide(x: Tensor, device: torch.device | None = None) -> Tensor:
+    """x on its device or another, in float64; in fp32 on Apple's GPUs (MPS), which have no float64."""
+    device = torch.device(device or x.device)
+    return x.to(torch.float32 if device.type == "mps" else torch.float64).to(device)
+
+
+def as_level(sigma: Sigma | Sequence[float]) -> Tensor:
+    """One noise level, or several, for bookkeeping: float64 on the CPU, from wherever it lies."""
+    return wide(sigma.detach(), "cpu") if isinstance(sigma, Tensor) else torch.as_tensor(sigma, dtype=torch.float64)
+
+
 def to_d(x: Tensor, sigma: Sigma, denoised: Tensor) -> Tensor:
     """d(x, s) = (x - D)/s: eps for VE, velocity for flow. sigma > 0."""
     return (x - denoised) / expand(sigma, x)
@@ -164,8 +175,8 @@ def apply_cfg(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
 
 def measured_cfg(cond: Tensor, uncond: Tensor, denoised: Tensor, dtype: torch.dtype) -> float | None:
     """The scale that makes `denoised` of two predictions by `apply_cfg`, by least squares over the whole batch in that
-    dtype; None where the predictions agree, which any scale fits."""
-    gap, moved = (cond - uncond).to(dtype), (denoised - uncond).to(dtype)
+    dtype, or `wide` for float64; None where the predictions agree, which any scale fits."""
+    gap, moved = (wide(d) if dtype == torch.float64 else d.to(dtype) for d in (cond - uncond, denoised - uncond))
     power = float((gap * gap).sum())
     return float((gap * moved).sum()) / power if power > 0 else None
 
@@ -197,8 +208,7 @@ def step_of(sigma: Sigma, sigmas: Sequence[float] | Tensor) -> float:
 
     Samplers may evaluate several times per step (Heun) or between two levels (DPM-2): a technique's window is told by
     this place, never by counting calls."""
-    table = torch.as_tensor(sigmas, dtype=torch.float64)
-    value = float(torch.as_tensor(sigma, dtype=torch.float64).max())
+    table, value = as_level(sigmas), float(as_level(sigma).max())
     if value >= table[0]:
         return 0.0
     i = int((table > value).sum()) - 1

@@ -64,6 +64,6 @@ def put_back(source: Tensor, edited: Tensor, known: Tensor) -> Tensor:
 
 def composite(original: Tensor, edited: Tensor, mask: Tensor) -> Tensor:
     """IMAGEs [B, H, W, C] by MASK [B or 1, H, W]: the edited one where it is 1, the original to the bit where it is
-    0."""
-    m = mask[..., None].to(edited)
+    0. On the edited one's device."""
+    original, m = original.to(edited.device), mask[..., None].to(edited)
     return torch.where(m == 0, original, torch.where(m == 1, edited, m * edited + (1 - m) * original))

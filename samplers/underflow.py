@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -40,3 +43,36 @@ def keep_from_underflow(net):
         return _Scaled.apply(net(*wrapped), enlarge)
 
     return call
+
+
+@contextlib.contextmanager
+def keep_trained_from_underflow(parameters: Iterable[Tensor]) -> Iterator[Callable]:
+    """wrap(net): a net whose gradients to those leaf tensors, which it uses inside, pass fp16 at a size it can hold.
+
+    What reaches the last call's D is brought to 1, what reaches those before it in a chain is multiplied by the same
+    number, and each tensor's whole gradient is brought back. All forward calls come before their one backward."""
+    scale: Tensor | None = None
+
+    def enlarge(gradient):
+        nonlocal scale
+        if scale is None:
+            largest = gradient.abs().max()
+            scale = torch.where(largest > 0, 1 / largest, torch.ones_like(largest))
+        return scale
+
+    def wrap(net):
+        def call(*inputs):
+            nonlocal scale
+            scale = None
+            back = [
+                _Scaled.apply(t, lambda _: 1 / scale) if isinstance(t, Tensor) and t.requires_grad else t
+                for t in inputs
+            ]
+            return _Scaled.apply(net(*back), enlarge)
+
+        return call
+
+    with contextlib.ExitStack() as undo:
+        for p in parameters:
+            undo.callback(p.register_hook(lambda g: g if scale is None else g / scale.to(g.device)).remove)
+        yield wrap

@@ -139,6 +139,19 @@ def taken(path: Path) -> set[Path]:
     return found
 
 
+def widened(path: Path) -> list[int]:
+    """The lines that call `.double()`, which MPS refuses; `.cpu().double()` is none of them."""
+    calls = [n.func for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
+    doubles = [f for f in calls if isinstance(f, ast.Attribute) and f.attr == "double"]
+    return [f.lineno for f in doubles if not ast.unparse(f.value).endswith(".cpu()")]
+
+
+@pytest.mark.parametrize("path", [p for p in SAMPLERS if p.parent.name != "measure"] + BRIDGE + NODES, ids=name)
+def test_float64_is_taken_where_the_device_has_it(path):
+    """Apple's GPUs have none: `wide` and `as_level` of samplers/core know it. samplers/measure judges on the CPU."""
+    assert not widened(path)
+
+
 def test_no_import_goes_in_a_circle():
     graphlib.TopologicalSorter({path: taken(path) for path in sources(*ROOMS)}).prepare()
 
@@ -153,6 +166,8 @@ def test_the_checks_above_see_what_they_look_for(tmp_path):
     bad.write_text("def f():\n    import comfy.utils\n    from ..nodes import x\n    from . import engine\n")
     assert imports(bad) == [(0, "comfy.utils", False), (2, "nodes", False), (1, "engine", False)]
     assert absolute(bad) == {"comfy"}
+    (tmp_path / "wide.py").write_text("a.double()\nb.cpu().double()\nc(d.double())\n")
+    assert widened(tmp_path / "wide.py") == [1, 3]
     (tmp_path / "worse.py").write_text("from .bad import f\n")
     bad.write_text("from . import worse\n")
     with pytest.raises(graphlib.CycleError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..nodes import NODE_CLASS_MAPPINGS
 from . import pictures, workflows
 
 ROOT = workflows.FOLDER.parent
@@ -17,12 +18,13 @@ def settings(workflow: workflows.Workflow) -> list[tuple[str, list[tuple[str, st
     """(node title, [(widget, value), ...]) of every prompt and of the pack's nodes."""
     found = []
     for _, node in sorted(workflow.items(), key=lambda item: int(item[0])):
-        ours = node["class_type"].startswith("NullText_")
-        title = node.get("_meta", {}).get("title") or node["class_type"].removeprefix("NullText_")
+        name = node["class_type"]
+        ours, known = name.startswith("NullText_"), NODE_CLASS_MAPPINGS.get(name)
+        title = node.get("_meta", {}).get("title") or (known.TITLE if known else name.removeprefix("NullText_"))
         widgets = [
-            (name, str(value))
-            for name, value in node["inputs"].items()
-            if not workflows.is_link(value, workflow) and (ours or name == "text") and value != ""
+            (widget, str(value))
+            for widget, value in node["inputs"].items()
+            if not workflows.is_link(value, workflow) and (ours or widget == "text") and value != ""
         ]
         found += [(title, widgets)] if widgets else []
     return found

@@ -33,25 +33,28 @@ def title(node: str) -> str:
 
 
 def summary(found) -> str:
-    """What holds, from the families that it works on; where it is a number of decibels, the least of them."""
+    """What was checked, from the families that it works on; where it is a number of decibels, the least of them."""
     says = [outcome.says for outcome in found if outcome.kind == WORKS]
     if says and says[0].startswith("null-text"):
-        return "null-text's reconstruction is no further away than the bare pivot's"
+        return "with null-text the picture comes back at least as well as without"
     rates = [int(n) for said in says for n in re.findall(r"comes back at (\d+) dB", said)]
-    return f"comes back at {min(rates)} dB or better" if rates else (says[0] if says else "")
+    return (
+        f"the picture comes back but for rounding ({min(rates)} dB or better)" if rates else (says[0] if says else "")
+    )
 
 
 def markdown(found, engine: str) -> str:
     """The table as README holds it."""
     names = list(dict.fromkeys(family for _, family in found))
-    lines = ["| node | " + " | ".join(names) + " | what holds |", "|---|" + ":-:|" * len(names) + "---|"]
+    lines = ["| node | " + " | ".join(names) + " | what was checked |", "|---|" + ":-:|" * len(names) + "---|"]
     for node in dict.fromkeys(node for node, _ in found):
         row = [found[node, family] for family in names]
         lines.append("| " + " | ".join([title(node), *(MARKS[each.kind] for each in row), summary(row)]) + " |")
     date = time.strftime("%Y-%m-%d")
     return (
         f"Measured on {engine}, {date}, with random weights in each family's own key layout at a small width. "
-        "✓ works, and what the last column says holds; – refused in one sentence.\n\n" + "\n".join(lines)
+        "✓ it runs, and its results pass the check of the last column; – it says in one sentence why not.\n\n"
+        + "\n".join(lines)
     )
 
 
@@ -112,7 +115,7 @@ def main(argv: list[str]) -> int:
         [title(node), *(MARKS[found[node, family].kind] for family in names), summary([found[node, f] for f in names])]
         for node in nodes
     ]
-    print(table(["node", *names, "what holds"], rows))
+    print(table(["node", *names, "what was checked"], rows))
     for (node, family), outcome in found.items():
         if outcome.kind != WORKS:
             print(f"{MARKS[outcome.kind]} {title(node)} on {family}: {outcome.says}")

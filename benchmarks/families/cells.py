@@ -88,7 +88,7 @@ def Sampler(new):
     first = g.kept(made[1])
     left = yield g
     round_trip(left.latent(there), left.latent(none))
-    return equal(left.latent(first), left.latent(again), "reconstructs again; strength 0 is the picture")
+    return equal(left.latent(first), left.latent(again), "gives the same reconstruction; strength 0 is the picture")
 
 
 @cell
@@ -221,7 +221,7 @@ def ILVRSampler(new):
     edit, there = g.kept(made), g.kept(g.original)
     left = yield g
     coarse = dct_low_pass(2.0)
-    return equal(*(coarse(left.latent(node)) for node in (there, edit)), "the reference's coarse part")
+    return equal(*(coarse(left.latent(node)) for node in (there, edit)), "has the reference's coarse part")
 
 
 @cell
@@ -357,7 +357,7 @@ def AttentionRecord(new):
     g = new()
     plain, recorded = g.drawn(), g.drawn(g.own("AttentionRecord"))
     left = yield g
-    return equal(left.latent(plain), left.latent(recorded), "looking changes nothing")
+    return equal(left.latent(plain), left.latent(recorded), "recording changes nothing")
 
 
 @cell
@@ -527,7 +527,7 @@ def PriorPictures(new):
 
 
 def control_net(g: FamilyGraph) -> Node:
-    return g.own("MakeControlNet", rank=4)
+    return g.own("MakeControlNet", form="small (Control-LoRA)", rank=4)
 
 
 def controlled(g: FamilyGraph, net: Node) -> Node:

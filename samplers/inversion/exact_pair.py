@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core import Callback, Denoise, NoiseProcess, NoiseSource, check_descending, report, to_d
+from ..core import Callback, Denoise, NoiseProcess, NoiseSource, as_level, check_descending, report, to_d, wide
 from ..walk import After, Step
 from .pivots import Pivot, Tick, counted, euler_up
 
@@ -45,11 +45,11 @@ def invert_exact_pair(
     check_descending(sigmas)
     if len(sigmas) < 3:
         raise ValueError("The exactly invertible pair needs at least 2 steps.")
-    ask, s, wide = _in_double(counted(denoise, tick), x0.dtype), sigmas.to("cpu", torch.float64), _wide(x0)
+    ask, s, start = _in_double(counted(denoise, tick), x0.dtype), as_level(sigmas), wide(x0)
     last = len(sigmas) - 2
-    first, denoised = euler_up(ask, wide, s[last + 1], s[last], process, iterations, 0.0)
+    first, denoised = euler_up(ask, start, s[last + 1], s[last], process, iterations, 0.0)
     report(callback, 0, first.to(x0), sigmas[last], denoised.to(x0))
-    levels = [wide, first]
+    levels = [start, first]
     for i in reversed(range(1, last + 1)):
         below, x = levels[-2], levels[-1]
         denoised = ask(x, s[i])
@@ -79,11 +79,11 @@ def sample_exact_pair(
     From the pair of `invert_exact_pair`, with its denoiser and gamma, it returns x0 but for rounding. after: a
     technique's line behind every step that is walked, as in `sample_walk`."""
     check_descending(sigmas)
-    ask, s, dtype = _in_double(denoise, x.dtype), sigmas.to("cpu", torch.float64), x.dtype
+    ask, s, dtype = _in_double(denoise, x.dtype), as_level(sigmas), x.dtype
     if pair is not None:
-        above, x = _wide(pair, x.device)
+        above, x = wide(pair, x.device)
     else:
-        above = _wide(x)
+        above = wide(x)
         denoised = ask(above, s[0])
         report(callback, 0, above.to(dtype), sigmas[0], denoised.to(dtype))
         x = above + (s[1] - s[0]) * to_d(above, s[0], denoised)
@@ -104,15 +104,9 @@ def _touched(after: After | None, x: Tensor, step: Step) -> Tensor:
         return x
     shown = x.to(step.denoised.dtype)
     out = after(shown, step)
-    return x if out is shown else _wide(out)
-
-
-def _wide(x: Tensor, device: torch.device | None = None) -> Tensor:
-    """x on its device or another, in float64 where that has it."""
-    device = device or x.device
-    return x.to(torch.float32 if device.type == "mps" else torch.float64).to(device)
+    return x if out is shown else wide(out)
 
 
 def _in_double(ask: Denoise, dtype: torch.dtype) -> Denoise:
     """The network in its own dtype, the state in float64."""
-    return lambda x, sigma: _wide(ask(x.to(dtype), sigma.to(dtype)))
+    return lambda x, sigma: wide(ask(x.to(dtype), sigma.to(dtype)))

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core import Callback, Denoise, NoiseProcess, NoiseSource, Sigma, check_descending, expand, report, to_d
+from ..core import Callback, Denoise, NoiseProcess, NoiseSource, Sigma, check_descending, expand, report, to_d, wide
 
 Tick = Callable[[], None]
 
@@ -148,7 +148,8 @@ def random_pivot(x0: Tensor, sigmas: Tensor, *, process: NoiseProcess, noise: No
 def whiteness(x: Tensor, sigma: Sigma) -> tuple[float, float]:
     """How far x [B, C, H, W] at the noise end is from white noise: its std over sigma (1 is white), and the correlation
     of horizontal and vertical neighbours (0 is white)."""
-    z = x.double() - x.double().mean()
+    x = wide(x)
+    z = x - x.mean()
     pairs = [(z[..., 1:], z[..., :-1]), (z[..., 1:, :], z[..., :-1, :])]
     neighbours = sum(float((a * b).mean()) for a, b in pairs) / 2
-    return float(x.double().std() / torch.as_tensor(sigma)), neighbours / float((z**2).mean())
+    return float(x.std() / torch.as_tensor(sigma)), neighbours / float((z**2).mean())

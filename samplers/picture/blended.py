@@ -29,7 +29,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..core import Callback, Denoise, NoiseProcess, NoiseSource, Sigma, expand
+from ..core import Callback, Denoise, NoiseProcess, NoiseSource, Sigma, as_level, expand
 from ..masks import dilate
 from ..walk import sample_walk
 from .repaint import hold_known
@@ -44,11 +44,10 @@ def shrinking_masks(mask: Tensor, cells: int, steps: int) -> list[Tensor]:
 
 def mask_by_sigma(masks: list[Tensor], sigmas: Tensor) -> Callable[[Sigma], Tensor]:
     """The mask of the step that reaches sigma: masks[k] for sigmas[k + 1]."""
-    levels = torch.as_tensor(sigmas, dtype=torch.float64)[1:]
+    levels = as_level(sigmas)[1:]
 
     def at(sigma: Sigma) -> Tensor:
-        s = torch.as_tensor(sigma, dtype=torch.float64).cpu().max()
-        return masks[int((levels.cpu() - s).abs().argmin())]
+        return masks[int((levels - as_level(sigma).max()).abs().argmin())]
 
     return at
 

@@ -41,7 +41,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core import Denoise, NoiseProcess, Sigma, apply_cfg, expand
+from ..core import Denoise, NoiseProcess, Sigma, apply_cfg, as_level, expand, wide
 from ..window import SigmaWindow
 from .history import History
 
@@ -54,9 +54,7 @@ MATCHED_FROM = 15.0
 
 def at_other_level(x_old: Tensor, sigma_old: Sigma, sigma: Sigma, process: NoiseProcess) -> Tensor:
     """X' whose network input at sigma equals that of x_old at sigma_old (0 for a clean latent)."""
-    scale = process.input_scale(torch.as_tensor(sigma_old, dtype=torch.float64)) / process.input_scale(
-        torch.as_tensor(sigma, dtype=torch.float64)
-    )
+    scale = process.input_scale(as_level(sigma_old)) / process.input_scale(as_level(sigma))
     return x_old * expand(scale, x_old)
 
 
@@ -87,8 +85,8 @@ def matched_uncond(x: Tensor, uncond: Tensor, cond: Tensor, bound: float = 1.0) 
     """D_u with its noise X - D_u scaled, per sample, to at most `bound` times the rms of the conditional's X - D_c.
 
     All [B, C, ...]; to the bit D_u where nothing is larger."""
-    size, own = ((x - d).flatten(1).double().square().mean(1).sqrt() for d in (uncond, cond))
-    share = expand((bound * own / size).nan_to_num(1.0), x.double())
+    size, own = (wide(x - d).flatten(1).square().mean(1).sqrt() for d in (uncond, cond))
+    share = expand((bound * own / size).nan_to_num(1.0), wide(x))
     return torch.where(share < 1, (x - share * (x - uncond)).to(x), uncond)
 
 

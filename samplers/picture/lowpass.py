@@ -18,6 +18,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..core import wide
+
 #: x [..., H, W] -> its coarse part, same shape
 LowPass = Callable[[Tensor], Tensor]
 
@@ -73,11 +75,11 @@ def _low_pass(factor: float, matrix: Callable[[int, int], Tensor]) -> LowPass:
     def phi(x: Tensor) -> Tensor:
         h, w = x.shape[-2:]
         down, across = kept(h, factor), kept(w, factor)
-        out = x.double()
+        out = wide(x)
         if down < h:
-            out = matrix(h, down).to(x.device) @ out
+            out = wide(matrix(h, down), x.device) @ out
         if across < w:
-            out = out @ matrix(w, across).to(x.device).T
+            out = out @ wide(matrix(w, across), x.device).T
         return x if (down, across) == (h, w) else out.to(x.dtype)
 
     return phi

@@ -26,13 +26,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core import Callback, Denoise, NoiseProcess, NoiseSource, check_descending, report
+from ..core import Callback, Denoise, NoiseProcess, NoiseSource, as_level, check_descending, report, wide
 from .repaint import blend
 
 
 def _ratio(process: NoiseProcess, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """(signal a, noise-to-signal r) of a level in float64; a is 0 and r infinite at s = 1 of the flow."""
-    sigma = torch.as_tensor(sigma, dtype=torch.float64)
+    sigma = as_level(sigma)
     a = process.signal(sigma)
     return a, sigma / a
 
@@ -79,13 +79,13 @@ def sample_conditional_particles(
     generator = torch.Generator("cpu").manual_seed(seed)
     known = (mask < 0.5).expand(batch, *source.shape[1:]).repeat_interleave(particles, 0)
     clean = source.repeat_interleave(particles, 0)
-    log_w = torch.zeros(batch, particles, dtype=torch.float64, device=x.device)
+    log_w = wide(torch.zeros(batch, particles), x.device)
     a, r = _ratio(process, sigmas[0])
     if torch.isfinite(r):  # the known part starts from its own target N(k0, s^2)
         x = torch.where(known, process.noised(clean, sigmas[0], noise()), x)
 
     def log_normal(value, variance):  # [B, P], known part only, up to constants that all particles share
-        squares = torch.where(known, (value - clean).double() ** 2, 0.0).flatten(1).sum(1)
+        squares = torch.where(known, wide(value - clean) ** 2, 0.0).flatten(1).sum(1)
         return (-0.5 * squares / variance).reshape(batch, particles)
 
     for i in range(len(sigmas) - 1):
@@ -97,7 +97,7 @@ def sample_conditional_particles(
             break
         mean, std = process.transition(x, denoised, sigma, sigma_next)
         a_next, r_next = _ratio(process, sigma_next)
-        y, e2 = mean / a_next, (std.double() / a_next) ** 2
+        y, e2 = mean / a_next, (wide(std) / a_next) ** 2
         log_w = log_w + log_normal(y, e2 + r_next**2) - (log_normal(x / a, r**2) if torch.isfinite(r) else 0)
         share = r_next**2 / (e2 + r_next**2)
         centre = torch.where(known, share * y + (1 - share) * clean, y)
@@ -106,7 +106,7 @@ def sample_conditional_particles(
         a, r = a_next, r_next
         poor = effective(log_w) < threshold * particles
         if bool(poor.any()):
-            uniform = torch.rand(batch, 1, generator=generator, dtype=torch.float64).to(x.device)
+            uniform = torch.rand(batch, 1, generator=generator, dtype=torch.float64).to(log_w)
             chosen = torch.where(
                 poor[:, None], systematic(log_w.softmax(1), uniform), torch.arange(particles, device=x.device)
             )

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import VE, Callback, Denoise, NoiseProcess, NoiseSource, Sigma
+from ..core import VE, Callback, Denoise, NoiseProcess, NoiseSource, Sigma, wide
 from ..walk import Eta
 from .repaint import noise_to_signal, path_length, ranged_path, sample_repaint, within
 
@@ -76,7 +76,7 @@ def data_scale(source: Tensor, mask: Tensor | None) -> float:
     """Standard deviation of the known part (mask 0) of a clean picture in model space; of all of it where nothing is
     known, 1 where nothing varies. source [B, C, ...], mask [B or 1, 1 or C, ...] or None (nothing is known)."""
     known = source if mask is None else source[(mask == 0).expand(source.shape)]
-    values = (known if known.numel() > 1 else source).double()
+    values = wide(known if known.numel() > 1 else source)
     return float(values.std()) or 1.0
 
 

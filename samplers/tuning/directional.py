@@ -6,8 +6,9 @@
 
 L_clip is L_dir as both papers print it, or -log((2 - L_dir)/2) = -log((1 + cos)/2) as both codes compute it. Embeddings
 have length 1 before they are subtracted; dT is the mean over templates ("a photo of {}", ...), at length 1 again.
-Departures: pictures are in 0..1 here and in -1..1 there, so that |.|_1 is taken twice; the identity loss takes any
-tower, not a face network; every loss is per sample and their mean is the loss.
+Departures: the templates are the caller's, the authors' code has the ImageNet list; pictures are in 0..1 here and in
+-1..1 there, so that |.|_1 is taken twice; the identity loss takes any tower, not a face network; every loss is per
+sample and their mean is the loss.
 """
 
 from __future__ import annotations

@@ -248,14 +248,15 @@ def principal_components(samples: Tensor, count: int) -> tuple[Tensor, Tensor]:
     n = len(samples)
     if not 1 <= count < n:
         raise ValueError(f"{n} samples have 1 to {n - 1} principal components; asked for {count}.")
-    flat = samples.flatten(1).double()
+    flat = samples.flatten(1).cpu().double()
     flat = flat - flat.mean(0)
     _, values, rows = torch.linalg.svd(flat, full_matrices=False)
     rows = rows[:count]
     sign = rows.gather(1, rows.abs().argmax(1, keepdim=True)).sign()
     long = rows * sign * (values[:count, None] / math.sqrt(n - 1))
     share = values.square() / values.square().sum().clamp(min=1e-30)
-    return long.reshape(count, *samples.shape[1:]).float(), share[:count].float()
+    components = long.reshape(count, *samples.shape[1:]).float().to(samples.device)
+    return components, share[:count].float().to(samples.device)
 
 
 #: (x [B, C, ...], sigma) -> (h [B, C', h, w], D)

@@ -25,6 +25,7 @@ OPTIMISERS = ("AdamW", "Adam", "SGD")
 SCHEDULES = ("constant", "cosine", "geometric")
 #: an overflowing fp16 gradient halves the loss scale; below this it is the loss that is broken
 _SMALLEST_SCALE = 1.0
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what torch's optimisers of `OPTIMISERS` keep of each tensor
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,10 @@ class Report:
 
 @dataclass(eq=False)
 class _Moment:
-    """What a step changes, copied."""
+    """What a step changes, copied. tensors: as `Loop._tensors` names them."""
 
     step: int
-    values: list[Tensor]
-    optimiser: list[dict[str, Tensor]]
-    average: list[Tensor]
+    tensors: dict[str, Tensor]
     generator: Tensor
     curve: int
     scale: float
@@ -192,19 +191,26 @@ class Loop:
             losses = self._gradients(step, tick)
             tensors = [p for p in self.parameters.values() if p.grad is not None]
             norm = self._norm(tensors)
+            finite = math.isfinite(losses["loss"]) and math.isfinite(norm)
+            if finite:
+                self._remember(before)
         except BaseException:
             self.generator.set_state(before)
             self.optimiser.zero_grad(set_to_none=True)
             raise
-        if not math.isfinite(losses["loss"]) or not math.isfinite(norm):
+        if not finite:
             return self._not_finite(losses["loss"], before)
-        self._good = self._moment(before)
         rate = self.settings.rate(self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["factor"]
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        self._follow()
+        try:
+            self.optimiser.step()
+            self._follow()
+        except BaseException:  # out of memory for the moments, of which some numbers may have them and others not
+            self._back_to(self._good)
+            raise
+        finally:
+            self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
         self.curve.append((self.step, losses["loss"]))
         self._measure(held_out)
@@ -254,27 +260,42 @@ class Loop:
 
     # -- the state
 
-    def _moment(self, generator: Tensor) -> _Moment:
-        inner = [self.optimiser.state.get(p, {}) for p in self.parameters.values()]
-        return _Moment(
-            self.step,
-            [p.detach().clone() for p in self.parameters.values()],
-            [{k: v.clone() for k, v in s.items() if isinstance(v, Tensor)} for s in inner],
-            [v.clone() for v in self.average.values()],
-            generator,
-            len(self.curve),
-            self.scale,
-        )
+    def memory(self) -> int:
+        """Bytes that a run holds for what it trains: the values, their gradient, the optimiser's moments, the running
+        mean; and all but the gradient once more, as they were before the latest step."""
+        moments, mean = 0 if self.settings.optimiser == "SGD" else 2, 1 if self.average else 0
+        return sum(p.nbytes for p in self.parameters.values()) * (1 + 2 * (1 + moments + mean))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """What a step changes, by the names of a saved state; the tensors themselves."""
+        tensors = {}
+        for name, p in self.parameters.items():
+            tensors[f"value/{name}"] = p.detach()
+            for key, value in self.optimiser.state.get(p, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimiser/{key}/{name}"] = value
+        return tensors | {f"average/{name}": value for name, value in self.average.items()}
+
+    @torch.no_grad()
+    def _remember(self, generator: Tensor) -> None:
+        """Copy what a step changes over the copies of the step before, so that they are held once."""
+        old = {} if self._good is None else self._good.tensors
+        self._good = None  # half overwritten it would be no state at all
+        kept = {k: old[k].copy_(v) if k in old else v.clone() for k, v in self._tensors().items()}
+        self._good = _Moment(self.step, kept, generator, len(self.curve), self.scale)
 
     @torch.no_grad()
     def _back_to(self, moment: _Moment) -> None:
-        for p, value, inner in zip(self.parameters.values(), moment.values, moment.optimiser):
-            p.copy_(value)
-            self.optimiser.state[p] = dict(inner)
-            if not inner:
-                del self.optimiser.state[p]
-        for own, value in zip(self.average.values(), moment.average):
-            own.copy_(value)
+        self._good = None  # its copies become the optimiser's own tensors
+        for name, p in self.parameters.items():
+            p.copy_(moment.tensors[f"value/{name}"])
+            named = {key: f"optimiser/{key}/{name}" for key in _MOMENTS}
+            inner = {key: moment.tensors[full] for key, full in named.items() if full in moment.tensors}
+            self.optimiser.state.pop(p, None)
+            if inner:
+                self.optimiser.state[p] = inner
+        for name, own in self.average.items():
+            own.copy_(moment.tensors[f"average/{name}"])
         self.step, self.scale = moment.step, moment.scale
         del self.curve[moment.curve :]
         self.held = {at: value for at, value in self.held.items() if at <= self.step}
@@ -282,13 +303,7 @@ class Loop:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """All that is needed to go on, as one flat dict of CPU tensors and one of strings."""
-        tensors = {"generator": self.generator.get_state()}
-        for name, p in self.parameters.items():
-            tensors[f"value/{name}"] = p.detach()
-            for key, value in self.optimiser.state.get(p, {}).items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimiser/{key}/{name}"] = value
-        tensors.update({f"average/{name}": value for name, value in self.average.items()})
+        tensors = {"generator": self.generator.get_state(), **self._tensors()}
         tensors["curve"] = torch.tensor(self.curve, dtype=torch.float64).reshape(-1, 2)
         tensors["held"] = torch.tensor(list(self.held.items()), dtype=torch.float64).reshape(-1, 2)
         strings = {"format": FORMAT, "version": VERSION, "step": str(self.step), "loss_scale": repr(self.scale)}
@@ -328,7 +343,7 @@ class Loop:
         for name, p in self.parameters.items():
             p.copy_(saved[name])
             inner = {}
-            for key in ("step", "exp_avg", "exp_avg_sq"):
+            for key in _MOMENTS:
                 value = tensors.get(f"optimiser/{key}/{name}")
                 if value is not None:
                     inner[key] = value.clone() if key == "step" else value.to(p, copy=True)

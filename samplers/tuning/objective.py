@@ -98,7 +98,7 @@ class Levels:
         if self.table is not None:
             if self.shift != 1:
                 raise ValueError("A table of sigmas has its shift inside: leave shift at 1.")
-            table = self.table.detach().double().cpu().flatten().clone()
+            table = self.table.detach().cpu().double().flatten().clone()
             table = table[table > 0].sort().values
             if not len(table):
                 raise ValueError("The table of sigmas holds no level above 0.")
@@ -275,5 +275,5 @@ class HeldOut:
     def loss(self, net: Net, objective: Objective, device: torch.device | str = "cpu") -> float:
         """The mean loss over all triples, without gradients."""
         with torch.no_grad():
-            rows = [batch_losses(net, objective, batch.to(device)).double().cpu() for batch in self.batches]
+            rows = [batch_losses(net, objective, batch.to(device)).cpu().double() for batch in self.batches]
         return float(torch.cat(rows).mean())

@@ -112,13 +112,13 @@ def test_gradients_arrive_in_their_order_through_cores_path(parts, kind):
 def test_the_memory_said_before_counts_the_copy(parts, kind):
     with torch.inference_mode(False):
         form = {k: v.clone().requires_grad_() for k, v in controlnet.fresh(parts.model, kind, rank=4).items()}
-    live, found = controlnet.Controlled(parts.model, form), {}
+    live, found, held = controlnet.Controlled(parts.model, form), {}, Loop(form, Settings()).memory()
     network, before = parts.model.model.diffusion_model, hooks(parts.model.model.diffusion_model)
 
     def body(run):
         with tuning.training(run):
-            found["told"] = training_memory.needed(run, "a", 2, form, live.measured, False, True)
-            found["without"] = training_memory.needed(run, "a", 2, form, contextlib.nullcontext, False, True)
+            found["told"] = training_memory.needed(run, "a", 2, held, live.measured, False, True)
+            found["without"] = training_memory.needed(run, "a", 2, held, contextlib.nullcontext, False, True)
         own = {t.untyped_storage()._cdata for t in (*network.parameters(), *network.buffers(), *form.values())}
         with tuning.training(run), live.attached(), training_memory.counted(network, own) as kept:
             told = [forms.Hinted("a", h) for h in HINTS]
@@ -126,7 +126,7 @@ def test_the_memory_said_before_counts_the_copy(parts, kind):
         found["kept"] = kept.bytes(False)
 
     sample_with(parts.model, parts.conds, torch.zeros(1, 4, 8, 8), sigmas_of(parts.model, "normal", 2), body)
-    fixed = sum(p.nbytes for p in parts.model.model.parameters()) + 16 * sum(v.numel() for v in form.values())
+    fixed = sum(p.nbytes for p in parts.model.model.parameters()) + held
     assert (found["told"] - fixed) / training_memory._SLACK == pytest.approx(found["kept"], rel=0.15)
     assert found["told"] - fixed > 1.3 * (found["without"] - fixed)
     assert hooks(network) == before

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from nulltext.engine import gradients
+from nulltext.engine import gradients, h_space, tuning, weights
 from nulltext.engine.gradients import check_differentiable, grad_mode, normal
 from nulltext.engine.run import sample_with
+from nulltext.samplers.tuning import lora
 
 SIGMAS = torch.tensor([5.0, 1.0, 0.0])
 
@@ -108,6 +109,46 @@ def test_small_gradients_survive_fp16(make_model, make_condition, latent):
     assert torch.isfinite(half).all()
     assert torch.nn.functional.cosine_similarity(half.flatten(), single.flatten(), dim=0) > 0.97
     assert float(half.norm() / single.norm()) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("way", ["a LoRA through a chain", "a shift of h"])
+def test_small_gradients_of_what_is_trained_inside_survive_fp16(make_model, make_condition, latent, way):
+    """The two trainings through a sampling chain, with a loss as small as one over a picture's numbers."""
+    model, full = make_model(dtype=torch.float16), make_model()
+    model.model.manual_cast_dtype = None
+    for m in model.model.modules():
+        if hasattr(m, "comfy_cast_weights"):
+            m.comfy_cast_weights = False
+
+    def body(run):
+        where = weights.layers(run.patcher)
+        factors, place = lora.low_rank_all(where.items(), 2, seed=0), h_space.Place()
+        with torch.inference_mode(False):
+            values = {k: v for k, v in lora.parameters(factors).items() if k.endswith("up")}
+            shift = torch.zeros(64, 4, 4).requires_grad_()
+        if way[-1] == "h":
+            values = {"shift": shift}
+        with (
+            run.gradients(),
+            weights.attached(where, factors),
+            run.kept_from_underflow(values.values()) as wrap,
+            run.patched(h_space.PATCH, place.patch),
+        ):
+            x, net = normal(run.latent), wrap(tuning.caption_net(run))
+            pair = h_space.training_pair(run, place, "positive", wrap)
+            if way[-1] == "h":
+                x = pair(x, torch.tensor(1.0), lambda h: shift)[1]
+            else:
+                for sigma in (2.0, 1.0):
+                    x = x + 0.3 * (net(x, torch.tensor([sigma] * 2), ["positive"] * 2) - x)
+            loss = (x - normal(run.latent)).square().mean() * 1e-6
+            return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(values.values()))])
+
+    with torch.inference_mode():
+        conds = {"positive": make_condition()}
+        half, single = (sample_with(m, conds, latent, SIGMAS, body) for m in (model, full))
+    assert torch.isfinite(half).all()
+    assert float((half - single).norm() / single.norm()) < 0.2
 
 
 def test_weight_patches(tiny, make_condition, latent):

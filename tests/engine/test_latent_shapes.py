@@ -77,7 +77,9 @@ def test_a_decoder_of_frames_gives_the_picture_and_its_gradient(engine):
     form = SimpleNamespace(latent_channels=16, latent_dimensions=3, process_out=lambda x: x / 4)
     decode = terms.decoder(
         SimpleNamespace(get_model_object=lambda name: form),
-        SimpleNamespace(latent_channels=16, first_stage_model=Frames()),
+        SimpleNamespace(
+            latent_channels=16, first_stage_model=Frames(), patcher=SimpleNamespace(load_device=torch.device("cpu"))
+        ),
     )
     x = torch.randn(2, 16, 8, 8, requires_grad=True)
     picture = decode(x)

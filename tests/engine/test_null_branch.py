@@ -1,5 +1,8 @@
 """The null branch's wrapper on a network of one line: what is matched, and what fades."""
 
+import copy
+import weakref
+
 import pytest
 import torch
 from nulltext.engine.null_branch import NullBranch
@@ -10,7 +13,7 @@ from nulltext.samplers.picture.disturbance import match_bound
 X = torch.ones(1, 1, 2, 2)
 
 
-def ask(branch, calls, cfg, sigma=0.5):
+def ask(branch, calls, cfg, sigma=0.5, condition=None):
     """One guided evaluation as the engine makes it: the branches in one call or in several, CFG, what comes after."""
     seen = {}
     for kinds in calls:
@@ -18,7 +21,8 @@ def ask(branch, calls, cfg, sigma=0.5):
         args["cond_or_uncond"] = kinds
         seen |= dict(zip(kinds, branch(lambda given, sigma: given * 0.5, args).chunk(len(kinds))))
     guided = seen[1] + cfg * (seen[0] - seen[1])
-    after = {"denoised": guided, "cond": branch, "uncond": branch, "cond_denoised": seen[0], "uncond_denoised": seen[1]}
+    after = {"denoised": guided, "uncond": branch, "cond_denoised": seen[0], "uncond_denoised": seen[1]}
+    after["cond"] = [{"model_conds": {"c_crossattn": branch if condition is None else condition}}]
     return branch.after_cfg({**after, "input": X, "sigma": torch.tensor([sigma])})
 
 
@@ -77,3 +81,25 @@ def test_the_bound_alone_gives_the_network_what_came_and_never_fades():
     args = {"input": torch.cat([X, X * 2]), "timestep": torch.tensor([0.5]), "c": {}, "cond_or_uncond": [1, 0]}
     out = branch(lambda given, sigma: seen.append(given) or given * 0.5, args)
     assert torch.equal(seen[0], args["input"]) and torch.equal(out, args["input"] * 0.5) and not branch.said
+
+
+def test_a_runs_conditions_are_known_again_and_not_kept():
+    """A MODEL stays in the graph: what its hooks hold stays on the device, and every clone copies it."""
+
+    class Condition:
+        def __deepcopy__(self, memo):
+            raise AssertionError("the run's conditions are copied with the MODEL")
+
+    branch, first, second = NullBranch(Looks(VE, start=1.0, reference=X * 9), 1.0, 3.0), Condition(), Condition()
+    history = branch.disturbance.history
+    ask(branch, [[1, 0]], 3.0, 0.5, first)
+    history.entries = [*history.entries, *history.entries, *history.entries] or [1, 2, 3]
+    kept = len(history.entries)
+    ask(branch, [[1, 0]], 3.0, 0.4, first)
+    assert len(history.entries) >= kept, "the same run"
+    copy.deepcopy(branch)
+    alive = weakref.ref(first)
+    del first
+    assert alive() is None
+    ask(branch, [[1, 0]], 3.0, 0.3, second)
+    assert len(history.entries) <= 1, "another run keeps the latest alone"

@@ -31,6 +31,22 @@ def test_levels_and_weight_are_the_models_own(make_model, kind, weight):
     assert training.loss_scale(make_model(kind, dtype=torch.float16)) == 1  # stored in fp16, computed in fp32
 
 
+@pytest.mark.parametrize("name", ["ModelSamplingDiscreteFlow", "ModelSamplingFlux"])
+@pytest.mark.parametrize("shift", [1.0, 1.15, 3.0])
+def test_a_flows_levels_are_the_engines_own_map(engine, make_model, name, shift):
+    """Flux's `shift` is the logarithm of the factor."""
+    kinds, model = engine.get("model_sampling"), make_model("FLOW")
+    if not hasattr(kinds, name):
+        pytest.skip(f"this engine has no {name}")
+    sampling = type("Flow", (getattr(kinds, name), kinds.CONST), {})(model.model.model_config)
+    sampling.set_parameters(shift=shift)
+    model.add_object_patch("model_sampling", sampling)
+    u = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    want = sampling.sigma(u * float(sampling.timestep(torch.tensor(1.0))))
+    torch.testing.assert_close(training.levels_of(model).at(u), want, rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(sampling.sigmas.double().quantile(u), want, rtol=0.02, atol=0.0)
+
+
 @pytest.mark.parametrize("adm", [None, 96])
 def test_the_memory_said_before_is_what_a_step_keeps(make_model, make_condition, latent, adm):
     model = make_model(adm=adm)
@@ -39,15 +55,12 @@ def test_the_memory_said_before_is_what_a_step_keeps(make_model, make_condition,
     where = weights.layers(model)
     factors = lora.low_rank_all(where.items(), 4, seed=0)
     network, found = model.model.diffusion_model, {}
+    held = Loop(lora.parameters(factors), Settings()).memory()
 
     def body(run):
         with tuning.training(run):
-            told = training_memory.needed(
-                run, "a", 2, lora.parameters(factors), lambda: training.on_meta(where, factors), False
-            )
-            less = training_memory.needed(
-                run, "a", 2, lora.parameters(factors), lambda: training.on_meta(where, factors), True
-            )
+            told = training_memory.needed(run, "a", 2, held, lambda: training.on_meta(where, factors), False)
+            less = training_memory.needed(run, "a", 2, held, lambda: training.on_meta(where, factors), True)
             own = {t.untyped_storage()._cdata for t in (*network.parameters(), *network.buffers())}
             own |= {t.untyped_storage()._cdata for t in lora.parameters(factors).values()}
             net, x = tuning.caption_net(run), torch.randn(run.latent.shape)
@@ -57,9 +70,7 @@ def test_the_memory_said_before_is_what_a_step_keeps(make_model, make_condition,
 
     with torch.inference_mode():
         sample_with(model, {"a": make_condition(1)}, latent, SIGMAS, body)
-    fixed = sum(p.nbytes for p in model.model.parameters()) + 16 * sum(
-        p.numel() for p in lora.parameters(factors).values()
-    )
+    fixed = sum(p.nbytes for p in model.model.parameters()) + held
     activations = (found["told"] - fixed) / training_memory._SLACK
     assert activations == pytest.approx(found["kept"], rel=0.1)
     assert fixed < found["less"] < found["told"]

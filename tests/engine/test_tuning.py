@@ -6,11 +6,12 @@ from nulltext.engine import weights
 from nulltext.engine.gradients import normal
 from nulltext.engine.run import sample_with
 from nulltext.engine.training import loss_scale
-from nulltext.engine.tuning import Caption, caption_net, training
+from nulltext.engine.tuning import Caption, caption_net, training, with_trained_text
 from nulltext.samplers.core import FLOW, VE
 from nulltext.samplers.tuning import lora
 from nulltext.samplers.tuning.loop import Loop, Settings
 from nulltext.samplers.tuning.objective import Examples, HeldOut, Levels, Objective, denoising_step
+from nulltext.tests import stand_ins
 
 SIGMAS = torch.tensor([5.0, 1.0, 0.0])
 
@@ -92,6 +93,52 @@ def test_a_gradient_reaches_the_embedding_and_the_pooled_vector(model, conds, la
             assert (pooled.grad is not None and float(pooled.grad.abs().max()) > 0) == has_y
 
     run_in(model, conds, latent, body)
+
+
+def test_texts_are_encoded_once_each_in_the_order_of_the_rows():
+    """The order of a set of strings is another one in every process, and with it that of the gradients' sum."""
+    asked, captions = [], [f"caption {i % 9}" for i in range(20)]
+
+    def encoded(text):
+        asked.append(text)
+        return torch.zeros(1, 2, 3), None
+
+    net = with_trained_text(lambda x, sigma, rows: torch.tensor([int(row.name[-1]) for row in rows]), encoded)
+    assert net(torch.zeros(20, 1), torch.ones(20), captions).tolist() == [i % 9 for i in range(20)]
+    assert asked == [f"caption {i}" for i in range(9)]
+
+
+def test_every_row_tells_the_size_of_its_own_pictures(engine):
+    """SDXL is told the pictures' size beside the pooled text: as in core's own run on pictures of that size."""
+    unet, clip = stand_ins.xl(engine)
+    texts, seen = {name: engine.encode(clip, name) for name in ("a cat", "a dog")}, []
+    watch = unet.model.diffusion_model.register_forward_pre_hook(
+        lambda module, args, given: seen.append(given["y"].detach().clone()), with_kwargs=True
+    )
+    sizes, core = ((4, 8, 8), (4, 8, 12), (4, 16, 8)), {}
+    sample = engine.get("nodes").KSampler().sample
+    for shape in sizes:
+        for name, positive in texts.items():
+            seen.clear()
+            with torch.inference_mode():
+                sample(unet, 0, 1, 1.0, "euler", "normal", positive, positive, {"samples": torch.ones(1, *shape)}, 1.0)
+            core[shape, name] = seen[0][:1]
+    assert not torch.equal(core[sizes[0], "a cat"], core[sizes[1], "a cat"])
+
+    def body(run):
+        net = caption_net(run)
+        other = Caption("a dog", *texts["a cat"][0][:1], texts["a cat"][0][1]["pooled_output"])
+        with training(run):
+            for shape in sizes:
+                seen.clear()
+                net(torch.ones(3, *shape), torch.ones(3), ["a cat", "a dog", other])
+                want = torch.cat([core[shape, name] for name in ("a cat", "a dog", "a cat")])
+                torch.testing.assert_close(seen[0], want, rtol=0.0, atol=0.0)
+
+    try:
+        run_in(unet, texts, torch.zeros(1, *sizes[0]), body)
+    finally:
+        watch.remove()
 
 
 def test_training_on_captions_lowers_the_held_out_loss(model, conds, latent):

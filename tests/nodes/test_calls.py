@@ -83,10 +83,10 @@ def runs(tiny, ends, latent, prompt, monkeypatch):
         ("Invert Image", "exact pair"): invert("exact pair"),
         ("Invert Image", "edit-friendly DDPM"): invert("edit-friendly DDPM"),
         ("Invert Image", "DDIM, depth"): invert("DDIM", depth=NUMBERS["depth"]),
-        ("Invert Image", "DDIM, and its reconstruction is read"): invert("DDIM", True),
+        ("Invert Image", "DDIM, reconstruction wired"): invert("DDIM", True),
         ("Null-Text Inverter", "null-text, no tolerance"): inverter("null-text"),
-        ("Null-Text Inverter", "negative prompt, its reconstruction is read"): inverter("negative prompt", True),
-        ("Null-Text Inverter", "none, nobody reads the reconstruction"): inverter("none"),
+        ("Null-Text Inverter", "negative prompt, reconstruction wired"): inverter("negative prompt", True),
+        ("Null-Text Inverter", "none, reconstruction not wired"): inverter("none"),
         ("Null-Text Optimise", "no tolerance"): of_inversion(
             "Optimise", "cfg", inner_steps=INNER, tolerance=0.0, use_cache=False
         ),
@@ -112,7 +112,7 @@ def runs(tiny, ends, latent, prompt, monkeypatch):
         ),
         ("DiffEdit", ""): of_inversion("DiffEdit", "cfg", positive=positive, mask=mask, depth=NUMBERS["depth"]),
         ("Blended Diffusion", ""): plain("BlendedDiffusion", **whole),
-        ("Cartoon", ""): plain(
+        ("Cartoon (Null-Text Disturbance)", ""): plain(
             "DisturbanceSampler", latent=picture * 0, steps_above=NUMBERS["above"], steps_below=NUMBERS["below"]
         ),
         ("ILVR Sampler", ""): plain("ILVRSampler", reference=picture, steps=STEPS),
@@ -132,5 +132,5 @@ def test_a_row_of_the_table_is_what_the_network_is_asked(tiny, runs, network_cal
 
 
 def test_the_table_names_boxes_of_the_pack():
-    titles = {node.TITLE.split(" (")[0] for node in NODE_CLASS_MAPPINGS.values()}
+    titles = {said for node in NODE_CLASS_MAPPINGS.values() for said in (node.TITLE, node.TITLE.split(" (")[0])}
     assert {row[0] for row in table()} <= titles

@@ -97,6 +97,11 @@ def test_untrained_and_at_strength_0_it_is_no_control_net_to_the_bit(engine, par
     assert all(torch.equal(now[k], v) for k, v in before.items())
 
 
+def test_the_default_form_is_the_papers_which_the_published_rate_is_for():
+    given = defaults(boxes.MakeControlNet)
+    assert given["form"] == boxes.FULL and defaults(boxes.TrainControlNet)["learning_rate"] == 1e-5
+
+
 def test_an_ordinary_start_changes_the_picture(engine, parts):
     assert not torch.equal(sampled(engine, parts, made(parts, start=boxes.ORDINARY)), sampled(engine, parts))
 

@@ -255,3 +255,13 @@ def test_direct_edit_with_nothing_to_do_or_nonsense(edited, tiny):
         edited(tiny, plain_steps=3)
     with pytest.raises(ValueError, match="null branch"):
         edited(tiny, negative=None)
+
+
+@pytest.mark.parametrize("checkpoint, words", [(False, "turn checkpointing on, or"), (True, "gradient: use a smaller")])
+def test_too_little_memory_names_what_would_fit(tiny, inverted, optimised, monkeypatch, checkpoint, words):
+    def greedy(*_, **__):
+        raise torch.cuda.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(null_text, "optimise_null_text", greedy)
+    with pytest.raises(ValueError, match=words):
+        optimised(tiny, inverted(tiny), checkpoint=checkpoint)

@@ -82,8 +82,9 @@ def test_settings_are_the_workflows_own():
     flow = {
         "1": {"class_type": "NullText_X", "inputs": {"a": 3, "b": ["2", 0]}},
         "2": {"class_type": "KSampler", "inputs": {"seed": 1}},
+        "3": {"class_type": "NullText_Inverter", "inputs": {"cfg": 4.0}},
     }
-    assert gallery.settings(flow) == [("X", [("a", "3")])]
+    assert gallery.settings(flow) == [("X", [("a", "3")]), ("Null-Text Inverter", [("cfg", "4.0")])], "by their titles"
 
 
 def said(text: str) -> list[str]:

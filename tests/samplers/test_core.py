@@ -7,6 +7,7 @@ from nulltext.samplers.core import (
     PROCESSES,
     VE,
     apply_cfg,
+    as_level,
     check_descending,
     euler_step,
     expand,
@@ -16,6 +17,7 @@ from nulltext.samplers.core import (
     report,
     step_of,
     to_d,
+    wide,
 )
 from nulltext.samplers.measure.mixture import GaussianMixture
 
@@ -173,3 +175,11 @@ def test_the_scale_of_guidance_is_read_back_from_its_result(scale):
     torch.testing.assert_close(made, (1 - scale) * uncond + scale * cond, rtol=1e-4, atol=1e-5)
     assert measured_cfg(cond, uncond, made, torch.float64) == pytest.approx(scale, abs=1e-5)
     assert measured_cfg(cond, cond, made, torch.float64) is None
+
+
+def test_a_level_keeps_its_digits_from_wherever_it_comes():
+    assert float(as_level(0.1)) == 0.1 and as_level([0.3, 0.1]).tolist() == [0.3, 0.1]
+    kept = torch.tensor([0.1], requires_grad=True)
+    assert as_level(kept).dtype == torch.float64 and not as_level(kept).requires_grad
+    assert float(as_level(kept)) == float(kept)
+    assert wide(kept).dtype == torch.float64 and wide(kept, torch.device("cpu")).requires_grad

@@ -18,14 +18,14 @@ def edit_folder(comfy, *arguments):
 
 def test_the_script_edits_a_folder(comfy, tmp_path):
     photos, edited = tmp_path / "photos", tmp_path / "edited"
-    photos.mkdir(), edited.mkdir()
-    for name in ("one.png", "two.jpg"):
+    photos.mkdir()
+    for name in ("one.png", "two.JPEG", "three.webp"):
         Image.new("RGB", (128, 128), "red").save(photos / name)
     words = ("Edit Photo.source_prompt=a red square", "Edit Photo.edited_prompt=a green square")
     done = edit_folder(comfy, photos, edited, *words)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["one.png done", "two.jpg done"]
-    assert {path.name for path in edited.iterdir()} >= {"one Edit.png", "two Edit.png"}
+    assert done.stdout.splitlines() == ["one.png done", "three.webp done", "two.JPEG done"]
+    assert {path.name for path in edited.iterdir()} >= {"one Edit.png", "two Edit.png", "three Edit.png"}
     with Image.open(edited / "one Edit.png") as picture:
         assert picture.size == (128, 128)
 

@@ -131,6 +131,86 @@ def test_a_nan_gradient_changes_nothing():
     assert_same(good, loop)
 
 
+def test_a_second_loss_that_is_not_finite_leaves_the_state_where_the_first_one_put_it():
+    """The copies that were gone back to are the optimiser's own from then on, and no later step writes into them."""
+    good, loop = make(), make()
+    good.run(step_of(good), until=5)
+    inner, bad = step_of(loop), [7, 6, 8]  # what was seen in the seventh step breaks the sixth; then 6 and 8
+
+    def step(generator):
+        losses = inner(generator)
+        return {**losses, "loss": losses["loss"] * (torch.nan if bad and loop.step + 1 == bad[0] else 1)}
+
+    for _ in range(2):
+        with pytest.raises(NotFinite):
+            loop.run(step)
+        bad.pop(0)
+        assert_same(good, loop)
+    good.run(step_of(good), until=6)
+    with pytest.raises(NotFinite):  # the eighth breaks the seventh
+        loop.run(step)
+    assert_same(good, loop)
+    bad.pop(0)
+    good.run(step_of(good), held_out=None)
+    loop.run(step)
+    assert_same(good, loop)
+
+
+@pytest.mark.parametrize("at", [0, 3])
+@pytest.mark.parametrize("where", ["half a step of the optimiser", "the copies"])
+def test_out_of_memory_in_the_update_leaves_a_state_to_go_on_from(monkeypatch, where, at):
+    whole, broken = make(), make()
+    whole.run(step_of(whole))
+    own, copy = broken.optimiser.step, broken._tensors
+
+    def half():
+        """One tensor has its new value and its moments, the other has neither."""
+        broken.parameters["a"].grad = None
+        own()
+        raise MemoryError
+
+    def halfway():
+        found = copy()
+        return {**dict(list(found.items())[:2]), "value/b": None}  # the third one can't be copied
+
+    def fail(generator):
+        if broken.step == at:
+            monkeypatch.setattr(broken.optimiser, "step", half) if "half" in where else monkeypatch.setattr(
+                broken, "_tensors", halfway
+            )
+        return step_of(broken)(generator)
+
+    with pytest.raises((MemoryError, AttributeError, TypeError)):
+        broken.run(fail)
+    monkeypatch.undo()
+    assert broken.step == at and all(p.grad is None for p in broken.parameters.values())
+    stopped = make()
+    stopped.run(step_of(stopped), until=at)
+    assert_same(stopped, broken)
+    with pytest.raises(NotFinite):  # which goes back to nothing half copied
+        broken.run(lambda g: {"loss": step_of(broken)(g)["loss"] * torch.nan})
+    assert_same(stopped, broken)
+    broken.run(step_of(broken))
+    assert_same(whole, broken)
+
+
+@pytest.mark.parametrize(("optimiser", "ema"), [("AdamW", 0.0), ("Adam", 0.9), ("SGD", 0.0)])
+def test_a_run_holds_what_it_says(optimiser, ema):
+    """By the allocator's own count over four steps, with room for two of the tensors while one is worked on."""
+    values = {str(i): torch.randn(100, 100) for i in range(40)}
+    loop = Loop(values, Settings(steps=4, optimiser=optimiser, ema=ema, weight_decay=0.0))
+    each = 4 * 100 * 100
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as told:
+        loop.run(lambda g: {"loss": sum(p.sum() for p in loop.parameters.values())})
+    held = most = 0
+    for event in told.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    there = (2 if ema else 1) * 40 * each  # what was made before the run
+    assert loop.memory() - 2 * each < there + most < loop.memory() + 4 * each
+
+
 def test_the_step_is_torchs_own_on_the_mean_gradient():
     plan = Settings(steps=3, lr=0.05, accumulate=2, clip=0.1, warmup=2)
     loop, g = make(plan), torch.Generator().manual_seed(5)

@@ -5,7 +5,7 @@ import torch
 from nulltext.samplers.core import VE
 from nulltext.samplers.tuning.loop import Loop, Settings
 from nulltext.samplers.tuning.objective import Examples, Levels, Objective, denoising_step
-from nulltext.samplers.tuning.textual_inversion import rms, start_vectors, with_word
+from nulltext.samplers.tuning.textual_inversion import PRESETS, rms, start_vectors, with_word
 from torch.nn import functional as F
 
 F64 = torch.float64
@@ -69,3 +69,9 @@ def test_refusals():
         start_vectors(table, [6], 1)
     with pytest.raises(ValueError, match="width 4"):
         with_word(table, torch.arange(6), [5], torch.zeros(1, 3))
+
+
+def test_the_papers_rate_is_that_of_two_devices_with_four_pictures_each():
+    """Section 4 of the paper: .005 times 2 devices times 4 pictures is .04, on a table of rms .014."""
+    way = PRESETS["paper"]
+    assert (way.batch, way.steps) == (8, 5000) and way.relative_lr * 0.014 == pytest.approx(0.04)

@@ -1,0 +1,46 @@
+"""Pictures as a training set: encoded alike in every run, masks on the latents' own grid."""
+
+import torch
+from nulltext.engine import tuning_set
+from PIL import Image
+
+
+class Drawing:
+    """A VAE that draws from what it encodes to, as Stable Diffusion's does; frames: with an axis of frames."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, frames=False):
+        self.frames = frames
+
+    def encode(self, pixels):
+        mean = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 8).mean(1, keepdim=True).expand(-1, 4, -1, -1)
+        out = mean + torch.randn(mean.shape)
+        return out[:, :, None] if self.frames else out
+
+
+def made(vae, masks=None):
+    found = [(f"picture {i}", Image.new("RGB", (64, 64), (40 * i, 0, 0)), None) for i in range(2)]
+    return tuning_set.build(vae, found, "a dog", 64, masks)
+
+
+def test_a_vae_that_draws_gives_the_same_latents_again_and_each_picture_its_own_noise():
+    torch.manual_seed(1)
+    first = made(Drawing())
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    second = made(Drawing())
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(first.latents, second.latents))
+    noises = [z - z.mean() for z in first.latents]
+    assert not torch.allclose(*noises, atol=0.1)
+
+
+def test_masks_of_latents_with_frames_train(make_model):
+    masks = torch.zeros(1, 64, 64)
+    masks[:, :32] = 1
+    flat, frames = made(Drawing(), masks), made(Drawing(frames=True), masks)
+    assert flat.masks[0].shape == (1, 8, 8) and frames.masks[0].shape == (1, 1, 8, 8)
+    assert torch.equal(flat.masks[0], frames.masks[0][:, 0])
+    batch = frames.examples(make_model()).batch(torch.tensor([0, 1]), torch.ones(2), torch.zeros(2, 4, 1, 8, 8))
+    assert batch.mask.shape == (2, 1, 1, 8, 8) and batch.x0.shape == (2, 4, 1, 8, 8)
