@@ -98,7 +98,9 @@ def pack_folder() -> Path:
         return ROOT
     found = importlib.util.find_spec("nulltext")
     if found is None or not found.origin:
-        raise EngineError(f"{socket.gethostname()} has no copy of this pack: pip install nulltext[batch] there.")
+        raise EngineError(
+            f'{socket.gethostname()} has no copy of this pack: copy its folder there and pip install ".[batch]" in it.'
+        )
     return Path(found.origin).parent
 
 

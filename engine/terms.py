@@ -139,8 +139,9 @@ def attach(model, terms: list[Term]) -> object:
         clone.model_options = {**clone.model_options, "sampler_post_cfg_function": replaced}
     else:
         clone.set_model_sampler_post_cfg_function(hook)
-    if hasattr(clone, "set_additional_models"):  # loaded with the network; later, they could push it off the device
-        clone.set_additional_models(_MARK, [*{id(p): p for t in hook.terms for p in t.patchers}.values()])
+    beside = [*{id(p): p for t in hook.terms for p in t.patchers}.values()]
+    if beside and hasattr(clone, "set_additional_models"):
+        clone.set_additional_models(_MARK, beside)  # loaded with the network; later, they could push it off the device
     return clone
 
 
