@@ -22,6 +22,11 @@ class _Scaled(torch.autograd.Function):
         return gradient * ctx.factor(gradient), None
 
 
+def _brought_back(inputs, factor: Callable[[], Tensor]) -> list:
+    """The inputs; what asks for a gradient gets it times factor()."""
+    return [_Scaled.apply(t, lambda _: factor()) if isinstance(t, Tensor) and t.requires_grad else t for t in inputs]
+
+
 def keep_from_underflow(net):
     """The same net(*tensors) -> D, whose gradients pass its fp16 inside at a size that fp16 can hold.
 
@@ -37,10 +42,7 @@ def keep_from_underflow(net):
             scale = torch.where(largest > 0, 1 / largest, torch.ones_like(largest))
             return scale
 
-        wrapped = [
-            _Scaled.apply(t, lambda _: 1 / scale) if isinstance(t, Tensor) and t.requires_grad else t for t in inputs
-        ]
-        return _Scaled.apply(net(*wrapped), enlarge)
+        return _Scaled.apply(net(*_brought_back(inputs, lambda: 1 / scale)), enlarge)
 
     return call
 
@@ -64,11 +66,8 @@ def keep_trained_from_underflow(parameters: Iterable[Tensor]) -> Iterator[Callab
         def call(*inputs):
             nonlocal scale
             scale = None
-            back = [
-                _Scaled.apply(t, lambda _: 1 / scale) if isinstance(t, Tensor) and t.requires_grad else t
-                for t in inputs
-            ]
-            return _Scaled.apply(net(*back), enlarge)
+            each = _brought_back(inputs, lambda: 1 / scale)
+            return _Scaled.apply(net(*each), enlarge)
 
         return call
 
