@@ -21,9 +21,13 @@ NO_TESTS = 5  # pytest's exit status where nothing was selected
 
 @contextlib.contextmanager
 def beside(command: list, statuses: list[int]):
-    """The command runs while the body does; then what it printed follows and its exit status joins the list."""
+    """The command runs while the body does; then what it printed follows and its exit status joins the list.
+
+    It steps back a little: it waits for servers now and then, and the body, which never waits, would be the last."""
     with tempfile.TemporaryFile("w+") as output:
-        run = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        run = subprocess.Popen(
+            command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, preexec_fn=lambda: os.nice(5)
+        )
         try:
             yield
         except BaseException:

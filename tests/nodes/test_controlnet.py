@@ -1,5 +1,6 @@
 """The ControlNet nodes on a small random checkpoint: neutral at first, trained through core, saved, refused."""
 
+import functools
 from types import SimpleNamespace
 
 import pytest
@@ -66,6 +67,12 @@ def trained(parts, control, **own):
     given = {"model": parts.model, "clip": parts.clip, "control_net": control, "pictures": pictures, "hints": hint}
     given |= {"steps": 4, "learning_rate": 1e-2, "batch": 2, "sample_every": 0}
     return boxes.TrainControlNet().run(**(defaults(boxes.TrainControlNet, **given) | own))
+
+
+@pytest.fixture(scope="module")
+def ready(parts):
+    """ready(form) -> a CONTROL_NET trained four steps: one of each form for the tests that change nothing of it."""
+    return functools.cache(lambda form=boxes.SMALL: trained(parts, made(parts, form))["result"][0])
 
 
 def sampled(engine, parts, control=None, strength=1.0, start=0.0, end=1.0, negative_too=True, previous=None):
@@ -138,8 +145,8 @@ def test_the_same_training_is_found_again_and_more_steps_go_on(parts):
     assert "going on from step 4" in trained(parts, control, steps=5)["ui"]["text"][0]
 
 
-def test_start_end_and_branches_are_cores(engine, parts):
-    control, plain = trained(parts, made(parts))["result"][0], sampled(engine, parts)
+def test_start_end_and_branches_are_cores(engine, parts, ready):
+    control, plain = ready(), sampled(engine, parts)
     whole = sampled(engine, parts, control)
     part = sampled(engine, parts, control, start=0.5)
     assert torch.equal(sampled(engine, parts, control, start=1.0, end=1.0), plain)
@@ -147,8 +154,8 @@ def test_start_end_and_branches_are_cores(engine, parts):
     assert not torch.equal(sampled(engine, parts, control, negative_too=False), whole)
 
 
-def test_several_controls_add_up(engine, parts):
-    control = trained(parts, made(parts))["result"][0]
+def test_several_controls_add_up(engine, parts, ready):
+    control = ready()
     one, two = sampled(engine, parts, control), sampled(engine, parts, control, previous=control)
     assert not torch.equal(one, two)
     untrained = made(parts)
@@ -216,9 +223,9 @@ def by_core(parts, positive):
 
 
 @pytest.mark.parametrize("form", [boxes.SMALL, boxes.FULL])
-def test_guess_mode(parts, form):
+def test_guess_mode(parts, ready, form):
     """All alike is core's control in the positive prompt alone, to the bit; the other weights are not."""
-    control = trained(parts, made(parts, form))["result"][0]
+    control = ready(form)
     plain, empty = by_core(parts, bridge.encode(parts.clip, "")), bridge.encode(parts.clip, "")
     apply = bridge.get("nodes").ControlNetApplyAdvanced().apply_controlnet
     alone = by_core(parts, apply(empty, empty, control, IMAGES[:1], 1.0, 0.0, 1.0)[0])
@@ -236,9 +243,9 @@ def test_guess_mode(parts, form):
         guess(parts, SimpleNamespace(), ways[0])
 
 
-def test_guess_modes_weights_reach_the_networks_layers(parts):
+def test_guess_modes_weights_reach_the_networks_layers(parts, ready):
     """What the control hands to each layer, against the same control without weights."""
-    control, given = trained(parts, made(parts, boxes.FULL))["result"][0], []
+    control, given = ready(boxes.FULL), []
     network = parts.model.model.diffusion_model
 
     def seen(_, args, kwargs):
