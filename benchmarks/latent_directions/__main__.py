@@ -18,7 +18,7 @@ from . import asyrp, dclip, two_wishes
 def main(argv: list[str] | None = None) -> None:
     bench = Bench("latent_directions", __doc__.split(":")[0], argv, read=(*READ, "diffusion_models/*.safetensors"))
     figures, rows = dclip.measure(bench)
-    more, lines = two_wishes.measure(bench)
+    more, lines = two_wishes.measure(bench, figures["dclip_seed"])
     figures, rows = figures | more, rows + lines
     if BOTTLENECK.exists():
         more, lines = asyrp.measure(bench, BOTTLENECK)

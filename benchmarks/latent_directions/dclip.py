@@ -3,7 +3,8 @@ image-text model. Part of `make bench NAME=latent_directions`.
 
 Two probes judge held-out scenes, beside SDEdit and FlowEdit on the same ones, each at the setting that does best there.
 The degree, and for "both" how the two LoRAs' predictions are mixed, are those that did best on training scenes. Stripes
-are tuned with two training seeds. Degree 0 is measured beside the inversion's own way back, in dB from the
+are tuned with two training seeds, whose LoRAs differ much: the one to be judged is chosen on training scenes too, and
+the other one's rows stand beside it. Degree 0 is measured beside the inversion's own way back, in dB from the
 autoencoder's picture.
 """
 
@@ -24,8 +25,9 @@ from ..lab import InEngine
 
 JUDGES = ("conv", "query")
 TOWER = "nulltext_image_text.safetensors"
-DEGREES = (1.0, 1.4, 1.8, 2.2)
-SEEDS = (1, 2)  #: of the training; the first one's LoRA is mixed with others
+DEGREES = (1.0, 1.2, 1.4, 1.5, 1.6, 1.8)
+SEEDS = (1, 2)  #: of the training
+PICTURES, PASSES = 32, 6
 
 
 class Edit(NamedTuple):
@@ -34,14 +36,12 @@ class Edit(NamedTuple):
     attribute: str
     before: int
     after: int
-    l1_weight: float  #: the tuning's, as all that follows chosen on training scenes
-    pictures: int = 32
-    passes: int = 6
+    l1_weight: float  #: the tuning's, chosen on training scenes
 
 
 STRIPES = Edit(
-    "plain background", "striped background", "texture", *map(scenes.TEXTURES.index, ("plain", "striped")), 0, 50, 8
-)  # as many pictures as the authors take
+    "plain background", "striped background", "texture", *map(scenes.TEXTURES.index, ("plain", "striped")), 0
+)
 DRAWING = Edit("a photo", "a drawing", "style", *map(scenes.STYLES.index, ("photo", "drawing")), 1)
 EDITS = (STRIPES, DRAWING)
 
@@ -60,7 +60,7 @@ MIXES = {"throughout": Mix((1.0, 1.0), THROUGHOUT)} | {
     for first, spans in (("stripes", (EARLY, LATE)), ("drawing", (LATE, EARLY)))
     for weight in (1.0, 1.5)
 }
-JUDGED = 62  #: the seed of the held-out scenes; others were looked at while rate, passes and L1 were chosen
+JUDGED = 63  #: the seed of the held-out scenes; others were looked at while rate, passes, L1 and degrees were chosen
 #: set for this small model and its tower; the node's defaults are the authors'
 TUNING = {"t0": 0.5, "inversion_steps": 20, "train_steps": 6, "lr": 3e-3, "lr_growth": 1.0, "clip_weight": 3.0}
 
@@ -98,7 +98,7 @@ def tuned(bench: Bench, edit: Edit, seed: int = SEEDS[0]):
     from ...nodes.diffusion_clip import WHOLE, DiffusionCLIPTune
     from ...nodes.loaders import LoadImageText
 
-    n, passes = (2, 1) if bench.quick else (edit.pictures, edit.passes)
+    n, passes = (2, 1) if bench.quick else (PICTURES, PASSES)
     key = f"tuned {edit.attribute} {n} x {passes}, seed {seed}"
     path = OUTPUT / f"{bench.path.stem}.loras" / f"{edit.attribute}_{seed}.safetensors"
 
@@ -303,7 +303,7 @@ def good(found: Sequence[float], target: int, bar: float) -> float:
 @torch.inference_mode()
 def measure(bench: Bench) -> tuple[dict[str, float], list[list]]:
     """The figures, and lines for the table."""
-    n, few, steps = (4, 2, 6) if bench.quick else (64, 16, 20)
+    n, few, steps = (4, 2, 6) if bench.quick else (64, 32, 20)
     loras, minutes = zip(*(tuned(bench, edit) for edit in EDITS))
     again = [tuned(bench, STRIPES, seed)[0] for seed in SEEDS[1:]]
     judges = {name: probe.load(name) for name in JUDGES}
@@ -324,10 +324,13 @@ def measure(bench: Bench) -> tuple[dict[str, float], list[list]]:
     mixes = {name: lambda w, m=mix: w.mixed(loras, m) for name, mix in MIXES.items()}
     tried = over("train", few, 53, alone | degrees_of(again) | mixes)
 
-    def best_degree(edit: Edit, seed: int = SEEDS[0]) -> float:
-        return max(DEGREES, key=lambda d: good(tried[way(edit, d, seed)]["conv"], target_of(edit.attribute), 0.8))
+    def best(edit: Edit, seeds: Sequence[int] = SEEDS[:1]) -> tuple[float, int]:
+        judged_by = JUDGES if edit is STRIPES else JUDGES[:1]  # the other one takes half of the photos for drawings
+        found = {(d, seed): tried[way(edit, d, seed)] for seed in seeds for d in DEGREES}
+        target = target_of(edit.attribute)
+        return max(found, key=lambda setting: min(good(found[setting][judge], target, 0.8) for judge in judged_by))
 
-    degrees = [best_degree(edit) for edit in EDITS]
+    (degree, seed), drawn = best(STRIPES, SEEDS), best(DRAWING)
     chosen = max(MIXES, key=lambda name: good(tried[name]["conv"], 2, 0.65))
     both = f"DiffusionCLIP, both mixed, {chosen}"
     asked = ways_of(loras, again) | {both: lambda w: w.mixed(loras, MIXES[chosen])}
@@ -338,31 +341,32 @@ def measure(bench: Bench) -> tuple[dict[str, float], list[list]]:
         for judge in JUDGES
     ]
 
-    def best(method: str) -> list[float]:
+    def baseline(method: str) -> list[float]:
         """The baseline's setting that comes nearest to both bars on the very scenes that it is judged on."""
         tried = [found["query"] for name, found in rows.items() if name.startswith(f"{method} {STRIPES.attribute}")]
         return max(tried, key=lambda found: good(found, 0, 0.8))
 
-    seeds = [rows[way(STRIPES, best_degree(STRIPES, seed), seed)] for seed in SEEDS]
-    reached, kept = ([found["query"][k] for found in seeds] for k in (0, 3))
-    drawing = rows[way(DRAWING, degrees[1])]["conv"]  # the other one takes half of the photos for drawings
+    stripes = rows[way(STRIPES, degree, seed)]
+    others = [rows[way(STRIPES, degree, other)]["query"] for other in SEEDS if other != seed]
+    drawing = rows[way(DRAWING, *drawn)]["conv"]  # the other one takes half of the photos for drawings
     figures = {
-        "dclip_target": sum(reached) / len(reached),
-        "dclip_target_spread": max(reached) - min(reached),
-        "dclip_object_kept": sum(kept) / len(kept),
-        "dclip_object_kept_spread": max(kept) - min(kept),
-        "dclip_target_first_judge": sum(found["conv"][0] for found in seeds) / len(seeds),
-        "dclip_object_kept_first_judge": sum(found["conv"][3] for found in seeds) / len(seeds),
-        "dclip_degree": degrees[0],
-        "dclip_degree_1": rows[way(STRIPES, 1.0)]["query"][0],
+        "dclip_target": stripes["query"][0],
+        "dclip_object_kept": stripes["query"][3],
+        "dclip_target_first_judge": stripes["conv"][0],
+        "dclip_object_kept_first_judge": stripes["conv"][3],
+        "dclip_target_other_seed": others[0][0],
+        "dclip_object_kept_other_seed": others[0][3],
+        "dclip_degree": degree,
+        "dclip_seed": seed,
+        "dclip_degree_1": rows[way(STRIPES, 1.0, seed)]["query"][0],
         "dclip_drawing": drawing[1],
         "dclip_drawing_kept": drawing[3],
         "dclip_both": rows[both]["conv"][2],
         "dclip_both_kept": rows[both]["conv"][3],
-        "dclip_sdedit": best("SDEdit")[0],
-        "dclip_sdedit_kept": best("SDEdit")[3],
-        "dclip_flow_edit": best("FlowEdit")[0],
-        "dclip_flow_edit_kept": best("FlowEdit")[3],
+        "dclip_sdedit": baseline("SDEdit")[0],
+        "dclip_sdedit_kept": baseline("SDEdit")[3],
+        "dclip_flow_edit": baseline("FlowEdit")[0],
+        "dclip_flow_edit_kept": baseline("FlowEdit")[3],
         "dclip_identity_db": rows["DiffusionCLIP, degree 0"]["dB"][0],
         "dclip_inversion_db": rows["inversion, walked back"]["dB"][0],
         "dclip_minutes": sum(minutes) / len(minutes),

@@ -37,10 +37,10 @@ def judged(judge, images: Tensor, truth: scenes.Scenes) -> list[float]:
 
 
 @torch.inference_mode()
-def measure(bench: Bench) -> tuple[dict[str, float], list[list]]:
-    """The figures, and lines for the table."""
+def measure(bench: Bench, seed: int) -> tuple[dict[str, float], list[list]]:
+    """The figures, and lines for the table. seed: the training seed of the stripes that are mixed."""
     n, few, steps = (4, 2, 6) if bench.quick else (64, 16, 20)
-    loras = [tuned(bench, edit)[0] for edit in (STRIPES, RECOLOUR)]
+    loras = [tuned(bench, STRIPES, seed)[0], tuned(bench, RECOLOUR)[0]]
     judges = {name: probe.load(name) for name in JUDGES}
 
     def seen(split: str, count: int, seed: int, mixes: dict[str, Mix]) -> dict[str, dict[str, list[float]]]:
@@ -50,7 +50,7 @@ def measure(bench: Bench) -> tuple[dict[str, float], list[list]]:
             found = [ways.decode(ways.mixed(loras, mixes[name])) for name in names]
             return [{name: judged(net, images, ways.truth) for name, net in judges.items()} for images in found]
 
-        key = f"two wishes {split} {count} {steps} {', '.join(mixes)}"
+        key = f"two wishes {split} {count} {steps} seed {seed} {', '.join(mixes)}"
         return dict(zip(mixes, bench.each(key, list(mixes), compute)))
 
     tried = seen("train", few, 53, MIXES)
