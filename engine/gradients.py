@@ -163,33 +163,30 @@ def _checkpointed(forward):
 
 
 @contextlib.contextmanager
-def _pytorch_attention() -> Iterator[None]:
-    """PyTorch's own attention for the duration, in ComfyUI's place for it: some backends have no backward (sage,
-    flash), and the split ones that CPUs get are slower both ways."""
-    module = get("ldm.modules.attention")
-    before = {n: getattr(module, n) for n in ("optimized_attention", "optimized_attention_masked")}
+def _set(module, **wanted) -> Iterator[None]:
+    """Those of the attributes that the module has, at these values for the duration."""
+    before = {name: getattr(module, name) for name in wanted if hasattr(module, name)}
     try:
         for name in before:
-            setattr(module, name, module.attention_pytorch)
-        yield
-    finally:
-        for name, function in before.items():
-            setattr(module, name, function)
-
-
-@contextlib.contextmanager
-def _engine_in_training() -> Iterator[None]:
-    """A newer engine told that gradients are computed: else some of its kernels have no backward (rotary embeddings),
-    and weights in main memory come through a buffer that the next layer overwrites before backward reads it."""
-    manage, wanted = get("model_management"), {"in_training": True, "NUM_STREAMS": 0}
-    before = {name: getattr(manage, name) for name in wanted if hasattr(manage, name)}
-    try:
-        for name in before:
-            setattr(manage, name, wanted[name])
+            setattr(module, name, wanted[name])
         yield
     finally:
         for name, value in before.items():
-            setattr(manage, name, value)
+            setattr(module, name, value)
+
+
+def _pytorch_attention() -> contextlib.AbstractContextManager:
+    """PyTorch's own attention for the duration, in ComfyUI's place for it: some backends have no backward (sage,
+    flash), and the split ones that CPUs get are slower both ways."""
+    module = get("ldm.modules.attention")
+    own = module.attention_pytorch
+    return _set(module, optimized_attention=own, optimized_attention_masked=own)
+
+
+def _engine_in_training() -> contextlib.AbstractContextManager:
+    """A newer engine told that gradients are computed: else some of its kernels have no backward (rotary embeddings),
+    and weights in main memory come through a buffer that the next layer overwrites before backward reads it."""
+    return _set(get("model_management"), in_training=True, NUM_STREAMS=0)
 
 
 @contextlib.contextmanager
@@ -201,10 +198,11 @@ def grad_mode(*modules: nn.Module, checkpoint: bool = False) -> Iterator[None]:
     Raises ValueError for quantised weights and for streamed ones."""
     check_differentiable(*modules)
     with contextlib.ExitStack() as undo:
-        for each in (torch.inference_mode(False), torch.enable_grad(), _engine_in_training()):
-            undo.enter_context(each)
-        for each in (_pytorch_attention(), heard(*modules)):
-            undo.enter_context(each)
+        undo.enter_context(torch.inference_mode(False))
+        undo.enter_context(torch.enable_grad())
+        undo.enter_context(_engine_in_training())
+        undo.enter_context(_pytorch_attention())
+        undo.enter_context(heard(*modules))
         made: dict[int, Tensor] = {}
         seen: set[int] = set()
         for child in (c for m in modules for c in m.modules()):

@@ -55,16 +55,12 @@ class Run:
 
         What a network is told of the picture's size (SDXL) is otherwise that of the run's own latent."""
         own = self.guider.conds[name]
-        if tuple(shape) != tuple(self.latent.shape[1:]):
-            told = {
-                "latent_image": torch.zeros(1, *shape, device=self.device),
-                "denoise_mask": None,
-                "seed": self._seed,
-            }
-            with torch.inference_mode(False), torch.no_grad():
-                args = self.model.extra_conds, [own[0]], told["latent_image"], self.device, name
-                own = get("samplers").encode_model_conds(*args, **told)
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), torch.no_grad():
+            if tuple(shape) != tuple(self.latent.shape[1:]):
+                latent = torch.zeros(1, *shape, device=self.device)
+                told = {"latent_image": latent, "denoise_mask": None, "seed": self._seed}
+                encode = get("samplers").encode_model_conds
+                own = encode(self.model.extra_conds, [own[0]], latent, self.device, name, **told)
             return normal(own[0])
 
     def guided(self, positive: str, negative: str | None, cfg: float) -> Denoise:

@@ -85,10 +85,10 @@ def own_sampler_class() -> type:
                 if callback is not None:
                     callback(state["i"], state["denoised"], state["x"], total)
 
-            options = dict(self.options)
-            if "tick" in inspect.signature(self.function).parameters:
+            options, takes = dict(self.options), inspect.signature(self.function).parameters
+            if "tick" in takes:
                 options["tick"] = check_interrupt
-            if "seed" in inspect.signature(self.function).parameters:
+            if "seed" in takes:
                 options["seed"] = loop_seed(loop_seed(seed or 0))
             if self.holds_mask:
                 options |= {"mask": denoise_mask, "source": latent_image}

@@ -27,6 +27,12 @@ def _brought_back(inputs, factor: Callable[[], Tensor]) -> list:
     return [_Scaled.apply(t, lambda _: factor()) if isinstance(t, Tensor) and t.requires_grad else t for t in inputs]
 
 
+def _to_one(gradient: Tensor) -> Tensor:
+    """The factor that brings its largest number to 1; 1 where it is 0 throughout."""
+    largest = gradient.abs().max()
+    return torch.where(largest > 0, 1 / largest, torch.ones_like(largest))
+
+
 def keep_from_underflow(net):
     """The same net(*tensors) -> D, whose gradients pass its fp16 inside at a size that fp16 can hold.
 
@@ -38,8 +44,7 @@ def keep_from_underflow(net):
 
         def enlarge(gradient):
             nonlocal scale
-            largest = gradient.abs().max()
-            scale = torch.where(largest > 0, 1 / largest, torch.ones_like(largest))
+            scale = _to_one(gradient)
             return scale
 
         return _Scaled.apply(net(*_brought_back(inputs, lambda: 1 / scale)), enlarge)
@@ -57,9 +62,7 @@ def keep_trained_from_underflow(parameters: Iterable[Tensor]) -> Iterator[Callab
 
     def enlarge(gradient):
         nonlocal scale
-        if scale is None:
-            largest = gradient.abs().max()
-            scale = torch.where(largest > 0, 1 / largest, torch.ones_like(largest))
+        scale = _to_one(gradient) if scale is None else scale
         return scale
 
     def wrap(net):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ..nodes import NODE_CLASS_MAPPINGS
-from . import pictures, workflows
+from . import notes, pictures, workflows
 
 ROOT = workflows.FOLDER.parent
 PAGE = ROOT / "docs" / "gallery.md"
@@ -17,16 +16,14 @@ find them in `workflows/` and in the page's template browser. [Which method when
 def settings(workflow: workflows.Workflow) -> list[tuple[str, list[tuple[str, str]]]]:
     """(node title, [(widget, value), ...]) of every prompt and of the pack's nodes."""
     found = []
-    for _, node in sorted(workflow.items(), key=lambda item: int(item[0])):
-        name = node["class_type"]
-        ours, known = name.startswith("NullText_"), NODE_CLASS_MAPPINGS.get(name)
-        title = node.get("_meta", {}).get("title") or (known.TITLE if known else name.removeprefix("NullText_"))
+    for _, node in workflows.by_id(workflow):
+        ours = node["class_type"].startswith("NullText_")
         widgets = [
             (widget, str(value))
             for widget, value in node["inputs"].items()
             if not workflows.is_link(value, workflow) and (ours or widget == "text") and value != ""
         ]
-        found += [(title, widgets)] if widgets else []
+        found += [(notes.title_on_screen(node), widgets)] if widgets else []
     return found
 
 

@@ -61,29 +61,30 @@ SIZES = "512 for Stable Diffusion 1.x, 1024 for SDXL"
 
 def on_screen(workflow: Workflow, *keys: str) -> str:
     """Nodes by the titles that the page shows, each once: “Load Checkpoint” and “Empty prompt”."""
-    *shown, last = dict.fromkeys(f"“{_title(workflow[key])}”" for key in keys)
+    *shown, last = dict.fromkeys(f"“{title_on_screen(workflow[key])}”" for key in keys)
     return f"{', '.join(shown)} and {last}" if shown else last
 
 
-def _title(node: dict[str, Any]) -> str:
+def title_on_screen(node: dict[str, Any]) -> str:
+    """The title that the page shows above a workflow's node."""
     name = node["class_type"]
     ours = NODE_CLASS_MAPPINGS.get(name)
-    return node.get("_meta", {}).get("title") or (ours.TITLE if ours else SCREEN.get(name, name))
+    known = ours.TITLE if ours else SCREEN.get(name, name.removeprefix("NullText_"))
+    return node.get("_meta", {}).get("title") or known
 
 
 def note(name: str, workflow: Workflow) -> str:
     """What the file says of itself, then which widgets to change."""
-    ordered = sorted(workflow.items(), key=lambda item: int(item[0]))
-    said = [node["_meta"]["note"] for _, node in ordered if node.get("_meta", {}).get("note")]
+    said = [node["_meta"]["note"] for _, node in workflows.by_id(workflow) if node.get("_meta", {}).get("note")]
     lines = [workflows.title(name) if name in workflows.names() else name, *said, ""]
     loaders = sorted((key for key, node in workflow.items() if "ckpt_name" in node["inputs"]), key=int)[:1]
     pictures = of_class(workflow, *PICTURES)
     if not workflows.runs_here(name):
-        drawn = workflows.drawn_by(name)
+        drawn, said_prompts = workflows.drawn_by(name), ", and ".join(_prompts(workflow))
         lines += [
             f"1. Pick a checkpoint of the Stable Diffusion 1.5 family in {on_screen(workflow, *loaders)}.",
             f"2. Choose your photo in {on_screen(workflow, *pictures)}.",
-            f"3. {_sentence(_prompts(workflow))}",
+            f"3. {said_prompts[:1].upper()}{said_prompts[1:]}.",
             "4. Queue.",
             "",
             f"Its thumbnail: {drawn[0].lower()}{drawn[1:]}",
@@ -95,11 +96,6 @@ def note(name: str, workflow: Workflow) -> str:
     if pictures:
         lines += ["", f"With your own picture: {_picture(workflow, pictures)}"]
     return "\n".join(lines)
-
-
-def _sentence(parts: list[str]) -> str:
-    text = ", and ".join(parts)
-    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _prompts(workflow: Workflow) -> list[str]:
@@ -159,11 +155,9 @@ def _settings(workflow: Workflow) -> list[str]:
 
 
 def _picture(workflow: Workflow, pictures: list[str]) -> str:
-    said = [f"choose it in {on_screen(workflow, *pictures[:1])}", *_prompts(workflow)]
-    text = _sentence(said)[0].lower() + _sentence(said)[1:]
-    masks = [
-        key for key in pictures if any([key, 1] == value for n in workflow.values() for value in n["inputs"].values())
-    ]
+    text = ", and ".join([f"choose it in {on_screen(workflow, *pictures[:1])}", *_prompts(workflow)]) + "."
+    wired = [value for node in workflow.values() for value in node["inputs"].values()]
+    masks = [key for key in pictures if [key, 1] in wired]
     if masks:
         text += (
             f" What is transparent in {on_screen(workflow, *masks)} is the mask: erase it in an image editor and save "

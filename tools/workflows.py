@@ -139,12 +139,13 @@ def result(workflow: Workflow) -> str | None:
 def headed(workflow: Workflow) -> dict[str, str]:
     """What the file says of itself: "task" (one of TASKS), "heading" (what one does with it) and "note"."""
     return next(
-        (node["_meta"] for _, node in sorted(workflow.items(), key=_by_id) if node.get("_meta", {}).get("note")), {}
+        (node["_meta"] for _, node in by_id(workflow) if node.get("_meta", {}).get("note")), {}
     )
 
 
-def _by_id(item: tuple[str, Any]) -> int:
-    return int(item[0])
+def by_id(workflow: Workflow) -> list[tuple[str, dict[str, Any]]]:
+    """(key, node) in the order of the nodes' numbers."""
+    return sorted(workflow.items(), key=lambda item: int(item[0]))
 
 
 def title(name: str) -> str:
