@@ -1,4 +1,4 @@
-"""make test: lint, then every test. Where no path is named, the tests that talk to a server run beside the others.
+"""make test: lint, then every test. Where no path is named, groups of them run side by side.
 
 Arguments go to pytest: make test ARGS="tests/samplers -k ddim"."""
 
@@ -14,20 +14,23 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-#: what runs beside the others, about as long as they: a server and who asks it are busy in turn
-BESIDE = (("tests/server", "tests/demo"), ("tests/browser", "tests/hostile", "tests/benchmarks"))
+#: what runs side by side, a process each: of about the same length, and a server and who asks it are busy in turn. What
+#: another group names inside of a path is left to it
+GROUPS = (
+    ("tests/server", "tests/demo"),
+    ("tests/server/test_batch.py", "tests/server/test_batch_servers.py", "tests/hostile"),
+    ("tests/browser", "tests/benchmarks"),
+    ("tests/nodes",),
+    ("tests",),
+)
 NO_TESTS = 5  # pytest's exit status where nothing was selected
 
 
 @contextlib.contextmanager
 def beside(command: list, statuses: list[int]):
-    """The command runs while the body does; then what it printed follows and its exit status joins the list.
-
-    It steps back a little: it waits for servers now and then, and the body, which never waits, would be the last."""
+    """The command runs while the body does; then what it printed follows and its exit status joins the list."""
     with tempfile.TemporaryFile("w+") as output:
-        run = subprocess.Popen(
-            command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, preexec_fn=lambda: os.nice(5)
-        )
+        run = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
         try:
             yield
         except BaseException:
@@ -39,14 +42,20 @@ def beside(command: list, statuses: list[int]):
             print(f"{' '.join(map(str, command[3:]))}:\n{output.read()}", flush=True)
 
 
+def selected(group: tuple[str, ...]) -> list[str]:
+    """pytest's arguments for a group: its paths without those inside of them that another names."""
+    others = [path for other in GROUPS if other is not group for path in other]
+    return [*group, *(f"--ignore={path}" for path in others if any(path.startswith(f"{own}/") for own in group))]
+
+
 def side_by_side(command: list) -> int:
     """Every test on two cores. Returns an exit status."""
     statuses: list[int] = []
+    *others, last = ([*command, *selected(group)] for group in GROUPS)
     with contextlib.ExitStack() as running:
-        for paths in BESIDE:
-            running.enter_context(beside([*command, *paths], statuses))
-        apart = [f"--ignore={path}" for paths in BESIDE for path in paths]
-        statuses.append(subprocess.run([*command, "tests", *apart], cwd=ROOT).returncode)
+        for other in others:
+            running.enter_context(beside(other, statuses))
+        statuses.append(subprocess.run(last, cwd=ROOT).returncode)
     bad = [status for status in statuses if status not in (0, NO_TESTS)]
     return bad[0] if bad else NO_TESTS if set(statuses) == {NO_TESTS} else 0
 
