@@ -138,9 +138,7 @@ def result(workflow: Workflow) -> str | None:
 
 def headed(workflow: Workflow) -> dict[str, str]:
     """What the file says of itself: "task" (one of TASKS), "heading" (what one does with it) and "note"."""
-    return next(
-        (node["_meta"] for _, node in by_id(workflow) if node.get("_meta", {}).get("note")), {}
-    )
+    return next((node["_meta"] for _, node in by_id(workflow) if node.get("_meta", {}).get("note")), {})
 
 
 def by_id(workflow: Workflow) -> list[tuple[str, dict[str, Any]]]:
