@@ -18,7 +18,7 @@ import requests
 import websocket
 
 from . import engines
-from .client import Client, Result
+from .client import TOO_LARGE, Client, Result
 from .pictures import File
 
 SERVER_FAILED = ("server", "timeout")  # kinds of errors that another try may not have
@@ -64,7 +64,13 @@ class Served:
             for url, name, folder in files:
                 if (name, folder) not in self.sent:
                     with fsspec.open(url, "rb") as file:
-                        self.client.upload(file.read(), name, folder)
+                        content = file.read()
+                    try:
+                        self.client.upload(content, name, folder)
+                    except requests.HTTPError as error:
+                        if error.response.status_code != TOO_LARGE:
+                            raise
+                        return Outcome(f"The server takes no file as large as {name} ({len(content)} bytes).", "file")
                     self.sent.add((name, folder))
             return self._outcome(self.client.run(workflow, timeout=timeout))
         except FileNotFoundError as error:
@@ -204,7 +210,7 @@ class Remote(Served):
     def __init__(self, address: str, patience: float = engines.START_SECONDS):
         super().__init__()
         self.name, self.patience = address, patience
-        self.client = Client(address)
+        self.client = Client(address, patience=patience)
 
     def restart(self) -> None:
         """Wait until it answers again, or until the patience ends: then the row says so."""
