@@ -107,6 +107,17 @@ def _linked(value: Any, workflow: Workflow) -> bool:
     return isinstance(value, list) and len(value) == 2 and str(value[0]) in workflow
 
 
+def upstream(workflow: Workflow, keys: Iterable[str]) -> Workflow:
+    """These nodes and all that they depend on."""
+    found, waiting = {}, list(keys)
+    while waiting:
+        key = waiting.pop()
+        if key in workflow and key not in found:
+            found[key] = workflow[key]
+            waiting += [str(value[0]) for value in found[key]["inputs"].values() if _linked(value, workflow)]
+    return found
+
+
 def _cast(value: Any, like: Any, column: str) -> Any:
     """A cell's value in the type that the workflow has there."""
     if isinstance(like, bool):
