@@ -17,10 +17,9 @@ from typing import Any
 
 from .pictures import File
 from .places import SERVER_FAILED, Outcome, Place
-from .plan import bare, title
+from .plan import MARK, bare, title
 from .store import Store, plain
 
-MARK = 16  # letters of a row's id in the names of its files
 DONE, FAILED, BEGUN, RESULTS = "rows", "failed", "begun", "results"
 
 

@@ -178,6 +178,14 @@ def test_the_index_has_each_row_once_in_the_tables_order_problems_too(out):
     assert len(table) == 42 and "unreadable" in table[-1]
 
 
+def test_a_text_that_no_file_can_hold_costs_the_index_nothing(out):
+    made = planned(5)
+    (record,) = do(made, begin(out, Scripted(Outcome("half an emoji: \ud83d", "ValueError"))))
+    there = store.Store(out)
+    assert record["error"] and index.write(there, made) == (1, 1)
+    assert index.read(there)[0]["error"] == "half an emoji: ?"
+
+
 def test_a_changed_table_lists_its_own_rows_alone(out):
     at, there = begin(out, Scripted()), store.Store(out)
     do(planned(1, 2), at)
