@@ -138,6 +138,8 @@ class OwnServer(Served):
 
     def __init__(self, engine: str, folder: str | None, models: str | None, cache: str | None, common: list[File]):
         super().__init__()
+        if models and not Path(models := str(Path(models).expanduser())).is_dir():
+            raise engines.EngineError(f"{socket.gethostname()} has no folder {models}: --models must name one there.")
         self.engine = engines.embedded() if engine == "embedded" else engines.checkout(folder)
         self.name, self.common = engine, {(name, place) for _, name, place in common}
         sweep()

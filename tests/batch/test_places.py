@@ -116,6 +116,12 @@ def test_a_fresh_server_finds_no_file_of_an_earlier_try(own, monkeypatch):
     assert row(own, monkeypatch, saving(), *"123", writes=[SCENE]) == [SCENE]
 
 
+def test_a_folder_of_models_that_is_not_there_is_told(shelf):
+    with pytest.raises(engines.EngineError, match="mistyped"):
+        places.OwnServer("embedded", None, str(shelf / "mistyped"), None, [])
+    assert list(shelf.iterdir()) == []
+
+
 def test_a_run_on_somebody_elses_server_saves_under_names_of_its_own(monkeypatch):
     flow = {"1": {"class_type": "Save", "inputs": {"filename_prefix": "a/b", "n": 1}}}
     flow |= {"2": {"class_type": "Save", "inputs": {"filename_prefix": ["1", 0]}}}
