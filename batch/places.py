@@ -208,6 +208,7 @@ class OwnServer(Served):
         held = held | {self.tree / f.get("type", "output") / f.get("subfolder", "") / f["filename"] for f in shown}
         for path in self._made():
             if path in held:
+                self._written.pop(path, None)
                 continue
             old, state = self._written.pop(path, None), (path.stat().st_mtime_ns, path.stat().st_size)
             made = path not in self._shown and (old is None or old.state != state)
@@ -262,17 +263,17 @@ def _lives(number: int) -> bool:
 
 
 class Remote(Served):
-    """A server that somebody else started."""
+    """A server that somebody else started. `mark` stands behind the prefixes of saved files, so that servers may share
+    an output folder, where they number their files alike; by default it is this worker's own."""
 
-    def __init__(self, address: str, patience: float = engines.START_SECONDS):
+    def __init__(self, address: str, patience: float = engines.START_SECONDS, mark: str | None = None):
         super().__init__()
         self.name, self.patience = address, patience
+        self.mark = f"_{uuid.uuid4().hex[:8]}" if mark is None else mark
         self.client = Client(address, patience=patience)
 
     def run(self, workflow: dict, files: list[File], timeout: float) -> Outcome:
-        """Under file names of this run alone: two servers that share an output folder number their files alike."""
-        mark = uuid.uuid4().hex[:8]
-        own = {key: {**node, "inputs": _marked(node["inputs"], mark)} for key, node in workflow.items()}
+        own = {key: {**node, "inputs": _marked(node["inputs"], self.mark)} for key, node in workflow.items()}
         return super().run(own, files, timeout)
 
     def restart(self) -> None:
@@ -291,7 +292,7 @@ class Remote(Served):
 
 def _marked(inputs: dict[str, Any], mark: str) -> dict[str, Any]:
     prefix = inputs.get("filename_prefix")
-    return {**inputs, "filename_prefix": f"{prefix}_{mark}"} if isinstance(prefix, str) else inputs
+    return {**inputs, "filename_prefix": prefix + mark} if isinstance(prefix, str) else inputs
 
 
 class Turns:

@@ -122,16 +122,17 @@ def test_a_folder_of_models_that_is_not_there_is_told(shelf):
     assert list(shelf.iterdir()) == []
 
 
-def test_a_run_on_somebody_elses_server_saves_under_names_of_its_own(monkeypatch):
+def test_workers_on_servers_of_others_save_under_names_of_their_own(monkeypatch):
     flow = {"1": {"class_type": "Save", "inputs": {"filename_prefix": "a/b", "n": 1}}}
     flow |= {"2": {"class_type": "Save", "inputs": {"filename_prefix": ["1", 0]}}}
     sent = []
-    remote = places.Remote("http://nowhere")
-    monkeypatch.setattr(remote.client, "run", lambda workflow, timeout: sent.append(workflow) or Result())
-    for _ in range(2):
+    for remote in (places.Remote("http://a"), places.Remote("http://a")):
+        monkeypatch.setattr(remote.client, "run", lambda workflow, timeout: sent.append(workflow) or Result())
+        remote.run(flow, [], 5)
         remote.run(flow, [], 5)
     names = [each["1"]["inputs"]["filename_prefix"] for each in sent]
-    assert len({*names, "a/b"}) == 3 and all(name.startswith("a/b_") for name in names)
+    assert names[0] == names[1] != names[2] == names[3], "what is equal in two rows need not run again"
+    assert all(name.startswith("a/b_") for name in names)
     assert all(each["2"] == flow["2"] and each["1"]["inputs"]["n"] == 1 for each in sent)
     assert flow["1"]["inputs"]["filename_prefix"] == "a/b"
 
