@@ -20,6 +20,9 @@ import requests
 import websocket
 from PIL import Image
 
+TOO_LARGE = 413  # the status of an answer to a body that is larger than the server takes
+SILENCE = 5.0  # seconds without a word about the prompt, after which the server is asked whether it still has it
+
 #: on_progress(node id, value, total) is called for every step that a node reports
 OnProgress = Callable[[str, int, int], None]
 
@@ -79,10 +82,11 @@ def _in_order(keys) -> list[str]:
 
 
 class Client:
-    """A session with the server at `address` ("http://127.0.0.1:8188"). `alive` says whether its process still runs."""
+    """A session with the server at `address` ("http://127.0.0.1:8188"). `alive` says whether its process still runs,
+    `patience` for how many seconds it may be out of reach while a workflow runs."""
 
-    def __init__(self, address: str, alive: Callable[[], bool] = lambda: True):
-        self.address, self.alive = address.rstrip("/"), alive
+    def __init__(self, address: str, alive: Callable[[], bool] = lambda: True, patience: float = 240.0):
+        self.address, self.alive, self.patience = address.rstrip("/"), alive, patience
         self.id = uuid.uuid4().hex
         self._http = requests.Session()
         self._http.trust_env = False  # a proxy has no business on the loopback
@@ -99,6 +103,12 @@ class Client:
 
     def interrupt(self, timeout: float = 60) -> None:
         self.post("/interrupt", timeout=timeout)
+
+    def cancel(self, prompt_id: str, timeout: float = 5) -> None:
+        """Take a prompt out of the queue, and interrupt it if it runs. What others run there goes on."""
+        self.post("/queue", {"delete": [prompt_id]}, timeout=timeout)
+        if self._queued(prompt_id, timeout, ("queue_running",)):
+            self.post("/interrupt", {"prompt_id": prompt_id}, timeout=timeout)  # an older server reads no body
 
     def free(self) -> None:
         """Ask the server to unload its models and forget its cached results."""
@@ -130,16 +140,21 @@ class Client:
         `graph` is the workflow as the page would open it: the server writes it into the pictures that it saves."""
         more = {} if graph is None else {"extra_data": {"extra_pnginfo": {"workflow": graph}}}
         answer = self.post("/prompt", {"prompt": workflow, "client_id": self.id, **more})
+        result = Result()
         try:
             body = answer.json()
         except requests.JSONDecodeError:
-            sentence = f"The server answered {answer.status_code}: {answer.text[:200]}"
-            return None, Result(error=sentence, error_type="server")
-        result = Result()
-        result.error, result.where = _refusal(body)
-        if result.error:
-            result.error_type = "validation"
-        return body.get("prompt_id"), result
+            body = None
+        if isinstance(body, dict):
+            result.error, result.where = _refusal(body)
+            if result.error and answer.status_code in (200, 400):  # 200: some of the outputs are refused
+                result.error_type = "validation"
+                return body.get("prompt_id"), result
+            if body.get("prompt_id") and not result.error:
+                return body["prompt_id"], result
+        result.error, result.where = f"The server answered {answer.status_code}: {answer.text[:200]}", None
+        result.error_type = "validation" if answer.status_code == TOO_LARGE else "server"
+        return None, result
 
     def run(
         self,
@@ -170,55 +185,61 @@ class Client:
     ) -> dict | None:
         """The history entry of the prompt once it has ended; None if it never did (the Result says why)."""
         socket.settimeout(1)
-        node = "?"
+        messages, entry = _Messages(prompt_id, result, on_progress), None
+        reached = asked = time.monotonic()
         while True:
+            quiet = broken = lost = False
             try:
-                kind, data = socket.recv_data()
+                messages.take(*socket.recv_data())
             except websocket.WebSocketTimeoutException:
-                kind, data = None, None
+                quiet = True
             except (websocket.WebSocketException, OSError):
-                kind, data = None, None
-                time.sleep(0.2)  # the connection broke: the history alone tells
-            ended = kind is None
-            if kind == websocket.ABNF.OPCODE_BINARY:
-                result.previews += 1
-            elif kind == websocket.ABNF.OPCODE_TEXT and data:
-                message = json.loads(data)
-                what, body = message.get("type"), message.get("data") or {}
-                if what == "progress" and body.get("prompt_id", prompt_id) == prompt_id:
-                    result.steps += 1
-                    if on_progress is not None:
-                        on_progress(str(body.get("node") or node), int(body["value"]), int(body["max"]))
-                elif what == "executing" and body.get("prompt_id", prompt_id) == prompt_id:
-                    node = body.get("node") or node
-                    ended = body.get("node") is None
-                    if not ended:
-                        result.ran.add(str(node))
-                elif what == "executed":  # with a result of its own, or served by an equal node of this run
-                    result.ran.add(str(body.get("node")))
-                elif what == "execution_cached":
-                    result.cached = tuple(body.get("nodes", ()))
-                elif what in ("execution_error", "execution_interrupted", "execution_success"):
-                    ended = True
-            if ended:
-                entry = self._history(prompt_id, min(60.0, max(1.0, deadline - time.monotonic())))
+                broken = True  # the history alone tells
+                time.sleep(0.2)
+            now = time.monotonic()
+            if messages.ended or quiet or broken:
                 if entry is not None:
                     return entry
+                timeout = min(60.0, max(1.0, deadline - now))
+                try:
+                    entry = self._history(prompt_id, timeout)
+                    if entry is None and now - max(asked, messages.last) > SILENCE:
+                        known, asked = self._queued(prompt_id, timeout), now
+                        entry = self._history(prompt_id, timeout)  # it may have ended in between
+                        lost = entry is None and not known
+                    reached = now
+                except (requests.ConnectionError, requests.JSONDecodeError):
+                    pass  # gone, or a proxy answers for it
+                except requests.Timeout:
+                    reached = now  # busy, or deaf: the deadline decides
+                if entry is not None and not quiet:
+                    return entry  # else what was told in the meantime is still to be read
+            failure = None
             if not self.alive():
-                result.error, result.error_type = "The server process ended while the workflow ran.", "server"
+                failure = "The server process ended while the workflow ran."
+            elif lost:
+                failure = "The server has lost the workflow: it was started anew, or its queue was cleared."
+            elif now - max(reached, messages.last) > self.patience:
+                failure = f"The server was out of reach for {self.patience:.0f} s while the workflow ran."
+            if failure is not None:
+                result.error, result.error_type = failure, "server"
                 return None
-            if time.monotonic() > deadline:
+            if now > deadline:
                 with contextlib.suppress(requests.RequestException):  # a server that hangs takes no interrupt
-                    self.interrupt(timeout=5)
+                    self.cancel(prompt_id)
                 result.error = "The workflow took longer than its time limit and was interrupted."
                 result.error_type = "timeout"
                 return None
 
     def _history(self, prompt_id: str, timeout: float) -> dict | None:
-        try:
-            return self.get(f"/history/{prompt_id}", timeout).json().get(prompt_id)
-        except (requests.ConnectionError, requests.Timeout):
-            return None  # `alive` decides whether that is the end
+        return self.get(f"/history/{prompt_id}", timeout).json().get(prompt_id)
+
+    def _queued(
+        self, prompt_id: str, timeout: float, parts: tuple[str, ...] = ("queue_running", "queue_pending")
+    ) -> bool:
+        """Whether a prompt stands in these parts of the server's queue."""
+        queue = self.get("/queue", timeout).json()
+        return any(item[1] == prompt_id for part in parts for item in queue.get(part) or ())
 
     def _read(self, entry: dict, result: Result) -> None:
         result.outputs = entry.get("outputs", {})
@@ -241,6 +262,43 @@ class Client:
         )
         answer.raise_for_status()
         return answer.content
+
+
+class _Messages:
+    """What the server's socket tells of one prompt, written into its Result."""
+
+    def __init__(self, prompt_id: str, result: Result, on_progress: OnProgress | None):
+        self.prompt_id, self.result, self.on_progress = prompt_id, result, on_progress
+        self.node, self.ended, self.last = "?", False, time.monotonic()
+
+    def take(self, kind: int, data: bytes) -> None:
+        if kind == websocket.ABNF.OPCODE_BINARY:
+            self.result.previews += 1
+            self.last = time.monotonic()
+        elif kind == websocket.ABNF.OPCODE_TEXT and data:
+            message = json.loads(data)
+            self._text(message.get("type"), message.get("data") or {})
+
+    def _text(self, what: str, body: dict[str, Any]) -> None:
+        if not str(what).startswith(("progress", "execut")) or body.get("prompt_id", self.prompt_id) != self.prompt_id:
+            return
+        self.last = time.monotonic()
+        if what == "progress":
+            self.result.steps += 1
+            if self.on_progress is not None:
+                self.on_progress(str(body.get("node") or self.node), int(body["value"]), int(body["max"]))
+        elif what == "executing":
+            self.node = body.get("node") or self.node
+            if body.get("node") is None:
+                self.ended = True
+            else:
+                self.result.ran.add(str(self.node))
+        elif what == "executed":  # with a result of its own, or served by an equal node of this run
+            self.result.ran.add(str(body.get("node")))
+        elif what == "execution_cached":
+            self.result.cached = tuple(body.get("nodes", ()))
+        elif what in ("execution_error", "execution_interrupted", "execution_success"):
+            self.ended = True
 
 
 def _refusal(body: dict) -> tuple[str | None, str | None]:

@@ -66,7 +66,8 @@ def _line(record: dict) -> dict:
     line = {}
     for name in COLUMNS:
         value = record.get(name)
-        line[name] = json.dumps(value) if isinstance(value, dict | list) and value else value or None
+        value = json.dumps(value) if isinstance(value, dict | list) and value else value or None
+        line[name] = value.encode(errors="replace").decode() if isinstance(value, str) else value
     line["row"] = record["row"]
     return line
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -56,6 +57,11 @@ def fits(base: float, most: float, whole: float) -> int:
     return max(1, int((ROOM * whole - base) // max(most - base, LEAST)))
 
 
+def portion(workers: int, gpus: float) -> float:
+    """Of a GPU for each of so many workers, so that all of them find room."""
+    return 1 / math.ceil(workers / gpus)
+
+
 def measured(row: str, settings: Settings) -> int:
     """Servers for one GPU, by what the first row takes; the row is done with it."""
     before = used()
@@ -82,4 +88,4 @@ def share(workers: int | None, row: str, settings: Settings) -> tuple[int, float
         each = ray.get(ray.remote(num_gpus=1, num_cpus=1)(measured).remote(row, settings))
         each = max(1, min(each, int(there.get("CPU", 1) // gpus)))  # and a core for each
         return int(gpus) * each, 1 / each
-    return workers, min(1.0, gpus / workers)
+    return workers, portion(workers, gpus)

@@ -56,6 +56,8 @@ class Pictures:
         found = [p for p in sorted(self.fs.find(whole)) if p.lower().endswith((*PICTURES, ".txt"))]
         if not any(p.lower().endswith(PICTURES) for p in found):
             raise ValueError(f"The folder {path!r} holds no picture.")
+        for p in found:
+            self.place(p[len(self.root) :].lstrip("/"))  # no link in it leads out
         inner = [p[len(whole) :].strip("/") for p in found]
         marks = "".join(f"{name}\n{self._hash(p)}\n" for name, p in zip(inner, found))
         name = f"{plain(whole.rpartition('/')[2])}-{hashlib.sha256(marks.encode()).hexdigest()[:12]}"

@@ -18,8 +18,9 @@ import requests
 import websocket
 
 from . import engines
-from .client import Client, Result
+from .client import TOO_LARGE, Client, Result
 from .pictures import File
+from .plan import upstream
 
 SERVER_FAILED = ("server", "timeout")  # kinds of errors that another try may not have
 
@@ -34,6 +35,7 @@ class Outcome:
     files: dict[str, list[tuple[str, bytes]]] = field(default_factory=dict)
     more: list[tuple[str, bytes]] = field(default_factory=list)
     shown: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ran: set[str] = field(default_factory=set)  # ids of the nodes that were not served from an earlier row's run
     seconds: float = 0.0  # of the server's work alone
 
 
@@ -49,6 +51,10 @@ class Place(Protocol):
     def close(self) -> None: ...
 
 
+class TooLarge(Exception):
+    """A file that the server takes from nobody."""
+
+
 class Served:
     """A server that is there; `client` talks to it."""
 
@@ -61,22 +67,36 @@ class Served:
     def run(self, workflow: dict, files: list[File], timeout: float) -> Outcome:
         """Upload what is not there yet, queue, read everything back. What breaks on the way is the server's failure."""
         try:
-            for url, name, folder in files:
-                if (name, folder) not in self.sent:
-                    with fsspec.open(url, "rb") as file:
-                        self.client.upload(file.read(), name, folder)
-                    self.sent.add((name, folder))
+            for file in files:
+                self._send(*file)
             return self._outcome(self.client.run(workflow, timeout=timeout))
         except FileNotFoundError as error:
             return Outcome(f"A file of the row is gone: {error}", "file")
+        except TooLarge as error:
+            return Outcome(str(error), "file")
         except (requests.RequestException, websocket.WebSocketException, OSError, ValueError) as error:
             return Outcome(f"The server does not answer as it should: {str(error)[:300]}", "server")
+
+    def _send(self, url: str, name: str, folder: str) -> None:
+        """Upload a file that is not there yet. TooLarge, FileNotFoundError."""
+        if (name, folder) in self.sent:
+            return
+        with fsspec.open(url, "rb") as file:
+            content = file.read()
+        try:
+            self.client.upload(content, name, folder)
+        except requests.HTTPError as error:
+            if error.response.status_code == TOO_LARGE:
+                raise TooLarge(f"The server takes no file as large as {name} ({len(content)} bytes).") from None
+            raise
+        self.sent.add((name, folder))
 
     def _outcome(self, result: Result) -> Outcome:
         error = "The run was interrupted." if result.interrupted else result.error
         if error and result.where:
             error = f"{result.where}: {error}"
         outcome = Outcome(error, result.error_type or ("server" if error else None), seconds=result.seconds)
+        outcome.ran = result.ran - set(result.cached)  # new servers tell of nodes that they have cached, too
         for key, shown in result.outputs.items():
             pictures = zip(_records(shown.get("images")), result.files.get(key, ()))
             found = [(record["filename"], content) for record, content in pictures]
@@ -94,11 +114,32 @@ def _records(group: Any) -> list[dict[str, str]]:
     return [f for f in group if isinstance(f, dict) and "filename" in f] if isinstance(group, list) else []
 
 
+@dataclass
+class Written:
+    """A file that nodes wrote without showing it: by which nodes, all that these depend on, and the file's state."""
+
+    writers: set[str]
+    nodes: dict[str, dict]
+    state: tuple[int, int]
+
+
+def _writers(workflow: dict, path: Path) -> set[str]:
+    """The nodes that may have written a file: those with an input by whose last part its name begins."""
+    found = set()
+    for key, node in workflow.items():
+        texts = [value for value in node["inputs"].values() if isinstance(value, str)]
+        names = [text.replace("\\", "/").rpartition("/")[2].removesuffix(path.suffix) for text in texts]
+        found |= {key} if any(name and path.name.startswith(name) for name in names) else set()
+    return found
+
+
 class OwnServer(Served):
     """A server of this process: on a temporary tree that ends with it, restarted as often as needed."""
 
     def __init__(self, engine: str, folder: str | None, models: str | None, cache: str | None, common: list[File]):
         super().__init__()
+        if models and not Path(models := str(Path(models).expanduser())).is_dir():
+            raise engines.EngineError(f"{socket.gethostname()} has no folder {models}: --models must name one there.")
         self.engine = engines.embedded() if engine == "embedded" else engines.checkout(folder)
         self.name, self.common = engine, {(name, place) for _, name, place in common}
         sweep()
@@ -123,6 +164,7 @@ class OwnServer(Served):
             if self.server is not None:
                 self.server.kill()
             self.sent.clear()
+            self._cleared()
             try:
                 self.server = engines.Server(self.engine, self.tree, extra=self.extra).wait()
                 self.client = self.server.client
@@ -130,20 +172,34 @@ class OwnServer(Served):
             except engines.EngineError:
                 if not left:
                     raise
-        self._shown: set[Path] = set(self._made())  # files of earlier rows
+
+    def _cleared(self) -> None:
+        """Remove what nodes made: a fresh server remembers nothing that would need it."""
+        for path in self._made():
+            path.unlink()
+        self._shown, self._written = set(), {}
 
     def run(self, workflow: dict, files: list[File], timeout: float) -> Outcome:
+        with contextlib.suppress(OSError):
+            self._forget(workflow)
         outcome = super().run(workflow, files, timeout)
         with contextlib.suppress(OSError):
-            self._tidy(outcome, files)
+            self._tidy(outcome, files, workflow)
         return outcome
+
+    def _forget(self, workflow: dict) -> None:
+        """Remove what nodes wrote without showing it if they will write it anew, so that its name is free again."""
+        for path, written in list(self._written.items()):
+            if written.nodes != upstream(workflow, written.writers):
+                del self._written[path]
+                path.unlink(missing_ok=True)
 
     def _made(self) -> list[Path]:
         """Files in the tree's models and output folders; links of the user's own are none."""
         found = [path for top in ("models", "output") for path in (self.tree / top).rglob("*")]
         return [path for path in found if path.is_file() and not path.is_symlink()]
 
-    def _tidy(self, outcome: Outcome, files: list[File]) -> None:
+    def _tidy(self, outcome: Outcome, files: list[File], workflow: dict) -> None:
         """Collect what nodes wrote without showing it (a LoRA), then clear what no later row needs.
 
         The server answers for a node that need not run again with the files of the last run, so those stay."""
@@ -152,10 +208,18 @@ class OwnServer(Served):
         held = held | {self.tree / f.get("type", "output") / f.get("subfolder", "") / f["filename"] for f in shown}
         for path in self._made():
             if path in held:
+                self._written.pop(path, None)
                 continue
-            if not outcome.error and path not in self._shown:
+            old, state = self._written.pop(path, None), (path.stat().st_mtime_ns, path.stat().st_size)
+            made = path not in self._shown and (old is None or old.state != state)
+            again = old is not None and not made and not old.writers & outcome.ran
+            if (made or again) and not outcome.error:
                 outcome.more.append((path.relative_to(self.tree).as_posix(), path.read_bytes()))
-            path.unlink()
+            writers = _writers(workflow, path) if made else old.writers if again else set()
+            if writers:
+                self._written[path] = Written(writers, upstream(workflow, writers), state)
+            else:
+                path.unlink()
         self._shown = held
         for path in (self.tree / "temp").rglob("*"):
             if path.is_file() and path not in held:
@@ -199,12 +263,18 @@ def _lives(number: int) -> bool:
 
 
 class Remote(Served):
-    """A server that somebody else started."""
+    """A server that somebody else started. `mark` stands behind the prefixes of saved files, so that servers may share
+    an output folder, where they number their files alike; by default it is this worker's own."""
 
-    def __init__(self, address: str, patience: float = engines.START_SECONDS):
+    def __init__(self, address: str, patience: float = engines.START_SECONDS, mark: str | None = None):
         super().__init__()
         self.name, self.patience = address, patience
-        self.client = Client(address)
+        self.mark = f"_{uuid.uuid4().hex[:8]}" if mark is None else mark
+        self.client = Client(address, patience=patience)
+
+    def run(self, workflow: dict, files: list[File], timeout: float) -> Outcome:
+        own = {key: {**node, "inputs": _marked(node["inputs"], self.mark)} for key, node in workflow.items()}
+        return super().run(own, files, timeout)
 
     def restart(self) -> None:
         """Wait until it answers again, or until the patience ends: then the row says so."""
@@ -218,6 +288,11 @@ class Remote(Served):
 
     def close(self) -> None:
         """Its server is not ours to end."""
+
+
+def _marked(inputs: dict[str, Any], mark: str) -> dict[str, Any]:
+    prefix = inputs.get("filename_prefix")
+    return {**inputs, "filename_prefix": prefix + mark} if isinstance(prefix, str) else inputs
 
 
 class Turns:

@@ -19,6 +19,7 @@ from .store import plain
 from .table import Line
 
 KEY, TIMEOUT = "key", "timeout"
+MARK = 16  # letters of a row's id in its files' names
 Workflow = dict[str, dict[str, Any]]
 
 
@@ -105,6 +106,17 @@ def target(workflow: Workflow, column: str) -> tuple[str, str]:
 
 def _linked(value: Any, workflow: Workflow) -> bool:
     return isinstance(value, list) and len(value) == 2 and str(value[0]) in workflow
+
+
+def upstream(workflow: Workflow, keys: Iterable[str]) -> Workflow:
+    """These nodes and all that they depend on."""
+    found, waiting = {}, list(keys)
+    while waiting:
+        key = waiting.pop()
+        if key in workflow and key not in found:
+            found[key] = workflow[key]
+            waiting += [str(value[0]) for value in found[key]["inputs"].values() if _linked(value, workflow)]
+    return found
 
 
 def _cast(value: Any, like: Any, column: str) -> Any:
@@ -196,7 +208,7 @@ def make(
     start = hashlib.sha256(json.dumps(bare(named), sort_keys=True).encode())
     seen: dict[str, int] = {}
     for line in lines:
-        key = str(line.values.get(KEY) or "").strip()
+        key = _key(line.values)
         try:
             if line.problem:
                 raise ValueError(line.problem)
@@ -213,7 +225,19 @@ def make(
     return plan
 
 
+def _key(values: dict) -> str:
+    key = values.get(KEY)
+    return "" if key is None else str(key).strip()
+
+
 def _row(line: Line, values: dict, targets: dict, workflow: Workflow, pictures: Pictures, digest) -> dict[str, Any]:
+    for column, value in values.items():
+        try:
+            json.dumps(value, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"{column} is {_brief(value)}, with half an emoji that no file can hold: mend it."
+            ) from None
     sets, files, named = [], [], ""
     for column, value in sorted(values.items()):
         if column in (KEY, TIMEOUT) or value is None:
@@ -231,7 +255,7 @@ def _row(line: Line, values: dict, targets: dict, workflow: Workflow, pictures: 
         named = named or plain(found.rpartition("-")[0])
         sets.append([key, name, found])
         files += [more] if kind == "picture" else more
-    key = str(values.get(KEY) or "").strip()
+    key = _key(values)
     if len(key) > 200:
         raise ValueError(f"The key has {len(key)} letters: 200 are the most.")
     seconds = values.get(TIMEOUT)
@@ -243,5 +267,5 @@ def _row(line: Line, values: dict, targets: dict, workflow: Workflow, pictures: 
         raise ValueError(f"timeout is {timeout:g}: write a positive number of seconds.")
     digest.update(json.dumps([key, sets], sort_keys=True).encode())
     name = digest.hexdigest()[:32]
-    key = key or f"{named or 'row'}-{name[:8]}"
+    key = key or f"{named or 'row'}-{name[:MARK]}"
     return {"row": line.number, "key": key, "id": name, "set": sets, "files": files, "timeout": timeout}

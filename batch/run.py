@@ -22,6 +22,7 @@ from .worker import Settings, Worker
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 QUIET |= {"RAY_prestart_worker_first_driver": "0"}  # no process before there is work for it
 LOCAL_STORE = 128 * 2**20  # bytes of Ray's object store where this command starts Ray: rows are small
+ROWS_FAILED = 3  # exit code: all rows have an end, some of them failed; 1: the command could not go on, 2: nor begin
 BLOCKS = 20_000  # parts of the table that Ray hands out; a row each, unless the table is longer
 
 
@@ -97,6 +98,7 @@ def start_ray(workers: int, dashboard: bool = False) -> None:
         more = {}
         if not os.environ.get("RAY_ADDRESS"):
             more = {
+                "address": "local",  # a Ray that somebody started here by hand takes no settings of ours
                 "num_cpus": max(workers + 1, os.cpu_count() or 1),
                 "object_store_memory": LOCAL_STORE,
                 "include_dashboard": dashboard,
@@ -130,6 +132,8 @@ def stream(
         max_concurrent_calls_per_actor=threads,
         enable_true_multi_threading=threads > 1,
     )
+    # a machine where no server starts: its workers are placed anew, and end the command if nothing else comes up
+    ray.data.DataContext.get_current().max_consecutive_actor_init_deaths = 3 * (workers - 1)
     data = ray.data.from_items([{"row": row} for row in rows], override_num_blocks=min(len(rows), BLOCKS))
     done = data.map(Worker, fn_constructor_args=(settings,), compute=pool, **more)
     for item in done.iter_rows():
@@ -200,7 +204,7 @@ def main(arguments: list[str]) -> int:
     if reason:
         print(f"{reason} The same command goes on from here.", file=sys.stderr)
         return 130 if reason == "Stopped." else 1
-    return 1 if failed else 0
+    return ROWS_FAILED if failed else 0
 
 
 def _sentence(error: Exception) -> str:

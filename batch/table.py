@@ -34,6 +34,8 @@ class Line:
 
 TOO_LONG = f"The row is longer than {LONGEST // 2**20} MB: shorten its texts, and name pictures by their paths."
 
+UNCLOSED = 'A quotation mark opens in this row and never closes, so that the table ends with it: write " or "" for one.'
+
 
 def read(url: str, column: str | None = None) -> Iterator[Line]:
     """The rows of a table. A folder gives a row for each picture in it, under the key of its name; `column` is where
@@ -98,11 +100,13 @@ class _Bounded:
 def _csv(file: BinaryIO) -> Iterator[Line]:
     lines = _Bounded(file)
     csv.field_size_limit(4 * LONGEST)
-    reader = csv.reader(lines)
+    reader = csv.reader(lines, strict=True)
     try:
         header = [name.strip() for name in next(reader)]
     except StopIteration:
         raise TableError("The table is empty: its first line must name the columns.") from None
+    except csv.Error as error:
+        raise TableError(f"The table's first line, which names the columns, can't be read: {error}.") from None
     header[0] = header[0].lstrip("\ufeff")
     if twice := sorted({name for name in header if header.count(name) > 1}):
         raise TableError(f"The table has more than one column {', '.join(twice)}.")
@@ -115,7 +119,9 @@ def _csv(file: BinaryIO) -> Iterator[Line]:
             return
         except csv.Error as error:
             number += 1
-            yield Line(number, problem=f"The row can't be read: {error}.")
+            open_end = str(error).startswith("unexpected end")
+            told = UNCLOSED if open_end else TOO_LONG if lines.cut else f"The row can't be read: {error}."
+            yield Line(number, problem=told)
             continue
         if not values and not lines.cut:
             continue  # an empty line

@@ -17,7 +17,7 @@ from typing import Any
 
 from .pictures import File
 from .places import SERVER_FAILED, Outcome, Place
-from .plan import bare, title
+from .plan import MARK, bare, title
 from .store import Store, plain
 
 DONE, FAILED, BEGUN, RESULTS = "rows", "failed", "begun", "results"
@@ -60,55 +60,76 @@ class Worker:
         for key, entry, value in row["set"]:
             workflow[key]["inputs"][entry] = value
         begun = time.monotonic()
-        outcome, tries = self._tried(row, workflow)
         record = {part: row[part] for part in ("row", "key", "id")}
-        record |= {"worker": self.name, "server": self.place.name, "tries": tries, "error": outcome.error}
+        record |= {"worker": self.name, "server": self.place.name, "tries": 0, "error": None, "server_seconds": 0.0}
         record |= {"outputs": {}, "report": [], "figures": {}}
-        if outcome.error is None:
-            self._keep(row, workflow, outcome, record)
-        record |= {"seconds": time.monotonic() - begun, "server_seconds": outcome.seconds}
-        record |= {"waited": begun - self.free_since, "ended": time.time()}
-        self.store.write(f"{FAILED if outcome.error else DONE}/{name}", json.dumps(record).encode())
+        try:
+            outcome = self._tried(row, workflow, record)
+            record |= {"error": outcome.error, "server_seconds": outcome.seconds}
+            if outcome.error is None:
+                record |= self._kept(row, workflow, outcome)
+        except Exception as error:  # whatever it is, this row alone fails by it
+            record["error"] = f"{type(error).__name__}: {error}"[:4000]
+        record |= {"seconds": time.monotonic() - begun, "waited": begun - self.free_since, "ended": time.time()}
+        self.store.write(f"{FAILED if record['error'] else DONE}/{name}", json.dumps(record).encode())
         self.store.remove(f"{BEGUN}/{name}")
         return record
 
-    def _tried(self, row: dict[str, Any], workflow: dict[str, Any]) -> tuple[Outcome, int]:
+    def _tried(self, row: dict[str, Any], workflow: dict[str, Any], record: dict[str, Any]) -> Outcome:
         """Run until the server gives an answer of its own, as often as the settings allow.
 
         The count lies in a file, so that a row which takes its whole worker with it is not begun for ever."""
-        name, tries = f"{BEGUN}/{row['id']}.json", 0
+        name = f"{BEGUN}/{row['id']}.json"
+        record["tries"] = tries = self._begun(name)
         outcome = Outcome("Every worker that began this row ended with it.", "server")
-        if self.store.there(name):
-            said = json.loads(self.store.read(name))
-            tries = said["tries"] if said["run"] == self.settings.run else 0
         while tries < self.settings.tries:
-            tries += 1
+            record["tries"] = tries = tries + 1
             self.store.write(name, json.dumps({"run": self.settings.run, "tries": tries}).encode(), False)
             files = [*self.settings.files, *map(tuple, row["files"])]
             outcome = self.place.run(bare(workflow), files, row["timeout"] or self.settings.timeout)
             if outcome.error_type not in SERVER_FAILED:
-                return outcome, tries
+                return outcome
             self.place.restart()
-        return Outcome(f"{outcome.error} ({tries} tries)", "server"), tries
+        return Outcome(f"{outcome.error} ({tries} tries)", "server")
 
-    def _keep(self, row: dict[str, Any], workflow: dict, outcome: Outcome, record: dict[str, Any]) -> None:
-        """Write the row's files; say in the record where they lie and what the nodes told."""
-        folder = f"{RESULTS}/{plain(row['key'])}-{row['id'][:8]}"
-        named = names(workflow)
+    def _begun(self, name: str) -> int:
+        """How often this command began a row. A file that lost its content with a machine counts for nothing."""
+        if not self.store.there(name):
+            return 0
+        try:
+            said = json.loads(self.store.read(name))
+            return said["tries"] if said["run"] == self.settings.run else 0
+        except (ValueError, KeyError, TypeError):
+            return 0
+
+    def _kept(self, row: dict[str, Any], workflow: dict, outcome: Outcome) -> dict[str, Any]:
+        """Write the row's files; for its record: where they lie and what the nodes told."""
+        folder = f"{RESULTS}/{plain(row['key'])}-{row['id'][:MARK]}"
+        record = {"outputs": {}, "report": [], "figures": {}}
+        named, paths = names(workflow), {f"{folder}/report.txt"}
+        for key in outcome.files.keys() | outcome.shown.keys():  # a node that others made on the server has no title
+            named.setdefault(key, f"node_{plain(key)}")
+
+        def write(path: str, content: bytes, key: str) -> None:
+            while path in paths:  # "Edit 1" beside the first of two pictures of "Edit"
+                head, dot, end = path.rpartition(".")
+                path = f"{head}_node_{plain(key)}{dot}{end}"
+            paths.add(path)
+            self.store.write(path, content)
+            record["outputs"].setdefault(named.get(key, key), []).append(path)
+
         for key, files in outcome.files.items():
             for i, (file, content) in enumerate(files, 1):
                 end = file.rpartition(".")[2].lower()
-                path = f"{folder}/{named[key]}{f'_{i}' if len(files) > 1 else ''}.{end}"
-                self.store.write(path, content)
-                record["outputs"].setdefault(named[key], []).append(path)
+                write(f"{folder}/{named[key]}{f'_{i}' if len(files) > 1 else ''}.{end}", content, key)
         for file, content in outcome.more:
-            self.store.write(f"{folder}/{file}", content)
-            record["outputs"].setdefault("files", []).append(f"{folder}/{file}")
+            write(f"{folder}/{file}", content, "files")
         for key, shown in outcome.shown.items():
             record["report"] += [f"{named[key]}: {text}" for text in shown.get("text", ())]
             record["figures"] |= {f"{named[key]}.{name}": v for name, v in figures(shown).items()}
         if record["report"]:
-            self.store.write(f"{folder}/report.txt", "\n\n".join(record["report"]).encode())
+            self.store.write(f"{folder}/report.txt", "\n\n".join(record["report"]).encode(errors="replace"))
+        return record
 
 
 def names(workflow: dict[str, Any]) -> dict[str, str]:

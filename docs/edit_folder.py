@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-import uuid
 from pathlib import Path
 
 import requests
@@ -13,28 +12,29 @@ SERVER, KINDS = os.environ.get("COMFYUI_SERVER", "127.0.0.1:8188"), (".png", ".j
 file, photos, edited, *settings = sys.argv[1:]
 Path(edited).mkdir(parents=True, exist_ok=True)
 workflow = json.loads(Path(file).read_text(encoding="utf-8"))
-by_title = {n.get("_meta", {}).get("title"): n for n in workflow.values()}
+titles = {key: n.get("_meta", {}).get("title", n["class_type"]) for key, n in workflow.items()}
+places = {f"{titles[key]}.{name}": (n["inputs"], name) for key, n in workflow.items() for name in n["inputs"]}
 for setting in settings:  # "title of the node.name of its input=value"
-    place, value = setting.split("=", 1)
-    title, name = place.rsplit(".", 1)
-    by_title[title]["inputs"][name] = value
-loader = next(n for n in workflow.values() if n["class_type"] in ("NullText_LoadPicture", "LoadImage"))
-client = uuid.uuid4().hex
+    place, _, value = setting.partition("=")
+    if place not in places:
+        sys.exit(f"The workflow has no {place}. What it has: {', '.join(places)}.")
+    inputs, name = places[place]
+    inputs[name] = value if isinstance(inputs[name], str) else json.loads(value.lower())  # a number, true or false
+loader = next(n["inputs"] for n in workflow.values() if n["class_type"] in ("NullText_LoadPicture", "LoadImage"))
+client, names, failed = os.urandom(16).hex(), [], False
 socket = websocket.create_connection(f"ws://{SERVER}/ws?clientId={client}")
 for photo in sorted(path for path in Path(photos).iterdir() if path.suffix.lower() in KINDS):
-    with photo.open("rb") as opened:
-        uploaded = requests.post(f"http://{SERVER}/upload/image", files={"image": opened}).json()
-    loader["inputs"]["image"] = uploaded["name"]
+    loader["image"] = requests.post(f"http://{SERVER}/upload/image", files={"image": photo.open("rb")}).json()["name"]
     answer = requests.post(f"http://{SERVER}/prompt", json={"prompt": workflow, "client_id": client}).json()
-    if answer.get("error"):
-        sys.exit(f"{photo.name} was refused: {json.dumps(answer['node_errors'] or answer['error'])}")
-    entry = {}
-    while not entry:  # the server says on the socket when something happened; the history has the result
-        socket.recv()
-        entry = requests.get(f"http://{SERVER}/history/{answer['prompt_id']}").json().get(answer["prompt_id"], {})
-    for key, output in entry["outputs"].items():
-        for picture in output.get("images", ()):
-            title = workflow[key].get("_meta", {}).get("title", key)
-            data = requests.get(f"http://{SERVER}/view", params=picture).content
-            Path(edited, f"{photo.stem} {title}.png").write_bytes(data)
-    print(photo.name, "done" if entry["status"]["status_str"] == "success" else entry["status"]["messages"][-1])
+    if not (ticket := answer.get("prompt_id")):
+        sys.exit(f"{photo.name} was refused: {json.dumps(answer.get('node_errors') or answer)}")
+    while not (entry := requests.get(f"http://{SERVER}/history/{ticket}").json().get(ticket)):
+        socket.recv()  # the server says when something happened; the history has the result
+    for key, picture in [(key, p) for key, output in entry["outputs"].items() for p in output.get("images", ())]:
+        names.append("".join("_" if c in r'\/:*?"<>|' else c for c in f"{photo.stem} {titles.get(key, key)}"))
+        number = f" {names.count(names[-1])}" if names.count(names[-1]) > 1 else ""
+        data = requests.get(f"http://{SERVER}/view", params=picture).content
+        Path(edited, names[-1] + number + Path(picture["filename"]).suffix).write_bytes(data)
+    failed |= (bad := entry["status"]["status_str"] != "success")
+    print(photo.name, entry["status"]["messages"][-1][1].get("exception_message", "interrupted") if bad else "done")
+sys.exit(failed)

@@ -86,6 +86,8 @@ def test_a_picture_of_the_workflow_that_is_missing_stops_all(folder):
         ({"timeout": "-1"}, "positive"),
         ({"timeout": "soon"}, "seconds"),
         ({"key": "k" * 201}, "201 letters"),
+        ({"Edited prompt.text": "a cat \ud83d"}, "half an emoji"),
+        ({"key": "cat \udcff"}, "half an emoji"),
     ],
 )
 def test_a_bad_row_is_a_problem_and_the_others_stay(folder, values, words):
@@ -100,6 +102,20 @@ def test_a_key_twice_and_a_row_twice(folder):
     assert len(found.rows) == 1 and "row 1" in found.problems[0].error
     found = made(folder, {"KSampler.seed": 1}, {"KSampler.seed": 2}, {"KSampler.seed": 1})
     assert len(found.rows) == 2 and "the same as row 1" in found.problems[0].error
+
+
+def test_a_key_of_0_is_a_key(folder):
+    found = made(folder, {"key": 0}, {"key": 0, "KSampler.seed": 2})
+    assert json.loads(found.rows[0])["key"] == "0" and "has the key" in found.problems[0].error
+
+
+def test_a_link_in_a_folder_that_leads_out_is_refused(folder):
+    flow = {"1": {"class_type": "NullText_TuningPictures", "inputs": {"folder": "x"}}}
+    (folder / "dog").mkdir()
+    (folder / "dog" / "1.png").write_bytes(b"x")
+    (folder / "dog" / "1.txt").symlink_to(folder.parent / "secret.png")
+    found = made(folder, {"NullText_TuningPictures.folder": "dog"}, flow=flow)
+    assert found.rows == [] and "dog/1.txt' is a link that leaves" in found.problems[0].error
 
 
 def test_a_rows_name_follows_from_all_that_enters_it_and_from_nothing_else(folder):

@@ -3,8 +3,11 @@
 import json
 
 import pytest
-from nulltext.batch import memory, run
+from nulltext.batch import memory, plan, run
 from nulltext.batch.engines import ROOT
+from nulltext.batch.places import Outcome
+from nulltext.batch.table import Line
+from nulltext.batch.worker import Settings
 
 FLOW = {
     "1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}},
@@ -71,6 +74,57 @@ def test_options_that_make_no_sense_are_refused(folder, more):
         run.parse(options(folder, *more))
 
 
+def test_rows_that_failed_have_an_exit_code_of_their_own(folder, capsys):
+    (folder / "bad.csv").write_text("LoadImage.image\nnone.png\n")
+    assert run.main(options(folder, table="bad.csv")) == run.ROWS_FAILED == 3
+    assert "0 rows done, 1 failed, 0 left" in capsys.readouterr().out
+
+
+def test_ray_is_started_beside_one_that_was_started_by_hand(monkeypatch):
+    ray = pytest.importorskip("ray")
+    said = {}
+    monkeypatch.setattr(ray, "init", lambda **more: said.update(more))
+    monkeypatch.setattr(run.engines, "end_like_ctrl_c", lambda: None)
+    for address, local in (("", "local"), ("head:6379", None)):
+        said.clear()
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        run.start_ray(2)
+        assert said.get("address") == local and ("num_cpus" in said) == bool(local)
+
+
+@pytest.fixture
+def ray(monkeypatch):
+    """A Ray of three CPUs in this process."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(run.engines, "end_like_ctrl_c", lambda: None)
+    run.start_ray(2)
+    yield ray
+    ray.shutdown()
+
+
+def test_a_worker_whose_server_does_not_start_is_placed_anew_and_no_row_is_lost(ray, tmp_path):
+    mark, out = tmp_path / "failed", str(tmp_path / "out")
+
+    class Place:
+        name = "here"
+
+        def __init__(self):
+            try:
+                mark.touch(exist_ok=False)
+            except FileExistsError:
+                return
+            raise RuntimeError("no server")
+
+        def run(self, *_):
+            return Outcome()
+
+    lines = [Line(i, {"key": str(i), "Edited prompt.text": "b"}) for i in range(4)]
+    made = plan.make(FLOW, lines, None, [], own_needed=False)
+    records = list(run.stream(made.rows, Settings(out, FLOW, Place), 2, []))
+    assert mark.exists() and sorted(record["key"] for record in records) == ["0", "1", "2", "3"]
+
+
 def test_the_sentence_at_the_end_of_a_workers_traceback_is_told():
     text = "Traceback\n  File x\nnulltext.batch.engines.EngineError: The server ended. The end of its log:\nno memory\n"
     assert run._sentence(RuntimeError(text)) == "The server ended. The end of its log:\nno memory"
@@ -82,6 +136,11 @@ def test_the_sentence_at_the_end_of_a_workers_traceback_is_told():
 )
 def test_servers_are_as_many_as_nine_tenths_of_the_memory_hold(base, most, whole, servers):
     assert memory.fits(base, most, whole) == servers
+
+
+@pytest.mark.parametrize("workers, gpus, each", [(8, 3, 3), (8, 4, 2), (2, 4, 1), (4, 4, 1), (5, 4, 2)])
+def test_every_worker_finds_room_on_the_gpus(workers, gpus, each):
+    assert memory.portion(workers, gpus) == 1 / each and gpus * each >= workers
 
 
 def test_memory_is_read_from_nvidia_smi(tmp_path, monkeypatch):

@@ -94,6 +94,7 @@ def test_a_huge_text_in_json_lines_and_in_parquet(write, tmp_path):
         ("t.csv", "key,text\na\nb,2\n", "1 values for 2 columns"),
         ("t.csv", b"key,text\na,\xff\xfe\nb,2\n", "UTF-8"),
         ("t.csv", b"key,text\na,\x00\nb,2\n", "UTF-8"),
+        ("t.csv", 'key,text\na,"o"ne\nb,2\n', "can't be read"),
         ("t.jsonl", '{"key": \n{"key": "b", "text": "2"}', "not JSON"),
         ("t.jsonl", '[1]\n{"key": "b", "text": "2"}', "no JSON object"),
         ("t.jsonl", "[" * 100_000 + '\n{"key": "b", "text": "2"}', "not JSON"),
@@ -117,6 +118,13 @@ def test_an_unreadable_row_is_told_and_the_rest_goes_on(write, name, content, wo
 def test_a_table_that_is_none_is_refused(write, name, content, words):
     with pytest.raises(table.TableError, match=words):
         list(table.read(write(name, content)))
+
+
+def test_a_quotation_mark_that_never_closes_is_told(write):
+    lines = list(table.read(write("t.csv", 'key,text\na,one\nb,"two\nc,three\nd,four\n')))
+    assert [line.problem for line in lines] == [None, table.UNCLOSED]
+    with pytest.raises(table.TableError, match="first line"):
+        list(table.read(write("t.csv", 'key,"text\na,one\n')))
 
 
 def test_a_folder_gives_a_row_for_each_picture(tmp_path):

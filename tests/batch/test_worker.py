@@ -1,10 +1,11 @@
 """A worker on a place that does what the test says: tries, records, files, and the index that is made of them."""
 
+import copy
 import json
 import uuid
 
 import pytest
-from nulltext.batch import index, plan, store, worker
+from nulltext.batch import engines, index, plan, store, worker
 from nulltext.batch.pictures import Pictures
 from nulltext.batch.places import Outcome, Turns
 from nulltext.batch.table import Line
@@ -104,6 +105,54 @@ def test_a_row_that_kills_its_worker_is_not_begun_for_ever(out):
     assert record["error"] is None, "the next command counts anew"
 
 
+def test_an_error_that_nobody_foresaw_fails_its_row_alone(out):
+    class Odd(Scripted):
+        def run(self, *_):
+            if self.runs:
+                return super().run(*_)
+            self.runs += 1
+            raise AttributeError("'list' object has no attribute 'get'")
+
+    class Broken(Scripted):
+        def restart(self):
+            if not self.restarts:
+                self.restarts += 1
+                raise engines.EngineError("The server did not start. The end of its log: no memory")
+
+    for place, words in ((Odd(), "no attribute 'get'"), (Broken(DIED), "no memory")):
+        made = planned(5, 6)
+        bad, good = do(made, begin(f"{out}/{place.__class__.__name__}", place))
+        assert words in bad["error"] and bad["tries"] == 1 and bad["outputs"] == {} and good["error"] is None
+
+
+def test_nodes_that_others_made_on_the_server_are_kept_under_their_ids(out):
+    shown = {"5.0.0.7": {"text": ["from inside"], "psnr": [3.0]}}
+    (record,) = do(planned(5), begin(out, Scripted(Outcome(files={"5.0.0.7": [("b.png", b"b")]}, shown=shown))))
+    (path,) = record["outputs"]["node_5.0.0.7"]
+    assert record["error"] is None and store.Store(out).read(path) == b"b"
+    assert record["report"] == ["node_5.0.0.7: from inside"] and record["figures"] == {"node_5.0.0.7.psnr": 3.0}
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"run": "a"}', b'{"run": "a", "tries": '])
+def test_a_count_of_tries_that_lost_its_content_counts_for_nothing(out, content):
+    made = planned(5)
+    one = begin(out, Scripted(), run="a")
+    one.store.write(f"{worker.BEGUN}/{json.loads(made.rows[0])['id']}.json", content)
+    (record,) = do(made, one)
+    assert record["error"] is None and record["tries"] == 1
+
+
+def test_no_picture_of_a_row_takes_anothers_place(out):
+    flow = copy.deepcopy(FLOW)
+    flow["3"] = {"class_type": "SaveImage", "inputs": {"images": ["1", 0]}, "_meta": {"title": "The result 1"}}
+    files = {"2": [("a.png", b"1"), ("b.png", b"2")], "3": [("c.png", b"3")]}
+    one = worker.Worker(worker.Settings(out, flow, lambda: Scripted(Outcome(files=files))))
+    (record,) = do(planned(5), one)
+    there = store.Store(out)
+    found = {name: [there.read(path) for path in paths] for name, paths in record["outputs"].items()}
+    assert found == {"The_result": [b"1", b"2"], "The_result_1": [b"3"]}
+
+
 def test_a_refusal_is_kept_with_its_sentence_and_a_later_success_takes_its_place(out):
     made = planned(5)
     (record,) = do(made, begin(out, Scripted(Outcome("KSampler: the seed is wrong", "validation"))))
@@ -127,6 +176,14 @@ def test_the_index_has_each_row_once_in_the_tables_order_problems_too(out):
     assert [line["row"] for line in index.read(there)] == list(range(1, 42))
     table = there.read(index.CSV).decode().splitlines()
     assert len(table) == 42 and "unreadable" in table[-1]
+
+
+def test_a_text_that_no_file_can_hold_costs_the_index_nothing(out):
+    made = planned(5)
+    (record,) = do(made, begin(out, Scripted(Outcome("half an emoji: \ud83d", "ValueError"))))
+    there = store.Store(out)
+    assert record["error"] and index.write(there, made) == (1, 1)
+    assert index.read(there)[0]["error"] == "half an emoji: ?"
 
 
 def test_a_changed_table_lists_its_own_rows_alone(out):

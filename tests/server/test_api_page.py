@@ -1,18 +1,23 @@
 """docs/api.md's script edits a folder of pictures through a running server."""
 
+import asyncio
+import json
 import os
 import subprocess
 import sys
+import threading
 
+import pytest
+from aiohttp import web
 from nulltext.tools import workflows
 from PIL import Image
 
 SCRIPT = workflows.FOLDER.parent / "docs" / "edit_folder.py"
 
 
-def edit_folder(comfy, *arguments):
-    environment = {**os.environ, "COMFYUI_SERVER": comfy.client.address.removeprefix("http://"), "NO_PROXY": "*"}
-    command = [sys.executable, str(SCRIPT), str(workflows.API / "edit_photo.api.json"), *map(str, arguments)]
+def edit_folder(address, *arguments, workflow=workflows.API / "edit_photo.api.json"):
+    environment = {**os.environ, "COMFYUI_SERVER": address.removeprefix("http://"), "NO_PROXY": "*"}
+    command = [sys.executable, str(SCRIPT), str(workflow), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
 
 
@@ -22,7 +27,7 @@ def test_the_script_edits_a_folder(comfy, tmp_path):
     for name in ("one.png", "two.JPEG", "three.webp"):
         Image.new("RGB", (128, 128), "red").save(photos / name)
     words = ("Edit Photo.source_prompt=a red square", "Edit Photo.edited_prompt=a green square")
-    done = edit_folder(comfy, photos, edited, *words)
+    done = edit_folder(comfy.client.address, photos, edited, *words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["one.png done", "three.webp done", "two.JPEG done"]
     assert {path.name for path in edited.iterdir()} >= {"one Edit.png", "two Edit.png", "three Edit.png"}
@@ -32,9 +37,114 @@ def test_the_script_edits_a_folder(comfy, tmp_path):
 
 def test_the_script_says_what_the_server_refuses(comfy, tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "one.png")
-    done = edit_folder(comfy, tmp_path, tmp_path, "Checkpoint.ckpt_name=gone.safetensors")
+    done = edit_folder(comfy.client.address, tmp_path, tmp_path, "Checkpoint.ckpt_name=gone.safetensors")
     assert done.returncode == 1
     assert "one.png was refused" in done.stderr and "gone.safetensors" in done.stderr
+
+
+class Fake:
+    """A server that shows two pictures for every workflow, and fails where the picture is called bad.png."""
+
+    def __init__(self):
+        self.sent, self.sockets, self.address, ready = [], [], "", threading.Event()
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.serve, args=(ready,))
+        self.thread.start()
+        ready.wait(20)
+
+    def serve(self, ready):
+        app = web.Application()
+        app.add_routes([web.post("/upload/image", self.upload), web.post("/prompt", self.prompt)])
+        app.add_routes([web.get("/history/{number}", self.history), web.get("/view", self.view)])
+        app.add_routes([web.get("/ws", self.socket)])
+        runner = web.AppRunner(app, shutdown_timeout=0)
+        self.loop.run_until_complete(runner.setup())
+        self.loop.run_until_complete(web.TCPSite(runner, "127.0.0.1", 0).start())
+        self.address = "http://{}:{}".format(*runner.addresses[0])
+        ready.set()
+        self.loop.run_forever()
+        self.loop.run_until_complete(runner.cleanup())
+
+    def stop(self):
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+
+    async def upload(self, request):
+        return web.json_response({"name": (await request.post())["image"].filename})
+
+    async def prompt(self, request):
+        self.sent.append((await request.json())["prompt"])
+        for socket in self.sockets:
+            await socket.send_str("{}")
+        return web.json_response({"prompt_id": str(len(self.sent))})
+
+    async def history(self, request):
+        number, messages = request.match_info["number"], [["execution_start", {}]]
+        bad = self.sent[int(number) - 1]["1"]["inputs"]["image"] == "bad.png"
+        if bad:
+            messages.append(["execution_error", {"exception_message": "no memory", "traceback": ["File x"]}])
+        shown = {"2": {"images": [{"filename": f"{number}_{i}.webp"} for i in (1, 2)]}}
+        status = {"status_str": "error" if bad else "success", "messages": messages}
+        return web.json_response({number: {"status": status, "outputs": {} if bad else shown}})
+
+    async def view(self, request):
+        return web.Response(text=request.query["filename"])
+
+    async def socket(self, request):
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        self.sockets.append(socket)
+        async for _ in socket:
+            pass
+        return socket
+
+
+@pytest.fixture
+def fake():
+    server = Fake()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def photos(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for name in ("cat.jpg", "cat.png"):
+        (tmp_path / "photos" / name).write_bytes(b"x")
+    inputs = {"images": ["1", 0], "on": True, "size": 3, "part": 0.5, "text": "a"}
+    flow = {"1": {"class_type": "LoadImage", "inputs": {"image": ""}}}
+    flow["2"] = {"class_type": "SaveImage", "inputs": inputs, "_meta": {"title": "Edit: a/b"}}
+    (tmp_path / "flow.json").write_text(json.dumps(flow))
+    return tmp_path / "photos", tmp_path / "edited"
+
+
+def test_no_result_of_the_script_takes_anothers_place(fake, photos):
+    done = edit_folder(fake.address, *photos, workflow=photos[0].parent / "flow.json")
+    assert done.returncode == 0, done.stderr
+    found = {path.name: path.read_text() for path in photos[1].iterdir()}
+    assert sorted(found) == [f"cat Edit_ a_b{number}.webp" for number in (" 2", " 3", " 4", "")]
+    assert sorted(found.values()) == ["1_1.webp", "1_2.webp", "2_1.webp", "2_2.webp"]
+
+
+def test_the_script_sets_values_of_the_workflows_own_types(fake, photos):
+    said = {"on": "False", "size": "4", "part": "0.25", "text": "7"}
+    settings = [f"Edit: a/b.{name}={value}" for name, value in said.items()]
+    edit_folder(fake.address, *photos, *settings, workflow=photos[0].parent / "flow.json")
+    now = {"on": False, "size": 4, "part": 0.25, "text": "7"}
+    assert {name: fake.sent[0]["2"]["inputs"][name] for name in said} == now
+
+
+def test_the_script_tells_what_failed_and_goes_on(fake, photos):
+    (photos[0] / "bad.png").write_bytes(b"x")
+    done = edit_folder(fake.address, *photos, workflow=photos[0].parent / "flow.json")
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.splitlines() == ["bad.png no memory", "cat.jpg done", "cat.png done"]
+
+
+def test_the_script_tells_what_can_be_set(photos):
+    done = edit_folder("nowhere", *photos, "Nobody.on=1", workflow=photos[0].parent / "flow.json")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "no Nobody.on" in done.stderr and "Edit: a/b.size" in done.stderr
 
 
 def test_the_script_is_short():

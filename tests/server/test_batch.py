@@ -39,7 +39,7 @@ def test_hostile_rows_are_told_and_the_rest_is_done(comfy, tmp_path):
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.png").write_bytes(b"no picture at all")
     desk.write(rows)
-    assert desk.command("--servers", comfy.address).wait(200) == 1
+    assert desk.command("--servers", comfy.address).wait(200) == 3
     log = desk.log.read_text()
     with open(tmp_path / "out" / index.ERRORS, newline="") as file:
         errors = {line["row"]: line["error"] for line in csv.DictReader(file)}
