@@ -1,4 +1,4 @@
-"""SAMPLER objects: our loops inside ComfyUI's sampling run, without its scalings of the start and the end."""
+"""SAMPLER objects: our loops inside ComfyUI's sampling run, which begin and end as its own samplers do."""
 
 from __future__ import annotations
 
@@ -94,11 +94,11 @@ def own_sampler_class() -> type:
                 options |= {"mask": denoise_mask, "source": latent_image}
             draws = gaussian(x, loop_seed(seed or 0))
             x = self.function(denoise, x, sigmas, process=process, noise=draws, callback=step, **options)
-            if denoise_mask is None:
-                return x
-            # the loop has composited already: only what rounding left outside is put right
-            outside = known(sigmas[-1]) if sigmas[-1] > 0 else latent_image
-            return torch.where(denoise_mask == 0, outside.to(x), x)
+            if denoise_mask is not None:
+                # the loop has composited already: only what rounding left outside is put right
+                outside = known(sigmas[-1]) if sigmas[-1] > 0 else latent_image
+                x = torch.where(denoise_mask == 0, outside.to(x), x)
+            return model_wrap.inner_model.model_sampling.inverse_noise_scaling(sigmas[-1], x)
 
     return OwnSampler
 
@@ -123,8 +123,9 @@ def own_sampler(
     the clean latent. Else each call is composited as the engine does it: x and D, by m x + (1 - m) known.
     patches: transformer patches by their kind, for this sampler's calls of the network alone.
     denoise takes the batch once or several times in one call, [b1 b2 b1 b2].
-    The result is model space at sigmas[-1]; nothing is scaled. A mask's value m (1 = change here) mixes exactly once,
-    m D + (1 - m) source for a constant D; where it is 0 the result is the known part to the bit."""
+    The result is x at sigmas[-1], scaled as the engine's own samplers leave it to the next one. A mask's value m (1 =
+    change here) mixes exactly once, m D + (1 - m) source for a constant D; where it is 0 the result is the known part
+    to the bit."""
     return own_sampler_class()(function, start, known, calls, holds_mask, patches or {}, options)
 
 
