@@ -15,7 +15,7 @@ from ..samplers.inversion.replay import null_embedding_at
 from .comfy import get
 from .gate import check_run
 from .interrupts import heard
-from .sampler import is_euler, is_own, sampler_name
+from .sampler import begin_with, is_euler, is_own, sampler_name
 
 
 @functools.cache
@@ -169,8 +169,8 @@ def refuse_if_exact(inversion: Inversion, sampler) -> None:
 
 def first_level(inversion: Inversion, sigmas: Tensor) -> int:
     """The inversion's level that a run over `sigmas` starts at. ValueError if the schedule is another one."""
-    first, given = inversion.steps + 1 - len(sigmas), sigmas.detach().float().cpu()
-    if first < 0 or not torch.allclose(inversion.sigmas[first:], given, rtol=1e-4, atol=1e-5):
+    first = inversion.steps + 1 - len(sigmas)
+    if first < 0 or not begin_with(sigmas, inversion.sigmas[first:]):
         raise ValueError(
             f"The sigmas are not the inversion's ({inversion.steps} steps from {float(inversion.sigmas[0]):.4g}):"
             " wire the SIGMAS of Inversion Parts to the sampler."
