@@ -6,7 +6,6 @@ import copy
 import functools
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from ..samplers.core import apply_cfg
