@@ -41,8 +41,13 @@ def source_of(inversion: Inversion) -> list:
     return source_conditioning(inversion)
 
 
+def _regional(conditioning: list) -> bool:
+    """Whether some prompt holds for a part of the picture alone; a mask leaves the network the whole of it."""
+    return any("area" in extra or extra.get("set_area_to_bounds") for _, extra in conditioning)
+
+
 def _plain(conditioning: list, what: str) -> None:
-    if len(conditioning) != 1 or len(conditioning[0][0]) != 1 or "area" in conditioning[0][1]:
+    if len(conditioning) != 1 or len(conditioning[0][0]) != 1 or _regional(conditioning):
         raise ValueError(
             f"The {what} prompt must be one prompt for the whole picture, not combined, regional or a batch: wire "
             "further edits to the node's other edit inputs."
@@ -192,6 +197,11 @@ def prompt_to_prompt_guider(
     _plain(source, "source")
     for edit in edits:
         _plain(edit, "edited")
+    if _regional(negative):
+        raise ValueError(
+            "The negative prompt must be for the whole picture, not regional: take its area off; a mask may stay, "
+            "without its bounds as area."
+        )
     if inversion is not None and inversion.kind.needs != "residuals":  # whose levels are the source's own walk too
         check_stored(inversion, "Prompt-to-prompt")
     own = any(isinstance(c, (ReplaceSelf, MutualSelf)) for c in controllers)

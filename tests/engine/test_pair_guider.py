@@ -246,6 +246,21 @@ def test_masks_previews_and_combined_negatives(tiny, pair, guide, prompts):
     torch.testing.assert_close(out[..., :3], latent[..., :3], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_mutual_attention_with_combined_negatives_pairs_each_with_the_sources_own(
+    tiny, guide, prompts, make_condition, short_of_memory, split
+):
+    source, _, negative = prompts
+    if split:
+        short_of_memory(tiny)
+    mutual = lambda **options: guide([MutualSelf(ALL, 0.0)], keep_source=True, **options)[0]
+    single = mutual()
+    assert close(mutual(negative=negative * 2), single)
+    assert not close(guide([], keep_source=True)[0], single)
+    same = mutual(negative=negative + make_condition(7), edits=[source])
+    assert close(same[:2], same[2:])
+
+
 class Seen(Control):
     """Adds a number to the middle block that tells which x it was shown."""
 
@@ -284,6 +299,8 @@ def test_refusals(tiny, pair, prompts, inversion):
     for options, words in (
         ({"source": source + source}, "source prompt must be one prompt"),
         ({"edits": [[[edit[0][0], {"area": (4, 4, 0, 0)}]]]}, "edited prompt must be one prompt"),
+        ({"negative": [[edit[0][0], {"area": (4, 4, 0, 0)}]]}, "negative prompt must be for the whole picture"),
+        ({"edits": [[[edit[0][0], {"mask": 0, "set_area_to_bounds": True}]]]}, "edited prompt must be one prompt"),
         ({"inversion": inversion.replace(pivot="random")}, "draws every level's noise anew"),
         ({"model": theirs}, "self-attention of layer middle 0"),
     ):
