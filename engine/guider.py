@@ -6,6 +6,7 @@ import copy
 import functools
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from ..samplers.core import apply_cfg
@@ -38,6 +39,16 @@ def guider_class() -> type:
             """The engine's own guided D of two of the run's condition lists; at cfg 1 the negative is not asked."""
             given = {"model_options": options, "seed": seed}
             return samplers.sampling_function(self.inner_model, x, timestep, negative, positive, cfg, **given)
+
+        def before_cfg(self, cond: Tensor, uncond: Tensor | None, x: Tensor, timestep: Tensor, options: dict):
+            """(cond, uncond) after the model's pre-cfg patches (APG), which the engine applies ahead of `combine`."""
+            conds = [self.conds.get("positive"), None if uncond is None else self.conds.get("negative")]
+            told = {"conds": conds, "cond_scale": self.cfg, "timestep": timestep, "sigma": timestep, "input": x}
+            told |= {"model": self.inner_model, "model_options": options}
+            out = [cond, torch.zeros_like(cond) if uncond is None else uncond]
+            for patch in options.get("sampler_pre_cfg_function", []):
+                out = patch({**told, "conds_out": out})
+            return out[0], None if uncond is None else out[1]
 
         def combine(self, cond: Tensor, uncond: Tensor | None, x: Tensor, timestep: Tensor, options: dict) -> Tensor:
             """CFG of two predictions by the engine's own function, with the model's cfg and post-cfg patches."""

@@ -28,7 +28,8 @@ from .noise import InversionNoise, source_latent
 from .pair_calls import Asked, predict_together
 from .record import check_stored, source_conditioning
 from .rows import PairEdit, check_joined
-from .sampler import core_sampler, is_euler, is_walk, own_sampler, own_way_back
+from .sampler import core_sampler, is_cfg_pp, is_euler, is_walk, own_sampler, own_way_back, sampler_name
+from .shared_noise import with_shared_noise
 
 
 def source_of(inversion: Inversion) -> list:
@@ -80,6 +81,7 @@ def _class() -> type:
         def sample(
             self, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, disable_pbar=False, seed=None
         ):
+            self._refuse(sampler)
             batch, stored, first, walk, options = latent_image.shape[0], None, 0, sample_euler, {}
             if self.inversion is not None:
                 first = first_level(self.inversion, sigmas)
@@ -108,6 +110,7 @@ def _class() -> type:
                     after=lambda x, step: branches.after_step(x, step.sigma, step.sigma_next),
                     **{name: _per_row(value, branches) for name, value in options.items()},
                 )
+            sampler = with_shared_noise(sampler, batch, branches.doubled)
             if denoise_mask is not None and denoise_mask.shape[0] == batch:
                 denoise_mask = branches.doubled(denoise_mask)
 
@@ -122,6 +125,19 @@ def _class() -> type:
                 )
             finally:
                 self._branches, self._null = None, None
+
+        def _refuse(self, sampler) -> None:
+            """ValueError for what can't tell several prompts in a step apart."""
+            if is_cfg_pp(sampler):
+                raise ValueError(
+                    f"The sampler {sampler_name(sampler)} (CFG++) steps along one prediction of the negative prompt, "
+                    "and Prompt-to-Prompt makes one for each edit: use a sampler without CFG++, euler for one."
+                )
+            if "sampler_calc_cond_batch_function" in self.model_options:
+                raise ValueError(
+                    "A patch on this MODEL asks the network in ComfyUI's place (skip layer guidance, for one), which "
+                    "Prompt-to-Prompt does itself: take that patch out."
+                )
 
         def _shown(self, x: Tensor | None) -> Tensor | None:
             """What leaves the guider: the edits, and the sources in front where they are wanted."""
@@ -154,19 +170,30 @@ def _class() -> type:
             t = timestep[: branches.batch]
             found = predict_together(self, asked, t, moment, self.lengths, model_options, self.joint)
 
-            def combined(name, role, e, xe):
-                self.conds["positive"] = self.conds[name]
-                uncond = found.get(("negative" if role == "target" else "source_negative", e))
-                return self.combine(found[role, e], uncond, xe, t, model_options)
-
-            denoised = torch.cat([combined(f"edit{e}", "target", e, xe) for e, xe in enumerate(edits)])
+            parts = {("target", e): xe for e, xe in enumerate(edits)} | ({("source", 0): source} if sampled else {})
+            after = self._combined(found, parts, t, guided, model_options)
             if sampled:
-                of_source = combined("source", "source", 0, source)
+                of_source = after.pop(("source", 0))
             else:
                 of_source = branches.stored.denoised(sigma).to(x).expand_as(source)
+            denoised = torch.cat([*after.values()])
             if not self._exact_blend:
                 denoised = branches.between(denoised, of_source, moment)
             return branches.join(of_source, denoised)
+
+        def _combined(self, found: dict, parts: dict, t: Tensor, guided: bool, options: dict) -> dict:
+            """{(role, edit): D after CFG} of parts, {(role, edit): x [B, C, ...]}."""
+            null = {"target": "negative", "source": "source_negative"}
+            cond = torch.cat([found[part] for part in parts])
+            uncond = torch.cat([found[null[role], e] for role, e in parts]) if guided else None
+            # once for all rows, since a patch may keep what it saw (APG's momentum)
+            cond, uncond = self.before_cfg(cond, uncond, torch.cat([*parts.values()]), t.repeat(len(parts)), options)
+            unconds = [None] * len(parts) if uncond is None else uncond.split(len(t))
+            out = {}
+            for ((role, e), x), c, u in zip(parts.items(), cond.split(len(t)), unconds):
+                self.conds["positive"] = self.conds["source" if role == "source" else f"edit{e}"]
+                out[role, e] = self.combine(c, u, x, t, options)
+            return out
 
     return PromptToPromptGuider
 

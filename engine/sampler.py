@@ -56,6 +56,7 @@ def own_sampler_class() -> type:
         def __init__(self, function, start, levels, known, calls, holds_mask: bool, patches: dict, options: dict):
             self.function, self.start, self.levels, self.known, self.calls = function, start, levels, known, calls
             self.holds_mask, self.patches, self.options = holds_mask, patches, options
+            self.draws = gaussian
 
         def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, *_):
             check_run(latent_image, sigmas, noise)
@@ -112,7 +113,7 @@ def own_sampler_class() -> type:
                 options["seed"] = loop_seed(loop_seed(seed or 0))
             if self.holds_mask:
                 options |= {"mask": denoise_mask, "source": latent_image}
-            draws = gaussian(x, loop_seed(seed or 0))
+            draws = self.draws(x, loop_seed(seed or 0))
             x = self.function(denoise, x, sigmas, process=process, noise=draws, callback=step, **options)
             if denoise_mask is not None:
                 # the loop has composited already: only what rounding left outside is put right
@@ -226,3 +227,8 @@ def is_walk(sampler, function: Callable) -> bool:
 def is_euler(sampler) -> bool:
     """Whether a SAMPLER walks plain Euler steps (DDIM, eta 0): ComfyUI's euler without churn, or ours."""
     return sampler_name(sampler) == "euler" and not float(getattr(sampler, "extra_options", {}).get("s_churn", 0))
+
+
+def is_cfg_pp(sampler) -> bool:
+    """Whether a SAMPLER steps along the negative prompt's prediction (CFG++: euler_cfg_pp, euler_pp, ...)."""
+    return sampler_name(sampler).endswith("pp") or bool(getattr(sampler, "extra_options", {}).get("cfg_pp"))
