@@ -214,13 +214,13 @@ def prompt_to_prompt_guider(
     inversion: Inversion | None = None,
     keep_source: bool = False,
 ):
-    """GUIDER that edits `source` into each of `edits` (CONDITIONINGs of one prompt each), all ComfyUI samplers allowed.
+    """GUIDER that edits `source` into each of `edits` (CONDITIONINGs of one prompt each), by any sampler but CFG++'s.
 
-    From noise, source and edits start from the same noise; the run returns [edits * B, C, ...], with `keep_source`
-    the B sources in front. With an INVERSION the source is its trajectory, and the edits walk its own way back: plain
-    Euler steps, the exact pair's, or edit-friendly's with the recorded residuals. `.network_rows` counts the rows the
-    network saw in the last run. ValueError for networks that edits can't reach, layers that another patch owns, prompts
-    that aren't single."""
+    From noise, source and edits start from the same noise and get the same draws on the way; the run returns [edits *
+    B, C, ...], with `keep_source` the B sources in front. With an INVERSION the source is its trajectory, and the edits
+    walk its own way back: plain Euler steps, the exact pair's, or edit-friendly's with the recorded residuals.
+    `.network_rows` counts the rows the network saw in the last run. ValueError for networks that edits can't reach,
+    layers that another patch owns, prompts that aren't single, a negative prompt with an area."""
     _plain(source, "source")
     for edit in edits:
         _plain(edit, "edited")
