@@ -70,7 +70,8 @@ class Hook:
         return self  # cloning a MODEL copies its options deeply; the edits must stay the ones that nodes hold
 
     def note_context(self, n, context, value, extra):
-        """attn2 patch: the text embedding, for the replacement that follows in the same layer."""
+        """attn2 patch, in front of all others: the text embedding as the engine gives it, for the replacement that
+        follows in the same layer."""
         extra[_CONTEXT] = context
         return n, context, value
 
@@ -98,8 +99,13 @@ class Hook:
         return lambda c: self._attention.optimized_attention(c.q, c.k, c.v, extra["n_heads"], **options)
 
     def _attend(self, qkv: QKV, extra: dict, cross: bool) -> Tensor:
-        layer = self._layer(qkv, extra, cross, moment_of(extra))
-        jobs, source = jobs_for(self.edits, qkv, (layer,), extra, extra.get(_CONTEXT))
+        layer, context = self._layer(qkv, extra, cross, moment_of(extra)), extra.get(_CONTEXT)
+        jobs, source = jobs_for(self.edits, qkv, (layer,), extra, context)
+        if cross and jobs and qkv.k.shape[1] != context.shape[1]:
+            raise ValueError(
+                f"Another patch on this MODEL gives the cross-attention {qkv.k.shape[1]} tokens where the prompt has "
+                f"{context.shape[1]}, so that attention edits can't tell the words apart: take one of the two out."
+            )
         return attend(qkv, layer, jobs, self._backend(extra), source)
 
 
@@ -142,7 +148,7 @@ def attach(model, edits: Sequence[PairEdit | WordEdit], kinds: Sequence[str] = (
             clone.set_model_attn2_replace(hook.cross_attention, block, number)
     patches = clone.model_options["transformer_options"].setdefault("patches", {})
     noted = [p for p in patches.get("attn2_patch", []) if _hook_of(p) is None]
-    patches["attn2_patch"] = [*noted, hook.note_context]
+    patches["attn2_patch"] = [hook.note_context, *noted]
     return clone
 
 

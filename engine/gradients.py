@@ -89,6 +89,13 @@ def beside_controls(options: dict, conds: Iterable[list[dict] | None]) -> dict:
     return with_patch(options, "input_block_patch_after_skip", lambda h, _: h.clone())
 
 
+def beside_patches(options: dict) -> contextlib.AbstractContextManager:
+    """For gradients with these model_options: patches of a UNet's output blocks may write into what backward needs
+    (FreeU V2), which is copied before they do. Enter it inside `grad_mode`."""
+    patched = options.get("transformer_options", {}).get("patches", {}).get("output_block_patch")
+    return torch.autograd.graph.allow_mutation_on_saved_tensors() if patched else contextlib.nullcontext()
+
+
 def without_override(options: dict) -> dict:
     """model_options without another pack's attention, which may have no backward."""
     transformer = dict(options.get("transformer_options", {}))

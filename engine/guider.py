@@ -15,7 +15,7 @@ from ..samplers.inversion.replay import null_embedding_at
 from .comfy import get
 from .gate import check_run
 from .interrupts import heard
-from .sampler import is_euler, is_own, sampler_name
+from .sampler import begin_with, is_euler, is_own, sampler_name
 
 
 @functools.cache
@@ -39,6 +39,16 @@ def guider_class() -> type:
             """The engine's own guided D of two of the run's condition lists; at cfg 1 the negative is not asked."""
             given = {"model_options": options, "seed": seed}
             return samplers.sampling_function(self.inner_model, x, timestep, negative, positive, cfg, **given)
+
+        def before_cfg(self, cond: Tensor, uncond: Tensor | None, x: Tensor, timestep: Tensor, options: dict):
+            """(cond, uncond) after the model's pre-cfg patches (APG), which the engine applies ahead of `combine`."""
+            conds = [self.conds.get("positive"), None if uncond is None else self.conds.get("negative")]
+            told = {"conds": conds, "cond_scale": self.cfg, "timestep": timestep, "sigma": timestep, "input": x}
+            told |= {"model": self.inner_model, "model_options": options}
+            out = [cond, torch.zeros_like(cond) if uncond is None else uncond]
+            for patch in options.get("sampler_pre_cfg_function", []):
+                out = patch({**told, "conds_out": out})
+            return out[0], None if uncond is None else out[1]
 
         def combine(self, cond: Tensor, uncond: Tensor | None, x: Tensor, timestep: Tensor, options: dict) -> Tensor:
             """CFG of two predictions by the engine's own function, with the model's cfg and post-cfg patches."""
@@ -169,8 +179,8 @@ def refuse_if_exact(inversion: Inversion, sampler) -> None:
 
 def first_level(inversion: Inversion, sigmas: Tensor) -> int:
     """The inversion's level that a run over `sigmas` starts at. ValueError if the schedule is another one."""
-    first, given = inversion.steps + 1 - len(sigmas), sigmas.detach().float().cpu()
-    if first < 0 or not torch.allclose(inversion.sigmas[first:], given, rtol=1e-4, atol=1e-5):
+    first = inversion.steps + 1 - len(sigmas)
+    if first < 0 or not begin_with(sigmas, inversion.sigmas[first:]):
         raise ValueError(
             f"The sigmas are not the inversion's ({inversion.steps} steps from {float(inversion.sigmas[0]):.4g}):"
             " wire the SIGMAS of Inversion Parts to the sampler."

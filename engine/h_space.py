@@ -204,7 +204,8 @@ def asyrp_sampler(
             symmetric=symmetric,
         )
 
-    start, known = None, None
+    path = {}
     if inversion is not None:
-        start, known = inversion.x_T, StoredSource(inversion.trajectory, inversion.sigmas).at
-    return own_sampler(walk, start=start, known=known, patches={PATCH: place.patch})
+        stored = StoredSource(inversion.trajectory, inversion.sigmas)
+        path = {"start": inversion.x_T, "levels": inversion.sigmas[:1], "known": stored.at}
+    return own_sampler(walk, patches={PATCH: place.patch}, **path)

@@ -28,7 +28,8 @@ from .noise import InversionNoise, source_latent
 from .pair_calls import Asked, predict_together
 from .record import check_stored, source_conditioning
 from .rows import PairEdit, check_joined
-from .sampler import core_sampler, is_euler, is_walk, own_sampler, own_way_back
+from .sampler import core_sampler, is_cfg_pp, is_euler, is_walk, own_sampler, own_way_back, sampler_name
+from .shared_noise import with_shared_noise
 
 
 def source_of(inversion: Inversion) -> list:
@@ -41,8 +42,13 @@ def source_of(inversion: Inversion) -> list:
     return source_conditioning(inversion)
 
 
+def _regional(conditioning: list) -> bool:
+    """Whether some prompt holds for a part of the picture alone; a mask leaves the network the whole of it."""
+    return any("area" in extra or extra.get("set_area_to_bounds") for _, extra in conditioning)
+
+
 def _plain(conditioning: list, what: str) -> None:
-    if len(conditioning) != 1 or len(conditioning[0][0]) != 1 or "area" in conditioning[0][1]:
+    if len(conditioning) != 1 or len(conditioning[0][0]) != 1 or _regional(conditioning):
         raise ValueError(
             f"The {what} prompt must be one prompt for the whole picture, not combined, regional or a batch: wire "
             "further edits to the node's other edit inputs."
@@ -75,6 +81,7 @@ def _class() -> type:
         def sample(
             self, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, disable_pbar=False, seed=None
         ):
+            self._refuse(sampler)
             batch, stored, first, walk, options = latent_image.shape[0], None, 0, sample_euler, {}
             if self.inversion is not None:
                 first = first_level(self.inversion, sigmas)
@@ -103,6 +110,7 @@ def _class() -> type:
                     after=lambda x, step: branches.after_step(x, step.sigma, step.sigma_next),
                     **{name: _per_row(value, branches) for name, value in options.items()},
                 )
+            sampler = with_shared_noise(sampler, batch, branches.doubled)
             if denoise_mask is not None and denoise_mask.shape[0] == batch:
                 denoise_mask = branches.doubled(denoise_mask)
 
@@ -117,6 +125,19 @@ def _class() -> type:
                 )
             finally:
                 self._branches, self._null = None, None
+
+        def _refuse(self, sampler) -> None:
+            """ValueError for what can't tell several prompts in a step apart."""
+            if is_cfg_pp(sampler):
+                raise ValueError(
+                    f"The sampler {sampler_name(sampler)} (CFG++) steps along one prediction of the negative prompt, "
+                    "and Prompt-to-Prompt makes one for each edit: use a sampler without CFG++, euler for one."
+                )
+            if "sampler_calc_cond_batch_function" in self.model_options:
+                raise ValueError(
+                    "A patch on this MODEL asks the network in ComfyUI's place (skip layer guidance, for one), which "
+                    "Prompt-to-Prompt does itself: take that patch out."
+                )
 
         def _shown(self, x: Tensor | None) -> Tensor | None:
             """What leaves the guider: the edits, and the sources in front where they are wanted."""
@@ -149,19 +170,30 @@ def _class() -> type:
             t = timestep[: branches.batch]
             found = predict_together(self, asked, t, moment, self.lengths, model_options, self.joint)
 
-            def combined(name, role, e, xe):
-                self.conds["positive"] = self.conds[name]
-                uncond = found.get(("negative" if role == "target" else "source_negative", e))
-                return self.combine(found[role, e], uncond, xe, t, model_options)
-
-            denoised = torch.cat([combined(f"edit{e}", "target", e, xe) for e, xe in enumerate(edits)])
+            parts = {("target", e): xe for e, xe in enumerate(edits)} | ({("source", 0): source} if sampled else {})
+            after = self._combined(found, parts, t, guided, model_options)
             if sampled:
-                of_source = combined("source", "source", 0, source)
+                of_source = after.pop(("source", 0))
             else:
                 of_source = branches.stored.denoised(sigma).to(x).expand_as(source)
+            denoised = torch.cat([*after.values()])
             if not self._exact_blend:
                 denoised = branches.between(denoised, of_source, moment)
             return branches.join(of_source, denoised)
+
+        def _combined(self, found: dict, parts: dict, t: Tensor, guided: bool, options: dict) -> dict:
+            """{(role, edit): D after CFG} of parts, {(role, edit): x [B, C, ...]}."""
+            null = {"target": "negative", "source": "source_negative"}
+            cond = torch.cat([found[part] for part in parts])
+            uncond = torch.cat([found[null[role], e] for role, e in parts]) if guided else None
+            # once for all rows, since a patch may keep what it saw (APG's momentum)
+            cond, uncond = self.before_cfg(cond, uncond, torch.cat([*parts.values()]), t.repeat(len(parts)), options)
+            unconds = [None] * len(parts) if uncond is None else uncond.split(len(t))
+            out = {}
+            for ((role, e), x), c, u in zip(parts.items(), cond.split(len(t)), unconds):
+                self.conds["positive"] = self.conds["source" if role == "source" else f"edit{e}"]
+                out[role, e] = self.combine(c, u, x, t, options)
+            return out
 
     return PromptToPromptGuider
 
@@ -182,16 +214,21 @@ def prompt_to_prompt_guider(
     inversion: Inversion | None = None,
     keep_source: bool = False,
 ):
-    """GUIDER that edits `source` into each of `edits` (CONDITIONINGs of one prompt each), all ComfyUI samplers allowed.
+    """GUIDER that edits `source` into each of `edits` (CONDITIONINGs of one prompt each), by any sampler but CFG++'s.
 
-    From noise, source and edits start from the same noise; the run returns [edits * B, C, ...], with `keep_source`
-    the B sources in front. With an INVERSION the source is its trajectory, and the edits walk its own way back: plain
-    Euler steps, the exact pair's, or edit-friendly's with the recorded residuals. `.network_rows` counts the rows the
-    network saw in the last run. ValueError for networks that edits can't reach, layers that another patch owns, prompts
-    that aren't single."""
+    From noise, source and edits start from the same noise and get the same draws on the way; the run returns [edits *
+    B, C, ...], with `keep_source` the B sources in front. With an INVERSION the source is its trajectory, and the edits
+    walk its own way back: plain Euler steps, the exact pair's, or edit-friendly's with the recorded residuals.
+    `.network_rows` counts the rows the network saw in the last run. ValueError for networks that edits can't reach,
+    layers that another patch owns, prompts that aren't single, a negative prompt with an area."""
     _plain(source, "source")
     for edit in edits:
         _plain(edit, "edited")
+    if _regional(negative):
+        raise ValueError(
+            "The negative prompt must be for the whole picture, not regional: take its area off; a mask may stay, "
+            "without its bounds as area."
+        )
     if inversion is not None and inversion.kind.needs != "residuals":  # whose levels are the source's own walk too
         check_stored(inversion, "Prompt-to-prompt")
     own = any(isinstance(c, (ReplaceSelf, MutualSelf)) for c in controllers)

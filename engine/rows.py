@@ -9,6 +9,7 @@ runs a source beside its edits says which condition is what by a `Call` under `C
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil
@@ -47,8 +48,10 @@ class Call:
     roles: Sequence[tuple[str, int]]
     moment: Moment
     lengths: Sequence[int]  # token counts of the source and of each edit
-    #: the source's queries, keys and values, where some target stands in a later call
-    store: dict[tuple, QKV] = field(default_factory=dict)
+    #: the source's queries, keys and values, of each of its conditions, where some target stands in a later call
+    store: dict[tuple, list[QKV]] = field(default_factory=dict)
+    #: how many conditions of a role each layer has met, for combined prompts come in the source's order
+    met: Counter = field(default_factory=Counter)
     elsewhere: bool = False  # the step has other calls than this one
 
     def complete(self, roles: Sequence[tuple[str, int]]) -> bool:
@@ -170,36 +173,43 @@ def pair_jobs(controllers: Sequence[Controller], qkv: QKV, layer: Layer, call: C
     """Jobs between the chunks of this call, and the source's q, k, v where it ran in an earlier one."""
     roles = [call.roles[i] for i in order]
     size = qkv.q.shape[0] // len(roles)
-    at = {role: i * size for i, role in enumerate(roles)}
+    at: dict[tuple[str, int], list[int]] = {}
+    for i, role in enumerate(roles):
+        at.setdefault(role, []).append(i * size)
     own_length = layer.cross and not layer.text  # joint attention reads the picture behind the words
     length = call.lengths[0] if own_length else 0
     wanted = {"target": "source"}
     if any(c.unconditional for c in controllers):
         wanted["negative"] = "source_negative"
 
-    def part(role):
-        rows, tokens = slice(at[role, 0], at[role, 0] + size), slice(length or None)
-        return QKV(qkv.q[rows], qkv.k[rows, tokens], qkv.v[rows, tokens])
+    def parts_of(role):
+        tokens = slice(length or None)
+        rows = [slice(start, start + size) for start in at[role, 0]]
+        return [QKV(qkv.q[r], qkv.k[r, tokens], qkv.v[r, tokens]) for r in rows]
 
     key = (layer.block, layer.number, layer.depth, layer.cross)
     for role in wanted.values():
         if (role, 0) in at and not call.complete(roles):
-            call.store[role, key] = QKV(*(t.clone() for t in part(role)))
+            kept = [QKV(*(t.clone() for t in part)) for part in parts_of(role)]
+            call.store.setdefault((role, key), []).extend(kept)
     present = {mine: role for mine, role in wanted.items() if any(name == mine for name, _ in roles)}
     inside = all((role, 0) in at for role in present.values())
     offsets, parts = {}, []
     for mine, role in present.items():
-        offsets[mine] = at[role, 0] if inside else len(parts) * size
-        parts.append(part(role) if (role, 0) in at else call.store[role, key])
+        found = parts_of(role) if (role, 0) in at else call.store[role, key]
+        offsets[mine] = at[role, 0] if inside else [(len(parts) + n) * size for n in range(len(found))]
+        parts += found
     jobs = []
     for mine in present:
-        by_length: dict[int, list[tuple[int, int, int]]] = {}
-        for (role, edit), start in at.items():
+        by_length: dict[int, list[tuple[int, int, int, int]]] = {}
+        for (role, edit), starts in at.items():
             if role == mine:
-                own = call.lengths[1 + edit] if own_length else 0
-                by_length.setdefault(own, []).extend((start + b, edit, b) for b in range(size))
+                own, met = call.lengths[1 + edit] if own_length else 0, call.met[role, edit, key]
+                call.met[role, edit, key] += len(starts)
+                pairs = zip(starts, offsets[mine][met:])
+                by_length.setdefault(own, []).extend((to + b, edit, b, of + b) for to, of in pairs for b in range(size))
         for own, targets in by_length.items():
-            row, prompt, image = (tuple(column) for column in zip(*targets))
-            rows = Rows(row, prompt, image, own, tuple(offsets[mine] + b for b in image), length)
+            row, prompt, image, source = (tuple(column) for column in zip(*targets))
+            rows = Rows(row, prompt, image, own, source, length)
             jobs += [(c, rows) for c in controllers if mine == "target" or c.unconditional]
     return jobs, None if inside else QKV(*(torch.cat(t) for t in zip(*parts)))

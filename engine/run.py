@@ -14,7 +14,7 @@ from torch import Tensor
 from ..samplers.core import Denoise, Sigma, apply_cfg, gaussian
 from ..samplers.underflow import keep_from_underflow, keep_trained_from_underflow
 from .comfy import Progress, get, process_of, sigma_range, timestep, with_patch
-from .gradients import beside_controls, control_networks, grad_mode, normal, without_override
+from .gradients import beside_controls, beside_patches, control_networks, grad_mode, normal, without_override
 from .guider import guider_class, replace_embedding
 
 
@@ -131,14 +131,14 @@ class Run:
 
     @contextlib.contextmanager
     def gradients(self, checkpoint: bool = False) -> Iterator[None]:
-        """`grad_mode` for the network and for every control net of the run; a foreign attention override steps
-        aside."""
+        """`grad_mode` for the network and for every control net of the run, beside the MODEL's block patches; a foreign
+        attention override steps aside."""
         controls = [m.model for m in getattr(self.guider, "loaded_models", []) if hasattr(m, "model")]
         conds = list(self.guider.conds.values())
         controls += control_networks(conds)
         kept, self._options = self._options, beside_controls(without_override(self._options), conds)
         try:
-            with grad_mode(self.model, *controls, checkpoint=checkpoint):
+            with grad_mode(self.model, *controls, checkpoint=checkpoint), beside_patches(self.patcher.model_options):
                 yield
         finally:
             self._options = kept

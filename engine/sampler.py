@@ -1,4 +1,4 @@
-"""SAMPLER objects: our loops inside ComfyUI's sampling run, without its scalings of the start and the end."""
+"""SAMPLER objects: our loops inside ComfyUI's sampling run, which begin and end as its own samplers do."""
 
 from __future__ import annotations
 
@@ -24,6 +24,24 @@ def repeated(rows: Tensor, copies: int) -> Tensor:
     return rows if copies == 1 or len(rows) == 1 else torch.cat([rows] * copies)
 
 
+def begin_with(sigmas: Tensor, levels: Tensor) -> bool:
+    """Whether a schedule's first SIGMAS are those levels."""
+    given, levels = sigmas.detach().float().cpu()[: len(levels)], levels.detach().float().cpu()
+    return len(given) == len(levels) and torch.allclose(given, levels, rtol=1e-4, atol=1e-5)
+
+
+def check_levels(sigmas: Tensor, levels: Tensor) -> None:
+    """ValueError unless a run's SIGMAS begin with the levels of the inversion that its sampler starts from."""
+    if not begin_with(sigmas, levels):
+        steps, first = len(levels) - 1, f"{float(levels[0]):.4g}"
+        raise ValueError(
+            "This sampler starts on an inversion's path and fits "
+            + (f"its {steps} steps from sigma {first}" if steps else f"sigmas that begin at {first}")
+            + f"; this run has {len(sigmas) - 1} steps from sigma {float(sigmas[0]):.4g}: wire the SIGMAS of the node "
+            "that the sampler comes from."
+        )
+
+
 def loop_seed(seed: int) -> int:
     """Seed of a loop's own draws, which must be independent of the start noise (DDIM, eq. 12). The run's own seed has
     drawn that one, and the next seeds draw it in the next runs."""
@@ -35,12 +53,15 @@ def own_sampler_class() -> type:
     """The Sampler behind `own_sampler`. Made on first use, since ComfyUI is imported lazily."""
 
     class OwnSampler(get("samplers").Sampler):
-        def __init__(self, function, start, known, calls, holds_mask: bool, patches: dict, options: dict):
-            self.function, self.start, self.known, self.calls = function, start, known, calls
+        def __init__(self, function, start, levels, known, calls, holds_mask: bool, patches: dict, options: dict):
+            self.function, self.start, self.levels, self.known, self.calls = function, start, levels, known, calls
             self.holds_mask, self.patches, self.options = holds_mask, patches, options
+            self.draws = gaussian
 
         def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, *_):
             check_run(latent_image, sigmas, noise)
+            if self.levels is not None:
+                check_levels(sigmas, self.levels)
             process, seed = process_of(model_wrap.model_patcher), extra_args.get("seed")
             total = self.calls(sigmas, process, latent_image, denoise_mask) if self.calls else len(sigmas) - 1
             if self.start is None:
@@ -92,13 +113,13 @@ def own_sampler_class() -> type:
                 options["seed"] = loop_seed(loop_seed(seed or 0))
             if self.holds_mask:
                 options |= {"mask": denoise_mask, "source": latent_image}
-            draws = gaussian(x, loop_seed(seed or 0))
+            draws = self.draws(x, loop_seed(seed or 0))
             x = self.function(denoise, x, sigmas, process=process, noise=draws, callback=step, **options)
-            if denoise_mask is None:
-                return x
-            # the loop has composited already: only what rounding left outside is put right
-            outside = known(sigmas[-1]) if sigmas[-1] > 0 else latent_image
-            return torch.where(denoise_mask == 0, outside.to(x), x)
+            if denoise_mask is not None:
+                # the loop has composited already: only what rounding left outside is put right
+                outside = known(sigmas[-1]) if sigmas[-1] > 0 else latent_image
+                x = torch.where(denoise_mask == 0, outside.to(x), x)
+            return model_wrap.inner_model.model_sampling.inverse_noise_scaling(sigmas[-1], x)
 
     return OwnSampler
 
@@ -107,6 +128,7 @@ def own_sampler(
     function: Callable,
     *,
     start: Tensor | None = None,
+    levels: Tensor | None = None,
     known: Callable[[Sigma], Tensor] | None = None,
     calls: Callable[[Tensor, NoiseProcess, Tensor, Tensor | None], int] | None = None,
     holds_mask: bool = False,
@@ -116,6 +138,7 @@ def own_sampler(
     """SAMPLER that runs `function(denoise, x, sigmas, *, process, noise, callback, **options) -> x` of samplers/.
 
     start: x [B, C, ...] at sigmas[0] in model space, taken as it is; None: the engine's own scaled noise.
+    levels: what the run's SIGMAS must begin with, the start's own sigma first; ValueError for others.
     known: sigma -> what stands outside a noise mask at that level; None: the source with the run's noise.
     calls: (sigmas, process, clean latent, mask or None) -> how often the callback is called, for the progress bar
     (None: once per step).
@@ -123,18 +146,21 @@ def own_sampler(
     the clean latent. Else each call is composited as the engine does it: x and D, by m x + (1 - m) known.
     patches: transformer patches by their kind, for this sampler's calls of the network alone.
     denoise takes the batch once or several times in one call, [b1 b2 b1 b2].
-    The result is model space at sigmas[-1]; nothing is scaled. A mask's value m (1 = change here) mixes exactly once,
-    m D + (1 - m) source for a constant D; where it is 0 the result is the known part to the bit."""
-    return own_sampler_class()(function, start, known, calls, holds_mask, patches or {}, options)
+    The result is x at sigmas[-1], scaled as the engine's own samplers leave it to the next one. A mask's value m (1 =
+    change here) mixes exactly once, m D + (1 - m) source for a constant D; where it is 0 the result is the known part
+    to the bit."""
+    return own_sampler_class()(function, start, levels, known, calls, holds_mask, patches or {}, options)
 
 
 def own_way_back(inversion: Inversion, first: int = 0):
-    """SAMPLER that walks the inversion back from step `first`, and the sigmas it walks.
+    """SAMPLER that walks the inversion back from step `first`, and the sigmas it walks. An exact pair and residuals
+    fit these alone; Euler steps may be others from the same start.
 
     Outside a noise mask the stored trajectory stands."""
     function, start, sigmas, options = way_back(inversion, first)
     stored = StoredSource(inversion.trajectory, inversion.sigmas)
-    return own_sampler(function, start=start, known=stored.at, **options), sigmas
+    levels = sigmas if options else sigmas[:1]
+    return own_sampler(function, start=start, levels=levels, known=stored.at, **options), sigmas
 
 
 def walk_back(
@@ -201,3 +227,8 @@ def is_walk(sampler, function: Callable) -> bool:
 def is_euler(sampler) -> bool:
     """Whether a SAMPLER walks plain Euler steps (DDIM, eta 0): ComfyUI's euler without churn, or ours."""
     return sampler_name(sampler) == "euler" and not float(getattr(sampler, "extra_options", {}).get("s_churn", 0))
+
+
+def is_cfg_pp(sampler) -> bool:
+    """Whether a SAMPLER steps along the negative prompt's prediction (CFG++: euler_cfg_pp, euler_pp, ...)."""
+    return sampler_name(sampler).endswith("pp") or bool(getattr(sampler, "extra_options", {}).get("cfg_pp"))

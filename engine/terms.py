@@ -18,7 +18,16 @@ from ..samplers.guidance.terms import Guidance, shift
 from ..samplers.window import ROUNDING
 from .clock import Clock
 from .comfy import as_image, check_interrupt, get, ordinary, process_of, timestep
-from .gradients import beside_controls, bring, control_networks, grad_mode, normal, short_of_memory, without_override
+from .gradients import (
+    beside_controls,
+    beside_patches,
+    bring,
+    control_networks,
+    grad_mode,
+    normal,
+    short_of_memory,
+    without_override,
+)
 from .matching import check_vae
 
 _MARK = "nulltext_guidance"
@@ -171,7 +180,9 @@ def _post_cfg(model, terms: list[Term]):
         advice = _advice([t.guidance.mode for t in live])
         if through:
             modules += [args["model"], *control_networks([args["cond"], args["uncond"]])]
-        with short_of_memory(advice), grad_mode(*modules):
+        # where gradients are under way already, whoever began them has entered it
+        patched = beside_patches(args["model_options"] if through and not torch.is_grad_enabled() else {})
+        with short_of_memory(advice), grad_mode(*modules), patched:
             change = shift(
                 [t.guidance for t in live],
                 *(as_image(normal(x)).float(), sigma.clone().float()[0], as_image(normal(denoised)).float()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from ..engine import terms
+from ..engine import record, terms
 from ..engine.comfy import check_latent, latent_out, sigmas_of
 from ..engine.gradients import bring, grad_mode, normal, short_of_memory
 from ..engine.noise import StartNoise, model_notes
@@ -89,6 +89,7 @@ class OptimiseStartNoise(Box):
             )
         plain = terms.without_terms(model)
         if inversion is not None:
+            record.check_belongs(inversion, model)
             samples, sigmas = latent_out(plain, inversion.source), inversion.sigmas.float()
         else:
             samples, sigmas = check_latent(plain, latent), sigmas_of(model, scheduler, steps)

@@ -95,6 +95,21 @@ def noised_inversion(model, latent: Tensor, steps: int = 10, **more):
     return Inversion(sigmas, path, process=process.name, metadata=model_notes(model, float(sigmas[0])), **more)
 
 
+def block_patched(model, writes: bool):
+    """The MODEL with FreeU V2's arithmetic before its output blocks, which may write into its input as that does."""
+
+    def patch(h, skip, options):
+        changed = h[:, :32] * (h.mean(1, keepdim=True).tanh() + 1)
+        if not writes:
+            return torch.cat([changed, h[:, 32:]], 1), skip
+        h[:, :32] = changed
+        return h, skip
+
+    patched = model.clone()
+    patched.set_model_output_block_patch(patch)
+    return patched
+
+
 class Control:
     """A control net's face to the engine, which counts how often it was cleaned up."""
 

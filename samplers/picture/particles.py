@@ -66,7 +66,8 @@ def sample_conditional_particles(
     """One draw per picture that leans to p(x | known part), [B, C, ...]; costs N calls on `particles` times as many
     rows.
 
-    x [P*B, C, ...]: noise at sigmas[0], the P rows of one picture next to each other; `noise` draws that shape.
+    x [P*B, C, ...]: noise at sigmas[0], every picture's first particle, then every picture's second, ..., as prompts
+    and hints for B pictures are repeated; `noise` draws that shape.
     source [B, C, ...] clean; mask [B or 1, 1 or C, ...], read as repaint where it is >= 0.5 (weights need a sharp
     known part); there the draw and the source are mixed by the mask's value at the end. seed: of the resampling.
     Raises ValueError if the rows don't fit."""
@@ -77,8 +78,9 @@ def sample_conditional_particles(
             f"{particles} particles for {batch} pictures need {batch * particles} rows of noise; got {len(x)}."
         )
     generator = torch.Generator("cpu").manual_seed(seed)
-    known = (mask < 0.5).expand(batch, *source.shape[1:]).repeat_interleave(particles, 0)
-    clean = source.repeat_interleave(particles, 0)
+    known = torch.cat([(mask < 0.5).expand(batch, *source.shape[1:])] * particles)
+    clean = torch.cat([source] * particles)
+    pictures = torch.arange(batch, device=x.device)
     log_w = wide(torch.zeros(batch, particles), x.device)
     a, r = _ratio(process, sigmas[0])
     if torch.isfinite(r):  # the known part starts from its own target N(k0, s^2)
@@ -86,7 +88,7 @@ def sample_conditional_particles(
 
     def log_normal(value, variance):  # [B, P], known part only, up to constants that all particles share
         squares = torch.where(known, wide(value - clean) ** 2, 0.0).flatten(1).sum(1)
-        return (-0.5 * squares / variance).reshape(batch, particles)
+        return (-0.5 * squares / variance).reshape(particles, batch).T
 
     for i in range(len(sigmas) - 1):
         sigma, sigma_next = sigmas[i], sigmas[i + 1]
@@ -110,11 +112,11 @@ def sample_conditional_particles(
             chosen = torch.where(
                 poor[:, None], systematic(log_w.softmax(1), uniform), torch.arange(particles, device=x.device)
             )
-            x = x[(chosen + torch.arange(batch, device=x.device)[:, None] * particles).flatten()]
+            x = x[(chosen.T * batch + pictures).flatten()]
             log_w = torch.where(poor[:, None], torch.zeros_like(log_w), log_w)
 
     best = torch.multinomial(log_w.softmax(1).cpu(), 1, generator=generator).to(x.device)[:, 0]
-    winner = denoised[best + torch.arange(batch, device=x.device) * particles]
+    winner = denoised[best * batch + pictures]
     return blend(torch.where(mask < 0.5, torch.zeros_like(mask), mask), winner, source)
 
 
@@ -134,9 +136,8 @@ def sample_particles(
     others start from noise of their own. mask None: nothing is known, one particle is as good as many."""
     mask = torch.ones_like(source) if mask is None else mask
     draw = lambda: torch.cat([noise() for _ in range(particles)])
-    base = source.repeat_interleave(particles, 0)
-    start = process.noised(base, sigmas[0], draw())
-    start[::particles] = x
+    start = process.noised(torch.cat([source] * particles), sigmas[0], draw())
+    start[: len(x)] = x
     return sample_conditional_particles(
         denoise,
         start,

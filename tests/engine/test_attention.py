@@ -191,6 +191,37 @@ def test_merged_tokens_are_refused(tiny, make_condition):
         predictions(model, ["positive"], positive=cond)
 
 
+def test_a_patch_that_changes_the_embedding_stands_in_front_or_behind(tiny, make_condition):
+    """A hypernetwork, for one: its rows are still found, and re-weighted as it made them."""
+    cond = make_condition(1)
+
+    def changed(model):
+        model = model.clone()
+        model.set_model_attn2_patch(lambda n, context, value, extra: (n, context + 0.1, 2 * value))
+        return model
+
+    bare, front, behind = changed(tiny), reweighted(changed(tiny), cond), changed(reweighted(tiny, cond))
+    plain, front, behind = (predictions(model, ["positive"], positive=cond)[0] for model in (bare, front, behind))
+    assert torch.equal(front, behind) and not near(front, plain)
+
+
+def test_a_patch_that_adds_tokens_is_refused_where_an_edit_asks(tiny, make_condition):
+    cond = make_condition(1)
+
+    def longer(model):
+        model = model.clone()
+        model.set_model_attn2_patch(
+            lambda n, context, value, extra: (n, *(torch.cat([t, t[:, :4]], 1) for t in (context, value)))
+        )
+        return model
+
+    for model in (longer(reweighted(tiny, cond)), reweighted(longer(tiny), cond)):
+        with pytest.raises(ValueError, match="gives the cross-attention 81 tokens where the prompt has 77"):
+            predictions(model, ["positive"], positive=cond)
+    silent = longer(reweighted(tiny, cond, 1.0))
+    assert torch.equal(*(predictions(model, ["positive"], positive=cond)[0] for model in (silent, longer(tiny))))
+
+
 def test_the_hook_holds_no_sampling_state(tiny, make_condition):
     model = reweighted(tiny, make_condition(1))
     hook = next(iter(model.model_options["transformer_options"]["patches_replace"]["attn2"].values())).__self__

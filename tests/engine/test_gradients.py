@@ -6,6 +6,7 @@ from nulltext.engine import gradients, h_space, tuning, weights
 from nulltext.engine.gradients import check_differentiable, grad_mode, normal
 from nulltext.engine.run import sample_with
 from nulltext.samplers.tuning import lora
+from nulltext.tests.running import block_patched
 
 SIGMAS = torch.tensor([5.0, 1.0, 0.0])
 
@@ -63,6 +64,16 @@ def test_checkpointing_changes_memory_not_the_gradient(tiny, make_condition, lat
         lean, _ = embedding_gradient(tiny, make_condition(), latent, checkpoint=True)
     assert torch.allclose(plain, lean, rtol=1e-4, atol=1e-7)
     assert not any("forward" in m.__dict__ for m in tiny.model.modules())
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_block_patch_may_write_into_what_backward_needs(tiny, make_condition, latent, checkpoint):
+    with torch.inference_mode():
+        plain, ours, theirs = (
+            embedding_gradient(model, make_condition(), latent, checkpoint=checkpoint)[0]
+            for model in (tiny, block_patched(tiny, True), block_patched(tiny, False))
+        )
+    assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-7) and not torch.allclose(ours, plain, rtol=1e-2)
 
 
 @pytest.mark.parametrize("error", ["error", "interrupt"])

@@ -167,6 +167,8 @@ def test_from_an_inversion_the_walk_begins_at_its_noise(tiny, ends, latent, sigm
     euler = sampled(tiny, own_sampler(sample_euler, start=inversion.x_T), *args)
     assert torch.equal(sampled(tiny, h_space.asyrp_sampler([(d, 0.0)], inversion=inversion), *args), euler)
     assert not torch.allclose(sampled(tiny, h_space.asyrp_sampler([(d, 1.0)], inversion=inversion), *args), euler)
+    with pytest.raises(ValueError, match="fits sigmas that begin at 14.61; this run has 3 steps"):
+        sampled(tiny, h_space.asyrp_sampler([(d, 1.0)], inversion=inversion), ends, latent, sigmas[1:])
 
 
 def test_after_an_error_and_an_interrupt_nothing_stays(tiny, engine, ends, latent, sigmas, monkeypatch):

@@ -7,7 +7,7 @@ from nulltext.engine.comfy import sigmas_of
 from nulltext.engine.noise import model_notes, source_latent
 from nulltext.engine.pair_guider import prompt_to_prompt_guider, run_guider, source_of
 from nulltext.engine.run import sample_with
-from nulltext.engine.sampler import own_way_back
+from nulltext.engine.sampler import own_sampler, own_way_back
 from nulltext.nodes.inversion import invert
 from nulltext.nodes.replay import replay
 from nulltext.samplers.attention.alignment import TokenMap
@@ -16,6 +16,7 @@ from nulltext.samplers.attention.layers import StepWindow
 from nulltext.samplers.attention.maps import LayerChoice, LocalBlend
 from nulltext.samplers.core import euler_step
 from nulltext.samplers.inversion.record import Inversion
+from nulltext.samplers.ode import sample_ancestral
 from nulltext.tests.running import SCALE, Control, normal, sample, walk
 
 ALL, HALF, NEVER, STEPS = StepWindow(0, 1), StepWindow(0, 0.5), StepWindow(0, 0), 4
@@ -100,6 +101,27 @@ def inversion(tiny, prompts):
 def test_equal_prompts_give_the_source_to_the_bit(guide, prompts, sampler, controllers):
     out, _ = guide(controllers(), sampler, edits=[prompts[0]], keep_source=True)
     assert torch.equal(out[:2], out[2:])
+
+
+STOCHASTIC = ("euler_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_2m_sde_gpu", "lcm", "ours")
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_a_sampler_that_draws_gives_source_and_edits_the_noise_of_the_plain_run(tiny, guide, prompts, inversion, name):
+    source = prompts[0]
+    sampler = own_sampler(sample_ancestral, eta=1.0) if name == "ours" else name
+
+    def seeded(run):
+        torch.manual_seed(5)  # older engines draw from the global generator
+        return run()
+
+    out, _ = seeded(lambda: guide(p2p(), sampler, edits=[source], keep_source=True))
+    assert torch.equal(out[:2], out[2:])
+    alone = seeded(lambda: walk(tiny, (source, prompts[2]), 3.0, NOISE, levels(tiny), None, sampler, seed=1))
+    assert close(out[:2], alone)
+    if name != "ours":
+        out, _ = guide(p2p(edits=2), sampler, edits=[source, source], inversion=inversion)
+        assert torch.equal(out[:2], out[2:])
 
 
 def test_closed_windows_give_the_unhooked_run_to_the_bit(tiny, guide, inversion):
@@ -246,6 +268,21 @@ def test_masks_previews_and_combined_negatives(tiny, pair, guide, prompts):
     torch.testing.assert_close(out[..., :3], latent[..., :3], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_mutual_attention_with_combined_negatives_pairs_each_with_the_sources_own(
+    tiny, guide, prompts, make_condition, short_of_memory, split
+):
+    source, _, negative = prompts
+    if split:
+        short_of_memory(tiny)
+    mutual = lambda **options: guide([MutualSelf(ALL, 0.0)], keep_source=True, **options)[0]
+    single = mutual()
+    assert close(mutual(negative=negative * 2), single)
+    assert not close(guide([], keep_source=True)[0], single)
+    same = mutual(negative=negative + make_condition(7), edits=[source])
+    assert close(same[:2], same[2:])
+
+
 class Seen(Control):
     """Adds a number to the middle block that tells which x it was shown."""
 
@@ -284,6 +321,8 @@ def test_refusals(tiny, pair, prompts, inversion):
     for options, words in (
         ({"source": source + source}, "source prompt must be one prompt"),
         ({"edits": [[[edit[0][0], {"area": (4, 4, 0, 0)}]]]}, "edited prompt must be one prompt"),
+        ({"negative": [[edit[0][0], {"area": (4, 4, 0, 0)}]]}, "negative prompt must be for the whole picture"),
+        ({"edits": [[[edit[0][0], {"mask": 0, "set_area_to_bounds": True}]]]}, "edited prompt must be one prompt"),
         ({"inversion": inversion.replace(pivot="random")}, "draws every level's noise anew"),
         ({"model": theirs}, "self-attention of layer middle 0"),
     ):
@@ -292,6 +331,33 @@ def test_refusals(tiny, pair, prompts, inversion):
     pair(p2p()[:1], model=theirs)  # cross-attention alone does not need it
     with pytest.raises(ValueError, match="does not know its source prompt's words"):
         source_of(inversion)
+
+
+def test_samplers_and_patches_that_know_one_prompt_a_step_are_refused(engine, tiny, guide):
+    def sample_euler_cfg_pp(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        return x
+
+    with pytest.raises(ValueError, match="sampler euler_cfg_pp .*use a sampler without"):
+        guide(p2p(), engine.get("samplers").KSAMPLER(sample_euler_cfg_pp))
+    asks = tiny.clone()
+    asks.model_options["sampler_calc_cond_batch_function"] = lambda args: args["conds"]
+    with pytest.raises(ValueError, match="take that patch out"):
+        guide(p2p(), model=asks)
+
+
+def test_a_patch_ahead_of_cfg_sees_all_rows_once_a_step(tiny, guide):
+    """It doubles the guidance here, which is a doubled cfg."""
+    patched, seen = tiny.clone(), []
+
+    def double(args):
+        cond, uncond = args["conds_out"]
+        seen.append((len(cond), len(args["input"]), len(args["sigma"])))
+        return [2 * cond - uncond, uncond]
+
+    patched.model_options["sampler_pre_cfg_function"] = [double]
+    out, _ = guide(p2p(), model=patched, keep_source=True)
+    assert seen == [(4, 4, 4)] * STEPS
+    assert close(out, guide(p2p(), cfg=6.0, keep_source=True)[0])
 
 
 def test_joined_prompts_and_prompts_for_a_part_of_the_steps_are_refused(pair, prompts, prompt):

@@ -4,15 +4,16 @@ import pytest
 import torch
 from nulltext.engine import terms
 from nulltext.engine.noise import model_notes, source_latent
+from nulltext.nodes.blended import LOSS
 from nulltext.samplers.core import PROCESSES
 from nulltext.samplers.guidance.terms import Guidance
 from nulltext.samplers.inversion.record import Inversion
-from nulltext.tests.running import normal, run, walk
+from nulltext.tests.running import block_patched, normal, run, walk
 
 
-def likes_ones(model):
+def likes_ones(model, mode="decoder"):
     """The model with a guidance that pulls every estimate towards 1."""
-    term = Guidance(lambda x, s, d: -(d - 1).pow(2).flatten(1).sum(1), "decoder", 0.5, name="ones")
+    term = Guidance(lambda x, s, d: -(d - 1).pow(2).flatten(1).sum(1), mode, 0.5, name="ones")
     return terms.attach(model, [terms.Term(term)])
 
 
@@ -34,6 +35,13 @@ def test_start_noise_from_an_inversion(make_model, ends, kind, levels):
         torch.testing.assert_close(again, latent["samples"], rtol=2e-3, atol=5e-3)
 
 
+def test_start_noise_refuses_an_inversion_of_another_model(make_model, ends):
+    inversion = Inversion(torch.tensor([4.0, 0.0]), torch.zeros(2, 1, 4, 8, 8), process="ve")
+    more = {"positive": ends[0], "negative": ends[1], "latent": torch.zeros(1, 4, 8, 8)}
+    with pytest.raises(ValueError, match="made with a ve model"):
+        run("OptimiseStartNoise", model=likes_ones(make_model("FLOW")), inversion=inversion, **more)
+
+
 def test_guidance_under_a_noise_mask_is_the_guided_half_of_blended_diffusion(engine, tiny, ends):
     noise, latent = normal(2, 1, 4, 8, 8, seed=1)
     sigmas, mask = engine.sigmas_of(tiny, "karras", 4), torch.zeros(1, 1, 8, 8)
@@ -46,6 +54,20 @@ def test_guidance_under_a_noise_mask_is_the_guided_half_of_blended_diffusion(eng
     inputs |= {"steps": 5, "shrink": 0}
     out, same = (run("BlendedDiffusion", model=m, **inputs).samples for m in (likes_ones(tiny), tiny))
     assert torch.equal(out[~inside], latent[~inside]) and (out - same)[inside].abs().mean() > 0.01
+
+
+def test_through_the_network_beside_a_block_patch_that_writes_into_its_input(engine, tiny, ends):
+    noise, sigmas = normal(1, 4, 8, 8, seed=1), engine.sigmas_of(tiny, "karras", 3)
+    ours, theirs = (likes_ones(block_patched(tiny, writes), "network") for writes in (True, False))
+    out, expected = (walk(model, ends, 1.0, noise, sigmas) for model in (ours, theirs))
+    torch.testing.assert_close(out, expected, rtol=1e-3, atol=1e-3)
+    assert (out - walk(block_patched(tiny, True), ends, 1.0, noise, sigmas)).abs().max() > 0.01
+    inputs = {"positive": ends[0], "negative": ends[1], "latent": noise, "steps": 2, "shrink": 0, "cfg": 1.0, "seed": 3}
+    mask = torch.zeros(1, 8, 8)
+    mask[..., 2:6] = 1
+    inputs |= {"mask": mask, "hold": LOSS}
+    out, expected = (run("BlendedDiffusion", model=model, **inputs).samples for model in (ours, theirs))
+    torch.testing.assert_close(out, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("sampler", ["heun", "euler_ancestral", "dpmpp_2m", "uni_pc"])

@@ -5,6 +5,7 @@ import torch
 from nulltext.engine import files, record
 from nulltext.engine.guider import null_text_guider
 from nulltext.engine.noise import InversionNoise, source_latent
+from nulltext.engine.sampler import own_way_back
 from nulltext.nodes.inversion import invert
 from nulltext.nodes.replay import replay
 from nulltext.tests.running import SCALE, sample
@@ -70,6 +71,17 @@ def test_another_cfg_on_the_way_back(tiny, made, back, make_condition, pivot):
     with torch.inference_mode():  # no null branch: nothing to wire
         bare = replay(tiny, inversion, make_condition(9), None, cfg=1.0)
     assert torch.equal(back(tiny, inversion, 9, cfg=1.0).samples, bare.samples)
+
+
+@pytest.mark.parametrize("pivot", ["ddim", "exact_pair", "edit_friendly"])
+def test_the_sampler_of_inversion_parts_refuses_sigmas_that_are_not_its_own(tiny, made, engine, ends, pivot):
+    inversion = made(tiny, pivot)
+    sampler, sigmas = own_way_back(inversion)
+    wrong, latent = [sigmas[2:]], source_latent(inversion)
+    wrong += [] if pivot == "ddim" else [engine.sigmas_of(tiny, "normal", 9)]  # from the same sigma, in other steps
+    for each in wrong:
+        with pytest.raises(ValueError, match="starts on an inversion's path.*wire the SIGMAS of the node"):
+            sample(null_text_guider(tiny, inversion, ends[0], None, 1.0), latent * 0, each, latent, sampler)
 
 
 def test_the_exact_pair_with_bdias_gamma(tiny, made, back):

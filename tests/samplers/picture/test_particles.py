@@ -114,5 +114,16 @@ def test_a_run_starts_from_the_noise_it_was_given_and_the_other_particles_from_n
 
     source, sigmas = torch.zeros_like(x), torch.tensor([1.0, 0.0], dtype=torch.float64)
     out = sample_particles(denoise, x, sigmas, source=source, mask=None, process=VE, noise=gaussian(x, 0), particles=3)
-    assert torch.equal(seen[0][::3], x) and len(seen[0].unique(dim=0)) == 6
+    assert torch.equal(seen[0][:2], x) and len(seen[0].unique(dim=0)) == 6
     assert torch.equal(out, torch.full_like(x, 2.0))  # nothing is known: all of it is drawn
+
+
+def test_each_picture_keeps_its_own_prompt_where_conditions_repeat_as_the_engine_repeats_them():
+    """Prompts for pictures 0 to 9 come as [0 1 ... 9 0 1 ...]. A network that answers by its prompt; all is resampled
+    at every level."""
+    prompts = torch.stack([torch.full((10,), 0.5), torch.arange(10.0)], 1).double()
+    noise = gaussian(torch.zeros(40, 2, dtype=torch.float64), 0)
+    more = {"mask": MASK, "process": VE, "noise": noise, "particles": 4, "threshold": 2.0}
+    sigmas, source = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64), torch.zeros_like(prompts)
+    out = sample_conditional_particles(lambda *_: torch.cat([prompts] * 4), noise(), sigmas, source=source, **more)
+    assert out[:, 1].tolist() == list(range(10))
