@@ -84,10 +84,14 @@ def patch_cond(model, change: Callable[[Tensor, Tensor, float], Tensor]):
 
 
 def _patch_cfg(model, change: Callable[[dict, float], dict]):
-    """A cfg function that is already on the model is kept and gets what was changed; else it is ordinary CFG."""
+    """A cfg function that is already on the model is kept and gets what was changed; else it is ordinary CFG.
+
+    Where no negative is asked the engine calls it all the same, with zeros for the negative's D: nothing is changed."""
     before = model.model_options.get("sampler_cfg_function")
 
     def cfg_function(args: dict):
+        if not args["uncond_denoised"].any():
+            return args["cond"] if before is None else before(args)
         args = {**args, **change(args, float(args["sigma"].flatten()[0]))}
         if before is not None:
             return before(args)
