@@ -18,7 +18,16 @@ from ..samplers.guidance.terms import Guidance, shift
 from ..samplers.window import ROUNDING
 from .clock import Clock
 from .comfy import as_image, check_interrupt, get, ordinary, process_of, timestep
-from .gradients import beside_controls, bring, control_networks, grad_mode, normal, short_of_memory, without_override
+from .gradients import (
+    beside_controls,
+    bring,
+    control_networks,
+    grad_mode,
+    normal,
+    normal_options,
+    short_of_memory,
+    without_override,
+)
 from .matching import check_vae
 
 _MARK = "nulltext_guidance"
@@ -214,7 +223,8 @@ def _network(args: dict):
         scale = 1.0 if scale is None else scale
     if abs(scale - 1) > 1e-4:
         conds.append(args["uncond"])
-    options, shape = beside_controls(without_override(normal(args["model_options"])), conds), args["input"].shape
+    options = beside_controls(without_override(normal_options(args["model_options"])), conds)
+    shape = args["input"].shape
     conds = normal(conds)
 
     def denoise(x, sigma):  # x [B, C, h, w]; the network's own latents may have an axis of frames

@@ -10,9 +10,9 @@ from nulltext.samplers.inversion.record import Inversion
 from nulltext.tests.running import normal, run, walk
 
 
-def likes_ones(model):
+def likes_ones(model, mode="decoder"):
     """The model with a guidance that pulls every estimate towards 1."""
-    term = Guidance(lambda x, s, d: -(d - 1).pow(2).flatten(1).sum(1), "decoder", 0.5, name="ones")
+    term = Guidance(lambda x, s, d: -(d - 1).pow(2).flatten(1).sum(1), mode, 0.5, name="ones")
     return terms.attach(model, [terms.Term(term)])
 
 
@@ -57,3 +57,15 @@ def test_any_sampler_leaves_a_trace(engine, tiny, ends, sampler):
     seen = [s["sigma"] for s in steps]
     assert seen == sorted(seen, reverse=True) and abs(seen[0] - float(sigmas[0])) < 0.02 * seen[0]
     assert len(steps) >= 4 and all("ones" in s["terms"] for s in steps)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_to_other_hooks_guidance_through_the_network_is_part_of_its_run(engine, tiny, prompt, ends, told):
+    """The gradient asks the network itself, outside inference mode; a newer engine tells hooks the run's schedule."""
+    worded, sigmas = prompt("a red ring"), engine.sigmas_of(tiny, "karras", 4)
+    model, maps = run("AttentionRecord", model=likes_ones(tiny, "network"), positive=worded, words="red")
+    if told:
+        with torch.inference_mode():
+            model.model_options["transformer_options"]["sample_sigmas"] = sigmas.clone()
+    walk(model, (worded, ends[1]), 3.0, normal(1, 4, 8, 8), sigmas)
+    assert maps["record"].maps.sigmas() == pytest.approx(sigmas[:-1].tolist())
