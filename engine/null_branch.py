@@ -125,5 +125,6 @@ def patch_null_branch(model, disturbance: Disturbance, strength: float, cfg: flo
     previous = patched.model_options.get("model_function_wrapper")
     branch = NullBranch(disturbance, strength, cfg, previous, match, sigmas)
     patched.set_model_unet_function_wrapper(branch)
-    patched.set_model_sampler_post_cfg_function(branch.after_cfg)
+    after = patched.model_options.get("sampler_post_cfg_function", [])  # they add to what cfg made, so it comes first
+    patched.model_options = {**patched.model_options, "sampler_post_cfg_function": [branch.after_cfg, *after]}
     return patched

@@ -110,6 +110,15 @@ def test_two_runs_are_equal_and_another_wrapper_is_kept(tiny, euler, latent):
     assert torch.equal(euler(model, latent, cfg=2.0), first)
 
 
+@pytest.mark.parametrize("match", [False, True])
+def test_what_another_node_adds_after_cfg_is_not_taken_for_cfg(tiny, euler, latent, match):
+    """ILVR behind the disturbance adds after its measurement of cfg; in front of it, no other way."""
+    held = lambda model: run("ILVR", model=model, reference=latent.flip(0) + 1, end_percent=1.0)[0]
+    disturbed = lambda model: patched(model, start_percent=0.3, cfg=8.0, match=match)[0]
+    front, behind = (euler(model, latent, cfg=8.0) for model in (disturbed(held(tiny)), held(disturbed(tiny))))
+    assert torch.equal(front, behind) and not torch.equal(front, euler(held(tiny), latent, cfg=8.0))
+
+
 def test_a_run_after_an_interrupted_one_does_not_see_its_latents(tiny, engine, euler, latent):
     model = patched(tiny, latent, rollback=0.2, cfg=2.0)[0]
     sigmas, told = engine.sigmas_of(tiny, "normal", 12), set()
