@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import weakref
 
 import torch
 from torch import Tensor
@@ -19,13 +18,12 @@ _NEGATIVE = 1  # cond_or_uncond's word for the null branch
 class NullBranch:
     """What the null branch of one patched MODEL sees, and how strongly.
 
-    State lives per run (`Clock`; where conditions are other objects a run is new too). cfg: the scale assumed until
-    the first step has shown the true one. sigmas: the run's schedule, for an engine that doesn't tell it."""
+    State lives per run (`Clock`). cfg: the scale assumed until the first step has shown the true one. sigmas: the run's
+    schedule, for an engine that doesn't tell it."""
 
     def __init__(self, disturbance: Disturbance, strength: float, cfg: float, previous=None, match=None, sigmas=None):
         self.disturbance, self.strength, self.assumed, self.previous = disturbance, strength, cfg, previous
         self.match, self.clock = match, Clock(sigmas)
-        self.seen_condition = lambda: None
         self._restart()
 
     def _restart(self) -> None:
@@ -90,10 +88,7 @@ class NullBranch:
         """Reads the scale off each guided result, notices another run and a run without a null branch; matches.
 
         Matching waits until here, where both branches are whole: the engine may ask them one by one, or in areas."""
-        condition = next(iter(args["cond"][0]["model_conds"].values()))
-        if condition is not self.seen_condition():
-            # weakly: a MODEL that holds conditions keeps their control nets loaded, and every clone copies them
-            self.seen_condition = weakref.ref(condition)
+        if self.clock.meet(args["cond"]):
             self.disturbance.history.entries = self.disturbance.history.entries[-1:]
         asked, self.asked = self.asked, set()
         if asked - {tuple(args["input"].shape[-2:])}:

@@ -162,7 +162,8 @@ def _post_cfg(model, terms: list[Term]):
     def hook(args: dict) -> Tensor:
         x, sigma, denoised = args["input"], args["sigma"].flatten()[:1], args["denoised"]
         level = float(sigma[0])
-        if clock.tick(level, args["model_options"].get("transformer_options", {}).get("sample_sigmas")):
+        begins = clock.tick(level, args["model_options"].get("transformer_options", {}).get("sample_sigmas"))
+        if clock.meet(args["cond"]) or begins:
             trace.steps.clear()
         schedule = clock.seen
         step = trace.step(level, x, denoised)

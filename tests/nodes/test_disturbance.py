@@ -120,16 +120,10 @@ def test_what_another_node_adds_after_cfg_is_not_taken_for_cfg(tiny, euler, late
 
 
 def test_a_run_after_an_interrupted_one_does_not_see_its_latents(tiny, engine, euler, latent):
-    model = patched(tiny, latent, rollback=0.2, cfg=2.0)[0]
-    sigmas, told = engine.sigmas_of(tiny, "normal", 12), set()
+    model, sigmas = patched(tiny, latent, start_percent=0.3, cfg=2.0)[0], engine.sigmas_of(tiny, "normal", 12)
     fresh = euler(model, latent, cfg=2.0, sigmas=sigmas[7:])
     euler(model, latent * 3, cfg=2.0, sigmas=sigmas[:5])  # ends high, as if interrupted there
-    again = euler(model, latent, cfg=2.0, sigmas=sigmas[7:])
-    euler(spying(tiny, lambda args: told.update(args["c"].get("transformer_options", {}))), latent, steps=2)
-    if "sample_sigmas" in told:
-        assert torch.equal(fresh, again)
-    else:  # this engine does not tell where a run begins: at most the first step may differ
-        assert (fresh - again).abs().max() < (fresh.abs().max() * 0.5)
+    assert torch.equal(euler(model, latent, cfg=2.0, sigmas=sigmas[7:]), fresh)
 
 
 def test_a_coarse_schedule_fades_the_strength_and_says_so(tiny, engine, euler, latent, caplog):
