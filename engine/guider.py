@@ -15,6 +15,7 @@ from ..samplers.inversion.replay import null_embedding_at
 from .comfy import get
 from .gate import check_run
 from .interrupts import heard
+from .rows import NULLS
 from .sampler import is_euler, is_own, sampler_name
 
 
@@ -33,7 +34,10 @@ def guider_class() -> type:
             """One prediction D per condition list (a name or a list of the run), batched by the engine as it likes; no
             CFG."""
             lists = [self.conds[c] if isinstance(c, str) else c for c in conds]
-            return samplers.calc_cond_batch(self.inner_model, lists, x, timestep, model_options)
+            nulls = tuple(i for i, c in enumerate(conds) if c == "negative")
+            transformer = {**model_options.get("transformer_options", {}), NULLS: nulls}
+            options = {**model_options, "transformer_options": transformer}
+            return samplers.calc_cond_batch(self.inner_model, lists, x, timestep, options)
 
         def guided(self, x: Tensor, timestep: Tensor, positive, negative, cfg: float, options: dict, seed) -> Tensor:
             """The engine's own guided D of two of the run's condition lists; at cfg 1 the negative is not asked."""

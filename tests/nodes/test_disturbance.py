@@ -164,6 +164,25 @@ def test_disturbance_refusals(tiny, euler, latent):
         euler(smaller, latent)
 
 
+def test_a_rollback_has_no_run_to_look_back_at_in_direct_edit(tiny, ends, make_condition, latent):
+    def edited(model):
+        conds = {"source": ends[0], "target": make_condition(4), "negative": ends[1]}
+        return run("DirectEdit", model=model, latent=latent, steps=4, **conds).samples
+
+    with pytest.raises(ValueError, match=r"rollback .* looks back at one run, and FlowEdit .* \(Image-D\)"):
+        edited(patched(patched(tiny)[0], latent, PICTURE)[0])
+    assert not torch.equal(edited(patched(tiny, latent, PICTURE)[0]), edited(tiny))
+
+
+def test_two_prompts_without_a_null_branch_are_compared_undisturbed(tiny, ends, latent):
+    """DiffEdit Mask asks for two prompts, and neither is the negative one."""
+    masks = [
+        run("DiffEditMask", model=model, source=ends[0], target=ends[1], latent=latent, maps=2)[1]
+        for model in (tiny, patched(tiny, latent[:1], PICTURE, start_percent=0.3)[0])
+    ]
+    assert torch.equal(*masks)
+
+
 def test_disturbance_sampler(tiny, cartoon, latent):
     def made(strength, denoise, samples=latent, **inputs):
         return cartoon(tiny, samples, 4.0, 6, strength=strength, denoise=denoise, **inputs)
