@@ -148,7 +148,7 @@ def null_text_guider_class() -> type:
             embedding = null_embedding_at(self.inversion, timestep.max())
             negative = self.conds.get("negative")
             if embedding is not None and negative is not None:
-                if len(embedding) not in (1, len(x)):
+                if len(x) % len(embedding):
                     raise ValueError(
                         f"The inversion holds {len(embedding)} images, and {len(x)} are sampled: use its own latent."
                     )
