@@ -49,13 +49,13 @@ class Clock:
     def meet(self, conds: Sequence[dict] | None) -> bool:
         """Note the processed conditions of the call at hand, after its tick; whether they show that it is the first of
         a run: a run meets all that it has at its first level."""
-        condition = next((value for c in conds or () for value in c["model_conds"].values()), None)
+        condition = next((value for c in conds or () for value in c.get("model_conds", {}).values()), None)
         if self._told or condition is None or any(ref() is condition for ref in self._met):
             return False
         new = len(self.levels) > 1
         if new:
             self.levels, self._met = self.levels[-1:], []
-        self._met.append(weakref.ref(condition))
+        self._met = [ref for ref in self._met if ref() is not None] + [weakref.ref(condition)]
         return new
 
     @property
