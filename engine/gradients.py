@@ -42,6 +42,15 @@ def normal(value):
     return value
 
 
+def normal_options(options: dict) -> dict:
+    """model_options in ordinary tensors. The run's schedule stays the object that it is: by it hooks tell runs apart
+    (clock.py), and nothing is multiplied by it."""
+    out, told = normal(options), options.get("transformer_options", {})
+    if "sample_sigmas" in told:
+        out["transformer_options"]["sample_sigmas"] = told["sample_sigmas"]
+    return out
+
+
 def bring(device, patchers=(), modules=()) -> None:
     """Make networks ready: patchers by the engine's loader, each on its own device and none of their weights moved by
     hand (part of them may stay in main memory); small networks of this pack, among `modules`, onto `device`, their

@@ -15,6 +15,7 @@ from ..samplers.inversion.replay import null_embedding_at
 from .comfy import get
 from .gate import check_run
 from .interrupts import heard
+from .rows import NULLS
 from .sampler import begin_with, is_euler, is_own, sampler_name
 
 
@@ -33,7 +34,10 @@ def guider_class() -> type:
             """One prediction D per condition list (a name or a list of the run), batched by the engine as it likes; no
             CFG."""
             lists = [self.conds[c] if isinstance(c, str) else c for c in conds]
-            return samplers.calc_cond_batch(self.inner_model, lists, x, timestep, model_options)
+            nulls = tuple(i for i, c in enumerate(conds) if c == "negative")
+            transformer = {**model_options.get("transformer_options", {}), NULLS: nulls}
+            options = {**model_options, "transformer_options": transformer}
+            return samplers.calc_cond_batch(self.inner_model, lists, x, timestep, options)
 
         def guided(self, x: Tensor, timestep: Tensor, positive, negative, cfg: float, options: dict, seed) -> Tensor:
             """The engine's own guided D of two of the run's condition lists; at cfg 1 the negative is not asked."""
@@ -94,10 +98,14 @@ def patch_cond(model, change: Callable[[Tensor, Tensor, float], Tensor]):
 
 
 def _patch_cfg(model, change: Callable[[dict, float], dict]):
-    """A cfg function that is already on the model is kept and gets what was changed; else it is ordinary CFG."""
+    """A cfg function that is already on the model is kept and gets what was changed; else it is ordinary CFG.
+
+    Where no negative is asked the engine calls it all the same, with zeros for the negative's D: nothing is changed."""
     before = model.model_options.get("sampler_cfg_function")
 
     def cfg_function(args: dict):
+        if not args["uncond_denoised"].any():
+            return args["cond"] if before is None else before(args)
         args = {**args, **change(args, float(args["sigma"].flatten()[0]))}
         if before is not None:
             return before(args)
@@ -150,7 +158,7 @@ def null_text_guider_class() -> type:
             embedding = null_embedding_at(self.inversion, timestep.max())
             negative = self.conds.get("negative")
             if embedding is not None and negative is not None:
-                if len(embedding) not in (1, len(x)):
+                if len(x) % len(embedding):
                     raise ValueError(
                         f"The inversion holds {len(embedding)} images, and {len(x)} are sampled: use its own latent."
                     )

@@ -20,6 +20,7 @@ from ..samplers.tuning.h_space import Change, Pair, distances, edit_and_boost, s
 from ..samplers.window import ALWAYS, SigmaWindow
 from .comfy import Progress, decode, latent_out, process_of
 from .fingerprint import difference, fingerprint
+from .rows import NULL_ROLES, roles_of
 from .run import Run
 from .sampler import own_sampler
 
@@ -72,7 +73,7 @@ class Place:
         self.site = site
         self._read: dict[int, Tensor] | None = None
         self._change: Change | None = None
-        self._rows, self._branches = ALL, None
+        self._rows, self._null_branch = ALL, True
 
     def patch(self, h: Tensor, skip, options: dict):
         if tuple(options.get("block", ())) != ("output", self.site):
@@ -83,11 +84,11 @@ class Place:
             for kind, chunk in zip(kinds, chunks):
                 self._read.setdefault(kind, chunk.detach().clone())
         if self._change is not None:
-            h = torch.cat([self._shifted(chunk, kind) for kind, chunk in zip(kinds, chunks)])
+            h = torch.cat([self._shifted(chunk, role) for (role, _), chunk in zip(roles_of(options, kinds), chunks)])
         return h, skip
 
-    def _shifted(self, chunk: Tensor, kind: int) -> Tensor:
-        if self._branches is not None and kind not in self._branches:
+    def _shifted(self, chunk: Tensor, role: str) -> Tensor:
+        if role in NULL_ROLES and not self._null_branch:
             return chunk
         kept, rows = chunk.tensor_split([0 if self._rows == ALL else len(chunk) // 2])
         return torch.cat([kept, rows + self._change(rows).to(rows)])
@@ -102,14 +103,14 @@ class Place:
             self._read = None
 
     @contextlib.contextmanager
-    def shifting(self, change: Change, rows: str = ALL, branches: Sequence[int] | None = None) -> Iterator[None]:
-        """h -> h + change(h) in calls of the duration. rows: ALL or SECOND_HALF of each condition's; branches: of which
-        conditions (0 the positive, 1 the negative), None for all."""
-        self._change, self._rows, self._branches = change, rows, branches
+    def shifting(self, change: Change, rows: str = ALL, null_branch: bool = True) -> Iterator[None]:
+        """h -> h + change(h) in calls of the duration. rows: ALL or SECOND_HALF of each condition's; null_branch: those
+        of the negative prompt too."""
+        self._change, self._rows, self._null_branch = change, rows, null_branch
         try:
             yield
         finally:
-            self._change, self._branches = None, None
+            self._change = None
 
 
 def read(run: Run, place: Place, x: Tensor, sigma, name: str = "positive") -> tuple[Tensor, Tensor]:
@@ -178,13 +179,12 @@ def asyrp_sampler(
     if len(places) != 1:
         raise ValueError("Directions of one site can be added up: make them all at the same site.")
     place = Place(places.pop())
-    branches = None if null_branch else [0]
 
     def walk(denoise, x, sigmas, *, process, noise, callback):
         def ask(x, sigma, change, rows=SECOND_HALF):
             if change is None:
                 return denoise(x, sigma)
-            with place.shifting(change, rows, branches):
+            with place.shifting(change, rows, null_branch):
                 return denoise(x, sigma)
 
         def one_by_one(x, sigma, change):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import weakref
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,26 +12,25 @@ from ..samplers.core import measured_cfg, step_index
 from ..samplers.picture.disturbance import Disturbance, disturbed_input, effective_uncond, match_bound, matched_uncond
 from ..samplers.picture.disturbance_schedules import stable_strength
 from .clock import Clock
-
-_NEGATIVE = 1  # cond_or_uncond's word for the null branch
+from .rows import CALL, NULL_ROLES, NULLS, roles_of
 
 
 class NullBranch:
-    """What the null branch of one patched MODEL sees, and how strongly.
+    """What the null branch of one patched MODEL sees, and how strongly. A guider that runs a source beside its edits
+    has one for each; each looks back at its own run.
 
-    State lives per run (`Clock`; where conditions are other objects a run is new too). cfg: the scale assumed until
-    the first step has shown the true one. sigmas: the run's schedule, for an engine that doesn't tell it."""
+    State lives per run (`Clock`). cfg: the scale assumed until the first step has shown the true one. sigmas: the run's
+    schedule, for an engine that doesn't tell it."""
 
     def __init__(self, disturbance: Disturbance, strength: float, cfg: float, previous=None, match=None, sigmas=None):
         self.disturbance, self.strength, self.assumed, self.previous = disturbance, strength, cfg, previous
         self.match, self.clock = match, Clock(sigmas)
-        self.seen_condition = lambda: None
         self._restart()
 
     def _restart(self) -> None:
-        self.disturbance.history.restart()
+        self.looks: dict[tuple[str, int], Disturbance] = {}  # by role
         self.cfg, self.said = self.assumed, set()
-        self.matching = False  # the evaluation at hand lies in the window
+        self.matching: float | None = None  # the sigma of the latest evaluation in the window
         self.asked = set()  # heights and widths that the null branch is asked for in the evaluation at hand
 
     def _say(self, sentence: str) -> None:
@@ -59,21 +58,32 @@ class NullBranch:
             )
         return amount
 
+    def _other(self, role: tuple[str, int], x: Tensor, sigma: float) -> Tensor | None:
+        if role not in self.looks:
+            self.looks[role] = replace(self.disturbance)
+        return self.looks[role].other(x, sigma)
+
     def __call__(self, apply_model, args: dict) -> Tensor:
-        x, kinds = args["input"], args["cond_or_uncond"]
+        x, kinds, options = args["input"], args["cond_or_uncond"], args["c"].get("transformer_options", {})
         call = self.previous or (lambda network, a: network(a["input"], a["timestep"], **a["c"]))
-        if _NEGATIVE not in kinds:
+        if max(kinds) > 1 and not {CALL, NULLS} & set(options):
+            raise ValueError(
+                "This guider asks for more than a positive and a negative prompt, and Null-Text Disturbance can't tell "
+                "which is the null branch: use CFGGuider or KSampler with it."
+            )
+        roles = roles_of(options, kinds)
+        if not any(role in NULL_ROLES for role, _ in roles):
             return call(apply_model, args)
         sigma = float(args["timestep"].max())
-        if self.clock.tick(sigma, args["c"].get("transformer_options", {}).get("sample_sigmas")):
+        if self.clock.tick(sigma, options.get("sample_sigmas")):
             self._restart()
         sigmas = self.clock.schedule
         given, changed = list(x.chunk(len(kinds))), {}
         self.asked.add(tuple(x.shape[-2:]))
-        for i, kind in enumerate(kinds):
-            other = self.disturbance.other(given[i], sigma) if kind == _NEGATIVE else None
+        for i, role in enumerate(roles):
+            other = self._other(role, given[i], sigma) if role[0] in NULL_ROLES else None
             if other is given[i]:  # it looks at itself: only the bound acts
-                self.matching, other = True, None
+                self.matching, other = sigma, None
             amount = self._amount(sigma, sigmas) if other is not None else 0.0
             if amount > 0:
                 changed[i] = given[i]
@@ -83,18 +93,16 @@ class NullBranch:
         denoised = list(call(apply_model, {**args, "input": torch.cat(given)}).chunk(len(kinds)))
         for i, here in changed.items():
             denoised[i] = effective_uncond(here, given[i], denoised[i])
-        self.matching = True
+        self.matching = sigma
         return torch.cat(denoised)
 
     def after_cfg(self, args: dict) -> Tensor:
         """Reads the scale off each guided result, notices another run and a run without a null branch; matches.
 
         Matching waits until here, where both branches are whole: the engine may ask them one by one, or in areas."""
-        condition = next(iter(args["cond"][0]["model_conds"].values()))
-        if condition is not self.seen_condition():
-            # weakly: a MODEL that holds conditions keeps their control nets loaded, and every clone copies them
-            self.seen_condition = weakref.ref(condition)
-            self.disturbance.history.entries = self.disturbance.history.entries[-1:]
+        if self.clock.meet(args["cond"]):
+            for look in self.looks.values():
+                look.history.entries = look.history.entries[-1:]
         asked, self.asked = self.asked, set()
         if asked - {tuple(args["input"].shape[-2:])}:
             raise ValueError(
@@ -106,11 +114,10 @@ class NullBranch:
             self._say(
                 "the sampler asks for no null branch (cfg 1), so nothing changes. Set cfg above 1; the paper takes 10."
             )
-        else:
-            seen = measured_cfg(cond, uncond, args["denoised"], torch.float64)
-            self.cfg = self.cfg if seen is None else seen
-        matching, self.matching = self.matching, False
-        if not (self.match and matching):
+            return args["denoised"]
+        seen = measured_cfg(cond, uncond, args["denoised"], torch.float64)
+        self.cfg = self.cfg if seen is None else seen
+        if not self.match or self.matching != float(args["sigma"].max()):
             return args["denoised"]
         bound = match_bound(args["sigma"], self.disturbance.start, self.match)
         change = matched_uncond(args["input"], uncond, cond, bound) - uncond
@@ -125,5 +132,16 @@ def patch_null_branch(model, disturbance: Disturbance, strength: float, cfg: flo
     previous = patched.model_options.get("model_function_wrapper")
     branch = NullBranch(disturbance, strength, cfg, previous, match, sigmas)
     patched.set_model_unet_function_wrapper(branch)
-    patched.set_model_sampler_post_cfg_function(branch.after_cfg)
+    after = patched.model_options.get("sampler_post_cfg_function", [])  # they add to what cfg made, so it comes first
+    patched.model_options = {**patched.model_options, "sampler_post_cfg_function": [branch.after_cfg, *after]}
     return patched
+
+
+def looks_back(model) -> bool:
+    """Whether a null branch of this MODEL looks back at its own run (Back-D)."""
+    wrapper = model.model_options.get("model_function_wrapper")
+    while wrapper is not None:
+        if isinstance(wrapper, NullBranch) and wrapper.disturbance.older is not None:
+            return True
+        wrapper = getattr(wrapper, "previous", None)
+    return False

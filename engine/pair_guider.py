@@ -149,6 +149,12 @@ def _class() -> type:
         def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006 (the engine's signature)
             check_interrupt()
             branches, sigma = self._branches, timestep.max()
+            count = len(branches.image) + (branches.batch if branches.stored is None else 0)
+            if len(x) != count:
+                raise ValueError(
+                    f"The sampler asks for {len(x)} rows in one call, and the guider of Prompt-to-Prompt has {count}: "
+                    "use another sampler, or set calls of Asyrp Sampler to two calls."
+                )
             source, target = branches.split(x, sigma)
             edits, moment = target.split(branches.batch), branches.moment(sigma)
             guided = not (abs(self.cfg - 1) < 1e-9 and not model_options.get("disable_cfg1_optimization", False))

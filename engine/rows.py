@@ -2,8 +2,10 @@
 
 A call holds len(cond_or_uncond) chunks of equal size in any order, and the engine may split a step into several
 calls. An edit on a MODEL finds its rows by their text embedding: a conditioning that a node was given is looked for
-in the positive chunks, so that areas, combined prompts and batches of prompts need no special case. A guider that
-runs a source beside its edits says which condition is what by a `Call` under `CALL` in the transformer options.
+in the positive chunks, so that areas, combined prompts and batches of prompts need no special case. ComfyUI's CFG asks
+for the positive condition and the negative one, in this order. A guider of this pack says in the transformer options
+which of its conditions are null branches (`NULLS`), and one that runs a source beside its edits what each is, by a
+`Call` under `CALL`.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from ..samplers.attention.layers import QKV, Ask, Controller, Layer, Moment, Row
 from .clock import Clock
 from .words import words_of
 
-CALL = "nulltext_call"
+CALL, NULLS = "nulltext_call", "nulltext_nulls"
+NULL_ROLES = ("negative", "source_negative")
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,13 @@ class Call:
     def complete(self, roles: Sequence[tuple[str, int]]) -> bool:
         """Whether these are all of the step's roles, so that the stored source may be dropped."""
         return not self.elsewhere and set(self.roles) <= set(roles)
+
+
+def roles_of(options: dict, order: Sequence[int]) -> list[tuple[str, int]]:
+    """(role, edit) of each chunk of a call, as `Call` names them; the order is the engine's `cond_or_uncond`."""
+    if CALL in options:
+        return [options[CALL].roles[i] for i in order]
+    return [("negative" if i in options.get(NULLS, (1,)) else "target", 0) for i in order]
 
 
 def check_joined(conditioning: list) -> None:
@@ -161,7 +171,7 @@ def jobs_for(edits: Sequence, qkv: QKV, layers: Sequence[Layer], options: dict, 
 
     asking = [e.controller for e in edits if isinstance(e, PairEdit) and call and asks(e)]
     jobs, source = pair_jobs(asking, qkv, layers[0], call, order) if asking else ([], None)
-    roles = [call.roles[i][0] if call else "negative" if i else "target" for i in order]
+    roles = [role for role, _ in roles_of(options, order)]
     for edit in (e for e in edits if isinstance(e, WordEdit) and any(layer.cross for layer in layers)):
         edit.begin(options)
         if asks(edit) and context is not None:

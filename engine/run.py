@@ -14,7 +14,15 @@ from torch import Tensor
 from ..samplers.core import Denoise, Sigma, apply_cfg, gaussian
 from ..samplers.underflow import keep_from_underflow, keep_trained_from_underflow
 from .comfy import Progress, get, process_of, sigma_range, timestep, with_patch
-from .gradients import beside_controls, beside_patches, control_networks, grad_mode, normal, without_override
+from .gradients import (
+    beside_controls,
+    beside_patches,
+    control_networks,
+    grad_mode,
+    normal,
+    normal_options,
+    without_override,
+)
 from .guider import guider_class, replace_embedding
 
 
@@ -47,7 +55,7 @@ class Run:
         """D of each condition (a name or a processed list) at x [B, C, ...], batched in one call where memory allows;
         no CFG."""
         self.calls += 1
-        options = self._options if torch.is_inference_mode_enabled() else normal(self._options)
+        options = self._options if torch.is_inference_mode_enabled() else normal_options(self._options)
         return self.guider.predict(x.float(), timestep(sigma, x), names, options)
 
     def prepared(self, name: str, shape: Sequence[int]) -> dict:
@@ -96,7 +104,7 @@ class Run:
         Differentiable in x, sigma and embedding inside `gradients()`. ValueError if the condition is several at
         once."""
         replace_embedding(self.guider.conds[name], torch.zeros(1))  # refuse before any work
-        ordinary = functools.cache(lambda: (normal(self.guider.conds[name]), normal(self._options)))
+        ordinary = functools.cache(lambda: (normal(self.guider.conds[name]), normal_options(self._options)))
 
         def net(x, sigma, embedding):
             self.calls += 1

@@ -10,18 +10,13 @@ import torch
 from torch import Tensor
 
 from ..samplers.attention.branches import StoredSource
-from ..samplers.core import NoiseProcess, Sigma, gaussian
+from ..samplers.core import NoiseProcess, Sigma, gaussian, repeated
 from ..samplers.inversion.record import Inversion
 from ..samplers.inversion.replay import way_back
 from .comfy import Progress, check_interrupt, check_latent, get, process_of, timestep, with_patch
 from .gate import check_run
 from .interrupts import heard
 from .noise import source_latent
-
-
-def repeated(rows: Tensor, copies: int) -> Tensor:
-    """The whole batch several times, one after the other; as it is for one copy, and where one row stands for all."""
-    return rows if copies == 1 or len(rows) == 1 else torch.cat([rows] * copies)
 
 
 def begin_with(sigmas: Tensor, levels: Tensor) -> bool:

@@ -25,6 +25,7 @@ from .gradients import (
     control_networks,
     grad_mode,
     normal,
+    normal_options,
     short_of_memory,
     without_override,
 )
@@ -162,7 +163,8 @@ def _post_cfg(model, terms: list[Term]):
     def hook(args: dict) -> Tensor:
         x, sigma, denoised = args["input"], args["sigma"].flatten()[:1], args["denoised"]
         level = float(sigma[0])
-        if clock.tick(level, args["model_options"].get("transformer_options", {}).get("sample_sigmas")):
+        begins = clock.tick(level, args["model_options"].get("transformer_options", {}).get("sample_sigmas"))
+        if clock.meet(args["cond"]) or begins:
             trace.steps.clear()
         schedule = clock.seen
         step = trace.step(level, x, denoised)
@@ -225,7 +227,8 @@ def _network(args: dict):
         scale = 1.0 if scale is None else scale
     if abs(scale - 1) > 1e-4:
         conds.append(args["uncond"])
-    options, shape = beside_controls(without_override(normal(args["model_options"])), conds), args["input"].shape
+    options = beside_controls(without_override(normal_options(args["model_options"])), conds)
+    shape = args["input"].shape
     conds = normal(conds)
 
     def denoise(x, sigma):  # x [B, C, h, w]; the network's own latents may have an axis of frames

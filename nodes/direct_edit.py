@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..engine import record
 from ..engine.comfy import check_latent, fitted, get, latent_out, sigmas_of
+from ..engine.null_branch import looks_back
 from ..engine.run import Run, sample_with
 from ..samplers.core import gaussian
 from ..samplers.inversion.direct_edit import sample_flow_edit, sample_infedit
@@ -85,6 +86,11 @@ def edit(
     if (source_cfg != 1 or target_cfg != 1) and not conds.get("negative"):
         raise ValueError(
             "A cfg above 1 needs the null branch: wire the negative (empty) prompt, or set both scales to 1."
+        )
+    if (source_cfg != 1 or target_cfg != 1) and looks_back(model):
+        raise ValueError(
+            f"The rollback of Null-Text Disturbance looks back at one run, and {method} asks for two pictures with new "
+            "noise in every step: take the disturbance off the model, or let it look at a picture (Image-D)."
         )
     first = first_step(strength, len(sigmas) - 1)
     steps = len(sigmas) - 1 - first

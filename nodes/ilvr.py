@@ -7,6 +7,7 @@ import torch
 from ..engine.comfy import fitted, sigmas_of, to_model_space, window
 from ..engine.guider import patch_denoised
 from ..engine.sampler import own_sampler, sample_latent
+from ..samplers.core import repeated
 from ..samplers.picture.ilvr import coarse_of, sample_ilvr
 from ..samplers.picture.lowpass import LOW_PASSES, kept
 from ..samplers.window import SigmaWindow
@@ -102,12 +103,12 @@ class ILVR(Box):
         def change(denoised, sigma):
             if sigma not in inside:
                 return denoised
-            if clean.shape[1:] != denoised.shape[1:] or len(clean) not in (1, len(denoised)):
+            if clean.shape[1:] != denoised.shape[1:] or len(denoised) % len(clean):
                 raise ValueError(
                     f"The reference's latent is {list(clean.shape)}, the run's {list(denoised.shape)}: resize the "
                     "reference to the size that is sampled."
                 )
-            held = coarse_of(denoised, clean.to(denoised), phi)
+            held = coarse_of(denoised, repeated(clean, len(denoised) // len(clean)).to(denoised), phi)
             return held if strength == 1 else denoised + strength * (held - denoised)
 
         return text_result(

@@ -38,6 +38,11 @@ def expand(sigma: Sigma, x: Tensor) -> Tensor:
     return sigma.reshape(sigma.shape + (1,) * (x.ndim - sigma.ndim)) if sigma.ndim else sigma
 
 
+def repeated(rows: Tensor, copies: int) -> Tensor:
+    """The whole batch several times, one after the other; as it is for one copy, and where one row stands for all."""
+    return rows if copies == 1 or len(rows) == 1 else torch.cat([rows] * copies)
+
+
 def wide(x: Tensor, device: torch.device | None = None) -> Tensor:
     """x on its device or another, in float64; in fp32 on Apple's GPUs (MPS), which have no float64."""
     device = torch.device(device or x.device)

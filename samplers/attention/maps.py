@@ -93,7 +93,8 @@ class MapSum:
         """values [words, some pixels], mean over heads."""
         key = (image, layer.moment.sigma, layer.grid)
         if key not in self.sums:
-            self.sums[key] = torch.zeros(values.shape[0], layer.tokens)
+            with torch.inference_mode(False):  # the next call may be guidance's, outside inference mode
+                self.sums[key] = torch.zeros(values.shape[0], layer.tokens)
             self.counts[key] = 0.0
         self.sums[key][:, pixels] += values.detach().float().cpu()
         self.counts[key] += (pixels.stop - pixels.start) / layer.tokens

@@ -41,7 +41,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core import Denoise, NoiseProcess, Sigma, apply_cfg, as_level, expand, wide
+from ..core import Denoise, NoiseProcess, Sigma, apply_cfg, as_level, expand, repeated, wide
 from ..window import SigmaWindow
 from .history import History
 
@@ -121,13 +121,13 @@ class Disturbance:
             return x if self.active(sigma) else None
         reference = self.reference
         if reference is not None:
-            if reference.shape[1:] != x.shape[1:] or len(reference) not in (1, len(x)):
+            if reference.shape[1:] != x.shape[1:] or len(x) % len(reference):
                 raise ValueError(
                     f"The picture to look at has the latent shape {list(reference.shape)}, the run's is "
                     f"{list(x.shape)}: resize the picture to the size that is sampled, take one or as many as the "
                     "batch, and give no prompt an area of its own."
                 )
-            reference = reference.to(x).expand_as(x)
+            reference = repeated(reference.to(x), len(x) // len(reference)).expand_as(x)
         s = float(torch.as_tensor(sigma).max())
         if self.older is not None:
             self.history.record(s, x)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core import NoiseProcess, Sigma
+from ..core import NoiseProcess, Sigma, repeated
 
 
 class History:
     """The latents of a run by sigma. A repeated sigma overwrites (Heun); where the run climbs back (RePaint), what it
-    had reached below is forgotten, and what lies above stays. `restart` says that a new run begins."""
+    had reached below is forgotten, and what lies above stays. `restart` says that a new run begins. A loop may ask for
+    its batch several times in one call, [b1 b2 b1 b2], in some steps: the latents are kept for as many rows."""
 
     def __init__(self):
         self.entries: list[tuple[float, Tensor]] = []  # sigma falling
@@ -19,7 +20,7 @@ class History:
         """Keep x [B, C, ...] as the latent at sigma."""
         s = float(torch.as_tensor(sigma).max())
         if self.entries and x.shape != self.entries[-1][1].shape:
-            self.entries.clear()
+            self.entries = [(e, rows) for e, old in self.entries if (rows := _for_rows_of(x, old)) is not None]
         self.entries = [e for e in self.entries if e[0] > s * (1 + 1e-6)]
         self.entries.append((s, x.detach().clone()))
 
@@ -43,3 +44,11 @@ class History:
                 weight = (high - sigma) / (high - low)
                 return sigma, x_high + weight * (x_low - x_high)
         return self.entries[-1]
+
+
+def _for_rows_of(x: Tensor, batch: Tensor) -> Tensor | None:
+    """The batch again and again for the rows of x, or its first; None for other pictures."""
+    few, many = sorted((len(x), len(batch)))
+    if x.shape[1:] != batch.shape[1:] or many % few:
+        return None
+    return batch[:few] if few == len(x) else repeated(batch, many // few).expand_as(x)

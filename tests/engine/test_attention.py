@@ -8,10 +8,12 @@ import torch
 from nulltext.engine import attention
 from nulltext.engine.attention import attach, unet_places
 from nulltext.engine.comfy import sigmas_of
+from nulltext.engine.guider import guider_class
 from nulltext.engine.rows import Capture, WordEdit
 from nulltext.engine.run import sample_with
 from nulltext.samplers.attention.controllers import Reweight
 from nulltext.samplers.attention.maps import LayerChoice, MapRecorder
+from nulltext.tests.running import sample
 
 X = 5 * torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(4))
 
@@ -56,7 +58,8 @@ def test_only_the_prompts_own_rows_change(tiny, make_condition):
     ahead = predictions(model, ["positive", "negative", "negative"], **conds)
     assert near(ahead[0], hooked[0])
     # the prompt as a negative prompt is not asked for
-    assert near(predictions(model, ["negative", "positive"], **conds)[1], plain[0])
+    swapped = {"positive": conds["negative"], "negative": conds["positive"]}
+    assert near(predictions(model, ["positive", "negative"], **swapped)[1], plain[0])
 
 
 def test_combined_prompts_and_areas(tiny, make_condition):
@@ -157,6 +160,26 @@ def test_probabilities_are_what_the_maps_hold(tiny, make_condition):
         attach(tiny, [Capture(record, cond)]), ["positive", "negative"], positive=cond, negative=make_condition(2, 154)
     )
     torch.testing.assert_close(record.maps.maps(1), torch.ones(1, 8, 8))
+
+
+def test_a_prompt_is_found_wherever_a_guider_asks_for_it(engine, tiny, make_condition):
+    """DiffEdit Mask has its target second, ComfyUI's DualCFGGuider its first prompt third."""
+    cond, other = make_condition(1), make_condition(2)
+    calc = engine.get("samplers").calc_cond_batch
+
+    class Dual(guider_class()):
+        def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006
+            negative, middle, positive = (self.conds[name] for name in ("negative", "middle", "positive"))
+            return sum(calc(self.inner_model, [negative, middle, positive], x, timestep, model_options))
+
+    def dual(model):
+        guider = Dual(model)
+        guider.inner_set_conds({"negative": other, "middle": make_condition(3), "positive": cond})
+        return sample(guider, X, torch.tensor([2.0, 0.0]))
+
+    second = lambda model: predictions(model, ["source", "positive"], source=other, positive=cond)[1]
+    for asked in (second, dual):
+        assert not near(asked(reweighted(tiny, cond)), asked(tiny))
 
 
 def test_a_layer_of_somebody_elses_is_refused(tiny, make_condition):

@@ -49,3 +49,37 @@ def test_a_restart_makes_the_next_call_the_first():
     news(clock, (8.0, SIGMAS), (4.0, SIGMAS))
     clock.restart()
     assert clock.tick(4.0, SIGMAS)
+
+
+class Condition:
+    """What the engine makes of a prompt, anew for every run."""
+
+    def met_by(self, clock):
+        return clock.meet([{"model_conds": {"c_crossattn": self}}])
+
+
+def test_where_no_schedule_is_told_a_run_is_over_once_its_conditions_are_gone():
+    clock, source, edit = Clock(), Condition(), Condition()
+    assert news(clock, (8.0, None)) == [True] and not source.met_by(clock) and not edit.met_by(clock)
+    assert news(clock, (4.0, None)) == [False] and not source.met_by(clock) and not edit.met_by(clock)
+    del source
+    assert news(clock, (2.0, None)) == [False]  # the edit's is still there
+    del edit
+    assert news(clock, (1.0, None), (0.5, None)) == [True, False]
+
+
+def test_a_condition_that_is_first_met_further_down_is_another_runs():
+    """The last run was interrupted, and what it ran in is still held."""
+    clock, first, second = Clock(), Condition(), Condition()
+    news(clock, (8.0, None))
+    first.met_by(clock)
+    assert news(clock, (4.0, None)) == [False] and second.met_by(clock) and clock.levels == [4.0]
+    assert news(clock, (2.0, None)) == [False] and not second.met_by(clock) and first.met_by(clock)
+
+
+def test_where_the_schedule_is_told_conditions_say_nothing():
+    clock, first = Clock(), Condition()
+    assert news(clock, (8.0, SIGMAS), (4.0, SIGMAS)) == [True, False]
+    assert not first.met_by(clock) and not clock.meet(None)
+    del first
+    assert news(clock, (2.0, SIGMAS)) == [False]

@@ -106,9 +106,11 @@ def test_the_conditional_rows_alone(tiny, ends, latent, sigmas):
     def body(run):
         x, names = 3 * run.latent, ["positive", "negative"]
         bare = run.predictions(x, sigmas[1], names)
-        with run.patched(h_space.PATCH, place.patch), place.shifting(mirrored, branches=[0]):
+        with run.patched(h_space.PATCH, place.patch), place.shifting(mirrored, null_branch=False):
             made = run.predictions(x, sigmas[1], names)
+            swapped = run.predictions(x, sigmas[1], names[::-1])
         assert torch.equal(made[1], bare[1]) and not torch.allclose(made[0], bare[0], rtol=1e-3)
+        assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(swapped, made[::-1]))
         with run.patched(h_space.PATCH, place.patch), place.shifting(mirrored, h_space.SECOND_HALF):
             halves = run.predictions(x, sigmas[1], names)
         for half, whole in zip(halves, bare):

@@ -36,13 +36,13 @@ def test_matching_bounds_the_null_branchs_noise_by_the_conditionals(match, calls
     seen = bound * 0.5 if match else 0.5 * 9 * (1 + 0.5**2) ** 0.5  # X' - D_u'
     uncond = X - seen
     torch.testing.assert_close(ask(branch, calls, cfg), uncond + cfg * (X * 0.5 - uncond))
-    assert not branch.matching
 
 
 def test_matching_touches_no_evaluation_outside_the_window():
-    branch = NullBranch(Looks(VE, start=0.4, reference=X * -9), 1.0, 3.0, match=(1.0, 1.0))
+    branch = NullBranch(Looks(VE, start=0.4, end=0.2, reference=X * -9), 1.0, 3.0, match=(1.0, 1.0))
     assert torch.equal(ask(branch, [[1, 0]], 3.0), X * 0.5)
     assert not torch.equal(ask(branch, [[1, 0]], 3.0, sigma=0.3), X * 0.5)
+    assert torch.equal(ask(branch, [[1, 0]], 3.0, sigma=0.1), X * 0.5)
 
 
 def test_a_schedule_that_the_engine_does_not_tell_fades_the_last_step():
@@ -90,16 +90,23 @@ def test_a_runs_conditions_are_known_again_and_not_kept():
         def __deepcopy__(self, memo):
             raise AssertionError("the run's conditions are copied with the MODEL")
 
-    branch, first, second = NullBranch(Looks(VE, start=1.0, reference=X * 9), 1.0, 3.0), Condition(), Condition()
-    history = branch.disturbance.history
+    first, second = Condition(), Condition()
+    branch = NullBranch(Looks(VE, start=1.0, older=lambda sigma: sigma + 1), 1.0, 3.0)
+    levels = lambda: [sigma for sigma, _ in branch.looks["negative", 0].history.entries]
     ask(branch, [[1, 0]], 3.0, 0.5, first)
-    history.entries = [*history.entries, *history.entries, *history.entries] or [1, 2, 3]
-    kept = len(history.entries)
-    ask(branch, [[1, 0]], 3.0, 0.4, first)
-    assert len(history.entries) >= kept, "the same run"
+    ask(branch, [[1, 0]], 3.0, 0.25, first)
+    assert levels() == [0.5, 0.25], "the same run"
     copy.deepcopy(branch)
     alive = weakref.ref(first)
     del first
     assert alive() is None
-    ask(branch, [[1, 0]], 3.0, 0.3, second)
-    assert len(history.entries) <= 1, "another run keeps the latest alone"
+    ask(branch, [[1, 0]], 3.0, 0.125, second)
+    assert levels() == [0.125], "another run keeps the latest alone"
+
+
+def test_a_guider_of_three_conditions_is_refused():
+    """ComfyUI's DualCFGGuider asks for its negative prompt first."""
+    branch = NullBranch(Looks(VE, start=1.0, reference=X * 9), 1.0, 3.0)
+    args = {"input": torch.cat([X] * 3), "timestep": torch.tensor([0.5]), "c": {}, "cond_or_uncond": [2, 1, 0]}
+    with pytest.raises(ValueError, match="use CFGGuider or KSampler"):
+        branch(lambda given, sigma: given * 0.5, args)

@@ -17,7 +17,7 @@ from nulltext.samplers.attention.maps import LayerChoice, LocalBlend
 from nulltext.samplers.core import euler_step
 from nulltext.samplers.inversion.record import Inversion
 from nulltext.samplers.ode import sample_ancestral
-from nulltext.tests.running import SCALE, Control, normal, sample, walk
+from nulltext.tests.running import SCALE, Control, normal, run, sample, walk
 
 ALL, HALF, NEVER, STEPS = StepWindow(0, 1), StepWindow(0, 0.5), StepWindow(0, 0), 4
 NOISE = normal(2, 4, 8, 8, seed=3)
@@ -368,3 +368,16 @@ def test_joined_prompts_and_prompts_for_a_part_of_the_steps_are_refused(pair, pr
     joined = [[torch.cat([embedding, embedding], 1), extra]]
     with pytest.raises(ValueError, match="joined from several: it has 154 tokens"):
         pair(p2p(), edits=[joined])
+
+
+@pytest.mark.parametrize("negatives", [1, 2])
+def test_every_null_branch_looks_back_at_its_own_run(tiny, guide, prompts, make_condition, negatives):
+    """Without controllers the source and each edit are the run of their prompt alone; combined negative prompts make
+    calls of their own."""
+    source, edit, negative = prompts
+    model = run("Disturbance", model=tiny, start_percent=0.3, cfg=3.0)[0]
+    edits, negative = [edit, make_condition(5)], negative * negatives
+    out, _ = guide([], edits=edits, negative=negative, model=model, keep_source=True)
+    for rows, prompt in zip(out.split(len(NOISE)), (source, *edits)):
+        alone, plain = (walk(m, (prompt, negative), 3.0, NOISE, levels(tiny)) for m in (model, tiny))
+        assert close(rows, alone) and not close(rows, plain)

@@ -11,9 +11,9 @@ from nulltext.samplers.inversion.record import Inversion
 from nulltext.tests.running import block_patched, normal, run, walk
 
 
-def likes_ones(model, mode="decoder"):
+def likes_ones(model, mode="decoder", **more):
     """The model with a guidance that pulls every estimate towards 1."""
-    term = Guidance(lambda x, s, d: -(d - 1).pow(2).flatten(1).sum(1), mode, 0.5, name="ones")
+    term = Guidance(lambda x, s, d: -(d - 1).pow(2).flatten(1).sum(1), mode, 0.5, name="ones", **more)
     return terms.attach(model, [terms.Term(term)])
 
 
@@ -79,3 +79,22 @@ def test_any_sampler_leaves_a_trace(engine, tiny, ends, sampler):
     seen = [s["sigma"] for s in steps]
     assert seen == sorted(seen, reverse=True) and abs(seen[0] - float(sigmas[0])) < 0.02 * seen[0]
     assert len(steps) >= 4 and all("ones" in s["terms"] for s in steps)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_to_other_hooks_guidance_through_the_network_is_part_of_its_run(engine, tiny, prompt, ends, told):
+    """The gradient asks the network itself, outside inference mode; a newer engine tells hooks the run's schedule."""
+    worded, sigmas = prompt("a red ring"), engine.sigmas_of(tiny, "karras", 4)
+    model, maps = run("AttentionRecord", model=likes_ones(tiny, "network"), positive=worded, words="red")
+    if told:
+        with torch.inference_mode():
+            model.model_options["transformer_options"]["sample_sigmas"] = sigmas.clone()
+    walk(model, (worded, ends[1]), 3.0, normal(1, 4, 8, 8), sigmas)
+    assert maps["record"].maps.sigmas() == pytest.approx(sigmas[:-1].tolist())
+
+
+def test_guidance_of_every_third_step_counts_anew_after_an_interrupted_run(engine, tiny, ends):
+    model, sigmas, noise = likes_ones(tiny, every=3), engine.sigmas_of(tiny, "karras", 8), normal(1, 4, 8, 8)
+    fresh = walk(model, ends, 1.0, noise, sigmas[5:])
+    walk(model, ends, 1.0, noise, sigmas[:3])  # ends high, as if interrupted there
+    assert torch.equal(walk(model, ends, 1.0, noise, sigmas[5:]), fresh)

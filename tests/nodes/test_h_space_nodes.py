@@ -5,9 +5,14 @@ import uuid
 import pytest
 import torch
 from nulltext.engine import run
+from nulltext.engine.guider import null_text_guider
+from nulltext.engine.pair_guider import prompt_to_prompt_guider
 from nulltext.engine.sampler import own_sampler, sample_latent
 from nulltext.nodes import asyrp, h_map, h_space, h_space_files
+from nulltext.nodes.disturbance import PICTURE
 from nulltext.samplers.ode import sample_euler
+from nulltext.tests.running import noised_inversion, sample
+from nulltext.tests.running import run as node
 
 EMPTY = {"samples": torch.zeros(1, 4, 8, 8)}
 
@@ -24,10 +29,12 @@ def made(model, positive, latent=EMPTY, way=h_space.COMPONENT, steps=4, samples=
     )["result"][0]
 
 
-def sampler(model, direction, strength=1.0, t_edit=0.0, t_boost=0.0, way=asyrp.ASYMMETRIC, **more):
-    return asyrp.AsyrpSampler().run(
-        model, direction, strength, way, t_edit, t_boost, True, True, asyrp.ONE_CALL, **more
-    )["result"]
+def sampler(
+    model, direction, strength=1.0, t_edit=0.0, t_boost=0.0, way=asyrp.ASYMMETRIC, calls=asyrp.ONE_CALL, **more
+):
+    return asyrp.AsyrpSampler().run(model, direction, strength, way, t_edit, t_boost, True, True, calls, **more)[
+        "result"
+    ]
 
 
 def sampled(model, ends, latent, parts):
@@ -162,3 +169,34 @@ def test_the_map_has_a_column_for_each_strength(tiny, ends, latent):
         run("0, x", "dark | light")
     with pytest.raises(ValueError, match="two values"):
         run("0", "dark")
+
+
+@pytest.mark.parametrize("beside", ["rollback", "picture", "ILVR", "Null-Text Guider"])
+def test_one_call_of_two_rows_is_two_calls_beside_what_counts_rows(tiny, ends, latent, beside):
+    """Each node holds something for each of the two pictures; t_edit 0.6 asks for them once in the last steps."""
+    d, reference = made(tiny, ends[0], steps=8), {"samples": latent.flip(0)}
+    inversion = noised_inversion(tiny, latent, 8)
+    model = {
+        "rollback": lambda: node("Disturbance", model=tiny, cfg=3.0, start_percent=0.3)[0],
+        "picture": lambda: node("Disturbance", model=tiny, look=PICTURE, picture=reference, start_percent=0.3)[0],
+        "ILVR": lambda: node("ILVR", model=tiny, reference=reference, factor=2.0)[0],
+        "Null-Text Guider": lambda: tiny,
+    }[beside]()
+    embeddings = torch.cat([ends[1][0][0], -ends[1][0][0]]).expand(8, -1, -1, -1)
+    inversion = inversion.replace(null_embeddings=embeddings, correction="null_text", cfg=3.0)
+
+    def edited(calls):
+        parts = sampler(model, d, t_edit=0.6, calls=calls)
+        if beside != "Null-Text Guider":
+            return sampled(model, ends, latent, parts)
+        guider = null_text_guider(model, inversion, *ends, 3.0)
+        return sample(guider, torch.zeros_like(latent), inversion.sigmas, latent, parts[0])
+
+    torch.testing.assert_close(edited(asyrp.ONE_CALL), edited(asyrp.TWO_CALLS), rtol=1e-3, atol=1e-3)
+
+
+def test_prompt_to_prompt_asks_for_two_calls(tiny, ends, make_condition, latent):
+    guider = prompt_to_prompt_guider(tiny, ends[0], [make_condition(4)], ends[1], 3.0, [])
+    parts = sampler(tiny, made(tiny, ends[0]))
+    with pytest.raises(ValueError, match="8 rows in one call, and .* Prompt-to-Prompt has 4: .* two calls"):
+        sample(guider, latent, parts[1], sampler=parts[0])

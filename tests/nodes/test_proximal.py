@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from nulltext.engine.guider import set_cfg_scale
+from nulltext.engine.guider import guider_class, set_cfg_scale
 from nulltext.engine.sampler import core_sampler, sample_latent
 from nulltext.nodes import NODE_CLASS_MAPPINGS as NODES
 from nulltext.samplers.guidance.proximal import proximal
+from nulltext.tests.running import normal, run
+from nulltext.tests.running import sample as by
 
 NODE = NODES["NullText_ProximalGuidance"]
 SIGMAS, CFG = torch.tensor([3.0, 1.5, 0.5, 0.0]), 6.0
@@ -68,3 +70,18 @@ def test_a_scale_that_stands_on_the_model_already_still_acts(engine, tiny, sampl
     scaled = patch(set_cfg_scale(tiny, lambda sigma: 2.5))
     torch.testing.assert_close(sample(scaled), wanted, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(sample(set_cfg_scale(patch(tiny), lambda sigma: 2.5)), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("nodes", [["ProximalGuidance"], ["CFGConvention"], ["CFGConvention", "ProximalGuidance"]])
+def test_a_run_without_a_negative_prompt_asks_for_the_prompt_alone(tiny, make_condition, nodes):
+    """As Invert Image at cfg 1 and ComfyUI's BasicGuider ask."""
+
+    def sampled(model):
+        guider = guider_class()(model)
+        guider.inner_set_conds({"positive": make_condition(1)})
+        return by(guider, normal(1, 4, 8, 8), SIGMAS)
+
+    model = tiny
+    for node in nodes:
+        model = run(node, model=model)[0]
+    torch.testing.assert_close(sampled(model), sampled(tiny), rtol=1e-4, atol=1e-4)

@@ -15,6 +15,7 @@ from nulltext.samplers.picture.disturbance import (
     Disturbance,
     at_other_level,
     disturbed,
+    disturbed_input,
     effective_uncond,
     match_bound,
     matched_uncond,
@@ -183,6 +184,19 @@ def test_a_climb_keeps_what_lies_above_and_a_restart_keeps_nothing():
     assert history.at(9.0, None, VE)[0] == 7.0
 
 
+def test_a_loop_that_asks_for_its_batch_twice_in_one_call_keeps_its_history():
+    history, batch = History(), torch.arange(2.0).view(2, 1, 1, 1)
+    history.record(9.0, batch + 9)
+    history.record(5.0, (batch + 5).repeat(2, 1, 1, 1))
+    assert torch.equal(history.at(7.0, None, VE)[1], (batch + 7).repeat(2, 1, 1, 1))
+    history.record(3.0, batch + 3)
+    assert [s for s, _ in history.entries] == [9.0, 5.0, 3.0]
+    assert torch.equal(history.at(4.0, None, VE)[1], batch + 4)
+    for other in (torch.zeros(3, 1, 1, 1), torch.zeros(3, 1, 2, 2)):  # other pictures
+        history.record(2.0, other)
+        assert [s for s, _ in history.entries] == [2.0]
+
+
 def test_correlated_signals_disturb_less():
     """The paper's ordering of what the null branch sees: unrelated noise, another draw of the same class (like
     structure), the run's own latent of b = 300 ago, the picture being made. Each is clearly nearer to the plain run."""
@@ -198,6 +212,11 @@ def test_correlated_signals_disturb_less():
     }
     far = [(run(d, x) - plain).square().mean().item() for d in ways.values()]
     assert all(nearer < 0.85 * farther for farther, nearer in zip(far, far[1:])), dict(zip(ways, far))
+
+
+def test_strength_is_how_far_the_null_branch_looks_the_other_way():
+    x, other = torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 4.0)
+    assert torch.equal(disturbed_input(x, other, 0.25), x + 1) and disturbed_input(x, other, 1) is other
 
 
 def test_effective_uncond_and_refusal():
