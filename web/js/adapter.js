@@ -184,12 +184,26 @@ export function values(node) {
     return found;
 }
 
+/** @param {any} node @param {string} name */
+const linkOf = (node, name) => node.inputs?.find((/** @type {any} */ input) => input.name === name)?.link;
+
+/** Whether an input has a wire. @param {any} node @param {string} name */
+export const wired = (node, name) => linkOf(node, name) != null;
+
 /** The node at the other end of an input's wire, or null. @param {any} node @param {string} name */
 export function source(node, name) {
-    const link = node.inputs?.find((/** @type {any} */ input) => input.name === name)?.link;
+    const link = linkOf(node, name);
     if (link == null || !node.graph) return null;
     const wire = node.graph.getLink?.(link) ?? node.graph.links?.[link];
     return wire ? node.graph.getNodeById(wire.origin_id) : null;
+}
+
+/** The name of the widget in which a core node keeps a text that it hands on as it is; null for every other node.
+ * @param {any} node */
+export function plainText(node) {
+    if (!node || !/^Primitive(Node|String(Multiline)?)$/.test(classOf(node))) return null;
+    const texts = (node.widgets ?? []).filter((/** @type {any} */ widget) => typeof widget.value === "string" && widget.type !== "combo");
+    return texts.length === 1 ? texts[0].name : null;
 }
 
 /** The first node that `wanted` accepts: this one or, input by input, what feeds it through wires of these types.
