@@ -135,11 +135,21 @@ export function addPanel(node, element, height) {
         getMinHeight: tall, getMaxHeight: tall, getHeight: tall,
     });
     widget.serialize = false;
+    element.dataset.captureWheel = "true";  // Nodes 2.0 then leaves the wheel to a panel that has the focus
+    element.addEventListener("dragover", (event) => {  // the canvas under the panel does not see it
+        if (!node.onDragOver?.(event)) return;
+        event.preventDefault();
+        app.dragOverNode = node;  // where the page puts what is dropped
+    });
+    element.addEventListener("dragleave", () => { if (app.dragOverNode === node) app.dragOverNode = null; });
     holdInFrames(node);
     often(node, () => {
         if (node.subgraph && !node.widgets.includes(widget)) node.widgets.push(widget);  // loading made its list anew
         const body = bodyOf(node);
-        if (body && !element.isConnected) body.append(element);
+        if (body && !element.isConnected) {
+            body.querySelector(":scope > .nulltext-in-body")?.remove();  // of a node that had this id before
+            body.append(element);
+        }
         element.classList.toggle("nulltext-in-body", !!body && element.parentElement === body);
     });
     let last = 0;
@@ -263,17 +273,31 @@ export async function upload(file) {
     }
 }
 
-/** Call `take(files)` for files dropped on the node, or pasted while it is selected.
+const picturesIn = (/** @type {DataTransfer|null} */ data) => [...(data?.files ?? [])].filter((file) => file.type.startsWith("image/"));
+/** What takes pasted pictures, by node. @type {WeakMap<object, (files: File[]) => any>} */
+const takers = new WeakMap();
+
+/** @param {ClipboardEvent} event */
+function pasteOnSelected(event) {
+    const files = picturesIn(event.clipboardData);
+    const node = Object.values(app.canvas?.selected_nodes ?? {}).find((each) => takers.has(each));
+    const writing = event.target instanceof Element && event.target.closest("input, textarea, [contenteditable]");
+    if (!files.length || !node || writing) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    takers.get(node)?.(files);
+}
+
+/** Call `take(files)` for pictures dropped on the node, or pasted while it is selected.
  * @param {any} node @param {(files: File[]) => any} take */
 export function onFiles(node, take) {
+    takers.set(node, take);
     node.onDragOver = (/** @type {DragEvent} */ event) => [...(event.dataTransfer?.items ?? [])].some((item) => item.kind === "file");
     node.onDragDrop = (/** @type {DragEvent} */ event) => {
-        const files = [...(event.dataTransfer?.files ?? [])].filter((file) => file.type.startsWith("image/"));
+        const files = picturesIn(event.dataTransfer);
         if (files.length) take(files);
         return files.length > 0;
     };
-    node.pasteFile = (/** @type {File} */ file) => { take([file]); };
-    node.pasteFiles = (/** @type {File[]} */ files) => { take(files); return true; };
 }
 
 /** Take away the blurred live preview that the page leaves under a node after its run, and the room that the node has
