@@ -1,6 +1,6 @@
 // The page's side of ComfyUI-NullText: what each node shows under its widgets.
 import { ADVISED, adviceFor } from "./js/advice.js";
-import { clearPreview, onOurNodes, onResult, openNamed, samplerOf, values, watch } from "./js/adapter.js";
+import { clearPreview, has, onOurNodes, onResult, openNamed, samplerOf, values, watch } from "./js/adapter.js";
 import { CHIPS, addChips } from "./js/chips.js";
 import { COSTED, costOf } from "./js/cost.js";
 import { make, panelOf } from "./js/panel.js";
@@ -10,12 +10,17 @@ import { SWAPS, addSwap } from "./js/swap.js";
 import { TIMELINES, addTimeline } from "./js/timeline.js";
 
 const IN_BLUEPRINTS = ["NullText_EditPhoto"];  // these show their panel on the blueprint's node too
+const TOLD = ["image", "source_prompt", "edited_prompt"];  // what words and advice there need: not every subgraph shows it
+const PICTURES = ["nulltext_heat", "nulltext_strengths", "a_images"];
 
 openNamed();
 onOurNodes(IN_BLUEPRINTS, (node, type) => {
-    const section = panelOf(node);
+    const section = panelOf(node), tells = () => !node.subgraph || has(node, TOLD);
     if (type === "NullText_LoadPicture") addPicker(node, section("picker"));
-    if (SWAPS[type]) addSwap(node, SWAPS[type], section("swap"));
+    if (SWAPS[type]) {
+        addSwap(node, SWAPS[type], section("swap"));
+        watch(node, () => tells() ? "" : "none", () => { section("swap").style.display = tells() ? "" : "none"; });
+    }
     if (CHIPS[type]) addChips(node, CHIPS[type], section("chips"));
     if (TIMELINES[type]) addTimeline(node, type, section("timeline"));
     if (COSTED.includes(type)) {
@@ -27,7 +32,7 @@ onOurNodes(IN_BLUEPRINTS, (node, type) => {
     if (ADVISED.includes(type)) {
         const line = make("div", { class: "nulltext-advice", role: "status" });
         section("advice").append(line);
-        const said = () => node.graph ? adviceFor(type, { ...values(node), sampler: samplerOf(node) }) : "";
+        const said = () => tells() ? adviceFor(type, { ...values(node), sampler: samplerOf(node) }) : "";
         watch(node, said, () => { line.textContent = said(); });
     }
     onResult(node, type, (output) => {
@@ -43,6 +48,7 @@ onOurNodes(IN_BLUEPRINTS, (node, type) => {
                 String(output.nulltext_what ?? "edit"));
         }
         if (output.text?.length) {
+            if (!PICTURES.some((name) => output[name]?.length)) section("picture").replaceChildren();  // of another run
             section("report").replaceChildren(make("div", { class: "nulltext-report", role: "status", tabindex: "0" },
                 [].concat(output.text).join("\n")));
         }

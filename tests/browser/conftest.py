@@ -54,7 +54,7 @@ class Page:
             "console",
             lambda message: (
                 self.trouble.append(f"console: {message.text}")
-                if message.type == "error" and "NullText" in message.text
+                if message.type in ("error", "warning") and "NullText" in message.text
                 else None
             ),
         )
@@ -123,6 +123,33 @@ class Page:
         )
         self.tab.wait_for_timeout(600)
         return flow
+
+    def put(self, *kinds: str) -> None:
+        """An empty graph with one new node of each class, in a row; the last one in the middle of the view."""
+        self.tab.evaluate(
+            """kinds => {
+            app.graph.clear();
+            kinds.forEach((kind, i) => {
+                const node = LiteGraph.createNode(kind);
+                app.graph.add(node);
+                node.pos = [500 * i, 0];
+            });
+        }""",
+            kinds,
+        )
+        self.look_at(kinds[-1])
+
+    def ran(self, kind: str, **output) -> None:
+        """Tell the node of that class the result of a run that there was not."""
+        self.tab.evaluate("([kind, output]) => ofKind(kind).onExecuted(output)", [kind, output])
+
+    def drop_file(self, path: Path, x: float, y: float) -> None:
+        """Drop a file at that place as a person does: it goes nowhere unless what lies there wants it."""
+        session = self.tab.context.new_cdp_session(self.tab)
+        for kind in ("dragEnter", "dragOver", "dragOver", "drop"):
+            data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+            session.send("Input.dispatchDragEvent", {"type": kind, "x": x, "y": y, "data": data})
+        session.detach()
 
     def queue(self, seconds: float = SECONDS) -> dict:
         """Press the page's own button; the prompt's history entry once it has ended well."""

@@ -13,10 +13,17 @@ SOURCE = "a photo of a large red circle in the middle, striped blue background"
 
 
 @pytest.fixture
-def library(page):
-    """The page with the blueprint among a user's own: this engine's server has no route for those of packs yet."""
+def subgraphs(page):
+    """The page where there are subgraphs."""
     if page.kind in ("embedded", "checkout-vue"):
         pytest.skip("the page of 2024 has no subgraphs; Nodes 2.0 of front end 1.27 was not run to the end")
+    return page
+
+
+@pytest.fixture
+def library(subgraphs):
+    """The page with the blueprint among a user's own: this engine's server has no route for those of packs yet."""
+    page = subgraphs
     shelf = page.server.tree / "user" / "default" / "subgraphs"
     shelf.mkdir(parents=True, exist_ok=True)
     shutil.copy(blueprint.path(NAME), shelf)
@@ -72,3 +79,38 @@ def test_the_blueprint_edits_a_photo_from_its_own_four_inputs(library):
     compare.wait_for()
     assert "outside the mask" in page.panel(kind).inner_text()
     page.shot("blueprint")
+
+
+#: the panels that one sees
+SEEN = "[...document.querySelectorAll('.nulltext-panel')].filter(e => e.offsetWidth).length"
+
+
+def test_a_copied_blueprint_adds_no_panel_and_undo_brings_back_a_deleted_one(subgraphs):
+    page = subgraphs
+    page.tab.evaluate("graph => app.loadGraphData(graph)", json.loads(blueprint.path(NAME).read_text(encoding="utf-8")))
+    page.look_at(HOST)
+    page.panel(HOST)
+    page.tab.mouse.click(750, 940)  # the keys go to the canvas
+    page.tab.evaluate("host => { app.canvas.selectNode(ofKind(host)); app.canvas.copyToClipboard(); }", HOST)
+    page.tab.wait_for_timeout(600)
+    assert page.tab.evaluate(SEEN) == 1
+    page.tab.keyboard.press("Delete")
+    page.tab.wait_for_function(f"app.graph._nodes.length === 0 && {SEEN} === 0")
+    page.tab.wait_for_timeout(500)
+    page.tab.keyboard.press("Control+z")
+    page.tab.wait_for_function(f"app.graph._nodes.length === 1 && {SEEN} === 1")
+
+
+def test_a_subgraph_of_ones_own_is_told_nothing_about_what_it_does_not_show(subgraphs):
+    page = subgraphs
+    page.put("NullText_LoadPicture", "NullText_EditPhoto")
+    page.tab.evaluate("""() => {
+        const photo = ofKind('NullText_EditPhoto');
+        ofKind('NullText_LoadPicture').connect(0, photo, photo.inputs.findIndex(i => i.name === 'image'));
+        for (const name of ['source_prompt', 'edited_prompt']) photo.widgets.find(w => w.name === name).value = 'a cat';
+        const host = app.graph.convertToSubgraph(new Set(app.graph._nodes)).node;
+        window.panelOfHost = () => host.widgets.find(w => w.name === 'nulltext_panel')?.element;
+    }""")
+    page.tab.wait_for_function("!!panelOfHost()?.offsetWidth")
+    page.tab.wait_for_timeout(1000)
+    assert page.tab.evaluate("panelOfHost().innerText.trim()") == ""

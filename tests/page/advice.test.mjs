@@ -29,4 +29,16 @@ for (const [type, good, bad, said] of cases) {
     });
 }
 
+test("what comes through a wire is not read off the widget under it", () => {
+    for (const name of ["source_prompt", "edited_prompt"]) {
+        const typed = { source_prompt: "a cat", edited_prompt: "a dog", [name]: "" };
+        assert.match(adviceFor("NullText_EditPhoto", w(typed, "image")), new RegExp(name));
+        assert.equal(adviceFor("NullText_EditPhoto", w(typed, "image", name)), "");
+    }
+    assert.match(adviceFor("NullText_EditPhoto", w({}, "image", "source_prompt")), /edited_prompt/);
+    assert.equal(adviceFor("NullText_WordMask", w({ words: "" }, "image", "words")), "");
+    assert.equal(adviceFor("NullText_EditGrid", w({ strengths: "0.5", prompts: "" }, "prompts")), "");
+    assert.equal(adviceFor("NullText_Disturbance", w({ cfg: 1 }, "cfg")), "");
+});
+
 test("every rule has a case", () => assert.deepEqual([...new Set(cases.map(([type]) => type))].sort(), [...ADVISED].sort()));

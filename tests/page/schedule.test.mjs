@@ -56,6 +56,10 @@ test("cost lines", () => {
     assert.equal(costOf("NullText_PromptToPrompt", w({ steps: 50, cfg: 7.5 }, "inversion", "edited_2")),
         "5 network rows per step of the inversion");
     assert.equal(costOf("NullText_SDEdit", w({ steps: 30, more_levels: "0.3, 0.7" })), "90 network calls");
+    assert.equal(costOf("NullText_SDEdit", w({ steps: 30, more_levels: "0.3; 0.7\n0.8" })), "120 network calls");
+    assert.equal(costOf("NullText_SDEdit", w({ steps: 30, more_levels: "0.3" }, "steps")), null);
+    assert.equal(costOf("NullText_SDEdit", w({ steps: 30, more_levels: "0.3" }, "cfg")), "60 network calls");
+    assert.equal(costOf("NullText_Inverter", w({ ...inverter, correction: null })), "at most 100 network calls");
     assert.equal(costOf("NullText_SDEdit", w({ steps: 1, more_levels: "" })), "1 network call");
     assert.equal(costOf("NullText_DirectEdit", w({ steps: 2, strength: 0.8, average: 1 })), "at most 4 network calls");
     assert.equal(costOf("NullText_Prompt", w({})), null);

@@ -40,6 +40,11 @@ test("lists toggle", () => {
     assert.deepEqual(chipsOf(["snow", "cat"], "snow", "list").map((c) => c.picked), [true, false]);
 });
 
+test("semicolons and new lines stand between entries as commas do, as in nodes/words.py", () => {
+    assert.deepEqual(parseFactors("red: 2; small car: 3\ncat: 4").map((e) => [e.word, e.value]), [["red", 2], ["small car", 3], ["cat", 4]]);
+    assert.equal(toggleWord("circle\nred; blue", "red"), "circle, blue");
+});
+
 test("words without a tokenizer: emphasis, signs, accents", () => {
     assert.deepEqual(splitWords("A (red:1.3) car, ((snow)) d'été"), ["a", "red", "car", "snow", "d", "été"]);
     assert.equal(normal(" “Cat,” "), "cat");

@@ -3,8 +3,13 @@ import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 
 const PREFIX = "NullText_";
-/** @type {Set<{node: any, look: () => void}>} */
+/** What goes on for a node while it is on the page: `look` a few times a second, `heard` at each result of a run.
+ * @type {Set<{node: any, look?: () => void, heard?: (event: any) => void, failed?: boolean}>} */
 const watched = new Set();
+/** Whether a node is part of the workflow on the page; a copy in the clipboard, or what undo has replaced, is not.
+ * @param {any} node */
+const onPage = (node) => node.graph?.getNodeById?.(node.id) === node
+    && (node.graph === app.graph || app.graph.subgraphs?.get(node.graph.id) === node.graph);
 /** A node's body in Nodes 2.0, where that draws the node now. @param {any} node */
 const bodyOf = (node) => node.graph === app.canvas?.graph
     ? document.querySelector(`[data-testid="node-body-${node.id}"]`) : null;
@@ -15,22 +20,43 @@ const classOf = (/** @type {any} */ node) => node.comfyClass ?? node.constructor
  * @param {any} node @param {string[]} types */
 const insideOf = (node, types) => node.subgraph?.nodes?.find((/** @type {any} */ each) => types.includes(classOf(each))) ?? null;
 
-/** Call `made(node, type)` for every node of this pack, after its widgets are there, and for every subgraph's node that
- * has one of the classes `shown` inside: its own widgets have the names of that node's.
+/** Call `made(node, type)` for every node of this pack when it comes onto a graph, and for every subgraph's node that has
+ * one of the classes `shown` inside: its own widgets have the names of that node's.
  * @param {string[]} shown @param {(node: any, type: string) => void} made */
 export function onOurNodes(shown, made) {
     app.registerExtension({
         name: "NullText.panels",
         nodeCreated(/** @type {any} */ node) {
             const inside = insideOf(node, shown), type = classOf(inside ?? node);
-            if (inside || type.startsWith(PREFIX)) made(node, type);
+            if (!inside && !type.startsWith(PREFIX)) return;
+            let first = true;
+            whenAdded(node, () => {  // copying makes nodes that never come onto a graph
+                if (first) guarded({ node }, () => made(node, type));
+                first = false;
+            });
         },
     });
+    api.addEventListener("executed", (/** @type {any} */ event) => {
+        for (const entry of watched) if (onPage(entry.node)) guarded(entry, () => entry.heard?.(event));
+    });
+    document.addEventListener("paste", pasteOnSelected, true);  // before the page, which would make a Load Image of it
     setInterval(() => {
         for (const entry of watched) {
-            if (entry.node.graph) entry.look();
+            if (onPage(entry.node)) guarded(entry, () => entry.look?.());
+            else watched.delete(entry);
         }
     }, 400);
+}
+
+/** Say once what goes wrong: one panel must stop neither the others nor the page.
+ * @param {{node: any, failed?: boolean}} entry @param {() => void} act */
+function guarded(entry, act) {
+    try {
+        act();
+    } catch (error) {
+        if (!entry.failed) console.warn(`NullText: the panel of "${entry.node.title}" can't be drawn.`, error);
+        entry.failed = true;
+    }
 }
 
 /** Open the workflow that the address names, as in ?nulltext=edit_photo: one of those that `make serve` puts on the shelf. */
@@ -43,26 +69,35 @@ export function openNamed() {
             const answer = await api.fetchApi(`/userdata/${encodeURIComponent(`workflows/NullText/${name}.json`)}`);
             if (!answer.ok) return;
             const graph = await answer.json();
-            setTimeout(() => app.loadGraphData(graph), 300);  // after the page has put back what was open last
+            setTimeout(async () => {  // after the page has put back what was open last
+                await app.loadGraphData(graph);
+                const address = new URL(window.location.href);
+                address.searchParams.delete("nulltext");  // reloading brings back the user's own work
+                history.replaceState(history.state, "", address);
+            }, 300);
         },
     });
 }
 
-/** @param {any} node @param {() => void} then */
-function whenRemoved(node, then) {
-    const removed = node.onRemoved;
-    node.onRemoved = function () {
+/** Call `then` whenever the node comes onto a graph, for the first time or back. @param {any} node @param {() => void} then */
+function whenAdded(node, then) {
+    const added = node.onAdded;
+    node.onAdded = function () {
+        const returned = added?.apply(this, arguments);
         then();
-        return removed?.apply(this, arguments);
+        return returned;
     };
 }
 
-/** Call `look` a few times a second while the node is on a graph. @param {any} node @param {() => void} look */
-function often(node, look) {
-    const entry = { node, look };
+/** Keep an entry among the watched while its node is on the page, which it is when this is called.
+ * @param {{node: any, look?: () => void, heard?: (event: any) => void}} entry */
+function keep(entry) {
     watched.add(entry);
-    whenRemoved(node, () => watched.delete(entry));
+    whenAdded(entry.node, () => watched.add(entry));
 }
+
+/** Call `look` a few times a second while the node is on the page. @param {any} node @param {() => void} look */
+const often = (node, look) => keep({ node, look });
 
 /** Call `changed` whenever what `signature` returns is another text than before; for the node's life.
  * Values, wires and upstream prompts change in many ways (typing, undo, loading); looking is the one way that sees all.
@@ -79,13 +114,11 @@ export function watch(node, signature, changed) {
  * node stands for. @param {any} node @param {string} type @param {(output: any) => void} done */
 export function onResult(node, type, done) {
     if (node.subgraph) {
-        const heard = (/** @type {any} */ event) => {
-            const path = String(event.detail.node).split(":");  // the ids from the outermost subgraph's node inwards
+        keep({ node, heard: ({ detail }) => {
+            const path = String(detail.node).split(":");  // the ids from the outermost subgraph's node inwards
             const mine = path.at(-2) === String(node.id) && path.at(-1) === String(insideOf(node, [type])?.id);
-            if (mine && event.detail.output) done(event.detail.output);
-        };
-        api.addEventListener("executed", heard);
-        whenRemoved(node, () => api.removeEventListener("executed", heard));
+            if (mine && detail.output) done(detail.output);
+        } });
         return;
     }
     const before = node.onExecuted;
@@ -135,11 +168,21 @@ export function addPanel(node, element, height) {
         getMinHeight: tall, getMaxHeight: tall, getHeight: tall,
     });
     widget.serialize = false;
+    element.dataset.captureWheel = "true";  // Nodes 2.0 then leaves the wheel to a panel that has the focus
+    element.addEventListener("dragover", (event) => {  // the canvas under the panel does not see it
+        if (!node.onDragOver?.(event)) return;
+        event.preventDefault();
+        app.dragOverNode = node;  // where the page puts what is dropped
+    });
+    element.addEventListener("dragleave", () => { if (app.dragOverNode === node) app.dragOverNode = null; });
     holdInFrames(node);
     often(node, () => {
         if (node.subgraph && !node.widgets.includes(widget)) node.widgets.push(widget);  // loading made its list anew
         const body = bodyOf(node);
-        if (body && !element.isConnected) body.append(element);
+        if (body && !element.isConnected) {
+            body.querySelector(":scope > .nulltext-in-body")?.remove();  // of a node that had this id before
+            body.append(element);
+        }
         element.classList.toggle("nulltext-in-body", !!body && element.parentElement === body);
     });
     let last = 0;
@@ -159,6 +202,11 @@ const widgetOf = (node, name) => node?.widgets?.find((/** @type {any} */ widget)
 
 /** A widget's value, undefined if the node has none of that name. @param {any} node @param {string} name */
 export const value = (node, name) => widgetOf(node, name)?.value;
+
+/** Whether a node has these inputs, as widgets or for wires; a subgraph's node shows what its maker chose.
+ * @param {any} node @param {string[]} names */
+export const has = (node, names) => names.every((name) => widgetOf(node, name)
+    || node.inputs?.some((/** @type {any} */ input) => input.name === name));
 
 /** Set a widget as if a person had typed it. @param {any} node @param {string} name @param {any} to
  * @param {boolean} list put the value into a list's choices too */
@@ -184,12 +232,26 @@ export function values(node) {
     return found;
 }
 
+/** @param {any} node @param {string} name */
+const linkOf = (node, name) => node.inputs?.find((/** @type {any} */ input) => input.name === name)?.link;
+
+/** Whether an input has a wire. @param {any} node @param {string} name */
+export const wired = (node, name) => linkOf(node, name) != null;
+
 /** The node at the other end of an input's wire, or null. @param {any} node @param {string} name */
 export function source(node, name) {
-    const link = node.inputs?.find((/** @type {any} */ input) => input.name === name)?.link;
+    const link = linkOf(node, name);
     if (link == null || !node.graph) return null;
     const wire = node.graph.getLink?.(link) ?? node.graph.links?.[link];
     return wire ? node.graph.getNodeById(wire.origin_id) : null;
+}
+
+/** The name of the widget in which a core node keeps a text that it hands on as it is; null for every other node.
+ * @param {any} node */
+export function plainText(node) {
+    if (!node || !/^Primitive(Node|String(Multiline)?)$/.test(classOf(node))) return null;
+    const texts = (node.widgets ?? []).filter((/** @type {any} */ widget) => typeof widget.value === "string" && widget.type !== "combo");
+    return texts.length === 1 ? texts[0].name : null;
 }
 
 /** The first node that `wanted` accepts: this one or, input by input, what feeds it through wires of these types.
@@ -249,17 +311,31 @@ export async function upload(file) {
     }
 }
 
-/** Call `take(files)` for files dropped on the node, or pasted while it is selected.
+const picturesIn = (/** @type {DataTransfer|null} */ data) => [...(data?.files ?? [])].filter((file) => file.type.startsWith("image/"));
+/** What takes pasted pictures, by node. @type {WeakMap<object, (files: File[]) => any>} */
+const takers = new WeakMap();
+
+/** @param {ClipboardEvent} event */
+function pasteOnSelected(event) {
+    const files = picturesIn(event.clipboardData);
+    const node = Object.values(app.canvas?.selected_nodes ?? {}).find((each) => takers.has(each));
+    const writing = event.target instanceof Element && event.target.closest("input, textarea, [contenteditable]");
+    if (!files.length || !node || writing) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    takers.get(node)?.(files);
+}
+
+/** Call `take(files)` for pictures dropped on the node, or pasted while it is selected.
  * @param {any} node @param {(files: File[]) => any} take */
 export function onFiles(node, take) {
+    takers.set(node, take);
     node.onDragOver = (/** @type {DragEvent} */ event) => [...(event.dataTransfer?.items ?? [])].some((item) => item.kind === "file");
     node.onDragDrop = (/** @type {DragEvent} */ event) => {
-        const files = [...(event.dataTransfer?.files ?? [])].filter((file) => file.type.startsWith("image/"));
+        const files = picturesIn(event.dataTransfer);
         if (files.length) take(files);
         return files.length > 0;
     };
-    node.pasteFile = (/** @type {File} */ file) => { take([file]); };
-    node.pasteFiles = (/** @type {File[]} */ files) => { take(files); return true; };
 }
 
 /** Take away the blurred live preview that the page leaves under a node after its run, and the room that the node has
@@ -270,8 +346,9 @@ export function clearPreview(node) {
     // Nodes 2.0 watches a store of its page; elsewhere they are a plain record
     const page = /** @type {any} */ (document.getElementById("vue-app"))?.__vue_app__;
     const store = page?.config?.globalProperties?.$pinia?._s?.get("nodeOutput");
-    if (store?.revokePreviewsByExecutionId) store.revokePreviewsByExecutionId(String(node.id));
-    else if (app.nodePreviewImages) delete app.nodePreviewImages[node.id];
+    const key = app.graph.subgraphs?.has(node.graph?.id) ? `${node.graph.id}:${node.id}` : String(node.id);
+    if (store?.revokePreviewsByLocatorId) store.revokePreviewsByLocatorId(key);
+    else for (const previews of [app.nodePreviewImages, store?.nodePreviewImages]) delete previews?.[key];
     node.imgs = node.preview = node.images = undefined;
     const at = node.widgets?.findIndex((/** @type {any} */ widget) => widget.name === "$$canvas-image-preview") ?? -1;
     if (at >= 0) {

@@ -2,7 +2,7 @@
 // saved and queued is the plain text of the node's own widget.
 import { ask, setValue, source, upstream, value, watch } from "./adapter.js";
 import { make } from "./panel.js";
-import { promptAt } from "./swap.js";
+import { promptAt, textOf } from "./swap.js";
 import { chipsOf, colour, parseList, setFactor, splitWords, toggleWord } from "./words.js";
 
 /** @typedef {{widget: string, kind: "factor"|"list", label: string, prompts: string[], always?: string[]}} Field
@@ -27,12 +27,9 @@ export const CHIPS = {
     NullText_AttentionMap: { fields: [list("words", [])], maps: "maps" },
 };
 
-/** The text of a prompt: of the node's own widget, or behind an input; null if no node up there has one.
+/** The text of a prompt: of the node's own widget, or behind an input; null if none is there before the run.
  * @param {any} node @param {string} input */
-function promptBehind(node, input) {
-    const at = promptAt(node, input);
-    return at && String(value(at.node, at.widget));
-}
+const promptBehind = (node, input) => textOf(promptAt(node, input));
 
 /** The prompts whose words a field may name. @param {any} node @param {Spec} spec @param {Field} field @returns {string[]} */
 function promptsOf(node, spec, field) {
@@ -120,7 +117,7 @@ export function addChips(node, spec, place) {
                 type: "button", "aria-pressed": other === field, "data-field": other.widget,
                 onclick: () => { field = other; look(); } }, other.label))]));
         row.replaceChildren(...(chips.length ? chips.map(chip)
-            : [make("span", { class: "nulltext-muted" }, "Wire a prompt to see its words here.")]));
+            : [make("span", { class: "nulltext-muted" }, "Wire a prompt whose text is written in a node to see its words here.")]));
         const current = chips.find((entry) => entry.word === picked && !entry.stale);
         setter.style.display = field.kind === "factor" && current ? "" : "none";
         hint.textContent = !words.length || (field.kind === "factor" && current) ? ""

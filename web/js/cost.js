@@ -1,10 +1,12 @@
 // What a run will cost, from the widgets alone: one line per node class. Pure functions.
 // The nodes' reports tell the true number afterwards; these lines are upper bounds that anyone can follow.
 
+import { parseList } from "./words.js";
+
 /** @typedef {Record<string, any>} Widgets  values by name; `wired` holds the names of the wired inputs */
 
 const call = (/** @type {number} */ n) => `${n} network call${n === 1 ? "" : "s"}`;
-const parts = (/** @type {any} */ text) => String(text ?? "").split(",").filter((part) => part.trim()).length;
+const parts = (/** @type {any} */ text) => parseList(String(text ?? "")).length;
 
 /** @type {Record<string, (w: Widgets) => string|null>} */
 const FORMULAS = {
@@ -22,7 +24,7 @@ const FORMULAS = {
     NullText_Inverter: (w) => {
         if (w.wired.has("sigmas")) return null;
         const there = w.steps + (w.pivot === "fixed point" ? w.steps * w.iterations : 0);
-        if (w.correction.endsWith("null-text")) {
+        if (String(w.correction ?? "").endsWith("null-text")) {
             const more = w.correction === "null-text" ? 2 : 3;
             return `at most ${there} + ${w.steps * (w.inner_steps + more)} forwards and ${w.steps * w.inner_steps} backwards`;
         }
@@ -49,11 +51,20 @@ const FORMULAS = {
     },
 };
 
+/** What a rule says of the widgets; null where it reads one whose value comes through a wire, so that the page can't know.
+ * @template T @param {((w: Widgets) => T)|undefined} rule @param {Widgets} widgets @returns {T|null} */
+export function told(rule, widgets) {
+    let known = true;
+    const said = rule?.(new Proxy(widgets, { get(all, name) {
+        if (all.wired.has(name)) known = false;
+        return all[/** @type {string} */ (name)];
+    } }));
+    return known ? said ?? null : null;
+}
+
 /** The line for a node, or null where the class has no formula or its inputs don't tell.
  * @param {string} type @param {Widgets} widgets */
-export function costOf(type, widgets) {
-    return FORMULAS[type]?.(widgets) ?? null;
-}
+export const costOf = (type, widgets) => told(FORMULAS[type], widgets);
 
 /** The classes that have a formula. */
 export const COSTED = Object.keys(FORMULAS);

@@ -27,12 +27,12 @@ export function addPicker(node, place) {
     /** @param {File[]} files */
     async function take(files) {
         const [chosen] = files.filter((one) => one.type.startsWith("image/"));
-        if (!chosen) return false;
+        if (!chosen) return;
         said.textContent = "uploading ...";
         const name = await upload(chosen);
-        if (name) setValue(node, "image", name, true);
-        else said.textContent = "the upload failed";
-        return true;
+        if (!name) { said.textContent = "the upload failed"; return; }
+        setValue(node, "image", name, true);
+        picture.src = urlOf(name);  // the same name again is no change that would be seen
     }
 
     onFiles(node, take);

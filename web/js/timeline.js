@@ -1,5 +1,5 @@
 // The schedule of RePaint and of the disturbance, drawn in the node before anything runs; it follows the widgets.
-import { ask, source, targets, upstream, value, values, watch } from "./adapter.js";
+import { ask, source, targets, upstream, value, watch, wired } from "./adapter.js";
 import { make } from "./panel.js";
 import { timelineSvg } from "./svg.js";
 
@@ -18,26 +18,32 @@ export const TIMELINES = {
 
 const hasSteps = (/** @type {any} */ node) => value(node, "steps") !== undefined;
 
-/** What the schedule depends on, or null while a wire is missing that decides it. @param {any} node @param {string} type */
-function query(node, type) {
-    const spec = TIMELINES[type], all = values(node);
+/** What the schedule depends on; null while a wire is missing that decides it, or one brings a number that only a run knows.
+ * @param {any} node @param {string} type */
+export function query(node, type) {
+    const spec = TIMELINES[type];
     /** @type {Record<string, any>} */
     const found = { kind: spec.kind };
-    for (const name of spec.widgets) if (all[name] !== undefined) found[name] = all[name];
+    let known = true;
+    function read(/** @type {any} */ at, /** @type {string} */ name) {
+        if (wired(at, name)) known = false;
+        if (value(at, name) !== undefined) found[name] = value(at, name);
+    }
+    for (const name of spec.widgets) read(node, name);
     if (spec.sigmas) {
         const user = spec.sigmas === "sampler" ? targets(node)[0] : node;
         const at = user && (upstream(source(user, "sigmas"), hasSteps, ["SIGMAS"])
             ?? (spec.sigmas === "input" ? targets(node).find(hasSteps) : null));
         if (!at) return null;
-        found.steps = value(at, "steps");
-        found.scheduler = value(at, "scheduler") ?? "normal";
+        found.scheduler = "normal";
+        for (const name of ["steps", "scheduler"]) read(at, name);
         const shaped = upstream(source(user, "sigmas"), (other) => value(other, "steps_below") !== undefined, ["SIGMAS"]);
-        if (shaped) for (const name of ["steps_above", "steps_below"]) found[name] = value(shaped, name);
+        if (shaped) for (const name of ["steps_above", "steps_below"]) read(shaped, name);
     }
     const user = spec.sigmas === "sampler" ? targets(node)[0] ?? node : node;
     const loader = upstream(user, (other) => value(other, "ckpt_name") !== undefined, ["MODEL", "GUIDER"]);
     found.ckpt = loader ? value(loader, "ckpt_name") : "";
-    return found;
+    return known ? found : null;
 }
 
 /** @param {any} node @param {string} type @param {HTMLElement} place */
@@ -52,7 +58,7 @@ export function addTimeline(node, type, place) {
         if (mine !== asked) return;
         if (!answer || answer.error || answer.path.length < 2) {
             picture.replaceChildren();
-            said.textContent = answer?.error ?? answer?.said ?? (wanted ? "" : "Wired to a scheduler, the schedule is drawn here.");
+            said.textContent = answer?.error ?? answer?.said ?? (wanted ? "" : "The schedule is drawn here once a scheduler is wired and all numbers stand in widgets.");
             return;
         }
         picture.innerHTML = timelineSvg(answer);  // numbers only

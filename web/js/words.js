@@ -3,6 +3,9 @@
 /** @typedef {{word: string, value: number|null, raw: string}} Entry  value null: not a number */
 /** @typedef {{label: string, word: string, factor: number|null, picked: boolean, stale: boolean}} Chip */
 
+/** What stands between the entries of a word field or a list of numbers: nodes/words.py splits there too. */
+export const BETWEEN = /[,;\n]/;
+
 const EDGE = /^[\p{P}\p{S}\s]+|[\p{P}\p{S}\s]+$/gu;
 
 /** A word as it is compared: lower case, no punctuation at its edges. @param {string} text */
@@ -14,9 +17,9 @@ export function splitWords(text) {
     return text.replace(/:\s*-?\d*\.?\d+\s*\)/g, ")").split(/[^\p{L}\p{N}]+/u).map(normal).filter(Boolean);
 }
 
-/** "red: 2, small car: -1.5" or one a line. @param {string} text @returns {Entry[]} */
+/** "red: 2, small car: -1.5" @param {string} text @returns {Entry[]} */
 export function parseFactors(text) {
-    return text.split(/[,\n]/).filter((part) => part.trim()).map((part) => {
+    return text.split(BETWEEN).filter((part) => part.trim()).map((part) => {
         const colon = part.lastIndexOf(":");
         const raw = part.trim(), value = colon < 0 ? "" : part.slice(colon + 1).trim();
         const number = value === "" ? NaN : Number(value);
@@ -37,7 +40,7 @@ export function setFactor(text, word, factor) {
 }
 
 /** "snow, small car" @param {string} text */
-export const parseList = (text) => text.split(",").map((part) => part.trim()).filter(Boolean);
+export const parseList = (text) => text.split(BETWEEN).map((part) => part.trim()).filter(Boolean);
 
 /** The list with a word put in or taken out. @param {string} text @param {string} word */
 export function toggleWord(text, word) {
