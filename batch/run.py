@@ -18,9 +18,10 @@ from .pictures import Pictures
 from .store import Store
 from .worker import Settings, Worker
 
-#: quiet, and nothing is told to anybody outside
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
-QUIET |= {"RAY_prestart_worker_first_driver": "0"}  # no process before there is work for it
+#: of Ray: quiet, and nothing is told to anybody outside
+RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+RAY |= {"RAY_prestart_worker_first_driver": "0"}  # no process before there is work for it
+RAY |= {"RAY_worker_niceness": "0"}  # at Ray's 15 a worker's server, which is the work, starves beside anything else
 LOCAL_STORE = 128 * 2**20  # bytes of Ray's object store where this command starts Ray: rows are small
 ROWS_FAILED = 3  # exit code: all rows have an end, some of them failed; 1: the command could not go on, 2: nor begin
 BLOCKS = 20_000  # parts of the table that Ray hands out; a row each, unless the table is longer
@@ -88,10 +89,15 @@ def own_place(options: argparse.Namespace, files: list) -> Callable[[], places.P
     return functools.partial(places.OwnServer, options.engine, folder, options.models, cache, files)
 
 
+def set_up_ray() -> None:
+    """`RAY` for a Ray that this process starts; what is set already stays."""
+    for name, value in RAY.items():
+        os.environ.setdefault(name, value)
+
+
 def start_ray(workers: int, dashboard: bool = False) -> None:
     """Join the cluster that RAY_ADDRESS names, else start Ray on this machine."""
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    set_up_ray()
     import ray.data
 
     if not ray.is_initialized():

@@ -192,13 +192,14 @@ def save_record(record, name: str, overwrite: bool) -> tuple[str, str]:
     return name, f"Saved {name} ({path.stat().st_size / 2**20:.1f} MB)"
 
 
-def state_of(find: Callable[[], Path]) -> str:
-    """What ComfyUI compares to see whether a file is another one than before."""
+def state_of(find: Callable[[], Path], *beside: Callable[[Path], Path]) -> str:
+    """What ComfyUI compares to see whether a file, or one of those `beside` it, is another one than before."""
     try:
-        state = find().stat()
+        path = find()
+        states = [path.stat(), *(each.stat() for each in (name(path) for name in beside) if each.is_file())]
     except (ValueError, OSError) as error:
         return str(error)
-    return f"{state.st_mtime_ns} {state.st_size}"
+    return " ".join(f"{state.st_mtime_ns} {state.st_size}" for state in states)
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -224,8 +225,9 @@ def cache_key(model, *inputs) -> str | None:
     foreign = set(getattr(model, "object_patches", {})) - {"model_sampling"}  # that one the fingerprint tells
     if options or transformer or foreign or any(_filled(getattr(model, name, None)) for name in objects):
         return None
-    digest = hashlib.sha256(f"{FORMAT} {VERSION}".encode())
-    return digest.hexdigest()[:40] if feed(digest, inputs, _whole) else None
+    digest, sampling = hashlib.sha256(f"{FORMAT} {VERSION}".encode()), model.get_model_object("model_sampling")
+    asked = [getattr(sampling, name, None) for name in ("multiplier", "sigma_data")]  # what else the network is told by
+    return digest.hexdigest()[:40] if feed(digest, (asked, *inputs), _whole) else None
 
 
 def _filled(value) -> bool:
@@ -258,15 +260,17 @@ def find(key: str | None) -> Inversion | None:
 
 
 def trim(place: Path, limit: int) -> None:
-    """Keep a folder of safetensors files below `limit` bytes: the longest unused go first. Another server may share the
-    folder, so a file may be gone at any time."""
+    """Keep a folder of safetensors files below `limit` bytes: the longest unused go first. The newest stays; where it
+    is larger than that alone, it takes no room from the others. Another server may share the folder, so a file may be
+    gone at any time."""
     found = []
     for path in place.glob(f"*{SUFFIX}"):
         with contextlib.suppress(FileNotFoundError):
             told = path.stat()
             found.append((told.st_mtime_ns, told.st_size, path))
+    found.sort(reverse=True)
     total = 0
-    for _, size, path in sorted(found, reverse=True):
+    for _, size, path in found[1:] if found and found[0][1] > limit else found:
         total += size
         if total > limit:
             path.unlink(missing_ok=True)

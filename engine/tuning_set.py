@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -103,19 +104,27 @@ def bucket(width: int, height: int, size: int) -> tuple[int, int]:
     return tuple(max(step, round(size * part / step) * step) for part in (root, 1 / root))
 
 
-def folder_pictures(name: str) -> list[tuple[str, Image.Image, str | None]]:
-    """(file name, picture, the .txt beside it or None) of input/<name>, sorted by name. ValueError for no folder, no
-    picture, one that can't be read, and a caption that is no text."""
+def folder_pictures(name: str, size: int) -> list[tuple[str, Image.Image, str | None]]:
+    """(file name, picture cut to its bucket, the .txt beside it or None) of input/<name>, sorted by name; cut one by
+    one, since a thousand photos as they are fill any memory. ValueError for no folder, no picture, one that can't be
+    read, and a caption that is no text."""
     root = folder_path(name)
     if not root.is_dir():
         raise ValueError(f"There is no folder {name!r} in ComfyUI's input folder: put the pictures into one there.")
     out = []
     for path in sorted(p for p in root.iterdir() if p.suffix.lower() in _SUFFIXES):
         picture = read_picture(path, f"{name}/{path.name}")
-        out.append((path.name, picture, _text_beside(path)))
+        out.append((path.name, _cut(picture, size, path.name), _text_beside(path)))
     if not out:
         raise ValueError(f"The folder {name!r} holds no picture ({', '.join(sorted(_SUFFIXES))}): put some there.")
     return out
+
+
+def _cut(picture: Image.Image, size: int, name: str) -> Image.Image:
+    """A picture at its bucket's size. ValueError for one too small to be one."""
+    if min(picture.size) < 8:
+        raise ValueError(f"{name} has {picture.size[0]} x {picture.size[1]} pixels: replace or remove it.")
+    return ImageOps.fit(picture, bucket(*picture.size, size), Image.Resampling.LANCZOS)
 
 
 def _text_beside(path: Path) -> str | None:
@@ -123,17 +132,19 @@ def _text_beside(path: Path) -> str | None:
     if not beside.is_file():
         return None
     try:
-        return " ".join(beside.read_text(encoding="utf-8").split())
+        return " ".join(beside.read_text(encoding="utf-8-sig").split())
     except UnicodeDecodeError:
         raise ValueError(f"The caption {beside.name} is no UTF-8 text: save it as UTF-8.") from None
 
 
-def batch_pictures(images: Tensor) -> list[tuple[str, Image.Image, None]]:
-    """The pictures of an IMAGE [B, H, W, 3]. ValueError for values that aren't finite."""
+def batch_pictures(images: Tensor, size: int | None = None) -> list[tuple[str, Image.Image, None]]:
+    """The pictures of an IMAGE [B, H, W, 3], cut to their buckets of that size; None: as they are. ValueError for
+    values that aren't finite."""
     if not bool(torch.isfinite(images).all()):
         raise ValueError("A picture holds NaN or infinite values: check what made it.")
     pixels = (images[..., :3].float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-    return [(f"picture {i + 1}", Image.fromarray(p), None) for i, p in enumerate(pixels)]
+    named = {f"picture {i + 1}": Image.fromarray(p) for i, p in enumerate(pixels)}
+    return [(name, _cut(picture, size, name) if size else picture, None) for name, picture in named.items()]
 
 
 def captions_of(lines: str, found: Sequence[tuple[str, Image.Image, str | None]]) -> list[str]:
@@ -154,8 +165,9 @@ def captions_of(lines: str, found: Sequence[tuple[str, Image.Image, str | None]]
     return out
 
 
-def build(vae, found: Sequence[tuple[str, Image.Image, str | None]], lines: str, size: int, masks) -> TuningSet:
-    """The set: each picture cut to its bucket and encoded. masks: MASK [1 or B, H, W] or None; 1 where the loss counts.
+def build(vae, found: Sequence[tuple[str, Image.Image, str | None]], lines: str, masks) -> TuningSet:
+    """The set: each picture, cut to its bucket already, encoded. masks: MASK [1 or B, H, W] or None; 1 where the loss
+    counts.
 
     ValueError for masks of another number and for a mask that is black everywhere."""
     captions = captions_of(lines, found)
@@ -163,13 +175,9 @@ def build(vae, found: Sequence[tuple[str, Image.Image, str | None]], lines: str,
         raise ValueError(f"There are {len(masks)} masks for {len(found)} pictures: give one for all, or one for each.")
     progress, latents, cut = Progress(len(found)), [], []
     for i, (name, picture, _) in enumerate(found):
-        if min(picture.size) < 8:
-            raise ValueError(f"{name} has {picture.size[0]} x {picture.size[1]} pixels: replace or remove it.")
-        side = bucket(*picture.size, size)
-        fitted = ImageOps.fit(picture, side, Image.Resampling.LANCZOS)
-        pixels = torch.from_numpy(np.asarray(fitted, np.float32) / 255)[None]
+        pixels = torch.from_numpy(np.asarray(picture, np.float32) / 255)[None]
         latents.append(encoded(vae, pixels, i)[0])
-        cut.append(None if masks is None else _mask(masks[i % len(masks)], side, latents[-1].shape, name))
+        cut.append(None if masks is None else _mask(masks[i % len(masks)], picture.size, latents[-1].shape, name))
         progress.tick(1)
     return TuningSet(tuple(latents), tuple(captions), tuple(cut), tuple(name for name, _, _ in found))
 
@@ -210,10 +218,12 @@ def hints_for(pictures: TuningSet, images: Tensor) -> tuple[Tensor, ...]:
 
 
 def changed(name: str) -> str:
-    """What ComfyUI compares to see whether a folder's pictures or captions are others than before."""
+    """What ComfyUI compares to see whether a folder's pictures or captions, those of its sub-folders too, are others
+    than before."""
     try:
         root = folder_path(name)
-        told = [(p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(root.iterdir()) if p.is_file()]
+        found = sorted(p for p in root.rglob("*") if p.is_file())
+        told = [(str(p.relative_to(root)), p.stat().st_mtime_ns, p.stat().st_size) for p in found]
     except (ValueError, OSError) as error:
         return str(error)
     return hashlib.sha256(repr(told).encode()).hexdigest()
@@ -224,14 +234,16 @@ def _prior_path(key: str) -> Path:
 
 
 def find_prior(key: str | None) -> Tensor | None:
-    """Class pictures [N, C, h, w] drawn before for the same inputs, or None."""
+    """Class pictures [N, C, ..., h, w] drawn before for the same inputs, or None."""
     if key is None or not _prior_path(key).is_file():
         return None
     try:
         latents = read_tensors(_prior_path(key))[0].get("latents")
-        if latents is None or latents.ndim != 4:
+        if latents is None or latents.ndim not in (4, 5):  # 5: with frames
             raise ValueError("no latents")
         check_tensors({"latents": latents})
+        with contextlib.suppress(OSError):
+            os.utime(_prior_path(key))  # the longest unused go first
         return latents
     except ValueError:
         _prior_path(key).unlink(missing_ok=True)

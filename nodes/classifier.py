@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..engine import classifiers, comfy, files, terms
+from ..engine import classifiers, comfy, files, terms, tuning_set
 from ..engine.comfy import Progress, process_of
 from ..engine.fingerprint import fingerprint
 from ..samplers.measure.charts import line_chart, smoothed
@@ -167,6 +167,10 @@ class TrainLatentClassifier(Box):
         Output("IMAGE", "Loss and accuracy over the steps.", "loss_curve"),
         Output("STRING", "The file that was written.", "path"),
     )
+
+    @classmethod
+    def IS_CHANGED(cls, folder=None, **_):
+        return "" if not folder else tuning_set.changed(folder)
 
     def run(self, model, vae, folder, size, train_steps, batch, learning_rate, mirror, training_seed, file_name):
         labels, pictures, targets = classifiers.class_folder(folder)

@@ -212,8 +212,11 @@ class DiffusionCLIPTune(Box):
         lines = [f"{source!r} -> {target!r}: {curve_line(*curve)}", said, *notices]
         if file.strip():
             path = free_path("loras", file, key)
-            weights.save(made, path, {TRAINING: key or ""})
-            lines.append(f"Saved as {path.name} in {path.parent}.")
+            try:
+                weights.save(made, path, {TRAINING: key or ""})
+                lines.append(f"Saved as {path.name} in {path.parent}.")
+            except OSError as error:  # the training is over, and what it made goes on
+                lines.append(f"{path.name} could not be written to {path.parent} ({error}): make room, then Save LoRA.")
         text = "\n".join(lines)
         return text_result(text, weights.applied(model, None, made)[0], made, text, **curve_shown(curve[0]))
 

@@ -127,8 +127,8 @@ def invert(
     options = [pivot, iterations if "iterations" in kind.takes else 0, gamma or 0.0, cfg, seeded]
     key = files.cache_key(model, marks, options, sigmas, samples, used) if cache else None
     found = files.find(key)
-    if found is not None:
-        return found, True
+    if found is not None:  # the same levels may be a part of another schedule
+        return found.replace(metadata={**found.metadata, "schedule_steps": whole}), True
 
     def body(run: Run):
         denoise = run.guided("positive", "negative", cfg)

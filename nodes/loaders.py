@@ -21,6 +21,7 @@ class _Loader(Box):
     """A box with a file; KIND is its folder inside ComfyUI's models and output folders."""
 
     KIND = "classifiers"
+    BESIDE = ()  #: path of the file -> path of another that is read with it
 
     @classmethod
     def VALIDATE_INPUTS(cls, file):
@@ -28,7 +29,7 @@ class _Loader(Box):
 
     @classmethod
     def IS_CHANGED(cls, file, **_):
-        return files.state_of(lambda: files.find_file(cls.KIND, file))
+        return files.state_of(lambda: files.find_file(cls.KIND, file), *cls.BESIDE)
 
 
 class LoadClassifier(_Loader):
@@ -73,6 +74,11 @@ class LoadImageClassifier(_Loader):
         ),
     )
     OUTPUTS = LoadClassifier.OUTPUTS
+    BESIDE = (
+        lambda path: path.with_suffix(".txt"),
+        lambda path: path.with_name("config.json"),
+        lambda path: path.with_name("preprocessor_config.json"),
+    )
 
     def run(self, file, architecture):
         made = classifiers.load_image_classifier(files.find_file(self.KIND, file), architecture.strip() or "auto")

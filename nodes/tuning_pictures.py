@@ -51,8 +51,8 @@ class TuningPictures(Box):
     def run(self, vae, folder, captions, size, images=None, mask=None):
         if not folder.strip() and images is None:
             raise ValueError("There are no pictures: name a folder inside ComfyUI's input folder, or wire images.")
-        found = tuning_set.folder_pictures(folder) if folder.strip() else tuning_set.batch_pictures(images)
-        made = tuning_set.build(vae, found, captions, size, mask)
+        found = tuning_set.folder_pictures(folder, size) if folder.strip() else tuning_set.batch_pictures(images, size)
+        made = tuning_set.build(vae, found, captions, mask)
         sizes = ", ".join(f"{n} of {w} x {h}" for (h, w), n in made.sizes().items())
         said = [f"{len(made)} pictures; on the latent's grid: {sizes}."]
         said += [f"{name}: {caption}" for name, caption in list(zip(made.names, made.captions))[:20]]

@@ -30,7 +30,8 @@ STRAY_SECONDS = 3600  #: how old an unfinished file must be to be nobody's
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """A file of its own to write, which takes the name `path` at the end; on an error nothing is left. Of several
-    writers of one name the last one wins, whole. Old unfinished files of writers that were killed are swept."""
+    writers of one name the last one wins, whole. Old unfinished files of writers that were killed are swept. OSError
+    where it can't be written."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(OSError):
@@ -41,6 +42,8 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     try:
         yield part
         os.replace(part, path)
+    except SafetensorError as error:  # how the library tells of a full disk
+        raise OSError(0, "writing failed") from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -48,10 +51,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
 def write(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> None:
     """Write tensors and strings; the file appears whole or not at all. OSError where it can't be written."""
     with whole_file(path) as part:
-        try:
-            save_file(dict(tensors), part, dict(metadata) if metadata else None)
-        except SafetensorError as error:  # how the library tells of a full disk
-            raise OSError(0, "writing failed") from error
+        save_file(dict(tensors), part, dict(metadata) if metadata else None)
 
 
 def read(path: str | os.PathLike, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -65,7 +65,8 @@ def read(path: str | os.PathLike, what: str) -> tuple[dict[str, Tensor], dict[st
             keys, strings = list(file.keys()), file.metadata() or {}
             if len(keys) > MOST_TENSORS or sum(map(len, strings.values())) > LONGEST_FIELD:
                 raise ValueError(f"{name} has a header of absurd size: it is no {what}; choose another file.")
-            return {key: file.get_tensor(key) for key in keys}, strings
+            # copies: on Windows no file can be replaced while a tensor is a part of it
+            return {key: file.get_tensor(key).clone() for key in keys}, strings
     except (SafetensorError, OSError):
         raise ValueError(
             f"{name} is cut short or not a safetensors file: copy it again or make the {what} again."

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,15 +15,15 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-#: what runs side by side, a process each: of about the same length, and a server and who asks it are busy in turn. What
-#: another group names inside of a path is left to it
-GROUPS = (
-    ("tests/server", "tests/demo"),
-    ("tests/server/test_batch.py", "tests/server/test_batch_servers.py", "tests/hostile"),
-    ("tests/browser", "tests/benchmarks"),
-    ("tests/nodes",),
-    ("tests",),
+#: groups that run side by side, a process each; what one names inside of another's path is left to it. Those that talk
+#: to servers go first, and those that only compute take what they leave
+ASKING = (
+    ("tests/server",),
+    ("tests/hostile", "tests/batch", "tests/server/test_batch.py", "tests/server/test_batch_servers.py"),
+    ("tests/browser", "tests/demo", "tests/benchmarks"),
 )
+COMPUTING = (("tests/nodes",), ("tests/nodes/test_beside.py",), ("tests",))
+GROUPS = ASKING + COMPUTING
 NO_TESTS = 5  # pytest's exit status where nothing was selected
 
 
@@ -39,19 +40,21 @@ def beside(command: list, statuses: list[int]):
         finally:
             statuses.append(run.wait())
             output.seek(0)
-            print(f"{' '.join(map(str, command[3:]))}:\n{output.read()}", flush=True)
+            print(f"{' '.join(map(str, command))}:\n{output.read()}", flush=True)
 
 
-def selected(group: tuple[str, ...]) -> list[str]:
-    """pytest's arguments for a group: its paths without those inside of them that another names."""
+def selected(command: list, group: tuple[str, ...]) -> list:
+    """The command for a group: its paths without those inside of them that another names."""
     others = [path for other in GROUPS if other is not group for path in other]
-    return [*group, *(f"--ignore={path}" for path in others if any(path.startswith(f"{own}/") for own in group))]
+    inside = [f"--ignore={path}" for path in others if any(path.startswith(f"{own}/") for own in group)]
+    nice = ["nice", "-n", "5"] if group in COMPUTING and shutil.which("nice") else []
+    return [*nice, *command, *group, *inside]
 
 
 def side_by_side(command: list) -> int:
     """Every test on two cores. Returns an exit status."""
     statuses: list[int] = []
-    *others, last = ([*command, *selected(group)] for group in GROUPS)
+    *others, last = (selected(command, group) for group in GROUPS)
     with contextlib.ExitStack() as running:
         for other in others:
             running.enter_context(beside(other, statuses))

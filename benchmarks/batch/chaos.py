@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from ...batch import engines, index, places, plan, store, table, worker
+from ...batch import engines, index, places, plan, run, store, table, worker
 from ...batch.pictures import Pictures
 from ...tools import workflows
 
@@ -76,9 +76,9 @@ class Desk:
         given = [part for name, file in named.items() for part in (f"--{name}", str(self.folder / file))]
         env = {**os.environ, "PYTHONUNBUFFERED": "1"}
         env |= {"RAY_ADDRESS": address} if address else {}
-        run = [sys.executable, str(engines.ROOT / "tools"), "batch", *given, "--engine", "embedded", *more]
+        argv = [sys.executable, str(engines.ROOT / "tools"), "batch", *given, "--engine", "embedded", *more]
         with open(self.log, "ab") as log:
-            return subprocess.Popen(run, env=env, stdout=log, stderr=log)
+            return subprocess.Popen(argv, env=env, stdout=log, stderr=log)
 
     def done(self, out: str = "out") -> int:
         return sum(1 for _ in (self.folder / out / worker.DONE).glob("*.json"))
@@ -124,7 +124,7 @@ def servers() -> list[psutil.Process]:
 @contextlib.contextmanager
 def cluster() -> Iterator:
     """A Ray of three nodes on this machine: one for the command, two for workers; `workers` are the latter."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    run.set_up_ray()
     from ray.cluster_utils import Cluster
 
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **NODE})

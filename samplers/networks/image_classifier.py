@@ -154,7 +154,7 @@ def _labels(path: Path, metadata: dict[str, str], name: str, count: int) -> list
     if "labels" in metadata:
         labels = Fields({"labels": parsed(metadata["labels"], "labels")}).texts("labels", 100_000, least=1)
     elif listed.is_file():
-        text = listed.read_text(encoding="utf-8", errors="replace")
+        text = listed.read_text(encoding="utf-8-sig", errors="replace")
         labels = [line.strip() for line in text.splitlines() if line.strip()]
     else:
         weights = torchvision.models.get_model_weights(name)

@@ -1,6 +1,7 @@
 """The command: what it refuses before any work, and how many servers fit."""
 
 import json
+import os
 
 import pytest
 from nulltext.batch import memory, plan, run
@@ -101,6 +102,10 @@ def ray(monkeypatch):
     run.start_ray(2)
     yield ray
     ray.shutdown()
+
+
+def test_a_workers_server_is_no_less_urgent_than_the_command(ray):
+    assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
 
 
 def test_a_worker_whose_server_does_not_start_is_placed_anew_and_no_row_is_lost(ray, tmp_path):

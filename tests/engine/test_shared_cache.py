@@ -21,6 +21,17 @@ def test_trimming_goes_on_over_a_file_that_has_just_gone(cache):
     assert {p.name for p in cache.glob("[0-9]*")} == {"1.safetensors", "2.safetensors"}
 
 
+def test_a_file_larger_than_the_limit_stays_while_it_is_the_newest_and_drives_nothing_out(cache):
+    for i, size in enumerate((10, 10, 30)):
+        (cache / f"{i}.safetensors").write_bytes(b"x" * size)
+        os.utime(cache / f"{i}.safetensors", (i, i))
+    files.trim(cache, 20)
+    assert len(list(cache.iterdir())) == 3
+    (cache / "3.safetensors").write_bytes(b"x")
+    files.trim(cache, 20)
+    assert [p.name for p in cache.iterdir()] == ["3.safetensors"]
+
+
 def test_an_inversion_that_is_dropped_while_it_is_read_is_none(cache, monkeypatch):
     def load(path):
         raise FileNotFoundError(path)

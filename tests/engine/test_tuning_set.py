@@ -1,5 +1,8 @@
 """Pictures as a training set: encoded alike in every run, masks on the latents' own grid."""
 
+import os
+
+import pytest
 import torch
 from nulltext.engine import tuning_set
 from PIL import Image
@@ -21,7 +24,7 @@ class Drawing:
 
 def made(vae, masks=None):
     found = [(f"picture {i}", Image.new("RGB", (64, 64), (40 * i, 0, 0)), None) for i in range(2)]
-    return tuning_set.build(vae, found, "a dog", 64, masks)
+    return tuning_set.build(vae, found, "a dog", masks)
 
 
 def test_a_vae_that_draws_gives_the_same_latents_again_and_each_picture_its_own_noise():
@@ -44,3 +47,13 @@ def test_masks_of_latents_with_frames_train(make_model):
     assert torch.equal(flat.masks[0], frames.masks[0][:, 0])
     batch = frames.examples(make_model()).batch(torch.tensor([0, 1]), torch.ones(2), torch.zeros(2, 4, 1, 8, 8))
     assert batch.mask.shape == (2, 1, 1, 8, 8) and batch.x0.shape == (2, 4, 1, 8, 8)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 8, 8), (2, 16, 1, 8, 8)])
+def test_class_pictures_are_found_again_with_frames_too_and_count_as_used(shape, tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning_set, "cache_folder", lambda kind: tmp_path)
+    drawn = torch.randn(shape)
+    tuning_set.keep_prior("a", drawn)
+    (path,) = tmp_path.iterdir()
+    os.utime(path, (1, 1))
+    assert torch.equal(tuning_set.find_prior("a"), drawn) and path.stat().st_mtime > 1

@@ -1,5 +1,7 @@
 """Inversion and its way back on tiny random models of both noise processes, on the engine at hand."""
 
+import copy
+
 import pytest
 import torch
 from nulltext.engine import files, record
@@ -221,3 +223,28 @@ def test_cache_finds_it_again_and_stays_small(tiny, engine, latent, make_conditi
     assert len(sizes) == 3
     files.keep("new", first, limit=2 * max(sizes))
     assert sorted(p.name for p in tmp_path.glob("*"))[-1] == "new.safetensors" and len(list(tmp_path.glob("*"))) == 2
+
+
+def test_levels_found_in_the_cache_are_a_part_of_the_schedule_that_asks(
+    tiny, engine, latent, make_condition, monkeypatch, tmp_path
+):
+    """DiffEdit asks how many steps the whole schedule has, of which these levels may be the lower part."""
+    monkeypatch.setattr(files, "cache_folder", lambda: tmp_path)
+    sigmas, given = engine.sigmas_of(tiny, "normal", 4), ({"positive": make_condition(1)}, {"samples": latent})
+    with torch.inference_mode():
+        part, _ = invert(tiny, *given, sigmas, "ddim", depth=0.5)
+        whole, found = invert(tiny, *given, sigmas[2:], "ddim")
+    assert found and torch.equal(part.sigmas, whole.sigmas)
+    assert (part.metadata["schedule_steps"], whole.metadata["schedule_steps"]) == (4, 2)
+
+
+def test_a_flow_that_tells_the_network_other_times_is_another_model_to_the_cache(make_model):
+    model = make_model("FLOW")
+    before, sampling = files.cache_key(model, 1), model.get_model_object("model_sampling")
+    other = model.clone()
+    other.add_object_patch("model_sampling", copy.copy(sampling))
+    assert files.cache_key(other, 1) == before
+    found = {before}
+    for other.get_model_object("model_sampling").multiplier in (1, 1000):
+        found.add(files.cache_key(other, 1))
+    assert len(found) == 3

@@ -72,13 +72,13 @@ def pictures():
 
 def tuned(
     model, positive, pictures, vae, passes=2, gradient=WHOLE, lr=1e-2, seed=3, target="red", l1=0.0, keep=0.0,
-    layers="attention", preset=diffusion_clip.BY_HAND, identity=None, tower=None,
+    layers="attention", preset=diffusion_clip.BY_HAND, identity=None, tower=None, file="",
 ):  # fmt: skip
     """What the node returns."""
     with torch.inference_mode():
         return diffusion_clip.DiffusionCLIPTune().run(
             model, positive, pictures, vae, tower or Tower(), "blue", target, 0.5, 3, 2, passes, lr, 1.0, 3.0, l1, keep,
-            "log", gradient, layers, 2, seed, TEMPLATES, "", preset, identity,
+            "log", gradient, layers, 2, seed, TEMPLATES, file, preset, identity,
         )  # fmt: skip
 
 
@@ -103,6 +103,16 @@ def test_tuning_turns_the_pictures_towards_the_words(tiny, make_condition, pictu
     assert not any(m._forward_hooks for m in tiny.model.diffusion_model.modules())
     again = tune(tiny, make_condition(), pictures, vae, passes=6, gradient=gradient)[1]
     assert all(torch.equal(again[k], v) for k, v in found.items())
+
+
+def test_a_file_that_can_not_be_written_loses_no_training(tiny, make_condition, pictures, vae, monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError(0, "writing failed")
+
+    monkeypatch.setattr(diffusion_clip, "free_path", lambda *_: tmp_path / "mine.safetensors")
+    monkeypatch.setattr(diffusion_clip.weights, "save", full)
+    patched, found, report = tune(tiny, make_condition(), pictures, vae, file="mine")
+    assert patched.patches and found and "mine.safetensors could not be written" in report and "Save LoRA" in report
 
 
 def test_whole_weights_are_trained_as_patches_and_mixed_by_degree(tiny, make_condition, pictures, vae):

@@ -18,6 +18,7 @@ from nulltext.nodes import (
     tuning_inputs,
     tuning_pictures,
 )
+from nulltext.nodes.classifier import TrainLatentClassifier
 from nulltext.samplers.tuning.loop import Loop
 from nulltext.tests import stand_ins
 from safetensors.torch import load_file
@@ -105,14 +106,20 @@ def test_a_folder_gives_pictures_with_the_texts_beside_them(parts, own_folders, 
     root.mkdir(parents=True)
     Image.new("RGB", (64, 64), "red").save(root / "b.png")
     Image.new("RGB", (128, 64), "blue").save(root / "a.png")
-    (root / "b.txt").write_text("a sks dog\nin red")
+    (root / "b.txt").write_text("a sks dog\nin red", encoding="utf-8-sig")  # as Windows writes it
     given = defaults(tuning_pictures.TuningPictures, vae=parts.vae, folder="dog", captions="a sks dog", size=64)
     made = tuning_pictures.TuningPictures().run(**given)["result"][0]
     assert made.names == ("a.png", "b.png") and made.captions == ("a sks dog", "a sks dog in red")
     assert len(made.sizes()) == 2  # two buckets
+    cut = [picture.size for _, picture, _ in tuning_set.folder_pictures("dog", 32)]
+    assert cut == [tuning_set.bucket(128, 64, 32), (32, 32)], "a thousand photos as they are fill any memory"
     before = tuning_pictures.TuningPictures.IS_CHANGED(folder="dog")
     (root / "b.txt").write_text("another caption")
     assert tuning_pictures.TuningPictures.IS_CHANGED(folder="dog") != before
+    before = TrainLatentClassifier.IS_CHANGED(folder="dog")
+    (root / "class").mkdir()
+    (root / "class" / "d.png").write_bytes(b"another picture")
+    assert TrainLatentClassifier.IS_CHANGED(folder="dog") != before, "its classes are sub-folders"
     (root / "c.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="c.png can't be read"):
         tuning_pictures.TuningPictures().run(**given)

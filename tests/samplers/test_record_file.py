@@ -1,5 +1,7 @@
 """A record's file is whole or it is not there, and what can't be read is said in one sentence."""
 
+import os
+
 import pytest
 import torch
 from nulltext.samplers import record_file
@@ -28,3 +30,20 @@ def test_what_cannot_be_read_is_named(tmp_path):
     (tmp_path / "bad.safetensors").write_bytes(b"\x10")
     with pytest.raises(ValueError, match=r"bad\.safetensors .* make the record again"):
         record_file.read(tmp_path / "bad.safetensors", "record")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="asks Linux which files are mapped")
+def test_what_was_read_holds_on_to_no_file(tmp_path):
+    """Windows lets nobody replace or remove a file while a tensor is a part of it."""
+    path = tmp_path / "a.safetensors"
+    record_file.write(path, {"x": torch.arange(3.0)}, None)
+    tensors, _ = record_file.read(path, "record")
+    with open("/proc/self/maps") as maps:
+        assert str(path) not in maps.read()
+    assert tensors["x"].tolist() == [0, 1, 2]
+
+
+def test_a_full_disk_is_an_oserror_whatever_writes(tmp_path):
+    with pytest.raises(OSError, match="writing failed"), record_file.whole_file(tmp_path / "a.safetensors"):
+        raise record_file.SafetensorError("I/O error")
+    assert not list(tmp_path.iterdir())
