@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import os
 import runpy
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,15 +14,15 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-#: groups that run side by side, a process each; what one names inside of another's path is left to it. Those that talk
-#: to servers go first, and those that only compute take what they leave
-ASKING = (
-    ("tests/server",),
-    ("tests/hostile", "tests/batch", "tests/server/test_batch.py", "tests/server/test_batch_servers.py"),
-    ("tests/browser", "tests/demo", "tests/benchmarks"),
+#: groups of about one length that run side by side, a process each, for a server and who asks it are busy in turn; what
+#: one names inside of another's path is left to it
+GROUPS = (
+    ("tests/server", "tests/demo"),
+    ("tests/hostile", "tests/server/test_batch.py", "tests/server/test_batch_servers.py", "tests/nodes/test_beside.py"),
+    ("tests/browser", "tests/benchmarks"),
+    ("tests/nodes",),
+    ("tests",),
 )
-COMPUTING = (("tests/nodes",), ("tests/nodes/test_beside.py",), ("tests",))
-GROUPS = ASKING + COMPUTING
 NO_TESTS = 5  # pytest's exit status where nothing was selected
 
 
@@ -40,15 +39,14 @@ def beside(command: list, statuses: list[int]):
         finally:
             statuses.append(run.wait())
             output.seek(0)
-            print(f"{' '.join(map(str, command))}:\n{output.read()}", flush=True)
+            print(f"{' '.join(map(str, command[3:]))}:\n{output.read()}", flush=True)
 
 
 def selected(command: list, group: tuple[str, ...]) -> list:
     """The command for a group: its paths without those inside of them that another names."""
     others = [path for other in GROUPS if other is not group for path in other]
     inside = [f"--ignore={path}" for path in others if any(path.startswith(f"{own}/") for own in group)]
-    nice = ["nice", "-n", "5"] if group in COMPUTING and shutil.which("nice") else []
-    return [*nice, *command, *group, *inside]
+    return [*command, *group, *inside]
 
 
 def side_by_side(command: list) -> int:
