@@ -17,10 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 #: groups of about one length that run side by side, a process each, for a server and who asks it are busy in turn; what
 #: one names inside of another's path is left to it
 GROUPS = (
-    ("tests/server", "tests/demo"),
-    ("tests/hostile", "tests/server/test_batch.py", "tests/server/test_batch_servers.py", "tests/nodes/test_beside.py"),
-    ("tests/browser", "tests/benchmarks"),
+    ("tests/server",),
     ("tests/nodes",),
+    ("tests/hostile", *(f"tests/server/test_{name}.py" for name in ("api_page", "batch", "batch_servers"))),
+    ("tests/browser", "tests/nodes/test_beside.py"),
     ("tests",),
 )
 NO_TESTS = 5  # pytest's exit status where nothing was selected
