@@ -71,6 +71,12 @@ class Page:
         tab.add_init_script(
             "window.ofKind = kind => app.graph._nodes.filter(n => n.type === kind).sort((a, b) => a.id - b.id)[0]"
         )
+        # ten frames a second: software that draws sixty of them takes a twentieth of all CPU time of make test
+        tab.add_init_script(
+            "const frame = window.requestAnimationFrame;"
+            "window.requestAnimationFrame = draw => setTimeout(() => frame(draw), 90);"
+            "window.cancelAnimationFrame = clearTimeout;"
+        )
         tab.route(lambda url: not url.startswith((server.address, "data:", "blob:")), lambda route: route.abort())
 
     def _script_error(self, error) -> None:
@@ -140,8 +146,14 @@ class Page:
         self.look_at(kinds[-1])
 
     def ran(self, kind: str, **output) -> None:
-        """Tell the node of that class the result of a run that there was not."""
-        self.tab.evaluate("([kind, output]) => ofKind(kind).onExecuted(output)", [kind, output])
+        """Tell the node of that class the result of a run that there was not, and wait until it is drawn."""
+        self.tab.evaluate(
+            """([kind, output]) => {
+            ofKind(kind).onExecuted(output);
+            return new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())));
+        }""",
+            [kind, output],
+        )
 
     def drop_file(self, path: Path, x: float, y: float) -> None:
         """Drop a file at that place as a person does: it goes nowhere unless what lies there wants it."""

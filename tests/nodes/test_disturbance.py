@@ -61,15 +61,17 @@ def test_null_branch_sees_the_picture_at_the_current_timestep_and_nothing_is_ask
     seen = network_calls(tiny)
     plain = euler(tiny, latent, cfg=2.0, sigmas=sigmas)
     calls, seen[:] = len(seen), []
-    disturbed = euler(patched(tiny, latent, PICTURE, cfg=2.0)[0], latent, cfg=2.0, sigmas=sigmas)
+    model = patched(tiny, latent, PICTURE, cfg=2.0, sigmas=sigmas)[0]
+    disturbed = euler(model, latent, cfg=2.0, sigmas=sigmas)
     assert len(seen) == calls
-    inside = 0
-    for (x, t), sigma in zip(seen, sigmas):
+    inside, strengths = 0, stable_strength(sigmas, 2.0)
+    assert all(f == 1 for f in strengths[:-1])  # the last step to 0 fades on every schedule
+    for (x, t), sigma, strength in zip(seen, sigmas, strengths):
         uncond, cond = x.chunk(2)  # the engine's order: the null branch first
         assert (t == t[0]).all()
         if sigma <= start:
             inside += 1
-            torch.testing.assert_close(uncond, z, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(uncond, cond + strength * (z - cond), rtol=1e-5, atol=1e-5)
             assert (cond - z).abs().max() > 0.01
         else:
             assert torch.equal(uncond, cond)
