@@ -25,7 +25,7 @@ from ..samplers.tuning.objective import HeldOut, Levels, Net, Objective, Step
 from .comfy import Interrupted, check_interrupt, latent_out, process_of, sigma_range, sigmas_of
 from .gradients import check_differentiable
 from .run import Run, sample_with
-from .training_memory import needed
+from .training_memory import kept_for, make_room, needed
 from .training_store import Store
 from .tuning import caption_net, training, with_trained_text
 from .weights import attached as attached_factors
@@ -93,14 +93,15 @@ class Look:
 @dataclass
 class Outcome:
     """What a run leaves: looks [(step, LATENT samples [1, C, ...])], seconds of training, steps made now, how it
-    ended ("" where it came to its end, else a sentence), memory: bytes told before the start (None: not known), peak:
-    device memory in bytes (0 on a CPU)."""
+    ended ("" where it came to its end, else a sentence), memory: bytes told before the start (None: not known), again:
+    whether blocks were computed again although nobody asked for it, peak: device memory in bytes (0 on a CPU)."""
 
     looks: list[tuple[int, Tensor]] = field(default_factory=list)
     seconds: float = 0.0
     made: int = 0
     stopped: str = ""
     memory: int | None = None
+    again: bool = False
     peak: int = 0
 
 
@@ -142,19 +143,13 @@ def train(
     total = left * loop.settings.accumulate + looks * (0 if look is None else look.steps)
 
     def body(run: Run):
-        with training(run, clip, checkpoint):
-            outcome.memory = needed(
-                run,
-                next(iter(captions)),
-                rows,
-                loop.memory(),
-                measured,
-                checkpoint,
-                encode is not None or wrap is not None,
-            )
-            if outcome.memory is not None:
-                _log.info("about %.1f GB of memory are needed", outcome.memory / 1e9)
-        with training(run, clip, checkpoint), attached():
+        with training(run, clip):
+            kept = kept_for(run, next(iter(captions)), rows, measured, encode is not None or wrap is not None)
+        again = make_room(run, kept, checkpoint, loop.memory(), [] if clip is None else [clip.patcher])
+        outcome.memory, outcome.again = needed(run, kept, loop.memory(), again), again and not checkpoint
+        if outcome.memory is not None:
+            _log.info("about %.1f GB of memory are needed", outcome.memory / 1e9)
+        with training(run, clip, again), attached():
             net = caption_net(run)
             net = net if encode is None else with_trained_text(net, encode)
             net = net if wrap is None else wrap(net)

@@ -1,4 +1,4 @@
-"""How much memory a training step will need, told before the first one.
+"""How much memory a step with gradients will need, told before the first one, and room made for it.
 
 The network is run once on PyTorch's meta device, where tensors have shapes and no content: nothing is computed and
 nothing allocated, and what the backward pass would keep is counted by its size.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -106,22 +106,19 @@ def on_meta(network: nn.Module) -> tuple[dict[str, Tensor], set[int]]:
     return made, {t.untyped_storage()._cdata for t in made.values()}
 
 
-def needed(
+def kept_for(
     run,
     name: str,
-    rows: int,
-    trained: int,
-    attached: Callable[[], AbstractContextManager],
-    checkpoint: bool,
+    rows: int = 1,
+    attached: Callable[[], AbstractContextManager] = contextlib.nullcontext,
     of_text: bool = False,
-) -> int | None:
-    """Bytes on the device for a step of `rows` rows with the caption `name`: weights, `trained` (what the loop holds
-    for what it trains, `Loop.memory`), and what the backward pass keeps. None where the network can't be run this way.
+) -> Kept | None:
+    """What a call of `rows` rows with the condition `name` keeps for its backward pass. None where the network can't be
+    run this way. For inside `run.gradients()`.
 
-    attached(): what is trained, put into the network on the meta device; tensors that it yields are counted as trained
-    already. of_text: the caption's embedding learns."""
-    model = run.model
-    network = network_of(model)
+    attached(): what is trained, put into the network on the meta device; tensors that it yields are there anyway.
+    of_text: the gradient goes to the text embedding."""
+    network = network_of(run.model)
     parts = run.guider.conds[name][0]["model_conds"]
     try:
         values, weights = on_meta(network)
@@ -139,8 +136,50 @@ def needed(
             with counted(network, weights) as kept:
                 time = torch.ones(rows, device="meta", dtype=torch.float32)
                 torch.func.functional_call(network, values, (x, time), extra)
-    except Exception as error:  # noqa: BLE001 (an estimate never stops a training)
+    except Exception as error:  # noqa: BLE001 (an estimate never stops a run)
         _log.info("the memory can't be told before the start: %s", error)
         return None
-    of_weights = sum(p.nbytes for p in model.parameters())
-    return int(of_weights + trained + _SLACK * kept.bytes(checkpoint))
+    return kept
+
+
+def needed(run, kept: Kept | None, trained: int, checkpoint: bool) -> int | None:
+    """Bytes on the device for a training step: weights, `trained` (what the loop holds for what it trains,
+    `Loop.memory`), and what the backward pass keeps."""
+    if kept is None:
+        return None
+    return int(sum(p.nbytes for p in run.model.parameters()) + trained + _SLACK * kept.bytes(checkpoint))
+
+
+def make_room(run, kept: Kept | None, checkpoint: bool, besides: int = 0, others: Iterable = ()) -> bool:
+    """Whether to compute blocks again in backward: as asked, or because their activations would not fit.
+
+    The engine plans for a run without gradients; here it is asked to move models that this run does not use off the
+    device (text encoders, for one). besides: bytes wanted beside the activations. others: patchers that stay."""
+    if kept is None:
+        return checkpoint
+    management = get("model_management")
+    used = {id(p.model) for p in (run.patcher, *getattr(run.guider, "loaded_models", ()), *others)}
+    stay = [m for m in management.current_loaded_models if m.model is not None and id(m.model.model) in used]
+    wanted = besides + int(_SLACK * kept.bytes(checkpoint))
+    if management.get_free_memory(run.device) < wanted:
+        management.free_memory(wanted, run.device, keep_loaded=stay)
+    if checkpoint or management.get_free_memory(run.device) >= wanted or not kept.blocks:
+        return checkpoint
+    _log.warning(
+        "The gradient's activations need %.1f GB and do not fit beside the model: checkpointing is on for this run.",
+        wanted / 1e9,
+    )
+    return True
+
+
+def on_cpu(device: torch.device) -> bool:
+    return device.type == "cpu"
+
+
+def room_for(run, name: str, rows: int, checkpoint: bool = False) -> bool:
+    """`make_room` for the gradient of a call of `rows` rows with the condition `name`; whether to checkpoint."""
+    if on_cpu(run.device):  # main memory is not what the engine plans for, and the first look takes seconds
+        return checkpoint
+    with run.gradients():
+        kept = kept_for(run, name, rows, of_text=True)
+    return make_room(run, kept, checkpoint)

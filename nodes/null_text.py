@@ -13,6 +13,7 @@ from ..engine.fingerprint import fingerprint
 from ..engine.gradients import short_of_memory
 from ..engine.noise import source_latent
 from ..engine.run import Run, sample_with
+from ..engine.training_memory import room_for
 from ..samplers.inversion.null_text import default_rate, optimise_global_null, optimise_null_text, paper_schedule
 from ..samplers.inversion.record import Inversion
 from .base import INVERSION, NEGATIVE, POSITIVE, Boolean, Box, Choice, Float, Int, optional
@@ -42,7 +43,10 @@ INNER = (
     ),
 )
 CHECKPOINTING = Boolean(
-    "checkpointing", False, "Recompute blocks in the backward pass: less memory, up to two fifths more time."
+    "checkpointing",
+    False,
+    "Recompute blocks in the backward pass: less memory, up to two fifths more time. Off: still done where the memory "
+    "is too small for less, and the server's log says so.",
 )
 RATE = Float(
     "rate",
@@ -140,8 +144,9 @@ def optimise(
     def body(run: Run):
         free = _rows_are_free(run, negative)
         net = run.embedding_net("negative")
-        smaller = "use a smaller picture." if checkpoint else "turn checkpointing on, or use a smaller picture."
-        with run.gradients(checkpoint=checkpoint), short_of_memory(f"the null embedding's gradient: {smaller}"):
+        again = room_for(run, "negative", len(run.latent), checkpoint)
+        smaller = "use a smaller picture." if again else "turn checkpointing on, or use a smaller picture."
+        with run.gradients(checkpoint=again), short_of_memory(f"the null embedding's gradient: {smaller}"):
             given = (
                 net,
                 lambda x, sigma: run.predictions(x, sigma, ["positive"])[0],

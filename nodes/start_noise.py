@@ -9,6 +9,7 @@ from ..engine.comfy import check_latent, latent_out, sigmas_of
 from ..engine.gradients import bring, grad_mode, normal, short_of_memory
 from ..engine.noise import StartNoise, model_notes
 from ..engine.run import Run, sample_with
+from ..engine.training_memory import room_for
 from ..samplers.guidance.start_noise import optimise_start_noise
 from ..samplers.measure.charts import line_chart
 from .base import CFG, INVERSION, LATENT, MODEL, NEGATIVE, POSITIVE, SCHEDULER, SEED, STEPS, Box, Float, Int, Output
@@ -103,7 +104,8 @@ class OptimiseStartNoise(Box):
                 "one network backward: use a smaller latent or batch; nothing cheaper than this exists for the start "
                 "noise, guidance in decoder mode would fit."
             )
-            with run.gradients(), grad_mode(*modules), short_of_memory(advice):
+            again = room_for(run, "positive", len(start) * (1 if cfg == 1 else 2))
+            with run.gradients(again), grad_mode(*modules), short_of_memory(advice):
                 found = optimise_start_noise(
                     run.differentiable("positive", "negative", cfg),
                     normal(start).float(),

@@ -47,7 +47,8 @@ DROPOUT = Float(
 CHECKPOINT = Boolean(
     "checkpointing",
     False,
-    "Compute the network's blocks a second time in backward: less memory, up to two fifths more time.",
+    "Compute the network's blocks a second time in backward: less memory, up to two fifths more time. Off: still done "
+    "where the memory is too small for less, and the report says so.",
 )
 LOOK_EVERY = Int(
     "sample_every", 100, "Steps between two sample pictures, drawn with what is trained so far; 0: none.", 0, 10_000
@@ -143,6 +144,8 @@ def training_line(loop: Loop, outcome: Outcome, began_at: int) -> str:
         said += f" Held-out loss {first:.4g} before, {last:.4g} after."
     if outcome.memory is not None:
         said += f" About {outcome.memory / 1e9:.1f} GB of memory, told before the start."
+    if outcome.again:
+        said += " That did not fit without checkpointing, so it was turned on: steps take longer."
     if outcome.peak:
         said += f" In use at most: {outcome.peak / 1e9:.1f} GB."
     return said

@@ -115,14 +115,17 @@ def test_the_memory_said_before_counts_the_copy(parts, kind):
     live, found, held = controlnet.Controlled(parts.model, form), {}, Loop(form, Settings()).memory()
     network, before = parts.model.model.diffusion_model, hooks(parts.model.model.diffusion_model)
 
+    def told(run, attached):
+        return training_memory.needed(run, training_memory.kept_for(run, "a", 2, attached, True), held, False)
+
     def body(run):
         with tuning.training(run):
-            found["told"] = training_memory.needed(run, "a", 2, held, live.measured, False, True)
-            found["without"] = training_memory.needed(run, "a", 2, held, contextlib.nullcontext, False, True)
+            found["told"] = told(run, live.measured)
+            found["without"] = told(run, contextlib.nullcontext)
         own = {t.untyped_storage()._cdata for t in (*network.parameters(), *network.buffers(), *form.values())}
         with tuning.training(run), live.attached(), training_memory.counted(network, own) as kept:
-            told = [forms.Hinted("a", h) for h in HINTS]
-            live.wrap(tuning.caption_net(run))(torch.randn(2, 4, 8, 8), torch.ones(2), told)
+            hinted = [forms.Hinted("a", h) for h in HINTS]
+            live.wrap(tuning.caption_net(run))(torch.randn(2, 4, 8, 8), torch.ones(2), hinted)
         found["kept"] = kept.bytes(False)
 
     sample_with(parts.model, parts.conds, torch.zeros(1, 4, 8, 8), sigmas_of(parts.model, "normal", 2), body)

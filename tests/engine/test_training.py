@@ -59,8 +59,8 @@ def test_the_memory_said_before_is_what_a_step_keeps(make_model, make_condition,
 
     def body(run):
         with tuning.training(run):
-            told = training_memory.needed(run, "a", 2, held, lambda: training.on_meta(where, factors), False)
-            less = training_memory.needed(run, "a", 2, held, lambda: training.on_meta(where, factors), True)
+            before = training_memory.kept_for(run, "a", 2, lambda: training.on_meta(where, factors))
+            told, less = (training_memory.needed(run, before, held, again) for again in (False, True))
             own = {t.untyped_storage()._cdata for t in (*network.parameters(), *network.buffers())}
             own |= {t.untyped_storage()._cdata for t in lora.parameters(factors).values()}
             net, x = tuning.caption_net(run), torch.randn(run.latent.shape)
@@ -133,3 +133,44 @@ def test_a_run_trains_factors_and_nothing_else(make_model, make_condition, kind,
     assert len(moved) >= 0.9 * len(factors)
     assert all(torch.equal(v, before[k]) for k, v in model.model.state_dict().items())
     assert not any(m._forward_hooks for m in model.model.diffusion_model.modules())
+
+
+@pytest.fixture
+def memory(engine, monkeypatch):
+    """memory(free, freed): the engine tells `free` bytes, and `freed` more once it was asked for room. What it
+    was asked for: [(bytes, how many loaded models stay)]."""
+    management, asked = engine.get("model_management"), []
+    monkeypatch.setattr(training_memory, "on_cpu", lambda device: False)
+
+    def told(free, freed=0):
+        def free_memory(wanted, device, keep_loaded=()):
+            asked.append((wanted, len(keep_loaded)))
+
+        monkeypatch.setattr(management, "free_memory", free_memory)
+        monkeypatch.setattr(management, "get_free_memory", lambda *_: free + freed * len(asked))
+        return asked
+
+    return told
+
+
+@pytest.mark.parametrize(
+    ("free", "freed", "asks", "again"), [(1e9, 0, False, False), (0, 1e9, True, False), (0, 10, True, True)]
+)
+def test_room_is_made_for_a_gradients_activations_and_blocks_computed_again_where_there_is_none(
+    tiny, make_condition, latent, memory, free, freed, asks, again
+):
+    found = {}
+
+    def body(run):
+        asked = memory(free, freed)
+        with run.gradients():
+            found["kept"] = training_memory.kept_for(run, "a", 2, of_text=True)
+        found["again"] = training_memory.room_for(run, "a", 2)
+        found["asked"] = list(asked)
+        assert training_memory.room_for(run, "a", 2, checkpoint=True)
+
+    with torch.inference_mode():
+        sample_with(tiny, {"a": make_condition(1)}, latent, SIGMAS, body)
+    wanted = int(training_memory._SLACK * found["kept"].bytes(False))
+    assert wanted > 10_000 and found["again"] is again
+    assert found["asked"] == ([(wanted, 1)] if asks else [])  # the network itself stays

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from nulltext.engine import record
+from nulltext.engine import record, training_memory
 from nulltext.nodes import direct_edit, inverter, null_text
 from nulltext.nodes.inversion import invert
 from nulltext.nodes.replay import replay
@@ -265,3 +265,16 @@ def test_too_little_memory_names_what_would_fit(tiny, inverted, optimised, monke
     monkeypatch.setattr(null_text, "optimise_null_text", greedy)
     with pytest.raises(ValueError, match=words):
         optimised(tiny, inverted(tiny), checkpoint=checkpoint)
+
+
+def test_where_the_activations_do_not_fit_blocks_are_computed_again_and_the_result_is_the_same(
+    tiny, inverted, optimised, monkeypatch, engine, caplog
+):
+    inversion = inverted(tiny)
+    plain = optimised(tiny, inversion)
+    monkeypatch.setattr(engine.get("model_management"), "free_memory", lambda *_, **__: None)
+    monkeypatch.setattr(training_memory, "_SLACK", 1e12)  # no machine has as much
+    monkeypatch.setattr(training_memory, "on_cpu", lambda device: False)
+    again = optimised(tiny, inversion)
+    assert "checkpointing is on" in caplog.text
+    torch.testing.assert_close(plain[0].null_embeddings[0], again[0].null_embeddings[0], rtol=1e-4, atol=1e-4)
