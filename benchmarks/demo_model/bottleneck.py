@@ -3,8 +3,9 @@
     zero     |D with h = 0  -  D| / |D| on noised held-out scenes; h is the middle block's output
     steer    pictures are inverted (DDIM, no words) and come back by the asymmetric step of Asyrp (2210.10960),
              x' = D~ + (s'/s)(x - D), D~ from h + k dh, where dh is, per level, the mean of h over scenes with one
-             attribute changed less its mean over the scenes themselves (Haas et al. 2303.11073). h is 4 x 4 places, so
-             an object's colour has a direction for each of the five places, and a picture gets that of its own.
+             attribute changed less its mean over the scenes themselves (Haas et al. 2303.11073). h is 4 x 4 places, and
+             what changes where depends on the place of the object, so that each of the five has a direction, and a
+             picture gets that of its own.
              As in the paper h is shifted down to the level t_edit only; below it the plain step draws the details
 
 The strength k and the level t_edit are chosen on training scenes; the held-out ones judge, read by a probe.
@@ -63,7 +64,8 @@ class Bottleneck(Demo):
         return float((silent - plain).norm() / plain.norm())
 
     def mean_shift(self, sources: scenes.Scenes, targets: scenes.Scenes, groups: Tensor) -> list[Tensor]:
-        """dh [G, C, 4, 4] of every step: the mean over each group's pairs, both noised alike. groups [B] in 0..G-1."""
+        """dh [G, C, 4, 4] of every step: the mean over each group's pairs, both noised alike. groups [B] in 0..G-1; of
+        one that has no pair it is 0."""
         generator, pairs = (
             torch.Generator().manual_seed(2),
             [self.encode(scenes.draw(s)[0]) for s in (sources, targets)],
@@ -76,7 +78,8 @@ class Bottleneck(Demo):
                 self.denoise(x0 + sigma * noise, sigma)
                 read.append(self.h)
             change = read[1] - read[0]
-            found.append(torch.stack([change[groups == g].mean(0) for g in range(int(groups.max()) + 1)]))
+            means = [change[groups == g].mean(0).nan_to_num(0.0) for g in range(int(groups.max()) + 1)]
+            found.append(torch.stack(means))
         return found
 
     def edit(self, x: Tensor, shifts: Sequence[Tensor], groups: Tensor, strength: float, low: float = 0.0) -> Tensor:
@@ -89,11 +92,6 @@ class Bottleneck(Demo):
             steered = self.denoise(x, sigma, strength * shifts[i][groups]) if shifted else plain
             x = euler_step(x, plain, sigma, lower) + steered - plain
         return self.decode(x)
-
-
-def groups_of(s: scenes.Scenes, attribute: str) -> Tensor:
-    """[B]: which direction a picture gets: its place's for an object's colour, the one there is otherwise."""
-    return s.place[:, 0] if attribute == "colour" else torch.zeros_like(s.place[:, 0])
 
 
 def one_object(n: int, split: str, seed: int, attribute: str, target: int) -> scenes.Scenes:
@@ -132,20 +130,20 @@ def measure_bottleneck(bench, n: int) -> tuple[dict[str, float], list[list]]:
     for attribute, target in TARGETS.items():
 
         def compute(attribute=attribute, target=target):
-            sources = one_object(PAIRS * (5 if attribute == "colour" else 1), "train", 32, attribute, target)
-            shifts = model.mean_shift(sources, sources.changed(attribute, target), groups_of(sources, attribute))
+            sources = one_object(PAIRS * len(scenes.PLACES), "train", 32, attribute, target)
+            shifts = model.mean_shift(sources, sources.changed(attribute, target), sources.place[:, 0])
             generator = torch.Generator().manual_seed(35)
             noise = [torch.randn(s.shape, generator=generator) for s in shifts]
             control = [r * s.norm() / r.norm() for r, s in zip(noise, shifts)]
 
             def judged(truth, x, way, k, low):
-                images = model.edit(x, way, groups_of(truth, attribute), k, low)
+                images = model.edit(x, way, truth.place[:, 0], k, low)
                 return read_off(model.judge, images, truth, attribute, target)
 
             truth, x = walked(attribute, "train", 33, (n + 1) // 2)
             tried = [(*judged(truth, x, shifts, *setting), setting) for setting in SETTINGS]
             setting = max(tried, key=lambda t: min(t[0] / 0.6, t[1] / 0.7))[2]
-            truth, x = walked(attribute, "held_out", 34, n)
+            truth, x = walked(attribute, "held_out", 36, n)
             ways = {
                 "steered": (shifts, *setting),
                 "random shift": (control, *setting),
@@ -153,7 +151,7 @@ def measure_bottleneck(bench, n: int) -> tuple[dict[str, float], list[list]]:
             }
             return setting, {name: judged(truth, x, *way) for name, way in ways.items()}
 
-        (chosen, lowest), found = bench.once(f"bottleneck {attribute} {n} by level", compute)
+        (chosen, lowest), found = bench.once(f"bottleneck {attribute} {n} by place", compute)
         figures[f"h_steer_{attribute}"], figures[f"h_kept_{attribute}"] = found["steered"]
         lines += [
             [f"h: {attribute}, {name} (k {chosen:g}, sigma >= {lowest:g}): reached", reached, f"kept {kept:.2f}"]

@@ -1,11 +1,11 @@
 """Asyrp on the second demo UNet: does a direction in h edit inverted held-out pictures? Part of `make bench
 NAME=latent_directions`.
 
-The directions are mean differences over training pairs (`bottleneck.py`'s); the strength and t_edit are chosen on
-training scenes; two probes judge held-out ones. Beside it: the symmetric process, a random direction of the same norm,
-and no shift. `asyrp_target` and its like are means over the attributes that h holds: those whose edits pass both bars
-on training scenes (all of them where none does). "trained f" is the paper's own: a network of h trained by the
-image-text model on pictures of one background, judged on held-out ones of that background.
+The directions are mean differences over training pairs, one for each place of the object (`bottleneck.py`'s); the
+strength and t_edit are chosen on training scenes; two probes judge held-out ones. Beside it: the symmetric process, a
+random direction of the same norm, and no shift. `asyrp_target` and its like are means over the attributes that h holds:
+those whose edits pass both bars on training scenes (all of them where none does). "trained f" is the paper's own: a
+network of h trained by the image-text model on pictures of one background, judged on held-out ones of that background.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ...samplers.ode import sample_euler
 from ...samplers.tuning.h_direction import Direction, together
 from ...samplers.tuning.h_space import sample_asyrp
 from ...samplers.window import SigmaWindow
-from ..demo_model.bottleneck import TARGETS, Bottleneck, groups_of, one_object, read_off
+from ..demo_model.bottleneck import TARGETS, Bottleneck, one_object, read_off
 from ..edits import CEILING
 from ..harness import Bench, ratio
 from .dclip import TOWER
@@ -58,9 +58,9 @@ class Edits:
     def images(
         self, directions: list[Direction], strength: float, t_edit: float = 0.0, symmetric: bool = False
     ) -> Tensor:
-        """[B, 3, 128, 128]. directions: one for each group of pictures; t_edit: a share of the time."""
+        """[B, 3, 128, 128]. directions: one for each place, or one for all; t_edit: a share of the time."""
         window = SigmaWindow(float("inf"), float(self.model.table[int(999 * t_edit)]) if t_edit else 0.0)
-        groups, out = groups_of(self.scenes, self.attribute), torch.zeros(len(self.scenes), 3, 128, 128)
+        groups, out = self.scenes.place[:, 0], torch.zeros(len(self.scenes), 3, 128, 128)
         for g in groups.unique().tolist():
             own = groups == g
 
@@ -70,7 +70,7 @@ class Edits:
                     return plain, plain
                 return plain, self.model.denoise(x, sigma, change(self.model.h))
 
-            changes = together([(directions[g], strength)], len(self.model.sigmas) - 1)
+            changes = together([(directions[g % len(directions)], strength)], len(self.model.sigmas) - 1)
             x = sample_asyrp(
                 pair, self.start[own], self.model.sigmas, changes=changes, window=window, symmetric=symmetric
             )
@@ -90,10 +90,10 @@ class Edits:
 
 
 def directions_of(model: Bottleneck, attribute: str, pairs: int) -> tuple[list[Direction], list[Direction]]:
-    """(mean differences, random ones of the same norm at each level), one for each group."""
+    """(mean differences, random ones of the same norm at each level), one for each place."""
     target = TARGETS[attribute]
-    sources = one_object(pairs * (5 if attribute == "colour" else 1), "train", 32, attribute, target)
-    shifts = model.mean_shift(sources, sources.changed(attribute, target), groups_of(sources, attribute))
+    sources = one_object(pairs * len(scenes.PLACES), "train", 32, attribute, target)
+    shifts = model.mean_shift(sources, sources.changed(attribute, target), sources.place[:, 0])
     found, generator = torch.stack(shifts, 1), torch.Generator().manual_seed(35)  # [G, N, C, 4, 4]
     noise = torch.randn(found.shape, generator=generator)
     size = (found.flatten(2).norm(dim=2) / noise.flatten(2).norm(dim=2))[..., None, None, None]
@@ -111,7 +111,7 @@ def measure_attribute(model: Bottleneck, judges, attribute: str, n: int, pairs: 
     some = Edits(model, attribute, n, "train", 33)
     tried = {(k, t): some.judged(judges["conv"], some.images(steered, k, t)) for k in STRENGTHS for t in T_EDIT}
     strength, t_edit = max(tried, key=lambda way: passes(tried[way]))
-    held = Edits(model, attribute, n, "held_out", 34)
+    held = Edits(model, attribute, n, "held_out", 46)
     ways = {
         "asymmetric": held.images(steered, strength, t_edit),
         "symmetric": held.images(steered, strength, t_edit, symmetric=True),
@@ -176,7 +176,7 @@ def measure(bench: Bench, path) -> tuple[dict[str, float], list[list]]:
         n, pairs = (6, 8) if bench.quick else (64, 64)
         figures, lines, means = {}, [], {}
         for attribute in ["background"] if bench.quick else TARGETS:
-            key = f"asyrp {attribute} {n} with strip"
+            key = f"asyrp {attribute} {n} by place"
             found = bench.once(key, lambda a=attribute: measure_attribute(model, judges, a, n, pairs))
             ways, strip = found["ways"], found["strip"]
             setting = f"k {found['strength']:g}, t_edit {found['t_edit']:g}"
