@@ -168,7 +168,7 @@ def _post_cfg(model, terms: list[Term]):
             trace.steps.clear()
         schedule = clock.seen
         step = trace.step(level, x, denoised)
-        live = [t for t in terms if t.guidance.scale_at(level, schedule)]
+        live = [t for t in terms if t.guidance.scale_at(level, schedule, process)]
         if not live:
             return denoised
         check_interrupt()

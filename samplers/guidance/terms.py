@@ -18,7 +18,10 @@ Three ways to a gradient, named for what they pass through:
 
 Departures: the gradient is taken per sample (the sum over the batch, never the mean). Guidance changes the denoiser
 itself, so what a multistep sampler reuses is the guided field; `every` > 1 makes that field jump between steps, which
-such samplers extrapolate: use it with one-step samplers.
+such samplers extrapolate: use it with one-step samplers. On a flow model above s = 1 - LEAST_SIGNAL the modes `network`
+and `latent` are off: the push there is a gradient that vanishes times a factor that has no end, and of a trained network
+only the product of its error is left, which threw the first step out of the data. All of the run above that level moves
+x by 2 % of D, so that little is lost.
 
 An option that is off unless asked for, and not in the paper: a bound on the push. The CLIP guidance notebooks after
 Katherine Crowson's limit the size of the gradient; here the rms of the change of D is held below a number of times the
@@ -41,6 +44,8 @@ from ..core import VE, Denoise, NoiseProcess, Sigma, expand, step_index
 from ..window import SigmaWindow
 
 MODES = ("network", "decoder", "latent")
+#: the least share of the picture in x_s at which a gradient with respect to x_s is asked for
+LEAST_SIGNAL = 0.02
 #: (x [B, C, ...], sigma, D [B, C, ...]) -> log p(y | .) [B], differentiable in what the mode differentiates
 LogLikelihood = Callable[[Tensor, Sigma, Tensor], Tensor]
 #: told after each evaluation: {"name", "sigma", "log_likelihood" [B], "rms" [B] of the push, "limited" [B] 1 where the
@@ -76,10 +81,14 @@ class Guidance:
         if self.variance <= 0:
             raise ValueError(f"The data variance must be positive; got {self.variance}.")
 
-    def scale_at(self, sigma: Sigma, sigmas: Sequence[float] | Tensor | None = None) -> float:
+    def scale_at(
+        self, sigma: Sigma, sigmas: Sequence[float] | Tensor | None = None, process: NoiseProcess = VE
+    ) -> float:
         """k at sigma, 0 where the term is inactive. `sigmas` (the whole schedule) is needed when every > 1."""
         value = float(torch.as_tensor(sigma).max())
         if value <= 0 or value not in SigmaWindow(*self.window):
+            return 0.0
+        if self.mode != "decoder" and process.signal(value) < LEAST_SIGNAL:
             return 0.0
         if self.every > 1:
             if sigmas is None:
@@ -118,7 +127,7 @@ def shift(
 
     network: the denoiser to differentiate in `network` mode, asked once; `graph` = (x leaf, D(x leaf)) when the
     caller has already run it. denoised: D as it is (the other modes look at it)."""
-    live = [(g, k) for g in guidances if (k := g.scale_at(sigma, sigmas)) != 0]
+    live = [(g, k) for g in guidances if (k := g.scale_at(sigma, sigmas, process)) != 0]
     if not live:
         return None
     x, denoised = x.detach(), denoised.detach()
@@ -192,7 +201,7 @@ def with_guidance(
     Put it after CFG: k is then independent of the CFG scale."""
 
     def guided(x, sigma):
-        live = [g for g in guidances if g.scale_at(sigma, sigmas) != 0]
+        live = [g for g in guidances if g.scale_at(sigma, sigmas, process) != 0]
         if not live:
             return denoise(x, sigma)
         graph = None

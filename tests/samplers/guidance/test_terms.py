@@ -191,6 +191,18 @@ def test_a_flow_at_s_1_stays_finite(mode):
     assert bool(torch.isfinite(out).all())
 
 
+@pytest.mark.parametrize("mode", ["network", "decoder", "latent"])
+def test_a_networks_small_error_at_s_1_of_a_flow_is_not_multiplied_into_a_push(mode):
+    """An exact likelihood does not change with x there; a trained one does a little."""
+    likelihood = lambda x, s, d: 1e-2 * (x.sum(1) + d.sum(1))  # noqa: E731
+    x, said = normal(4, 2), {}
+    for s in (1.0, 0.985, 0.96):
+        report = lambda seen, s=s: said.update({s: float(seen["rms"].max())})  # noqa: E731
+        shift([Guidance(likelihood, mode)], x, s, x / 2, process=FLOW, network=lambda x, _: x / 2, report=report)
+    assert said.keys() == ({1.0, 0.985, 0.96} if mode == "decoder" else {0.96})
+    assert max(said.values()) < 1
+
+
 # ------------------------------------------------------------------------------------------------- the odd ends
 
 
