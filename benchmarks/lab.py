@@ -75,6 +75,15 @@ def some(n: int, seed: int, keep=None, split: str = "held_out", times: int = 40,
     return found
 
 
+def of_split(n: int, split: str, draw, **attributes) -> scenes.Scenes:
+    """n scenes that belong to the split as they are judged, with these attributes set: a change can move a scene from
+    one split to the other. draw(count) gives scenes of the split before."""
+    found = draw(16 * n)
+    for name, value in attributes.items():
+        found = found.changed(name, value)
+    return found[scenes.held_out(found) == (split == "held_out")][:n]
+
+
 @functools.cache
 def loaded():
     """(MODEL, CLIP, VAE) as CheckpointLoaderSimple makes them."""

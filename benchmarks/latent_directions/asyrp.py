@@ -3,7 +3,8 @@ NAME=latent_directions`.
 
 The directions are mean differences over training pairs, one for each place of the object (`bottleneck.py`'s); the
 strength and t_edit are chosen on training scenes; two probes judge held-out ones. Beside it: the symmetric process, a
-random direction of the same norm, and no shift. `asyrp_target` and its like are means over the attributes that h holds:
+random direction of the same norm, and no shift; the symmetric process also at a strength of its own, for at equal
+strength its step is s/(s - s') times smaller. `asyrp_target` and its like are means over the attributes that h holds:
 those whose edits pass both bars on training scenes (all of them where none does). "trained f" is the paper's own: a
 network of h trained by the image-text model on pictures of one background, judged on held-out ones of that background.
 """
@@ -24,9 +25,11 @@ from ...samplers.window import SigmaWindow
 from ..demo_model.bottleneck import TARGETS, Bottleneck, one_object, read_off
 from ..edits import CEILING
 from ..harness import Bench, ratio
+from ..lab import of_split
 from .dclip import TOWER
 
 STRENGTHS, T_EDIT = (0.3, 0.6, 1.0, 1.5), (0.5, 0.0)
+SYMMETRIC_STRENGTHS = (1.0, 2.0, 3.0, 4.5, 6.0, 9.0)  # one of its steps moves h's share of a step only
 TRAINED_STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 STRIP = (0.0, 0.5, 1.0, 1.5)
 JUDGES = ("conv", "query")
@@ -44,14 +47,19 @@ TRAINING = {
 }
 
 
+def subjects(n: int, split: str, seed: int, attribute: str, target: int, before: int | None = None) -> scenes.Scenes:
+    """n scenes of the split whose attribute is not the target; with `before` it is that in all of them."""
+    if before is None:
+        return one_object(n, split, seed, attribute, target)
+    return of_split(n, split, lambda count: one_object(count, split, seed, attribute, target), **{attribute: before})
+
+
 class Edits:
     """Pictures of one split of an attribute, inverted, and their way back along a direction."""
 
     def __init__(self, model: Bottleneck, attribute: str, n: int, split: str, seed: int, before: int | None = None):
         self.model, self.attribute, self.target = model, attribute, TARGETS[attribute]
-        self.scenes = one_object(n, split, seed, attribute, self.target)
-        if before is not None:
-            self.scenes = self.scenes.changed(attribute, before)
+        self.scenes = subjects(n, split, seed, attribute, self.target, before)
         self.clean = model.encode(scenes.draw(self.scenes)[0])
         self.start = invert_ddim(model.denoise, self.clean, model.sigmas, process=VE).trajectory[0]
 
@@ -111,16 +119,20 @@ def measure_attribute(model: Bottleneck, judges, attribute: str, n: int, pairs: 
     some = Edits(model, attribute, n, "train", 33)
     tried = {(k, t): some.judged(judges["conv"], some.images(steered, k, t)) for k in STRENGTHS for t in T_EDIT}
     strength, t_edit = max(tried, key=lambda way: passes(tried[way]))
+    own = {k: some.judged(judges["conv"], some.images(steered, k, t_edit, symmetric=True)) for k in SYMMETRIC_STRENGTHS}
+    symmetric = max(own, key=lambda k: passes(own[k]))
     held = Edits(model, attribute, n, "held_out", 46)
     ways = {
         "asymmetric": held.images(steered, strength, t_edit),
-        "symmetric": held.images(steered, strength, t_edit, symmetric=True),
+        "symmetric at that strength": held.images(steered, strength, t_edit, symmetric=True),
+        f"symmetric at its own, {symmetric:g}": held.images(steered, symmetric, t_edit, symmetric=True),
         "random direction": held.images(control, strength, t_edit),
         "no shift": held.images(steered, 0.0),
     }
     return {
         "strength": strength,
         "t_edit": t_edit,
+        "symmetric_strength": symmetric,
         "holds": passes(tried[strength, t_edit]) >= 1,
         "strip": [held.judged(judges["query"], held.images(steered, k * strength, t_edit))[0] for k in STRIP],
         "dB": [held.decibels(ways["no shift"]), held.decibels(held.walked_back())],
@@ -136,8 +148,8 @@ def trained_direction(bench: Bench, path) -> Direction:
     from ..lab import loaded
 
     _, clip, vae = loaded()
-    source = one_object(2 if bench.quick else 16, "train", 36, "background", TARGETS["background"])
-    image = scenes.draw(source.changed("background", BEFORE))[0]
+    source = subjects(2 if bench.quick else 16, "train", 36, "background", TARGETS["background"], BEFORE)
+    image = scenes.draw(source)[0]
     with torch.inference_mode():
         return HSpaceTrain().run(
             model=get("sd").load_unet(str(path)),
@@ -186,11 +198,15 @@ def measure(bench: Bench, path) -> tuple[dict[str, float], list[list]]:
                 [f"Asyrp {attribute}, strip at {k:g} of that strength", "query", reached, ""]
                 for k, reached in zip(STRIP, strip)
             ]
-            asymmetric, symmetric, control = (ways[w]["query"] for w in ("asymmetric", "symmetric", "random direction"))
+            judged = {way: seen["query"] for way, seen in ways.items()}
+            asymmetric, control = judged["asymmetric"], judged["random direction"]
+            tuned = judged[f"symmetric at its own, {found['symmetric_strength']:g}"]
             own = {
                 "target": asymmetric[0],
                 "rest_kept": asymmetric[1],
-                "symmetric": symmetric[0],
+                "symmetric": judged["symmetric at that strength"][0],
+                "symmetric_own": tuned[0],
+                "symmetric_own_kept": tuned[1],
                 "random": control[0],
                 "times_random": asymmetric[0] / max(control[0], 1 / n),
                 "monotone": float(all(a <= b for a, b in zip(strip, strip[1:]))),

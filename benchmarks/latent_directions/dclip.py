@@ -21,7 +21,7 @@ from ...demo import captions, probe, scenes
 from ...samplers.measure.metrics import psnr
 from ..edits import CEILING
 from ..harness import OUTPUT, Bench
-from ..lab import InEngine
+from ..lab import InEngine, of_split, some
 
 JUDGES = ("conv", "query")
 TOWER = "nulltext_image_text.safetensors"
@@ -65,12 +65,10 @@ JUDGED = 63  #: the seed of the held-out scenes; others were looked at while rat
 TUNING = {"t0": 0.5, "inversion_steps": 20, "train_steps": 6, "lr": 3e-3, "lr_growth": 1.0, "clip_weight": 3.0}
 
 
-def plain_scenes(n: int, split: str, seed: int) -> scenes.Scenes:
-    """Photos of one object on a plain background."""
-    found = scenes.sample(n, torch.Generator().manual_seed(seed), split, two=0.0)
-    for edit in EDITS:
-        found = found.changed(edit.attribute, edit.before)
-    return found
+def plain_scenes(n: int, split: str, seed: int, **attributes) -> scenes.Scenes:
+    """Photos of one object on a plain background, other attributes as named."""
+    before = {edit.attribute: edit.before for edit in EDITS} | attributes
+    return of_split(n, split, lambda count: some(count, seed, split=split), **before)
 
 
 def empty(clip) -> list:
@@ -104,7 +102,7 @@ def tuned(bench: Bench, edit: Edit, seed: int = SEEDS[0]):
 
     def compute():
         lab = InEngine(1)
-        image = scenes.draw(plain_scenes(n, "train", 51).changed(edit.attribute, edit.before))[0]
+        image = scenes.draw(plain_scenes(n, "train", 51, **{edit.attribute: edit.before}))[0]
         begun = time.perf_counter()
         made = DiffusionCLIPTune().run(
             model=lab.model,

@@ -25,7 +25,7 @@ MIXES = {"throughout, weights 1.8 and 1": Mix((1.8, 1.0), THROUGHOUT)} | {
 
 
 def red_scenes(n: int, split: str, seed: int) -> scenes.Scenes:
-    return plain_scenes(n, split, seed).changed("colour", RED)
+    return plain_scenes(n, split, seed, colour=RED)
 
 
 def judged(judge, images: Tensor, truth: scenes.Scenes) -> list[float]:

@@ -18,10 +18,11 @@ Three ways to a gradient, named for what they pass through:
 
 Departures: the gradient is taken per sample (the sum over the batch, never the mean). Guidance changes the denoiser
 itself, so what a multistep sampler reuses is the guided field; `every` > 1 makes that field jump between steps, which
-such samplers extrapolate: use it with one-step samplers. On a flow model above s = 1 - LEAST_SIGNAL the modes `network`
-and `latent` are off: the push there is a gradient that vanishes times a factor that has no end, and of a trained network
-only the product of its error is left, which threw the first step out of the data. All of the run above that level moves
-x by 2 % of D, so that little is lost.
+such samplers extrapolate: use it with one-step samplers.
+
+On a flow model above s = 1 - LEAST_SIGNAL the modes `network` and `latent` are off. The push there is a gradient that
+vanishes times a factor without end, and of a trained network only its error times that factor is left, which threw the
+first step out of the data. All of a run above that level moves x by 2 % of D, so that little is lost.
 
 An option that is off unless asked for, and not in the paper: a bound on the push. The CLIP guidance notebooks after
 Katherine Crowson's limit the size of the gradient; here the rms of the change of D is held below a number of times the

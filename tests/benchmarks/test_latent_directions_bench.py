@@ -20,12 +20,22 @@ class Model:
 
 
 def test_the_random_directions_have_the_norm_of_the_found_ones_at_every_level():
-    for attribute, groups in (("background", 1), ("colour", 5)):
+    for attribute in ("background", "colour"):
         found, control = asyrp.directions_of(Model(), attribute, 8)
-        assert len(found) == len(control) == groups
+        assert len(found) == len(control) == len(scenes.PLACES)
         for a, b in zip(found, control):
             assert torch.allclose(a.shifts.flatten(1).norm(dim=1), b.shifts.flatten(1).norm(dim=1), rtol=1e-5)
             assert abs(float(torch.cosine_similarity(a.shifts.flatten(), b.shifts.flatten(), dim=0))) < 0.3
+
+
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_scenes_belong_to_their_split_as_they_are_judged(split):
+    for found in (
+        dclip.plain_scenes(12, split, 1),
+        two_wishes.red_scenes(12, split, 1),
+        asyrp.subjects(12, split, 1, "background", asyrp.TARGETS["background"], asyrp.BEFORE),
+    ):
+        assert len(found) == 12 and bool((scenes.held_out(found) == (split == "held_out")).all())
 
 
 def test_scenes_are_plain_photos_before_and_the_object_counts_as_kept_by_thirds(monkeypatch):
