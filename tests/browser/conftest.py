@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -24,9 +23,9 @@ from pathlib import Path
 import pytest
 import requests
 from nulltext.batch import engines
+from nulltext.tests.chromium import CHROMIUM
 from nulltext.tools import litegraph, notes, workflows
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
 SHOTS = engines.ROOT / "output" / "browser"
@@ -48,6 +47,7 @@ class Page:
         self.tab, self.server, self.kind, self.modern = tab, server, kind, kind != "embedded"
         self.trouble: list[str] = []
         self.prompts: list[dict] = []
+        self.executed: set[str] = set()  # the nodes of what was queued last that ran, or had run before
         self.infos = server.client.object_info()
         tab.on("pageerror", self._script_error)
         tab.on(
@@ -67,6 +67,7 @@ class Page:
             ),
         )
         tab.on("response", self._answered)
+        tab.on("websocket", lambda socket: socket.on("framereceived", self._told))
         # a click brings a node to the front and so to another place of the list: its number tells it for good
         tab.add_init_script(
             "window.ofKind = kind => app.graph._nodes.filter(n => n.type === kind).sort((a, b) => a.id - b.id)[0]"
@@ -91,6 +92,15 @@ class Page:
         if response.request.method == "POST" and response.url.endswith("/prompt"):
             answer = response.json()
             self.prompts.append({**response.request.post_data_json, "answer": answer})
+
+    def _told(self, frame: str | bytes) -> None:
+        if isinstance(frame, str):
+            message = json.loads(frame)
+            about = message.get("data", {})
+            if message["type"] == "executing" and about.get("node"):
+                self.executed.add(about["node"])
+            elif message["type"] == "execution_cached":
+                self.executed |= set(about["nodes"])
 
     def open(self) -> Page:
         self.tab.goto(self.server.address)
@@ -166,6 +176,7 @@ class Page:
     def queue(self, seconds: float = SECONDS) -> dict:
         """Press the page's own button; the prompt's history entry once it has ended well."""
         before = len(self.prompts)
+        self.executed.clear()
         button = ":is([data-testid=queue-button] button, button[data-testid=queue-button]) >> nth=0"
         button = button if self.modern else "#queue-button"
         self.tab.click(button)

@@ -388,6 +388,8 @@ def test_every_workflow_opens_and_runs_from_the_pages_own_button(page, name):
     page.load(name)
     entry = page.queue()
     assert any(output.get("images") for output in entry["outputs"].values())
+    idle = page.prompt.keys() - page.executed
+    assert not idle, f"never executed: {[page.prompt[key]['class_type'] for key in idle]}"
     page.fit()
     page.shot(f"workflow_{name}")
     if not page.kind.endswith("vue"):  # that one draws every node, core's too, larger than its saved size
