@@ -88,6 +88,17 @@ def encode(clip, text: str) -> list:
     return [[cond, {"pooled_output": pooled}]]
 
 
+def embeds_guidance(model) -> bool:
+    """Whether the MODEL's network takes its guidance as a number beside each prompt (Flux dev, HunyuanVideo): it was
+    distilled to need no cfg."""
+    return bool(model.model.model_config.unet_config.get("guidance_embed"))
+
+
+def with_guidance(conditioning: list, guidance: float) -> list:
+    """CONDITIONING with that number, as FluxGuidance sets it."""
+    return [[cond, {**extra, "guidance": guidance}] for cond, extra in conditioning]
+
+
 class Progress:
     """A bar in units of network calls, the preview, and the place where an interrupt is noticed."""
 

@@ -178,8 +178,8 @@ class DirectEdit(EditBox):
         Float(
             "source_cfg",
             3.5,
-            "Guidance of the source prompt (3.5 in the paper for SD3, 1.5 for Flux). Nearer to target_cfg: what both "
-            "prompts say moves less.",
+            "Guidance of the source prompt (3.5 in the paper for SD3). Nearer to target_cfg: what both prompts say "
+            "moves less. For Flux: cfg 1 and 1, and 1.5 / 5.5 by FluxGuidance on the two prompts.",
             1.0,
             30.0,
             0.1,
@@ -187,8 +187,8 @@ class DirectEdit(EditBox):
         Float(
             "target_cfg",
             7.5,
-            "Guidance of the target prompt: higher edits more strongly and keeps less (13.5 in the paper for SD3, 5.5 "
-            "for Flux; 7.5 is ours, between them).",
+            "Guidance of the target prompt: higher edits more strongly and keeps less (13.5 in the paper for SD3; 7.5 "
+            "is ours). For Flux: 1, and 5.5 by FluxGuidance on the target prompt.",
             1.0,
             30.0,
             0.1,
