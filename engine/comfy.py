@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..samplers.core import FLOW, VE, NoiseProcess, Sigma
+from ..samplers.core import FLOW, VE, NoiseProcess, Sigma, VarianceExploding
 from ..samplers.finite import all_finite
 
 # Where a module lives: the pip engine's place first (an installed pack is imported before its top-level aliases exist).
@@ -127,14 +127,16 @@ class Progress:
 
 
 def process_of(model) -> NoiseProcess:
-    """The noise family of a MODEL. ValueError for a sampling that is neither x0 + s n nor (1 - s) x0 + s n."""
+    """The noise family of a MODEL, with its scale of the network's input. ValueError for a sampling that is neither
+    x0 + s n nor (1 - s) x0 + s n."""
     sampling, kinds = model.get_model_object("model_sampling"), get("model_sampling")
     if isinstance(sampling, kinds.CONST):
         return FLOW
-    odd = getattr(kinds, "IMG_TO_IMG", ())
-    like_ve = tuple(getattr(kinds, name) for name in ("EPS", "COSMOS_RFLOW") if hasattr(kinds, name))
-    if isinstance(sampling, like_ve) and not (odd and isinstance(sampling, odd)):
-        return VE
+    if isinstance(sampling, getattr(kinds, "COSMOS_RFLOW", ())):
+        return VarianceExploding(power=1.0)
+    if isinstance(sampling, kinds.EPS) and not isinstance(sampling, getattr(kinds, "IMG_TO_IMG", ())):
+        data = float(sampling.sigma_data)
+        return VE if data == 1 else VarianceExploding(data=data)
     raise ValueError(
         f"This model samples with {type(sampling).__bases__[-1].__name__}, a noise process that inversion and "
         "editing don't know; use an eps, v-prediction, EDM or flow model."
