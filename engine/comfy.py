@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..samplers.core import FLOW, VE, NoiseProcess, Sigma
+from ..samplers.core import FLOW, VE, NoiseProcess, Sigma, VarianceExploding
 from ..samplers.finite import all_finite
 
 # Where a module lives: the pip engine's place first (an installed pack is imported before its top-level aliases exist).
@@ -88,6 +88,17 @@ def encode(clip, text: str) -> list:
     return [[cond, {"pooled_output": pooled}]]
 
 
+def embeds_guidance(model) -> bool:
+    """Whether the MODEL's network takes its guidance as a number beside each prompt (Flux dev, HunyuanVideo): it was
+    distilled to need no cfg."""
+    return bool(model.model.model_config.unet_config.get("guidance_embed"))
+
+
+def with_guidance(conditioning: list, guidance: float) -> list:
+    """CONDITIONING with that number, as FluxGuidance sets it."""
+    return [[cond, {**extra, "guidance": guidance}] for cond, extra in conditioning]
+
+
 class Progress:
     """A bar in units of network calls, the preview, and the place where an interrupt is noticed."""
 
@@ -116,14 +127,16 @@ class Progress:
 
 
 def process_of(model) -> NoiseProcess:
-    """The noise family of a MODEL. ValueError for a sampling that is neither x0 + s n nor (1 - s) x0 + s n."""
+    """The noise family of a MODEL, with its scale of the network's input. ValueError for a sampling that is neither
+    x0 + s n nor (1 - s) x0 + s n."""
     sampling, kinds = model.get_model_object("model_sampling"), get("model_sampling")
     if isinstance(sampling, kinds.CONST):
         return FLOW
-    odd = getattr(kinds, "IMG_TO_IMG", ())
-    like_ve = tuple(getattr(kinds, name) for name in ("EPS", "COSMOS_RFLOW") if hasattr(kinds, name))
-    if isinstance(sampling, like_ve) and not (odd and isinstance(sampling, odd)):
-        return VE
+    if isinstance(sampling, getattr(kinds, "COSMOS_RFLOW", ())):
+        return VarianceExploding(power=1.0)
+    if isinstance(sampling, kinds.EPS) and not isinstance(sampling, getattr(kinds, "IMG_TO_IMG", ())):
+        data = float(sampling.sigma_data)
+        return VE if data == 1 else VarianceExploding(data=data)
     raise ValueError(
         f"This model samples with {type(sampling).__bases__[-1].__name__}, a noise process that inversion and "
         "editing don't know; use an eps, v-prediction, EDM or flow model."

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from ..engine import record
-from ..engine.comfy import check_latent, fitted, get, latent_out, sigmas_of
+from ..engine.comfy import check_latent, fitted, latent_out, sigmas_of
 from ..engine.null_branch import looks_back
 from ..engine.run import Run, sample_with
 from ..samplers.core import gaussian
 from ..samplers.inversion.direct_edit import sample_flow_edit, sample_infedit
 from ..samplers.inversion.replay import first_step
+from ..samplers.picture.repaint import blend
 from .base import (
     LATENT,
     MASK,
@@ -29,6 +30,7 @@ from .base import (
     Output,
     optional,
 )
+from .masked import MaskedEdit
 from .replay import Result
 from .report import nothing_to_change, text_result
 from .shown import SEEN, EditBox
@@ -80,6 +82,7 @@ def edit(
 
     ValueError before any work; equal prompts and scales, an empty mask, strength 0: the source as it is."""
     samples = check_latent(model, latent)
+    edited = MaskedEdit(samples, mask)
     sigmas = record.check_sigmas(sigmas)
     record.check_prompt(conds["source"])
     record.check_prompt(conds["target"], "target prompt")
@@ -101,7 +104,7 @@ def edit(
     reason = None
     if steps == 0:
         reason = f"strength {strength:g} samples no step"
-    elif mask is not None and not bool((mask > 0).any()):
+    elif edited.empty:
         reason = "the mask is empty"
     elif (
         equal(conds["source"], conds["target"])
@@ -133,11 +136,10 @@ def edit(
             callback=run.callback,
             **options,
         )
-        if mask is not None:
-            inside = get("sampler_helpers").prepare_mask(mask, run.latent.shape, run.device)
-            out = run.latent + inside * (out - run.latent)
+        if edited.grid is not None:
+            out = blend(edited.grid.to(out), out, run.latent)
         error = (out - run.latent).flatten(1).square().mean(1).sqrt()
-        return latent_out(model, out.cpu()), error.cpu(), run.calls
+        return edited.put_back(latent_out(model, out.cpu())), error.cpu(), run.calls
 
     began = time.perf_counter()
     used = {"positive": conds["target"], **{k: v for k, v in conds.items() if v is not None}}
@@ -176,8 +178,8 @@ class DirectEdit(EditBox):
         Float(
             "source_cfg",
             3.5,
-            "Guidance of the source prompt (3.5 in the paper for SD3, 1.5 for Flux). Nearer to target_cfg: what both "
-            "prompts say moves less.",
+            "Guidance of the source prompt (3.5 in the paper for SD3). Nearer to target_cfg: what both prompts say "
+            "moves less. For Flux: cfg 1 and 1, and 1.5 / 5.5 by FluxGuidance on the two prompts.",
             1.0,
             30.0,
             0.1,
@@ -185,8 +187,8 @@ class DirectEdit(EditBox):
         Float(
             "target_cfg",
             7.5,
-            "Guidance of the target prompt: higher edits more strongly and keeps less (13.5 in the paper for SD3, 5.5 "
-            "for Flux; 7.5 is ours, between them).",
+            "Guidance of the target prompt: higher edits more strongly and keeps less (13.5 in the paper for SD3; 7.5 "
+            "is ours). For Flux: 1, and 5.5 by FluxGuidance on the target prompt.",
             1.0,
             30.0,
             0.1,

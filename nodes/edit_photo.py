@@ -50,6 +50,8 @@ DRAFT, THOROUGH, NULL_TEXT = "draft", "thorough", "thorough, null-text"
 #: Direct Edit's settings for transformers, and for UNets. Ours, as the help page says: for one box and any model
 FLOW_EDIT = {"source_cfg": 3.5, "target_cfg": 7.5, "average": 1, "plain_steps": 0}
 INF_EDIT = {"source_cfg": 1.0, "target_cfg": 3.0, "average": 1, "plain_steps": 0}
+#: FlowEdit's for Flux: what a model with a guidance of its own is told beside the prompts, at cfg 1
+OWN_GUIDANCE = {"source": 1.5, "target": 5.5}
 #: Prompt-to-Prompt's, ours too: freer than its node opens, as the mask keeps the rest
 ATTENTION = {"edit": "auto", "cross_steps": 0.4, "self_steps": 0.2}
 LOOKS, GROW = 4, 2  # of the mask: noisings, and latent cells by which it grows
@@ -98,6 +100,8 @@ def where_they_look(
 def draft(model, conds: dict, latent: dict, sigmas, strength: float, seed: int, mask: Tensor | None):
     """(samples, what was done): Direct Edit inside the mask."""
     method, options = ("InfEdit", INF_EDIT) if unet_places(model) else ("FlowEdit", FLOW_EDIT)
+    if comfy.embeds_guidance(model):
+        options = {**options, "source_cfg": 1.0, "target_cfg": 1.0}
     result, why = direct_edit.edit(
         model, conds, latent, sigmas, method, mask=mask, strength=strength, seed=seed, **options
     )
@@ -128,6 +132,20 @@ def check_prompts(source_prompt: str, edited_prompt: str) -> None:
             raise ValueError(f"A prompt is empty: write {need}, in one sentence.")
 
 
+def check_method(model, method: str) -> None:
+    """ValueError where the model can't be edited so."""
+    if method != DRAFT and not has_attention(model):
+        raise ValueError(
+            "The thorough methods edit a model's attention to words, and this one's can't be reached (SD1, SD2 and "
+            "SDXL's can; SD3's, Flux's and Qwen-Image's where ComfyUI is new enough): choose the draft."
+        )
+    if method == NULL_TEXT and comfy.embeds_guidance(model):
+        raise ValueError(
+            "This model has a guidance of its own, as Flux has, and is edited at cfg 1, where null-text has nothing to "
+            f"optimise: choose {THOROUGH}."
+        )
+
+
 class EditPhoto(Box):
     ID, TITLE, CATEGORY = "NullText_EditPhoto", "Edit Photo", "NullText"
     SEARCH_ALIASES = ["edit image", "change a word", "prompt2prompt", "real image editing", "instruct", "image editor"]
@@ -148,15 +166,15 @@ class EditPhoto(Box):
             [DRAFT, THOROUGH, NULL_TEXT],
             "draft: Direct Edit, done in seconds, for any model. thorough: the picture is inverted and "
             "Prompt-to-Prompt keeps its layout (SD 1, SD 2, SDXL; where ComfyUI is new enough SD3, Flux, Qwen-Image). "
-            "With null-text: the inversion is optimised first, which takes minutes for each picture, strength and cfg; "
-            "on the demo model thorough alone kept more.",
+            "With null-text: the inversion is optimised first, which takes minutes for each picture, strength and cfg "
+            "(not for Flux); on the demo model thorough alone kept more.",
         ),
         *optional(
             IMAGE("The picture. Wire this or latent."),
             LATENT("The picture encoded already, in place of image."),
             *advanced(
                 STEPS("Steps of the full schedule. 50 follows a photo more closely than 25.", default=25),
-                CFG("Guidance of the thorough edit: how strongly the edited prompt acts."),
+                CFG("Guidance of the thorough edit: how strongly the edited prompt acts. Not read for Flux."),
                 Boolean("blend", True, "Change only the places that the differing words speak of. Off: everywhere."),
                 Float(
                     "blend_threshold",
@@ -198,11 +216,7 @@ class EditPhoto(Box):
     ):
         check_given(self.TITLE, image, latent)
         check_prompts(source_prompt, edited_prompt)
-        if method != DRAFT and not has_attention(model):
-            raise ValueError(
-                "The thorough methods edit a model's attention to words, and this one's can't be reached (SD1, SD2 and "
-                "SDXL's can; SD3's, Flux's and Qwen-Image's where ComfyUI is new enough): choose the draft."
-            )
+        check_method(model, method)
         began = time.perf_counter()
         latent = encoded(vae, image, latent, "Edit Photo needs a picture")
         source, target, nothing = (worded(clip, text) for text in (source_prompt, edited_prompt, ""))
@@ -213,6 +227,10 @@ class EditPhoto(Box):
         work = bool(changed) and first_step(strength, steps) < steps
         if work and blend:
             mask, looked = where_they_look(model, source, target, samples, seed, blend_threshold)
+        own_guidance = comfy.embeds_guidance(model)
+        if own_guidance:  # only now: where the words look is asked of both prompts alike
+            cfg = 1.0
+            conds |= {name: comfy.with_guidance(conds[name], value) for name, value in OWN_GUIDANCE.items()}
         if not work:
             why = f"strength {strength:g} samples no step" if changed else "both prompts have the same words"
             text = f"Notice: {why}, so the picture comes back as it is: change a word"
@@ -220,6 +238,9 @@ class EditPhoto(Box):
             samples, text = draft(model, conds, latent, sigmas, strength, seed, mask)
         else:
             samples, text = thorough(model, conds, latent, sigmas, strength, cfg, mask, null_text=method == NULL_TEXT)
+        if work and own_guidance:
+            told = "{source:g} (source) and {target:g} (edit)".format(**OWN_GUIDANCE)
+            text += f", at cfg 1 and the model's own guidance {told}"
         if looked:
             text += f", {looked} to find where the words look"
         if changed:

@@ -10,6 +10,7 @@ from ..engine.noise import InversionNoise, source_latent
 from ..engine.sampler import own_way_back
 from ..samplers.inversion.replay import calls_back, cfg_of, first_step
 from .base import INVERSION, MASK, MODEL, NEGATIVE, POSITIVE, TARGET_CFG, Box, Float, Output, optional
+from .masked import MaskedEdit
 from .replay import error_line, replay
 from .report import nothing_to_change, text_result
 from .shown import SEEN, EditBox
@@ -97,18 +98,19 @@ class Sampler(EditBox):
         edited, cfg = positive is not None, cfg_of(inversion, target_cfg)
         positive, negative = record.prompts(inversion, positive, negative, cfg)
         latent = source_latent(inversion)
+        inside = MaskedEdit(latent, mask)
         first = first_step(strength, inversion.steps)
         reason = None
         if first == inversion.steps:
             reason = f"strength {strength:g} samples no step"
-        elif mask is not None and not bool((mask > 0).any()):
+        elif inside.empty:
             reason = "the mask is empty"
         elif not edited and inversion.correction == "overwrite":
             reason = "the source branch of a direct overwrite is the stored path itself"
         if reason:
             text = nothing_to_change(reason)
             return text_result(text, {"samples": latent}, text)
-        result = replay(model, inversion, positive, negative, cfg=cfg, first=first, mask=mask)
+        result = replay(model, inversion, positive, negative, cfg=cfg, first=first, mask=inside.grid)
         done, steps = "Edited" if edited else "Reconstructed", calls_back(inversion, first)
         text = (
             f"{done} in {steps} of {inversion.steps} steps, cfg {cfg:g}, correction "
@@ -121,7 +123,7 @@ class Sampler(EditBox):
                 f"\nNotice: the inversion was made for cfg {inversion.cfg:g}; at another cfg its source does not "
                 "come back"
             )
-        return text_result(text, {"samples": result.samples}, text)
+        return text_result(text, {"samples": inside.put_back(result.samples)}, text)
 
 
 NODES = (Guider, InversionParts, Sampler)

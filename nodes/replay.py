@@ -46,7 +46,8 @@ def replay(
     """Walk an INVERSION back with a prompt (None, the source's: reconstruction; another: an edit).
 
     cfg: the target's, 0 for the inversion's own (`cfg_of`). negative: needed where the cfg is not 1 and the inversion
-    has no null embeddings. first: the step to start from. mask: 1 = change here."""
+    has no null embeddings. first: the step to start from. mask: 1 = change
+    here, on the latent's grid."""
     cfg = cfg_of(inversion, cfg)
     positive, negative = record.prompts(inversion, positive, negative, cfg)
     sampler, sigmas = own_way_back(inversion, first)

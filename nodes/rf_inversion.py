@@ -36,7 +36,10 @@ class RFInversion(EditBox):
         SEED("The noise that the inversion is drawn to."),
         STEPS("Steps N each way (28 in the paper). Cost: 2 N calls.", default=28),
         SCHEDULER,
-        CFG("Guidance scale of the way back. 1 for Flux, which has its own guidance.", default=3.5),
+        CFG(
+            "Guidance scale of the way back. For Flux: 1, and FluxGuidance on the prompts, 0 on the negative one.",
+            default=3.5,
+        ),
         Float(
             "gamma", 0.5, "How much the inversion is drawn to one noise: 0 is DDIM inversion, 1 forgets the picture."
         ),

@@ -98,13 +98,18 @@ class NoiseProcess:
         raise NotImplementedError
 
     def input_scale(self, sigma: Sigma) -> Sigma:
-        """c_in: what the network's input is multiplied by (1/sqrt(1+s^2) for VE at unit data scale, 1 for flow)."""
+        """c_in: what the network's input is multiplied by, relative to sigma 0."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class VarianceExploding(NoiseProcess):
+    """data, power: of the network's c_in(s)/c_in(0) = (1 + (s/data)^power)^(-1/power): 1 and 2 for eps and v,
+    sigma_data and 2 for EDM, 1 and 1 for Cosmos-Predict2. Nothing else depends on them."""
+
     name: str = "ve"
+    data: float = 1.0
+    power: float = 2.0
 
     def signal(self, sigma):
         return sigma * 0 + 1
@@ -126,7 +131,7 @@ class VarianceExploding(NoiseProcess):
         return sigma**2
 
     def input_scale(self, sigma):
-        return (1 + sigma**2) ** -0.5
+        return (1 + (sigma / self.data) ** self.power) ** (-1 / self.power)
 
 
 @dataclass(frozen=True)

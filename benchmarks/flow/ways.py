@@ -30,7 +30,7 @@ from ..lab import Demo, some
 
 CFG = 5.0
 CHANGES = ("colour", "background")
-#: FlowEdit's for Flux (source cfg, target cfg): the twin, like Flux, is at home at a small cfg
+#: source cfg, target cfg: the numbers of FlowEdit's own guidance on Flux; the twin is at home at a small cfg
 FLOW_EDIT = (1.5, 5.5)
 STEPS, WALKED = 42, 28  # of an inversion: the schedule's, and those that an edit walks
 SEEDS = 3

@@ -215,7 +215,7 @@ class LocalBlend(Controller):
     def inside(self, x: Tensor, x_source: Tensor, prompt: Sequence[int], image: Sequence[int]) -> Tensor:
         """x where each row's mask is 1, elsewhere the source."""
         masks = [self.mask(p, b, tuple(x.shape[-2:])) for p, b in zip(prompt, image, strict=True)]
-        mask = torch.stack(masks).to(x).unsqueeze(1)
+        mask = torch.stack(masks).to(x).reshape(len(masks), *(1,) * (x.ndim - 3), *x.shape[-2:])
         return torch.where(mask > 0, x, x_source)  # to the bit, where x_src + mask (x_tgt - x_src) would round
 
 

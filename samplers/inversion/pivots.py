@@ -2,8 +2,8 @@
 
     ddim           x_hi = x + (s_hi - s_lo) d(X, s_hi),  X = x c_in(s_lo)/c_in(s_hi)
                    DDIM inversion (2010.02502 sec. 4.3) in the form that the code released with 2211.09794 runs: it
-                   evaluates the raw VP latent of the lower level at the higher timestep. For VE that rescales x by
-                   sqrt((1 + s_hi^2)/(1 + s_lo^2)); for flow c_in = 1.
+                   evaluates the raw VP latent of the lower level at the higher timestep. For eps and v that
+                   rescales x by sqrt((1 + s_hi^2)/(1 + s_lo^2)); for flow c_in = 1.
     ddim_lower     x_hi = x + (s_hi - s_lo) d(x, s_lo): the inversion as the ODE's own Euler step upwards, the network
                    asked where x lies (2010.02502 eq. 13 read upwards). d has no value at s_lo = 0: the first step is
                    `ddim`'s.

@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core import VE, Callback, Denoise, NoiseProcess, check_descending, expand, report, to_d
+from ..core import Callback, Denoise, NoiseProcess, VarianceExploding, check_descending, expand, report, to_d
 from ..ode import sample_euler
 
 #: how eta goes on over its steps
@@ -49,7 +49,7 @@ def invert_rf(
         lo, hi = (expand(sigmas[k], x) for k in (i + 1, i))
         at = x * expand(process.input_scale(sigmas[i + 1]), x) / expand(process.input_scale(sigmas[i]), x)
         denoised = denoise(at, sigmas[i])
-        straight = noise if process is VE else (noise - x) / (1 - lo)
+        straight = noise if isinstance(process, VarianceExploding) else (noise - x) / (1 - lo)
         x = x + (hi - lo) * ((1 - gamma) * to_d(at, sigmas[i], denoised) + gamma * straight)
         report(callback, len(sigmas) - 2 - i, x, sigmas[i], denoised)
     return x

@@ -8,7 +8,7 @@ Inside a window of late steps, with the current timestep in both branches (VP fo
     Back-D (rollback)   x_sig = x_{t+b}: the run's own earlier latent, as it was, neither rescaled nor noised again
     Image-D             x_sig = z: the clean latent of a picture
 
-In our coordinates, with c the input scale (1/sqrt(1 + s^2) for VE, 1 for flow), the network must see x_sig itself:
+In our coordinates, with c the input scale (1/sqrt(1 + s^2) for eps and v, 1 for flow), the network must see x_sig:
 
     X' = X_old c(s_old)/c(s)   (Back-D)      X' = z / c(s)   (Image-D)
     D_u' = D_null(X', s)                     D_u_eff = X - (X' - D_u')         then ordinary guidance with D_u_eff

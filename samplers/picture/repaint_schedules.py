@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import VE, Callback, Denoise, NoiseProcess, NoiseSource, Sigma, wide
+from ..core import VE, Callback, Denoise, NoiseProcess, NoiseSource, Sigma, VarianceExploding, wide
 from ..walk import Eta
 from .repaint import noise_to_signal, path_length, ranged_path, sample_repaint, within
 
@@ -93,7 +93,7 @@ def repaint_sigmas(
     place = np.concatenate([[0.0], np.cumsum(-np.diff(knots).clip(max=0) * [1.0, DENSITY, 1.0])])
     ratios = torch.from_numpy(np.interp(np.linspace(0, place[-1], levels), place, knots)).exp()
     ratios = torch.cat([ratios, torch.zeros(1, dtype=torch.float64)])
-    if process is VE:
+    if isinstance(process, VarianceExploding):
         return ratios
     sigmas = ratios / (1 + ratios)
     sigmas[0] = sigma_max

@@ -1,5 +1,8 @@
 """Samplers, guiders, names, words and fingerprints of the bridge, on the engine at hand."""
 
+import itertools
+from types import SimpleNamespace
+
 import pytest
 import torch
 from nulltext.engine import files, folders, words
@@ -7,6 +10,7 @@ from nulltext.engine.run import sample_with
 from nulltext.engine.sampler import core_sampler, is_euler, own_sampler, sample_latent, sampler_name
 from nulltext.samplers.core import FLOW, VE
 from nulltext.samplers.ode import sample_euler
+from nulltext.samplers.picture.disturbance import at_other_level
 from nulltext.tests.running import SCALE, Control, normal, walk
 
 
@@ -170,6 +174,25 @@ def test_process_and_ranges(engine, make_model):
     model.add_object_patch("model_sampling", torch.nn.Identity())
     with pytest.raises(ValueError, match="noise process"):
         engine.process_of(model)
+
+
+@pytest.mark.parametrize(
+    "kind, data", [("EPS", 1.0), ("V_PREDICTION", 1.0), ("V_PREDICTION_EDM", 1.0), ("EDM", 0.5), ("FLOW_COSMOS", 1.0)]
+)
+def test_a_process_scales_the_networks_input_as_the_model_does(engine, kind, data):
+    """What the network sees at a level, from the latent of another one: EDM is Playground 2.5's and Cosmos', and
+    Cosmos-Predict2 has one of its own."""
+    base = engine.get("model_base")
+    if not hasattr(base.ModelType, kind):
+        pytest.skip(f"this engine knows no {kind}")
+    settings = {"sigma_data": data, "sigma_min": 0.002, "sigma_max": 80.0}
+    sampling = base.model_sampling(SimpleNamespace(sampling_settings=settings), base.ModelType[kind])
+    process = engine.process_of(SimpleNamespace(get_model_object=lambda name: sampling))
+    x, levels = normal(1, 4, 4, 4), [1e-6, 0.05, 0.3, 2.0, 40.0]
+    for low, high in itertools.combinations(levels, 2):
+        seen = sampling.calculate_input(torch.tensor([low]), x)
+        at = at_other_level(x, low, high, process)
+        torch.testing.assert_close(sampling.calculate_input(torch.tensor([high]), at), seen)
 
 
 def test_latents_are_checked(engine, tiny):

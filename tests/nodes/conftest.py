@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from nulltext.benchmarks.families import stand_ins
 from nulltext.nodes import repaint
 from nulltext.tests.running import noised_inversion, run
 
@@ -37,13 +38,39 @@ def edits(ends):
         more = {"inversion": inversion, "mask": mask, "cfg": 3.0, **inputs}
         return run("DiffEdit", model=model, positive=ends[0], negative=ends[1], **more)
 
+    def direct(model, latent, mask, **inputs):
+        given = {"steps": 5, "strength": 1.0, "source_cfg": 1.0, "target_cfg": 1.0, **inputs, "mask": mask}
+        return run("DirectEdit", model=model, source=ends[0], target=ends[1], latent=latent, **given)
+
+    def sampled(model, latent, mask, record=None, **inputs):
+        given = {"strength": 1.0, "target_cfg": 3.0, **inputs, "mask": mask}
+        given["inversion"] = noised_inversion(model, latent, **(record or {}))
+        return run("Sampler", model=model, positive=ends[0], negative=ends[1], **given)
+
     numbers = {"schedule": repaint.CUSTOM, "levels": 5, "jump": 1, "resamples": 3, "low": 0.0, "high": 2.0}
     return {
         "repaint": edit("RePaintSampler", seed=7, noise=repaint.RENEWED, particles=3, grow=0, **numbers),
         "sdedit": edit("SDEdit", seed=1, t0=0.6, steps=5),
         "diffedit": inverted,
         "blended": edit("BlendedDiffusion", seed=2, steps=5),
+        "direct": direct,
+        "sampler": sampled,
     }
+
+
+@pytest.fixture
+def family(engine, tmp_path, monkeypatch):
+    """family(name, **changes) -> MODEL, the stand-in of a model family, its configuration changed."""
+    monkeypatch.setattr(stand_ins.Model, "folder", str(tmp_path))
+
+    def made(name, **changes):
+        if name not in stand_ins.known():
+            pytest.skip(f"this engine knows no {name}")
+        kind, config, more = stand_ins.FAMILIES[name]
+        monkeypatch.setitem(stand_ins.FAMILIES, name, (kind, config | changes, more))
+        return stand_ins.Model().load(name, "float32")[0]
+
+    return made
 
 
 class Asked(Exception):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from nulltext.tests.running import Pixels, run
+from nulltext.tests.running import Pixels, normal, run
 
 CLIP = SimpleNamespace(tokenize=None, encode_from_tokens=None)  # the prompts are made without it
 BEFORE, AFTER = "a photo of a red circle", "a photo of a green circle"
@@ -91,3 +91,23 @@ def test_a_part_of_the_way_is_climbed_and_the_inversion_tells_of_the_whole(edit,
     edit(method="thorough", strength=0.5, blend=False)
     inversion, _ = made[0]
     assert inversion.steps == 2 and inversion.metadata["schedule_steps"] == 4
+
+
+@pytest.mark.parametrize(
+    ("method", "blend", "looks", "told"),
+    [
+        ("draft", False, [], [[5.5], [1.5]] * 2),
+        ("draft", True, [[3.5, 3.5]] * 4, [[5.5], [1.5]] * 2),
+        ("thorough", False, [], [[1.5], [1.5], [1.5, 5.5], [5.5]]),  # there, and back beside the source for a step
+    ],
+)
+def test_a_model_with_a_guidance_of_its_own_is_told_it_beside_each_prompt(edit, family, method, blend, looks, told):
+    """At cfg 1: no row of the empty prompt. 3.5 is what ComfyUI tells Flux by itself."""
+    model, seen = family("Flux", context_in_dim=64, vec_in_dim=64), []
+    net = model.model.diffusion_model
+    net.register_forward_pre_hook(lambda _, args, more: seen.append(more["guidance"].tolist()), with_kwargs=True)
+    given = {"model": model, "image": None, "latent": normal(1, 16, 8, 8), "steps": 2, "strength": 1.0}
+    out = edit(**given, method=method, blend=blend)
+    assert seen[: len(looks)] == looks
+    assert sorted(seen[len(looks) :]) == sorted(told)
+    assert "at cfg 1 and the model's own guidance 1.5 (source) and 5.5 (edit)" in out[3]

@@ -8,13 +8,17 @@ from nulltext.engine.noise import source_latent
 from nulltext.engine.sampler import own_sampler, sample_latent
 from nulltext.nodes import blended, repaint, sdedit
 from nulltext.samplers.picture.sdedit import sdedit_sigmas
-from nulltext.tests.running import SCALE, noised_inversion, run
+from nulltext.tests.running import SCALE, noised_inversion, normal, run
 
 pytestmark = pytest.mark.usefixtures("inference")
 
 
+NAMES = ["repaint", "sdedit", "diffedit", "blended", "direct", "sampler"]
+INVERTED = ["diffedit", "sampler"]  # whose source is the inversion's, scaled in and out
+
+
 @pytest.mark.parametrize("masks, latents", [(3, 2), (2, 1)])
-@pytest.mark.parametrize("name", ["repaint", "sdedit", "diffedit", "blended"])
+@pytest.mark.parametrize("name", NAMES)
 def test_masks_that_do_not_match_are_refused_before_any_work(edits, idle, latent, mask, name, masks, latents):
     with pytest.raises(ValueError, match=f"There are {masks} masks for {latents} latents?: give one, or one for each"):
         edits[name](idle, latent[:latents], mask.expand(masks, -1, -1))
@@ -31,26 +35,49 @@ def test_an_empty_latent_is_refused(edits, idle, latent, mask, name):
 @pytest.mark.parametrize(
     "name, inputs",
     [
-        *(("repaint", {}), ("sdedit", {}), ("diffedit", {}), ("blended", {})),
+        *((name, {}) for name in NAMES),
         *(("sdedit", {"t0": 0.0}), ("diffedit", {"depth": 0.0}), ("blended", {"t0": 0.0})),
+        *(("direct", {"strength": 0.0}), ("sampler", {"strength": 0.0})),
     ],
 )
 def test_nothing_to_change_is_the_source_and_a_notice(edits, idle, latent, mask, name, inputs):
     result = edits[name](idle, latent, mask if inputs else mask * 0, **inputs)
-    assert result.text.startswith("Notice")
-    source = source_latent(noised_inversion(idle, latent)) if name == "diffedit" else latent
+    assert result.text.startswith(("Notice", "Nothing to change"))
+    source = source_latent(noised_inversion(idle, latent)) if name in INVERTED else latent
     assert torch.equal(result.samples, source)
 
 
 @pytest.mark.parametrize("kind", ["EPS", "FLOW"])
-@pytest.mark.parametrize("name", ["sdedit", "diffedit"])
+@pytest.mark.parametrize("name", ["sdedit", "diffedit", "direct", "sampler"])
 def test_masked_edits_keep_the_rest_to_the_bit(edits, make_model, latent, mask, inside, kind, name):
     model = make_model(kind)
-    source = source_latent(noised_inversion(model, latent)) if name == "diffedit" else latent
+    source = source_latent(noised_inversion(model, latent)) if name in INVERTED else latent
     out = edits[name](model, latent, mask).samples
     assert torch.equal(out[..., ~inside], source[..., ~inside]) and torch.isfinite(out).all()
     assert (out - source).abs().amax((0, 1))[inside].min() > 0.01
     torch.testing.assert_close(source, latent, rtol=1e-5, atol=1e-5)  # the inversion keeps model space
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_mask_of_two_pixels_changes_the_cell_they_lie_in_and_no_other(edits, tiny, latent, name):
+    mask = torch.zeros(1, 64, 64)
+    mask[0, 20:22, 33] = 1
+    source = source_latent(noised_inversion(tiny, latent)) if name in INVERTED else latent
+    changed = (edits[name](tiny, latent, mask).samples != source).any(1)
+    assert changed.nonzero()[:, 1:].tolist() == [[2, 4]] * 2
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("name", [*NAMES, "direct, InfEdit"])
+def test_each_picture_with_frames_has_its_own_mask(edits, family, name, frames):
+    model, latent = family("Wan 2.1", text_dim=64), normal(2, 16, frames, 8, 8)
+    masks = torch.zeros(2, 64, 64)
+    masks[0, :, 32:], masks[1, :, :24] = 1, 1
+    source = source_latent(noised_inversion(model, latent)) if name in INVERTED else latent
+    name, _, method = name.partition(", ")
+    out = edits[name](model, latent, masks, **({"method": method} if method else {})).samples
+    changed = (out != source).any(1)
+    assert torch.equal(changed, (masks[:, ::8, ::8] > 0)[:, None].expand_as(changed))
 
 
 # ------------------------------------------------------------------------------------------------------------ SDEdit
@@ -174,33 +201,21 @@ def soft(inside):
 
 
 @pytest.fixture
-def masked(edits, ends):
+def masked(edits):
     """By name, edit(model, latent, mask) of everything that samples inside a mask with a loop of ours."""
-
-    def replayed(pivot, **more):
-        def made(model, latent, mask):
-            inversion = noised_inversion(model, latent, pivot=pivot, **more)
-            more_inputs = {"positive": ends[0], "negative": ends[1], "mask": mask}
-            return run("Sampler", model=model, inversion=inversion, strength=1.0, **more_inputs)
-
-        return made
-
+    friendly = {"pivot": "edit_friendly", "residuals": torch.zeros(10, 2, 4, 8, 8)}
     return {
         **edits,
         "repaint, exact-leaning": lambda *a: edits["repaint"](*a, mode=repaint.EXACT),
-        "Null-Text Sampler": replayed("ddim"),
-        "Null-Text Sampler, edit-friendly": replayed("edit_friendly", residuals=torch.zeros(10, 2, 4, 8, 8)),
+        "sampler, edit-friendly": lambda *a: edits["sampler"](*a, record=friendly),
+        "direct": lambda *a: edits["direct"](*a, plain_steps=5),  # else the constant answers cancel
     }
 
 
-SCALED = [
-    "diffedit",
-    "Null-Text Sampler",
-    "Null-Text Sampler, edit-friendly",
-]  # their source is scaled in and out again
+SCALED = [*INVERTED, "sampler, edit-friendly"]
 
 
-@pytest.mark.parametrize("name", ["repaint", "repaint, exact-leaning", "sdedit", "blended", *SCALED])
+@pytest.mark.parametrize("name", ["repaint", "repaint, exact-leaning", "sdedit", "blended", "direct", *SCALED])
 def test_a_soft_mask_mixes_once_as_in_the_engines_euler(masked, constant, euler, latent, soft, inside, name):
     """m D + (1 - m) source: D = 2, source .5, mask .5 make 1.25; mixing twice would make .875."""
     source = torch.full_like(latent, SOURCE / SCALE)

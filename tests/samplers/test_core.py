@@ -6,6 +6,7 @@ from nulltext.samplers.core import (
     FLOW,
     PROCESSES,
     VE,
+    VarianceExploding,
     apply_cfg,
     as_level,
     check_descending,
@@ -118,6 +119,10 @@ def test_flow_guidance_weight_is_finite_at_one():
 def test_input_scale():
     assert VE.input_scale(0.0) == 1 and VE.input_scale(3.0) == pytest.approx(10**-0.5)
     assert FLOW.input_scale(0.7) == 1
+    assert VarianceExploding(data=0.5).input_scale(1.0) == pytest.approx(5**-0.5)
+    assert VarianceExploding(power=1.0).input_scale(3.0) == 0.25
+    s = torch.logspace(-3, 2, 99)
+    assert torch.equal(VE.input_scale(s), (1 + s**2) ** -0.5) and VE.input_scale(0.3) == (1 + 0.3**2) ** -0.5
     assert PROCESSES == {"ve": VE, "flow": FLOW}
 
 

@@ -148,6 +148,24 @@ def test_a_known_mask_holds_the_source_outside_from_the_first_step_without_readi
     assert one.between_steps(x, source, Moment(1.0, 4.0, 10), (0, 0), (0, 1)) is x
 
 
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_blend_on_latents_with_frames_holds_each_row_by_its_own_mask(frames):
+    """As on each frame alone."""
+    masks = torch.zeros(2, 8, 8)
+    masks[0, :4], masks[1, :, 2:] = 1, 1
+    words, p = LocalBlend([[1]], [[1]]), torch.zeros(2, 1, 16, 16, 2)
+    p[0, 0, :4, :, 1], p[1, 0, :, 8:, 1] = 0.9, 0.9
+    p = p.flatten(2, 3)
+    words.watch(p, p, Rows((0, 1), (0, 0), (0, 1), source=(0, 1)), layer(), slice(0, 256))
+    x, source = torch.randn(2, 2, 16, frames, 8, 8)
+    for blend in (MaskBlend(masks), words):
+        at = Moment(1.0, 5.0, 10), (0, 0), (0, 1)
+        alone = [blend.between_steps(a, b, *at) for a, b in zip(x.unbind(2), source.unbind(2))]
+        assert torch.equal(blend.between_steps(x, source, *at), torch.stack(alone, 2))
+        changed = (alone[0] != source[:, :, 0]).any(1)
+        assert changed.flatten(1).any(1).all() and not torch.equal(*changed)
+
+
 def test_local_blend_leaves_out_words():
     p = torch.full((1, 1, 256, 3), 0.01)
     p[..., :128, 1] = 0.9

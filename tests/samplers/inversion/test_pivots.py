@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from nulltext.samplers.core import FLOW, VE, euler_step, gaussian, guided
+from nulltext.samplers.core import FLOW, VE, VarianceExploding, euler_step, gaussian, guided
 from nulltext.samplers.inversion.edit_friendly import invert_edit_friendly, sample_edit_friendly
 from nulltext.samplers.inversion.exact_pair import invert_exact_pair, pair_weight, sample_exact_pair
 from nulltext.samplers.inversion.pivots import (
@@ -14,6 +14,7 @@ from nulltext.samplers.inversion.pivots import (
 )
 from nulltext.samplers.measure.mixture import GaussianMixture
 from nulltext.samplers.ode import sample_euler
+from nulltext.tests.running import normal
 
 MIX = GaussianMixture(
     torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(0)),
@@ -163,6 +164,18 @@ def test_ddim_at_the_lower_level_is_the_ode_s_euler_step_upwards(process):
     for i in reversed(range(11)):
         x = x + (s[i] - s[i + 1]) * (x - denoise(x, s[i + 1])) / s[i + 1]
         torch.testing.assert_close(pivot[i], x)
+
+
+def test_ddim_comes_back_best_by_the_input_scale_of_the_data():
+    """Data of standard deviation 0.5, as EDM's models see them."""
+    mix = GaussianMixture(0.4 * normal(6, 8, dtype=torch.float64), 0.25)
+    x0, denoise, s = mix.sample(200, torch.Generator().manual_seed(1)), mix.denoiser(VE), grid(VE, n=20)
+
+    def left(process):
+        start = invert_ddim(denoise, x0, s, process=process).trajectory[0]
+        return float((sample_euler(denoise, start, s) - x0).square().mean().sqrt())
+
+    assert left(VarianceExploding(data=0.5)) < 0.75 * left(VE)
 
 
 @processes

@@ -2,14 +2,15 @@
 
 import pytest
 import torch
-from nulltext.samplers.core import FLOW, VE
+from nulltext.samplers.core import FLOW, VE, VarianceExploding
 from nulltext.samplers.inversion.pivots import invert_ddim
 from nulltext.samplers.inversion.rf_inversion import FADES, invert_rf, sample_rf, strengths
 from nulltext.samplers.ode import sample_euler
 from nulltext.tests.running import normal
 
 SIGMAS = {"flow": torch.linspace(1, 0, 9, dtype=torch.float64), "ve": torch.linspace(8, 0, 9, dtype=torch.float64)}
-PROCESSES = {"flow": FLOW, "ve": VE}
+SIGMAS["edm"] = SIGMAS["ve"]
+PROCESSES = {"flow": FLOW, "ve": VE, "edm": VarianceExploding(data=0.5)}
 X0, N = (normal(2, 3, 4, 4, seed=s, dtype=torch.float64) for s in (1, 2))
 
 

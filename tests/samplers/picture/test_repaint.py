@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from nulltext.samplers.core import FLOW, VE, gaussian
+from nulltext.samplers.core import FLOW, VE, VarianceExploding, gaussian
 from nulltext.samplers.measure.mixture import GaussianMixture
 from nulltext.samplers.picture.repaint import (
     blend,
@@ -25,6 +25,7 @@ from nulltext.samplers.picture.repaint_schedules import (
     Schedule,
     data_scale,
     renewed,
+    repaint_sigmas,
     sample_repaint_scheduled,
 )
 from nulltext.samplers.walk import Step, network_calls, sample_walk
@@ -254,6 +255,11 @@ def test_inside_a_walk_every_level_has_its_full_noise_after_steps_and_jumps(proc
         signal = float(process.signal(torch.tensor(sigma, dtype=torch.float64)))
         assert x.std(0).tolist() == pytest.approx([sigma, sigma], rel=0.02)
         assert (x.mean(0) - signal * point).abs().max() < 4 * sigma / 30000**0.5
+
+
+def test_the_schedule_does_not_ask_how_a_network_scales_its_input():
+    ours, edm = (repaint_sigmas(8, 0.1, 10.0, process, 0.3, 2.0) for process in (VE, VarianceExploding(data=0.5)))
+    assert torch.equal(ours, edm)
 
 
 @pytest.mark.parametrize("process", (VE, FLOW))
