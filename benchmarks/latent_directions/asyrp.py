@@ -28,7 +28,7 @@ from ..harness import Bench, ratio
 from ..lab import of_split
 from .dclip import TOWER
 
-STRENGTHS, T_EDIT = (0.3, 0.6, 1.0, 1.5), (0.5, 0.0)
+STRENGTHS, T_EDIT = (0.3, 0.6, 1.0, 1.5), (0.6, 0.5, 0.0)
 SYMMETRIC_STRENGTHS = (1.0, 2.0, 3.0, 4.5, 6.0, 9.0)  # one of its steps moves h's share of a step only
 TRAINED_STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 STRIP = (0.0, 0.5, 1.0, 1.5)
