@@ -3,8 +3,7 @@ engine: `make bench NAME=attention`.
 
 64 held-out edits (edits.py), each from the inversion of the picture. plain: the same noise, the prompt simply changed;
 p2p: prompt-to-prompt with the source overwritten by the stored trajectory; null_text_p2p: the same with null-text
-optimisation, on every fourth edit of each kind. Background: PSNR against the autoencoder's own decode. Results kept
-from other weights or settings are not used.
+optimisation, on every fourth edit of each kind. Background: PSNR against the autoencoder's own decode.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ def measure_edits(bench: Bench, lab: Runs, items: list[Edit], judge) -> list[dic
         return row
 
     with torch.inference_mode():
-        return bench.each(f"edits {lab.mark}", range(len(items)), compute)
+        return bench.each("edits", range(len(items)), compute)
 
 
 def mean(values) -> float:
@@ -107,7 +106,7 @@ def measure_reweight(bench: Bench, lab: Runs, n: int, judge) -> tuple[float, flo
         return [[strengths(i, factor) for factor in FACTORS] for i in indices]
 
     with torch.inference_mode():
-        rows = bench.each(f"reweight {lab.mark}", range(n), compute)
+        rows = bench.each("reweight", range(n), compute)
     return tuple(mean(rank_correlation(values) >= 0.8 for values in column) for column in zip(*(zip(*r) for r in rows)))
 
 
@@ -149,7 +148,7 @@ def measure_pointing(bench: Bench, lab: Runs, n: int) -> float:
         return [bool(inside.flatten()[m.argmax()]) for m in found]
 
     with torch.inference_mode():
-        rows = bench.each(f"pointing {lab.mark}", range(n), compute)
+        rows = bench.each("pointing", range(n), compute)
     return mean(hit for row in rows for hit in row)
 
 
@@ -188,7 +187,7 @@ def measure_overheads(bench: Bench, lab: Runs, edit: Edit) -> dict[str, float]:
         }
 
     with torch.inference_mode():
-        return bench.once(f"overheads {lab.mark}", compute)
+        return bench.once("overheads", compute)
 
 
 def main(argv: list[str]) -> None:

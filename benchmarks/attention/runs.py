@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 
 from ...samplers.core import euler_step
-from .. import harness
 from ..edits import Edit
 from ..lab import InEngine
 
@@ -38,7 +35,7 @@ class Runs(InEngine):
 
     def __init__(self, steps: int, inner: int):
         super().__init__(steps)
-        self.inner, self.mark = inner, marked(steps)
+        self.inner = inner
 
     def optimise(self, inversion):
         from ...nodes.null_text import optimise
@@ -63,8 +60,3 @@ class Runs(InEngine):
         """(image, calls per step)"""
         image, rows = self.edited(edit.edited, inversion, CFG, **options_of(edit))
         return image, rows / self.steps
-
-
-def marked(steps: int) -> str:
-    """What results hang on (weights, settings, steps) in 8 digits: kept results of another mark do not count."""
-    return hashlib.sha256(repr((harness.weights(), PLANS, CFG, steps)).encode()).hexdigest()[:8]

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from nulltext.benchmarks import harness
 from nulltext.benchmarks.attention import runs
 from nulltext.benchmarks.attention.__main__ import rank_correlation, summary
 from nulltext.benchmarks.edits import KINDS, colour_amount, edits, log_odds
@@ -58,18 +57,6 @@ def test_summaries():
     assert psnr == pytest.approx(-10 * torch.tensor(0.02).log10().item(), abs=1e-4)
     assert rank_correlation([1, 2, 3, 4]) == pytest.approx(1)
     assert rank_correlation([4, 3, 2, 1]) == pytest.approx(-1)
-
-
-def test_kept_results_hang_on_weights_settings_and_steps(monkeypatch, tmp_path):
-    marks = [runs.marked(30), runs.marked(8)]
-    monkeypatch.setitem(runs.PLANS["shape"], "cross_steps", 0.9)
-    marks.append(runs.marked(30))
-    (tmp_path / "other.safetensors").write_bytes(bytes(8) + b"other weights")
-    other = harness.weights(tmp_path)
-    monkeypatch.setattr(harness, "weights", lambda: other)
-    marks.append(runs.marked(30))
-    assert len(set(marks)) == 4
-    assert runs.marked(30) == marks[-1]
 
 
 def test_there_is_a_plan_for_every_kind_of_edit():
