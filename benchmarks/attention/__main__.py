@@ -16,7 +16,7 @@ import torch
 from ...demo import captions, probe, scenes
 from ...samplers.core import euler_step
 from ...samplers.measure.metrics import to_psnr
-from ..edits import KINDS, Edit, colour_amount, edits, log_odds
+from ..edits import KINDS, Edit, colour_amount, edits, log_odds, rest_cell
 from ..harness import Bench, ratio, table
 from ..lab import some
 from .runs import CFG, Runs, options_of
@@ -64,13 +64,19 @@ def mean(values) -> float:
     return sum(values) / len(values) if values else float("nan")
 
 
-def summary(rows: list[dict], name: str) -> tuple[float, float]:
-    """Share of successes; PSNR of the mean background error, which one perfect picture can't make infinite."""
+def summary(rows: list[dict], name: str) -> tuple[float, float, int]:
+    """Share of successes; PSNR of the mean background error, which one perfect picture can't make infinite; how many
+    pictures had a background to measure."""
     mine = [row[name] for row in rows if name in row]
     errors = [r["mse"] for r in mine if r["mse"] is not None]
-    return mean(r["success"] for r in mine if r["success"] is not None), float(
-        to_psnr(torch.tensor(mean(errors)).clamp(min=1e-10))
-    )
+    success = mean(r["success"] for r in mine if r["success"] is not None)
+    return success, float(to_psnr(torch.tensor(mean(errors)).clamp(min=1e-10))), len(errors)
+
+
+def line(kind: str, rows: list[dict], name: str) -> list:
+    """The table's row of one way over the edits of one kind."""
+    n, (success, dB, measured) = len([row for row in rows if name in row]), summary(rows, name)
+    return [kind, name, n, success, rest_cell(f"{dB:.1f}", measured, n)]
 
 
 def times(rows: list[dict]) -> dict[str, float]:
@@ -213,11 +219,7 @@ def main(argv: list[str]) -> None:
     lines = []
     for kind in (*KINDS, "all"):
         part = [row for row in rows if kind in (row["kind"], "all")]
-        lines += [
-            [kind, name, len([r for r in part if name in r]), *("-" if v != v else v for v in summary(part, name))]
-            for name in names
-            if any(name in r for r in part)
-        ]
+        lines += [line(kind, part, name) for name in names if any(name in row for row in part)]
     figures = {}
     for name in ("p2p", "plain"):
         figures[f"{name}_edit_success"] = total[name][0]

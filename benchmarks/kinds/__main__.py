@@ -26,7 +26,7 @@ from ...samplers.guidance.proximal import proximal_cond
 from ...samplers.inversion.direct_edit import sample_flow_edit, sample_infedit
 from ...samplers.ode import sample_euler
 from ..attention.runs import options_of
-from ..edits import KINDS, Edit, judged, other_value
+from ..edits import KINDS, Edit, judged, other_value, rest_cell
 from ..harness import Bench, table
 from ..inversion import ways
 from ..inversion.cost import Meter
@@ -219,7 +219,8 @@ def result(rows: dict[str, dict[str, list[dict]]]) -> tuple[str, dict]:
         for kind, part in everything.items():
             figures |= {f"{key} {name}, {kind}": value for key, value in figures_of(part).items()}
             dB = [row["background"] for row in part if row["background"] is not None]
-            line.append(f"{told([row['success'] for row in part], 2)}; {told(dB, 1)}")
+            kept = rest_cell(told(dB, 1), len(dB), len(part))
+            line.append(f"{told([row['success'] for row in part], 2)}; {kept}")
         lines.append([*line, round(mean(row["rows"] for row in everything["all"]))])
     return table(["way: success; kept dB", *KINDS, "all", "rows"], lines), figures
 
