@@ -1,6 +1,7 @@
-"""Work and quality beside the authors' own code, at equal weights: `make bench NAME=peers [ARGS="--quick --fresh"]`.
+"""Work and quality beside the authors' own code: `make bench NAME=peers [ARGS="--quick --fresh"]`.
 
-This side's column; the other was measured apart, on the same weights (README.md). Held-out one-object scenes, 50 steps.
+This side's column; the other was measured apart, on the demo model's earlier weights (docs/benchmarks.md). Held-out
+one-object scenes, 50 steps.
 Null-text optimisation at cfg 7.5, at the papers' rate, at the nodes' default, and at that with few updates a step:
 backwards per picture, the reconstruction in dB, and the region that prompt-to-prompt keeps when the colour is changed.
 DiffEdit at depth 0.8, its climb no higher than that: network rows of mask, climb and edit, the mask's IoU with what the
