@@ -125,8 +125,8 @@ def _fitted(image: Image.Image, side: tuple[int, int], what: str) -> Image.Image
     low, high = (side[0] - half) / (side[1] + half), (side[0] + half) / (side[1] - half)
     if image.width + 1 < low * (image.height - 1) or image.width - 1 > high * (image.height + 1):
         raise ValueError(
-            f"{what} has {image.width} x {image.height} pixels and the picture is cut to {side[0]} x {side[1]}: make "
-            "it of the picture's own proportions."
+            f"{what} has {image.width} x {image.height} pixels and its picture is cut to {side[0]} x {side[1]}: give "
+            "both the same proportions."
         )
     return ImageOps.fit(image, side, Image.Resampling.BILINEAR)
 

@@ -10,9 +10,9 @@ from ..lab import InEngine
 
 CFG = 5.0
 #: per kind of edit, chosen on training scenes for directly overwritten steps at CFG; no other way has any. Colour:
-#: prompt-to-prompt's defaults. Shape: the source's attention would draw its shape again, so local blend alone keeps the
-#: rest, its mask wide enough for the corners of the new shape. Background and texture: everything but the object may
-#: change.
+#: prompt-to-prompt's default shares of the steps, with local blend. Shape: the source's attention would draw its shape
+#: again, so local blend alone keeps the rest, its mask wide enough for the corners of the new shape. Background and
+#: texture: everything but the object may change.
 PLANS = {
     "colour": {"cross_steps": 0.8, "self_steps": 0.4, "blend": True, "blend_threshold": 0.2},
     "shape": {"cross_steps": 0.1, "self_steps": 0.0, "blend": True, "blend_threshold": 0.1},
