@@ -20,6 +20,7 @@ from ..samplers.measure.metrics import masked_mse, to_psnr
 CELL = 8  # pixels of a latent cell
 CEILING = 120.0  # dB of a picture that came back to the last bit of fp32
 FEWEST = CELL * CELL  # pixels of a background that is measured: a latent cell
+ENOUGH = 8  # pictures whose mean a table shows
 KINDS = ("colour", "shape", "background", "texture")
 VALUES = {"colour": COLOURS, "shape": scenes.SHAPES, "background": BACKGROUNDS, "texture": scenes.TEXTURES}
 
@@ -76,6 +77,13 @@ def judged(judge: nn.Module, edit: Edit, image: Tensor, decoded: Tensor) -> list
     errors = edit.background(image, decoded, FEWEST)
     rest = [None if e is None else min(float(to_psnr(torch.tensor(e))), CEILING) for e in errors]
     return [{"success": int(s), "background": dB} for s, dB in zip(edit.done(judge, image), rest)]
+
+
+def rest_cell(value: str, measured: int, edits: int) -> str:
+    """A table's cell for the dB of what should stay: with the number of pictures in the mean where some had too little
+    left to compare, and without the value where that leaves fewer than ENOUGH."""
+    shown = value if measured >= ENOUGH else "-"
+    return shown if measured == edits >= ENOUGH else f"{shown} ({measured} of {edits})"
 
 
 def allowed(truth: Scenes, kind: str) -> Tensor:

@@ -8,8 +8,10 @@ bench.finish(table, figures)                        # prints the table, then the
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import json
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -20,9 +22,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
 OUTPUT = ROOT / "output" / "bench"
-WEIGHTS = "weights"  # under this key a run keeps the hash of what it measured
+WEIGHTS, CODE = "weights", "code"  # under these keys a run keeps the hashes of what it measured and how
 
 
 #: what most tables are measured on; the further UNets only where a bench says so
@@ -39,6 +42,20 @@ def weights(folder: Path = ROOT / "models", read: Sequence[str] = READ) -> str:
     return digest.hexdigest()[:16]
 
 
+def code(name: str, folder: Path = HERE) -> str:
+    """A hash of a bench's code, and of the code of the other benches, the edits and the lab that it imports: its
+    settings stand there. Comments do not count, nor what runs every bench."""
+    found, ahead = {"harness": []}, [name]
+    while ahead:
+        name = ahead.pop()
+        if name not in found:
+            paths = sorted((folder / name).glob("*.py")) or sorted(folder.glob(f"{name}.py"))
+            found[name] = [path.read_text(encoding="utf-8") for path in paths]
+            ahead += re.findall(r"^\s*from \.\.(\w+)", "\n".join(found[name]), re.MULTILINE)
+    trees = [(name, [ast.dump(ast.parse(text)) for text in found[name]]) for name in sorted(found)]
+    return hashlib.sha256(repr(trees).encode()).hexdigest()[:16]
+
+
 class Bench:
     """One run of one benchmark. `make bench` holds the compute lock meanwhile: a training in the background waits."""
 
@@ -53,11 +70,12 @@ class Bench:
         if self.args.fresh:
             self.path.unlink(missing_ok=True)
         self.kept: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
-        now = weights(read=read)
-        if self.kept and self.kept.get(WEIGHTS) != now:
-            print("  the weights have changed since the kept results: beginning anew", flush=True)
-            self.kept = {}
-        self.kept[WEIGHTS] = now
+        now = {WEIGHTS: weights(read=read), CODE: code(name)}
+        for key, value in now.items():
+            if self.kept and self.kept.get(key) != value:
+                print(f"  the kept results are of other {key}: beginning anew", flush=True)
+                self.kept = {}
+        self.kept |= now
 
     def _save(self) -> None:
         temporary = self.path.with_suffix(".tmp")

@@ -15,6 +15,7 @@ from ..samplers.record_file import write
 from .comfy import as_image, latent_in
 from .files import of_file, read_picture
 from .samples import folder_path
+from .tuning_set import encoded
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
@@ -47,13 +48,13 @@ def class_folder(folder: str) -> tuple[list[str], list[Path], list[int]]:
 
 
 def encode_pictures(model, vae, pictures: list[Path], size: int, progress) -> Tensor:
-    """Latents [N, C, h, w] in model space, fp32 on the CPU; one tick per picture."""
+    """Latents [N, C, h, w] in model space, fp32 on the CPU, the same every time; one tick per picture."""
     out = []
-    for path in pictures:
+    for i, path in enumerate(pictures):
         upright = read_picture(path, f"{path.parent.name}/{path.name}")
         square = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
         pixels = torch.from_numpy(np.asarray(square, np.float32) / 255)[None]
-        out.append(as_image(latent_in(model, vae.encode(pixels))).float().cpu())
+        out.append(as_image(latent_in(model, encoded(vae, pixels, i))))
         if not bool(torch.isfinite(out[-1]).all()):
             raise ValueError(
                 f"The picture {path.parent.name}/{path.name} becomes NaN or infinite in the VAE: use the one that "

@@ -102,7 +102,8 @@ def run_resumable(loop: Loop, step: Step, key: str | None, on_step: Callable[[Re
         if on_step is not None:
             on_step(report)
         if key is not None and walks and step.between:
-            between = loop.state()
+            old, between = between, None  # half overwritten it would be no state at all
+            between = loop.state(None if old is None else old[0])
 
     try:
         loop.run(step, on_step=watched, tick=check_interrupt)

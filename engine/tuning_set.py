@@ -83,25 +83,52 @@ class TuningSet:
         if not word.strip():
             raise ValueError("The word to be taught is empty: choose a rare one, and write it into every caption.")
         for i, caption in enumerate(self.captions):
-            if word.strip().lower() not in caption.lower().replace(",", " ").split():
+            if not _whole(word).search(caption):
                 name = self.names[i] if self.names else f"picture {i + 1}"
                 raise ValueError(
                     f"The caption of {name} ({caption!r}) lacks the word {word!r}: write it into every caption."
                 )
 
 
+def _whole(word: str) -> re.Pattern[str]:
+    """Finds a word, or several behind each other, that stand whole in a text, in whatever case."""
+    parts = r"\s+".join(map(re.escape, word.split()))
+    return re.compile(rf"(?<!\w){parts}(?!\w)", re.IGNORECASE)
+
+
 def exchanged(text: str, word: str, other: str) -> str:
-    """The text with `other` wherever the whole word stands, in whatever case."""
-    return re.sub(
-        rf"(?<![^\s,]){re.escape(word.strip())}(?![^\s,])", lambda _: other.strip(), text, flags=re.IGNORECASE
-    )
+    """The text with `other` wherever the whole word stands; a space parts it from signs beside it but a comma, since
+    `embedding:name` is read up to the next space or comma."""
+
+    def apart(found: re.Match[str]) -> str:
+        before, behind = text[: found.start()][-1:], text[found.end() :][:1]
+        return " " * bool(before.strip()) + other.strip() + " " * bool(behind.strip(" \t\n,"))
+
+    return _whole(word).sub(apart, text)
 
 
 def bucket(width: int, height: int, size: int) -> tuple[int, int]:
     """(width, height) to train at: about size^2 pixels in the picture's own proportions, whole steps of 64 pixels (of a
     quarter of `size` where that is less)."""
-    step, root = min(64, max(size // 4, 8)), math.sqrt(width / height)
+    step, root = _step(size), math.sqrt(width / height)
     return tuple(max(step, round(size * part / step) * step) for part in (root, 1 / root))
+
+
+def _step(size: int) -> int:
+    return min(64, max(size // 4, 8))
+
+
+def _fitted(image: Image.Image, side: tuple[int, int], what: str) -> Image.Image:
+    """What belongs to a picture, cut as the picture was, whose size is a bucket's (width, height). ValueError for
+    proportions, a pixel more or less, that lie in another bucket: it would show other places than the picture does."""
+    half = _step(round(math.sqrt(side[0] * side[1]))) / 2
+    low, high = (side[0] - half) / (side[1] + half), (side[0] + half) / (side[1] - half)
+    if image.width + 1 < low * (image.height - 1) or image.width - 1 > high * (image.height + 1):
+        raise ValueError(
+            f"{what} has {image.width} x {image.height} pixels and its picture is cut to {side[0]} x {side[1]}: give "
+            "both the same proportions."
+        )
+    return ImageOps.fit(image, side, Image.Resampling.BILINEAR)
 
 
 def folder_pictures(name: str, size: int) -> list[tuple[str, Image.Image, str | None]]:
@@ -169,7 +196,7 @@ def build(vae, found: Sequence[tuple[str, Image.Image, str | None]], lines: str,
     """The set: each picture, cut to its bucket already, encoded. masks: MASK [1 or B, H, W] or None; 1 where the loss
     counts.
 
-    ValueError for masks of another number and for a mask that is black everywhere."""
+    ValueError for masks of another number or of other proportions, and for a mask that is black everywhere."""
     captions = captions_of(lines, found)
     if masks is not None and len(masks) not in (1, len(found)):
         raise ValueError(f"There are {len(masks)} masks for {len(found)} pictures: give one for all, or one for each.")
@@ -195,7 +222,7 @@ def encoded(vae, pixels: Tensor, seed: int) -> Tensor:
 def _mask(mask: Tensor, side: tuple[int, int], shape: Sequence[int], name: str) -> Tensor:
     """A MASK [H, W] cut like its picture, on the grid of a latent of that shape [C, ..., h, w]: [1, ..., h, w]."""
     whole = Image.fromarray((mask.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy())
-    fitted = np.asarray(ImageOps.fit(whole, side, Image.Resampling.BILINEAR), np.float32) / 255
+    fitted = np.asarray(_fitted(whole, side, f"The mask of {name}"), np.float32) / 255
     out = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(fitted)[None], tuple(shape[-2:]))
     out = out.reshape(1, *[1] * (len(shape) - 3), *shape[-2:]).expand(1, *shape[1:]).clone()
     if not bool((out > 0).any()):
@@ -206,13 +233,13 @@ def _mask(mask: Tensor, side: tuple[int, int], shape: Sequence[int], name: str) 
 def hints_for(pictures: TuningSet, images: Tensor) -> tuple[Tensor, ...]:
     """Each picture's hint [3, 8h, 8w] in 0..1, cut like the picture itself; images: IMAGE [B, H, W, 3], one each.
 
-    ValueError for another number of hints, and for values that aren't finite."""
+    ValueError for another number of hints, for other proportions, and for values that aren't finite."""
     if len(images) != len(pictures):
         raise ValueError(f"There are {len(images)} hints for {len(pictures)} pictures: give one for each, in order.")
     out = []
-    for (_, hint, _), latent in zip(batch_pictures(images), pictures.latents):
+    for i, ((_, hint, _), latent) in enumerate(zip(batch_pictures(images), pictures.latents), 1):
         side = (latent.shape[-1] * HINT_SCALE, latent.shape[-2] * HINT_SCALE)
-        fitted = ImageOps.fit(hint.convert("RGB"), side, Image.Resampling.BILINEAR)
+        fitted = _fitted(hint.convert("RGB"), side, f"Hint {i}")
         out.append(torch.from_numpy(np.asarray(fitted, np.float32) / 255).movedim(-1, 0).clone())
     return tuple(out)
 

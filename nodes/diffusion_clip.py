@@ -101,8 +101,8 @@ class DiffusionCLIPTune(Box):
         Choice(
             "layers",
             [*weights.TARGETS, EVERY],
-            "Which layers get a LoRA. Whole weights: no LoRA but every weight itself, as the authors do it, at a "
-            "hundredth of the rate; the file is as large as the network, and LoRA loaders take it too.",
+            "Which layers get a LoRA. Whole weights: no LoRA but every weight itself, as the authors do it; lower lr "
+            "to about a hundredth then. The file is as large as the network, and LoRA loaders take it too.",
         ),
         Int("rank", 8, "Rank of the LoRA; not used with whole weights.", 1, 256),
         TRAINING_SEED,

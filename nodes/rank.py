@@ -61,8 +61,10 @@ class CLIPRank(Box):
             if latent is not None
             else {"samples": torch.zeros(len(best), 4, max(1, images.shape[1] // 8), max(1, images.shape[2] // 8))}
         )
-        if latent is not None and chosen.get("batch_index") is not None:
+        if chosen.get("batch_index") is not None:
             chosen["batch_index"] = [latent["batch_index"][int(i)] for i in best]
+        if chosen.get("noise_mask") is not None and len(chosen["noise_mask"]) == len(images):
+            chosen["noise_mask"] = chosen["noise_mask"][best]
         lines = [
             f"The best {len(best)} of {len(images)} by {', '.join(texts) or 'the target picture'}:",
             table,

@@ -3,8 +3,7 @@ engine: `make bench NAME=attention`.
 
 64 held-out edits (edits.py), each from the inversion of the picture. plain: the same noise, the prompt simply changed;
 p2p: prompt-to-prompt with the source overwritten by the stored trajectory; null_text_p2p: the same with null-text
-optimisation, on every fourth edit of each kind. Background: PSNR against the autoencoder's own decode. Results kept
-from other weights or settings are not used.
+optimisation, on every fourth edit of each kind. Background: PSNR against the autoencoder's own decode.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import torch
 from ...demo import captions, probe, scenes
 from ...samplers.core import euler_step
 from ...samplers.measure.metrics import to_psnr
-from ..edits import KINDS, Edit, colour_amount, edits, log_odds
+from ..edits import KINDS, Edit, colour_amount, edits, log_odds, rest_cell
 from ..harness import Bench, ratio, table
 from ..lab import some
 from .runs import CFG, Runs, options_of
@@ -57,7 +56,7 @@ def measure_edits(bench: Bench, lab: Runs, items: list[Edit], judge) -> list[dic
         return row
 
     with torch.inference_mode():
-        return bench.each(f"edits {lab.mark}", range(len(items)), compute)
+        return bench.each("edits", range(len(items)), compute)
 
 
 def mean(values) -> float:
@@ -65,13 +64,19 @@ def mean(values) -> float:
     return sum(values) / len(values) if values else float("nan")
 
 
-def summary(rows: list[dict], name: str) -> tuple[float, float]:
-    """Share of successes; PSNR of the mean background error, which one perfect picture can't make infinite."""
+def summary(rows: list[dict], name: str) -> tuple[float, float, int]:
+    """Share of successes; PSNR of the mean background error, which one perfect picture can't make infinite; how many
+    pictures had a background to measure."""
     mine = [row[name] for row in rows if name in row]
     errors = [r["mse"] for r in mine if r["mse"] is not None]
-    return mean(r["success"] for r in mine if r["success"] is not None), float(
-        to_psnr(torch.tensor(mean(errors)).clamp(min=1e-10))
-    )
+    success = mean(r["success"] for r in mine if r["success"] is not None)
+    return success, float(to_psnr(torch.tensor(mean(errors)).clamp(min=1e-10))), len(errors)
+
+
+def line(kind: str, rows: list[dict], name: str) -> list:
+    """The table's row of one way over the edits of one kind."""
+    n, (success, dB, measured) = len([row for row in rows if name in row]), summary(rows, name)
+    return [kind, name, n, success, rest_cell(f"{dB:.1f}", measured, n)]
 
 
 def times(rows: list[dict]) -> dict[str, float]:
@@ -107,7 +112,7 @@ def measure_reweight(bench: Bench, lab: Runs, n: int, judge) -> tuple[float, flo
         return [[strengths(i, factor) for factor in FACTORS] for i in indices]
 
     with torch.inference_mode():
-        rows = bench.each(f"reweight {lab.mark}", range(n), compute)
+        rows = bench.each("reweight", range(n), compute)
     return tuple(mean(rank_correlation(values) >= 0.8 for values in column) for column in zip(*(zip(*r) for r in rows)))
 
 
@@ -149,7 +154,7 @@ def measure_pointing(bench: Bench, lab: Runs, n: int) -> float:
         return [bool(inside.flatten()[m.argmax()]) for m in found]
 
     with torch.inference_mode():
-        rows = bench.each(f"pointing {lab.mark}", range(n), compute)
+        rows = bench.each("pointing", range(n), compute)
     return mean(hit for row in rows for hit in row)
 
 
@@ -188,7 +193,7 @@ def measure_overheads(bench: Bench, lab: Runs, edit: Edit) -> dict[str, float]:
         }
 
     with torch.inference_mode():
-        return bench.once(f"overheads {lab.mark}", compute)
+        return bench.once("overheads", compute)
 
 
 def main(argv: list[str]) -> None:
@@ -214,11 +219,7 @@ def main(argv: list[str]) -> None:
     lines = []
     for kind in (*KINDS, "all"):
         part = [row for row in rows if kind in (row["kind"], "all")]
-        lines += [
-            [kind, name, len([r for r in part if name in r]), *("-" if v != v else v for v in summary(part, name))]
-            for name in names
-            if any(name in r for r in part)
-        ]
+        lines += [line(kind, part, name) for name in names if any(name in row for row in part)]
     figures = {}
     for name in ("p2p", "plain"):
         figures[f"{name}_edit_success"] = total[name][0]

@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 
 from ...demo.classifiers import PAIRS
 from ...samplers.networks.latent_classifier import LatentClassifier
+from ..edits import rest_cell
 from ..from_image.cartoon import median
 from ..from_image.fill import filling
 from ..harness import READ, Bench, table
@@ -49,11 +50,13 @@ ROWS = {
 }
 
 
-def edit_figures(runs: list[list[dict]], kinds=CHANGES) -> tuple[float, float, float]:
-    """(share of successes, its spread over the seeds, mean dB of the rest) of one list of scenes per seed."""
+def edit_figures(runs: list[list[dict]], kinds=CHANGES) -> tuple[float, float, float | None, int]:
+    """(share of successes, its spread over the seeds, mean dB of the rest, edits of a seed that had one) of one list of
+    scenes per seed."""
     shares = [mean(row[k]["success"] for row in rows for k in kinds) for rows in runs]
     rest = [row[k]["background"] for rows in runs for row in rows for k in kinds]
-    return mean(shares), max(shares) - min(shares), mean(v for v in rest if v is not None)
+    rest = [value for value in rest if value is not None]
+    return mean(shares), max(shares) - min(shares), mean(rest) if rest else None, len(rest) // len(runs)
 
 
 def edits_of(rows: dict[str, list[dict]]) -> dict[str, list[list[dict]]]:
@@ -68,7 +71,7 @@ def figures_of(rows: dict[str, list[dict]]) -> dict[str, float]:
         for name in ("ddim_cfg1", "ddim_cfg5", "exact_cfg5", "null_text_cfg5")
     }
     for name, runs in edits_of(rows).items():
-        success, spread, rest = edit_figures(runs)
+        success, spread, rest, _ = edit_figures(runs)
         figures |= {f"flow_edit_success_{name}": success, f"flow_rest_psnr_{name}": rest}
         figures |= {f"flow_edit_spread_{name}": spread} if len(runs) > 1 else {}
     for key in ("repaint_seam", "straight_seam", "repaint_fill", "straight_fill"):
@@ -85,8 +88,9 @@ def tables(rows: dict[str, list[dict]], figures: dict[str, float]) -> str:
     lines = []
     for name, runs in edits_of(rows).items():
         for kinds in (CHANGES[:1], CHANGES[1:], CHANGES):
-            success, spread, rest = edit_figures(runs, kinds)
-            lines.append([name, " and ".join(kinds), success, spread if len(runs) > 1 else "-", f"{rest:.2f}"])
+            success, spread, rest, measured = edit_figures(runs, kinds)
+            cell = rest_cell(f"{rest or 0:.2f}", measured, len(kinds) * len(runs[0]))
+            lines.append([name, " and ".join(kinds), success, spread if len(runs) > 1 else "-", cell])
     edits = table(("edit", "change", "success", "spread", "rest in dB"), lines)
     others = table(("figure", "measured"), [[k, v] for k, v in figures.items() if "_edit_" not in k])
     return f"{edits}\n\n{others}"

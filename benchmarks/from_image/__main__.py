@@ -24,7 +24,7 @@ from ..lab import Demo, some
 from . import conditional
 from .cartoon import EDIT_CFG, measure_cartoon
 from .fill import measure_fill
-from .mixtures import ALL, UNSEEN
+from .mixtures import ALL, KIN, TUNING, UNSEEN
 from .strips import error_chart, folder, ilvr, ilvr_strip, sdedit_strip
 
 
@@ -126,7 +126,8 @@ def measure_conditional(bench: Bench) -> dict[str, float]:
     ratios = {name: conditional.ratios(rows, name) for name in rows}
     columns = list(rows)
     for title, cells in (("error", rows), ("over 250/10/10", ratios)):
-        lines = [[m + ("" if m in UNSEEN else " (tuned by)"), *(cells[way][m] for way in columns)] for m in ALL]
+        marks = dict.fromkeys(KIN, " (kin of one tuned by)") | dict.fromkeys(TUNING, " (tuned by)")
+        lines = [[m + marks.get(m, ""), *(cells[way][m] for way in columns)] for m in ALL]
         print(table((title, *columns), lines))
     for name in rows:
         print(f"{name}: {rows[name]['calls']} calls, worst of the unseen {conditional.worst_unseen(rows, name):.2f}")

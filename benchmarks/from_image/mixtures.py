@@ -1,7 +1,9 @@
 """The mixtures that RePaint's schedules are judged on: one table, each with a mask and known values.
 
-A schedule may be chosen by the four named TUNING; the rest (UNSEEN) only judge. They range from 2 to 16 dimensions,
-from a third to three times the unit scale, from one correlated Gaussian to twenty modes. Everything is seeded.
+A schedule may be chosen by the four named TUNING; the rest (UNSEEN) only judge. KIN of these are tuning mixtures in
+other units, or with their means further apart: they say little more than the tuning ones. The mixtures range from 2 to
+16 dimensions, from a third to three times the unit scale, from one correlated Gaussian to twenty modes. Everything is
+seeded.
 """
 
 from __future__ import annotations
@@ -129,3 +131,4 @@ def _cases() -> dict[str, Case]:
 ALL = _cases()
 TUNING = ("bimodal", "correlated", "grid", "five")
 UNSEEN = tuple(name for name in ALL if name not in TUNING)
+KIN = ("doubled", "bimodal_third", "bimodal_triple", "correlated_third")

@@ -16,7 +16,7 @@ from statistics import mean
 import torch
 
 from ...samplers.measure.metrics import psnr
-from ..edits import CEILING, judged
+from ..edits import CEILING, judged, rest_cell
 from ..harness import Bench, table
 from .cost import Costs
 from .ways import CFG, CHANGES, EDIT_FRIENDLY, PAPER_RATE, RATE, WAYS, Batch, Lab, Result
@@ -100,9 +100,9 @@ def tables(rows: dict[str, list[dict]], figures: dict) -> str:
         line = [method]
         for changes in (CHANGES[:1], CHANGES[1:], CHANGES):
             success, background, n = edit_figures(rows[name], changes)
-            line += [success, "none" if background is None else f"{background:.2f} ({n})"]
+            line += [success, rest_cell(f"{background or 0:.2f}", n, len(changes) * len(rows[name]))]
         edits.append(line)
-    header = ["edit", *(f"{k} {what}" for k in (*CHANGES, "both") for what in ("success", "rest in dB (of n)"))]
+    header = ["edit", *(f"{k} {what}" for k in (*CHANGES, "both") for what in ("success", "rest in dB"))]
     note = (
         f"Edits at cfg {CFG:g}; edit-friendly as its authors (source cfg, target cfg, share of the steps) "
         f"{EDIT_FRIENDLY}. No attention control: words alone."

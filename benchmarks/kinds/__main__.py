@@ -4,8 +4,9 @@
 Per way and kind: the share of edits in which a probe reads the new attribute, the PSNR of what lies outside the region
 that may change, against the decoded source, and the network rows of a picture (forwards and backwards, the inversion's
 too). +- is the standard error over the edits. Everything at cfg 7.5, but for edit-friendly, which runs at its authors'
-numbers, and a second row of the exact pair. Prompt-to-Prompt has its settings per kind (attention/runs.py, chosen on
-training scenes), local blend with them. plain: DDIM inversion and the edited prompt, no more.
+numbers, and a second row of the exact pair. Prompt-to-Prompt alone has its settings per kind (attention/runs.py, chosen
+on training scenes for direct overwriting at cfg 5), local blend with them; null-text gets the same. plain: DDIM
+inversion and the edited prompt, no more.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ...samplers.guidance.proximal import proximal_cond
 from ...samplers.inversion.direct_edit import sample_flow_edit, sample_infedit
 from ...samplers.ode import sample_euler
 from ..attention.runs import options_of
-from ..edits import KINDS, Edit, judged, other_value
+from ..edits import KINDS, Edit, judged, other_value, rest_cell
 from ..harness import Bench, table
 from ..inversion import ways
 from ..inversion.cost import Meter
@@ -144,8 +145,8 @@ def masactrl(engine: InEngine, edit: Edit, inversion) -> tuple[Tensor, float]:
 
 WAYS: dict[str, Way] = {
     "plain": along(lambda b: ways.ddim(b, CFG)),
-    "null-text + P2P": by_attention(p2p, null_text=True),
-    "direct + P2P": by_attention(p2p),
+    "null-text + P2P, set per kind": by_attention(p2p, null_text=True),
+    "direct + P2P, set per kind": by_attention(p2p),
     "MasaCtrl": by_attention(masactrl),
     "negative prompt": along(ways.negative),
     "proximal": proximal,
@@ -219,7 +220,8 @@ def result(rows: dict[str, dict[str, list[dict]]]) -> tuple[str, dict]:
         for kind, part in everything.items():
             figures |= {f"{key} {name}, {kind}": value for key, value in figures_of(part).items()}
             dB = [row["background"] for row in part if row["background"] is not None]
-            line.append(f"{told([row['success'] for row in part], 2)}; {told(dB, 1)}")
+            kept = rest_cell(told(dB, 1), len(dB), len(part))
+            line.append(f"{told([row['success'] for row in part], 2)}; {kept}")
         lines.append([*line, round(mean(row["rows"] for row in everything["all"]))])
     return table(["way: success; kept dB", *KINDS, "all", "rows"], lines), figures
 

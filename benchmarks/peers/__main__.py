@@ -1,6 +1,7 @@
-"""Work and quality beside the authors' own code, at equal weights: `make bench NAME=peers [ARGS="--quick --fresh"]`.
+"""Work and quality beside the authors' own code: `make bench NAME=peers [ARGS="--quick --fresh"]`.
 
-This side's column; the other was measured apart, on the same weights (README.md). Held-out one-object scenes, 50 steps.
+This side's column; the other was measured apart, on the demo model's earlier weights (docs/benchmarks.md). Held-out
+one-object scenes, 50 steps.
 Null-text optimisation at cfg 7.5, at the papers' rate, at the nodes' default, and at that with few updates a step:
 backwards per picture, the reconstruction in dB, and the region that prompt-to-prompt keeps when the colour is changed.
 DiffEdit at depth 0.8, its climb no higher than that: network rows of mask, climb and edit, the mask's IoU with what the
@@ -21,7 +22,7 @@ from ...samplers.inversion.null_text import optimise_null_text, paper_schedule
 from ...samplers.measure.metrics import psnr
 from ...samplers.picture.repaint_schedules import PRESETS, Schedule, data_scale, sample_repaint_scheduled
 from ...samplers.picture.sdedit import sdedit_sigmas
-from ..edits import CEILING, CELL, judged
+from ..edits import CEILING, CELL, judged, rest_cell
 from ..from_image.conditional import calls_of
 from ..from_image.fill import FILL_CFG, filling, holes, seam_and_fill
 from ..harness import Bench, table
@@ -98,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
         for what, value in zip(("backwards", "psnr", "kept"), values):
             figures[f"null_text_{what}_{'rate_' if name == 'paper' and what != 'kept' else ''}{name}"] = value
         figures["direct_p2p_rows"] = mean(r["p2p_rows"] for r in rows) + steps  # the inversion's own rows
-        lines.append([f"null-text, {name}", *values])
+        lines.append([f"null-text, {name}", *values[:2], rest_cell(f"{values[2] or 0:.1f}", len(kept), n)])
     rows = bench.each("diffedit", range(n), lambda at: [diffedit(lab, i) for i in at])
     figures |= {"diffedit_rows": mean(r["rows"] for r in rows), "diffedit_iou": mean(r["iou"] for r in rows)}
     figures["diffedit_outside"] = max(r["outside"] for r in rows)

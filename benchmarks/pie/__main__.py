@@ -42,6 +42,7 @@ COLUMNS = {
     "clip_whole": "CLIP whole",
     "clip_edited": "CLIP edited",
 }
+PLAIN = "without_local_blend.txt"
 SCALE = {"mse": 1e4, "ssim": 1e2}
 
 
@@ -104,7 +105,8 @@ def settings(item: dict) -> dict[str, str | float]:
 
 
 def make_edits(folder: Path, items: dict[str, dict], to: Path, size: int, steps: int) -> None:
-    """Edits by the checkpoint in the embedded engine, saved under the source's relative path."""
+    """Edits by the checkpoint in the embedded engine, saved under the source's relative path. The file PLAIN beside
+    them names those that were refused with local blend and the weight, and made without."""
     lab = InEngine(steps)
     for done, item in enumerate(items.values()):
         path = (to / item["image_path"]).with_suffix(".png")
@@ -116,11 +118,22 @@ def make_edits(folder: Path, items: dict[str, dict], to: Path, size: int, steps:
             target = plain(item["editing_prompt"])
             try:
                 image, _ = lab.edited(target, inversion, 7.5, **settings(item))
-            except ValueError:  # a blended word that is written otherwise in the prompts
+            except ValueError as error:  # a blended word that is written otherwise in the prompts
+                print(f"  {item['image_path']} is made without local blend: {error}", flush=True)
                 image, _ = lab.edited(target, inversion, 7.5, **settings({}))
+                to.mkdir(parents=True, exist_ok=True)
+                with open(to / PLAIN, "a", encoding="utf-8") as file:
+                    file.write(f"{item['image_path']}\n")
         path.parent.mkdir(parents=True, exist_ok=True)
         to_picture(image.movedim(1, -1)).save(path)
         print(f"  edits: {done + 1}/{len(items)}", flush=True)
+
+
+def without_blend(items: dict[str, dict], made: Path) -> int:
+    """How many of these items' edits `make_edits` made without local blend."""
+    path = made / PLAIN
+    named = set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
+    return sum(item["image_path"] in named for item in items.values())
 
 
 def edit_of(item: dict, folder: Path) -> Path | None:
@@ -176,6 +189,8 @@ def main(argv: list[str]) -> None:
     if not results:
         make_edits(args.folder, items, args.edits, args.size, args.steps)
         results = {"Direct + P2P": args.edits}
+        if refused := without_blend(items, args.edits):
+            print(f"{refused} of {len(items)} edits of Direct + P2P were made without local blend (see {PLAIN}).")
     OUTPUT.mkdir(parents=True, exist_ok=True)
     kept = json.loads(kept_at.read_text()) if kept_at.exists() else {}
     lines, figures = [], {}

@@ -15,7 +15,10 @@ from ..lab import decode, encode, loaded
 
 STEPS, CFG = 20, 5.0
 #: the demo's own numbers; the nodes' defaults are for real checkpoints
-DREAMBOOTH = {"learning_rate": 2e-3, "rank": 8, "alpha": 8.0, "batch": 2, "preset": "diffusers"}
+DREAMBOOTH = {"preset": "diffusers", "steps": 300, "learning_rate": 2e-3, "rank": 8, "alpha": 8.0, "batch": 2}
+TEXTUAL_INVERSION = {"steps": 300, "learning_rate": 0.3, "batch": 4}
+IMAGIC = {"embedding_steps": 60, "embedding_rate": 0.0115, "model_steps": 90, "model_rate": 2e-3, "batch": 4, "rank": 8}
+UNITUNE = {"preset": "UniTune", "steps": 0, "learning_rate": 2e-3}  # 0: the preset's
 JUDGES = ("conv", "query")
 
 

@@ -16,7 +16,7 @@ from ...nodes.train_lora import TrainLora
 from ...samplers.measure.metrics import psnr
 from ...samplers.picture.sdedit import sdedit_sigmas
 from ..lab import decode, encode, loaded
-from .judged import defaults, one_object, right, through_autoencoder
+from .judged import IMAGIC, UNITUNE, defaults, one_object, right, through_autoencoder
 
 ETAS = (0.0, 0.5, 0.7, 0.85, 1.0)
 STRENGTHS = (1.0, 0.5, 0.25)
@@ -38,17 +38,8 @@ def measure_imagic(i: int, quick: bool) -> dict[str, dict[str, float]]:
     picture = scenes.draw(before)[0]
     latent = encode(vae, picture)
     texts = [comfy.encode(clip, text) for text in (captions.captions(after)[0], "")]
-    given = defaults(
-        ImagicOptimise,
-        embedding_steps=2 if quick else 60,
-        embedding_rate=0.0115,
-        model_steps=2 if quick else 90,
-        model_rate=2e-3,
-        batch=4,
-        rank=8,
-        training_seed=1,
-        file_name=f"bench/imagic_{i}",
-    )
+    own = IMAGIC | ({"embedding_steps": 2, "model_steps": 2} if quick else {})
+    given = defaults(ImagicOptimise, training_seed=1, file_name=f"bench/imagic_{i}", **own)
     made = ImagicOptimise().run(model=model, target=texts[0], negative=texts[1], latent={"samples": latent}, **given)
     optimised, lora, *_ = made["result"]
     sigmas, out = comfy.sigmas_of(model, "normal", 4 if quick else 20), {}
@@ -76,7 +67,7 @@ def measure_unitune(i: int, quick: bool) -> dict[str, float]:
     picture, masks = scenes.draw(before)
     latent = encode(vae, picture)
     taught = TuningSet((latent[0].float().cpu(),), ("sks",), (None,), ("picture 1",))
-    given = defaults(TrainLora, preset="UniTune", steps=2 if quick else 0, learning_rate=2e-3, training_seed=1)
+    given = defaults(TrainLora, training_seed=1, **(UNITUNE | ({"steps": 2} if quick else {})))
     lora = TrainLora().run(model=model, clip=clip, pictures=taught, **(given | {"file_name": f"bench/unitune_{i}"}))[
         "result"
     ][2]

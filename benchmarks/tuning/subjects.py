@@ -11,12 +11,23 @@ from ...nodes.train_embedding import TrainEmbedding
 from ...nodes.train_lora import LEAVE, TrainLora
 from ...nodes.tuning_pictures import PriorPictures
 from ..lab import encode, loaded
-from .judged import CFG, DREAMBOOTH, STEPS, defaults, drawn, lora_file_kb, one_object, right, through_autoencoder
+from .judged import (
+    CFG,
+    DREAMBOOTH,
+    STEPS,
+    TEXTUAL_INVERSION,
+    defaults,
+    drawn,
+    lora_file_kb,
+    one_object,
+    right,
+    through_autoencoder,
+)
 
 LEAKED = 0.4  # an untrained word drew the subject if the overlap is above this
 ARMS = ("with the class's pictures", "without")
 #: quick -> prompts, sampling steps, training steps, pictures of the class
-EFFORT = {False: (8, STEPS, 300, 100), True: (2, 4, 3, 4)}
+EFFORT = {False: (8, STEPS, DREAMBOOTH["steps"], 100), True: (2, 4, 3, 4)}
 WORD_FIRST = "with them, on a word learned first"
 
 
@@ -97,7 +108,8 @@ def measure_subject(name: str, quick: bool) -> dict[str, dict[str, float]]:
     }
     taught, prior = subject_set(name), prior_set(name, prior_count, steps)
     for arm in ARMS:
-        wired = {"prior": prior} if arm == ARMS[0] else {"prior_weight": 0.0, "batch": 4}  # equal rows a step
+        # equal rows a step: without the class's pictures the subject is seen twice as often
+        wired = {"prior": prior} if arm == ARMS[0] else {"prior_weight": 0.0, "batch": 4}
         out[arm] = dreambooth(name, arm, taught, "sks", n, steps, train_steps, **wired)
     told = learned_word(name, taught, train_steps)
     out["textual inversion"] = word_scores(name, model, clip, told, n, steps)
@@ -107,7 +119,7 @@ def measure_subject(name: str, quick: bool) -> dict[str, dict[str, float]]:
 def dreambooth(name: str, arm: str, taught: TuningSet, word: str, n: int, steps: int, train_steps: int, **wired):
     """The scores of one training; `word` is what the prompts then say."""
     model, clip, _ = loaded()
-    given = defaults(TrainLora, steps=train_steps, training_seed=1, text_encoder=LEAVE, **DREAMBOOTH)
+    given = defaults(TrainLora, training_seed=1, text_encoder=LEAVE, **(DREAMBOOTH | {"steps": train_steps}))
     given["file_name"] = f"bench/{name} {arm}".replace(" ", "_").replace("'", "").replace(",", "")
     with torch.inference_mode():
         made = TrainLora().run(model=model, clip=clip, pictures=taught, **(given | wired))["result"]
@@ -120,11 +132,9 @@ def learned_word(name: str, taught: TuningSet, train_steps: int) -> str:
     given = defaults(
         TrainEmbedding,
         start_word=subjects.SUBJECTS[name][2],
-        steps=train_steps,
-        learning_rate=0.3,
-        batch=4,
         training_seed=1,
         file_name=f"bench_{name}".replace(" ", "_"),
+        **(TEXTUAL_INVERSION | {"steps": train_steps}),
     )
     clip.tokenizer.clip_l.embedding_directory = str(folders.model_file("embeddings", "x").parent)
     with torch.inference_mode():

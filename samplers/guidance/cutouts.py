@@ -63,6 +63,7 @@ class Cutouts:
     def _augment(self, crop: Tensor, generator: torch.Generator) -> Tensor:
         # draw every number whether it is used or not: switching one augmentation leaves the others' draws as they were
         flip, grey, angle, dx, dy = torch.rand(5, generator=generator).tolist()
+        noise = torch.randn(crop.shape[1:], generator=generator)
         if self.flip and flip < self.flip:
             crop = crop.flip(-1)
         if self.degrees or self.translate:
@@ -79,7 +80,7 @@ class Cutouts:
         if self.grey and grey < self.grey:
             crop = crop.mean(1, keepdim=True).expand_as(crop)
         if self.noise:
-            crop = crop + self.noise * torch.randn(crop.shape[1:], generator=generator).to(crop)
+            crop = crop + self.noise * noise.to(crop)
         return crop
 
 

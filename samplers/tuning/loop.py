@@ -301,14 +301,20 @@ class Loop:
         self.held = {at: value for at, value in self.held.items() if at <= self.step}
         self.generator.set_state(moment.generator)
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """All that is needed to go on, as one flat dict of CPU tensors and one of strings."""
+    def state(self, over: Mapping[str, Tensor] | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """All that is needed to go on, as one flat dict of CPU tensors and one of strings.
+
+        over: the tensors of an earlier state that nobody needs any more; they are written over where they fit."""
         tensors = {"generator": self.generator.get_state(), **self._tensors()}
         tensors["curve"] = torch.tensor(self.curve, dtype=torch.float64).reshape(-1, 2)
         tensors["held"] = torch.tensor(list(self.held.items()), dtype=torch.float64).reshape(-1, 2)
         strings = {"format": FORMAT, "version": VERSION, "step": str(self.step), "loss_scale": repr(self.scale)}
         strings["settings"] = json.dumps(asdict(self.settings))
-        return {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, strings
+        kept = over or {}
+        return {
+            k: kept[k].copy_(v) if k in kept and kept[k].shape == v.shape else v.detach().cpu().contiguous().clone()
+            for k, v in tensors.items()
+        }, strings
 
     @staticmethod
     def _numbers(tensors: Mapping[str, Tensor], strings: Mapping[str, str]) -> tuple[dict, int, float]:

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from nulltext.benchmarks import harness
 from nulltext.benchmarks.attention import runs
-from nulltext.benchmarks.attention.__main__ import rank_correlation, summary
-from nulltext.benchmarks.edits import KINDS, colour_amount, edits, log_odds
+from nulltext.benchmarks.attention.__main__ import line, rank_correlation, summary
+from nulltext.benchmarks.edits import KINDS, colour_amount, edits, log_odds, rest_cell
 from nulltext.demo import captions, probe, scenes
 
 
@@ -53,23 +52,20 @@ def test_summaries():
         {"p2p": {"success": None, "mse": None}},
         {"kind": "colour"},
     ]
-    success, psnr = summary(rows, "p2p")
-    assert success == 0.5  # what could not be judged does not count
+    success, psnr, measured = summary(rows, "p2p")
+    assert success == 0.5 and measured == 2  # what could not be judged does not count
     assert psnr == pytest.approx(-10 * torch.tensor(0.02).log10().item(), abs=1e-4)
     assert rank_correlation([1, 2, 3, 4]) == pytest.approx(1)
     assert rank_correlation([4, 3, 2, 1]) == pytest.approx(-1)
 
 
-def test_kept_results_hang_on_weights_settings_and_steps(monkeypatch, tmp_path):
-    marks = [runs.marked(30), runs.marked(8)]
-    monkeypatch.setitem(runs.PLANS["shape"], "cross_steps", 0.9)
-    marks.append(runs.marked(30))
-    (tmp_path / "other.safetensors").write_bytes(bytes(8) + b"other weights")
-    other = harness.weights(tmp_path)
-    monkeypatch.setattr(harness, "weights", lambda: other)
-    marks.append(runs.marked(30))
-    assert len(set(marks)) == 4
-    assert runs.marked(30) == marks[-1]
+def test_a_mean_over_fewer_pictures_than_edits_says_so_and_one_over_a_few_is_not_shown():
+    assert rest_cell("29.1", 16, 16) == "29.1"
+    assert rest_cell("29.1", 9, 16) == "29.1 (9 of 16)"
+    assert rest_cell("29.1", 7, 16) == "- (7 of 16)" and rest_cell("29.1", 2, 2) == "- (2 of 2)"
+    rows = [{"p2p": {"success": True, "mse": 0.01 if i < 9 else None}} for i in range(16)]
+    assert line("texture", rows, "p2p") == ["texture", "p2p", 16, 1.0, "20.0 (9 of 16)"]
+    assert line("texture", rows[2:], "p2p")[-1] == "- (7 of 14)"
 
 
 def test_there_is_a_plan_for_every_kind_of_edit():

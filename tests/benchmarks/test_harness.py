@@ -24,3 +24,31 @@ def test_new_weights_begin_anew_and_new_metadata_does_not(tmp_path, monkeypatch)
     save_file({"w": torch.ones(3)}, other / "b.safetensors")
     assert measured(4) == 3  # a network that this table does not read
     assert measured(5, read=(*harness.READ, "diffusion_models/*.safetensors")) == 5
+
+
+def test_changed_code_begins_anew_and_a_comment_does_not(tmp_path, monkeypatch):
+    """A setting of the bench, of another bench that it imports, of the lab; not of one that it does not import."""
+    monkeypatch.setattr(harness, "OUTPUT", tmp_path)
+    monkeypatch.setattr(harness, "weights", lambda read: "these")
+    hashed = harness.code
+    monkeypatch.setattr(harness, "code", lambda name: hashed(name, tmp_path))
+    for name in ("kinds", "inversion", "flow"):
+        (tmp_path / name).mkdir()
+    files = {
+        "kinds/__main__.py": "from ..inversion import ways",
+        "inversion/ways.py": "from ..lab import Demo\nCFG = 7.5",
+        "lab.py": "STEPS = 20",
+        "flow/ways.py": "CFG = 5.0",
+    }
+
+    def measured(value, **changed):
+        for path, text in {**files, **changed}.items():
+            (tmp_path / path).write_text(text)
+        return harness.Bench("kinds", "", []).once("figure", lambda: value)
+
+    assert measured(1) == 1
+    assert measured(2, **{"lab.py": "STEPS = 20  # a comment", "flow/ways.py": "CFG = 7.5"}) == 1
+    assert measured(3, **{"kinds/__main__.py": "from ..inversion import ways\nSEED = 2"}) == 3
+    assert measured(4) == 4
+    assert measured(5, **{"inversion/ways.py": "from ..lab import Demo\nCFG = 5.0"}) == 5
+    assert measured(6, **{"inversion/ways.py": "from ..lab import Demo\nCFG = 5.0", "lab.py": "STEPS = 30"}) == 6

@@ -38,4 +38,6 @@ def test_the_error_is_the_means():
     assert kinds.spread([]) == (None, None) and kinds.told([1.0], 1) == "1.0"
     rows = {"a way": {kind: [{"success": 1, "background": None, "rows": 3.0}] * 2 for kind in KINDS}}
     shown, figures = kinds.result(rows)
-    assert "1.00 +- 0.00; none" in shown and figures["rows a way, all"] == 3
+    assert "1.00 +- 0.00; - (0 of 2)" in shown and figures["rows a way, all"] == 3
+    edits = [{"success": 1, "background": 30.0 if i else None, "rows": 3.0} for i in range(10)]
+    assert "1.00 +- 0.00; 30.0 +- 0.0 (9 of 10)" in kinds.result({"a way": dict.fromkeys(KINDS, edits)})[0]

@@ -1,8 +1,11 @@
 """Image classifiers of torchvision and transformers, in random files."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from nulltext.engine import classifiers
+from PIL import Image
 from safetensors.torch import save_file
 
 
@@ -86,3 +89,15 @@ def test_files_that_do_not_fit(tmp_path):
         classifiers.load_image_classifier(tmp_path / "cut.safetensors")
     with pytest.raises(ValueError, match="not a latent classifier"):
         classifiers.load_latent_classifier(path)
+
+
+def test_a_vae_that_draws_gives_the_same_latents_again_and_each_picture_its_own_noise(make_model, tmp_path):
+    paths = [tmp_path / f"{i}.png" for i in range(2)]
+    for path in paths:
+        Image.new("RGB", (64, 64), "red").save(path)
+    vae = SimpleNamespace(device="cpu", encode=lambda pixels: torch.randn(1, 4, 8, 8))
+    model, progress = make_model(), SimpleNamespace(tick=lambda n: None)
+    before = torch.get_rng_state()
+    first, again = (classifiers.encode_pictures(model, vae, paths, 64, progress) for _ in range(2))
+    assert torch.equal(first, again) and not torch.equal(first[0], first[1])
+    assert torch.equal(before, torch.get_rng_state())

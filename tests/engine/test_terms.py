@@ -5,6 +5,7 @@ import pytest
 import torch
 from nulltext.demo.image_text import IMAGE, TEXT, WORDS
 from nulltext.engine import terms
+from nulltext.nodes.rank import CLIPRank
 from nulltext.samplers.guidance.terms import Guidance
 from nulltext.samplers.networks.image_text import ImageText
 from nulltext.samplers.networks.latent_classifier import LatentClassifier
@@ -233,6 +234,12 @@ def test_rank_orders_by_similarity(image_text):
     best, table, latent = run("CLIPRank", target_image=target, latent=torch.arange(3.0).view(3, 1, 1, 1), **ranked)
     assert torch.equal(best[0], target[0]) and len(best) == 2 and "picture   2" in table.splitlines()[0]
     assert latent["samples"].flatten()[0] == 1
+    wired = {"samples": torch.arange(3.0).view(3, 1, 1, 1), "batch_index": [5, 6, 7]}
+    for mask in (torch.arange(3.0).view(3, 1, 1) / 2, torch.ones(1, 4, 4)):
+        made = CLIPRank().run(**ranked, target_image=target, latent={**wired, "noise_mask": mask})["result"][2]
+        order = made["samples"].flatten().int()
+        assert made["batch_index"] == (5 + order).tolist() and order[0] == 1
+        assert torch.equal(made["noise_mask"].flatten(), order / 2 if len(mask) == 3 else torch.ones(16))
     with pytest.raises(ValueError, match="no target"):
         run("CLIPRank", **ranked)
 

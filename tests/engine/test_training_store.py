@@ -36,9 +36,9 @@ def run(stop_at=None, settings=START, key="key", loop=None):
     return loop.result()["a"], begun
 
 
-def run_walks(stop_at=None):
+def run_walks(stop_at=None, loop=None):
     """Walks of three steps each."""
-    loop = a_loop()
+    loop = loop or a_loop()
 
     def advance(state, i):
         if loop.step == stop_at:
@@ -80,6 +80,16 @@ def test_the_state_is_copied_when_a_run_is_stopped_and_not_before(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(stop_at=4, loop=loop)
     assert copied == [4]
+
+
+def test_the_state_between_two_walks_is_written_over_the_one_before(monkeypatch):
+    """Of the weights of Stable Diffusion and Adam's moments a second copy is 10 GB."""
+    loop, copied = a_loop(dataclasses.replace(START, steps=9)), []
+    monkeypatch.setattr(loop, "state", lambda *over: copied.append(Loop.state(loop, *over)[0]) or (copied[-1], {}))
+    run_walks(loop=loop)
+    large = [{k: v for k, v in state.items() if k not in ("curve", "held")} for state in copied]
+    assert len(copied) == 3 and len(copied[2]["curve"]) == 9
+    assert all(large[0][k] is v for state in large for k, v in state.items())
 
 
 def test_without_a_key_nothing_is_kept(tmp_path):

@@ -49,6 +49,45 @@ def test_masks_of_latents_with_frames_train(make_model):
     assert batch.mask.shape == (2, 1, 1, 8, 8) and batch.x0.shape == (2, 4, 1, 8, 8)
 
 
+def test_hints_and_masks_of_other_proportions_than_their_pictures_are_refused():
+    """A wide picture was cut to 96 x 64, as the bucket of its proportions is; a square hint shows other places."""
+    wide = tuning_set.TuningSet((torch.zeros(4, 8, 12),), ("a dog",), (None,), ("picture 1",))
+    for height, width in ((64, 96), (100, 150), (64, 90)):
+        assert tuning_set.hints_for(wide, torch.ones(1, height, width, 3))[0].shape == (3, 64, 96)
+    with pytest.raises(ValueError, match="Hint 1 has 64 x 64 pixels and its picture is cut to 96 x 64"):
+        tuning_set.hints_for(wide, torch.ones(1, 64, 64, 3))
+    with pytest.raises(ValueError, match="mask of picture 0 has 96 x 64 pixels"):
+        made(Drawing(), torch.ones(1, 64, 96))
+
+
+@pytest.mark.parametrize("size", [32, 64, 128, 512, 1024])
+def test_a_hint_of_its_pictures_proportions_is_always_taken(size):
+    for width in range(200, 1800, 7):
+        side = tuning_set.bucket(width, 600, size)
+        picture = tuning_set.TuningSet((torch.zeros(4, side[1] // 8, side[0] // 8),), ("a dog",))
+        hint = torch.ones(1, 60, width // 10, 3)
+        assert tuning_set.hints_for(picture, hint)[0].shape == (3, side[1], side[0])
+
+
+@pytest.mark.parametrize(
+    ("caption", "word"),
+    [
+        ("a photo of SKS.", "sks"),
+        ("a photo of (sks:1.1)", "sks"),
+        ('a photo of "sks" dog', "sks"),
+        ("a sks-dog", "sks"),
+        ("a sks  dog, asleep", "sks dog"),
+    ],
+)
+def test_a_word_stands_in_a_caption_beside_signs_too(caption, word):
+    taught = tuning_set.TuningSet((torch.zeros(4, 8, 8),), (caption,))
+    taught.check_word(word)
+    assert taught.with_word(word, "embedding:a").captions != taught.captions
+    for lacks in ("sk", "ks", "dog sks"):
+        with pytest.raises(ValueError, match="lacks the word"):
+            taught.check_word(lacks)
+
+
 @pytest.mark.parametrize("shape", [(2, 4, 8, 8), (2, 16, 1, 8, 8)])
 def test_class_pictures_are_found_again_with_frames_too_and_count_as_used(shape, tmp_path, monkeypatch):
     monkeypatch.setattr(tuning_set, "cache_folder", lambda kind: tmp_path)

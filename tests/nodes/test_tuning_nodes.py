@@ -430,8 +430,8 @@ def test_a_word_learned_first_stands_in_the_captions(parts, own_folders):
 
 
 def test_only_the_whole_word_is_exchanged():
-    taken = tuning_set.exchanged("SKS, asks a sks-dog for sks", "sks", "embedding:a\\1")
-    assert taken == "embedding:a\\1, asks a sks-dog for embedding:a\\1"
+    taken = tuning_set.exchanged("SKS, asks a,sks-dog for (sks:1.1) and sks", "sks", "embedding:a\\1")
+    assert taken == "embedding:a\\1, asks a, embedding:a\\1 -dog for ( embedding:a\\1 :1.1) and embedding:a\\1"
 
 
 # -- Imagic

@@ -87,6 +87,12 @@ def test_the_noise_has_the_std_that_was_asked():
     assert noise.std().item() == pytest.approx(0.1, rel=0.02) and noise.mean().abs() < 1e-3
 
 
+def test_noise_leaves_the_flips_as_they_were():
+    image = torch.rand(1, 3, 32, 32, generator=seeded(9))
+    plain, noisy = (whole(flip=0.5, noise=noise)(image, seeded()) for noise in (0.0, 1e-4))
+    torch.testing.assert_close(noisy, plain, rtol=0, atol=1e-3)
+
+
 def test_a_turn_keeps_what_is_round_and_a_shift_reaches_its_share_of_the_side():
     turned = whole(degrees=60.0)(blob(4.0), seeded())[1:]
     assert (turned - blob(4.0)).abs().max() < 0.03
