@@ -69,7 +69,7 @@ def test_it_gives_back_what_was_set_for_the_demo(name):
     for key in workflows.of_class(flow, *notes.TRAINS):
         (line,) = [line for line in said.splitlines() if line.startswith(f"In {notes.on_screen(flow, key)} set")]
         for box in NODE_CLASS_MAPPINGS[flow[key]["class_type"]].INPUTS:
-            if box.name in ("learning_rate", "lr", "steps", "batch"):
+            if box.name in ("learning_rate", "lr", "steps", "batch", "rank", "alpha"):
                 own, default = flow[key]["inputs"][box.name], box.options["default"]
                 assert (own == default) or f"{box.name} {default:g}" in line
     trains = [key for key, node in flow.items() if "training_seed" in node["inputs"]]
