@@ -183,8 +183,9 @@ def main(arguments: list[str]) -> int:
     try:
         engine = engines.embedded() if options.engine == "embedded" else engines.checkout()
         print(f"starting {engine.title} ...", file=sys.stderr, flush=True)
-        # one thread is enough for the demo model, and leaves the machine to others
-        threads = {"OMP_NUM_THREADS": str(os.cpu_count() or 1)} if options.checkpoint else None
+        # one thread, make's own choice, is enough for the demo model alone
+        pinned = options.checkpoint and os.environ.get("OMP_NUM_THREADS", "1") == "1"
+        threads = {"OMP_NUM_THREADS": str(os.cpu_count() or 1)} if pinned else None
         server_of = engines.running(engine, checkpoint=options.checkpoint, variables=threads)
         with turn.compute(), server_of as server:
             run_all(server, chosen, options, image, kept)

@@ -250,10 +250,15 @@ def test_a_checkpoint_has_all_threads_and_no_limit(tmp_path, monkeypatch):
         raise RuntimeError("far enough")
 
     monkeypatch.setattr(run, "queue", queue)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     checkpoint = tmp_path / "sd.safetensors"
     checkpoint.touch()
     run.main(["--output", str(tmp_path / "out"), "--checkpoint", str(checkpoint)])
     assert seen == [{"OMP_NUM_THREADS": "16"}, *((name, math.inf) for name in run.OWN_REAL)]
+    seen.clear()
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")  # a wish of the user's own
+    run.main(["--output", str(tmp_path / "out"), "--checkpoint", str(checkpoint)])
+    assert seen[0] is None
     seen.clear()
     run.main(["--output", str(tmp_path / "out"), "--edit", "a dog"])  # words alone: where they have a place
     assert seen == [None, *((name, run.LIMIT) for name in run.OWN)]
