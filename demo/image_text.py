@@ -3,7 +3,7 @@
 Stage 1 (60 % of the time): image tower and text tower, symmetric InfoNCE over scenes and captions, beside it the
 cross-entropy over all short captions of a kind, and of every attribute by a layer that is thrown away. Captions lose
 parts at random, down to "a red circle"; pictures are shifted, blurred and made noisy, because guidance will show the
-tower half-finished estimates. Stage 2, when the demo's autoencoder is there: the noise-aware tower on noisy latents
+tower half-finished estimates. Stage 2: the noise-aware tower on noisy latents of the demo's autoencoder
 learns to say what the frozen image tower says of the clean picture (SDG, 2112.05744, section 3.3: no captions,
 uniform timesteps; there as here it begins as a trained network, here that of `python tools attributes`).
 
@@ -241,15 +241,13 @@ def main() -> None:
     minutes = args.minutes or (8 if device.type == "cuda" else 120)
     batch = args.batch or (1024 if device.type == "cuda" else 96)
     args.pool = args.pool or (100_000 if device.type == "cuda" else 10_000)
-    trained = any((args.state / f"{name}.safetensors").exists() for name in ("autoencoder", "autoencoder_slim"))
-    with_noisy = args.stage != "towers" and trained
-    if not with_noisy and args.stage == "noisy":
-        raise SystemExit("There is no trained autoencoder: run `python tools train autoencoder` first.")
+    with_noisy = args.stage != "towers"
     if with_noisy:
         attributes.trained(args.state)  # refused now, not after the first stage
     towers = ImageText(WORDS, IMAGE, TEXT, image_size=IMAGE_SIZE).to(device)
-    autoencoder = load_autoencoder(device, args.state) if trained else None
-    if autoencoder is not None and (args.state / "attributes.safetensors").exists():
+    trunk = (args.state / "attributes.safetensors").exists()
+    autoencoder = load_autoencoder(device, args.state) if with_noisy or trunk else None
+    if trunk:
         seen = pool.make(args.pool, autoencoder, generator(device, 31), args.state)
         share = attributes.start_pictures(towers.image, attributes.trained(args.state).to(device), seen)
         print(f"image tower: from the trunk, {share:.1%} of its stem from pictures", flush=True)

@@ -21,7 +21,7 @@ from .model import TextToImage, denoiser, empty_rows, generate, schedule
 from .packing import pack, pack_network, write_figures
 from .text_encoder import TextEncoder
 from .train_autoencoder import load_autoencoder, train_autoencoder, train_decoder
-from .training import DEVICE, STATE, Trainer, grid, precision
+from .training import DEVICE, STATE, Trainer, grid, precision, set_aside
 from .weights import BOTTLENECK, CHECKPOINT, FLOW, committed_diffusion, read_network, read_part
 
 
@@ -172,6 +172,11 @@ AMOUNTS = {
 }
 
 
+#: stage -> what it keeps in .training/, and what another autoencoder makes worthless
+KEPT = {stage: (stage,) for stage in AMOUNTS} | {"autoencoder": ("autoencoder", "autoencoder_slim", "decoder")}
+KEPT["all"] = (*KEPT["autoencoder"], "diffusion")
+
+
 def amounts(stage: str, args: argparse.Namespace) -> list[float]:
     """Minutes, pictures a step and scenes ahead of a stage: what was asked for, else its own."""
     own = AMOUNTS[stage][args.device.type != "cuda"]
@@ -198,8 +203,15 @@ def main() -> None:
             "figures",
             "all",
         ),
+        help="all: text encoder and UNet (20 hours on a CPU, 15 minutes on a GPU), then pack; with --from-nothing the "
+        "autoencoder before (10 hours, 7 minutes). Flow twin, second UNet, ControlNet, judges and towers have commands "
+        "of their own: demo/README.md",
     )
-    parser.add_argument("--from-nothing", action="store_true", help="don't go on from the committed weights")
+    parser.add_argument(
+        "--from-nothing",
+        action="store_true",
+        help="go on neither from the committed weights nor from .training/ (whose files are renamed to *.old)",
+    )
     parser.add_argument("--minutes", type=float, default=None, help="length of this piece (per stage)")
     parser.add_argument("--device", **DEVICE)
     parser.add_argument("--batch", type=int, default=None)
@@ -209,6 +221,8 @@ def main() -> None:
     device = args.device
     gpu = device.type == "cuda"
     torch.set_float32_matmul_precision("high")
+    if args.from_nothing:
+        set_aside(KEPT.get(args.stage, ()), STATE)
     go_on = CHECKPOINT.exists() and not args.from_nothing
     # the committed autoencoder stays: another one would invalidate everything that was trained on its latents
     if args.stage == "autoencoder" or args.stage == "all" and not go_on:

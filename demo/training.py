@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -51,6 +51,14 @@ def precision(device: torch.device) -> contextlib.AbstractContextManager:
     if device.type == "cuda" or device.type == "cpu" and fast():
         return torch.autocast(device.type, torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def set_aside(names: Iterable[str], folder: Path) -> None:
+    """Rename what these trainings kept, so that they begin anew and nothing is lost."""
+    for name in names:
+        path = Path(folder) / f"{name}.safetensors"
+        if path.exists():
+            path.replace(path.with_suffix(".old"))
 
 
 class Trainer:

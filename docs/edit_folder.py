@@ -1,4 +1,4 @@
-"""Edits every picture of a folder through a running ComfyUI; docs/api.md shows how to call it."""
+"""Edits a folder's pictures: python edit_folder.py WORKFLOW PHOTOS EDITED "TITLE.INPUT=VALUE" ... (see docs/api.md)."""
 
 import json
 import os
@@ -8,8 +8,8 @@ from pathlib import Path
 import requests
 import websocket
 
-SERVER, KINDS = os.environ.get("COMFYUI_SERVER", "127.0.0.1:8188"), (".png", ".jpg", ".jpeg", ".webp")
-file, photos, edited, *settings = sys.argv[1:]
+SERVER = os.environ.get("COMFYUI_SERVER", "127.0.0.1:8188").rpartition("://")[2]
+file, photos, edited, *settings = sys.argv[1:] if sys.argv[3:] else sys.exit(__doc__)
 Path(edited).mkdir(parents=True, exist_ok=True)
 workflow = json.loads(Path(file).read_text(encoding="utf-8"))
 titles = {key: n.get("_meta", {}).get("title", n["class_type"]) for key, n in workflow.items()}
@@ -19,11 +19,11 @@ for setting in settings:  # "title of the node.name of its input=value"
     if place not in places:
         sys.exit(f"The workflow has no {place}. What it has: {', '.join(places)}.")
     inputs, name = places[place]
-    inputs[name] = value if isinstance(inputs[name], str) else json.loads(value.lower())  # a number, true or false
+    inputs[name] = value if isinstance(inputs[name], str) else json.loads(value.lower().replace(",", "."))
 loader = next(n["inputs"] for n in workflow.values() if n["class_type"] in ("NullText_LoadPicture", "LoadImage"))
-client, names, failed = os.urandom(16).hex(), [], False
+client, names, failed, kinds = os.urandom(16).hex(), [], False, (".png", ".jpg", ".jpeg", ".webp")
 socket = websocket.create_connection(f"ws://{SERVER}/ws?clientId={client}")
-for photo in sorted(path for path in Path(photos).iterdir() if path.suffix.lower() in KINDS):
+for photo in sorted(path for path in Path(photos).iterdir() if path.suffix.lower() in kinds):
     loader["image"] = requests.post(f"http://{SERVER}/upload/image", files={"image": photo.open("rb")}).json()["name"]
     answer = requests.post(f"http://{SERVER}/prompt", json={"prompt": workflow, "client_id": client}).json()
     if not (ticket := answer.get("prompt_id")):

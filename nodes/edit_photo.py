@@ -232,8 +232,10 @@ class EditPhoto(Box):
             cfg = 1.0
             conds |= {name: comfy.with_guidance(conds[name], value) for name, value in OWN_GUIDANCE.items()}
         if not work:
-            why = f"strength {strength:g} samples no step" if changed else "both prompts have the same words"
-            text = f"Notice: {why}, so the picture comes back as it is: change a word"
+            why, do = "both prompts have the same words", "change a word"
+            if changed:
+                why, do = f"strength {strength:g} samples no step", "raise strength"
+            text = f"Notice: {why}, so the picture comes back as it is: {do}"
         elif method == DRAFT:
             samples, text = draft(model, conds, latent, sigmas, strength, seed, mask)
         else:

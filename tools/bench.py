@@ -20,8 +20,9 @@ def names() -> dict[str, str]:
 
 def main() -> int:
     for name, said in names().items():
-        print(f"make bench NAME={name + (' ARGS=FOLDER' if name == 'pie' else ''):<18} {said}")
-    print("\nARGS=--quick shows in a minute or so that one runs. What they measured: docs/benchmarks.md")
+        print(f"make bench NAME={name:<18} {said}")
+    print("\nARGS=--quick shows in a minute or so that one runs; families and pie have ARGS=--help in its place.")
+    print("What they measured: docs/benchmarks.md")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ..demo import weights
@@ -21,9 +22,17 @@ SCREEN = {
 #: what a prompt of the workflow, by its title, must say of a picture of one's own
 PROMPTS = {
     "Source prompt": "write what it shows into {}",
+    "What the pictures show": "write which part of its looks is to change into {}",
+    "What they shall show": "what shall be there instead into {}",
     "Prompt": "write what the result shall show into {}",
+    "Prompt: no place, no size": "write what shall be drawn there into {}",
     "Edited prompt": "the same sentence with one change into {}",
+    "Another background": "the same sentence with another change into {}",
     "What it shall become": "the same sentence with one change into {}",
+    "What the scribble shall be": "write what your scribble shall become into {}",
+    "The word and the edit": "write the rare word and what the result shall show into {}",
+    "The word in a new place": "write a sentence with the rare word into {}",
+    "The learned word in a new place": "write a sentence with the learned word into {}",
     "Prompt of the fill": "write what shall fill the hole into {}",
 }
 #: the same of a widget
@@ -31,6 +40,13 @@ WIDGETS = {
     "source_prompt": "write what it shows into source_prompt",
     "edited_prompt": "the same sentence with one change into edited_prompt",
     "prompts": "the same sentence with one change a line into prompts of {}",
+    "prompt": "write what it shows into prompt of {}",
+    "words": "the words whose place is the mask into words of {}",
+    "source": "the same into source of {}",
+    "target": "what it shall become into target of {}",
+    "attributes": "the looks to compare into attributes of {}",
+    "start_word": "write a plain word for the subject into start_word of {}",
+    "sample_prompt": "a sentence with the rare word into sample_prompt of {}",
 }
 #: what the shipped workflow brings that belongs to the demo model alone, by the node that brings it
 DEMO_ONLY = {
@@ -45,17 +61,38 @@ DEMO_ONLY = {
     "NullText_PriorPictures": "Replace the class prompts in {} by a sentence without the rare word (“a photo of a "
     "dog”).",
 }
-#: what trains: set for the demo model in its workflows, where real models take the nodes' defaults
+#: what trains, whose choices were set for the demo model too, not its numbers alone
 TRAINS = (
     "NullText_TrainLora",
     "NullText_TrainEmbedding",
     "NullText_ImagicOptimise",
+    "NullText_MakeControlNet",
     "NullText_TrainControlNet",
     "NullText_DiffusionCLIPTune",
     "NullText_HSpaceTrain",
 )
-#: widgets of these nodes that are a matter of taste, not of the model
-TASTE = ("training_seed", "sample_every", "batch", "rank", "layers", "targets", "preset")
+#: widgets that are a matter of taste, not of the model
+TASTE = ("training_seed", "seed", "sample_every", "layers", "targets", "preset", "size", "width", "height")
+#: what a workflow sets for what it shows, on any model: the widgets of a node's class, or of its title where its like
+#: is set for the demo model
+MEANT = {
+    "NullText_AsyrpSampler": ("strength", "t_edit", "t_boost"),
+    "NullText_CFGConvention": ("w", "w_end"),
+    "NullText_CLIPRank": ("keep",),
+    "NullText_DisturbanceSampler": ("strength", "denoise"),
+    "NullText_ImagicGuider": ("eta",),
+    "NullText_InversionParts": ("strength",),
+    "NullText_InvertImage": ("cfg", "depth"),
+    "NullText_MixModels": ("weight",),
+    "NullText_PixelComposite": ("feather",),
+    "NullText_PriorPictures": ("batch",),
+    "NullText_PromptToPromptGuider": ("keep_source",),
+    "NullText_Sampler": ("strength", "target_cfg"),
+    "NullText_SDEdit": ("t0",),
+    "NullText_SemanticGuidance": ("content_weight", "structure_weight", "style_weight"),
+    "Direct Edit: InfEdit": ("steps", "strength", "source_cfg", "target_cfg"),
+    "LoRA down to 0.4 of the time": ("cfg", "lora_to"),
+}
 SIZES = "512 for Stable Diffusion 1.x, 1024 for SDXL"
 
 
@@ -80,11 +117,11 @@ def note(name: str, workflow: Workflow) -> str:
     loaders = sorted((key for key, node in workflow.items() if "ckpt_name" in node["inputs"]), key=int)[:1]
     pictures = of_class(workflow, *PICTURES)
     if not workflows.runs_here(name):
-        drawn, said_prompts = workflows.drawn_by(name), ", and ".join(_prompts(workflow))
+        drawn = workflows.drawn_by(name)
         lines += [
             f"1. Pick a checkpoint of the Stable Diffusion 1.5 family in {on_screen(workflow, *loaders)}.",
             f"2. Choose your photo in {on_screen(workflow, *pictures)}.",
-            f"3. {said_prompts[:1].upper()}{said_prompts[1:]}.",
+            f"3. {_sentence(_prompts(workflow))}",
             "4. Queue.",
             "",
             f"Its thumbnail: {drawn[0].lower()}{drawn[1:]}",
@@ -95,7 +132,15 @@ def note(name: str, workflow: Workflow) -> str:
         lines += ["", f"With your own model: {_model(workflow, loaders)}", *_settings(workflow)]
     if pictures:
         lines += ["", f"With your own picture: {_picture(workflow, pictures)}"]
+    elif of_class(workflow, "NullText_TuningPictures"):
+        lines += ["", f"With your own pictures: {_sentence(_prompts(workflow), first=str)}"]
     return "\n".join(lines)
+
+
+def _sentence(parts: list[str], first: Callable[[str], str] = str.upper) -> str:
+    """The parts in a row, each said in words that go on from the one before."""
+    text = ", and ".join(parts)
+    return f"{first(text[:1])}{text[1:]}."
 
 
 def _prompts(workflow: Workflow) -> list[str]:
@@ -103,7 +148,8 @@ def _prompts(workflow: Workflow) -> list[str]:
     titled = {node.get("_meta", {}).get("title"): key for key, node in workflow.items() if "text" in node["inputs"]}
     found = [said.format(f"“{title}”") for title, said in PROMPTS.items() if title in titled]
     for key, node in workflow.items():
-        found += [said.format(on_screen(workflow, key)) for widget, said in WIDGETS.items() if widget in node["inputs"]]
+        texts = [widget for widget, value in node["inputs"].items() if isinstance(value, str) and value.strip()]
+        found += [said.format(on_screen(workflow, key)) for widget, said in WIDGETS.items() if widget in texts]
     if found and found[0].startswith("the same sentence"):  # a way that is told only what the picture shall become
         found[0] = found[0].replace("the same sentence with one change", "write what the result shall show")
     return found
@@ -112,13 +158,16 @@ def _prompts(workflow: Workflow) -> list[str]:
 def _model(workflow: Workflow, loaders: list[str]) -> str:
     """Where a model of one's own goes, and the sizes that follow it."""
     networks, sizes = of_class(workflow, "UNETLoader"), SIZES
+    # a real checkpoint brings its own shift and its own scale of time
+    sampled = [key for key, node in workflow.items() if "shift" in node["inputs"]][:1]
     said = f"pick a Stable Diffusion checkpoint in {on_screen(workflow, *loaders)}"
     if networks:
         bottleneck = workflow[networks[0]]["inputs"]["unet_name"] == weights.BOTTLENECK.name
         kind = "Stable Diffusion 1, 2 or SDXL" if bottleneck else "flow model's"
         said = (
             f"pick a {kind} checkpoint {'' if bottleneck else '(SD3 for example) '}in {on_screen(workflow, *loaders)}, "
-            f"and wire its MODEL where that of {on_screen(workflow, *networks)} goes"
+            f"and wire its MODEL where that of {on_screen(workflow, *(sampled or networks))} goes"
+            f"{f'; leave that node and {on_screen(workflow, *networks)} out' if sampled else ''}"
         )
         if bottleneck:
             said += "; SD3 and Flux have no bottleneck and are refused"
@@ -138,24 +187,38 @@ def _settings(workflow: Workflow) -> list[str]:
     on_latents = [key for key, node in workflow.items() if node["inputs"].get("gradient_mode") == LATENT]
     if on_latents and of_class(workflow, "NullText_LoadImageText"):  # a CLIP reads no noisy latents
         lines.append(f"Then set gradient_mode to “{DECODER}” in {on_screen(workflow, *on_latents)}.")
-    for key in of_class(workflow, *TRAINS):
-        own = NODE_CLASS_MAPPINGS[workflow[key]["class_type"]].INPUTS
-        moved = [
-            f"{i.name} {default if isinstance(default, str) else format(default, 'g')}"
-            for i in own
-            if i.kind not in ("STRING", "BOOLEAN")
-            and i.name not in TASTE
-            and (default := i.v1()[1].get("default")) != workflow[key]["inputs"].get(i.name, default)
-            and default is not None
-        ]
-        if moved:
-            preset = " (0: as the preset)" if any(each.endswith(" 0") for each in moved) else ""
-            lines.append(f"In {on_screen(workflow, key)} set what real models take: {', '.join(moved)}{preset}.")
-    return lines
+    same: dict[str, list[str]] = {}
+    for key, _ in workflows.by_id(workflow):
+        moved = defaults(workflow[key])
+        preset = " (0: as the preset)" if 0 in moved.values() and "preset" in workflow[key]["inputs"] else ""
+        same.setdefault(", ".join(f"{name} {_shown(value)}" for name, value in moved.items()) + preset, []).append(key)
+    same.pop("", None)
+    return lines + [
+        f"In {on_screen(workflow, *keys)} set what real models take: {said}." for said, keys in same.items()
+    ]
+
+
+def defaults(node: dict[str, Any]) -> dict[str, Any]:
+    """{widget: its default}, the published value, of what a workflow's node sets otherwise for the demo model."""
+    name = node["class_type"]
+    meant = MEANT.get(name, ()) + MEANT.get(node.get("_meta", {}).get("title", ""), ())
+    found = {}
+    for box in NODE_CLASS_MAPPINGS[name].INPUTS if name in NODE_CLASS_MAPPINGS else ():
+        own, default = node["inputs"].get(box.name), box.v1()[1].get("default")
+        known = box.kind in ("INT", "FLOAT", "BOOLEAN") or name in TRAINS and box.kind != "STRING"
+        if known and own not in (None, default) and default is not None and box.name not in (*TASTE, *meant):
+            found[box.name] = default
+    return found
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return value if isinstance(value, str) else format(value, "g")
 
 
 def _picture(workflow: Workflow, pictures: list[str]) -> str:
-    text = ", and ".join([f"choose it in {on_screen(workflow, *pictures[:1])}", *_prompts(workflow)]) + "."
+    text = _sentence([f"choose it in {on_screen(workflow, *pictures[:1])}", *_prompts(workflow)], first=str)
     wired = [value for node in workflow.values() for value in node["inputs"].values()]
     masks = [key for key in pictures if [key, 1] in wired]
     if masks:

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -23,12 +25,15 @@ from PIL import Image
 from ..batch import engines
 from ..batch.client import Client, Result
 from ..demo import turn
+from ..engine.files import read_picture
 from . import litegraph, notes, results, workflows
 
 #: what `make demo` runs: one picture, five ways to change it
 DEMO = ("edit_photo", "null_text", "prompt_to_prompt_photo", "diffedit", "repaint")
-#: what runs on a picture of one's own
+#: what runs on a picture or words of one's own, and the same on a checkpoint of one's own
 OWN = ("edit_photo", "null_text", "direct_edit")
+OWN_REAL = ("edit_photo_sd", *OWN[1:])
+LIMIT = 3600  # seconds for a workflow on the demo model; how long a real one takes, nobody knows
 #: where the words of one's own go: the `text` of nodes with this title, or a widget of this name
 SOURCE, EDITED = ("Source prompt", "source_prompt"), ("Edited prompt", "edited_prompt")
 
@@ -60,22 +65,26 @@ class Bar:
         print(f"\r{line[:118]:<118}", end="", file=sys.stderr, flush=True)
 
 
-def queue(client: Client, name: str, workflow: workflows.Workflow, infos: dict[str, Any], label: str = "") -> Result:
+def queue(
+    client: Client,
+    name: str,
+    workflow: workflows.Workflow,
+    infos: dict[str, Any],
+    label: str = "",
+    limit: float = LIMIT,
+) -> Result:
     """Run one workflow with a progress bar that begins with `label` (else the name); its graph goes into the pictures.
     RuntimeError says why if it failed."""
     progress = Bar(label or name, workflows.titles(workflow))
     graph = litegraph.to_ui(workflow, infos, notes.note(name, workflow))
-    result = client.run(workflow, progress, timeout=3600, graph=graph)
+    result = client.run(workflow, progress, timeout=limit, graph=graph)
     progress.end()
     return result.check()
 
 
 def prepared(path: Path, side: int) -> Image.Image:
-    """A user's picture, its middle cut to a square of `side` pixels. ValueError if it is no picture."""
-    try:
-        picture = Image.open(path).convert("RGB")
-    except OSError as error:
-        raise ValueError(f"{path} can't be read as a picture: {error}") from None
+    """A user's picture, upright, its middle cut to a square of `side` pixels. ValueError if it is no picture."""
+    picture = read_picture(path)
     edge = min(picture.size)
     left, top = (picture.width - edge) // 2, (picture.height - edge) // 2
     return picture.resize((side, side), Image.Resampling.LANCZOS, (left, top, left + edge, top + edge))
@@ -88,8 +97,10 @@ def own(
     prompt: str | None,
     edit: str | None,
     checkpoint: str | None,
+    side: int = 512,
 ) -> workflows.Workflow:
-    """The workflow on a user's own picture, words and checkpoint. ValueError if it has no place for one of them."""
+    """The workflow on a user's own picture, words and checkpoint, which draws at `side` pixels by the nodes' defaults.
+    ValueError if it has no place for one of them."""
     workflow = json.loads(json.dumps(workflow))
     named = workflows.titles(workflow)
     for (title, widget), text in ((SOURCE, prompt), (EDITED, edit)):
@@ -102,8 +113,8 @@ def own(
     for node in workflow.values():
         if "shows" in node.get("_meta", {}):  # that is said of the shipped picture and words
             node["_meta"] |= {"shows": "", "keeps": 0}
-        if checkpoint is not None and "ckpt_name" in node["inputs"]:
-            node["inputs"]["ckpt_name"] = checkpoint
+        if checkpoint is not None:
+            real(node, checkpoint, side, workflows.runs_here(name))
         if image is not None and node["class_type"] in workflows.PICTURES:
             node["inputs"]["image"] = image
             if "size" in node["inputs"]:
@@ -111,14 +122,30 @@ def own(
     return workflow
 
 
+def real(node: dict[str, Any], checkpoint: str, side: int, made_for_demo: bool) -> None:
+    """Set a node for a checkpoint of one's own: its size, and back to the defaults what the demo model asked for."""
+    inputs, small = node["inputs"], workflows.DEMO_SIDE
+    if made_for_demo:
+        inputs |= notes.defaults(node)
+    inputs |= {key: side for key in ("width", "height", "size") if inputs.get(key) == small}
+    if node["class_type"] == workflows.PICTURES[0]:
+        inputs["size"] = side
+    if "ckpt_name" in inputs:
+        inputs["ckpt_name"] = checkpoint
+
+
+def file(text: str) -> Path:
+    return Path(text).expanduser()
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make demo", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="workflows to run (default: the demo's own choice)")
     parser.add_argument("--all", action="store_true", help="every shipped workflow that needs no other checkpoint")
-    parser.add_argument("--image", type=Path, help="a picture of your own")
+    parser.add_argument("--image", type=file, help="a picture of your own")
     parser.add_argument("--prompt", help="what that picture shows")
     parser.add_argument("--edit", help="what it should show instead")
-    parser.add_argument("--checkpoint", type=Path, help="a checkpoint file of your own (a Stable Diffusion model)")
+    parser.add_argument("--checkpoint", type=file, help="a checkpoint file of your own (a Stable Diffusion model)")
     parser.add_argument("--size", type=int, help="side of your picture in pixels (512; 128 with the demo checkpoint)")
     parser.add_argument(
         "--engine",
@@ -126,31 +153,42 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         default="embedded",
         help="checkout: the ComfyUI that COMFYUI_PATH names",
     )
-    parser.add_argument("--output", type=Path, default=engines.ROOT / "output")
+    parser.add_argument("--output", type=file, default=engines.ROOT / "output")
     options = parser.parse_args(arguments)
     for path in (options.image, options.checkpoint):
         if path is not None and not path.is_file():
             parser.error(f"there is no file {path}")
     if options.image and not (options.prompt and options.edit):
         parser.error("with IMAGE, say what it shows (PROMPT) and what it should show (EDIT)")
+    options.side = options.size or (512 if options.checkpoint else workflows.DEMO_SIDE)
     return options
 
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
     engines.end_like_ctrl_c()
-    mine = options.image is not None or options.checkpoint is not None
+    mine = any((options.image, options.checkpoint, options.prompt, options.edit))
     every = [name for name in workflows.names() if workflows.runs_here(name)]
-    chosen = options.names or (every if options.all else list(OWN if mine else DEMO))
-    options.output.mkdir(parents=True, exist_ok=True)
+    chosen = options.names or (
+        every if options.all else list((OWN_REAL if options.checkpoint else OWN) if mine else DEMO)
+    )
+    try:
+        image = prepared(options.image, options.side) if options.image else None
+        options.output.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
+        print(f"FAILED: {error}", file=sys.stderr)
+        return 1
     kept = results.Kept(options.output, options.checkpoint.stem if options.checkpoint else "the demo model")
     start = time.monotonic()
     try:
         engine = engines.embedded() if options.engine == "embedded" else engines.checkout()
         print(f"starting {engine.title} ...", file=sys.stderr, flush=True)
-        server_of = engines.running(engine, checkpoint=options.checkpoint)
+        # one thread, make's own choice, is enough for the demo model alone
+        pinned = options.checkpoint and os.environ.get("OMP_NUM_THREADS", "1") == "1"
+        threads = {"OMP_NUM_THREADS": str(os.cpu_count() or 1)} if pinned else None
+        server_of = engines.running(engine, checkpoint=options.checkpoint, variables=threads)
         with turn.compute(), server_of as server:
-            run_all(server, chosen, options, kept)
+            run_all(server, chosen, options, image, kept)
     except (engines.EngineError, ValueError) as error:
         kept.failures.append(str(error))
     except KeyboardInterrupt:
@@ -166,11 +204,16 @@ def main(arguments: list[str]) -> int:
     return 1 if kept.failures else 0
 
 
-def run_all(server: engines.Server, chosen: list[str], options: argparse.Namespace, kept: results.Kept) -> None:
+def run_all(
+    server: engines.Server,
+    chosen: list[str],
+    options: argparse.Namespace,
+    image: Image.Image | None,
+    kept: results.Kept,
+) -> None:
     """Run each workflow, print its line, keep what it leaves."""
-    infos, image = server.client.object_info(), None
-    if options.image:
-        image = prepared(options.image, options.size or (512 if options.checkpoint else 128))
+    infos = server.client.object_info()
+    if image:
         uploaded = server.client.upload(image, "own.png")
     for number, name in enumerate(chosen, 1):
         head = f"{number} of {len(chosen)} {name.replace('_', '-')}"
@@ -178,8 +221,10 @@ def run_all(server: engines.Server, chosen: list[str], options: argparse.Namespa
             flow = workflows.load(name)
             if options.image or options.checkpoint or options.prompt or options.edit:
                 checkpoint = options.checkpoint.name if options.checkpoint else None
-                flow = own(flow, name, uploaded if image else None, options.prompt, options.edit, checkpoint)
-            result = queue(server.client, name, flow, infos, head)
+                words = options.prompt, options.edit
+                flow = own(flow, name, uploaded if image else None, *words, checkpoint, options.side)
+            limit = math.inf if options.checkpoint else LIMIT
+            result = queue(server.client, name, flow, infos, head, limit)
             source = [image] if image else workflows.source_pictures(flow)
             results.keep(kept.folder, name, flow, result)
             kept.figures[name] = found = results.figures(flow, result, source)

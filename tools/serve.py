@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
-import shutil
 import socket
 import sys
 import time
 import webbrowser
+from pathlib import Path
 
 from ..batch import engines
 from . import blueprint, workflows
@@ -33,25 +35,41 @@ def port_or_free(port: int) -> int:
     return port
 
 
+def put(files: list[Path], shelf: Path, record: Path) -> None:
+    """Lay files on a shelf where they are not there yet, or as they were put there last (`record`): what the user saved
+    under a name of ours stays."""
+    shelf.mkdir(parents=True, exist_ok=True)
+    known = json.loads(record.read_text()) if record.exists() else {}
+    for file in files:
+        place, content = shelf / file.name, file.read_bytes()
+        old = hashlib.sha256(place.read_bytes()).hexdigest() if place.exists() else None
+        if old in (None, known.get(place.name)):
+            place.write_bytes(content)
+            known[place.name] = hashlib.sha256(content).hexdigest()
+    record.write_text(json.dumps(known, indent=1))
+
+
+def port(text: str) -> int:
+    number = int(text)
+    if not 0 < number < 65536:
+        raise argparse.ArgumentTypeError("a port is a number from 1 to 65535")
+    return number
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="make serve", description=__doc__)
-    parser.add_argument("--port", type=int, default=8188)
+    parser.add_argument("--port", type=port, default=8188)
     parser.add_argument("--engine", choices=("embedded", "checkout"), default="embedded")
     options = parser.parse_args(arguments)
     engines.end_like_ctrl_c()
     tree = engines.ROOT / "output" / "server"
     try:
         engine = engines.embedded() if options.engine == "embedded" else engines.checkout()
-        shelf = tree / "user" / "default" / "workflows" / "NullText"
-        shelf.mkdir(parents=True, exist_ok=True)
-        names = workflows.names()
-        for name in names:
-            if (page := workflows.FOLDER / f"{name}.json").exists():
-                shutil.copy(page, shelf)
-        library = tree / "user" / "default" / "subgraphs"  # a ComfyUI that does not look for them in packs yet
-        library.mkdir(parents=True, exist_ok=True)
-        for name in blueprint.names():
-            shutil.copy(blueprint.path(name), library)
+        user, names = tree / "user" / "default", workflows.names()
+        pages = [page for name in names if (page := workflows.FOLDER / f"{name}.json").exists()]
+        put(pages, user / "workflows" / "NullText", tree / "workflows_put.json")
+        # for a ComfyUI that does not look for them in packs yet
+        put([blueprint.path(name) for name in blueprint.names()], user / "subgraphs", tree / "subgraphs_put.json")
         start = time.monotonic()
         print(
             f"Starting {engine.title}. It loads PyTorch and every node: about 20 s, longer the first time.\n"

@@ -25,6 +25,11 @@ from .stand_ins import FAMILIES, WEIGHTS
 MARKS = {WORKS: "✓", REFUSED: "–", FAILS: "✗", LAW: "law"}
 KEPT = OUTPUT / "families.json"
 README = engines.ROOT / "README.md"
+#: what the row of Train Embedding must not be read as
+ENCODER = (
+    "The text encoder is the demo model's, a CLIP, beside every network: Train Embedding's row is about the networks. "
+    "It learns words of CLIP encoders alone (SD 1, SD 2, SDXL), and refuses T5, Qwen and Gemma in a sentence."
+)
 START, END = "<!-- families: made by make families -->", "<!-- families: end -->"
 
 
@@ -53,8 +58,8 @@ def markdown(found, engine: str) -> str:
     date = time.strftime("%Y-%m-%d")
     return (
         f"Measured on {engine}, {date}, with random weights in each family's own key layout at a small width. "
-        "✓ it runs, and its results pass the check of the last column; – it says in one sentence why not.\n\n"
-        + "\n".join(lines)
+        "✓ it runs, and its results pass the check of the last column; – it says in one sentence why not. "
+        f"{ENCODER}\n\n" + "\n".join(lines)
     )
 
 

@@ -1,12 +1,13 @@
-"""PIE-Bench's table over a folder in its layout, from the folder of this pack:
+"""PIE-Bench's table over a folder in its layout, in a git clone of this pack:
 
-    python -m benchmarks.pie FOLDER [--results NAME=FOLDER ...]
+    make bench NAME=pie ARGS="FOLDER --checkpoint FILE"
+    make bench NAME=pie ARGS="FOLDER --results NAME=FOLDER"
 
 FOLDER holds mapping_file.json and annotation_images/ as PIE-Bench is published (Ju et al. 2310.01506): per image a
 source and an edited prompt ([brackets] mark the words that differ), a blended word pair and a run-length mask of
-what may change. Without --results the checkpoint's own edits are made first (Invert Image, Prompt-to-Prompt with
-PIE-Bench's settings: cross 0.4, self 0.6, local blend on the blend word, weight 2 on it) into --edits; with
---results ready-made edits under the same relative paths are measured. Every image's figures are kept, so that a run
+what may change. With --checkpoint its own edits are made first (Invert Image, Prompt-to-Prompt with PIE-Bench's
+settings: cross 0.4, self 0.6, local blend on the blend word, weight 2 on it) into --edits; with --results ready-made
+edits under the same relative paths are measured. Every image's figures are kept, so that a run
 resumes.
 
 Metrics: PSNR, MSE x 1e4, SSIM x 1e2 and LPIPS x 1e3 of the images times the mask's complement, whole-picture masks
@@ -19,6 +20,7 @@ state dict of `lpips.LPIPS(net="squeeze")`).
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 import sys
 from pathlib import Path
@@ -28,7 +30,7 @@ from torch import Tensor
 
 from ...samplers.measure import metrics
 from ...samplers.measure.charts import from_picture, to_picture
-from ..harness import OUTPUT, table
+from ..harness import OUTPUT, table, weights
 from ..lab import InEngine
 from .judges import Judges
 
@@ -104,10 +106,10 @@ def settings(item: dict) -> dict[str, str | float]:
     return options
 
 
-def make_edits(folder: Path, items: dict[str, dict], to: Path, size: int, steps: int) -> None:
+def make_edits(checkpoint: Path, folder: Path, items: dict[str, dict], to: Path, size: int, steps: int) -> None:
     """Edits by the checkpoint in the embedded engine, saved under the source's relative path. The file PLAIN beside
     them names those that were refused with local blend and the weight, and made without."""
-    lab = InEngine(steps)
+    lab = InEngine(steps, checkpoint)
     for done, item in enumerate(items.values()):
         path = (to / item["image_path"]).with_suffix(".png")
         if path.exists():
@@ -151,13 +153,14 @@ def mean(rows: list[dict]) -> dict[str, float | None]:
 def arguments(argv: list[str]) -> tuple[argparse.Namespace, dict[str, dict], dict[str, Path]]:
     """What was asked, PIE-Bench's items by their key, and the folders of results by name."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.pie", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="make bench NAME=pie", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="PIE-Bench: mapping_file.json and annotation_images/")
     parser.add_argument(
         "--results", action="append", default=[], metavar="NAME=FOLDER", help="ready-made edits to measure"
     )
-    parser.add_argument("--edits", type=Path, help="where the checkpoint's own edits go")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="the Stable Diffusion checkpoint that edits")
+    parser.add_argument("--edits", type=Path, help="where its edits go: a folder for each checkpoint")
     parser.add_argument("--size", type=int, default=512, help="pixels the checkpoint edits at")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--limit", type=int, help="only the first images")
@@ -168,6 +171,12 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, dict[str, dict], dic
     mapping = args.folder / "mapping_file.json"
     if not mapping.is_file():
         parser.error(f"{mapping} is not there: name the folder that PIE-Bench unpacks to.")
+    if args.checkpoint is None and not args.results:
+        parser.error(
+            "name the checkpoint that edits (--checkpoint FILE), or edits that are made (--results NAME=FOLDER)."
+        )
+    if args.checkpoint is not None and not args.checkpoint.is_file():
+        parser.error(f"there is no file {args.checkpoint}")
     items = dict(list(json.loads(mapping.read_text(encoding="utf-8")).items())[: args.limit])
     results = {}
     for entry in args.results:
@@ -178,7 +187,10 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, dict[str, dict], dic
         missing = next((item for item in items.values() if edit_of(item, results[name]) is None), None)
         if missing is not None:
             parser.error(f"{name} has no edit of {missing['image_path']}.")
-    args.edits = args.edits or OUTPUT / "pie" / f"{args.folder.resolve().name}-{args.size}-{args.steps}"
+    if args.checkpoint is not None:
+        args.weights = weights(args.checkpoint.parent, [glob.escape(args.checkpoint.name)])
+        own = f"{args.folder.resolve().name}-{args.size}-{args.steps}-{args.weights}"
+        args.edits = args.edits or OUTPUT / "pie" / own
     return args, items, results
 
 
@@ -186,9 +198,9 @@ def main(argv: list[str]) -> None:
     args, items, results = arguments(argv)
     torch.set_num_threads(1)
     judges, kept_at = Judges(args.dino, args.clip, args.lpips), OUTPUT / "pie.json"
-    if not results:
-        make_edits(args.folder, items, args.edits, args.size, args.steps)
-        results = {"Direct + P2P": args.edits}
+    if args.checkpoint is not None:
+        make_edits(args.checkpoint, args.folder, items, args.edits, args.size, args.steps)
+        results = {f"Direct + P2P, {args.checkpoint.name} {args.weights}": args.edits, **results}
         if refused := without_blend(items, args.edits):
             print(f"{refused} of {len(items)} edits of Direct + P2P were made without local blend (see {PLAIN}).")
     OUTPUT.mkdir(parents=True, exist_ok=True)

@@ -172,3 +172,10 @@ def test_trees_of_the_dead_are_swept_and_those_of_the_living_and_of_other_machin
         (shelf / name / "inner").mkdir(parents=True)
     places.sweep()
     assert sorted(p.name for p in shelf.iterdir()) == sorted(names[1:])
+
+
+def test_windows_is_not_asked_by_a_signal(monkeypatch):
+    """There os.kill(process, 0) is Ctrl-C."""
+    monkeypatch.setattr(places.sys, "platform", "win32")
+    monkeypatch.setattr(places.os, "kill", lambda *_: pytest.fail("it was interrupted"))
+    assert places._lives(1)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from nulltext.benchmarks.pie import __main__ as pie
 from nulltext.benchmarks.pie import judges
+from nulltext.demo.weights import CHECKPOINT
 from nulltext.samplers.measure import metrics
 from PIL import Image
 from safetensors.torch import save_file
@@ -211,13 +212,28 @@ def test_the_command_runs_from_the_folder_of_the_pack(tmp_path):
     assert "mine has no edit of 0/0.png" in missing.stderr
 
 
+def test_edits_are_kept_by_the_checkpoint_that_made_them(tmp_path, capsys):
+    """Figures of photos that the small demo model edited would be nobody's."""
+    folder, found = pie_folder(tmp_path / "pie"), []
+    for value in (0.0, 1.0):
+        save_file({"w": torch.full((2,), value)}, tmp_path / "sd[15].safetensors")
+        found.append(pie.arguments([str(folder), "--checkpoint", str(tmp_path / "sd[15].safetensors")])[0].edits)
+    assert found[0] != found[1]
+    for wrong, said in (((), "name the checkpoint that edits"), (("--checkpoint", "none"), "there is no file none")):
+        with pytest.raises(SystemExit):
+            pie.arguments([str(folder), *wrong])
+        assert said in capsys.readouterr().err
+
+
 @pytest.mark.skipif(importlib.util.find_spec("comfy") is None, reason="the embedded engine makes the edits")
 def test_the_command_makes_the_checkpoints_own_edits(tmp_path):
     edits = tmp_path / "edits"
-    done = command(pie_folder(tmp_path / "pie"), "--edits", edits, "--size", "128", "--steps", "2", "--limit", "1")
+    amount = "--size", "128", "--steps", "2", "--limit", "1"
+    done = command(pie_folder(tmp_path / "pie"), "--checkpoint", CHECKPOINT, "--edits", edits, *amount)
     assert done.returncode == 0, done.stderr
     with Image.open(edits / "0" / "0.png") as made:
         assert made.size == (128, 128)
         assert len(made.getcolors(128 * 128)) > 10
-    row = json.loads(done.stdout.strip().splitlines()[-1])["Direct + P2P"]
+    ((name, row),) = json.loads(done.stdout.strip().splitlines()[-1]).items()
+    assert name.startswith(f"Direct + P2P, {CHECKPOINT.name} ") and name in done.stdout.splitlines()[-2]
     assert 0 < row["psnr"] < 100

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from nulltext.demo import captions, scenes
+from nulltext.demo import attributes, captions, image_text, scenes
 from nulltext.demo.image_text import (
     IMAGE,
     NOISY,
@@ -17,6 +17,8 @@ from nulltext.demo.image_text import (
 )
 from nulltext.samplers.core import FLOW, VE
 from nulltext.samplers.networks.image_text import ImageText
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 
 def generator(seed=0):
@@ -122,3 +124,19 @@ def test_a_few_steps_learn():
         optimiser.step()
         losses.append(float(loss))
     assert sum(losses[-3:]) < sum(losses[:3])
+
+
+def test_a_fresh_clone_trains_the_noise_aware_tower_too(tmp_path, monkeypatch):
+    """The committed autoencoder is one: no folder of trainings is needed for it."""
+    torch.manual_seed(0)
+    trunk = attributes.Encoder(out=attributes.OUT, **attributes.TRUNK)
+    save_file(trunk.state_dict(), tmp_path / "attributes.safetensors")
+    monkeypatch.setattr(image_text.pool, "make", lambda *_: None)
+    monkeypatch.setattr(attributes, "start_pictures", lambda *_: 1.0)
+    monkeypatch.setattr(image_text, "train_towers", lambda model, *_: model)
+    monkeypatch.setattr(image_text, "train_noisy", lambda model, autoencoder, *_: model.noisy)
+    arguments = ["--device", "cpu", "--state", str(tmp_path), "--out", str(tmp_path / "out.safetensors")]
+    monkeypatch.setattr("sys.argv", ["image_text", *arguments])
+    image_text.main()
+    with safe_open(tmp_path / "out.safetensors", "pt") as made:
+        assert any(key.startswith("noisy.") for key in made.keys())  # noqa: SIM118

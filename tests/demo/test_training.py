@@ -62,3 +62,23 @@ def test_a_stage_is_as_large_as_asked_else_as_its_machine_allows():
 
     assert found("cuda") == [5, 256, 20_000] and found("cpu") == [60, 32, 1024]
     assert found("cpu", minutes=0.5, pool=7) == [0.5, 32, 7]
+
+
+def test_from_nothing_begins_anew_and_loses_nothing(tmp_path, monkeypatch):
+    """An old decoder would be read before the new autoencoder, an old UNet would go on under its name."""
+    for name in ("autoencoder_slim", "decoder", "diffusion", "flow"):
+        (tmp_path / f"{name}.safetensors").write_text(name)
+    found = {}
+
+    def stage(name):
+        return lambda *_, **__: found.setdefault(name, sorted(path.name for path in tmp_path.iterdir()))
+
+    for name in ("train_autoencoder", "train_diffusion", "pack"):
+        monkeypatch.setattr(train, name, stage(name))
+    monkeypatch.setattr(train, "STATE", tmp_path)
+    monkeypatch.setattr("sys.argv", ["train", "all", "--from-nothing", "--device", "cpu"])
+    train.main()
+    assert list(found) == ["train_autoencoder", "train_diffusion", "pack"]
+    old = ["autoencoder_slim.old", "decoder.old", "diffusion.old", "flow.safetensors"]
+    assert found["train_autoencoder"] == old
+    assert (tmp_path / "diffusion.old").read_text() == "diffusion"

@@ -45,11 +45,13 @@ def test_every_method_gives_a_picture_its_latent_and_where_it_changed(edit, phot
 
 
 @pytest.mark.parametrize(
-    "inputs", [{"edited_prompt": BEFORE}, {"strength": 0.0}, {"edited_prompt": "A photo of a red circle."}]
+    "inputs",
+    [{"edited_prompt": BEFORE}, {"strength": 0.0}, {"strength": 0.01}, {"edited_prompt": "A photo of a red circle."}],
 )
 def test_nothing_to_change_returns_the_picture_without_a_call(edit, idle, photo, inputs):
     out = edit(model=idle, **inputs)
     assert torch.equal(out[1]["samples"], Pixels().encode(photo)) and "Notice" in out[3]
+    assert ("raise strength" if "strength" in inputs else "change a word") in out[3]
 
 
 def test_a_latent_stands_in_for_the_picture(edit, photo):

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+from nulltext.benchmarks.families import __main__ as families
+from nulltext.nodes import NODE_CLASS_MAPPINGS
 from nulltext.tools import bench, ways, workflows
 
 ROOT = workflows.FOLDER.parent
@@ -44,6 +46,19 @@ def test_the_benchmarks_page_names_every_table_and_its_command():
     for name, said in bench.names().items():
         assert f"make bench NAME={name}" in page, name
         assert said and not said.endswith("`"), name
+
+
+def test_the_families_table_says_which_text_encoder_stood_beside():
+    """Train Embedding runs on every network and learns a CLIP's words alone."""
+    for text in ((ROOT / "README.md").read_text(encoding="utf-8"), families.markdown({}, "x")):
+        assert families.ENCODER in text
+
+
+def test_readmes_table_of_nodes_names_every_node():
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = page.partition("## Nodes")[2].partition("### What a run costs")[0]
+    for box in NODE_CLASS_MAPPINGS.values():
+        assert re.sub(r" \((?!with words|FlowEdit|paper|Null|Prox|Guess).*\)$", "", box.TITLE) in table, box.TITLE
 
 
 def test_the_six_ways_are_workflows_that_ship():

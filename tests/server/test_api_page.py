@@ -16,7 +16,7 @@ SCRIPT = workflows.FOLDER.parent / "docs" / "edit_folder.py"
 
 
 def edit_folder(address, *arguments, workflow=workflows.API / "edit_photo.api.json"):
-    environment = {**os.environ, "COMFYUI_SERVER": address.removeprefix("http://"), "NO_PROXY": "*"}
+    environment = {**os.environ, "COMFYUI_SERVER": address, "NO_PROXY": "*"}
     command = [sys.executable, str(SCRIPT), str(workflow), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
 
@@ -27,7 +27,7 @@ def test_the_script_edits_a_folder(comfy, tmp_path):
     for name in ("one.png", "two.JPEG", "three.webp"):
         Image.new("RGB", (128, 128), "red").save(photos / name)
     words = ("Edit Photo.source_prompt=a red square", "Edit Photo.edited_prompt=a green square")
-    done = edit_folder(comfy.client.address, photos, edited, *words)
+    done = edit_folder(comfy.client.address.removeprefix("http://"), photos, edited, *words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["one.png done", "three.webp done", "two.JPEG done"]
     assert {path.name for path in edited.iterdir()} >= {"one Edit.png", "two Edit.png", "three Edit.png"}
@@ -40,6 +40,11 @@ def test_the_script_says_what_the_server_refuses(comfy, tmp_path):
     done = edit_folder(comfy.client.address, tmp_path, tmp_path, "Checkpoint.ckpt_name=gone.safetensors")
     assert done.returncode == 1
     assert "one.png was refused" in done.stderr and "gone.safetensors" in done.stderr
+
+
+def test_the_script_says_how_it_is_called():
+    done = edit_folder("127.0.0.1:1")
+    assert done.returncode == 1 and "WORKFLOW PHOTOS EDITED" in done.stderr and "Traceback" not in done.stderr
 
 
 class Fake:
@@ -127,10 +132,10 @@ def test_no_result_of_the_script_takes_anothers_place(fake, photos):
 
 
 def test_the_script_sets_values_of_the_workflows_own_types(fake, photos):
-    said = {"on": "False", "size": "4", "part": "0.25", "text": "7"}
+    said = {"on": "False", "size": "4", "part": "0,25", "text": "7,5"}
     settings = [f"Edit: a/b.{name}={value}" for name, value in said.items()]
     edit_folder(fake.address, *photos, *settings, workflow=photos[0].parent / "flow.json")
-    now = {"on": False, "size": 4, "part": 0.25, "text": "7"}
+    now = {"on": False, "size": 4, "part": 0.25, "text": "7,5"}
     assert {name: fake.sent[0]["2"]["inputs"][name] for name in said} == now
 
 

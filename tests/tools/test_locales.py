@@ -7,6 +7,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
+from nulltext.nodes import NODE_CLASS_MAPPINGS
 from nulltext.tools import help_pages, locales
 
 each = pytest.mark.parametrize("file", locales.FILES, ids=lambda path: path.parent.name)
@@ -74,3 +75,27 @@ def test_search_words_are_put_at_the_end_of_a_description(german):
     text = json.loads(locales.texts({"X": Node})[german])["X"]
     assert text == {"description": "Ein Node. Suche: first, a{'|'}b.", "inputs": {"a": {"tooltip": "Ein a."}}}
     assert "old" in json.loads(locales.texts({"Z": SimpleNamespace()})[german])["X"]["description"]
+
+
+def spoken(value, path=()):
+    """Every text of the German file but titles and search words, by its place."""
+    if isinstance(value, dict):
+        return [each for key, inner in value.items() for each in spoken(inner, (*path, key))]
+    return [] if path[-1] == "display_name" else [(".".join(path), value.partition(" Suche: ")[0])]
+
+
+def test_german_calls_a_node_by_its_german_title():
+    defs = json.loads((locales.FILES[0]).read_text(encoding="utf-8"))
+    for name, box in NODE_CLASS_MAPPINGS.items():
+        english, german = (re.sub(r" \(.*\)$", "", title) for title in (box.TITLE, defs[name]["display_name"]))
+        for place, text in spoken(defs) if english != german else ():
+            assert not re.search(rf"(?<!ComfyUIs )\b{re.escape(english)}\b", text), f"{place}: {english} is {german}"
+
+
+def test_german_has_one_word_for_a_thing():
+    defs = json.loads((locales.FILES[0]).read_text(encoding="utf-8"))
+    words = (
+        r"\b(Stapel|Aufsatz|Führung|CLIP-Rangliste|Aufmerksamkeitskarte|(das|ein|dem|des) LoRA|(das|die|eine) VAE)\b"
+    )
+    assert [place for place, text in spoken(defs) if re.search(words, text, re.IGNORECASE)] == []
+    assert "0 behält" in defs["NullText_DisturbanceSchedule"]["inputs"]["steps_above"]["tooltip"]

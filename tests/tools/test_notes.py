@@ -24,16 +24,27 @@ def test_it_says_what_the_workflow_does_and_which_widgets_to_change(name):
     assert workflows.headed(flow)["task"] in workflows.TASKS
 
 
+#: texts that are no prompts: names, numbers in a row, words that the shipped workflow has for any picture
+NO_PROMPT = {"file_name", "folder", "layers", "more_etas", "more_levels", "name", "strengths", "strip", "templates"}
+NO_PROMPT |= {"blend_layers", "blend_words", "word"}
+
+
 @each
 def test_every_prompt_of_an_edit_is_named(name):
     """A source prompt changed alone would leave the edit speaking of the shipped picture."""
     flow = workflows.load(name)
-    titles = {node.get("_meta", {}).get("title") for node in flow.values()} & {"Source prompt", "Edited prompt"}
-    if workflows.of_class(flow, *workflows.PICTURES):
-        assert all(f"“{title}”" in noted(name) for title in titles)
-        for widget, said in notes.WIDGETS.items():
-            there = any(widget in node["inputs"] for node in flow.values())
-            assert (said.partition(" of {}")[0] in noted(name).replace("Write", "write")) == there
+    if not workflows.of_class(flow, *workflows.PICTURES, "NullText_TuningPictures"):
+        return
+    advice = noted(name).partition("\n\n")[2]
+    rare = {node["inputs"].get("word") for node in flow.values()}
+    for key, node in flow.items():
+        known = NODE_CLASS_MAPPINGS.get(node["class_type"])
+        texts = {i.name for i in known.INPUTS if i.kind == "STRING"} - NO_PROMPT if known else {"text"}
+        for widget in texts & node["inputs"].keys():
+            text, title = node["inputs"][widget], notes.on_screen(flow, key)
+            if isinstance(text, str) and text.strip() and text not in rare:
+                known = title if widget in ("text", "captions", "class_prompt") else widget
+                assert known in advice, f"{title}: {widget}"
 
 
 @each
@@ -48,10 +59,17 @@ def test_every_size_of_the_demo_is_named(name):
 def test_it_gives_back_what_was_set_for_the_demo(name):
     """Whoever follows the note trains at the node's own defaults, the published ones."""
     flow, said = workflows.load(name), noted(name)
+    if not workflows.runs_here(name):
+        return
+    lines = [line for line in said.splitlines() if "set what real models take" in line]
+    for key, node in flow.items():
+        for widget, default in notes.defaults(node).items():
+            text = notes._shown(default)
+            assert any(notes.on_screen(flow, key) in line and f"{widget} {text}" in line for line in lines)
     for key in workflows.of_class(flow, *notes.TRAINS):
         (line,) = [line for line in said.splitlines() if line.startswith(f"In {notes.on_screen(flow, key)} set")]
         for box in NODE_CLASS_MAPPINGS[flow[key]["class_type"]].INPUTS:
-            if box.name in ("learning_rate", "lr", "steps"):
+            if box.name in ("learning_rate", "lr", "steps", "batch", "rank", "alpha"):
                 own, default = flow[key]["inputs"][box.name], box.options["default"]
                 assert (own == default) or f"{box.name} {default:g}" in line
     trains = [key for key, node in flow.items() if "training_seed" in node["inputs"]]
@@ -61,6 +79,31 @@ def test_it_gives_back_what_was_set_for_the_demo(name):
         "NullText_MakeControlNet",
         "NullText_TrainLatentClassifier",  # whose defaults are this model's too
     }
+
+
+def test_what_is_no_training_is_given_back_too():
+    assert "In “Null-Text Inverter” set what real models take: cfg 7.5." in noted("null_text")
+    assert "In “Direct Edit: FlowEdit” set what real models take: strength 0.66, source_cfg 3.5" in noted("direct_edit")
+    assert "InfEdit” set" not in noted("direct_edit")  # whose few steps are its paper's
+    assert "steps 50, start 0.08" in noted("masactrl").replace("cfg 7.5, ", "")
+    assert "match off" in noted("disturbance")
+    assert "t0" not in noted("sdedit").partition("own model")[2]  # a strip over it
+    assert "(0: as the preset)" not in noted("clip_guidance")
+
+
+def test_what_is_set_for_any_model_is_in_a_workflow():
+    """A name that no workflow has would silence nothing, or the wrong thing once it has."""
+    flows = [workflows.load(name).values() for name in workflows.names()]
+    for where, widgets in notes.MEANT.items():
+        nodes = [n for flow in flows for n in flow if where in (n["class_type"], n.get("_meta", {}).get("title"))]
+        for widget in widgets:
+            (default,) = {
+                box.v1()[1].get("default")
+                for node in nodes
+                for box in NODE_CLASS_MAPPINGS[node["class_type"]].INPUTS
+                if box.name == widget
+            }
+            assert any(node["inputs"].get(widget, default) != default for node in nodes), f"{where}: {widget}"
 
 
 def test_what_belongs_to_the_demo_alone_is_named():
@@ -88,6 +131,15 @@ def test_a_network_alone_says_where_a_checkpoints_model_goes():
     flow["2"]["_meta"] = {"title": "Flow twin"}
     assert "that of “Flow twin” goes" in notes.note("x", flow)
     assert "flow" not in notes.note("x", {"1": flow["1"]})
+
+
+def test_a_flow_checkpoint_keeps_its_own_shift():
+    """The twin's ModelSamplingSD3 with shift 1 is wrong for SD3 (3), and its times are noise to Flux."""
+    found = [name for name in workflows.names() if any("shift" in n["inputs"] for n in workflows.load(name).values())]
+    assert len(found) == 8
+    for name in found:
+        said = noted(name)
+        assert "its MODEL where that of “Sampled as a flow” goes; leave that node and “Flow twin” out" in said
 
 
 def test_the_bottleneck_asks_for_a_unet():

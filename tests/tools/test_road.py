@@ -1,16 +1,21 @@
 """The demo's own parts, without a server: engines found, refusals in words, the lock, pictures and captions."""
 
+import contextlib
 import fcntl
 import io
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from nulltext.batch import client, engines
 from nulltext.demo import turn
-from nulltext.tools import inputs, results, run, serve, sheet, workflows
+from nulltext.tools import inputs, notes, results, run, serve, sheet, workflows
 from PIL import Image
 
 # ------------------------------------------------------------------------------------------------ engines
@@ -52,6 +57,12 @@ def test_a_folder_that_is_no_checkout_is_refused(tmp_path):
         engines.checkout(tmp_path)
 
 
+def test_a_checkout_that_nothing_names_is_asked_for(monkeypatch):
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    with pytest.raises(engines.EngineError, match="Set COMFYUI_PATH"):
+        engines.checkout()
+
+
 def test_a_named_interpreter_that_is_not_there_is_refused(comfyui, monkeypatch):
     python_in(comfyui, "venv", "bin", "python")
     monkeypatch.setenv("COMFYUI_PYTHON", str(comfyui / "gone"))
@@ -67,6 +78,21 @@ def test_the_tree_holds_one_link_under_the_packs_own_name(tmp_path):
     assert (tree / "custom_nodes" / "ComfyUI-NullText" / "samplers" / "core.py").is_file()
     assert (tree / "models" / "checkpoints" / "mine.safetensors").resolve() == extra
     engines.plant(tree, extra)  # again: nothing is in the way
+
+
+def test_a_tree_of_another_clone_gets_this_clones_code(tmp_path):
+    (tmp_path / "other").mkdir()
+    for target in ("gone", "other"):
+        pack = tmp_path / target / "tree" / "custom_nodes" / engines.PACK
+        pack.parent.mkdir(parents=True)
+        pack.symlink_to(tmp_path / target / "clone")
+        if target == "other":
+            (tmp_path / target / "clone").mkdir()
+        engines.plant(tmp_path / target / "tree")
+        assert pack.resolve() == engines.pack_folder()
+    own = tmp_path / "own" / "custom_nodes" / engines.PACK
+    own.mkdir(parents=True)
+    assert not engines.plant(tmp_path / "own").joinpath("custom_nodes", engines.PACK).is_symlink()  # a user's copy
 
 
 def test_a_server_that_ends_at_once_is_reported_with_its_log(tmp_path):
@@ -151,7 +177,7 @@ def test_a_picture_of_ones_own_takes_every_place():
         {"ckpt_name": "sd.safetensors"},
         {"text": "a boat"},
         {"text": "a ship"},
-        {"image": "own.png"},
+        {"image": "own.png", "size": 0},
     ]
     assert FLOW["2"]["inputs"]["text"] == "a cat"
     box = {"1": {"class_type": "NullText_EditPhoto", "inputs": {"source_prompt": "a cat", "edited_prompt": "a dog"}}}
@@ -161,6 +187,81 @@ def test_a_picture_of_ones_own_takes_every_place():
     }
     with pytest.raises(ValueError, match="Edited prompt"):
         run.own({"2": FLOW["2"]}, "x", None, None, "a ship", None)
+
+
+def test_a_checkpoint_of_ones_own_runs_at_its_size_and_the_nodes_defaults():
+    """The demo model's cfg of 4 and its 128 pixels would make a poor picture of a real one."""
+    for name in run.OWN_REAL:
+        flow = run.own(workflows.load(name), name, None, None, None, "sd.safetensors", 640)
+        (picture,) = workflows.of_class(flow, "NullText_LoadPicture")
+        assert flow[picture]["inputs"]["size"] == 640, name
+        assert (name == "edit_photo_sd") or not any(map(notes.defaults, flow.values())), name
+    (key,) = workflows.of_class(flow := workflows.load("edit_photo_sd"), "NullText_EditPhoto")
+    mine = run.own(flow, "edit_photo_sd", "own.png", "a", "b", "sd.safetensors")
+    assert mine[key]["inputs"] == flow[key]["inputs"] | {"source_prompt": "a", "edited_prompt": "b"}
+    drawn = run.own(workflows.load("masactrl"), "masactrl", None, None, None, "sd.safetensors", 512)
+    assert [drawn[k]["inputs"]["width"] for k in workflows.of_class(drawn, "EmptyLatentImage")] == [512]
+
+
+def test_a_photo_is_read_as_load_picture_reads_it(tmp_path):
+    """Turned as the camera noted, 16 bits as 8: else one edits another picture than one sees."""
+    photo = Image.new("RGB", (64, 64), "red")
+    photo.paste((0, 0, 255), (0, 0, 32, 64))
+    noted = photo.getexif()
+    noted[0x0112] = 6  # turn by 90 degrees
+    photo.save(tmp_path / "turned.png", exif=noted)
+    left, right = (run.prepared(tmp_path / "turned.png", 64).getpixel(at) for at in ((32, 4), (32, 60)))
+    assert left == (0, 0, 255) and right == (255, 0, 0)
+    Image.fromarray(np.full((64, 64), 30000, np.uint16)).save(tmp_path / "grey.png")
+    assert 110 < run.prepared(tmp_path / "grey.png", 64).getpixel((9, 9))[0] < 125
+
+
+def test_what_cannot_run_is_said_before_a_server_starts(tmp_path, monkeypatch, capsys):
+    def started(*_, **__):
+        raise AssertionError("a server was started")
+
+    monkeypatch.setattr(run.engines, "running", started)
+    monkeypatch.setattr(run.engines, "end_like_ctrl_c", lambda: None)
+    (tmp_path / "no.png").write_text("no picture")
+    words = ["--prompt", "a cat", "--edit", "a dog"]
+    assert run.main(["--image", str(tmp_path / "no.png"), *words]) == 1
+    assert "no.png can't be read" in capsys.readouterr().err
+    assert run.main(["--output", str(tmp_path / "no.png" / "out")]) == 1
+    assert "FAILED" in capsys.readouterr().err
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run.parse(["--image", "~/no.png", *words]).image == tmp_path / "no.png"
+
+
+def test_a_checkpoint_has_all_threads_and_no_limit(tmp_path, monkeypatch):
+    seen = []
+
+    @contextlib.contextmanager
+    def running(engine, checkpoint=None, variables=None):
+        seen.append(variables)
+        yield SimpleNamespace(client=SimpleNamespace(object_info=dict), alive=lambda: True)
+
+    monkeypatch.setattr(run.engines, "running", running)
+    monkeypatch.setattr(run.engines, "end_like_ctrl_c", lambda: None)
+    monkeypatch.setattr(run.engines, "embedded", lambda: SimpleNamespace(title="x"))
+    monkeypatch.setattr(run.os, "cpu_count", lambda: 16)
+
+    def queue(client, name, flow, infos, label, limit):
+        seen.append((name, limit))
+        raise RuntimeError("far enough")
+
+    monkeypatch.setattr(run, "queue", queue)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    checkpoint = tmp_path / "sd.safetensors"
+    checkpoint.touch()
+    run.main(["--output", str(tmp_path / "out"), "--checkpoint", str(checkpoint)])
+    assert seen == [{"OMP_NUM_THREADS": "16"}, *((name, math.inf) for name in run.OWN_REAL)]
+    seen.clear()
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")  # a wish of the user's own
+    run.main(["--output", str(tmp_path / "out"), "--checkpoint", str(checkpoint)])
+    assert seen[0] is None
+    seen.clear()
+    run.main(["--output", str(tmp_path / "out"), "--edit", "a dog"])  # words alone: where they have a place
+    assert seen == [None, *((name, run.LIMIT) for name in run.OWN)]
 
 
 def test_a_picture_is_cut_to_its_middle(tmp_path):
@@ -219,7 +320,7 @@ def test_the_command_ends_with_a_readable_reason(tmp_path):
 def test_the_demo_names_workflows_that_ship():
     assert 1 <= len(run.DEMO) <= 5
     assert set(run.DEMO) | set(run.OWN) <= set(workflows.names())
-    for name in run.OWN:
+    for name in {*run.OWN, *run.OWN_REAL}:
         said = json.dumps(run.own(workflows.load(name), name, "own.png", "a boat", "a ship", "c.safetensors"))
         assert all(f'"{value}"' in said for value in ("own.png", "a boat", "a ship", "c.safetensors")), name
 
@@ -229,6 +330,39 @@ def test_make_serve_opens_at_edit_a_photo():
     assert serve.FIRST[0] in workflows.names()
     assert workflows.title(serve.FIRST[0]) == "Edit a photo with words"
     assert (workflows.FOLDER / f"{serve.FIRST[0]}.json").is_file()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_make_takes_its_options_from_the_command_line_alone():
+    """A NAME (WSL exports one), PORT or IMAGE of the environment is not meant; ARGS is."""
+
+    def line(*arguments, **environment):
+        run = subprocess.run(
+            ["make", "-n", *arguments], cwd=engines.ROOT, env=os.environ | environment, capture_output=True, text=True
+        )
+        return run.stdout.strip().split("tools ")[-1].split()
+
+    stray = {"NAME": "me", "PORT": "1", "IMAGE": "a.png", "OUT": "x", "ENGINE": "y"}
+    for target, said in (("bench", ["bench"]), ("serve", ["serve"]), ("demo", ["run"]), ("batch", ["batch"])):
+        assert [word for word in line(target, **stray) if word != "\\"] == said
+    assert line("bench", "NAME=pie", ARGS="FOLDER") == ["bench", "pie", "FOLDER"]
+    assert line("serve", "PORT=80", **stray) == ["serve", "--port", "'80'"]
+
+
+def test_make_serve_leaves_what_the_user_saved(tmp_path):
+    page, shelf, record = tmp_path / "a.json", tmp_path / "shelf", tmp_path / "put.json"
+    for said, saved, left in (("1", None, "1"), ("2", None, "2"), ("3", "mine", "mine"), ("4", None, "mine")):
+        page.write_text(said)
+        if saved:
+            (shelf / "a.json").write_text(saved)
+        serve.put([page], shelf, record)
+        assert (shelf / "a.json").read_text() == left
+
+
+def test_a_port_that_there_cannot_be_is_refused_in_a_line(capsys):
+    with pytest.raises(SystemExit):
+        serve.main(["--port", "99999"])
+    assert "from 1 to 65535" in capsys.readouterr().err
 
 
 def test_the_folder_of_two_classes(tmp_path, monkeypatch):
