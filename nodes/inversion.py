@@ -116,16 +116,17 @@ def invert(
     `fitting_gamma` says, metadata "gamma" being what it was; only edit-friendly uses the seed. ValueError before any
     work."""
     record.check_prompt(conds["positive"])
-    sigmas = record.check_sigmas(sigmas)
+    process = process_of(model)
+    sigmas = record.check_sigmas(sigmas, process)
     whole = len(sigmas) - 1
-    sigmas = record.check_sigmas(sigmas[first_step(depth, whole) :])
+    sigmas = record.check_sigmas(sigmas[first_step(depth, whole) :], process)
     samples = check_invertible(model, conds, latent, sigmas, pivot, cfg)
     used = {"positive": conds["positive"], **({"negative": conds["negative"]} if cfg != 1 else {})}
     fields = record.conditioning_fields(used["positive"])
     marks = fingerprint(model)
     kind = PIVOTS[pivot]
     seeded = seed if kind.seeded else 0
-    gamma = (gamma or fitting_gamma(sigmas, process_of(model))) if "gamma" in kind.takes else None
+    gamma = (gamma or fitting_gamma(sigmas, process)) if "gamma" in kind.takes else None
     options = [pivot, iterations if "iterations" in kind.takes else 0, gamma or 0.0, cfg, seeded]
     key = files.cache_key(model, marks, options, sigmas, samples, used) if cache else None
     found = files.find(key)
@@ -157,7 +158,7 @@ def invert(
     inversion = Inversion(
         sigmas=sigmas,
         trajectory=made.trajectory,
-        process=process_of(model).name,
+        process=process.name,
         pivot=pivot,
         cfg=cfg,
         fingerprint=marks,

@@ -191,15 +191,24 @@ def test_mask_keeps_the_source_outside(model, latent, made, back):
     assert (out[..., 4:] - latent[..., 4:]).abs().max() > 0.05
 
 
+@pytest.mark.parametrize("pivot", ["ddim", "exact_pair", "edit_friendly"])
+def test_a_flow_shift_whose_first_sigma_is_rounded_above_1_inverts_as_from_1(make_model, made, back, engine, pivot):
+    model = make_model("FLOW")
+    model.get_model_object("model_sampling").set_parameters(shift=2.14)
+    assert 1 < float(engine.sigmas_of(model, "normal", STEPS)[0]) < 1.000001
+    inversion = made(model, pivot)
+    assert float(inversion.sigmas[0]) == 1 and back(model, inversion).error.isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"latent": torch.full((1, 4, 8, 8), float("nan"))}, "NaN"),
         ({"latent": torch.zeros(1, 4, 8, 8)}, "empty"),
         ({"latent": torch.randn(1, 16, 8, 8)}, "4 channels"),
-        ({"sigmas": torch.tensor([1.0, 0.0])}, "at least 2 steps"),
+        ({"sigmas": torch.tensor([1.0, 0.0])}, "An inversion needs at least 2 steps"),
         ({"sigmas": torch.tensor([0.0, 1.0, 5.0])}, "not flipped"),
-        ({"sigmas": torch.tensor([5.0, 2.0, 1.0])}, "end at 0"),
+        ({"sigmas": torch.tensor([5.0, 2.0, 1.0])}, "end at 0.*before an inversion"),
         ({"pivot": "euler"}, "pivot is one of"),
         ({"cfg": 3.0, "negative": None}, "negative"),
         ({"positive": []}, "missing"),
