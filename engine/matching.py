@@ -11,6 +11,7 @@ from torch import Tensor
 from ..samplers.core import FLOW
 from .comfy import process_of
 
+ROUNDED = 1 + 1e-4  #: a flow's sigma of 1 with the rounding of its shift (1.0000001 at shift 2.14)
 SMALLEST_ENCODED = 8  #: pixels; a VAE makes no cell of fewer
 
 #: of which values a mask must be one for all, or one for each, the first that is there
@@ -69,7 +70,7 @@ def check_vae(model, vae) -> None:
 
 def check_flow(model, name: str, sigmas: Tensor) -> None:
     """ValueError for a schedule above 1 on a flow model, whose noise levels are shares."""
-    if float(sigmas[0]) > 1 + 1e-4 and process_of(model) is FLOW:
+    if float(sigmas[0]) > ROUNDED and process_of(model) is FLOW:
         raise ValueError(
             f"The input {name} starts at sigma {float(sigmas[0]):.4g}, and this is a flow model, whose schedules lie "
             "between 1 and 0: make the sigmas with the model that samples."

@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..samplers.core import FLOW, PROCESSES, NoiseProcess
 from ..samplers.inversion.record import Inversion
 from .comfy import check_latent, process_of
 from .files import of_file
 from .fingerprint import ASPECTS, difference, fingerprint
+from .matching import ROUNDED
 from .words import KEY, text_of, words_of
 
 _SMALL = 4096  # tensors of a condition with at most so many numbers travel in an inversion's metadata
@@ -27,7 +29,7 @@ def loaded(path: Path) -> Inversion:
             f"The inversion in {path.name} doesn't say which model it was made with ({', '.join(missing)}): make it "
             "again."
         )
-    check_sigmas(found.sigmas)
+    check_sigmas(found.sigmas, PROCESSES[found.process])
     if any({"words", "ids", "chunks"} - set(record) for record in found.words or []):
         raise ValueError(f"The inversion in {path.name} holds damaged words: make it again.")
     gains = found.metadata.get("latent_gain"), found.metadata.get("latent_offset")
@@ -44,15 +46,19 @@ def check_prompt(conditioning: list, what: str = "source prompt") -> None:
         raise ValueError(f"The {what} is empty: say in words what the picture shows.")
 
 
-def check_sigmas(sigmas: Tensor) -> Tensor:
-    """SIGMAS [N + 1], fp32 on the CPU, at least 2 steps, falling to 0. ValueError otherwise."""
+def check_sigmas(sigmas: Tensor, process: NoiseProcess, name: str = "an inversion", least: int = 2) -> Tensor:
+    """SIGMAS [N + 1] for the technique `name`: fp32 on the CPU, at least so many steps, falling to 0; a flow's 1 that
+    was rounded up is 1. ValueError otherwise."""
     sigmas = sigmas.detach().float().cpu().clone()
-    if len(sigmas) < 3:
-        raise ValueError("An inversion needs at least 2 steps, and 20 to 50 to be good: raise the steps.")
+    if len(sigmas) <= least:
+        told = name[0].upper() + name[1:]
+        raise ValueError(f"{told} needs at least {least} steps, and 20 to 50 to be good: raise the steps.")
     if not bool((sigmas[1:] < sigmas[:-1]).all()):
         raise ValueError("The sigmas must fall from step to step: use a scheduler's sigmas as they are, not flipped.")
     if float(sigmas[-1]) != 0:
-        raise ValueError("The sigmas must end at 0, where the image is: don't split them before an inversion.")
+        raise ValueError(f"The sigmas must end at 0, where the image is: don't split them before {name}.")
+    if process is FLOW and float(sigmas[0]) <= ROUNDED:
+        sigmas.clamp_(max=1)
     return sigmas
 
 

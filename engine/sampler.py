@@ -48,9 +48,9 @@ def own_sampler_class() -> type:
     """The Sampler behind `own_sampler`. Made on first use, since ComfyUI is imported lazily."""
 
     class OwnSampler(get("samplers").Sampler):
-        def __init__(self, function, start, levels, known, calls, holds_mask: bool, patches: dict, options: dict):
+        def __init__(self, function, start, levels, known, calls, holds_mask, from_noise, patches: dict, options: dict):
             self.function, self.start, self.levels, self.known, self.calls = function, start, levels, known, calls
-            self.holds_mask, self.patches, self.options = holds_mask, patches, options
+            self.holds_mask, self.from_noise, self.patches, self.options = holds_mask, from_noise, patches, options
             self.draws = gaussian
 
         def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, *_):
@@ -59,9 +59,11 @@ def own_sampler_class() -> type:
                 check_levels(sigmas, self.levels)
             process, seed = process_of(model_wrap.model_patcher), extra_args.get("seed")
             total = self.calls(sigmas, process, latent_image, denoise_mask) if self.calls else len(sigmas) - 1
+            full = self.max_denoise(model_wrap, sigmas)
             if self.start is None:
+                shows = torch.zeros_like(latent_image) if full and self.from_noise else latent_image
                 x = model_wrap.inner_model.model_sampling.noise_scaling(
-                    sigmas[0].view((1,) * noise.ndim), noise, latent_image, self.max_denoise(model_wrap, sigmas)
+                    sigmas[0].view((1,) * noise.ndim), noise, shows, full
                 )
             else:
                 if self.start.shape != latent_image.shape:
@@ -106,6 +108,8 @@ def own_sampler_class() -> type:
                 options["tick"] = check_interrupt
             if "seed" in takes:
                 options["seed"] = loop_seed(loop_seed(seed or 0))
+            if "full_noise" in takes:
+                options["full_noise"] = full
             if self.holds_mask:
                 options |= {"mask": denoise_mask, "source": latent_image}
             draws = self.draws(x, loop_seed(seed or 0))
@@ -127,6 +131,7 @@ def own_sampler(
     known: Callable[[Sigma], Tensor] | None = None,
     calls: Callable[[Tensor, NoiseProcess, Tensor, Tensor | None], int] | None = None,
     holds_mask: bool = False,
+    from_noise: bool = False,
     patches: dict[str, Callable] | None = None,
     **options,
 ):
@@ -139,12 +144,14 @@ def own_sampler(
     (None: once per step).
     holds_mask: the function composites by the noise mask itself; it is given `mask` (None without one) and `source`,
     the clean latent. Else each call is composited as the engine does it: x and D, by m x + (1 - m) known.
+    from_noise: at full noise x is that noise alone; the engine's own holds the latent, too. A function that takes
+    `full_noise` is told whether a run begins there.
     patches: transformer patches by their kind, for this sampler's calls of the network alone.
     denoise takes the batch once or several times in one call, [b1 b2 b1 b2].
     The result is x at sigmas[-1], scaled as the engine's own samplers leave it to the next one. A mask's value m (1 =
     change here) mixes exactly once, m D + (1 - m) source for a constant D; where it is 0 the result is the known part
     to the bit."""
-    return own_sampler_class()(function, start, levels, known, calls, holds_mask, patches or {}, options)
+    return own_sampler_class()(function, start, levels, known, calls, holds_mask, from_noise, patches or {}, options)
 
 
 def own_way_back(inversion: Inversion, first: int = 0):

@@ -7,8 +7,8 @@ import torch
 from ..engine.comfy import check_latent, fitted, latent_out, time_to_sigma
 from ..engine.run import sample_with
 from ..engine.sampler import own_sampler, sample_latent
-from ..samplers.core import expand, gaussian
-from ..samplers.picture.blended import background_guided, sample_blended
+from ..samplers.core import gaussian
+from ..samplers.picture.blended import background_guided, noise_under, sample_blended
 from ..samplers.picture.sdedit import sdedit_sigmas
 from ..samplers.walk import sample_walk
 from .base import CFG, LATENT, MASK, MODEL, NEGATIVE, POSITIVE, SEED, STEPS, Choice, Float, Int, Output
@@ -103,7 +103,7 @@ class BlendedDiffusion(EditBox):
                 source, edit = run.latent.clone(), grid.to(run.device).clone()
                 levels = run.sigmas.clone()
                 x = run.process.noised(source, levels[0], draw())
-                x = x - expand(run.process.signal(levels[0]), x) * source if from_noise else x
+                x = noise_under(edit, x, source, levels[0], run.process) if from_noise else x
                 guided = background_guided(run.guided("positive", "negative", cfg), source, edit, weight, run.process)
 
                 def step(state):

@@ -53,9 +53,7 @@ class CFGConvention(Box):
     def run(self, model, w, shape, w_end, start_percent, end_percent):
         low, high = sigma_range(model)
         start, end = window(model, start_percent, end_percent)
-        # log sigma needs finite ends: the model's own, reached where the span has none
-        start, end = min(start, high * 1.0001), end if shape == "constant" else max(end, low * 0.5)
-        schedule = ScheduleOfW(w, w_end, start, end, shape)
+        schedule = ScheduleOfW(w, w_end, start, end, shape, highest=high, lowest=max(low * 0.5, 1e-4))
 
         def cfg(sigma: float) -> float:
             return from_w(schedule(sigma))

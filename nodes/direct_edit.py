@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..engine import record
-from ..engine.comfy import check_latent, fitted, latent_out, sigmas_of
+from ..engine.comfy import check_latent, fitted, latent_out, process_of, sigmas_of
 from ..engine.null_branch import looks_back
 from ..engine.run import Run, sample_with
 from ..samplers.core import gaussian
@@ -83,7 +83,7 @@ def edit(
     ValueError before any work; equal prompts and scales, an empty mask, strength 0: the source as it is."""
     samples = check_latent(model, latent)
     edited = MaskedEdit(samples, mask)
-    sigmas = record.check_sigmas(sigmas)
+    sigmas = record.check_sigmas(sigmas, process_of(model), "Direct Edit", least=1)
     record.check_prompt(conds["source"])
     record.check_prompt(conds["target"], "target prompt")
     if (source_cfg != 1 or target_cfg != 1) and not conds.get("negative"):

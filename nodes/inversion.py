@@ -12,6 +12,7 @@ from ..engine.fingerprint import fingerprint
 from ..engine.noise import model_notes
 from ..engine.run import Run, sample_with
 from ..samplers.core import gaussian
+from ..samplers.inversion.exact_pair import fitting_gamma
 from ..samplers.inversion.record import Inversion
 from ..samplers.inversion.replay import first_step
 from ..samplers.inversion.table import BY_TITLE, PIVOTS
@@ -111,19 +112,21 @@ def invert(
 
     depth: the share of the steps that are climbed, from the picture on; metadata "schedule_steps" tells them all.
 
-    Fixed point and exact pair solve with `iterations`; the exact pair is BDIA with `gamma`, O-BELM for None; only
-    edit-friendly uses the seed. ValueError before any work."""
+    Fixed point and exact pair solve with `iterations`; the exact pair is BDIA with `gamma`, for None what
+    `fitting_gamma` says, metadata "gamma" being what it was; only edit-friendly uses the seed. ValueError before any
+    work."""
     record.check_prompt(conds["positive"])
-    sigmas = record.check_sigmas(sigmas)
+    process = process_of(model)
+    sigmas = record.check_sigmas(sigmas, process)
     whole = len(sigmas) - 1
-    sigmas = record.check_sigmas(sigmas[first_step(depth, whole) :])
+    sigmas = record.check_sigmas(sigmas[first_step(depth, whole) :], process)
     samples = check_invertible(model, conds, latent, sigmas, pivot, cfg)
     used = {"positive": conds["positive"], **({"negative": conds["negative"]} if cfg != 1 else {})}
     fields = record.conditioning_fields(used["positive"])
     marks = fingerprint(model)
     kind = PIVOTS[pivot]
     seeded = seed if kind.seeded else 0
-    gamma = gamma if "gamma" in kind.takes else None
+    gamma = (gamma or fitting_gamma(sigmas, process)) if "gamma" in kind.takes else None
     options = [pivot, iterations if "iterations" in kind.takes else 0, gamma or 0.0, cfg, seeded]
     key = files.cache_key(model, marks, options, sigmas, samples, used) if cache else None
     found = files.find(key)
@@ -155,7 +158,7 @@ def invert(
     inversion = Inversion(
         sigmas=sigmas,
         trajectory=made.trajectory,
-        process=process_of(model).name,
+        process=process.name,
         pivot=pivot,
         cfg=cfg,
         fingerprint=marks,
@@ -202,8 +205,9 @@ class InvertImage(Inverting, Box):
             Float(
                 "gamma",
                 0.0,
-                "Of the exact pair. 0: O-BELM, second order. Above: BDIA with this gamma; 1 inverts stably, less "
-                "inverts with an error that grows as gamma to the power -N.",
+                "Of the exact pair. 0: O-BELM, second order, or BDIA with gamma 1 where a step is too long for O-BELM "
+                "(zero-terminal-SNR models, few steps). Above: BDIA with this gamma; 1 inverts stably, less inverts "
+                "with an error that grows as gamma to the power -N.",
             ),
             Float(
                 "depth",
@@ -244,7 +248,9 @@ class InvertImage(Inverting, Box):
             model, conds, latent, sigmas, BY_TITLE[pivot], cfg=cfg, seed=seed, cache=use_cache, depth=depth, **options
         )
         result = replay(model, inversion, positive, negative) if looked_at(unique_id, vae) else None
-        how = f" (BDIA, gamma {gamma:g})" if pivot == "exact pair" and gamma else ""
+        used = inversion.metadata.get("gamma")
+        why = "" if gamma else ", for a step is too long for O-BELM"
+        how = f" (BDIA, gamma {used:g}{why})" if used else ""
         lines = [
             f"Inverted with {pivot}{how}, {inversion.steps} steps, {inversion.shape[0]} image(s), cfg {cfg:g}",
             error_line(inversion, result),

@@ -115,9 +115,10 @@ def make_sampler(schedule, mode, particles, scale=None, log_cost=True):
 
         return run
 
+    own = functools.partial(own_sampler, calls=calls, holds_mask=True, from_noise=True)
     if mode == EXACT:
-        return own_sampler(warned(sample_particles), calls=calls, holds_mask=True, particles=particles)
-    return own_sampler(warned(sample_repaint_scheduled), calls=calls, holds_mask=True, schedule=schedule, scale=scale)
+        return own(warned(sample_particles), particles=particles)
+    return own(warned(sample_repaint_scheduled), schedule=schedule, scale=scale)
 
 
 def cost(schedule, mode, particles, sigmas, process=VE, scale=1.0) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from ..engine import record
-from ..engine.comfy import check_latent, latent_out, sigmas_of
+from ..engine.comfy import check_latent, latent_out, process_of, sigmas_of
 from ..engine.run import Run, sample_with
 from ..samplers.core import gaussian
 from ..samplers.inversion.rf_inversion import FADES, invert_rf, sample_rf, strengths
@@ -57,7 +57,7 @@ class RFInversion(EditBox):
     def run(self, model, positive, negative, latent, seed, steps, scheduler, cfg, gamma, eta, start, stop, fade):
         samples = check_latent(model, latent)
         check_picture(latent, "RF-Inversion needs a picture")
-        sigmas = record.check_sigmas(sigmas_of(model, scheduler, steps))
+        sigmas = record.check_sigmas(sigmas_of(model, scheduler, steps), process_of(model), self.TITLE)
         steps = len(sigmas) - 1
         etas = strengths(steps, eta, round(start * steps), round(stop * steps), fade)
 

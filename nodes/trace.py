@@ -32,10 +32,6 @@ class GuidanceTrace(Box):
         Output("STRING", "The same numbers as a table.", "table"),
     )
 
-    @classmethod
-    def IS_CHANGED(cls, **_):
-        return float("nan")  # the record changes without any input changing
-
     def run(self, model, latent, vae, pictures, item):
         record = terms.trace_of(model)
         if record is None:

@@ -22,13 +22,17 @@ def from_w(w: float) -> float:
 
 @dataclass(frozen=True)
 class ScheduleOfW:
-    """w at a noise level: from `start` at sigma_start to `end` at sigma_end by shape, and 0 outside (`SigmaWindow`)."""
+    """w at a noise level: from `start` at sigma_start to `end` at sigma_end by shape, and 0 outside (`SigmaWindow`).
+
+    Log sigma needs finite ends: where the window is wider than `highest` to `lowest`, the shape runs between these."""
 
     start: float
     end: float
     sigma_start: float
     sigma_end: float
     shape: str = "constant"
+    highest: float = math.inf
+    lowest: float = 1e-4
 
     def __post_init__(self):
         if self.shape not in SHAPES:
@@ -43,8 +47,8 @@ class ScheduleOfW:
             return 0.0
         if self.shape == "constant":
             return self.start
-        high, low = (math.log(max(s, 1e-4)) for s in (self.sigma_start, self.sigma_end))
-        place = 0.0 if high == low else min(1.0, max(0.0, (high - math.log(max(sigma, 1e-4))) / (high - low)))
+        high, low = math.log(min(self.sigma_start, self.highest)), math.log(max(self.sigma_end, self.lowest))
+        place = 0.0 if high <= low else min(1.0, max(0.0, (high - math.log(max(sigma, self.lowest))) / (high - low)))
         if self.shape == "cosine":
             place = (1 - math.cos(math.pi * place)) / 2
         return self.start + (self.end - self.start) * place

@@ -5,8 +5,10 @@
 two-step, and solvable for x_{i-1} without error. O-BELM (2410.07273): g = (h_i/h_{i-1})^2, h_i = s_i - s_{i+1}, second
 order. BDIA (2307.10829 eq. 16): g = gamma c_in(s_{i-1})/c_in(s_{i+1}). Below gamma = 1 its inversion grows as gamma^-N.
 
-Departure: the bookkeeping is in float64 whatever the network's dtype, for the inverse multiplies rounding by the square
-of h_first/h_last, and a guided network multiplies it further.
+Departures. O-BELM is a Taylor series about s_i: where a step goes further up than that series converges its inversion
+ends in noise up to hundreds of times too strong, and `fitting_gamma` says BDIA. The bookkeeping is in float64 whatever
+the network's dtype, for the inverse multiplies rounding by the square of h_first/h_last, and a guided network
+multiplies it further.
 """
 
 from __future__ import annotations
@@ -27,6 +29,16 @@ def pair_weight(sigmas: Tensor, i: int, process: NoiseProcess, gamma: float | No
     return gamma * process.input_scale(above) / process.input_scale(below)
 
 
+def fitting_gamma(sigmas: Tensor, process: NoiseProcess) -> float | None:
+    """The gamma for an inversion over these sigmas: None, O-BELM, or 1, BDIA, where a step is too long for O-BELM.
+
+    The path of data of standard deviation 1 is sqrt(1 + s^2) times noise (VE): its series about s_i converges up to
+    s_i + sqrt(1 + s_i^2), one 1/c_in(s_i). The first step of a zero-terminal-SNR table is dozens of times as long."""
+    s = as_level(sigmas)
+    too_long = (s[:-2] - s[1:-1]) * process.input_scale(s[1:-1]) > 1
+    return 1.0 if bool(too_long.any()) else None
+
+
 def invert_exact_pair(
     denoise: Denoise,
     x0: Tensor,
@@ -40,8 +52,8 @@ def invert_exact_pair(
 ) -> Pivot:
     """The exactly invertible pair: N + iterations calls, the first step up by fixed point, N >= 2.
 
-    gamma None: O-BELM; a number: BDIA (1 is the only one that inverts stably). Replay with `sample_exact_pair`, the
-    same denoiser, the same gamma."""
+    gamma None: O-BELM (`fitting_gamma`: where it fits); a number: BDIA (1 is the only one that inverts stably). Replay
+    with `sample_exact_pair`, the same denoiser, the same gamma."""
     check_descending(sigmas)
     if len(sigmas) < 3:
         raise ValueError("The exactly invertible pair needs at least 2 steps.")

@@ -6,7 +6,8 @@ After each step, with m = 1 where the picture may change:      x = m x + (1 - m)
 
     shrinking masks   thin masks vanish on the latent grid; start from a dilated one and shrink to the user's
     (2206.02779 section 4.3)
-    start             the loop begins at a chosen share of the time, from noise or from the noised picture
+    start             the loop begins at a chosen share of the time from the noised picture; under the mask from that,
+                      or from its noise alone
     fresh or fixed    the known part's noise drawn anew at each step (the paper) or once for the run (as
                       ComfyUI's own noise mask, which mixes x before the network call and the estimate after
                       it, nothing after the step)
@@ -16,9 +17,10 @@ can be seen:
 
     D' = D - f(s) grad_x sum (1 - m) weight |D - x0|^2              background drifts, as their Fig. 2 shows
 
-Departures: blended at the level that was reached (the authors: one above); their perceptual loss (LPIPS) on decoded
-pixels is replaced by the squared error of differences between neighbouring latent cells, so that it needs no other
-network.
+Departures: blended at the level that was reached (the authors: one above), and before the first call (as their papers'
+algorithms and their first code; their script for Stable Diffusion 2 begins in noise without the background); their
+perceptual loss (LPIPS) on decoded pixels is replaced by the squared error of differences between neighbouring latent
+cells, so that it needs no other network.
 """
 
 from __future__ import annotations
@@ -62,6 +64,11 @@ def fixed(noise: NoiseSource) -> NoiseSource:
         return kept[0]
 
     return draw
+
+
+def noise_under(mask: Tensor, x: Tensor, source: Tensor, sigma: Sigma, process: NoiseProcess) -> Tensor:
+    """x, which is `source` noised to sigma, with only its noise where the mask is 1."""
+    return x - expand(process.signal(sigma), x) * mask * source
 
 
 def background_loss(denoised: Tensor, source: Tensor, mask: Tensor, detail: float = 1.0) -> Tensor:
@@ -117,11 +124,12 @@ def sample_blended(
 ) -> Tensor:
     """Blended latent diffusion: the mask [B or 1, 1 or C, H, W] starts grown by `shrink` cells and shrinks to itself.
 
-    x [B, C, H, W] is `source` noised to sigmas[0]; from_noise takes the source out of it again. fresh: see the head
-    of this file. Outside the mask the result is the source to the bit."""
+    x [B, C, H, W] is `source` noised to sigmas[0]; from_noise leaves only its noise under the first mask. fresh: see
+    the head of this file. Outside the mask the result is the source to the bit."""
     mask = torch.ones_like(source) if mask is None else mask
+    masks = shrinking_masks(mask, shrink, len(sigmas) - 1)
     if from_noise:
-        x = x - expand(process.signal(sigmas[0]), x) * source
-    at = mask_by_sigma(shrinking_masks(mask, shrink, len(sigmas) - 1), sigmas)
+        x = noise_under(masks[0], x, source, sigmas[0], process)
+    at = mask_by_sigma(masks, sigmas)
     hold = hold_known(source, at, process, noise if fresh else fixed(noise))
     return sample_walk(denoise, x, sigmas, process=process, noise=noise, eta=eta, after=hold, callback=callback)

@@ -130,13 +130,16 @@ def sample_particles(
     process: NoiseProcess,
     noise: NoiseSource,
     particles: int,
+    full_noise: bool = False,
     callback: Callback | None = None,
 ) -> Tensor:
     """`sample_conditional_particles` from a start of one row per picture: x [B, C, ...] is the first particle, the
-    others start from noise of their own. mask None: nothing is known, one particle is as good as many."""
+    others start from noise of their own: alone (full_noise), or around the source. mask None: nothing is known, one
+    particle is as good as many."""
     mask = torch.ones_like(source) if mask is None else mask
     draw = lambda: torch.cat([noise() for _ in range(particles)])
-    start = process.noised(torch.cat([source] * particles), sigmas[0], draw())
+    shows = torch.zeros_like(source) if full_noise else source
+    start = process.noised(torch.cat([shows] * particles), sigmas[0], draw())
     start[: len(x)] = x
     return sample_conditional_particles(
         denoise,

@@ -61,12 +61,12 @@ def test_edits_that_are_refused_with_local_blend_are_made_without_it_and_counted
         return torch.zeros(1, 3, 8, 8), 0
 
     lab = SimpleNamespace(edited=edited, invert=lambda text, picture: None)
-    monkeypatch.setattr(pie, "InEngine", lambda steps: lab)
+    monkeypatch.setattr(pie, "InEngine", lambda steps, checkpoint: lab)
     folder, made = pie_folder(tmp_path / "pie"), tmp_path / "edits"
     items = json.loads((folder / "mapping_file.json").read_text())
     items["1"]["blended_word"] = ""
     for _ in range(2):  # the second run makes nothing, and the count is still there
-        pie.make_edits(folder, items, made, 64, 2)
+        pie.make_edits(tmp_path / "any.safetensors", folder, items, made, 64, 2)
         assert pie.without_blend(items, made) == 1 and (made / "0" / "0.png").exists()
     assert "0/0.png is made without local blend: There is no word 'feline'." in capsys.readouterr().out
 

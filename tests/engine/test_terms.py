@@ -271,6 +271,21 @@ def test_cfg_convention_is_1_plus_w(sample, tiny):
     assert (sample(falling) - sample(model)).abs().max() > 1e-3
 
 
+def test_a_negative_that_has_the_span_of_w_is_asked_there_alone(tiny, engine, ends):
+    """What the help page says of ConditioningSetTimestepRange."""
+    span, rows = {"start_percent": 0.4, "end_percent": 0.6}, []
+    model = run("CFGConvention", model=tiny, w=4.0, **span)[0]
+    negatives = ends[1], [[ends[1][0][0], {**ends[1][0][1], **span}]]
+    hook = tiny.model.diffusion_model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    try:
+        given = (1.0, normal(1, 4, 8, 8, seed=1), engine.sigmas_of(tiny, "normal", 10))
+        whole, limited = (walk(model, (ends[0], negative), *given) for negative in negatives)
+    finally:
+        hook.remove()
+    assert rows == [2] * 10 + [1] * 4 + [2] * 2 + [1] * 4
+    torch.testing.assert_close(limited, whole, rtol=1e-4, atol=1e-3)
+
+
 # ------------------------------------------------------------------------------------------------------- refusals
 
 

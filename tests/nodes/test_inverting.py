@@ -8,7 +8,7 @@ from nulltext.engine import files, record
 from nulltext.engine.guider import null_text_guider
 from nulltext.engine.noise import InversionNoise, source_latent
 from nulltext.engine.sampler import own_way_back
-from nulltext.nodes.inversion import invert
+from nulltext.nodes.inversion import InvertImage, invert
 from nulltext.nodes.replay import replay
 from nulltext.tests.running import SCALE, sample
 
@@ -29,8 +29,8 @@ def sigmas(model, engine):
 def made(engine, latent, ends):
     """made(model, pivot, cfg) -> an INVERSION of `latent`."""
 
-    def made(model, pivot="ddim", cfg=1.0, **options):
-        conds, sigmas = dict(zip(("positive", "negative"), ends)), engine.sigmas_of(model, "normal", STEPS)
+    def made(model, pivot="ddim", cfg=1.0, steps=STEPS, **options):
+        conds, sigmas = dict(zip(("positive", "negative"), ends)), engine.sigmas_of(model, "normal", steps)
         with torch.inference_mode():
             return invert(model, conds, {"samples": latent}, sigmas, pivot, cfg=cfg, cache=False, **options)[0]
 
@@ -87,7 +87,7 @@ def test_the_sampler_of_inversion_parts_refuses_sigmas_that_are_not_its_own(tiny
 
 
 def test_the_exact_pair_with_bdias_gamma(tiny, made, back):
-    belm, one, less = (made(tiny, "exact_pair", gamma=g) for g in (None, 1.0, 0.8))
+    belm, one, less = (made(tiny, "exact_pair", gamma=g, steps=10) for g in (None, 1.0, 0.8))
     assert [i.metadata["gamma"] for i in (belm, one, less)] == [None, 1.0, 0.8]
     assert all(back(tiny, i).error.max() < 1e-3 for i in (belm, one, less))
     assert not torch.allclose(belm.x_T, one.x_T, rtol=1e-3)
@@ -95,6 +95,21 @@ def test_the_exact_pair_with_bdias_gamma(tiny, made, back):
     wrong = one.replace(metadata={**one.metadata, "gamma": 0.8})  # the way back needs the gamma of the way there
     assert back(tiny, wrong).error.max() > 1e-2
     assert made(tiny, gamma=0.8).metadata["gamma"] is None
+
+
+def test_the_exact_pair_is_bdia_where_a_step_is_too_long_for_o_belm(tiny, latent, ends, back):
+    """A first step as a zero-terminal-SNR table has it, here in a schedule that is wired."""
+    sigmas, given = torch.tensor([14.0, 2.0, 1.5, 1.0, 0.5, 0.0]), {"gamma": 0.0, "negative": ends[1]}
+    with torch.inference_mode():
+        result = InvertImage().run(
+            tiny, ends[0], {"samples": latent}, "exact pair", 5, "normal", 1.0, 5, 0, True, sigmas=sigmas, **given
+        )["result"]
+        told = InvertImage().run(
+            tiny, ends[0], {"samples": latent}, "exact pair", 4, "normal", 1.0, 5, 0, True, sigmas=sigmas[1:], **given
+        )["result"][2]
+    assert "exact pair (BDIA, gamma 1, for a step is too long for O-BELM), 5 steps" in result[2]
+    assert "exact pair, 4 steps" in told
+    assert result[0].metadata["gamma"] == 1.0 and back(tiny, result[0]).error.max() < 1e-3
 
 
 def test_ddim_at_the_lower_level_asks_where_x_lies(model, sigmas, made, back, monkeypatch):
@@ -176,15 +191,24 @@ def test_mask_keeps_the_source_outside(model, latent, made, back):
     assert (out[..., 4:] - latent[..., 4:]).abs().max() > 0.05
 
 
+@pytest.mark.parametrize("pivot", ["ddim", "exact_pair", "edit_friendly"])
+def test_a_flow_shift_whose_first_sigma_is_rounded_above_1_inverts_as_from_1(make_model, made, back, engine, pivot):
+    model = make_model("FLOW")
+    model.get_model_object("model_sampling").set_parameters(shift=2.14)
+    assert 1 < float(engine.sigmas_of(model, "normal", STEPS)[0]) < 1.000001
+    inversion = made(model, pivot)
+    assert float(inversion.sigmas[0]) == 1 and back(model, inversion).error.isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"latent": torch.full((1, 4, 8, 8), float("nan"))}, "NaN"),
         ({"latent": torch.zeros(1, 4, 8, 8)}, "empty"),
         ({"latent": torch.randn(1, 16, 8, 8)}, "4 channels"),
-        ({"sigmas": torch.tensor([1.0, 0.0])}, "at least 2 steps"),
+        ({"sigmas": torch.tensor([1.0, 0.0])}, "An inversion needs at least 2 steps"),
         ({"sigmas": torch.tensor([0.0, 1.0, 5.0])}, "not flipped"),
-        ({"sigmas": torch.tensor([5.0, 2.0, 1.0])}, "end at 0"),
+        ({"sigmas": torch.tensor([5.0, 2.0, 1.0])}, "end at 0.*before an inversion"),
         ({"pivot": "euler"}, "pivot is one of"),
         ({"cfg": 3.0, "negative": None}, "negative"),
         ({"positive": []}, "missing"),

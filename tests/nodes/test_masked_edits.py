@@ -168,6 +168,16 @@ def test_the_loss_pulls_the_background_and_leaves_the_model_alone(edits, make_mo
     assert all(id(p) == before[k][0] and torch.equal(p, before[k][1]) for k, p in model.model.named_parameters())
 
 
+def test_the_loss_too_begins_in_noise_under_the_mask_alone(edits, tiny, latent, mask, inside, monkeypatch):
+    starts = []
+    monkeypatch.setattr(blended, "sample_walk", lambda denoise, x, *_, **__: starts.append(x) or x)
+    for start in ("picture", "noise"):
+        edits["blended"](tiny, latent, mask, hold=blended.LOSS, start=start)
+    assert torch.equal(starts[0][..., ~inside], starts[1][..., ~inside])
+    taken = (starts[0] - starts[1])[..., inside]
+    torch.testing.assert_close(taken, latent[..., inside] * SCALE, rtol=1e-4, atol=1e-5)
+
+
 def test_blending_says_when_it_holds_nothing(edits, tiny, latent, mask):
     def told(mask, weight=1.0, hold=blended.LOSS):
         return edits["blended"](tiny, latent, mask, hold=hold, weight=weight).text

@@ -40,6 +40,25 @@ def test_repaint_keeps_the_known_latent_to_the_bit(edits, make_model, latent, ma
     assert "network calls over 5 levels" in result.text
 
 
+@modes
+@pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "FLOW"])
+def test_what_lies_under_the_mask_has_no_influence_at_full_noise(edits, make_model, latent, mask, inside, kind, mode):
+    model, other = make_model(kind), latent.masked_fill(inside, 15.0)
+    schedule = {"schedule": "paper, 105 calls (25/5/5)", "mode": mode, "cfg": 1.0}
+    fills = [edits["repaint"](model, each, mask, **schedule).samples[..., inside] for each in (latent, other)]
+    assert torch.equal(*fills)
+
+
+@modes
+def test_a_run_that_starts_lower_begins_with_what_lies_under_the_mask(tiny, engine, ends, latent, grid, inside, mode):
+    (made,), sigmas = sampler(resamples=1, mode=mode), engine.sigmas_of(tiny, "normal", 5)[1:]
+    fills = [
+        sample_latent(tiny, *ends, 1.0, made, sigmas, {"samples": each}, 0, grid)["samples"][..., inside]
+        for each in (latent, latent.masked_fill(inside, 15.0))
+    ]
+    assert (fills[0] - fills[1]).abs().max() > 0.1
+
+
 def test_a_full_mask_is_noticed(edits, tiny, latent):
     assert "Notice" in edits["repaint"](tiny, latent, torch.ones(1, 64, 64)).text
 
@@ -116,7 +135,7 @@ def make(plan):
 
 def test_the_papers_schedules_take_its_posterior_steps_and_renewed_noise_others(repainted):
     run, sigmas = repainted
-    paper = own_sampler(sample_repaint, holds_mask=True, eta=1.0, path=ranged_path(sigmas, 1, 2))
+    paper = own_sampler(sample_repaint, holds_mask=True, from_noise=True, eta=1.0, path=ranged_path(sigmas, 1, 2))
     posterior, renewed = run(make(Schedule(5, 1, 2))), run(make(Schedule(5, 1, 2, renew=True)))
     assert torch.equal(posterior, run(paper))
     assert (renewed - posterior).abs().max() > 0.1
@@ -133,7 +152,7 @@ def test_our_range_is_in_units_of_the_known_parts_spread(repainted, tiny, latent
     plan = Schedule(5, 1, 4, 0.9 * middle / scale, 1.1 * middle / scale, renew=True)
     in_sigma = ranged_path(sigmas, 1, 4, 0.9 * middle, 1.1 * middle)
     assert plan.path(sigmas, VE, scale) == in_sigma != plan.path(sigmas)
-    fixed = own_sampler(sample_repaint, holds_mask=True, path=in_sigma, eta=plan.eta(VE, scale))
+    fixed = own_sampler(sample_repaint, holds_mask=True, from_noise=True, path=in_sigma, eta=plan.eta(VE, scale))
     assert torch.equal(run(make(plan), quiet), run(fixed, quiet))
 
 

@@ -50,3 +50,8 @@ def test_refusals(edit):
 
 def test_the_empty_prompt_may_be_named_as_such(edit, prompt):
     assert torch.isfinite(edit(negative=prompt("")).samples).all()
+
+
+def test_one_step_is_refused_by_its_own_name(edit):
+    with pytest.raises(ValueError, match="RF-Inversion needs at least 2 steps"):
+        edit(steps=1)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from nulltext.engine.comfy import sigma_range
 from nulltext.tests import running
 from nulltext.tests.running import normal
 
@@ -85,6 +86,13 @@ def test_a_recording_has_the_same_edges(tiny, levels, differs, worded):
         model, maps = outputs("AttentionRecord", model=tiny, positive=worded, layers="all")
         differs(model, sigma, worded)
         assert bool(maps["record"].maps.images()) == inside
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_full_span_acts_beyond_the_models_own_levels_too(patched, tiny, differs, worded, name):
+    untouched = outputs("CFGConvention", model=tiny, w=0.0)[0] if "CFG" in name else tiny
+    low, high = sigma_range(tiny)
+    assert all(differs(patched[name]((0.0, 1.0)), sigma, worded, untouched) for sigma in (1.03 * high, 0.4 * low))
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if "CFG" not in n])

@@ -147,6 +147,21 @@ def test_trace_and_rank(comfy, start):
     assert any(torch.equal(best, picture) for picture in drawn)
 
 
+def test_a_trace_stays_until_its_run_or_its_widgets_change(comfy, start):
+    graph = start()
+    drawn = graph.draw(model=by_class(graph), cfg=1.0, steps=3, scheduler="karras", seed=61)
+    trace = graph.add("NullText_GuidanceTrace", latent=drawn, model=graph[drawn.key]["inputs"]["model"], pictures=3)
+    graph.show(trace)
+
+    def ran(**inputs):
+        graph[trace.key]["inputs"].update(inputs)
+        return {drawn.key, trace.key} - set(comfy.run(graph).check().cached)
+
+    assert ran(item=1) == {drawn.key, trace.key}
+    assert ran() == set()
+    assert ran(item=2) == {trace.key}  # of the run that was kept
+
+
 def test_start_noise_again_by_the_core_sampler(comfy, start):
     graph = start()
     inputs = {"seed": 4, "steps": 3, "scheduler": "karras", "cfg": 1.0, "iterations": 3, "learning_rate": 0.05}

@@ -35,6 +35,13 @@ def test_linear_and_cosine_are_of_the_logarithm_of_sigma():
         assert schedule("constant")(sigma) == 4.0
 
 
+@pytest.mark.parametrize("shape", ["constant", "linear", "cosine"])
+def test_a_window_without_edges_runs_between_finite_levels_and_holds_all_others(shape):
+    made, whole = schedule(shape), ScheduleOfW(4.0, 1.0, math.inf, 0.0, shape, highest=8.0, lowest=0.125)
+    assert [whole(s) for s in (8.0, 1.0, 0.125)] == [made(s) for s in (8.0, 1.0, 0.125)]
+    assert (whole(80.0), whole(0.001)) == (made(8.0), made(0.125))
+
+
 def test_a_schedule_may_rise():
     made = schedule("linear", start=0.0, end=6.0)
     assert [made(s) for s in (8.0, 1.0, 0.125)] == pytest.approx([0.0, 3.0, 6.0])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from nulltext.samplers.core import FLOW, VE, VarianceExploding, euler_step, gaussian, guided
 from nulltext.samplers.inversion.edit_friendly import invert_edit_friendly, sample_edit_friendly
-from nulltext.samplers.inversion.exact_pair import invert_exact_pair, pair_weight, sample_exact_pair
+from nulltext.samplers.inversion.exact_pair import fitting_gamma, invert_exact_pair, pair_weight, sample_exact_pair
 from nulltext.samplers.inversion.pivots import (
     invert_ddim,
     invert_ddim_lower,
@@ -27,13 +27,29 @@ dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 cfgs = pytest.mark.parametrize("cfg", [1.0, 7.5])
 
 
-def grid(process, dtype=torch.float64, n=STEPS):
+ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
+
+
+def grid(process, dtype=torch.float64, n=STEPS, alphas=ALPHAS):
     """Stable Diffusion's own sigmas, or flow's from 1 to 0."""
     if process is FLOW:
         return torch.linspace(1, 0, n + 1, dtype=dtype)
-    alphas = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
     sigmas = ((1 - alphas) / alphas).sqrt()
     return torch.cat([sigmas[torch.linspace(999, 0, n).long()], torch.zeros(1)]).to(dtype)
+
+
+def zero_terminal_snr(scheduler, n=STEPS):
+    """Sigmas of Stable Diffusion's table, rescaled as ComfyUI does so that its last level holds no signal."""
+    root = ALPHAS.sqrt()
+    alphas = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    alphas[-1] = 4.8973451890853435e-08
+    sigmas = ((1 - alphas) / alphas).sqrt()
+    if scheduler == "normal":
+        return grid(VE, n=n, alphas=alphas)
+    if scheduler == "simple":
+        return torch.cat([sigmas[[-1 - i * 1000 // n for i in range(n)]], torch.zeros(1)])
+    ends = sigmas[[-1, 0]] ** (1 / 7)  # karras
+    return torch.cat([torch.linspace(*ends.tolist(), n, dtype=torch.float64) ** 7, torch.zeros(1)])
 
 
 def source(dtype=torch.float64):
@@ -81,6 +97,26 @@ def test_exact_pair_needs_its_pair_and_its_gamma(process):
         assert worst(sample_exact_pair(denoise, x0, s, process=process, pair=pivot.pair, gamma=1.0), x0) > 1e-3
     with pytest.raises(ValueError, match="at least 2 steps"):
         invert_exact_pair(denoise, x0, torch.tensor([1.0, 0.0]), process=process)
+
+
+@pytest.mark.parametrize("scheduler", ["normal", "simple", "karras"])
+def test_the_exact_pair_ends_in_white_noise_on_a_zero_terminal_snr_table(scheduler):
+    s, denoise = zero_terminal_snr(scheduler), MIX.denoiser(VE)
+    x0 = MIX.sample(64, torch.Generator().manual_seed(1))
+    gamma = fitting_gamma(s, VE)
+    pivot = invert_exact_pair(denoise, x0, s, process=VE, gamma=gamma)
+    assert all(0.8 < float(pivot.trajectory[i].std() / s[i]) < 1.3 for i in (0, 1))
+    assert gamma == (None if scheduler == "karras" else 1.0)  # karras has no long step
+    for one in (gamma, None):  # and what O-BELM inverted before still comes back
+        pivot = invert_exact_pair(denoise, x0, s, process=VE, gamma=one)
+        back = sample_exact_pair(denoise, x0, s, process=VE, pair=pivot.pair, gamma=one)
+        assert worst(back, x0) < 1e-6
+
+
+@processes
+@pytest.mark.parametrize("steps", [10, 20, 50, 100])
+def test_o_belm_fits_every_usual_schedule(process, steps):
+    assert fitting_gamma(grid(process, n=steps), process) is None
 
 
 @processes

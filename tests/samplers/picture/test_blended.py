@@ -3,6 +3,7 @@
 import pytest
 import torch
 from nulltext.samplers.core import FLOW, VE, gaussian
+from nulltext.samplers.masks import dilate
 from nulltext.samplers.measure.mixture import GaussianMixture
 from nulltext.samplers.ode import sample_euler
 from nulltext.samplers.picture.blended import sample_blended
@@ -25,9 +26,14 @@ def walk(process, mask=MASK, noise=None, **options):
 
 
 @pytest.mark.parametrize("process", [VE, FLOW])
-def test_from_noise_nothing_of_the_source_is_in_the_start(process):
-    torch.testing.assert_close(walk(process, from_noise=True)[1][0], SIGMAS[0] * NOISE)
-    torch.testing.assert_close(walk(process)[1][0], process.noised(SOURCE, SIGMAS[0], NOISE))
+@pytest.mark.parametrize("shrink", [0, 1])
+def test_from_noise_the_first_call_sees_the_background_and_nothing_under_the_mask(process, shrink):
+    start, noised = walk(process, from_noise=True, shrink=shrink)[1][0], process.noised(SOURCE, SIGMAS[0], NOISE)
+    under = dilate(MASK, shrink).bool().expand_as(start)
+    torch.testing.assert_close(start[under], (SIGMAS[0] * NOISE)[under])
+    assert torch.equal(start[~under], noised[~under])
+    torch.testing.assert_close(walk(process, from_noise=True, mask=None)[1][0], SIGMAS[0] * NOISE)
+    torch.testing.assert_close(walk(process)[1][0], noised)
 
 
 @pytest.mark.parametrize("process", [VE, FLOW])

@@ -118,6 +118,20 @@ def test_a_run_starts_from_the_noise_it_was_given_and_the_other_particles_from_n
     assert torch.equal(out, torch.full_like(x, 2.0))  # nothing is known: all of it is drawn
 
 
+@pytest.mark.parametrize("full_noise", [False, True])
+def test_at_full_noise_the_other_particles_know_nothing_of_the_source_either(full_noise):
+    source, seen = torch.full((1, 2), 50.0, dtype=torch.float64), []
+
+    def denoise(x, sigma):
+        seen.append(x)
+        return x
+
+    more = {"process": VE, "noise": gaussian(source, 0), "particles": 3, "full_noise": full_noise}
+    sigmas = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    sample_particles(denoise, torch.zeros_like(source), sigmas, source=source, mask=None, **more)
+    assert bool((seen[0][1:].abs() < 10).all()) == full_noise and not seen[0][0].any()
+
+
 def test_each_picture_keeps_its_own_prompt_where_conditions_repeat_as_the_engine_repeats_them():
     """Prompts for pictures 0 to 9 come as [0 1 ... 9 0 1 ...]. A network that answers by its prompt; all is resampled
     at every level."""
