@@ -22,7 +22,7 @@ from ..samplers.ode import sample_euler
 from ..samplers.tuning.loop import Loop, NotFinite, Report
 from ..samplers.tuning.lora import LowRank
 from ..samplers.tuning.objective import HeldOut, Levels, Net, Objective, Step
-from .comfy import Interrupted, check_interrupt, latent_out, process_of, sigma_range, sigmas_of
+from .comfy import Interrupted, check_interrupt, compute_dtype, latent_out, process_of, sigma_range, sigmas_of
 from .gradients import check_differentiable
 from .run import Run, sample_with
 from .training_memory import needed
@@ -65,8 +65,7 @@ def own_weight(model) -> str:
 
 def loss_scale(model) -> float:
     """`Settings.loss_scale` for a MODEL that is not running yet: above 1 where it computes in fp16."""
-    dtype = model.model.manual_cast_dtype or model.model.get_dtype()
-    return FP16_LOSS_SCALE if dtype == torch.float16 else 1.0
+    return FP16_LOSS_SCALE if compute_dtype(model.model) == torch.float16 else 1.0
 
 
 def check_trainable(model, clip=None) -> None:
