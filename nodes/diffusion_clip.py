@@ -208,7 +208,7 @@ class DiffusionCLIPTune(Box):
             return weights.to_lora_model(changes, base), curve
 
         total = settings.steps * (1 if saving else steps)
-        made, curve = sample_with(model, {"positive": positive}, source_latent(inversion), back, body, total=total)
+        made, curve = sample_with(model, {"positive": positive}, source_latent(inversion)[:1], back, body, total=total)
         lines = [f"{source!r} -> {target!r}: {curve_line(*curve)}", said, *notices]
         if file.strip():
             path = free_path("loras", file, key)

@@ -154,7 +154,9 @@ class HSpaceTrain(Box):
                 return loop.result(), curve
 
         total = 3 * n * passes * levels
-        found, curve = sample_with(model, {"positive": positive}, source_latent(inversion), sigmas, body, total=total)
+        found, curve = sample_with(
+            model, {"positive": positive}, source_latent(inversion)[:1], sigmas, body, total=total
+        )
         parts = {"block": found}
         if what == FREE:
             rest = torch.zeros((steps - len(found["shifts"]), *found["shifts"].shape[1:]))

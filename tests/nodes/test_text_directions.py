@@ -9,7 +9,7 @@ from nulltext.demo.autoencoder import SLIM_SIZE, AutoEncoder, widened
 from nulltext.engine import files, h_space, run, sampler, training_store, weights
 from nulltext.engine.comfy import sigma_to_time
 from nulltext.engine.sampler import sample_latent
-from nulltext.nodes import asyrp, diffusion_clip, diffusion_clip_edit, h_training, tuning_chain
+from nulltext.nodes import asyrp, diffusion_clip, diffusion_clip_edit, h_training, inversion, tuning_chain
 from nulltext.nodes import h_space as h_space_nodes
 from nulltext.nodes.tuning_chain import TEMPLATES
 from nulltext.samplers.tuning import lora
@@ -201,6 +201,37 @@ def test_the_mixing_box_takes_up_to_three(tiny, make_condition, pictures, vae):
     assert len(guider.tuned) == 2
     assert [s.at(0.02) for s in guider.shares] == pytest.approx([0.8, 0.0, 0.2])
     assert [s.at(14.0) for s in guider.shares] == pytest.approx([0.6, 0.4, 0.0])
+
+
+def test_many_pictures_are_inverted_in_parts(tiny, make_condition, vae, monkeypatch):
+    many = torch.randn(20, 4, 4, 4, generator=torch.Generator().manual_seed(3)) / 0.18215
+    rows, asked, ask = [], [], run.sample_with
+    tiny.model.diffusion_model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    sigmas = diffusion_clip.schedule(tiny, 0.5, 3)
+    for module in (inversion, diffusion_clip):
+        monkeypatch.setattr(
+            module,
+            "sample_with",
+            lambda m, c, latent, *a, **more: asked.append(len(latent)) or ask(m, c, latent, *a, **more),
+        )
+
+    def inverted(latent, positive=None):
+        with torch.inference_mode():
+            return tuning_chain.inverted(tiny, positive or make_condition(), {"samples": latent}, sigmas, cache=False)[
+                0
+            ]
+
+    found = inverted(many)
+    assert rows == [8] * 3 + [8] * 3 + [4] * 3 and asked == [8, 8, 4]
+    torch.testing.assert_close(found.trajectory[:, 17:], inverted(many[17:]).trajectory, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.source, inverted(many).source, rtol=0, atol=0)
+    each = [[make_condition()[0][0].repeat(20, 1, 1), make_condition()[0][1]]]  # a text for each picture
+    rows.clear()
+    torch.testing.assert_close(inverted(many, each).trajectory, found.trajectory, rtol=1e-4, atol=1e-4)
+    assert max(rows) == 20
+    asked.clear()
+    tune(tiny, make_condition(), {"samples": many[:2]}, vae, passes=1)
+    assert asked == [2, 1]  # and trained one at a time
 
 
 def train(
