@@ -102,9 +102,9 @@ class LowRank:
         parts = {"lora_up.weight": self.up, "lora_down.weight": self.down}
         return parts | {"alpha": torch.tensor(float(self.alpha))}
 
-    def to(self, device: torch.device | str) -> LowRank:
-        """The same on a device, not trained any more."""
-        return dataclasses.replace(self, down=self.down.detach().to(device), up=self.up.detach().to(device))
+    def to(self, *where) -> LowRank:
+        """The same on a device, in a dtype or both, not trained any more."""
+        return dataclasses.replace(self, down=self.down.detach().to(*where), up=self.up.detach().to(*where))
 
     def weight(self) -> Tensor:
         """The same change as a change of the layer's weight [out, in, *kernel]."""
@@ -169,6 +169,8 @@ class LayerChange(Protocol):
     def trained(self) -> dict[str, Tensor]: ...
 
     def stored(self) -> dict[str, Tensor]: ...
+
+    def to(self, *where) -> LayerChange: ...
 
 
 def parameters(changes: Mapping[str, LayerChange]) -> dict[str, Tensor]:
