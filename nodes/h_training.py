@@ -39,8 +39,8 @@ class HSpaceTrain(Box):
     SEARCH_ALIASES = ["asyrp", "h-space", "train direction", "delta block", "text direction"]
     DESCRIPTION = (
         "Trains a direction in a UNet's bottleneck that turns what pictures show from one text into another, the net "
-        "frozen (Asyrp, arXiv 2210.10960). Cost: pictures x passes x levels above t_edit, three calls and one backward "
-        "each."
+        "frozen (Asyrp, arXiv 2210.10960). Cost: pictures x passes x levels above t_edit, two calls and one backward "
+        "each, and a third call for a picture's first pass."
     )
     INPUTS = (
         MODEL,
