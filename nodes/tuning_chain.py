@@ -71,14 +71,16 @@ def inverted(model, positive, latent: dict, sigmas, cache: bool = True):
 
 
 @contextlib.contextmanager
-def differentiable(run, model, vae, *towers):
-    """decode, from model space to pictures; network, decoder and image-text models are ready for gradients."""
+def differentiable(run, model, vae, *towers, checkpoint: bool = False):
+    """decode, from model space to pictures; network, decoder and image-text models are ready for gradients.
+
+    checkpoint: the network's blocks are computed again in backward."""
     patchers = [vae.patcher, *(p for tower in towers for p in patchers_of(tower))]
     load_models([run.patcher, *patchers])
     decode = decoder(model, vae)
     modules = [m for tower in towers for m in modules_of(tower)]
     bring(run.device, patchers, modules)
-    with run.gradients(), grad_mode(vae.first_stage_model, *modules):
+    with run.gradients(checkpoint), grad_mode(vae.first_stage_model, *modules):
         yield decode
 
 

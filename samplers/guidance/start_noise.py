@@ -18,9 +18,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from ..core import Denoise, check_descending
+from ..core import Denoise, check_descending, recomputed
 from ..ode import sample_euler
 
 
@@ -36,9 +35,10 @@ class OptimisedStart:
 
 def _walk(denoise: Denoise, x: Tensor, sigmas: Tensor, checkpointed: bool, tick: Callable[[], None] | None) -> Tensor:
     """sample_euler whose network calls are recomputed in backward."""
+    ask = recomputed(denoise) if checkpointed else denoise
 
     def call(x, sigma):
-        denoised = checkpoint(denoise, x, sigma, use_reentrant=False) if checkpointed else denoise(x, sigma)
+        denoised = ask(x, sigma)
         if tick:
             tick()
         return denoised

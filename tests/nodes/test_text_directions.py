@@ -72,13 +72,13 @@ def pictures():
 
 def tuned(
     model, positive, pictures, vae, passes=2, gradient=WHOLE, lr=1e-2, seed=3, target="red", l1=0.0, keep=0.0,
-    layers="attention", preset=diffusion_clip.BY_HAND, identity=None, tower=None, file="",
+    layers="attention", preset=diffusion_clip.BY_HAND, identity=None, tower=None, file="", steps=2, checkpointing=False,
 ):  # fmt: skip
     """What the node returns."""
     with torch.inference_mode():
         return diffusion_clip.DiffusionCLIPTune().run(
-            model, positive, pictures, vae, tower or Tower(), "blue", target, 0.5, 3, 2, passes, lr, 1.0, 3.0, l1, keep,
-            "log", gradient, layers, 2, seed, TEMPLATES, file, preset, identity,
+            model, positive, pictures, vae, tower or Tower(), "blue", target, 0.5, 3, steps, passes, lr, 1.0, 3.0, l1,
+            keep, "log", gradient, layers, 2, seed, TEMPLATES, file, preset, identity, checkpointing,
         )  # fmt: skip
 
 
@@ -103,6 +103,44 @@ def test_tuning_turns_the_pictures_towards_the_words(tiny, make_condition, pictu
     assert not any(m._forward_hooks for m in tiny.model.diffusion_model.modules())
     again = tune(tiny, make_condition(), pictures, vae, passes=6, gradient=gradient)[1]
     assert all(torch.equal(again[k], v) for k, v in found.items())
+
+
+@pytest.mark.parametrize(("gradient", "step"), [(WHOLE, "chain_step"), (SAVING, "saving_step")])
+def test_checkpointing_keeps_less_and_trains_alike(tiny, make_condition, vae, monkeypatch, gradient, step):
+    """Of the whole chain one call's memory, whatever its length, and the same bits."""
+    make, kept = getattr(diffusion_clip, step), {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    def counted(*args, **more):
+        inner = make(*args, **more)
+
+        def first(generator):
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+                return inner(generator)
+
+        return first
+
+    monkeypatch.setattr(diffusion_clip, step, counted)
+    one = {"samples": torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(3)) / 0.18215}
+
+    def trained(steps, checkpointing):
+        kept.clear()
+        more = {"passes": 1, "gradient": gradient, "steps": steps, "checkpointing": checkpointing}
+        found = tune(tiny, make_condition(), one, vae, **more)[1]
+        return sum(storage.nbytes() for storage in kept.values()), found
+
+    (plain_2, _), (plain_6, found) = trained(2, False), trained(6, False)
+    (least_2, _), (least_6, again) = trained(2, True), trained(6, True)
+    if gradient == WHOLE:
+        assert all(torch.equal(again[key], value) for key, value in found.items())
+        assert least_6 < 1.5 * least_2 and least_6 - least_2 < (plain_6 - plain_2) / 100
+    else:
+        assert least_6 < 0.8 * plain_6
+        for key, value in found.items():
+            torch.testing.assert_close(again[key], value, rtol=0, atol=1e-4 * float(value.abs().max()))
 
 
 def test_a_file_that_can_not_be_written_loses_no_training(tiny, make_condition, pictures, vae, monkeypatch, tmp_path):
