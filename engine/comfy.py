@@ -62,6 +62,11 @@ def network_of(model) -> torch.nn.Module:
     return getattr(model.diffusion_model, "_orig_mod", model.diffusion_model)
 
 
+def compute_dtype(model) -> torch.dtype:
+    """What a MODEL's `.model` computes in, whatever its weights are stored in."""
+    return model.manual_cast_dtype or model.get_dtype()
+
+
 def with_patch(options: dict, name: str, patch) -> dict:
     """model_options with one more transformer patch ("output_block_patch", ...), behind those that are there; what is
     given is not changed."""

@@ -19,7 +19,7 @@ from ..samplers.record_file import whole_file
 from ..samplers.tuning import controlnet as forms
 from ..samplers.tuning.controlnet import MARKER, Hinted
 from ..samplers.tuning.objective import Net
-from .comfy import get, load_models, network_of
+from .comfy import compute_dtype, get, load_models, network_of
 from .gradients import check_differentiable, grad_mode, normal
 
 Form = dict[str, Tensor]
@@ -42,11 +42,11 @@ def check_unet(model) -> None:
     check_differentiable(network)
 
 
-def _skeleton(model, device, dtype: torch.dtype, hint_channels: int = 3) -> nn.Module:
-    """Core's own network class in the MODEL's configuration; its weights are whatever memory held."""
+def _skeleton(model, dtype: torch.dtype, hint_channels: int = 3) -> nn.Module:
+    """Core's own network class in the MODEL's configuration, without weights: on the meta device."""
     config = dict(model.model.model_config.unet_config)
     config.pop("out_channels", None)
-    config |= {"operations": get("ops").disable_weight_init, "dtype": dtype, "device": device}
+    config |= {"operations": get("ops").disable_weight_init, "dtype": dtype, "device": "meta"}
     with torch.inference_mode(False):
         return get("cldm.cldm").ControlNet(**config, hint_channels=hint_channels)
 
@@ -61,7 +61,7 @@ def fresh(model, kind: str = "small", rank: int = 16, seed: int = 0, zero_conv: 
     ValueError like `check_unet`, before anything is made."""
     check_unet(model)
     load_models([model])
-    shapes = {k: v.shape for k, v in _skeleton(model, "meta", torch.float32).state_dict().items()}
+    shapes = {k: v.shape for k, v in _skeleton(model, torch.float32).state_dict().items()}
     with torch.inference_mode(False), torch.no_grad():
         full = forms.initial(shapes, normal(_network(model)), seed, zero_conv)
         return forms.small(full, rank, seed) if kind == "small" else full
@@ -157,10 +157,10 @@ def in_positive(control, positive, image, strength: float, start: float, end: fl
 class _Live:
     """Core's network called with weights that are made anew at every call: gradients reach the form."""
 
-    def __init__(self, model, form: Mapping[str, Tensor], device):
-        self.dtype = model.model.manual_cast_dtype or model.model.get_dtype()
+    def __init__(self, model, form: Mapping[str, Tensor]):
+        self.dtype = compute_dtype(model.model)
         self.form, self.model = form, model
-        self.module = _skeleton(model, device, self.dtype)
+        self.module = _skeleton(model, self.dtype)
 
     def __call__(self, **inputs):
         network = network_of(self.model.model)
@@ -183,8 +183,8 @@ class Controlled:
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
-        """For the duration the form's network stands on the MODEL's device; nothing is left behind."""
-        self.live = _Live(self.model, self.form, self.model.load_device)
+        """For the duration the form's network can be called; nothing is left behind."""
+        self.live = _Live(self.model, self.form)
         try:
             with grad_mode(self.live.module):
                 yield
@@ -196,7 +196,7 @@ class Controlled:
         """`attached` on the meta device, for the memory said before the start: a call of the MODEL's network calls the
         form's first. What is yielded is memory that is counted elsewhere: the form itself."""
         form = {k: torch.empty_like(v, device="meta").requires_grad_() for k, v in self.form.items()}
-        live = _Live(self.model, form, "meta")
+        live = _Live(self.model, form)
 
         def controlled(_, args, given):
             x, time = args

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..samplers.tuning.diffusion_clip import Share, check_shares, degrees, mixed
 from ..samplers.tuning.lora import LayerChange, adaptable
 from ..samplers.tuning.whole import Whole, unchanged
-from .comfy import get
+from .comfy import compute_dtype, get
 from .guider import guider_class
 from .weights import attached, check_base, from_lora_model, whole_layers, wrong_shape
 
@@ -49,12 +49,10 @@ def changes_of(model: Mapping[str, Tensor], where: Mapping[str, nn.Module]) -> l
     return [from_lora_model(model, adapted), *([whole] if whole else [])]
 
 
-def changes_on(model, tensors: Mapping[str, Tensor]) -> list[dict[str, LayerChange]]:
-    """A LORA_MODEL's changes on the MODEL's device. ValueError if it belongs to another model or holds none of its
-    layers."""
+def changes_to(model, tensors: Mapping[str, Tensor]) -> list[dict[str, LayerChange]]:
+    """A LORA_MODEL's changes to the MODEL. ValueError if it belongs to another one or holds none of its layers."""
     check_base(getattr(tensors, "metadata", {}), model)
-    found = changes_of(tensors, whole_layers(model))
-    return [{name: change.to(model.load_device) for name, change in part.items()} for part in found]
+    return changes_of(tensors, whole_layers(model))
 
 
 @functools.cache
@@ -69,12 +67,14 @@ def _class() -> type:
             self.set_cfg(cfg)
 
         def sample(self, *args, **kwargs):
-            where = whole_layers(self.model_patcher)
+            model = self.model_patcher
+            where, there = whole_layers(model), (model.load_device, compute_dtype(model.model))
             with contextlib.ExitStack() as hooks:
                 for number, changes in enumerate(self.tuned, 1):
                     on = lambda number=number: 1.0 if self._on == number else 0.0  # noqa: E731
                     for part in changes:
-                        hooks.enter_context(attached(where, part, on))
+                        moved = {name: change.to(*there) for name, change in part.items()}
+                        hooks.enter_context(attached(where, moved, on))
                 return super().sample(*args, **kwargs)
 
         def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006 (the engine's signature)
@@ -105,5 +105,5 @@ def mix_guider(model, tuned: Sequence[tuple[Mapping[str, Tensor], Share]], posit
     One to len(tuned) + 1 predictions a call; LoRAs of weight 0 cost nothing. At cfg 1 the negative is not asked."""
     guider = _class()(model)
     guider.inner_set_conds({"positive": positive, **({} if negative is None else {"negative": negative})})
-    guider.prepare([(changes_on(model, tensors), share) for tensors, share in tuned], cfg)
+    guider.prepare([(changes_to(model, tensors), share) for tensors, share in tuned], cfg)
     return guider

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..samplers.core import Denoise, Sigma, apply_cfg, gaussian
 from ..samplers.underflow import keep_from_underflow, keep_trained_from_underflow
-from .comfy import Progress, get, process_of, sigma_range, timestep, with_patch
+from .comfy import Progress, compute_dtype, get, process_of, sigma_range, timestep, with_patch
 from .gradients import (
     beside_controls,
     beside_patches,
@@ -41,7 +41,7 @@ class Run:
     @property
     def compute_dtype(self) -> torch.dtype:
         """What the network computes in, whatever its weights are stored in."""
-        return self.model.manual_cast_dtype or self.model.get_dtype()
+        return compute_dtype(self.model)
 
     def tick(self, n: int = 1) -> None:
         """n network calls done: progress, and the place where an interrupt is noticed."""

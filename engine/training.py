@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from ..samplers.ode import sample_euler
-from ..samplers.tuning.loop import Loop, NotFinite, Report
+from ..samplers.tuning.loop import PAUSE, Loop, NotFinite, Report
 from ..samplers.tuning.lora import LowRank
 from ..samplers.tuning.objective import HeldOut, Levels, Net, Objective, Step
-from .comfy import Interrupted, check_interrupt, latent_out, process_of, sigma_range, sigmas_of
+from .comfy import Interrupted, check_interrupt, compute_dtype, latent_out, process_of, sigma_range, sigmas_of
 from .gradients import check_differentiable
 from .run import Run, sample_with
 from .training_memory import kept_for, make_room, needed
@@ -65,8 +65,7 @@ def own_weight(model) -> str:
 
 def loss_scale(model) -> float:
     """`Settings.loss_scale` for a MODEL that is not running yet: above 1 where it computes in fp16."""
-    dtype = model.model.manual_cast_dtype or model.model.get_dtype()
-    return FP16_LOSS_SCALE if dtype == torch.float16 else 1.0
+    return FP16_LOSS_SCALE if compute_dtype(model.model) == torch.float16 else 1.0
 
 
 def check_trainable(model, clip=None) -> None:
@@ -204,7 +203,8 @@ class _Watch:
     def __init__(self, run: Run, loop: Loop, outcome: Outcome, net: Net, look, draw, store):
         self.run, self.loop, self.outcome, self.net = run, loop, outcome, net
         self.look, self.draw, self.store = look, draw, store
-        self.begun = self.saved = self.shown = self.said = time.perf_counter()
+        self.begun = self.shown = self.said = time.perf_counter()
+        self.due = self.begun + _SAVE_SECONDS
         self.first = loop.step
 
     def tick(self) -> None:
@@ -228,9 +228,10 @@ class _Watch:
         if now - self.said > _SAY_SECONDS:
             self.said = now
             _log.info("step %d of %d, loss %.4g, %s left", report.step, report.steps, report.loss, duration(left))
-        if self.store is not None and now - self.saved > _SAVE_SECONDS:
-            self.saved = now
+        if self.store is not None and (now := time.perf_counter()) > self.due:
             self.store.save(self.loop)
+            ended = time.perf_counter()
+            self.due = ended + max(_SAVE_SECONDS, PAUSE * (ended - now))
 
     @torch.no_grad()
     def _picture(self) -> Tensor:

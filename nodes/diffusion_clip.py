@@ -7,8 +7,10 @@ import json
 from ..engine import tuning, weights
 from ..engine.comfy import time_to_sigma
 from ..engine.folders import model_file
+from ..engine.gradients import normal, short_of_memory
 from ..engine.noise import source_latent
 from ..engine.run import sample_with
+from ..samplers.core import recomputed
 from ..samplers.picture.sdedit import sdedit_sigmas
 from ..samplers.tuning import lora
 from ..samplers.tuning.diffusion_clip import PRESETS, chain_step, saving_step
@@ -31,7 +33,7 @@ from .tuning_chain import (
     resume_key,
     trained,
 )
-from .tuning_inputs import TRAINING, free_path
+from .tuning_inputs import CHECKPOINT, TRAINING, free_path
 
 CATEGORY = "NullText/tuning"
 WHOLE, SAVING = "whole chain (the paper's)", "one step at a time (saves memory)"
@@ -119,6 +121,10 @@ class DiffusionCLIPTune(Box):
             name="identity",
             tooltip="Another model for the identity loss, one that knows faces for one. Not wired: image_text.",
         ).optional(),
+        CHECKPOINT(
+            tooltip="Compute network calls a second time in backward (one step at a time: their blocks): the memory of "
+            "one call, whatever train_steps is, for up to two fifths more time."
+        ).optional(),
     )
     OUTPUTS = (
         Output("MODEL", "The model with the LoRA."),
@@ -153,6 +159,7 @@ class DiffusionCLIPTune(Box):
         file,
         preset=BY_HAND,
         identity=None,
+        checkpointing=False,
     ):
         if preset != BY_HAND:
             own, layers = PRESETS[preset], EVERY
@@ -186,11 +193,13 @@ class DiffusionCLIPTune(Box):
             else:
                 changes = lora.low_rank_all(where.items(), rank, seed=training_seed, device=run.device)
             values, plain = lora.parameters(changes), tuning.caption_net(run)
+            smaller = "take smaller pictures." if checkpointing else "turn checkpointing on, or take smaller pictures."
             with (
-                differentiable(run, model, vae, *towers) as decode,
+                short_of_memory(f"the gradient through the network: {smaller}"),
+                differentiable(run, model, vae, *towers, checkpoint=checkpointing and saving) as decode,
                 run.kept_from_underflow(values.values()) as kept_large,
             ):
-                net = kept_large(plain)
+                net = kept_large(recomputed(plain) if checkpointing and not saving else plain)
 
                 def denoiser(name):
                     return lambda x, sigma: net(x, sigma, [name] * len(x))
@@ -199,7 +208,7 @@ class DiffusionCLIPTune(Box):
                 parts = (clip_weight, l1_weight, identity_weight, form, towers[-1].embed_image)
                 loss = EditLoss(image_text.embed_image, direction.to(run.device), *parts)
                 make = saving_step if saving else chain_step
-                step = make(denoiser, pictures, back.to(run.device), decode, loss, on_call=run.tick)
+                step = make(denoiser, pictures, normal(back.to(run.device)), decode, loss, on_call=run.tick)
                 loop = Loop(values, settings, training_seed)
                 with weights.attached(where, changes):
                     curve = trained(loop, step, key, run.progress.show)
@@ -208,7 +217,7 @@ class DiffusionCLIPTune(Box):
             return weights.to_lora_model(changes, base), curve
 
         total = settings.steps * (1 if saving else steps)
-        made, curve = sample_with(model, {"positive": positive}, source_latent(inversion), back, body, total=total)
+        made, curve = sample_with(model, {"positive": positive}, source_latent(inversion)[:1], back, body, total=total)
         lines = [f"{source!r} -> {target!r}: {curve_line(*curve)}", said, *notices]
         if file.strip():
             path = free_path("loras", file, key)

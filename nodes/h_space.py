@@ -19,10 +19,10 @@ from ..samplers.tuning.h_direction import (
 )
 from .base import LATENT, MODEL, SEED, Box, Choice, Int, Output, Socket
 from .report import text_result
+from .tuning_chain import ROWS
 
 CATEGORY = "NullText/h-space"
 PROMPTS, PICTURES, COMPONENT = "two prompts", "two sets of pictures", "principal component"
-_ROWS = 8  # of one call while h is read
 
 DIRECTION = Socket("direction", "H_DIRECTION", "From h-Space Direction, h-Space Train or Load h-Space Direction.")
 SITE = Int(
@@ -106,7 +106,7 @@ class HSpaceDirection(Box):
             given = torch.zeros((samples, *given.shape[1:]))
         names = ["positive", "target"] if way == PROMPTS else ["positive"]
         counts = [len(given), len(towards)] if way == PICTURES else [samples] * len(names)
-        total = steps * sum(-(-count // _ROWS) for count in counts)
+        total = steps * sum(-(-count // ROWS) for count in counts)
 
         def body(run):
             place = h_space.Place(site)
@@ -120,14 +120,14 @@ class HSpaceDirection(Box):
 
             def pictures(x0):
                 noise = gaussian(x0, seed)()  # both sets are noised alike
-                parts = zip(x0.split(_ROWS), noise.split(_ROWS))
+                parts = zip(x0.split(ROWS), noise.split(ROWS))
                 return torch.cat(
                     [h_of_pictures(reader("positive"), x, run.sigmas, run.process, lambda n=n: n) for x, n in parts]
                 )
 
             def walks(name):
                 start = run.process.noised(run.latent * 0, run.sigmas[0], gaussian(run.latent, seed)())
-                return torch.cat([h_of_walk(reader(name), x, run.sigmas) for x in start.split(_ROWS)])
+                return torch.cat([h_of_walk(reader(name), x, run.sigmas) for x in start.split(ROWS)])
 
             if way == PICTURES:
                 return [pictures(run.latent), pictures(latent_in(model, towards).to(run.latent))]

@@ -39,8 +39,8 @@ class HSpaceTrain(Box):
     SEARCH_ALIASES = ["asyrp", "h-space", "train direction", "delta block", "text direction"]
     DESCRIPTION = (
         "Trains a direction in a UNet's bottleneck that turns what pictures show from one text into another, the net "
-        "frozen (Asyrp, arXiv 2210.10960). Cost: pictures x passes x levels above t_edit, three calls and one backward "
-        "each."
+        "frozen (Asyrp, arXiv 2210.10960). Cost: pictures x passes x levels above t_edit, two calls and one backward "
+        "each, and a third call for a picture's first pass."
     )
     INPUTS = (
         MODEL,
@@ -154,7 +154,9 @@ class HSpaceTrain(Box):
                 return loop.result(), curve
 
         total = 3 * n * passes * levels
-        found, curve = sample_with(model, {"positive": positive}, source_latent(inversion), sigmas, body, total=total)
+        found, curve = sample_with(
+            model, {"positive": positive}, source_latent(inversion)[:1], sigmas, body, total=total
+        )
         parts = {"block": found}
         if what == FREE:
             rest = torch.zeros((steps - len(found["shifts"]), *found["shifts"].shape[1:]))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..engine import files
-from ..engine.comfy import load_models
+from ..engine.comfy import check_latent, load_models
 from ..engine.fingerprint import networks
 from ..engine.gradients import bring, grad_mode
 from ..engine.image_text import modules_of, patchers_of
@@ -27,6 +27,8 @@ from .inversion import invert
 from .report import temporary
 
 _SHOW_SECONDS = 2.0
+#: pictures of one call where a whole set of them is walked
+ROWS = 8
 TEMPLATES = "{}\na photo of {}\na picture of {}\na drawing of {}"
 SOURCE = Text("source", "plain background", "What the pictures show, in the words that the edit changes.")
 TARGET = Text("target", "striped background", "What they shall show instead.")
@@ -51,22 +53,34 @@ def direction_of(image_text, source: str, target: str, templates: str):
 
 
 def inverted(model, positive, latent: dict, sigmas, cache: bool = True):
-    """INVERSION of the pictures along these sigmas by the frozen net, and its line for the report."""
-    inversion, found = invert(model, {"positive": positive}, latent, sigmas, "ddim", cache=cache)
+    """INVERSION of the pictures along these sigmas by the frozen net, and its line for the report.
+
+    In parts of `ROWS`; at once where the prompt says something else of each picture."""
+    samples = check_latent(model, latent)
+    alike = all(len(text) == 1 and "control" not in extra for text, extra in positive)
+    parts, found = zip(
+        *(
+            invert(model, {"positive": positive}, {"samples": part}, sigmas, "ddim", cache=cache)
+            for part in samples.split(ROWS if alike else len(samples))
+        )
+    )
+    inversion = parts[0].replace(trajectory=torch.cat([part.trajectory for part in parts], 1))
     return inversion, f"Inverted {inversion.shape[0]} pictures to sigma {float(sigmas[0]):.3g}" + (
-        " (found in the cache)." if found else f" in {inversion.steps} steps."
+        " (found in the cache)." if all(found) else f" in {inversion.steps} steps."
     )
 
 
 @contextlib.contextmanager
-def differentiable(run, model, vae, *towers):
-    """decode, from model space to pictures; network, decoder and image-text models are ready for gradients."""
+def differentiable(run, model, vae, *towers, checkpoint: bool = False):
+    """decode, from model space to pictures; network, decoder and image-text models are ready for gradients.
+
+    checkpoint: the network's blocks are computed again in backward."""
     patchers = [vae.patcher, *(p for tower in towers for p in patchers_of(tower))]
     load_models([run.patcher, *patchers])
     decode = decoder(model, vae)
     modules = [m for tower in towers for m in modules_of(tower)]
     bring(run.device, patchers, modules)
-    with run.gradients(), grad_mode(vae.first_stage_model, *modules):
+    with run.gradients(checkpoint), grad_mode(vae.first_stage_model, *modules):
         yield decode
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .finite import all_finite
 
@@ -189,6 +190,11 @@ def measured_cfg(cond: Tensor, uncond: Tensor, denoised: Tensor, dtype: torch.dt
     gap, moved = (wide(d) if dtype == torch.float64 else d.to(dtype) for d in (cond - uncond, denoised - uncond))
     power = float((gap * gap).sum())
     return float((gap * moved).sum()) / power if power > 0 else None
+
+
+def recomputed(net: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same net, of whose calls backward keeps the inputs alone and makes each again."""
+    return lambda *inputs: checkpoint(net, *inputs, use_reentrant=False)
 
 
 def guided(cond: Denoise, uncond: Denoise, scale: float) -> Denoise:

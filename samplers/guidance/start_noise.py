@@ -18,9 +18,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from ..core import Denoise, check_descending
+from ..core import Denoise, check_descending, recomputed
 from ..ode import sample_euler
 
 
@@ -36,9 +35,10 @@ class OptimisedStart:
 
 def _walk(denoise: Denoise, x: Tensor, sigmas: Tensor, checkpointed: bool, tick: Callable[[], None] | None) -> Tensor:
     """sample_euler whose network calls are recomputed in backward."""
+    ask = recomputed(denoise) if checkpointed else denoise
 
     def call(x, sigma):
-        denoised = checkpoint(denoise, x, sigma, use_reentrant=False) if checkpointed else denoise(x, sigma)
+        denoised = ask(x, sigma)
         if tick:
             tick()
         return denoised
@@ -61,7 +61,7 @@ def optimise_start_noise(
 ) -> OptimisedStart:
     """x [B, C, ...] at sigmas[0], from noise or from an inversion; loss: x_0 -> [B]. lr in stds of x per step.
 
-    Cost: steps * N forwards and backwards (twice the forwards when checkpointed) plus two walks of N. callback gets
+    Cost: steps * N forwards and backwards (twice the forwards when checkpointed) plus one walk of N. callback gets
     {"i", "loss" [B], "denoised"}. Samples of a batch are optimised independently."""
     check_descending(sigmas)
     if steps < 1 or lr <= 0:
@@ -73,12 +73,13 @@ def optimise_start_noise(
     leaf = (x / unit).clone()  # in units of its own rms, so that lr means the same at every sigma_max
     leaf.requires_grad_()
     optimiser = torch.optim.Adam([leaf], lr)
-    best, losses = leaf.detach().clone(), []
-    best_loss = torch.full((len(x),), float("inf"), dtype=x.dtype, device=x.device)
+    best, best_result, losses = leaf.detach().clone(), torch.zeros_like(x), []
+    best_loss = torch.full((len(x),), torch.nan, dtype=x.dtype, device=x.device)
 
-    def remember(value):
-        better = value < best_loss
-        best[better], best_loss[better] = leaf.detach()[better], value[better]
+    def remember(value, result):
+        better = (value < best_loss) | best_loss.isnan()  # NaN: none yet
+        for kept, new in ((best, leaf), (best_result, result), (best_loss, value)):
+            kept[better] = new.detach()[better]
 
     for i in range(steps):
         with torch.enable_grad():
@@ -89,7 +90,7 @@ def optimise_start_noise(
         value = value.detach().to(best_loss)
         if not bool(torch.isfinite(gradient).all()):
             raise ValueError("The gradient towards the start noise is not finite: use fp32 or fewer sampling steps.")
-        remember(value)
+        remember(value, result)
         losses.append(value.cpu())
         if callback:
             callback({"i": i, "loss": value, "denoised": result.detach()})
@@ -97,9 +98,8 @@ def optimise_start_noise(
         leaf.grad = gradient / rms
         optimiser.step()
     with torch.no_grad():
-        value = loss(_walk(denoise, leaf * unit, sigmas, False, tick)).to(best_loss)
-        remember(value)
+        result = _walk(denoise, leaf * unit, sigmas, False, tick)
+        value = loss(result).to(best_loss)
+        remember(value, result)
         losses.append(value.cpu())
-        x = best * unit
-        result = _walk(denoise, x, sigmas, False, tick)
-    return OptimisedStart(x, result, torch.stack(losses))
+    return OptimisedStart(best * unit, best_result, torch.stack(losses))

@@ -14,11 +14,12 @@ sample and their mean is the loss.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 FORMS = ("log", "printed")
 _RANGE = 2.0  # of the authors' pictures, -1..1, against 0..1
@@ -82,6 +83,9 @@ class EditLoss:
     identity: float = 0.0
     form: str = "log"
     identity_embed: Callable[[Tensor], Tensor] | None = None
+    _known: WeakTensorKeyDictionary = field(
+        default_factory=WeakTensorKeyDictionary, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self):
         if min(self.clip, self.l1, self.identity) < 0 or self.clip == self.l1 == self.identity == 0:
@@ -91,11 +95,10 @@ class EditLoss:
     def __call__(self, edited: Tensor, source: Tensor, kept: Tensor | None = None) -> dict[str, Tensor]:
         """{"loss", "clip", "cosine", and "l1", "identity" where they weigh}, 0-d each.
 
-        edited, source [B, 3, H, W]; kept: what L1 and identity hold on to, the source where it is None."""
+        edited, source [B, 3, H, W]; kept: what L1 and identity hold on to, the source where it is None. Neither may be
+        written to later: what comes again is embedded once."""
         kept = source if kept is None else kept
-        with torch.no_grad():
-            before = self.embed(source)
-        cosine = agreement(self.embed(edited), before, self.direction)
+        cosine = agreement(self.embed(edited), self._constant(self.embed, source), self.direction)
         parts = {"clip": directional(cosine, self.form).mean()}
         loss = self.clip * parts["clip"]
         if self.l1:
@@ -103,8 +106,15 @@ class EditLoss:
             loss = loss + self.l1 * parts["l1"]
         if self.identity:
             embed = self.identity_embed or self.embed
-            with torch.no_grad():
-                held = embed(kept)
+            held = self._constant(embed, kept)
             parts["identity"] = (1 - F.cosine_similarity(embed(edited), held, dim=-1)).mean()
             loss = loss + self.identity * parts["identity"]
         return {"loss": loss, **parts, "cosine": cosine.mean().detach()}
+
+    def _constant(self, embed: Callable[[Tensor], Tensor], picture: Tensor) -> Tensor:
+        """The picture's embedding, without a gradient."""
+        known = self._known.setdefault(picture, {})
+        if embed not in known:
+            with torch.no_grad():
+                known[embed] = embed(picture)
+        return known[embed]

@@ -37,6 +37,8 @@ from .directional import EditLoss
 
 #: distances at which s_edit (times the cosine of the two texts) and s_boost lie
 EDIT_DISTANCE, BOOST_DISTANCE = 0.33, 1.2
+#: of a training's unedited walks in main memory: so much of predictions, and of pictures
+_KEPT_BYTES = 2**30
 
 #: h [R, C, ...] -> dh, of h's shape or one that broadcasts to it
 Change = Callable[[Tensor], Tensor]
@@ -158,6 +160,23 @@ def distances(
     return predicted, noisy
 
 
+class _Room:
+    """Tensors by name in main memory, as many as fit into so many bytes; each is made the first time it is asked."""
+
+    def __init__(self, size: int):
+        self.size, self.held = size, {}
+
+    def get(self, name, make: Callable[[], Tensor]) -> Tensor:
+        if name in self.held:
+            device, value = self.held[name]
+            return value.to(device)
+        value = make()
+        if value.nbytes <= self.size:
+            self.size -= value.nbytes
+            self.held[name] = value.device, value.cpu()
+        return value
+
+
 def training_step(
     pair: Callable[[Any], Pair],
     pictures: Pictures,
@@ -172,7 +191,9 @@ def training_step(
     one optimiser step on the loss of D~, states detached.
 
     pair(condition) -> D and D~ of a net whose D~ has gradients to what `changes` holds. loss's L1 compares with D of
-    the unedited walk: scale its weight by `text_cosine` beforehand."""
+    the unedited walk, which is the same in every pass: as much of it as fits into `_KEPT_BYTES` is asked and decoded
+    once. Scale L1's weight by `text_cosine` beforehand."""
+    predictions, shown = _Room(_KEPT_BYTES), _Room(_KEPT_BYTES)
 
     def begin(generator):
         i = pictures.draw(generator)
@@ -186,8 +207,8 @@ def training_step(
             on_call()
         denoised, shifted = ask(x, s, changes(s))
         with torch.no_grad():
-            reference, _ = ask(plain, s, None)
-            kept = decode(reference)
+            reference = predictions.get((picture, i), lambda: ask(plain, s, None)[0])
+            kept = shown.get((picture, i), lambda: decode(reference))
         losses = loss(decode(shifted), pictures.sources[picture], kept)
         with torch.no_grad():
             after = euler_step(x, denoised, s, s_next) + jump(denoised, shifted, s, s_next, process)

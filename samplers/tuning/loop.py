@@ -25,6 +25,10 @@ OPTIMISERS = ("AdamW", "Adam", "SGD")
 SCHEDULES = ("constant", "cosine", "geometric")
 #: an overflowing fp16 gradient halves the loss scale; below this it is the loss that is broken
 _SMALLEST_SCALE = 1.0
+#: up to so many bytes, what a step changes is copied beside itself before every step; more into main memory, and seldom
+_BESIDE_BYTES = 2**30
+#: times as long as it took, until something large is copied or saved again
+PAUSE = 20
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what torch's optimisers of `OPTIMISERS` keep of each tensor
 
 
@@ -152,6 +156,7 @@ class Loop:
         self.step, self.curve, self.held = 0, [], {}
         self.scale = s.loss_scale
         self._good: _Moment | None = None
+        self._far, self._due = self._changed() > _BESIDE_BYTES, 0.0  # copies lie in main memory; when the next is made
 
     # -- the run
 
@@ -192,7 +197,7 @@ class Loop:
             tensors = [p for p in self.parameters.values() if p.grad is not None]
             norm = self._norm(tensors)
             finite = math.isfinite(losses["loss"]) and math.isfinite(norm)
-            if finite:
+            if finite and (self._good is None or time.perf_counter() >= self._due):
                 self._remember(before)
         except BaseException:
             self.generator.set_state(before)
@@ -261,10 +266,17 @@ class Loop:
     # -- the state
 
     def memory(self) -> int:
-        """Bytes that a run holds for what it trains: the values, their gradient, the optimiser's moments, the running
-        mean; and all but the gradient once more, as they were before the latest step."""
+        """Bytes that a run holds on its device for what it trains: the values, their gradient, the optimiser's moments,
+        the running mean; and all but the gradient once more, as they were before a step, where no main memory has
+        them."""
+        values = list(self.parameters.values())
+        copies = 0 if self._far and values[0].device.type != "cpu" else 1
+        return sum(p.nbytes for p in values) + (1 + copies) * self._changed()
+
+    def _changed(self) -> int:
+        """Bytes of what a step changes: the values, the optimiser's moments, the running mean."""
         moments, mean = 0 if self.settings.optimiser == "SGD" else 2, 1 if self.average else 0
-        return sum(p.nbytes for p in self.parameters.values()) * (1 + 2 * (1 + moments + mean))
+        return sum(p.nbytes for p in self.parameters.values()) * (1 + moments + mean)
 
     def _tensors(self) -> dict[str, Tensor]:
         """What a step changes, by the names of a saved state; the tensors themselves."""
@@ -278,11 +290,18 @@ class Loop:
 
     @torch.no_grad()
     def _remember(self, generator: Tensor) -> None:
-        """Copy what a step changes over the copies of the step before, so that they are held once."""
-        old = {} if self._good is None else self._good.tensors
+        """Copy what a step changes over the copies of an earlier one, so that they are held once."""
+        begun, now, old = time.perf_counter(), self._tensors(), {} if self._good is None else self._good.tensors
         self._good = None  # half overwritten it would be no state at all
-        kept = {k: old[k].copy_(v) if k in old else v.clone() for k, v in self._tensors().items()}
+        where = "cpu" if self._far else None
+        kept = {k: old[k] if k in old else torch.empty_like(v, device=where) for k, v in now.items()}
+        for device in {v.device for v in now.values()}:  # each device's in one go
+            names = [k for k, v in now.items() if v.device == device]
+            torch._foreach_copy_([kept[k] for k in names], [now[k] for k in names])
         self._good = _Moment(self.step, kept, generator, len(self.curve), self.scale)
+        if self._far:
+            ended = time.perf_counter()
+            self._due = ended + PAUSE * (ended - begun)
 
     @torch.no_grad()
     def _back_to(self, moment: _Moment) -> None:
@@ -291,6 +310,7 @@ class Loop:
             p.copy_(moment.tensors[f"value/{name}"])
             named = {key: f"optimiser/{key}/{name}" for key in _MOMENTS}
             inner = {key: moment.tensors[full] for key, full in named.items() if full in moment.tensors}
+            inner = {key: v if key == "step" else v.to(p.device) for key, v in inner.items()}
             self.optimiser.state.pop(p, None)
             if inner:
                 self.optimiser.state[p] = inner

@@ -17,6 +17,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 #: how the down factor begins: diffusers' (peft "gaussian"), normal of std 1/r; kohya's, uniform within 1/sqrt(in)
@@ -39,6 +40,27 @@ def largest_rank(layer: nn.Module) -> int:
     """min(in, out) of the layer's weight seen as a matrix [out, in * kernel]: no change has a higher rank."""
     out, *inside = layer.weight.shape
     return min(out, math.prod(inside))
+
+
+class _Recast(torch.autograd.Function):
+    """function(x in the weight's dtype, weight). Backward keeps x as it came, which several layers share, and casts it
+    again; the numbers are those of autograd."""
+
+    @staticmethod
+    def forward(ctx, x, weight, function):
+        ctx.save_for_backward(x, weight)
+        ctx.function = function
+        return function(x.to(weight.dtype), weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        asked = ctx.needs_input_grad[:2]
+        with torch.enable_grad():
+            given = [t.detach().requires_grad_(needed) for t, needed in zip(ctx.saved_tensors, asked)]
+            out = ctx.function(given[0].to(given[1].dtype), given[1])
+        found = iter(torch.autograd.grad(out, [t for t in given if t.requires_grad], gradient))
+        return *(next(found) if needed else None for needed in asked), None
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,13 +86,12 @@ class LowRank:
 
     def delta(self, x: Tensor) -> Tensor:
         """What to add to the layer's output for its input x, in x's dtype; computed in the factors' dtype."""
-        inner = x.to(self.down.dtype)
+        apply, numbers = F.linear, ()
         if self.stride:
-            convolve = (F.conv1d, F.conv2d, F.conv3d)[self.down.ndim - 3]
-            out = convolve(convolve(inner, self.down, None, self.stride, self.padding, self.dilation), self.up)
-        else:
-            out = F.linear(F.linear(inner, self.down), self.up)
-        return (out * self.scale).to(x.dtype)
+            apply = (F.conv1d, F.conv2d, F.conv3d)[self.down.ndim - 3]
+            numbers = (None, self.stride, self.padding, self.dilation)
+        inner = _Recast.apply(x, self.down, lambda x, down: apply(x, down, *numbers))
+        return (apply(inner, self.up) * self.scale).to(x.dtype)
 
     def trained(self) -> dict[str, Tensor]:
         """What there is to train, by part."""
@@ -81,9 +102,9 @@ class LowRank:
         parts = {"lora_up.weight": self.up, "lora_down.weight": self.down}
         return parts | {"alpha": torch.tensor(float(self.alpha))}
 
-    def to(self, device: torch.device | str) -> LowRank:
-        """The same on a device, not trained any more."""
-        return dataclasses.replace(self, down=self.down.detach().to(device), up=self.up.detach().to(device))
+    def to(self, *where) -> LowRank:
+        """The same on a device, in a dtype or both, not trained any more."""
+        return dataclasses.replace(self, down=self.down.detach().to(*where), up=self.up.detach().to(*where))
 
     def weight(self) -> Tensor:
         """The same change as a change of the layer's weight [out, in, *kernel]."""
@@ -148,6 +169,8 @@ class LayerChange(Protocol):
     def trained(self) -> dict[str, Tensor]: ...
 
     def stored(self) -> dict[str, Tensor]: ...
+
+    def to(self, *where) -> LayerChange: ...
 
 
 def parameters(changes: Mapping[str, LayerChange]) -> dict[str, Tensor]:

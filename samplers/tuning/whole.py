@@ -61,9 +61,9 @@ class Whole:
         """The parts under the names of LoRA files."""
         return {"diff": self.weight} | ({} if self.bias is None else {"diff_b": self.bias})
 
-    def to(self, device: torch.device | str) -> Whole:
-        """The same on a device, not trained any more."""
-        moved = {name: value.detach().to(device) for name, value in self.trained().items()}
+    def to(self, *where) -> Whole:
+        """The same on a device, in a dtype or both, not trained any more."""
+        moved = {name: value.detach().to(*where) for name, value in self.trained().items()}
         return dataclasses.replace(self, **moved)
 
 

@@ -73,6 +73,12 @@ def test_what_trains_is_what_core_computes_from_the_file(engine, parts, tmp_path
     assert float((out["live"] - out["core"]).norm()) <= 1e-4 * change
 
 
+def test_a_training_has_no_weights_beside_its_form(parts):
+    live = controlnet.Controlled(parts.model, controlnet.fresh(parts.model, "full"))
+    with live.attached():
+        assert all(p.is_meta for p in live.live.module.parameters())
+
+
 @pytest.mark.parametrize("kind", ["small", "full"])
 def test_gradients_arrive_in_their_order_through_cores_path(parts, kind):
     with torch.inference_mode(False):

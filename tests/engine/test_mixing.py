@@ -1,5 +1,7 @@
 """Mixing predictions: r = (1, 0) is the model to the bit, weights sum to one, no hook stays."""
 
+import weakref
+
 import pytest
 import torch
 from nulltext.engine import mixing, weights
@@ -90,6 +92,27 @@ def test_no_hook_stays_after_success_error_and_interrupt(tiny, engine, ends, lat
 
     fails_and_is_interrupted(engine, net, lambda: mix(tiny, [(a, Share(0.5))], *args))
     assert hooks() == before and torch.equal(plain(tiny, *args), bare)
+
+
+def test_the_changes_lie_on_the_device_only_while_they_are_used(tiny, ends, latent, sigmas, monkeypatch):
+    """There in the dtype that computes; the guider, which stays with the graph, holds what it was given."""
+    moved, to = [], lora.LowRank.to
+    monkeypatch.setattr(
+        lora.LowRank, "to", lambda self, *where: moved.append((where, weakref.ref(made := to(self, *where)))) or made
+    )
+    monkeypatch.setattr(mixing, "compute_dtype", lambda model: torch.bfloat16)
+    a, args = a_lora(tiny, 1, 0.1), (ends, latent, sigmas[-2:])
+    guider = mixing.mix_guider(tiny, [(a, Share(0.5))], *ends, 3.0)
+    assert not moved
+    with torch.inference_mode():
+        sampler = own_sampler(sample_euler, start=3 * latent)
+        found = guider.sample(torch.zeros_like(latent), latent, sampler, sigmas[-2:], disable_pbar=True, seed=1)
+    assert {where for where, _ in moved} == {(tiny.load_device, torch.bfloat16)}
+    assert not any(change() for _, change in moved)
+    monkeypatch.undo()
+    bare = plain(tiny, *args)
+    whole = mix(tiny, [(a, Share(0.5))], *args)
+    assert float((found - whole).norm() / (whole - bare).norm()) < 0.02
 
 
 def test_a_lora_of_another_model_is_refused(tiny, make_model, ends):

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from nulltext.engine import comfy as engine
 from nulltext.engine import training, training_memory, tuning, weights
 from nulltext.engine.run import sample_with
 from nulltext.samplers.tuning import lora
-from nulltext.samplers.tuning.loop import Loop, Settings
+from nulltext.samplers.tuning.loop import Loop, Report, Settings
 from nulltext.samplers.tuning.objective import Examples, HeldOut, Objective, denoising_step
 
 SIGMAS = torch.tensor([5.0, 1.0, 0.0])
@@ -91,6 +92,23 @@ def test_counting_the_memory_leaves_no_tensor_behind():
     kept, result = count()
     gc.collect()
     assert kept == 64 and result() is None
+
+
+def test_a_large_training_is_saved_the_more_seldom_the_longer_a_save_takes(monkeypatch):
+    clock, saved = [0.0], []
+
+    class Slow:
+        def save(self, loop):
+            saved.append(clock[0])
+            clock[0] += 30.0
+
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    run, loop = SimpleNamespace(tick=lambda n: None), Loop({"a": torch.zeros(1)}, Settings(steps=2000))
+    watch = training._Watch(run, loop, training.Outcome(), None, None, None, Slow())
+    for step in range(1, 1501):
+        clock[0] += 1.0
+        watch.step(Report(step, 2000, {"loss": 1.0}, None, 0.1, 1.0, 1.0))
+    assert saved == [121.0, 121.0 + 30 + 600 + 1, 121.0 + 2 * (30 + 600 + 1)]
 
 
 def test_a_duration_reads_as_one():

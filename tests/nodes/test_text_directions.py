@@ -9,7 +9,7 @@ from nulltext.demo.autoencoder import SLIM_SIZE, AutoEncoder, widened
 from nulltext.engine import files, h_space, run, sampler, training_store, weights
 from nulltext.engine.comfy import sigma_to_time
 from nulltext.engine.sampler import sample_latent
-from nulltext.nodes import asyrp, diffusion_clip, diffusion_clip_edit, h_training, tuning_chain
+from nulltext.nodes import asyrp, diffusion_clip, diffusion_clip_edit, h_training, inversion, tuning_chain
 from nulltext.nodes import h_space as h_space_nodes
 from nulltext.nodes.tuning_chain import TEMPLATES
 from nulltext.samplers.tuning import lora
@@ -72,13 +72,13 @@ def pictures():
 
 def tuned(
     model, positive, pictures, vae, passes=2, gradient=WHOLE, lr=1e-2, seed=3, target="red", l1=0.0, keep=0.0,
-    layers="attention", preset=diffusion_clip.BY_HAND, identity=None, tower=None, file="",
+    layers="attention", preset=diffusion_clip.BY_HAND, identity=None, tower=None, file="", steps=2, checkpointing=False,
 ):  # fmt: skip
     """What the node returns."""
     with torch.inference_mode():
         return diffusion_clip.DiffusionCLIPTune().run(
-            model, positive, pictures, vae, tower or Tower(), "blue", target, 0.5, 3, 2, passes, lr, 1.0, 3.0, l1, keep,
-            "log", gradient, layers, 2, seed, TEMPLATES, file, preset, identity,
+            model, positive, pictures, vae, tower or Tower(), "blue", target, 0.5, 3, steps, passes, lr, 1.0, 3.0, l1,
+            keep, "log", gradient, layers, 2, seed, TEMPLATES, file, preset, identity, checkpointing,
         )  # fmt: skip
 
 
@@ -103,6 +103,44 @@ def test_tuning_turns_the_pictures_towards_the_words(tiny, make_condition, pictu
     assert not any(m._forward_hooks for m in tiny.model.diffusion_model.modules())
     again = tune(tiny, make_condition(), pictures, vae, passes=6, gradient=gradient)[1]
     assert all(torch.equal(again[k], v) for k, v in found.items())
+
+
+@pytest.mark.parametrize(("gradient", "step"), [(WHOLE, "chain_step"), (SAVING, "saving_step")])
+def test_checkpointing_keeps_less_and_trains_alike(tiny, make_condition, vae, monkeypatch, gradient, step):
+    """Of the whole chain one call's memory, whatever its length, and the same bits."""
+    make, kept = getattr(diffusion_clip, step), {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    def counted(*args, **more):
+        inner = make(*args, **more)
+
+        def first(generator):
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+                return inner(generator)
+
+        return first
+
+    monkeypatch.setattr(diffusion_clip, step, counted)
+    one = {"samples": torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(3)) / 0.18215}
+
+    def trained(steps, checkpointing):
+        kept.clear()
+        more = {"passes": 1, "gradient": gradient, "steps": steps, "checkpointing": checkpointing}
+        found = tune(tiny, make_condition(), one, vae, **more)[1]
+        return sum(storage.nbytes() for storage in kept.values()), found
+
+    (plain_2, _), (plain_6, found) = trained(2, False), trained(6, False)
+    (least_2, _), (least_6, again) = trained(2, True), trained(6, True)
+    if gradient == WHOLE:
+        assert all(torch.equal(again[key], value) for key, value in found.items())
+        assert least_6 < 1.5 * least_2 and least_6 - least_2 < (plain_6 - plain_2) / 100
+    else:
+        assert least_6 < 0.8 * plain_6
+        for key, value in found.items():
+            torch.testing.assert_close(again[key], value, rtol=0, atol=1e-4 * float(value.abs().max()))
 
 
 def test_a_file_that_can_not_be_written_loses_no_training(tiny, make_condition, pictures, vae, monkeypatch, tmp_path):
@@ -201,6 +239,37 @@ def test_the_mixing_box_takes_up_to_three(tiny, make_condition, pictures, vae):
     assert len(guider.tuned) == 2
     assert [s.at(0.02) for s in guider.shares] == pytest.approx([0.8, 0.0, 0.2])
     assert [s.at(14.0) for s in guider.shares] == pytest.approx([0.6, 0.4, 0.0])
+
+
+def test_many_pictures_are_inverted_in_parts(tiny, make_condition, vae, monkeypatch):
+    many = torch.randn(20, 4, 4, 4, generator=torch.Generator().manual_seed(3)) / 0.18215
+    rows, asked, ask = [], [], run.sample_with
+    tiny.model.diffusion_model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    sigmas = diffusion_clip.schedule(tiny, 0.5, 3)
+    for module in (inversion, diffusion_clip):
+        monkeypatch.setattr(
+            module,
+            "sample_with",
+            lambda m, c, latent, *a, **more: asked.append(len(latent)) or ask(m, c, latent, *a, **more),
+        )
+
+    def inverted(latent, positive=None):
+        with torch.inference_mode():
+            return tuning_chain.inverted(tiny, positive or make_condition(), {"samples": latent}, sigmas, cache=False)[
+                0
+            ]
+
+    found = inverted(many)
+    assert rows == [8] * 3 + [8] * 3 + [4] * 3 and asked == [8, 8, 4]
+    torch.testing.assert_close(found.trajectory[:, 17:], inverted(many[17:]).trajectory, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.source, inverted(many).source, rtol=0, atol=0)
+    each = [[make_condition()[0][0].repeat(20, 1, 1), make_condition()[0][1]]]  # a text for each picture
+    rows.clear()
+    torch.testing.assert_close(inverted(many, each).trajectory, found.trajectory, rtol=1e-4, atol=1e-4)
+    assert max(rows) == 20
+    asked.clear()
+    tune(tiny, make_condition(), {"samples": many[:2]}, vae, passes=1)
+    assert asked == [2, 1]  # and trained one at a time
 
 
 def train(

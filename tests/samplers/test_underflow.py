@@ -1,6 +1,7 @@
 """Gradients that fp16 would lose on the way."""
 
 import torch
+from nulltext.samplers.core import recomputed
 from nulltext.samplers.underflow import keep_from_underflow, keep_trained_from_underflow
 
 
@@ -42,4 +43,6 @@ def test_weights_inside_a_chain_of_calls_are_reached_as_in_fp32():
             torch.testing.assert_close(got, want, rtol=3e-3, atol=0.0)
             got = torch.autograd.grad(chain(wrap(lambda x: half_net(x, w))) * 1e6, w)[0]  # of another size
             torch.testing.assert_close(got, want * 1e6, rtol=3e-3, atol=0.0)
+            again = torch.autograd.grad(chain(wrap(recomputed(lambda x: half_net(x, w)))) * 1e6, w)[0]
+            assert torch.equal(again, got)
     assert not w._backward_hooks

@@ -80,7 +80,19 @@ def test_a_flow_from_s_1_and_the_ticks():
         checkpointed=False,
         tick=lambda: ticks.append(1),
     )
-    assert bool(torch.isfinite(out.x).all()) and len(ticks) == (2 + 2) * 3
+    assert bool(torch.isfinite(out.x).all()) and len(ticks) == (2 + 1) * 3
+
+
+def test_no_walk_is_walked_twice():
+    starts = []
+
+    def denoise(x, sigma):
+        if float(sigma) == float(SIGMAS[0]):
+            starts.append(x.detach().clone())
+        return MIXTURE.denoise(x, sigma)
+
+    optimise_start_noise(denoise, start(), SIGMAS, unlikely, steps=3, lr=0.1, checkpointed=False)
+    assert len({x.numpy().tobytes() for x in starts}) == len(starts) == 3 + 1
 
 
 def test_refusals():

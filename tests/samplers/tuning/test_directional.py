@@ -81,3 +81,20 @@ def test_the_gradient_turns_the_picture_towards_the_words():
         (grad,) = torch.autograd.grad(loss(picture, source)["loss"], picture)
         picture = (picture - 1e-3 * grad).detach().requires_grad_()
     assert before < 0 and loss(picture, source)["cosine"] > 0.99
+
+
+def test_a_source_that_comes_again_is_embedded_once_by_each_tower_and_forgotten_with_the_picture():
+    g, asked = torch.Generator().manual_seed(0), []
+    edited, source, other = (torch.rand(1, 3, 2, 2, generator=g) for _ in range(3))
+
+    def tower(scale):
+        return lambda pictures: asked.append(id(pictures)) or scale * embed(pictures) ** scale
+
+    loss = EditLoss(tower(1), torch.tensor([1.0, -1.0, 0.5]), identity=0.25, identity_embed=tower(2))
+    first = loss(edited, source)
+    again, elsewhere = loss(edited, source), loss(edited, other)
+    assert asked.count(id(source)) == asked.count(id(other)) == 2 and asked.count(id(edited)) == 6
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["loss"], elsewhere["loss"])
+    del other
+    assert len(loss._known) == 1

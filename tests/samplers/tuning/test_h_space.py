@@ -7,6 +7,7 @@ import pytest
 import torch
 from nulltext.samplers.core import FLOW, VE, euler_step, gaussian
 from nulltext.samplers.ode import sample_ancestral, sample_euler
+from nulltext.samplers.tuning import h_space
 from nulltext.samplers.tuning.diffusion_clip import Pictures
 from nulltext.samplers.tuning.h_space import (
     distances,
@@ -224,6 +225,34 @@ def test_the_training_walks_edited_and_unedited_side_by_side():
     for s, t in itertools.pairwise(table[1:4]):
         e = (TAU**2 + s * t) / (TAU**2 + s**2) * e + 1
     assert torch.allclose(edited - unedited, e * delta.expand_as(x), rtol=1e-8)
+
+
+def test_the_unedited_walk_of_a_picture_is_asked_and_decoded_once(monkeypatch):
+    """As far as there is room for it, and with the same bits."""
+    sigmas, pictures = LEVELS["ve"], [start(VE)[i : i + 1] for i in range(3)]
+    table = [float(s) for s in sigmas]
+
+    def trained(room):
+        monkeypatch.setattr(h_space, "_KEPT_BYTES", room)
+        asked, decoded, dh = [], [], torch.zeros(5, 2, dtype=torch.float64)
+
+        def pair(_):
+            def ask(x, s, change):
+                asked.append(change)
+                return two_rows(net(VE))(x, s, change)
+
+            return ask
+
+        loop = Loop({"dh": dh}, Settings(steps=60, lr=0.05, optimiser="Adam"), seed=2)
+        changes = lambda s: lambda h: dh[table.index(float(s))].expand_as(h)  # noqa: E731
+        given = Pictures(pictures, pictures, [None] * 3), sigmas, changes
+        loop.run(training_step(pair, *given, lambda z: decoded.append(z) or z, Seen()))
+        return asked.count(None), len(decoded) - 60, dh
+
+    each, size = 3 * 5, pictures[0].nbytes
+    (*all_kept, dh), (*some, of_some), (*none, of_none) = trained(2**30), trained(2 * size), trained(0)
+    assert all_kept == [each, each] and none == [60, 60] and each < some[0] == some[1] < 60
+    assert torch.equal(dh, of_some) and torch.equal(dh, of_none) and dh.any()
 
 
 def test_training_finds_the_shift_that_the_loss_asks_for():

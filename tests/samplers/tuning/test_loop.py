@@ -4,7 +4,9 @@ import dataclasses
 
 import pytest
 import torch
+from nulltext.samplers.tuning import loop as loop_module
 from nulltext.samplers.tuning.loop import Loop, NotFinite, Settings
+from torch.utils._python_dispatch import TorchDispatchMode
 
 PLAN = Settings(steps=12, lr=0.05, warmup=3, schedule="cosine", ema=0.9, accumulate=2, held_out_every=4)
 
@@ -192,6 +194,51 @@ def test_out_of_memory_in_the_update_leaves_a_state_to_go_on_from(monkeypatch, w
     assert_same(stopped, broken)
     broken.run(step_of(broken))
     assert_same(whole, broken)
+
+
+@pytest.mark.parametrize(("pause", "kept"), [(0, 5), (1e9, 0)], ids=["at every step", "at the first alone"])
+def test_a_large_state_is_copied_seldom_and_gone_back_to(monkeypatch, pause, kept):
+    """And going on from it gives the bits of a run that never broke."""
+    monkeypatch.setattr(loop_module, "_BESIDE_BYTES", 0)
+    monkeypatch.setattr(loop_module, "PAUSE", pause)
+    whole, loop, copied = make(), make(), []
+    whole.run(step_of(whole))
+    remember, inner, broken = loop._remember, step_of(loop), [7]
+    monkeypatch.setattr(loop, "_remember", lambda state: copied.append(loop.step) or remember(state))
+
+    def step(generator):
+        losses = inner(generator)
+        return {**losses, "loss": losses["loss"] * (torch.nan if loop.step + 1 in broken else 1)}
+
+    with pytest.raises(NotFinite, match=f"by step {kept} is kept"):
+        loop.run(step)
+    assert copied == list(range(6 if pause == 0 else 1)) and loop.step == len(loop.curve) == kept
+    broken.clear()
+    loop.run(step)
+    assert_same(whole, loop)
+
+
+def test_a_large_state_is_not_counted_as_the_devices(monkeypatch):
+    def held(limit, optimiser="AdamW"):
+        monkeypatch.setattr(loop_module, "_BESIDE_BYTES", limit)
+        return Loop({"a": torch.empty(1000, device="meta")}, Settings(optimiser=optimiser)).memory()
+
+    assert [held(12_000), held(11_999)] == [28_000, 16_000]  # values, two moments; the gradient is in no copy
+    assert [held(4000, "SGD"), held(3999, "SGD")] == [12_000, 8000]
+
+
+def test_what_a_step_changes_is_copied_in_one_go():
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(function.__name__)
+            return function(*args, **(kwargs or {}))
+
+    loop, seen = Loop({str(i): torch.ones(3) for i in range(50)}, Settings(steps=3)), []
+    loop.run(lambda g: {"loss": sum(p.sum() for p in loop.parameters.values())})
+    with Copies():
+        loop._remember(loop.generator.get_state())
+    assert [name for name in seen if "copy" in name or "clone" in name] == ["_foreach_copy_.default"]
+    assert all(torch.equal(loop._good.tensors[name], value) for name, value in loop._tensors().items())
 
 
 @pytest.mark.parametrize(("optimiser", "ema"), [("AdamW", 0.0), ("Adam", 0.9), ("SGD", 0.0)])

@@ -64,6 +64,33 @@ def test_half_precision_inputs_get_their_own_dtype_back():
     )
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_backward_keeps_a_half_precision_input_once_and_as_it_came(name, monkeypatch):
+    """Three layers of one input; the gradients are autograd's own to the bit."""
+    layer, shape = LAYERS[name]
+    made = [lora.low_rank(layer, 2, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    for seed, f in enumerate(made):
+        with torch.no_grad():
+            f.up.copy_(rows(*f.up.shape, seed=seed))
+    factors = list(lora.parameters(dict(zip("qkv", made))).values())
+    half = rows(*shape, seed=4).to(torch.bfloat16).requires_grad_()
+    kept = {}
+
+    def pack(t):
+        kept[t.untyped_storage()._cdata] = t.untyped_storage()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        out = sum(f.delta(half).float() for f in made)
+    inside = 3 * 2 * 4 * out.numel() // out.shape[-1 if name == "linear" else 1]  # down x, in fp32
+    assert sum(s.nbytes() for s in kept.values()) == half.nbytes + inside + sum(f.nbytes for f in factors)
+    found = torch.autograd.grad(out.square().sum(), [half, *factors])
+    monkeypatch.setattr(lora._Recast, "apply", lambda x, weight, function: function(x.to(weight.dtype), weight))
+    out = sum(f.delta(half).float() for f in made)
+    want = torch.autograd.grad(out.square().sum(), [half, *factors])
+    assert all(g.any() and torch.equal(g, w) for g, w in zip(found, want))
+
+
 def test_training_finds_eckart_youngs_optimum_in_the_inputs_metric():
     """min |(W* - W - BA) x|^2 over rank r: BA = [ (W* - W) C^(1/2) ]_r C^(-1/2), C = E x x^T."""
     x = rows(400, 6) @ torch.diag(torch.tensor([3.0, 2, 1.5, 1, 0.7, 0.4], dtype=F64)) @ rows(6, 6, seed=3)
