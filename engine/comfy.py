@@ -79,6 +79,21 @@ def load_models(models, memory: float = 0) -> None:
         get("model_management").load_models_gpu(list(models), memory)
 
 
+def with_room_for(model, rows: Callable[[int], int]):
+    """A clone of the MODEL in whose runs the engine makes room for calls of rows(B) rows, B being those of the run's
+    latent; by itself it counts on 2 B. Where the engine can't be told (before 2025) the MODEL comes back."""
+    if not hasattr(model, "add_wrapper_with_key"):
+        return model
+
+    def prepare(executor, patcher, noise_shape, *more, **named):
+        batch = max(noise_shape[0], math.ceil(rows(noise_shape[0]) / 2))
+        return executor(patcher, [batch, *noise_shape[1:]], *more, **named)
+
+    clone = model.clone()
+    clone.add_wrapper_with_key("prepare_sampling", "nulltext", prepare)
+    return clone
+
+
 def encode(clip, text: str) -> list:
     """CONDITIONING of a text, as ComfyUI's own text node makes it."""
     tokens = clip.tokenize(text)

@@ -177,6 +177,16 @@ def test_three_rows_a_step_from_an_inversion_and_four_from_noise(guide, inversio
     assert guide(p2p(StepWindow(0, 0.4), NEVER), inversion=inversion)[1].network_rows == (3 * 2 + 2 * 2) * 2
 
 
+@pytest.mark.parametrize("edits", [1, 2, 3])
+@pytest.mark.parametrize("controllers, rows_of_source", [(p2p, 1), (lambda **_: [MutualSelf(ALL, 0.0)], 2)])
+def test_room_is_made_for_the_source_of_an_inversion_beside_its_edits(
+    tiny, guide, prompts, inversion, room, network_calls, edits, controllers, rows_of_source
+):
+    asked, calls = room(tiny), network_calls(tiny)
+    guide(controllers(edits=edits), edits=[prompts[1]] * edits, inversion=inversion)
+    assert {len(x) for x, _ in calls} == set(asked) == {2 * (2 * edits + rows_of_source)}
+
+
 def test_the_source_is_the_stored_trajectory_whatever_the_noise(guide, inversion):
     euler, dpmpp = ([guide(p2p(), name, NOISE * k, inversion=inversion)[0] for k in (1, 0)] for name in SAMPLERS)
     assert torch.equal(*euler) and torch.equal(*dpmpp) and not torch.equal(euler[0], dpmpp[0])
