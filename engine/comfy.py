@@ -62,6 +62,18 @@ def network_of(model) -> torch.nn.Module:
     return getattr(model.diffusion_model, "_orig_mod", model.diffusion_model)
 
 
+def each_module(*modules: torch.nn.Module) -> list[torch.nn.Module]:
+    """These modules and all inside them, each once, in the order of torch's own `modules()`, which takes longer on a
+    large network."""
+    found, waiting = {}, [*reversed(modules)]
+    while waiting:
+        module = waiting.pop()
+        if module is not None and id(module) not in found:
+            found[id(module)] = module
+            waiting.extend(reversed(module._modules.values()))
+    return [*found.values()]
+
+
 def with_patch(options: dict, name: str, patch) -> dict:
     """model_options with one more transformer patch ("output_block_patch", ...), behind those that are there; what is
     given is not changed."""
