@@ -15,13 +15,13 @@ from torch import Tensor
 from ..samplers.attention.layers import QKV, Ask, Controller, Layer, Moment, attend
 from .comfy import get
 from .joint_attention import are_joint, attach_jointly, joint_places
-from .rows import PairEdit, Place, WordEdit, check_joined, in_order, jobs_for, layer_at, moment_of
+from .rows import PairEdit, Place, Places, WordEdit, check_joined, in_order, jobs_for, layer_at, moment_of
 from .words import words_of
 
 _CONTEXT = "nulltext_context"
 
 
-def unet_places(model) -> dict[tuple[str, int, int], Place]:
+def unet_places(model) -> Places:
     """(block, number, depth) -> Place, in the order the network runs them; empty for what is no UNet with
     cross-attention layers."""
     unet = getattr(model.model, "diffusion_model", None)
@@ -38,10 +38,10 @@ def unet_places(model) -> dict[tuple[str, int, int], Place]:
                     scale *= 2
                 elif kind == "Upsample":
                     scale //= 2
-    return {key: Place(index, scale) for index, (key, scale) in enumerate(found)}
+    return Places({key: Place(index, scale) for index, (key, scale) in enumerate(found)})
 
 
-def attention_places(model) -> dict[tuple[str, int, int], Place]:
+def attention_places(model) -> Places:
     """The layers that edits can reach. ValueError that names the families which work, for another network."""
     places = unet_places(model) or joint_places(model)
     if not places:
@@ -52,7 +52,7 @@ def attention_places(model) -> dict[tuple[str, int, int], Place]:
     return places
 
 
-def any_asks(controllers: Sequence[Controller], places: dict, latent: tuple[int, int], moment: Moment) -> bool:
+def any_asks(controllers: Sequence[Controller], places: Places, latent: tuple[int, int], moment: Moment) -> bool:
     """Whether some layer would be asked for anything now."""
     layers = [layer_at(places, key, cross, 1, latent, moment) for key in places for cross in (True, False)]
     return any(c.asks(layer) is not Ask.NOTHING for c in controllers for layer in layers)
@@ -61,7 +61,7 @@ def any_asks(controllers: Sequence[Controller], places: dict, latent: tuple[int,
 class Hook:
     """Stands in the replacement slot of all layers; holds no state but what its edits keep."""
 
-    def __init__(self, edits: Sequence[PairEdit | WordEdit], places: dict[tuple[str, int, int], Place]):
+    def __init__(self, edits: Sequence[PairEdit | WordEdit], places: Places):
         self.edits, self.places = in_order(edits), places
         self._attention = get("ldm.modules.attention")
         self._told = "transformer_options" in inspect.signature(self._attention.CrossAttention.forward).parameters

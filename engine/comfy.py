@@ -67,6 +67,18 @@ def compute_dtype(model) -> torch.dtype:
     return model.manual_cast_dtype or model.get_dtype()
 
 
+def each_module(*modules: torch.nn.Module) -> list[torch.nn.Module]:
+    """These modules and all inside them, each once, in the order of torch's own `modules()`, which takes longer on a
+    large network."""
+    found, waiting = {}, [*reversed(modules)]
+    while waiting:
+        module = waiting.pop()
+        if module is not None and id(module) not in found:
+            found[id(module)] = module
+            waiting.extend(reversed(module._modules.values()))
+    return [*found.values()]
+
+
 def with_patch(options: dict, name: str, patch) -> dict:
     """model_options with one more transformer patch ("output_block_patch", ...), behind those that are there; what is
     given is not changed."""
@@ -82,6 +94,21 @@ def load_models(models, memory: float = 0) -> None:
     In inference mode, as everything else in ComfyUI loads: weights moved outside of it can't be used inside again."""
     with torch.inference_mode():
         get("model_management").load_models_gpu(list(models), memory)
+
+
+def with_room_for(model, rows: Callable[[int], int]):
+    """A clone of the MODEL in whose runs the engine makes room for calls of rows(B) rows, B being those of the run's
+    latent; by itself it counts on 2 B. Where the engine can't be told (before 2025) the MODEL comes back."""
+    if not hasattr(model, "add_wrapper_with_key"):
+        return model
+
+    def prepare(executor, patcher, noise_shape, *more, **named):
+        batch = max(noise_shape[0], math.ceil(rows(noise_shape[0]) / 2))
+        return executor(patcher, [batch, *noise_shape[1:]], *more, **named)
+
+    clone = model.clone()
+    clone.add_wrapper_with_key("prepare_sampling", "nulltext", prepare)
+    return clone
 
 
 def encode(clip, text: str) -> list:

@@ -95,7 +95,7 @@ def fingerprint(model) -> dict[str, str]:
     return {
         "structure": _hash(repr([(n, tuple(parameters[n].shape)) for n in names]).encode()),
         "prediction": "+".join(base.__name__ for base in type(sampling).__bases__),
-        "sigmas": _hash(repr([f"{float(s):.4g}" for s in table]).encode()),
+        "sigmas": _hash(repr([f"{s:.4g}" for s in table.tolist()]).encode()),
         "weights": _hash(*(_sample(before_patches.get(n, parameters[n])) for n in names[::step])),
         "precision": str(next(iter(parameters.values())).dtype).removeprefix("torch.") if parameters else "none",
         "patches": patches.hexdigest()[:32] if model.patches else "none",

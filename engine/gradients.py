@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as run_checkpointed
 
-from .comfy import get, load_models, with_patch
+from .comfy import each_module, get, load_models, with_patch
 from .interrupts import heard
 
 # Blocks whose activations are recomputed instead of kept when `checkpoint` is asked for: of UNets, SD3, Flux and
@@ -124,18 +124,19 @@ def attention_notice() -> str | None:
 def check_differentiable(*modules: nn.Module) -> None:
     """ValueError if weights are stored in a form that has no backward (GGUF, int8, 4-bit), or come and go while the
     network runs (the newest engine's dynamic VRAM), so that those which backward needs are gone by then."""
-    for module in modules:
-        if any(hasattr(child, "_v") for child in module.modules()):
+    inside = each_module(*modules)
+    if any("_v" in vars(child) for child in inside):
+        raise ValueError(
+            "ComfyUI streams this network's weights (dynamic VRAM), and gradients can't pass through streamed "
+            "weights: start ComfyUI with --disable-dynamic-vram."
+        )
+    for p in (p for child in inside for p in child._parameters.values() if p is not None):
+        if not p.is_floating_point() or type(p.data) is not Tensor and not isinstance(p, nn.Parameter):
+            name = next(name for module in modules for name, own in module.named_parameters() if own is p)
             raise ValueError(
-                "ComfyUI streams this network's weights (dynamic VRAM), and gradients can't pass through streamed "
-                "weights: start ComfyUI with --disable-dynamic-vram."
+                f"The weights are quantised ({name} is {str(p.dtype).removeprefix('torch.')}), and gradients can't "
+                "pass through them: load the model in fp16, bf16 or fp32."
             )
-        for name, p in module.named_parameters():
-            if not p.is_floating_point() or type(p.data) is not Tensor and not isinstance(p, nn.Parameter):
-                raise ValueError(
-                    f"The weights are quantised ({name} is {str(p.dtype).removeprefix('torch.')}), and gradients can't "
-                    "pass through them: load the model in fp16, bf16 or fp32."
-                )
 
 
 def _alias(t: Tensor) -> Tensor:
@@ -145,23 +146,31 @@ def _alias(t: Tensor) -> Tensor:
     return out.set_(t.untyped_storage(), t.storage_offset(), t.size(), t.stride())
 
 
-def _swap(module: nn.Module, undo: contextlib.ExitStack, made: dict[int, Tensor]) -> None:
-    """Replace the module's own parameters and inference buffers by aliases; tied weights stay tied."""
+@contextlib.contextmanager
+def _aliased(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """For the duration these modules' own parameters and inference buffers are aliases; tied weights stay tied."""
+    changed, made = [], {}
+    try:
+        for module in modules:
+            for name, p in module._parameters.items():
+                if p is not None:
+                    if id(p) not in made:
+                        made[id(p)] = nn.Parameter(_alias(p), requires_grad=False)
+                    changed.append((module._parameters, name, made[id(p)], p))
+                    module._parameters[name] = made[id(p)]
+            for name, b in module._buffers.items():
+                if b is not None and b.is_inference():
+                    changed.append((module._buffers, name, _alias(b), b))
+                    module._buffers[name] = changed[-1][2]
+        yield
+    finally:
+        for table, name, ours, original in changed:
+            if table.get(name) is ours:  # else a weight hook has replaced it since: left alone
+                table[name] = original
 
-    def put_back(table, name, ours, original):
-        if table.get(name) is ours:  # else a weight hook has replaced it since: left alone
-            table[name] = original
 
-    for name, p in module._parameters.items():
-        if p is not None:
-            if id(p) not in made:
-                made[id(p)] = nn.Parameter(_alias(p), requires_grad=False)
-            module._parameters[name] = made[id(p)]
-            undo.callback(put_back, module._parameters, name, made[id(p)], p)
-    for name, b in module._buffers.items():
-        if b is not None and b.is_inference():
-            module._buffers[name] = _alias(b)
-            undo.callback(put_back, module._buffers, name, module._buffers[name], b)
+def _cloned_first(_module, args):
+    return (args[0].clone(), *args[1:])
 
 
 def _own(value):
@@ -219,15 +228,11 @@ def grad_mode(*modules: nn.Module, checkpoint: bool = False) -> Iterator[None]:
         undo.enter_context(_engine_in_training())
         undo.enter_context(_pytorch_attention())
         undo.enter_context(heard(*modules))
-        made: dict[int, Tensor] = {}
-        seen: set[int] = set()
-        for child in (c for m in modules for c in m.modules()):
-            if id(child) in seen:
-                continue
-            seen.add(id(child))
-            _swap(child, undo, made)
+        inside = each_module(*modules)
+        undo.enter_context(_aliased(inside))
+        for child in inside:
             if isinstance(child, nn.LayerNorm):  # its input is saved for backward and then written to by `x += n`
-                undo.callback(child.register_forward_pre_hook(lambda _, args: (args[0].clone(), *args[1:])).remove)
+                undo.callback(child.register_forward_pre_hook(_cloned_first).remove)
             if checkpoint and type(child).__name__ in _BLOCKS and "forward" not in child.__dict__:
                 undo.callback(child.__dict__.pop, "forward", None)
                 child.forward = _checkpointed(child.forward)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from .comfy import check_interrupt
+from .comfy import check_interrupt, each_module
 
 
 def _before(_module, _inputs) -> None:
@@ -26,7 +26,7 @@ def _after(_module, _inputs, output) -> None:
 def heard(*modules: nn.Module) -> Iterator[None]:
     """While it lasts, the engine's own exception is raised inside these networks, forward and backward, soon after the
     user asks to stop. A block is an entry of a list of modules. No hook stays."""
-    blocks = {id(b): b for m in modules for each in m.modules() if isinstance(each, nn.ModuleList) for b in each}
+    blocks = {id(b): b for each in each_module(*modules) if isinstance(each, nn.ModuleList) for b in each}
     with contextlib.ExitStack() as undo:
         for block in blocks.values():
             undo.callback(block.register_forward_pre_hook(_before).remove)

@@ -16,9 +16,9 @@ from dataclasses import replace
 from torch import Tensor
 
 from ..samplers.attention.joint import attend_jointly
-from ..samplers.attention.layers import QKV, Ask, Layer, attend
+from ..samplers.attention.layers import QKV, Ask, Layer, Moment, attend
 from .comfy import get
-from .rows import PairEdit, Place, WordEdit, in_order, jobs_for, layer_at, moment_of
+from .rows import PairEdit, Place, Places, WordEdit, in_order, jobs_for, layer_at, moment_of
 
 _CONTEXT, _SEEN, _KEY, _OVERRIDE = "nulltext_context", "nulltext_seen", "nulltext", "optimized_attention_override"
 #: the network's class -> its lists of blocks, with our word for them; text stands before the picture in all
@@ -29,7 +29,7 @@ _BLOCKS = {
 }
 
 
-def joint_places(model) -> dict[tuple[str, int, int], Place]:
+def joint_places(model) -> Places:
     """("double" or "single", number, 0) -> Place; empty for a network that is not one of these.
 
     ValueError where the network is, and the engine does not open its attention."""
@@ -41,10 +41,10 @@ def joint_places(model) -> dict[tuple[str, int, int], Place]:
             "This ComfyUI keeps the attention of SD3, Flux and Qwen-Image closed: update it for attention edits on "
             "them; here they work on SD1, SD2 and SDXL."
         )
-    return {(name, i, 0): Place(index, network.patch_size) for index, (name, i, _) in enumerate(found)}
+    return Places({(name, i, 0): Place(index, network.patch_size) for index, (name, i, _) in enumerate(found)})
 
 
-def are_joint(places: dict[tuple[str, int, int], Place]) -> bool:
+def are_joint(places: Places) -> bool:
     """Whether these places are a transformer's blocks and not a UNet's layers."""
     return any(name in ("double", "single") for name, _, _ in places)
 
@@ -60,7 +60,7 @@ def _opens(block) -> bool:
 class JointHook:
     """Serves all edits on one MODEL; holds no state but what its edits keep."""
 
-    def __init__(self, edits: Sequence[PairEdit | WordEdit], places: dict[tuple[str, int, int], Place]):
+    def __init__(self, edits: Sequence[PairEdit | WordEdit], places: Places):
         self.edits, self.places = in_order(edits), places
 
     def __deepcopy__(self, memo):
@@ -80,7 +80,7 @@ class JointHook:
         tokens, text = q.shape[2 if split else 1], seen["text"]
         layers = self._layers(place, heads, seen["shape"], tokens, text, moment_of(options))
         if all(e.controller.asks(layer) is Ask.NOTHING for e in self.edits for layer in layers):
-            self._begin(options)
+            self._begin(layers[0].moment, options)
             return plain(q, k, v, heads, mask=mask, **more)
         # SD3 gives q and k flat and v with its heads apart
         qkv = QKV(*((t.transpose(1, 2) if split else t).flatten(2) for t in (q, k, v)))
@@ -107,10 +107,10 @@ class JointHook:
             out = out.unflatten(2, (heads, -1)).transpose(1, 2)
         return out
 
-    def _begin(self, options: dict) -> None:
+    def _begin(self, moment: Moment, options: dict) -> None:
         for edit in self.edits:
             if isinstance(edit, WordEdit):
-                edit.begin(options)
+                edit.begin(moment, options)
 
     def _layers(self, place, heads, shape, tokens, text, moment) -> tuple[Layer, ...]:
         """The call as controllers of cross- and of self-attention are asked about it; a block's second attention, where
@@ -154,7 +154,7 @@ class BlockPatch:
         return extra["original_block"]({**args, "transformer_options": inside})
 
 
-def attach_jointly(model, edits: Sequence[PairEdit | WordEdit], places: dict[tuple[str, int, int], Place]):
+def attach_jointly(model, edits: Sequence[PairEdit | WordEdit], places: Places):
     """A clone of the MODEL with these edits, beside those it already has. ValueError when another patch owns a block,
     or an edit reads maps of layers that this network does not have."""
     for edit in edits:

@@ -21,7 +21,7 @@ from ..samplers.inversion.record import Inversion
 from ..samplers.inversion.replay import way_back
 from ..samplers.ode import sample_euler
 from .attention import any_asks, attach, attention_places
-from .comfy import check_interrupt, check_latent, get
+from .comfy import check_interrupt, check_latent, get, with_room_for
 from .guider import first_level, guider_class, refuse_if_exact, replace_embedding
 from .joint_attention import are_joint
 from .noise import InversionNoise, source_latent
@@ -240,7 +240,11 @@ def prompt_to_prompt_guider(
     own = any(isinstance(c, (ReplaceSelf, MutualSelf)) for c in controllers)
     for conditioning in (source, *edits):
         check_joined(conditioning)
-    guider = _class()(attach(model, [PairEdit(c) for c in controllers], ("attn1", "attn2") if own else ("attn2",)))
+    model = attach(model, [PairEdit(c) for c in controllers], ("attn1", "attn2") if own else ("attn2",))
+    if inversion is not None:  # the sources run beside the edits, and stand in no latent
+        of_source = 2 if any(c.unconditional for c in controllers) else 1
+        model = with_room_for(model, lambda rows: 2 * rows + of_source * rows // len(edits))
+    guider = _class()(model)
     guider.prepare(source, edits, negative, cfg, controllers, inversion, keep_source)
     return guider
 

@@ -14,11 +14,13 @@ import weakref
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import ceil
 
 import torch
 from torch import Tensor
 
+from ..samplers.attention.indices import at
 from ..samplers.attention.layers import QKV, Ask, Controller, Layer, Moment, Rows
 from .clock import Clock
 from .words import words_of
@@ -36,11 +38,21 @@ class Place:
     scale: int
 
 
-def layer_at(places: dict, key: tuple[str, int, int], cross: bool, heads: int, latent: tuple, moment: Moment) -> Layer:
+class Places(dict[tuple[str, int, int], Place]):
+    """(block, number, depth) -> Place, in the order the network runs them; not changed once it is made."""
+
+    @cached_property
+    def scales(self) -> tuple[int, ...]:
+        return tuple(sorted({place.scale for place in self.values()}))
+
+
+def layer_at(
+    places: Places, key: tuple[str, int, int], cross: bool, heads: int, latent: tuple, moment: Moment
+) -> Layer:
     """The Layer a controller is asked about, for one transformer block at one latent size."""
-    place, scales = places[key], tuple(sorted({p.scale for p in places.values()}))
+    place = places[key]
     grid = tuple(ceil(side / place.scale) for side in latent)
-    return Layer(*key, place.index, len(places), cross, heads, grid, tuple(latent), moment, scales)
+    return Layer(*key, place.index, len(places), cross, heads, grid, tuple(latent), moment, places.scales)
 
 
 @dataclass
@@ -125,7 +137,7 @@ class WordEdit:
             ]
             if not rows or context.shape[1] % length or context.shape[2] != embedding.shape[1]:
                 continue
-            same = (context[rows, :length] == embedding.to(context)).flatten(1).all(1).tolist()
+            same = (context[at(rows, context.device), :length] == embedding.to(context)).flatten(1).all(1).tolist()
             hits = [r for r, equal in zip(rows, same) if equal]
             taken.update(hits)
             found.setdefault(length, []).extend((r, prompt, r % size) for r in hits)
@@ -133,7 +145,7 @@ class WordEdit:
             Rows(*(tuple(column) for column in zip(*hits)), length=length) for length, hits in found.items() if hits
         ]
 
-    def begin(self, extra: dict) -> None:
+    def begin(self, moment: Moment, options: dict) -> None:
         """Called first for every layer."""
 
 
@@ -144,8 +156,8 @@ class Capture(WordEdit):
         super().__init__(controller, conditioning)
         self._clock = Clock()
 
-    def begin(self, extra):
-        if self._clock.tick(float(extra["sigmas"].max()), extra.get("sample_sigmas")):
+    def begin(self, moment, options):
+        if self._clock.tick(moment.sigma, options.get("sample_sigmas")):
             self.controller.maps.clear()
 
 
@@ -154,10 +166,22 @@ def in_order(edits: Sequence[PairEdit | WordEdit]) -> list[PairEdit | WordEdit]:
     return sorted(edits, key=lambda edit: isinstance(edit, WordEdit))
 
 
+#: the network call at hand: its list of conditions, which the engine makes anew for each, its sigmas, and when it is
+_latest: tuple = (None, None, None)
+
+
 def moment_of(options: dict) -> Moment:
-    """When a call happens; options: the engine's transformer options of the call."""
-    call: Call | None = options.get(CALL)
-    return call.moment if call else Moment(float(options["sigmas"].max()))
+    """When a call happens; options: the engine's transformer options of the call. Every layer asks, and sigma, which
+    lies on the GPU, is fetched once."""
+    global _latest
+    if CALL in options:
+        return options[CALL].moment
+    order, sigmas = options["cond_or_uncond"], options["sigmas"]
+    of, at_sigmas, moment = _latest
+    if of is not order or at_sigmas() is not sigmas:
+        moment = Moment(float(sigmas.max()))
+        _latest = (order, weakref.ref(sigmas), moment)
+    return moment
 
 
 def jobs_for(edits: Sequence, qkv: QKV, layers: Sequence[Layer], options: dict, context: Tensor | None):
@@ -173,7 +197,7 @@ def jobs_for(edits: Sequence, qkv: QKV, layers: Sequence[Layer], options: dict, 
     jobs, source = pair_jobs(asking, qkv, layers[0], call, order) if asking else ([], None)
     roles = [role for role, _ in roles_of(options, order)]
     for edit in (e for e in edits if isinstance(e, WordEdit) and any(layer.cross for layer in layers)):
-        edit.begin(options)
+        edit.begin(layers[0].moment, options)
         if asks(edit) and context is not None:
             jobs += [(edit.controller, rows) for rows in edit.rows(context, roles)]
     return jobs, source

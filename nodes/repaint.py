@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 
-from ..engine.comfy import check_interrupt, fitted, process_of, sigma_range, sigmas_of, to_model_space
+from ..engine.comfy import check_interrupt, fitted, process_of, sigma_range, sigmas_of, to_model_space, with_room_for
 from ..engine.sampler import own_sampler, sample_latent
 from ..samplers.core import VE
 from ..samplers.masks import composite, to_grid
@@ -209,6 +209,8 @@ class RePaintSampler(EditBox):
         text = f"{cost(plan, mode, particles, sigmas, process, scale)}.{edit.notice()}"
         logging.getLogger("nulltext").info("RePaint: %s", text)
         sampler = make_sampler(plan, mode, particles, scale, log_cost=False)
+        if mode == EXACT:
+            model = with_room_for(model, lambda rows: particles * rows * (1 if cfg == 1 else 2))
         out = sample_latent(model, positive, negative, cfg, sampler, sigmas, latent, seed, edit.grid)
         out["samples"] = edit.put_back(out["samples"], below=0.5 if mode == EXACT else None)
         return text_result(text, out, log=False)

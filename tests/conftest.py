@@ -201,6 +201,27 @@ def short_of_memory(engine, monkeypatch):
 
 
 @pytest.fixture
+def room(engine, monkeypatch):
+    """room(model): from now on, a list of how many rows each run of the engine makes room for."""
+
+    def watch(model):
+        if not hasattr(model, "add_wrapper_with_key"):
+            pytest.skip("this engine can't be told how many rows a run has")
+        management, asked = engine.get("model_management"), []
+        load = management.load_models_gpu
+
+        def noted(models, memory_required=0, *more, **named):
+            asked.append(memory_required)
+            return load(models, memory_required, *more, **named)
+
+        monkeypatch.setattr(type(model.model), "memory_required", lambda self, input_shape, **_: input_shape[0])
+        monkeypatch.setattr(management, "load_models_gpu", noted)
+        return asked
+
+    return watch
+
+
+@pytest.fixture
 def euler(engine, ends):
     """euler(model, latent, cfg): the picture by the run that a node with a whole sampler in it makes."""
     from nulltext.engine.sampler import core_sampler, sample_latent

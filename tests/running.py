@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 SCALE = 0.18215  # Stable Diffusion's LATENT times this is in model space
 
@@ -108,6 +112,31 @@ def block_patched(model, writes: bool):
     patched = model.clone()
     patched.set_model_output_block_patch(patch)
     return patched
+
+
+class Traffic(TorchFunctionMode):
+    """Counts, by file and line of the pack, what would wait for a GPU if the tensors lay there: tensors made from
+    lists, indices that are lists, numbers and tensors fetched."""
+
+    _WAITS = {"tensor", "cpu", "item", "tolist", "__float__", "__int__", "__bool__"}
+    _PACK = str(Path(__file__).resolve().parent.parent)
+
+    def __init__(self):
+        super().__init__()
+        self.sites: Counter[str] = Counter()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", "")
+        index = args[1] if name in ("__getitem__", "__setitem__") else ()
+        listed = any(isinstance(i, list) for i in (index if isinstance(index, tuple) else (index,)))
+        if name in self._WAITS or listed:
+            caller = sys._getframe(1)
+            if caller.f_code.co_filename.startswith(self._PACK):
+                self.sites[f"{Path(caller.f_code.co_filename).name}:{caller.f_lineno}"] += 1
+        return function(*args, **(kwargs or {}))
+
+    def of(self, *files: str) -> int:
+        return sum(count for site, count in self.sites.items() if site.split(":")[0] in files)
 
 
 class Control:

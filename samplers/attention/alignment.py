@@ -29,6 +29,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .indices import constant
+
 #: words that end a phrase: what stands before them does not describe what comes after
 _FUNCTION = """
 a an the this that these those its his her their my your of in on at by for from to with without and or but as into
@@ -54,11 +56,12 @@ class TokenMap:
 
     def apply(self, source: Tensor, target: Tensor) -> Tensor:
         """Edit(M_src, M_tgt): probabilities [..., source columns], [..., target columns] -> [..., target columns]."""
-        index = torch.tensor(self.columns, device=source.device)
+        index = constant(self.columns, source.device)
         # gathered, not multiplied by a matrix of ones: equal prompts stay equal to the bit on every device
         edited = torch.where(index < 0, target, source[..., index.clamp(min=0)])
         for to, of in self.spread:
-            edited[..., list(to)] = source[..., list(of)].sum(-1, keepdim=True) / len(to)
+            shared = source[..., constant(of, source.device)].sum(-1, keepdim=True) / len(to)
+            edited[..., constant(to, source.device)] = shared
         return edited
 
 

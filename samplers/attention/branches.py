@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from ..core import Sigma, expand, step_of
+from .indices import at
 from .layers import Controller, Moment
 
 
@@ -106,8 +107,9 @@ class Branches:
 
     def between(self, target: Tensor, source: Tensor, moment: Moment) -> Tensor:
         """All controllers' `between_steps` on the edits' rows."""
+        source = source[at(self.image, source.device)]
         for controller in self.controllers:
-            target = controller.between_steps(target, source[list(self.image)], moment, self.prompt, self.image)
+            target = controller.between_steps(target, source, moment, self.prompt, self.image)
         return target
 
     def after_step(self, x: Tensor, sigma: Sigma, sigma_next: Sigma) -> Tensor:

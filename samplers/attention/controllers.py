@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .alignment import TokenMap
+from .indices import constant
 from .layers import ALWAYS, QKV, Ask, Controller, Moment, StepWindow, Window
 
 
@@ -59,7 +60,7 @@ class ReplaceCross(Controller):
     def edit(self, target, source, rows, layer):
         parts = []
         for i, prompt in enumerate(rows.prompt):
-            alpha = torch.tensor(self._columns(prompt, layer.moment), device=target.device)
+            alpha = constant(self._columns(prompt, layer.moment), target.device, torch.bool)
             edited = _weighted(self.maps[prompt].apply(source[i], target[i]), self.factors[prompt])
             parts.append(torch.where(alpha, edited, target[i]))
         return torch.stack(parts)

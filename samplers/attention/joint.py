@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .indices import at
 from .layers import QKV, Ask, Controller, Layer, Rows, rows_of, with_probabilities
 
 
@@ -68,5 +69,5 @@ def attend_jointly(
 
 def _written(whole: Tensor, rows: Sequence[int], tokens: slice, value: Tensor) -> Tensor:
     whole = whole.clone()  # what the engine gave stays as it was
-    whole[list(rows), tokens] = value
+    whole[at(rows, whole.device), tokens] = value
     return whole

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..window import ALWAYS, Moment, SigmaWindow, StepWindow, Window  # noqa: F401 (the controllers' words for when)
+from .indices import at, constant
 
 #: floats of explicit probabilities that exist at once (64 MiB in fp32), whatever the batch, heads and resolution
 PROBABILITY_BUDGET = 2**24
@@ -107,17 +108,10 @@ class Controller:
         return x
 
 
-def _at(rows: Sequence[int]) -> slice | list[int]:
-    """Rows as an index; neighbours as a slice, which copies nothing."""
-    if all(b == a + 1 for a, b in zip(rows, rows[1:])):
-        return slice(rows[0], rows[-1] + 1)
-    return list(rows)
-
-
 def rows_of(qkv: QKV, rows: Sequence[int]) -> QKV:
     """Some rows of a call."""
-    at = _at(rows)
-    return QKV(*(t[at] for t in qkv))
+    index = at(rows, qkv.q.device)
+    return QKV(*(t[index] for t in qkv))
 
 
 def _heads(t: Tensor, heads: int) -> Tensor:
@@ -145,25 +139,25 @@ class _Stack:
     def fill(self, pixels: slice) -> None:
         self.probabilities = [(q[:, :, pixels] @ k).softmax(-1) for _, q, k, _ in self.groups]
 
-    def _index(self, rows: Sequence[int]) -> tuple[int, slice | list[int]]:
-        return self.place[rows[0]][0], _at([self.place[r][1] for r in rows])  # a controller's rows share one length
+    def _places(self, rows: Sequence[int]) -> tuple[int, list[int]]:
+        return self.place[rows[0]][0], [self.place[r][1] for r in rows]  # a controller's rows share one length
 
     def get(self, rows: Sequence[int]) -> Tensor:
-        group, at = self._index(rows)
-        return self.probabilities[group][at]
+        group, places = self._places(rows)
+        probabilities = self.probabilities[group]
+        return probabilities[at(places, probabilities.device)]
 
     def put(self, rows: Sequence[int], value: Tensor) -> None:
-        group, at = self._index(rows)
+        group, places = self._places(rows)
         old = self.probabilities[group]
-        if len(rows) == len(old) and isinstance(at, slice):
+        if places == list(range(len(old))):
             self.probabilities[group] = value
         else:  # out of place, for gradients
-            index = torch.arange(len(old), device=old.device)[at]
-            self.probabilities[group] = old.index_copy(0, index, value)
+            self.probabilities[group] = old.index_copy(0, constant(places, old.device), value)
 
     def write(self, out: Tensor, pixels: slice) -> None:
         for (rows, _, _, v), p in zip(self.groups, self.probabilities, strict=True):
-            out[_at(rows), pixels] = (p @ v).transpose(1, 2).flatten(2).to(out.dtype)
+            out[at(rows, out.device), pixels] = (p @ v).transpose(1, 2).flatten(2).to(out.dtype)
 
 
 def attend(
@@ -184,7 +178,7 @@ def attend(
     for controller, rows, ask in asked:
         if ask is Ask.EXCHANGE:
             new = controller.exchange(rows_of(qkv, rows.target), rows_of(origin, rows.source), layer)
-            index = torch.tensor(rows.target, device=qkv.q.device)
+            index = constant(rows.target, qkv.q.device)
             qkv = QKV(*(old.index_copy(0, index, t) for old, t in zip(qkv, new, strict=True)))
     dear = [(controller, rows) for controller, rows, ask in asked if ask is Ask.PROBABILITIES]
     if not dear:
@@ -194,7 +188,7 @@ def attend(
     rest = [row for row in range(qkv.q.shape[0]) if row not in concerned]
     out = torch.empty_like(qkv.q[..., : qkv.v.shape[-1]])
     if rest:
-        out[_at(rest)] = backend(rows_of(qkv, rest))
+        out[at(rest, out.device)] = backend(rows_of(qkv, rest))
     return with_probabilities(out, qkv, layer, dear, source)
 
 

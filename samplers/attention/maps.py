@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .indices import constant
 from .layers import ALWAYS, Ask, Controller, Layer, Moment, StepWindow, Window
 
 PLACES = {"down": "input", "mid": "middle", "up": "output"}
@@ -83,23 +84,36 @@ def _named(name: str, block: str, number: int, depth: int) -> bool:
 
 
 class MapSum:
-    """A running mean of maps per (image, sigma, grid), on the CPU: words x grid floats each, nothing more."""
+    """A running mean of maps per (image, sigma, grid): words x grid floats each, nothing more.
+
+    One step's are added up where the network runs; they come to the CPU, which waits for a GPU, when the next step
+    begins or when maps are asked for."""
 
     def __init__(self):
         self.sums: dict[tuple[int, float, tuple[int, int]], Tensor] = {}
+        self._here: set[tuple[int, float, tuple[int, int]]] = set()  # the keys of the step at hand
         self.counts: dict[tuple[int, float, tuple[int, int]], float] = {}
 
     def add(self, image: int, layer: Layer, pixels: slice, values: Tensor) -> None:
         """values [words, some pixels], mean over heads."""
         key = (image, layer.moment.sigma, layer.grid)
-        if key not in self.sums:
+        if key not in self._here:
+            if any(sigma != layer.moment.sigma for _, sigma, _ in self._here):
+                self._fetch()
             with torch.inference_mode(False):  # the next call may be guidance's, outside inference mode
-                self.sums[key] = torch.zeros(values.shape[0], layer.tokens)
-            self.counts[key] = 0.0
-        self.sums[key][:, pixels] += values.detach().float().cpu()
-        self.counts[key] += (pixels.stop - pixels.start) / layer.tokens
+                none = torch.zeros(values.shape[0], layer.tokens, device=values.device)
+                self.sums[key] = self.sums.get(key, none).to(values.device)
+            self._here.add(key)
+        self.sums[key][:, pixels] += values.detach().float()
+        self.counts[key] = self.counts.get(key, 0.0) + (pixels.stop - pixels.start) / layer.tokens
+
+    def _fetch(self) -> None:
+        with torch.inference_mode(False):
+            self.sums |= {key: self.sums[key].cpu() for key in self._here}
+        self._here.clear()
 
     def clear(self) -> None:
+        self._here.clear()
         self.sums.clear()
         self.counts.clear()
 
@@ -117,6 +131,7 @@ class MapSum:
             raise ValueError(
                 "No attention map was recorded: no step of the run fell into the window and layers chosen."
             )
+        self._fetch()
         size = max((key[2] for key in keys), key=lambda grid: grid[0] * grid[1])
         total, weight = 0, 0.0
         for key in keys:
@@ -129,7 +144,8 @@ class MapSum:
 def _word_maps(probabilities: Tensor, columns: Sequence[Sequence[int]]) -> Tensor:
     """[heads, pixels, tokens] -> [words, pixels]: mean over heads, sum over each word's columns."""
     mean = probabilities.mean(0)
-    return torch.stack([mean[:, list(c)].sum(-1) if c else mean.new_zeros(mean.shape[0]) for c in columns])
+    none = mean.new_zeros(mean.shape[0])
+    return torch.stack([mean[:, constant(c, mean.device)].sum(-1) if c else none for c in columns])
 
 
 class MapRecorder(Controller):

@@ -9,11 +9,12 @@ from nulltext.engine import attention
 from nulltext.engine.attention import attach, unet_places
 from nulltext.engine.comfy import sigmas_of
 from nulltext.engine.guider import guider_class
-from nulltext.engine.rows import Capture, WordEdit
+from nulltext.engine.rows import Capture, WordEdit, moment_of
 from nulltext.engine.run import sample_with
 from nulltext.samplers.attention.controllers import Reweight
 from nulltext.samplers.attention.maps import LayerChoice, MapRecorder
-from nulltext.tests.running import sample
+from nulltext.samplers.window import SigmaWindow
+from nulltext.tests.running import Traffic, sample
 
 X = 5 * torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(4))
 
@@ -25,8 +26,12 @@ def predictions(model, names, sigma=5.0, x=X, **conds):
         return sample_with(model, conds, x / 0.18215, sigmas, lambda run: run.predictions(x, sigma, names))
 
 
-def reweighted(model, conditioning, factor=5.0, prompts=1):
-    return attach(model, [WordEdit(Reweight([{3: factor, 4: factor}] * prompts), conditioning)])
+def reweighting(conditioning, factor=5.0, prompts=1):
+    return [WordEdit(Reweight([{3: factor, 4: factor}] * prompts), conditioning)]
+
+
+def reweighted(model, *conditioning_and_more):
+    return attach(model, reweighting(*conditioning_and_more))
 
 
 def near(a, b):
@@ -38,6 +43,7 @@ def test_places(tiny):
     assert list(places) == [("input", 1, 0), ("input", 3, 0), ("middle", 0, 0), *[("output", i, 0) for i in range(4)]]
     assert [p.scale for p in places.values()] == [1, 2, 2, 2, 2, 1, 1]
     assert [p.index for p in places.values()] == list(range(7))
+    assert places.scales == (1, 2) and places.scales is places.scales
 
 
 def test_a_factor_of_one_is_the_unhooked_run_to_the_bit(tiny, make_condition):
@@ -150,6 +156,27 @@ def test_a_record_starts_anew_with_every_run(tiny, make_condition):
         assert record.maps.sigmas() == pytest.approx(sigmas[:-1].tolist())
         counts = set(record.maps.counts.values())
         assert counts == {3.0, 4.0}  # three layers on the fine grid, four on the coarse one, each seen once
+
+
+def test_the_layers_of_a_call_fetch_sigma_once(tiny, make_condition):
+    cond = make_condition(1)
+    recorder = MapRecorder([[[3]]], LayerChoice("output.3"))
+    closed = WordEdit(Reweight([{3: 5.0}], SigmaWindow(0.1, 0.0)), cond)
+    for edits, fetched in (([closed], 1), ([Capture(recorder, cond)], 2), ([*reweighting(cond), closed], 2)):
+        model = attach(tiny, edits)
+        predictions(model, ["positive"], positive=cond)
+        with Traffic() as traffic:
+            predictions(model, ["positive"], positive=cond)
+        assert traffic.of("rows.py") == fetched, traffic.sites  # sigma, and which rows carry the prompt
+
+
+def test_a_call_is_told_its_own_sigma():
+    """Whatever an earlier one left: a tensor of its place, or the same tensor with other values."""
+    order, sigmas = [0], torch.tensor([2.0, 2.0])
+    assert moment_of({"cond_or_uncond": order, "sigmas": sigmas}).sigma == 2
+    assert moment_of({"cond_or_uncond": order, "sigmas": torch.tensor([1.0, 1.0])}).sigma == 1
+    sigmas.fill_(3.0)
+    assert moment_of({"cond_or_uncond": [0], "sigmas": sigmas}).sigma == 3
 
 
 def test_probabilities_are_what_the_maps_hold(tiny, make_condition):

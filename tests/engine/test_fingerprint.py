@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from nulltext.engine.fingerprint import _places, _sample, difference, feed, fingerprint
+from nulltext.tests.running import Traffic
 
 
 def fed(value):
@@ -105,3 +106,15 @@ def test_a_network_that_is_compiled_is_the_same_model(engine, tiny):
         assert fingerprint(compiled) == before
     finally:
         compiled.unpatch_model()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_a_noise_schedule_is_told_as_older_files_tell_it_and_is_read_in_one_go(dtype):
+    table = torch.logspace(-2, 1.2, 1000, dtype=dtype)
+    sampling = SimpleNamespace(sigmas=table)
+    model = SimpleNamespace(model=torch.nn.Module(), backup={}, patches={}, get_model_object=lambda name: sampling)
+    with Traffic() as traffic:
+        told = fingerprint(model)["sigmas"]
+    one_by_one = repr([f"{float(s):.4g}" for s in table])
+    assert told == hashlib.sha256(one_by_one.encode()).hexdigest()[:32]
+    assert traffic.of("fingerprint.py") == 1

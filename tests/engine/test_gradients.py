@@ -1,8 +1,11 @@
 """Gradients through the whole UNet in the engine at hand, and the model exactly as it was afterwards."""
 
+import sys
+
 import pytest
 import torch
 from nulltext.engine import gradients, h_space, tuning, weights
+from nulltext.engine.comfy import each_module
 from nulltext.engine.gradients import check_differentiable, grad_mode, normal
 from nulltext.engine.run import sample_with
 from nulltext.samplers.tuning import lora
@@ -280,3 +283,45 @@ def test_blocks_called_by_keyword_are_recomputed_and_give_the_same_gradient(engi
     turned = torch.tanh(block.turn(x.requires_grad_()) + txt)
     (expected,) = torch.autograd.grad(((x + turned) * txt * turned).sum(), x)
     assert torch.allclose(gradient, expected, atol=1e-6)
+
+
+def test_entering_and_leaving_takes_a_few_calls_for_each_weight(tiny):
+    """A guided run enters at every step."""
+    calls = []
+
+    def note(frame, event, arg):
+        calls.append(event in ("call", "c_call"))
+
+    with torch.inference_mode():
+        sys.setprofile(note)
+        try:
+            with grad_mode(tiny.model):
+                pass
+        finally:
+            sys.setprofile(None)
+    each = sum(calls) / len(list(tiny.model.parameters()))
+    assert each < 70
+
+
+def test_each_module_is_found_once_and_in_order(tiny):
+    shared = torch.nn.Linear(1, 1)
+    net = torch.nn.Sequential(shared, torch.nn.Sequential(torch.nn.ReLU(), shared))
+    net.register_module("none", None)
+    assert each_module(net) == list(net.modules())
+    assert each_module(tiny.model, net) == [*tiny.model.modules(), *net.modules()]
+
+
+def test_a_module_that_fails_halfway_leaves_every_weight_as_it_was(engine, monkeypatch):
+    net, alias, seen = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(3))), gradients._alias, []
+    before = list(net.parameters())
+
+    def fails(t):
+        seen.append(t)
+        if len(seen) == 4:
+            raise ZeroDivisionError
+        return alias(t)
+
+    monkeypatch.setattr(gradients, "_alias", fails)
+    with pytest.raises(ZeroDivisionError), grad_mode(net):
+        pass
+    assert all(a is b for a, b in zip(net.parameters(), before, strict=True))

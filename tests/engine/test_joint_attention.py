@@ -16,7 +16,7 @@ from nulltext.samplers.attention.controllers import MutualSelf, ReplaceCross, Re
 from nulltext.samplers.attention.joint import attend_jointly
 from nulltext.samplers.attention.layers import StepWindow
 from nulltext.samplers.attention.maps import LayerChoice, LocalBlend, MapRecorder
-from nulltext.tests.running import Pixels, noised_inversion, normal, run, sample, walk
+from nulltext.tests.running import Pixels, Traffic, noised_inversion, normal, run, sample, walk
 
 FLUX = {"image_model": "flux", "in_channels": 16, "out_channels": 16, "patch_size": 2, "hidden_size": 64}
 FLUX |= {"vec_in_dim": 64, "context_in_dim": 64, "mlp_ratio": 2.0, "num_heads": 2, "depth": 2}
@@ -187,8 +187,10 @@ def test_maps_are_read_from_the_texts_columns(model, prompt, noise):
     maps = recorder.maps.maps()
     assert maps.shape == (3, 4, 4) and len(recorder.maps.sigmas()) == 3
     assert bool((maps > 0).all()) and bool((maps[2] < 1).all())  # the rest is the picture's own
-    draw(recorded, source, empty, noise)
+    with Traffic() as traffic:
+        draw(recorded, source, empty, noise)
     assert len(recorder.maps.sigmas()) == 3  # a new run starts anew
+    assert traffic.of("rows.py") == 2 * 3  # sigma, and which rows carry the prompt, once a call
 
 
 def controllers(source, edit):

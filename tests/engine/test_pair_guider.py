@@ -17,7 +17,7 @@ from nulltext.samplers.attention.maps import LayerChoice, LocalBlend
 from nulltext.samplers.core import euler_step
 from nulltext.samplers.inversion.record import Inversion
 from nulltext.samplers.ode import sample_ancestral
-from nulltext.tests.running import SCALE, Control, normal, run, sample, walk
+from nulltext.tests.running import SCALE, Control, Traffic, normal, run, sample, walk
 
 ALL, HALF, NEVER, STEPS = StepWindow(0, 1), StepWindow(0, 0.5), StepWindow(0, 0), 4
 NOISE = normal(2, 4, 8, 8, seed=3)
@@ -175,6 +175,16 @@ def test_three_rows_a_step_from_an_inversion_and_four_from_noise(guide, inversio
     assert guide(p2p())[1].network_rows == 4 * 2 * STEPS
     # a source that nobody looks at any more is not asked
     assert guide(p2p(StepWindow(0, 0.4), NEVER), inversion=inversion)[1].network_rows == (3 * 2 + 2 * 2) * 2
+
+
+@pytest.mark.parametrize("edits", [1, 2, 3])
+@pytest.mark.parametrize("controllers, rows_of_source", [(p2p, 1), (lambda **_: [MutualSelf(ALL, 0.0)], 2)])
+def test_room_is_made_for_the_source_of_an_inversion_beside_its_edits(
+    tiny, guide, prompts, inversion, room, network_calls, edits, controllers, rows_of_source
+):
+    asked, calls = room(tiny), network_calls(tiny)
+    guide(controllers(edits=edits), edits=[prompts[1]] * edits, inversion=inversion)
+    assert {len(x) for x, _ in calls} == set(asked) == {2 * (2 * edits + rows_of_source)}
 
 
 def test_the_source_is_the_stored_trajectory_whatever_the_noise(guide, inversion):
@@ -381,3 +391,17 @@ def test_every_null_branch_looks_back_at_its_own_run(tiny, guide, prompts, make_
     for rows, prompt in zip(out.split(len(NOISE)), (source, *edits)):
         alone, plain = (walk(m, (prompt, negative), 3.0, NOISE, levels(tiny)) for m in (model, tiny))
         assert close(rows, alone) and not close(rows, plain)
+
+
+def test_an_edit_waits_for_the_gpu_a_few_times_a_step_however_many_layers_there_are(guide, make_condition):
+    spread = TokenMap((*range(75), -1, 75), spread=(((3, 4), (5, 7)),))
+    cross = ReplaceCross([spread] * 2, ALL, windows=[{5: HALF}] * 2)
+    words = LocalBlend([[3, 5]] * 2, [[3, 6]] * 2, start=0.0, layers=LayerChoice("all"))
+    edits = {"edits": [make_condition(4), make_condition(5)]}
+    guide([cross, ReplaceSelf(ALL), words], **edits)  # what is sent once is there by now
+    with Traffic() as traffic:
+        guide([cross, ReplaceSelf(ALL), words], **edits)
+    assert traffic.of("layers.py", "alignment.py", "controllers.py") == 0, traffic.sites
+    assert traffic.of("branches.py") == 2 * STEPS  # sigma, before and after a step
+    grids, sums, pairs = 2, 2, 4
+    assert traffic.of("maps.py") == STEPS * grids * sums * pairs, traffic.sites

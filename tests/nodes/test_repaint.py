@@ -79,6 +79,13 @@ def test_exact_leaning_says_before_any_work_that_a_mask_is_too_soft(edits, idle,
         edits["repaint"](idle, latent, 0.4 * mask, mode=repaint.RESAMPLING)
 
 
+@pytest.mark.parametrize("cfg, rows", [(3.0, 32), (1.0, 16)])
+def test_room_is_made_for_all_particles(edits, tiny, latent, mask, room, network_calls, cfg, rows):
+    asked, calls = room(tiny), network_calls(tiny)
+    edits["repaint"](tiny, latent, mask, mode=repaint.EXACT, particles=8, cfg=cfg)
+    assert {len(x) for x, _ in calls} == set(asked) == {rows}
+
+
 @modes
 def test_the_repaint_box_says_its_cost_once_and_before_the_first_call(edits, tiny, latent, mask, mode, caplog):
     costs = lambda: [r.getMessage() for r in caplog.records if "network calls over" in r.getMessage()]

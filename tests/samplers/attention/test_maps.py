@@ -70,6 +70,17 @@ def test_maps_are_means_over_layers_and_steps():
     assert maps.images() == []
 
 
+@pytest.mark.parametrize("read", [False, True], ids=["in one go", "read in between"])
+def test_a_level_that_a_run_comes_back_to_goes_on_adding_up(read):
+    maps = MapSum()
+    for value, sigma in ((1.0, 1.0), (5.0, 2.0), (3.0, 1.0)):
+        maps.add(0, layer(sigma=sigma), slice(0, 256), torch.full((1, 256), value))
+        if read:
+            maps.maps()
+    assert maps.maps(sigma=1.0).unique().item() == 2.0
+    assert maps.maps().unique().item() == 3.0
+
+
 def test_record_takes_the_mean_over_heads_and_the_sum_over_a_words_tokens():
     p = torch.rand(2, 3, 256, 6)
     record = MapRecorder([[[1, 2], [4]]])
