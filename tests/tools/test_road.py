@@ -336,9 +336,11 @@ def test_make_serve_opens_at_edit_a_photo():
 def test_make_takes_its_options_from_the_command_line_alone():
     """A NAME (WSL exports one), PORT or IMAGE of the environment is not meant; ARGS is."""
 
+    ours = {k: v for k, v in os.environ.items() if k not in ("ARGS", "MFLAGS") and not k.startswith("MAKE")}
+
     def line(*arguments, **environment):
         run = subprocess.run(
-            ["make", "-n", *arguments], cwd=engines.ROOT, env=os.environ | environment, capture_output=True, text=True
+            ["make", "-n", *arguments], cwd=engines.ROOT, env=ours | environment, capture_output=True, text=True
         )
         return run.stdout.strip().split("tools ")[-1].split()
 
