@@ -135,6 +135,8 @@ def test_a_fresh_clone_trains_the_noise_aware_tower_too(tmp_path, monkeypatch):
     monkeypatch.setattr(attributes, "start_pictures", lambda *_: 1.0)
     monkeypatch.setattr(image_text, "train_towers", lambda model, *_: model)
     monkeypatch.setattr(image_text, "train_noisy", lambda model, autoencoder, *_: model.noisy)
+    sample = image_text.scenes.sample
+    monkeypatch.setattr(image_text.scenes, "sample", lambda n, *rest, **more: sample(min(n, 8), *rest, **more))
     arguments = ["--device", "cpu", "--state", str(tmp_path), "--out", str(tmp_path / "out.safetensors")]
     monkeypatch.setattr("sys.argv", ["image_text", *arguments])
     image_text.main()
