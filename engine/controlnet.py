@@ -161,18 +161,15 @@ class _Live:
         self.dtype = compute_dtype(model.model)
         self.form, self.model = form, model
         self.module = _skeleton(model, self.dtype)
+        self.names = {name for own in (self.module.named_parameters, self.module.named_buffers) for name, _ in own()}
 
     def __call__(self, **inputs):
         network = network_of(self.model.model)
         own = {**dict(network.named_parameters()), **dict(network.named_buffers())} if forms.is_small(self.form) else {}
         weights = forms.merged(self.form, {k: v for k, v in own.items() if v.ndim > 1})
-        kept = {k: v for k, v in own.items() if k not in weights and k in self._names}
+        kept = {k: v for k, v in own.items() if k not in weights and k in self.names}
         values = {k: v.to(self.dtype) for k, v in (kept | weights).items()}
         return torch.func.functional_call(self.module, values, (), {k: v for k, v in inputs.items() if v is not None})
-
-    @property
-    def _names(self) -> set[str]:
-        return {name for name, _ in self.module.named_parameters()} | {name for name, _ in self.module.named_buffers()}
 
 
 class Controlled:

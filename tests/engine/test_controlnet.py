@@ -79,6 +79,15 @@ def test_a_training_has_no_weights_beside_its_form(parts):
         assert all(p.is_meta for p in live.live.module.parameters())
 
 
+def test_a_step_does_not_walk_through_the_network_once_for_each_weight(parts, monkeypatch):
+    live = controlnet.Controlled(parts.model, controlnet.fresh(parts.model, "small", rank=4))
+    walks, names = [], torch.nn.Module.named_parameters
+    with live.attached(), torch.no_grad():
+        monkeypatch.setattr(torch.nn.Module, "named_parameters", lambda *a, **k: walks.append(a) or names(*a, **k))
+        live.live(x=LATENTS, hint=HINTS, timesteps=torch.ones(2), context=parts.conds["a"][0][0].expand(2, -1, -1))
+    assert len(walks) < 10
+
+
 @pytest.mark.parametrize("kind", ["small", "full"])
 def test_gradients_arrive_in_their_order_through_cores_path(parts, kind):
     with torch.inference_mode(False):
