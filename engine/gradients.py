@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -200,12 +201,23 @@ def _set(module, **wanted) -> Iterator[None]:
             setattr(module, name, value)
 
 
+@contextlib.contextmanager
+def attention_by(function: Callable) -> Iterator[None]:
+    """`function` in the place of ComfyUI's attention for the duration, also in the files of networks that hold it under
+    its name (most transformers)."""
+    own = get("ldm.modules.attention")
+    theirs, ldm = (own.optimized_attention, own.optimized_attention_masked), own.__name__.split(".modules.")[0]
+    with contextlib.ExitStack() as undo:
+        for module in [m for name, m in sys.modules.items() if m is not None and name.startswith(f"{ldm}.")]:
+            names = [n for n in ("optimized_attention", "optimized_attention_masked") if vars(module).get(n) in theirs]
+            undo.enter_context(_set(module, **dict.fromkeys(names, function)))
+        yield
+
+
 def _pytorch_attention() -> contextlib.AbstractContextManager:
-    """PyTorch's own attention for the duration, in ComfyUI's place for it: some backends have no backward (sage,
-    flash), and the split ones that CPUs get are slower both ways."""
-    module = get("ldm.modules.attention")
-    own = module.attention_pytorch
-    return _set(module, optimized_attention=own, optimized_attention_masked=own)
+    """PyTorch's own attention for the duration: some backends have no backward (sage, flash), and the split ones that
+    CPUs get are slower both ways."""
+    return attention_by(get("ldm.modules.attention").attention_pytorch)
 
 
 def _engine_in_training() -> contextlib.AbstractContextManager:

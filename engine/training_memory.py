@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .comfy import get, network_of
-from .gradients import _BLOCKS
+from .gradients import _BLOCKS, attention_by
 
 _log = logging.getLogger("nulltext")
 _SLACK = 1.15  # what the allocator and the largest single layer need on top, as a factor on the activations
@@ -69,7 +69,8 @@ def counted(network: nn.Module, weights: set[int]) -> Iterator[Kept]:
 
 
 class _Attention(torch.autograd.Function):
-    """Attention's memory and nothing of its numbers: fused attention keeps q, k, v and its output."""
+    """Attention's memory and nothing of its numbers: fused attention keeps q, k, v and its output. (On the meta device
+    PyTorch has only the form that keeps every weight.)"""
 
     @staticmethod
     def forward(ctx, q, k, v, shape):
@@ -83,20 +84,6 @@ def _attention(q, k, v, heads, *_, skip_reshape=False, skip_output_reshape=False
         b, h, n, d = q.shape
         return _Attention.apply(q, k, v, (b, h, n, d) if skip_output_reshape else (b, n, h * d))
     return _Attention.apply(q, k, v, q.shape)
-
-
-@contextlib.contextmanager
-def _fused_attention() -> Iterator[None]:
-    """In the place of the network's attention; the meta device has only the form that keeps every weight."""
-    module = get("ldm.modules.attention")
-    before = {n: getattr(module, n) for n in ("optimized_attention", "optimized_attention_masked")}
-    try:
-        for name in before:
-            setattr(module, name, _attention)
-        yield
-    finally:
-        for name, function in before.items():
-            setattr(module, name, function)
 
 
 def on_meta(network: nn.Module) -> tuple[dict[str, Tensor], set[int]]:
@@ -131,7 +118,7 @@ def kept_for(
                 extra["context" if key == "c_crossattn" else key] = torch.empty(shape, dtype=dtype, device="meta")
         x = torch.empty((rows, *run.latent.shape[1:]), dtype=run.compute_dtype, device="meta")
         extra["context"] = extra["context"].requires_grad_(of_text)
-        with attached() as there, _fused_attention():
+        with attached() as there, attention_by(_attention):
             weights |= {t.untyped_storage()._cdata for t in there or ()}
             with counted(network, weights) as kept:
                 time = torch.ones(rows, device="meta", dtype=torch.float32)

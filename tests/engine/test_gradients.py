@@ -1,6 +1,7 @@
 """Gradients through the whole UNet in the engine at hand, and the model exactly as it was afterwards."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -208,6 +209,20 @@ def test_attention_without_backward_steps_aside(tiny, make_condition, latent, mo
         got, _ = embedding_gradient(tiny, make_condition(), latent)
     assert attention.optimized_attention is attention_sage
     assert torch.allclose(want, got, rtol=1e-3, atol=1e-6)
+
+
+def test_attention_steps_aside_in_the_files_that_hold_it_by_its_name(engine, monkeypatch):
+    """As those of most transformers do; other functions of that name stay."""
+    from comfy.ldm.cascade import common as holder
+    from comfy.ldm.modules import attention
+
+    other = SimpleNamespace(optimized_attention=min)
+    monkeypatch.setitem(sys.modules, "comfy.ldm.other", other)
+    monkeypatch.setattr(attention, "optimized_attention", max)
+    monkeypatch.setattr(holder, "optimized_attention", max)
+    with grad_mode():
+        assert holder.optimized_attention is attention.attention_pytorch and other.optimized_attention is min
+    assert holder.optimized_attention is max and attention.optimized_attention is max
 
 
 def test_quantised_weights_are_refused():
