@@ -161,15 +161,23 @@ class _Live:
         self.dtype = compute_dtype(model.model)
         self.form, self.model = form, model
         self.module = _skeleton(model, self.dtype)
-        self.names = {name for own in (self.module.named_parameters, self.module.named_buffers) for name, _ in own()}
+        self.names = {name for name, _ in _tensors(self.module)}
+
+    @functools.cached_property
+    def own(self) -> dict[str, Tensor]:
+        """The network's tensors as the first call finds them, on the meta device or not, where the form needs them."""
+        return dict(_tensors(network_of(self.model.model))) if forms.is_small(self.form) else {}
 
     def __call__(self, **inputs):
-        network = network_of(self.model.model)
-        own = {**dict(network.named_parameters()), **dict(network.named_buffers())} if forms.is_small(self.form) else {}
-        weights = forms.merged(self.form, {k: v for k, v in own.items() if v.ndim > 1})
-        kept = {k: v for k, v in own.items() if k not in weights and k in self.names}
+        weights = forms.merged(self.form, self.own)
+        kept = {k: v for k, v in self.own.items() if k not in weights and k in self.names}
         values = {k: v.to(self.dtype) for k, v in (kept | weights).items()}
         return torch.func.functional_call(self.module, values, (), {k: v for k, v in inputs.items() if v is not None})
+
+
+def _tensors(network: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from network.named_parameters()
+    yield from network.named_buffers()
 
 
 class Controlled:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ..samplers.record_file import write
 from ..samplers.tuning.diffusion_clip import Walks
-from ..samplers.tuning.loop import Loop, Report
+from ..samplers.tuning.loop import PAUSE, Loop, Report
 from ..samplers.tuning.objective import Step
 from .comfy import check_interrupt
 from .files import SUFFIX, cache_folder, trim
@@ -92,18 +93,21 @@ class Store:
 def run_resumable(loop: Loop, step: Step, key: str | None, on_step: Callable[[Report], None] | None = None) -> int:
     """Run the loop to its end, from where an earlier run of that key was stopped; the step it began at.
 
-    A run that is stopped leaves its state, or, of `Walks`, that of the last time it stood between two of them: in the
+    A run that is stopped leaves its state, or, of `Walks`, one of the last times it stood between two of them: in the
     middle of one there is nothing to go on from. A run that ends leaves nothing. key None: neither."""
     store = Store(key, "training")
-    begun, walks, between = store.resume(loop), isinstance(step, Walks), None
+    begun, walks, between, due = store.resume(loop), isinstance(step, Walks), None, 0.0
 
     def watched(report: Report) -> None:
-        nonlocal between
+        nonlocal between, due
         if on_step is not None:
             on_step(report)
-        if key is not None and walks and step.between:
+        now = time.perf_counter()
+        if key is not None and walks and step.between and now >= due:
             old, between = between, None  # half overwritten it would be no state at all
             between = loop.state(None if old is None else old[0])
+            ended = time.perf_counter()
+            due = ended + PAUSE * (ended - now)
 
     try:
         loop.run(step, on_step=watched, tick=check_interrupt)

@@ -191,7 +191,7 @@ def prepare(
 def mask_of(blend, result) -> Tensor:
     """MASK [edits * B, H, W]: where the local blend let the edit through; all ones without a blend."""
     mask = torch.ones(len(result.edits), *result.edits.shape[-2:])
-    if blend is not None and blend.target.sums:
+    if blend is not None and blend.target.counts:
         mask = torch.stack([blend.mask(e, b, tuple(mask.shape[-2:])) for e, b in result.pairs])
     return to_pixels(mask, tuple(CELL * side for side in mask.shape[-2:]))
 

@@ -84,15 +84,16 @@ def _named(name: str, block: str, number: int, depth: int) -> bool:
 
 
 class MapSum:
-    """A running mean of maps per (image, sigma, grid): words x grid floats each, nothing more.
+    """A running mean of maps per (image, sigma, grid), and over the steps: words x grid floats each, nothing more.
 
     One step's are added up where the network runs; they come to the CPU, which waits for a GPU, when the next step
     begins or when maps are asked for."""
 
     def __init__(self):
         self.sums: dict[tuple[int, float, tuple[int, int]], Tensor] = {}
-        self._here: set[tuple[int, float, tuple[int, int]]] = set()  # the keys of the step at hand
         self.counts: dict[tuple[int, float, tuple[int, int]], float] = {}
+        self._totals: dict[tuple[int, tuple[int, int]], Tensor] = {}  # over sigma
+        self._here: dict[tuple[int, float, tuple[int, int]], Tensor] = {}  # what the step at hand adds
 
     def add(self, image: int, layer: Layer, pixels: slice, values: Tensor) -> None:
         """values [words, some pixels], mean over heads."""
@@ -101,43 +102,43 @@ class MapSum:
             if any(sigma != layer.moment.sigma for _, sigma, _ in self._here):
                 self._fetch()
             with torch.inference_mode(False):  # the next call may be guidance's, outside inference mode
-                none = torch.zeros(values.shape[0], layer.tokens, device=values.device)
-                self.sums[key] = self.sums.get(key, none).to(values.device)
-            self._here.add(key)
-        self.sums[key][:, pixels] += values.detach().float()
+                self._here[key] = torch.zeros(values.shape[0], layer.tokens, device=values.device)
+        self._here[key][:, pixels] += values.detach().float()
         self.counts[key] = self.counts.get(key, 0.0) + (pixels.stop - pixels.start) / layer.tokens
 
     def _fetch(self) -> None:
         with torch.inference_mode(False):
-            self.sums |= {key: self.sums[key].cpu() for key in self._here}
+            for (image, sigma, grid), new in self._here.items():
+                new = new.cpu()
+                for kept, key in ((self.sums, (image, sigma, grid)), (self._totals, (image, grid))):
+                    kept[key] = kept[key] + new if key in kept else new
         self._here.clear()
 
     def clear(self) -> None:
-        self._here.clear()
-        self.sums.clear()
-        self.counts.clear()
+        for kept in (self._here, self.sums, self._totals, self.counts):
+            kept.clear()
 
     def images(self) -> list[int]:
-        return sorted({key[0] for key in self.sums})
+        return sorted({key[0] for key in self.counts})
 
     def sigmas(self, image: int = 0) -> list[float]:
         """Levels that were seen, noisiest first."""
-        return sorted({key[1] for key in self.sums if key[0] == image}, reverse=True)
+        return sorted({key[1] for key in self.counts if key[0] == image}, reverse=True)
 
     def maps(self, image: int = 0, sigma: float | None = None) -> Tensor:
         """[words, h, w] on the finest grid seen, mean over layers and, without `sigma`, over the steps."""
-        keys = [key for key in self.sums if key[0] == image and sigma in (None, key[1])]
+        keys = [key for key in self.counts if key[0] == image and sigma in (None, key[1])]
         if not keys:
             raise ValueError(
                 "No attention map was recorded: no step of the run fell into the window and layers chosen."
             )
         self._fetch()
-        size = max((key[2] for key in keys), key=lambda grid: grid[0] * grid[1])
-        total, weight = 0, 0.0
-        for key in keys:
-            part = self.sums[key].view(1, -1, *key[2])
-            total = total + F.interpolate(part, size=size, mode="bilinear", align_corners=False)[0]
-            weight += self.counts[key]
+        grids = dict.fromkeys(grid for _, _, grid in keys)
+        size = max(grids, key=lambda grid: grid[0] * grid[1])
+        total, weight = 0, sum(self.counts[key] for key in keys)
+        for grid in grids:
+            part = self._totals[image, grid] if sigma is None else self.sums[image, sigma, grid]
+            total = total + F.interpolate(part.view(1, -1, *grid), size=size, mode="bilinear", align_corners=False)[0]
         return total / weight
 
 
@@ -225,7 +226,7 @@ class LocalBlend(Controller):
         return moment in StepWindow(self.start, 2.0, points=0)
 
     def between_steps(self, x, x_source, moment, prompt, image):
-        ready = self.starts(moment) and self.target.sums
+        ready = self.starts(moment) and self.target.counts
         return self.inside(x, x_source, prompt, image) if ready else x
 
     def inside(self, x: Tensor, x_source: Tensor, prompt: Sequence[int], image: Sequence[int]) -> Tensor:

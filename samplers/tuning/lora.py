@@ -56,6 +56,11 @@ class _Recast(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient):
         asked = ctx.needs_input_grad[:2]
+        if ctx.function is F.linear:
+            x, weight = ctx.saved_tensors
+            by_x = (gradient @ weight).to(x.dtype) if asked[0] else None
+            by_weight = gradient.flatten(0, -2).T @ x.flatten(0, -2).to(weight.dtype) if asked[1] else None
+            return by_x, by_weight, None
         with torch.enable_grad():
             given = [t.detach().requires_grad_(needed) for t, needed in zip(ctx.saved_tensors, asked)]
             out = ctx.function(given[0].to(given[1].dtype), given[1])
@@ -86,11 +91,11 @@ class LowRank:
 
     def delta(self, x: Tensor) -> Tensor:
         """What to add to the layer's output for its input x, in x's dtype; computed in the factors' dtype."""
-        apply, numbers = F.linear, ()
+        inwards = apply = F.linear
         if self.stride:
             apply = (F.conv1d, F.conv2d, F.conv3d)[self.down.ndim - 3]
-            numbers = (None, self.stride, self.padding, self.dilation)
-        inner = _Recast.apply(x, self.down, lambda x, down: apply(x, down, *numbers))
+            inwards = lambda x, down: apply(x, down, None, self.stride, self.padding, self.dilation)  # noqa: E731
+        inner = _Recast.apply(x, self.down, inwards)
         return (apply(inner, self.up) * self.scale).to(x.dtype)
 
     def trained(self) -> dict[str, Tensor]:

@@ -84,12 +84,21 @@ def test_the_state_is_copied_when_a_run_is_stopped_and_not_before(monkeypatch):
 
 def test_the_state_between_two_walks_is_written_over_the_one_before(monkeypatch):
     """Of the weights of Stable Diffusion and Adam's moments a second copy is 10 GB."""
+    monkeypatch.setattr(training_store, "PAUSE", 0)
     loop, copied = a_loop(dataclasses.replace(START, steps=9)), []
     monkeypatch.setattr(loop, "state", lambda *over: copied.append(Loop.state(loop, *over)[0]) or (copied[-1], {}))
     run_walks(loop=loop)
     large = [{k: v for k, v in state.items() if k not in ("curve", "held")} for state in copied]
     assert len(copied) == 3 and len(copied[2]["curve"]) == 9
     assert all(large[0][k] is v for state in large for k, v in state.items())
+
+
+def test_a_state_that_takes_long_to_copy_is_copied_seldom(monkeypatch):
+    monkeypatch.setattr(training_store, "PAUSE", 1e9)
+    loop, copied = a_loop(dataclasses.replace(START, steps=9)), []
+    monkeypatch.setattr(loop, "state", lambda *over: copied.append(loop.step) or Loop.state(loop, *over))
+    run_walks(loop=loop)
+    assert copied == [3]
 
 
 def test_without_a_key_nothing_is_kept(tmp_path):

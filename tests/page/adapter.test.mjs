@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { beforeEach, test } from "node:test";
 import { Graph, api, app, node } from "./front_end.mjs";
 
-const { clearPreview, onOurNodes, onResult, watch } = await import("../../web/js/adapter.js");
+const { clearPreview, onOurNodes, onResult, upstream, watch } = await import("../../web/js/adapter.js");
 const PHOTO = "NullText_EditPhoto";
 let graph, made, seen;
 
@@ -96,4 +96,16 @@ test("the preview that is taken away is the node's own, in a subgraph too", () =
     store.revokePreviewsByLocatorId = (key) => revoked.push(key);
     for (const at of [...inner.nodes.values(), ...graph.nodes.values()]) clearPreview(at);
     assert.deepEqual(revoked, ["inner:1", "1"]);
+});
+
+test("wires that part and meet again are followed once", () => {
+    let last = graph.add(created("CLIPTextEncode"));
+    for (let i = 0; i < 30; i++) {
+        const apply = graph.add(created("ControlNetApplyAdvanced"));
+        for (const name of ["positive", "negative"]) graph.wire(last, apply, name, "CONDITIONING");
+        last = apply;
+    }
+    let asked = 0;
+    assert.equal(upstream(last, () => ++asked > 1000, ["CONDITIONING"]), null);
+    assert.equal(asked, 31);
 });

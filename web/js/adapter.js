@@ -256,12 +256,13 @@ export function plainText(node) {
 
 /** The first node that `wanted` accepts: this one or, input by input, what feeds it through wires of these types.
  * @param {any} node @param {(node: any) => boolean} wanted @param {string[]} types @returns {any} */
-export function upstream(node, wanted, types, depth = 0) {
-    if (!node || depth > 50) return null;
+export function upstream(node, wanted, types, seen = new Set()) {
+    if (!node || seen.has(node)) return null;
+    seen.add(node);
     if (wanted(node)) return node;
     for (const input of node.inputs ?? []) {
         if (input.link == null || !(types.includes(input.type) || input.type === "*")) continue;
-        const found = upstream(source(node, input.name), wanted, types, depth + 1);
+        const found = upstream(source(node, input.name), wanted, types, seen);
         if (found) return found;
     }
     return null;

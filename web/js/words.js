@@ -96,9 +96,10 @@ export const placed = (text) => [...text.matchAll(WORD)].map((hit) => ({ text: h
  * and to: its place in the edited text */
 export function pairsOf(source, edited) {
     const a = placed(source), b = placed(edited), n = a.length, m = b.length;
+    const [before, after] = [a, b].map((words) => words.map((word) => normal(word.text)));
     const length = Array.from({ length: n + 1 }, () => new Array(m + 1).fill(0));
     for (let i = n - 1; i >= 0; i--) for (let j = m - 1; j >= 0; j--) {
-        length[i][j] = normal(a[i].text) === normal(b[j].text) ? length[i + 1][j + 1] + 1 : Math.max(length[i + 1][j], length[i][j + 1]);
+        length[i][j] = before[i] === after[j] ? length[i + 1][j + 1] + 1 : Math.max(length[i + 1][j], length[i][j + 1]);
     }
     /** @type {{word: string, now: string, from: number, to: number}[]} */
     const found = [];
@@ -107,7 +108,7 @@ export function pairsOf(source, edited) {
     let i = 0, j = 0;
     while (i < n) {
         let p = i, q = j;  // the next words that both have
-        while (p < n && q < m && normal(a[p].text) !== normal(b[q].text)) length[p + 1][q] >= length[p][q + 1] ? p++ : q++;
+        while (p < n && q < m && before[p] !== after[q]) length[p + 1][q] >= length[p][q + 1] ? p++ : q++;
         if (p >= n || q >= m) { p = n; q = m; }
         for (let k = i; k < p; k++) {
             const first = Math.min(j + k - i, q), last = k === p - 1 ? q : Math.min(first + 1, q);

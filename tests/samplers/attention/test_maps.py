@@ -132,6 +132,23 @@ def test_local_blend_adds_up_the_steps_so_far():
     assert torch.equal(blend.mask(0, 0, (16, 16)), expected)
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_step_enlarges_as_many_maps_as_there_are_grids_however_many_steps_there_were(monkeypatch, again):
+    """And the mean over the steps is that of each step's own; also where a sampler comes back to a level."""
+    maps, calls, enlarge = MapSum(), [], torch.nn.functional.interpolate
+    levels = [9.0, 8.0, 7.0] + [8.0, 7.0] * again
+    drawn = torch.rand(len(levels), 2, 2, 256, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(torch.nn.functional, "interpolate", lambda *a, **k: calls.append(a) or enlarge(*a, **k))
+    for i, sigma in enumerate(levels):
+        calls.clear()
+        maps.add(0, layer(sigma=sigma, step=i), slice(0, 256), drawn[i, 0])
+        maps.add(0, layer((8, 8), sigma=sigma, step=i), slice(0, 64), drawn[i, 1, :, :64])
+        found = maps.maps()
+        assert len(calls) == 2
+    coarse = enlarge(drawn[:, 1, :, :64].view(-1, 2, 8, 8), size=(16, 16), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(found, (drawn[:, 0].view(-1, 2, 16, 16) + coarse).sum(0) / (2 * len(levels)))
+
+
 def test_local_blend_waits_for_its_first_step():
     blend = blend_with((slice(2, 4), slice(2, 4)), None)
     x, source = torch.randn(1, 4, 64, 64), torch.randn(1, 4, 64, 64)
@@ -187,7 +204,7 @@ def test_local_blend_leaves_out_words():
     assert mask[:4].all()  # rows 0 to 3: the word, and not the word left out
     assert not mask[4:].any()
     blend.reset()
-    assert not blend.target.sums
+    assert not blend.target.counts
     rest = LocalBlend([[]], [[]], ([[2]], [[2]]))
     rest.watch(p, p, Rows((0,), (0,), (0,), source=(0,)), layer(), slice(0, 256))
     assert torch.equal(rest.mask(0, 0, (16, 16)), mask)  # words left out alone: all but their region

@@ -91,6 +91,13 @@ def test_backward_keeps_a_half_precision_input_once_and_as_it_came(name, monkeyp
     assert all(g.any() and torch.equal(g, w) for g, w in zip(found, want))
 
 
+def test_backward_of_linear_layers_computes_nothing_of_forward_again(monkeypatch):
+    made = lora.low_rank(nn.Linear(6, 5), 2, generator=torch.Generator().manual_seed(0))
+    out = made.delta(rows(3, 6, seed=1).to(torch.bfloat16).requires_grad_()).float().sum()
+    monkeypatch.setattr(torch.autograd, "grad", None)
+    out.backward()
+
+
 def test_training_finds_eckart_youngs_optimum_in_the_inputs_metric():
     """min |(W* - W - BA) x|^2 over rank r: BA = [ (W* - W) C^(1/2) ]_r C^(-1/2), C = E x x^T."""
     x = rows(400, 6) @ torch.diag(torch.tensor([3.0, 2, 1.5, 1, 0.7, 0.4], dtype=F64)) @ rows(6, 6, seed=3)
