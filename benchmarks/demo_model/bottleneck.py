@@ -25,11 +25,11 @@ from ...samplers.inversion.pivots import invert_ddim
 from ..edits import value_of
 from ..lab import Demo, some
 
-STEPS, PAIRS = 20, 16
+STEPS, PAIRS = 20, 8
 #: what the scenes of a picture's direction share with it
 SHARED = ("colour", "shape", "place")
 #: (strength k, the lowest sigma at which h is shifted)
-SETTINGS = tuple((k, low) for low in (0.0, 1.0, 2.0, 3.0) for k in (0.35, 0.5, 0.7, 1.0, 1.5, 2.0))
+SETTINGS = tuple((k, low) for low in (0.0, 1.0, 2.0) for k in (0.4, 0.5, 0.7, 1.0, 1.5))
 #: attribute -> the value that pictures are steered to
 TARGETS = {
     "background": scenes.BACKGROUNDS.index("blue"),

@@ -29,8 +29,8 @@ from ..harness import Bench, ratio
 from ..lab import of_split
 from .dclip import TOWER
 
-STRENGTHS, T_EDIT = (0.3, 0.4, 0.5, 0.7, 1.0, 1.5), (0.5, 0.35, 0.0)
-SYMMETRIC_STRENGTHS = (1.0, 2.0, 3.0, 4.5, 6.0, 9.0)  # one of its steps moves h's share of a step only
+STRENGTHS, T_EDIT = (0.4, 0.5, 0.7, 1.0, 1.5), (0.5, 0.35, 0.0)
+SYMMETRIC_STRENGTHS = (1.0, 2.0, 3.0, 5.0, 8.0)  # one of its steps moves h's share of a step only
 TRAINED_STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 STRIP = (0.0, 0.5, 1.0, 1.5)
 JUDGES = ("conv", "query")
@@ -112,7 +112,7 @@ def passes(found: tuple[float, float]) -> float:
 
 def measure_attribute(model: Bottleneck, judges, attribute: str, n: int, pairs: int) -> dict:
     """One attribute: settings chosen on training scenes, every way judged on held-out ones, the strip."""
-    some = Edits(model, attribute, n, "train", 33)
+    some = Edits(model, attribute, (n + 1) // 2, "train", 33)
     steered, _ = directions_of(model, some.scenes, attribute, pairs)
     tried = {(k, t): some.judged(judges["conv"], some.images(steered, k, t)) for k in STRENGTHS for t in T_EDIT}
     strength, t_edit = max(tried, key=lambda way: passes(tried[way]))
