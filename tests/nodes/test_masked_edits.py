@@ -13,8 +13,8 @@ from nulltext.tests.running import SCALE, noised_inversion, normal, run
 pytestmark = pytest.mark.usefixtures("inference")
 
 
-NAMES = ["repaint", "sdedit", "diffedit", "blended", "direct", "sampler"]
-INVERTED = ["diffedit", "sampler"]  # whose source is the inversion's, scaled in and out
+NAMES = ["repaint", "sdedit", "diffedit", "blended", "direct", "sampler", "grid"]
+INVERTED = ["diffedit", "sampler", "grid"]  # whose source is the inversion's, scaled in and out
 
 
 @pytest.mark.parametrize("masks, latents", [(3, 2), (2, 1)])
@@ -37,7 +37,7 @@ def test_an_empty_latent_is_refused(edits, idle, latent, mask, name):
     [
         *((name, {}) for name in NAMES),
         *(("sdedit", {"t0": 0.0}), ("diffedit", {"depth": 0.0}), ("blended", {"t0": 0.0})),
-        *(("direct", {"strength": 0.0}), ("sampler", {"strength": 0.0})),
+        *(("direct", {"strength": 0.0}), ("sampler", {"strength": 0.0}), ("grid", {"strengths": "0"})),
     ],
 )
 def test_nothing_to_change_is_the_source_and_a_notice(edits, idle, latent, mask, name, inputs):
@@ -48,7 +48,7 @@ def test_nothing_to_change_is_the_source_and_a_notice(edits, idle, latent, mask,
 
 
 @pytest.mark.parametrize("kind", ["EPS", "FLOW"])
-@pytest.mark.parametrize("name", ["sdedit", "diffedit", "direct", "sampler"])
+@pytest.mark.parametrize("name", ["sdedit", "diffedit", "direct", "sampler", "grid"])
 def test_masked_edits_keep_the_rest_to_the_bit(edits, make_model, latent, mask, inside, kind, name):
     model = make_model(kind)
     source = source_latent(noised_inversion(model, latent)) if name in INVERTED else latent
