@@ -182,8 +182,9 @@ class EditPhoto(Box):
                 Float(
                     "blend_threshold",
                     0.3,
-                    "How much of a word's largest attention a place must have to be changed. Lower reaches further "
-                    "around it.",
+                    "The place is where the heat of the differing words, from 0 to 1, is above this: lower reaches "
+                    "further around it. Not read for transformers (SD3, Flux), whose place DiffEdit Mask's difference "
+                    "finds at the paper's 0.5.",
                 ),
                 SEED("Seed of the draft's noise: another seed is another attempt."),
             ),
