@@ -129,6 +129,22 @@ def test_diffedit_mask(tiny, make_condition, latent):
         made(1, 2, latent * 0)
 
 
+def test_an_empty_diffedit_mask_says_whether_the_prompts_agree_or_the_threshold_is_too_high(
+    tiny, make_condition, latent
+):
+    def said(target, threshold):
+        conds = {"source": make_condition(1), "target": make_condition(target)}
+        return run("DiffEditMask", model=tiny, latent=latent, maps=1, threshold=threshold, **conds).text
+
+    assert said(1, 0.5).startswith("Notice: the prompts agree everywhere, so")
+    assert said(2, 1.0).startswith("Notice: no heat is above the threshold 1, so")
+
+
+def test_diffedit_says_which_depth_samples_no_step(edits, idle, latent, mask):
+    said = edits["diffedit"](idle, latent, mask, {"steps": 4}, depth=0.1).text
+    assert said.startswith("Notice: depth 0.1 samples no step")
+
+
 def test_diffedit_says_its_cost_and_that_null_embeddings_are_not_used(edits, tiny, latent, mask):
     plain = edits["diffedit"](tiny, latent, mask)
     carried = edits["diffedit"](tiny, latent, mask, {"null_embeddings": torch.ones(10, 2, 77, 64)})
