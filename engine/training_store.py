@@ -1,7 +1,7 @@
-"""Where trainings are kept, so that the same training is never done twice and one that was stopped goes on.
+"""Where trainings are kept, so that the same training is not done twice and one that was stopped goes on.
 
 A training is named by the hash of all that enters it (`files.cache_key`); its number of steps stands beside the name.
-So more steps go on from fewer, and a graph queued again finds its finished file. The folders lie in ComfyUI's user
+So more steps go on from fewer, and a graph queued again finds its last state. The folders lie in ComfyUI's user
 folder under nulltext and are kept below `STORE_BYTES` each: the longest unused go first.
 """
 

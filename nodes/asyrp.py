@@ -64,7 +64,7 @@ def measured(model, direction: Direction, inversion, vae) -> tuple[float, float]
 
 
 STRENGTH = Float(
-    "strength", 1.0, "How far along the direction; below 0 the other way. 0 is plain Euler.", -20.0, 20.0, 0.05
+    "strength", 1.0, "How far along the direction; below 0 the other way. 0 edits nothing.", -20.0, 20.0, 0.05
 )
 
 
@@ -156,7 +156,9 @@ class AsyrpSampler(Box):
         if own:
             said += " Measured: t_edit {:.2f}, t_boost {:.2f}.".format(*map(sigma_to_time(model), own))
         if not any(s for _, s in pairs):
-            said += " Notice: every strength is 0, so that this is plain Euler."
+            boosted = own[1] if own else t_boost
+            what = "nothing is edited; t_boost still adds noise" if boosted else "this is plain Euler"
+            said += f" Notice: every strength is 0, so that {what}."
         if inversion is not None and inversion.kind.needs:
             said += " Notice: this inversion's own way back is not Euler's, so that it will not come back exactly."
         return text_result(said, sampler, direction.sigmas if inversion is None else inversion.sigmas)

@@ -77,7 +77,10 @@ class CLIPGuidance(Box):
     )
     INPUTS = (
         MODEL,
-        VAE("The VAE that belongs to the model: the estimate is decoded at every step."),
+        VAE(
+            "The VAE that belongs to the model: it decodes the estimate at every step; on the latent only for Guidance "
+            "Trace."
+        ),
         IMAGE_TEXT,
         Text(
             "text",
@@ -105,7 +108,8 @@ class CLIPGuidance(Box):
             Int(
                 "cutouts",
                 4,
-                "Random crops per step; the first is always the whole picture. More are steadier and cost more.",
+                "Random crops per step; the first is always the whole picture. More are steadier and cost more. On the "
+                "latent none are taken.",
                 1,
                 64,
             ),
@@ -232,7 +236,8 @@ class CLIPGuidance(Box):
             patchers=(vae.patcher, *patchers_of(image_text)),
             probabilities=probabilities if len(names) > 1 else None,
         )
-        lines = [f"Towards {towards} ({loss}, {cutouts} cutouts) at scale {acts['scale']:g}.", *notices]
+        seen = "on the noisy latent" if gradient_mode == LATENT else f"{cutouts} cutouts"
+        lines = [f"Towards {towards} ({loss}, {seen}) at scale {acts['scale']:g}.", *notices]
         return attached(model, made, lines)
 
 

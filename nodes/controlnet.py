@@ -65,9 +65,13 @@ class HintMaker(Box):
         Float(
             "blur", 1.0, "Blur before the filter, in pixels: small things vanish. The mask has none.", 0.0, 64.0, 0.1
         ),
-        Socket("mask", "MASK", "With the kind 'mask': this mask is the hint, and the picture is not read.").optional(),
+        Socket(
+            "mask", "MASK", "With the kind 'mask': these masks are the hints, and the pictures are not read."
+        ).optional(),
     )
-    OUTPUTS = (Output("IMAGE", "The hints, as large as the pictures.", "hints"),)
+    OUTPUTS = (
+        Output("IMAGE", "The hints, as large as the pictures; with mask as large and as many as its masks.", "hints"),
+    )
 
     def run(self, image, kind, threshold, blur, mask=None):
         if mask is not None and kind == "mask":

@@ -83,8 +83,8 @@ class DiffEditMask(Box):
         Float(
             "clamp",
             CLAMP,
-            "Heat above this many times its mean counts as this. Lower: a larger mask. 3 is diffusers'; the paper has "
-            "none.",
+            "Heat above this many times its mean counts as this. Lower: a larger mask. 3 is diffusers'; the paper "
+            "names none.",
             1.0,
             100.0,
             0.1,
@@ -112,7 +112,10 @@ class DiffEditMask(Box):
         image = to_pixels(normalised(map_, clamp), size)[..., None].expand(-1, -1, -1, 3).contiguous()
         text = f"{float(mask.mean()):.0%} of the picture differs. {maps} calls with both prompts at sigma {sigma:.3g}."
         if not bool((mask > 0).any()):
-            text = "Notice: the prompts agree everywhere, so the mask is empty. " + text
+            why = "the prompts agree everywhere"
+            if bool(map_.any()):
+                why = f"no heat is above the threshold {threshold:g}"
+            text = f"Notice: {why}, so the mask is empty. {text}"
         return text_result(text, mask, image)
 
 
@@ -154,7 +157,7 @@ class DiffEdit(EditBox):
         clean = source_latent(inversion)
         edit = MaskedEdit(clean, mask)
         if first == steps or edit.empty:
-            why = "depth is 0" if first == steps else "the mask is empty"
+            why = f"depth {depth:g} samples no step" if first == steps else "the mask is empty"
             return text_result(unchanged(why, "picture"), {"samples": clean})
         trajectory, sigmas = inversion.trajectory[first:], inversion.sigmas[first:].float()
         sampler = own_sampler(sample_diffedit, start=trajectory[0], trajectory=trajectory, edit=edit.grid)

@@ -40,7 +40,7 @@ class MixModels(Box):
     DESCRIPTION = (
         "A guider that mixes a model's predictions with and without several LoRAs, each in its own part of the "
         "schedule: the degree of an edit, and several edits at once (DiffusionCLIP). Cost: one prediction for each "
-        "LoRA at work, and one for the model unless their weights reach 1."
+        "LoRA at work, and one for the model unless their weights sum to 1 (several: or more)."
     )
     INPUTS = (MODEL, POSITIVE, NEGATIVE, CFG(default=1.0), LORA, WEIGHT, START, END, *_numbered(2), *_numbered(3))
     OUTPUTS = (Output("GUIDER", "For SamplerCustomAdvanced, with any sampler."),)

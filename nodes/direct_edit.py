@@ -154,8 +154,9 @@ class DirectEdit(EditBox):
     SEARCH_ALIASES = ["FlowEdit", "InfEdit", "inversion free editing", "image edit", "DDCM"]
     DESCRIPTION = (
         "Edits a picture by the difference of two prompts, without inversion and without optimisation; equal prompts "
-        "at equal scales give the source back exactly. Works for eps, v-prediction and flow models. Cost: 2 x average "
-        "x steps x strength calls."
+        "at equal scales give the source back exactly, unless plain_steps sample the target alone. Works for eps, "
+        "v-prediction and flow models. Cost for n = steps x strength: FlowEdit 2 x average x (n - plain_steps) + "
+        "plain_steps calls, InfEdit 2 x n."
     )
     INPUTS = (
         MODEL("The diffusion model."),

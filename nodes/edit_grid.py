@@ -13,9 +13,10 @@ from . import words
 from .base import INVERSION, TARGET_CFG, VAE, Box, Output, Socket, Text, optional
 from .early import early
 from .inversion_sampling import NULL, SAME_MODEL, STORED_OUTSIDE
+from .masked import MaskedEdit
 from .prompt import worded
 from .replay import replay
-from .report import text_result
+from .report import nothing_to_change, text_result
 
 
 def check_lists(prompts: str, strengths: str) -> tuple[list[str], list[float]]:
@@ -66,16 +67,17 @@ class EditGrid(Box):
         cfg = cfg_of(inversion, target_cfg)
         record.prompts(inversion, [], negative, cfg)  # refuses a missing negative before any work
         source, edits, captions = source_latent(inversion), [], []
+        inside = MaskedEdit(source, mask)
         calls = seconds = 0
         for text in texts:
             positive = worded(clip, text)
             for strength in values:
                 first = first_step(strength, inversion.steps)
-                if first == inversion.steps:
+                if first == inversion.steps or inside.empty:
                     edits.append(source)
                 else:
-                    result = replay(model, inversion, positive, negative, cfg=cfg, first=first, mask=mask)
-                    edits.append(result.samples)
+                    result = replay(model, inversion, positive, negative, cfg=cfg, first=first, mask=inside.grid)
+                    edits.append(inside.put_back(result.samples))
                     calls, seconds = calls + calls_back(inversion, first), seconds + result.seconds
                 captions.append(f"{strength:g}: {text}")
         original, pictures = decode(vae, source), [decode(vae, edit) for edit in edits]
@@ -92,6 +94,8 @@ class EditGrid(Box):
             f"{len(texts)} prompts x {len(values)} strengths x {inversion.shape[0]} image(s) at cfg {cfg:g}: "
             f"{calls} network calls in {seconds:.1f} s"
         )
+        if not calls:
+            report = nothing_to_change("the mask is empty" if inside.empty else "no strength samples a step")
         return text_result(report, torch.cat(grids), torch.cat(pictures), {"samples": torch.cat(edits)})
 
 

@@ -54,6 +54,7 @@ INF_EDIT = {"source_cfg": 1.0, "target_cfg": 3.0, "average": 1, "plain_steps": 0
 OWN_GUIDANCE = {"source": 1.5, "target": 5.5}
 #: Prompt-to-Prompt's, ours too: freer than its node opens, as the mask keeps the rest
 ATTENTION = {"edit": "auto", "cross_steps": 0.4, "self_steps": 0.2}
+FOUND = "found in the cache"
 LOOKS, GROW = 4, 2  # of the mask: noisings, and latent cells by which it grows
 
 
@@ -114,15 +115,17 @@ def thorough(
     """(samples, what was done): the picture inverted, then edited by Prompt-to-Prompt beside its path, inside the
     mask."""
     inversion, found = invert(model, {"positive": conds["source"]}, latent, sigmas, "ddim", depth=strength)
-    calls = 0 if found else inversion.metadata.get("calls", 0)
+    done = "inversion " + (FOUND if found else f"in {inversion.metadata['calls']} network calls")
     if null_text:
-        inversion, _ = optimise(model, inversion, None, conds["negative"], cfg)
+        inversion, made = optimise(model, inversion, None, conds["negative"], cfg)
+        backwards = inversion.metadata["null_backwards"]
+        spent = f"in {made.calls} network calls and {backwards} backward passes" if made else FOUND
+        done += f", null-text {spent}"
     guider, _, notes, _ = prepare(
         EditPhoto.TITLE, model, conds["target"], conds["negative"], cfg, inversion=inversion, mask=mask, **ATTENTION
     )
     result = run_guider(guider, None, inversion.sigmas, 0)
-    how = "null-text inversion" if null_text else "inversion"
-    return result.edits, f"{how} in {calls} network calls, Prompt-to-Prompt ({notes[0]}) in {result.rows} network rows"
+    return result.edits, f"{done}, Prompt-to-Prompt ({notes[0]}) in {result.rows} network rows"
 
 
 def check_prompts(source_prompt: str, edited_prompt: str) -> None:
@@ -179,8 +182,9 @@ class EditPhoto(Box):
                 Float(
                     "blend_threshold",
                     0.3,
-                    "How much of a word's largest attention a place must have to be changed. Lower reaches further "
-                    "around it.",
+                    "The place is where the heat of the differing words, from 0 to 1, is above this: lower reaches "
+                    "further around it. Not read for transformers (SD3, Flux), whose place DiffEdit Mask's difference "
+                    "finds at the paper's 0.5.",
                 ),
                 SEED("Seed of the draft's noise: another seed is another attempt."),
             ),

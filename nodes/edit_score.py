@@ -13,16 +13,17 @@ class EditScore(Box):
     ID, TITLE, CATEGORY = "NullText_EditScore", "Edit Score", "NullText/attention"
     SEARCH_ALIASES = ["psnr", "ssim", "compare images", "clip score", "metrics", "pie-bench"]
     DESCRIPTION = (
-        "Measures an edit against its source: PSNR, SSIM and MSE of all of it and outside a mask, structure distance, "
-        "and with CLIP vision the similarity to the prompt. The masked figures are PIE-Bench's: images times the "
-        "mask's complement, so that a small background raises PSNR. No network calls of the diffusion model."
+        "Measures an edit against its source: PSNR, SSIM and MSE, outside the mask if there is one, structure "
+        "distance, and with CLIP vision the similarity to the prompt. The masked figures are PIE-Bench's: both "
+        "pictures are 0 under the mask, which counts as equal, so that a small background raises PSNR. No network "
+        "calls of the diffusion model."
     )
     OUTPUT_NODE = True
     INPUTS = (
         IMAGE("The picture before the edit.", name="source"),
         IMAGE("The picture after the edit, of the same size and as many.", name="edit"),
         *optional(
-            MASK("1 where the edit may change the picture; measured outside it."),
+            MASK("1 where the edit may change the picture; measured outside it. Not read where it covers everything."),
             Socket(
                 "clip_vision",
                 "CLIP_VISION",
@@ -38,9 +39,13 @@ class EditScore(Box):
     )
     OUTPUTS = (
         Output("STRING", "All figures, a line for each image of the batch and their mean.", "report"),
-        Output("FLOAT", "Mean PSNR in dB (outside the mask if there is one); 100 stands for identical images.", "psnr"),
-        Output("FLOAT", "Mean SSIM (outside the mask if there is one).", "ssim"),
-        Output("FLOAT", "Mean squared error (outside the mask if there is one).", "mse"),
+        Output(
+            "FLOAT", "Mean PSNR in dB, outside the mask if it leaves anything; 100 stands for identical images.", "psnr"
+        ),
+        Output("FLOAT", "Mean SSIM, outside the mask if it leaves anything.", "ssim"),
+        Output(
+            "FLOAT", "Mean squared error over all pixels; those under the mask count as equal if it leaves any.", "mse"
+        ),
         Output("FLOAT", "Mean structure distance x 1000.", "structure_distance"),
     )
 

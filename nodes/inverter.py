@@ -59,7 +59,7 @@ class NullTextInverter(Inverting, Box):
         "One box: inverts a picture and corrects the inversion for guided editing, by null-text optimisation, by the "
         "negative-prompt shortcut, or by direct overwrite. Cost with null-text: N + N x (inner steps + 2) forwards "
         "and N x inner steps backwards at most; the others cost N forwards, and N more where the reconstruction, the "
-        "report or a VAE is wired."
+        "report or a VAE is wired (direct overwrite never)."
     )
     INPUTS = (
         PATCHED,

@@ -18,7 +18,8 @@ class MasaCtrl(EditBox):
     SEARCH_ALIASES = ["masactrl", "mutual self-attention", "change pose", "non-rigid edit", "consistent subject"]
     DESCRIPTION = (
         "Changes pose or layout and keeps what things look like (MasaCtrl, arXiv 2304.08465): from a step and a layer "
-        "on, the edit's self-attention reads the source's contents. Cost: N x 4 network rows, from an inversion too."
+        "on, the edit's self-attention reads the source's contents. Cost: N x 4 network rows; "
+        "from an inversion 2 a step before start."
     )
     INPUTS = (
         MODEL,

@@ -6,12 +6,14 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+CLIP = SimpleNamespace(tokenize=None, encode_from_tokens=None)  # for a node whose prompts are made without it
 SCALE = 0.18215  # Stable Diffusion's LATENT times this is in model space
 
 

@@ -1,4 +1,4 @@
-"""How far fills are from the true conditional, on the mixtures of _mixtures.py, and what they cost: RePaint's part of
+"""How far fills are from the true conditional, on the mixtures of mixtures.py, and what they cost: RePaint's part of
 from_image.
 
 Error: the Wasserstein-1 distance between the drawn values and their exact conditional (by its quantiles), averaged

@@ -4,10 +4,10 @@
 
 The published comparison (Kitichotkul & Inkaew, CIFAR-10 airplanes, 1000 steps): KID .0618 contrastive, .0653 spherical,
 .1184 unconditional; 90, 117 and 20 minutes per 100. Here: 256 pictures of 25 DDIM steps each, from the same start
-noises, for "a red circle", in a window of sigma that each network can see through (_guidance.py); the scale of each
+noises, for "a red circle", in a window of sigma that each network can see through (ways.py); the scale of each
 loss is searched over the same five values on other noises (KID of 64 pictures). All run without a bound on the push, as
 published; the classifier also with the bound that the demo's workflow sets. Before it: the law of scale 1 on an exact
-mixture at the node's defaults, and how often a bound acts (_bound.py).
+mixture at the node's defaults, and how often a bound acts (bound.py).
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def default_rate(width: int) -> float:
 
     A departure below 768: an update moves every number by the rate, so fewer numbers move the prediction less. On
     earlier weights of the demo model (width 128) 1e-2 used every inner step and ended at 37.7 dB, 6e-2 at 42.9 dB in
-    half the calls; benchmarks/inversion.py prints both for the present ones."""
+    half the calls; benchmarks/inversion prints both for the present ones."""
     return 1e-2 * max(1.0, 768 / width)
 
 

@@ -47,6 +47,8 @@ def disturbance_schedule(
 ) -> Tensor:
     """Few steps above the window, enough below: a schedule under which the disturbance is stable.
 
+    Below as given where no step can be too long (cfg up to `gain`), or where nothing of the schedule is below.
+
     sigmas [N+1] falling, the last 0 or above. start: the window's first sigma (made a level if the schedule reaches
     above it). above: steps from the first sigma to `start`, evenly by index of the given ones (None: as many as are
     there). below: steps evenly in log sigma from `start` to the last positive sigma (None: the fewest with cfg (1 -
@@ -56,14 +58,15 @@ def disturbance_schedule(
     positive = levels[:-1] if ends_at_zero else levels
     last = positive[-1]
     top = min(start, positive[0])
-    if last >= top or cfg <= gain and below is None:
-        return sigmas.clone()
-    upper = [s for s in positive if s not in SigmaWindow(top, 0.0)]
+    window = SigmaWindow(top, 0.0)
+    upper = [s for s in positive[:-1] if s not in window]
+    lower = positive[len(upper) :]
     if above is not None and len(upper) > above:
         places = torch.linspace(0, len(upper), above + 1)[:-1].round().long().tolist()
         upper = [upper[i] for i in dict.fromkeys(places)]
-    if below is None:
-        below = math.ceil(math.log(last / top) / math.log(1 - gain / cfg))
-    window = torch.logspace(math.log10(top), math.log10(last), below + 1, dtype=torch.float64).tolist()
-    out = [*upper, top, *window[1:-1], last, *([0.0] if ends_at_zero else [])]
-    return torch.tensor(out, dtype=torch.float64).to(sigmas)
+    if last < top and (cfg > gain or below is not None):
+        if below is None:
+            below = math.ceil(math.log(last / top) / math.log(1 - gain / cfg))
+        between = torch.logspace(math.log10(top), math.log10(last), below + 1, dtype=torch.float64)[1:-1]
+        lower = [top, *between.tolist(), last]
+    return torch.tensor([*upper, *lower, *([0.0] if ends_at_zero else [])], dtype=torch.float64).to(sigmas)

@@ -8,8 +8,8 @@ Ours departs from it in three things. The levels stand evenly in the log of nois
 modes no longer mix. And what a step keeps of the noise that it came from, its share 1 - zeta (as in DiffPIR
 2305.08995: the next noise is sqrt(1 - zeta) eps + sqrt(zeta) n), rises from 0 above the range, where an early guess
 must not bind the fill, to 1 below it, where a coarse stochastic step would only lower the variance. `low` and `high`
-are in units of the data's scale (`data_scale`). It was chosen on four mixtures; benchmarks/_mixtures.py names them and
-those that only judge.
+are in units of the data's scale (`data_scale`). It was chosen on four mixtures; benchmarks/from_image/mixtures.py names
+them and those that only judge.
 """
 
 from __future__ import annotations

@@ -47,6 +47,11 @@ def classify(model, classifier, **changes):
     return run("ClassifierGuidance", model=model, classifier=classifier, **{**inputs, **changes})
 
 
+def test_clip_guidance_says_how_many_cutouts_it_takes_and_that_a_latent_has_none(tiny, vae, image_text):
+    assert "(spherical, 2 cutouts)" in clip(tiny, vae, image_text).text
+    assert "(spherical, on the noisy latent)" in clip(tiny, vae, image_text, gradient_mode=LATENT).text
+
+
 # ----------------------------------------------------------------------------------------- gradients in the engine
 
 

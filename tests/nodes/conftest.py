@@ -3,8 +3,8 @@
 import pytest
 import torch
 from nulltext.benchmarks.families import stand_ins
-from nulltext.nodes import repaint
-from nulltext.tests.running import noised_inversion, run
+from nulltext.nodes import edit_grid, repaint
+from nulltext.tests.running import CLIP, Out, Pixels, noised_inversion, run
 
 CELLS = torch.zeros(8, 8, dtype=torch.bool)
 CELLS[2:6, 2:5] = True
@@ -23,7 +23,7 @@ def mask():
 
 
 @pytest.fixture
-def edits(ends):
+def edits(ends, monkeypatch):
     """By name, edit(model, latent [B, C, h, w], mask, **inputs) -> Out of each node that edits inside a mask."""
 
     def edit(name, **values):
@@ -47,6 +47,15 @@ def edits(ends):
         given["inversion"] = noised_inversion(model, latent, **(record or {}))
         return run("Sampler", model=model, positive=ends[0], negative=ends[1], **given)
 
+    def grid(model, latent, mask, record=None, **inputs):
+        inversion = noised_inversion(model, latent, **(record or {}))
+        given = {"prompts": "a cat", "strengths": "1", "target_cfg": 3.0, **inputs, "mask": mask}
+        made = run("EditGrid", model=model, clip=CLIP, vae=Pixels(), inversion=inversion, negative=ends[1], **given)
+        out = Out(made[2:])
+        out.text = made.text
+        return out
+
+    monkeypatch.setattr(edit_grid, "worded", lambda clip, text: ends[0])
     numbers = {"schedule": repaint.CUSTOM, "levels": 5, "jump": 1, "resamples": 3, "low": 0.0, "high": 2.0}
     return {
         "repaint": edit("RePaintSampler", seed=7, noise=repaint.RENEWED, particles=3, grow=0, **numbers),
@@ -55,6 +64,7 @@ def edits(ends):
         "blended": edit("BlendedDiffusion", seed=2, steps=5),
         "direct": direct,
         "sampler": sampled,
+        "grid": grid,
     }
 
 

@@ -100,7 +100,7 @@ def runs(tiny, ends, latent, prompt, monkeypatch):
         ("MasaCtrl", "from noise"): lambda cfg: run(
             "MasaCtrl", model=tiny, negative=negative, cfg=cfg, steps=STEPS, latent=picture * 0, **words
         ),
-        ("MasaCtrl", "from an inversion"): of_inversion("MasaCtrl", "cfg", **words),
+        ("MasaCtrl", "from an inversion, start 0"): of_inversion("MasaCtrl", "cfg", start=0.0, **words),
         ("Direct Edit", "FlowEdit"): direct("FlowEdit", average=NUMBERS["average"]),
         ("Direct Edit", "InfEdit"): direct("InfEdit"),
         ("RF-Inversion", ""): lambda cfg: run(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import re
 
 import pytest
 import torch
-from nulltext.tests.running import Pixels, normal, run
+from nulltext.tests.running import CLIP, Pixels, normal, run
 
-CLIP = SimpleNamespace(tokenize=None, encode_from_tokens=None)  # the prompts are made without it
 BEFORE, AFTER = "a photo of a red circle", "a photo of a green circle"
 
 
@@ -113,3 +112,19 @@ def test_a_model_with_a_guidance_of_its_own_is_told_it_beside_each_prompt(edit, 
     assert seen[: len(looks)] == looks
     assert sorted(seen[len(looks) :]) == sorted(told)
     assert "at cfg 1 and the model's own guidance 1.5 (source) and 5.5 (edit)" in out[3]
+
+
+def test_the_report_names_every_network_call_and_what_the_cache_saved(edit, tiny, network_calls, monkeypatch, tmp_path):
+    """Of one picture at cfg 3 without blend: the pivot, the null-text forwards and the pair's rows are all there is."""
+    from nulltext.nodes import null_text
+
+    monkeypatch.setattr(null_text.files, "cache_folder", lambda: tmp_path)
+    seen, given = network_calls(tiny), {"method": "thorough, null-text", "cfg": 3.0, "blend": False}
+    report = edit(**given)[3]
+    told = [int(number) for number in re.findall(r"(\d+) network (?:calls|rows)", report)]
+    assert sum(told) == sum(len(x) for x, _ in seen) and len(told) == 3
+    assert re.search(r"[1-9]\d* backward passes", report)
+    seen.clear()
+    again = edit(**given)[3]
+    assert "inversion found in the cache, null-text found in the cache" in again
+    assert re.findall(r"(\d+) network (?:calls|rows)", again) == [str(sum(len(x) for x, _ in seen))]

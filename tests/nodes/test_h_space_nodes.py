@@ -90,6 +90,19 @@ def test_the_sampler_edits_and_at_strength_0_is_euler(tiny, ends, latent):
     assert not torch.allclose(sampled(tiny, ends, latent, none), edits[1], rtol=1e-3)
 
 
+def test_strength_0_is_said_to_be_euler_only_where_nothing_boosts(tiny, ends, latent):
+    d = made(tiny, ends[0], steps=12)
+    as_opened, unboosted = (
+        node("AsyrpSampler", model=tiny, direction=d, strength=0.0, **more) for more in ({}, {"t_boost": 0.0})
+    )
+    euler, *both = (
+        sampled(tiny, ends, latent, (kind, d.sigmas))
+        for kind in (own_sampler(sample_euler), as_opened[0], unboosted[0])
+    )
+    assert [torch.equal(x, euler) for x in both] == ["plain Euler" in out.text for out in (as_opened, unboosted)]
+    assert torch.equal(both[1], euler) and "t_boost still adds noise" in as_opened.text
+
+
 def test_a_later_site_has_its_own_h_and_is_edited_there(tiny, ends, latent):
     d = made(tiny, ends[0], site=2)
     assert d.site == 2 and d.shifts.shape == (4, 64, 8, 8)

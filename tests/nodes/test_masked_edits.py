@@ -13,8 +13,8 @@ from nulltext.tests.running import SCALE, noised_inversion, normal, run
 pytestmark = pytest.mark.usefixtures("inference")
 
 
-NAMES = ["repaint", "sdedit", "diffedit", "blended", "direct", "sampler"]
-INVERTED = ["diffedit", "sampler"]  # whose source is the inversion's, scaled in and out
+NAMES = ["repaint", "sdedit", "diffedit", "blended", "direct", "sampler", "grid"]
+INVERTED = ["diffedit", "sampler", "grid"]  # whose source is the inversion's, scaled in and out
 
 
 @pytest.mark.parametrize("masks, latents", [(3, 2), (2, 1)])
@@ -37,7 +37,7 @@ def test_an_empty_latent_is_refused(edits, idle, latent, mask, name):
     [
         *((name, {}) for name in NAMES),
         *(("sdedit", {"t0": 0.0}), ("diffedit", {"depth": 0.0}), ("blended", {"t0": 0.0})),
-        *(("direct", {"strength": 0.0}), ("sampler", {"strength": 0.0})),
+        *(("direct", {"strength": 0.0}), ("sampler", {"strength": 0.0}), ("grid", {"strengths": "0"})),
     ],
 )
 def test_nothing_to_change_is_the_source_and_a_notice(edits, idle, latent, mask, name, inputs):
@@ -48,7 +48,7 @@ def test_nothing_to_change_is_the_source_and_a_notice(edits, idle, latent, mask,
 
 
 @pytest.mark.parametrize("kind", ["EPS", "FLOW"])
-@pytest.mark.parametrize("name", ["sdedit", "diffedit", "direct", "sampler"])
+@pytest.mark.parametrize("name", ["sdedit", "diffedit", "direct", "sampler", "grid"])
 def test_masked_edits_keep_the_rest_to_the_bit(edits, make_model, latent, mask, inside, kind, name):
     model = make_model(kind)
     source = source_latent(noised_inversion(model, latent)) if name in INVERTED else latent
@@ -127,6 +127,22 @@ def test_diffedit_mask(tiny, make_condition, latent):
     assert torch.equal(mask, (heat[..., 0] > 0.5).float())
     with pytest.raises(ValueError, match="latent is empty"):
         made(1, 2, latent * 0)
+
+
+def test_an_empty_diffedit_mask_says_whether_the_prompts_agree_or_the_threshold_is_too_high(
+    tiny, make_condition, latent
+):
+    def said(target, threshold):
+        conds = {"source": make_condition(1), "target": make_condition(target)}
+        return run("DiffEditMask", model=tiny, latent=latent, maps=1, threshold=threshold, **conds).text
+
+    assert said(1, 0.5).startswith("Notice: the prompts agree everywhere, so")
+    assert said(2, 1.0).startswith("Notice: no heat is above the threshold 1, so")
+
+
+def test_diffedit_says_which_depth_samples_no_step(edits, idle, latent, mask):
+    said = edits["diffedit"](idle, latent, mask, {"steps": 4}, depth=0.1).text
+    assert said.startswith("Notice: depth 0.1 samples no step")
 
 
 def test_diffedit_says_its_cost_and_that_null_embeddings_are_not_used(edits, tiny, latent, mask):

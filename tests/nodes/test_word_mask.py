@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
-from nulltext.tests.running import Pixels, run
+from nulltext.tests.running import CLIP, Pixels, run
 
-CLIP = SimpleNamespace(tokenize=None, encode_from_tokens=None)  # the prompt is made without it
 TEXT = "a red cat on grass"
 
 

@@ -65,5 +65,10 @@ def test_schedule_gives_the_window_enough_steps():
     above = lambda sigmas: int((sigmas > window * 1.001).sum())
     assert above(disturbance_schedule(given, 10.0, window)) == above(given)
     assert torch.equal(disturbance_schedule(given, 1.0, window), given)
+    plain = disturbance_schedule(given, 1.0, window, above=4)  # no null branch: nothing to be stable for
+    inside = given <= window * 1.001
+    assert above(plain) == 4 and plain[0] == given[0] and torch.equal(plain[4:], given[inside])
+    outside = disturbance_schedule(given, 10.0, float(given[-2]) / 2, above=4)  # nothing of it lies in the window
+    assert len(outside) == 4 + 2 and torch.equal(outside[[0, -2, -1]], given[[0, -2, -1]])
     partial = disturbance_schedule(given[15:], 10.0, 99.0)  # a run from a picture starts inside the window
     assert partial[0] == given[15] and max(gains(partial, 10.0, 99.0)) <= 1.0 + 1e-6
