@@ -75,7 +75,7 @@ def find_file(kind: str, name: str) -> Path:
     if Path(name).is_absolute() or ".." in Path(name.replace("\\", "/")).parts or "\0" in name:
         raise ValueError(f"The file name {name!r} must lie inside ComfyUI's folders, without '..' or a drive.")
     missing = f"There is no file {name!r} in ComfyUI's models/{kind} or output/{kind} folder."
-    return _first((place / name for place in places(kind)), missing)
+    return _first((place / name.replace("\\", "/") for place in places(kind)), missing)
 
 
 def new_file(kind: str, name: str) -> Path:
@@ -250,11 +250,12 @@ def find(key: str | None) -> Inversion | None:
     try:
         found = Inversion.load(path)
         os.utime(path)
-    except FileNotFoundError:  # never there, or dropped by another server on the same folder
+    except OSError:  # never there, dropped by another server on the same folder, or locked
         return None
     except ValueError as error:
         _log.warning("a damaged file in the cache of inversions is dropped: %s", error)
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
         return None
     return found
 

@@ -1,8 +1,9 @@
 """What tells one model from another, so that an inversion is refused where it doesn't belong.
 
-Weights are sampled, not read whole: 64 parameters, 16 values of each, as they were before any patch. Patches (LoRA) are
-told by their own content and strength. Attention and cfg patches don't count: editing with them is what inversions are
-for.
+Weights are sampled, not read whole, as they were before any patch: 4 values of every matrix ("matrices"), for a merge
+or a fine-tuning may change one kind of them alone. (Older files know "weights" only, 16 values of 64 parameters at even
+distances, which in a network of equal blocks are mostly norms and biases.) Patches (LoRA) are told by their own
+content and strength. Attention and cfg patches don't count: editing with them is what inversions are for.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_PARAMETERS, _VALUES = 64, 16
+_PARAMETERS, _VALUES, _OF_MATRIX = 64, 16, 4
 _FLOAT32_WHOLE = 2**24  # from here on float32 skips whole numbers
 # In the order in which a difference is named: the first one explains the others.
 _NAMES = {
@@ -21,10 +22,11 @@ _NAMES = {
     "prediction": "another prediction type",
     "sigmas": "another noise schedule (sigma table)",
     "weights": "other weights (another checkpoint)",
+    "matrices": "other weights (another checkpoint, or something merged into it)",
     "patches": "other weight patches (LoRA or its strength)",
 }
 
-ASPECTS = tuple(_NAMES)  #: what a whole fingerprint tells
+ASPECTS = tuple(name for name in _NAMES if name != "matrices")  #: what a whole fingerprint tells, an older one too
 
 
 def _places(size: int) -> Tensor:
@@ -42,6 +44,20 @@ def _sample(t: Tensor) -> bytes:
     index = _places(flat.numel())
     values = flat[index.to(flat.device)].to("cpu", torch.float32)
     return repr((tuple(t.shape), values.tolist())).encode()
+
+
+def _of_matrices(tensors: list[Tensor]) -> str:
+    """One string for these: values of each from its first to about its last, fetched from each device in one go."""
+    taken, on = [], {}
+    for i, t in enumerate(tensors):
+        flat = t.detach().reshape(-1)
+        taken.append(flat[:: max((flat.numel() - 1) // (_OF_MATRIX - 1), 1)][:_OF_MATRIX].float())
+        on.setdefault(flat.device, []).append(i)
+    for own in on.values():
+        together = torch.cat([taken[i] for i in own]).cpu()
+        for i, values in zip(own, together.split([len(taken[i]) for i in own])):
+            taken[i] = values
+    return _hash(repr(torch.cat(taken).tolist() if taken else []).encode())
 
 
 def feed(digest, value, of_tensor: Callable[[Tensor], bytes]) -> bool:
@@ -97,6 +113,7 @@ def fingerprint(model) -> dict[str, str]:
         "prediction": "+".join(base.__name__ for base in type(sampling).__bases__),
         "sigmas": _hash(repr([f"{s:.4g}" for s in table.tolist()]).encode()),
         "weights": _hash(*(_sample(before_patches.get(n, parameters[n])) for n in names[::step])),
+        "matrices": _of_matrices([before_patches.get(n, parameters[n]) for n in names if parameters[n].ndim > 1]),
         "precision": str(next(iter(parameters.values())).dtype).removeprefix("torch.") if parameters else "none",
         "patches": patches.hexdigest()[:32] if model.patches else "none",
     }
@@ -117,8 +134,8 @@ def difference(
     """None if both tell the same model, else one sentence that names what differs. what: was made with the saved one;
     again: what to do where that one is gone."""
     for key, name in _NAMES.items():
-        if saved.get(key) != now.get(key):
-            if key == "weights" and saved.get("precision") != now.get("precision"):
+        if key in saved.keys() | set(ASPECTS) and saved.get(key) != now.get(key):
+            if key in ("weights", "matrices") and saved.get("precision") != now.get("precision"):
                 key, name = "precision", "weights in another precision"  # equal values in a wider type: no difference
             told = f" ({saved.get(key)} then, {now.get(key)} now)" if key in ("prediction", "precision") else ""
             return f"This {what} was made with a model that has {name}{told}: use that one, or {again}."

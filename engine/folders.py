@@ -72,8 +72,8 @@ def model_name(kind: str, path: Path) -> str:
 def found_model(kind: str, name: str) -> Path:
     """The path of a safetensors file of that kind by its listed name, with or without the ending. ValueError if there
     is none."""
-    full = name.strip().removesuffix(".safetensors") + ".safetensors"
-    strange = ".." in Path(full.replace("\\", "/")).parts or "\0" in full or len(full) > 1000
+    full = name.strip().replace("\\", "/").removesuffix(".safetensors") + ".safetensors"
+    strange = ".." in Path(full).parts or "\0" in full or len(full) > 1000
     path = None if strange else get("folder_paths").get_full_path(kind, full)
     if path is None or not Path(path).is_file():
         raise ValueError(

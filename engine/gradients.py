@@ -77,8 +77,10 @@ def short_of_memory(advice: str) -> Iterator[None]:
     """ValueError "Not enough GPU memory for ..." in place of torch's own error."""
     try:
         yield
-    except torch.cuda.OutOfMemoryError:
-        raise ValueError(f"Not enough GPU memory for {advice}") from None
+    except RuntimeError as error:  # CUDA's has a class of its own, others only say it
+        if isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in str(error):
+            raise ValueError(f"Not enough GPU memory for {advice}") from None
+        raise
 
 
 def control_networks(conds: Iterable[list[dict] | None]) -> list[nn.Module]:

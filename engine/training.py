@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -174,7 +175,7 @@ def train(
 
 def train_to_file(write: Callable[[], Any], model, loop: Loop, *rest, **options) -> tuple[Outcome, Any]:
     """(`train` of these arguments where steps are left, what `write()` gives). It is called at the end, and where the
-    user stops a training that has made a step."""
+    user stops a training that has made a step. ValueError for a file that can't be replaced: the state is kept."""
     outcome = Outcome()
     try:
         if loop.step < loop.settings.steps:
@@ -183,7 +184,14 @@ def train_to_file(write: Callable[[], Any], model, loop: Loop, *rest, **options)
         if loop.step:
             write()
         raise
-    return outcome, write()
+    try:
+        return outcome, write()
+    except PermissionError as error:  # on Windows: a file that a loader of this very server holds
+        name = Path(error.filename2 or error.filename or "").name
+        raise ValueError(
+            f"The file {name} can't be written now; another program, or a loader of ComfyUI, may have it open. Give "
+            "another file name: the training is kept and is not done again."
+        ) from None
 
 
 @contextlib.contextmanager

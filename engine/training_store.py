@@ -57,9 +57,13 @@ class Store:
             path = self._path(step)
             try:
                 loop.load(path)
+            except OSError as error:  # locked, or dropped by another server on the same folder
+                _log.warning("a saved training can't be opened now: %s", error)
+                continue
             except ValueError as error:
                 _log.warning("a damaged saved training is dropped: %s", error)
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink()
                 continue
             with contextlib.suppress(FileNotFoundError):  # another server on the same folder dropped it
                 os.utime(path)

@@ -20,11 +20,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..samplers.record_file import check_tensors, write
+from ..samplers.record_file import check_tensors, read, write
 from ..samplers.tuning.controlnet import HINT_SCALE
 from ..samplers.tuning.objective import Examples
 from .comfy import Progress, latent_in
-from .files import cache_folder, read_picture, read_tensors
+from .files import cache_folder, read_picture
 from .samples import folder_path
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -265,15 +265,18 @@ def find_prior(key: str | None) -> Tensor | None:
     if key is None or not _prior_path(key).is_file():
         return None
     try:
-        latents = read_tensors(_prior_path(key))[0].get("latents")
+        latents = read(_prior_path(key), "prior")[0].get("latents")
         if latents is None or latents.ndim not in (4, 5):  # 5: with frames
             raise ValueError("no latents")
         check_tensors({"latents": latents})
         with contextlib.suppress(OSError):
             os.utime(_prior_path(key))  # the longest unused go first
         return latents
+    except OSError:  # locked, or dropped by another server on the same folder
+        return None
     except ValueError:
-        _prior_path(key).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            _prior_path(key).unlink()
         return None
 
 

@@ -44,10 +44,16 @@ def repeated(rows: Tensor, copies: int) -> Tensor:
     return rows if copies == 1 or len(rows) == 1 else torch.cat([rows] * copies)
 
 
+#: GPUs without float64: Apple's, Intel's Arc, those that DirectML drives
+_NO_FLOAT64 = ("mps", "xpu", "privateuseone")
+
+
 def wide(x: Tensor, device: torch.device | None = None) -> Tensor:
-    """x on its device or another, in float64; in fp32 on Apple's GPUs (MPS), which have no float64."""
+    """x on its device or another, in float64; in fp32 on GPUs that have no float64."""
     device = torch.device(device or x.device)
-    return x.to(torch.float32 if device.type == "mps" else torch.float64).to(device)
+    if device.type in _NO_FLOAT64:
+        return x.to(torch.float32).to(device)
+    return x.to(device).to(torch.float64)  # first where float64 exists
 
 
 def as_level(sigma: Sigma | Sequence[float]) -> Tensor:

@@ -56,7 +56,7 @@ def write(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapp
 
 def read(path: str | os.PathLike, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and strings of a file of `what` ("inversion"). FileNotFoundError for no file, ValueError for one that is
-    cut short, of another format or of absurd size."""
+    cut short, of another format or of absurd size, OSError for one that can't be opened now (locked, no memory)."""
     name = os.path.basename(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no {what} file named {name}.")
@@ -67,7 +67,7 @@ def read(path: str | os.PathLike, what: str) -> tuple[dict[str, Tensor], dict[st
                 raise ValueError(f"{name} has a header of absurd size: it is no {what}; choose another file.")
             # copies: on Windows no file can be replaced while a tensor is a part of it
             return {key: file.get_tensor(key).clone() for key in keys}, strings
-    except (SafetensorError, OSError):
+    except SafetensorError:
         raise ValueError(
             f"{name} is cut short or not a safetensors file: copy it again or make the {what} again."
         ) from None

@@ -99,11 +99,11 @@ def sample_conditional_particles(
             break
         mean, std = process.transition(x, denoised, sigma, sigma_next)
         a_next, r_next = _ratio(process, sigma_next)
-        y, e2 = mean / a_next, (wide(std) / a_next) ** 2
+        y, e2 = mean / a_next, (as_level(std) / a_next) ** 2
         log_w = log_w + log_normal(y, e2 + r_next**2) - (log_normal(x / a, r**2) if torch.isfinite(r) else 0)
         share = r_next**2 / (e2 + r_next**2)
         centre = torch.where(known, share * y + (1 - share) * clean, y)
-        spread = torch.where(known, (e2 * share).sqrt(), e2.sqrt())
+        spread = torch.where(known, (e2 * share).sqrt().to(x), e2.sqrt().to(x))
         x = (a_next * (centre + spread * noise())).to(x.dtype)
         a, r = a_next, r_next
         poor = effective(log_w) < threshold * particles

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from nulltext.benchmarks.families import stand_ins
 from nulltext.engine.fingerprint import _places, _sample, difference, feed, fingerprint
 from nulltext.tests.running import Traffic
 
@@ -74,6 +75,29 @@ def test_fingerprint_tells_what_differs(engine, tiny, make_model):
         half.model.float()
     assert difference(fingerprint(make_model(dtype=torch.float16)), fingerprint(half)) is None
     assert "architecture" in difference(base, fingerprint(make_model(adm=64)))
+
+
+def test_one_kind_of_matrix_changed_in_all_blocks_is_another_checkpoint(engine, tmp_path, monkeypatch):
+    """With Stable Diffusion 1.5's own names: samples at even distances fall in step with its blocks."""
+    monkeypatch.setattr(stand_ins.Model, "folder", str(tmp_path), raising=False)
+    (model,) = stand_ins.Model().load("SD1.5", stand_ins.WEIGHTS[0])
+    before, matrices = fingerprint(model), {n: p for n, p in model.model.named_parameters() if p.ndim > 1}
+    kinds = {}
+    for name, p in matrices.items():
+        kinds.setdefault(".".join(part for part in name.split(".")[2:] if not part.isdigit()), []).append(p)
+    assert len(kinds) > 15 and any("attn2.to_k" in kind for kind in kinds)
+    for kind, own in kinds.items():
+        with torch.inference_mode():
+            torch._foreach_add_(own, 0.01)
+            assert difference(before, fingerprint(model)) is not None, kind
+            torch._foreach_sub_(own, 0.01)
+
+
+def test_a_file_of_before_that_knows_no_matrices_is_not_refused(tiny):
+    now = fingerprint(tiny)
+    before = {key: value for key, value in now.items() if key != "matrices"}
+    assert difference(before, now) is None
+    assert "merged" in difference({**now, "matrices": "other"}, now)
 
 
 def test_fingerprint_counts_patches_and_sees_through_loaded_ones(engine, tiny):

@@ -41,3 +41,14 @@ def test_an_inversion_that_is_dropped_while_it_is_read_is_none(cache, monkeypatc
     assert files.find("a") is None
     monkeypatch.setattr(files.Inversion, "load", lambda path: path.unlink())
     assert files.find("a") is None, "gone after it was read, before its time was set"
+
+
+def test_an_inversion_that_cannot_be_opened_now_is_kept(cache, monkeypatch):
+    """Windows: a virus scanner reads it, or there is no memory left to map it."""
+
+    def load(path):
+        raise PermissionError(5, "Access is denied")
+
+    (cache / "a.safetensors").write_bytes(b"x")
+    monkeypatch.setattr(files.Inversion, "load", load)
+    assert files.find("a") is None and (cache / "a.safetensors").exists()

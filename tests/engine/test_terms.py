@@ -341,9 +341,10 @@ def test_weights_without_a_backward_are_refused_in_one_sentence(tiny, vae, image
     ("mode", "words"),
     [("network", "set gradient_mode to decoder"), ("decoder", "fewer cutouts"), ("latent", "smaller batch")],
 )
-def test_too_little_memory_names_what_would_fit(sample, tiny, mode, words):
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("no room"), RuntimeError("MPS backend out of memory")])
+def test_too_little_memory_names_what_would_fit(sample, tiny, mode, words, error):
     def greedy(x, sigma, d):
-        raise torch.cuda.OutOfMemoryError("no room")
+        raise error
 
     with pytest.raises(ValueError, match=words):
         sample(terms.attach(tiny, [terms.Term(Guidance(greedy, mode))]))

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from nulltext.engine import training_store
+from nulltext.engine import training, training_store
 from nulltext.engine.training_store import run_resumable
 from nulltext.samplers.tuning.diffusion_clip import Walks
 from nulltext.samplers.tuning.loop import Loop, Settings
@@ -127,3 +127,26 @@ def test_the_longest_unused_states_make_room(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(stop_at=4, key="third")
     assert {path.stem for path in tmp_path.iterdir()} == {"second_4", "third_4"}
+
+
+def test_a_saved_training_that_cannot_be_opened_now_is_kept(tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        run(stop_at=4)
+
+    def locked(self, path):
+        raise PermissionError(5, "Access is denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Loop, "load", locked)
+        with pytest.raises(KeyboardInterrupt):
+            run(stop_at=0)
+    assert run()[1] == 4
+
+
+def test_a_file_that_a_loader_holds_is_refused_in_a_sentence(tmp_path):
+    def write():
+        raise PermissionError(13, "Access is denied", "a.part", None, "taught.safetensors")
+
+    loop = a_loop(dataclasses.replace(START, steps=0))
+    with pytest.raises(ValueError, match="taught.safetensors can't be written now.*another file name"):
+        training.train_to_file(write, None, loop)

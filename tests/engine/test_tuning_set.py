@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 from nulltext.engine import tuning_set
+from nulltext.samplers import record_file
 from PIL import Image
 
 
@@ -96,3 +97,16 @@ def test_class_pictures_are_found_again_with_frames_too_and_count_as_used(shape,
     (path,) = tmp_path.iterdir()
     os.utime(path, (1, 1))
     assert torch.equal(tuning_set.find_prior("a"), drawn) and path.stat().st_mtime > 1
+
+
+def test_class_pictures_that_cannot_be_opened_now_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning_set, "cache_folder", lambda kind: tmp_path)
+    tuning_set.keep_prior("a", torch.ones(1, 4, 8, 8))
+
+    def locked(*args, **options):
+        raise PermissionError(5, "Access is denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(record_file, "safe_open", locked)
+        assert tuning_set.find_prior("a") is None
+    assert tuning_set.find_prior("a") is not None

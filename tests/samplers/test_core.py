@@ -188,3 +188,23 @@ def test_a_level_keeps_its_digits_from_wherever_it_comes():
     assert as_level(kept).dtype == torch.float64 and not as_level(kept).requires_grad
     assert float(as_level(kept)) == float(kept)
     assert wide(kept).dtype == torch.float64 and wide(kept, torch.device("cpu")).requires_grad
+
+
+class _OnMac(torch.Tensor):
+    """As on Apple's GPUs: no float64 there, and ordinary once it is brought to the CPU."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.device.__get__:
+            return torch.device("mps")
+        if function is torch.Tensor.to and args[1] is torch.float64:
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
+            )
+        made = super().__torch_function__(function, types, args, kwargs or {})
+        return made.as_subclass(torch.Tensor) if function is torch.Tensor.to and str(args[1]) == "cpu" else made
+
+
+def test_a_level_that_lies_on_a_gpu_without_float64_is_widened_once_it_has_left_it():
+    there = torch.tensor([0.1]).as_subclass(_OnMac)
+    assert as_level(there).dtype == torch.float64 and float(as_level(there)) == float(torch.tensor(0.1))

@@ -47,3 +47,13 @@ def test_a_full_disk_is_an_oserror_whatever_writes(tmp_path):
     with pytest.raises(OSError, match="writing failed"), record_file.whole_file(tmp_path / "a.safetensors"):
         raise record_file.SafetensorError("I/O error")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_opened_now_is_not_called_damaged(tmp_path, monkeypatch):
+    def locked(*args, **options):
+        raise PermissionError(5, "Access is denied")
+
+    record_file.write(tmp_path / "a.safetensors", {"x": torch.arange(3.0)}, None)
+    monkeypatch.setattr(record_file, "safe_open", locked)
+    with pytest.raises(PermissionError):
+        record_file.read(tmp_path / "a.safetensors", "record")
