@@ -23,6 +23,7 @@ from .comfy import get, network_of
 from .files import of_file
 from .fingerprint import difference, fingerprint
 from .gradients import check_differentiable, normal
+from .lora_names import layers_of, standard_name
 
 #: choices of the network's layers. "transformers" adds the projections around a UNet's transformers (kohya's choice);
 #: "all linear and conv" every layer inside the blocks; the first and last layers and the time's are left out.
@@ -47,7 +48,7 @@ class LoraModel(dict):
 
     @property
     def keys_of_layers(self) -> list[str]:
-        return sorted({key.split(".", 1)[0] for key in self})
+        return layers_of(self)
 
 
 # -- which layers
@@ -76,7 +77,7 @@ def layers(model, targets: str = "attention") -> dict[str, nn.Module]:
     _refuse_unknown(targets, TARGETS)
     network = network_of(model.model)
     found = {
-        f"lora_unet_{path.replace('.', '_')}": layer
+        standard_name(path): layer
         for path, layer in network.named_modules()
         if lora.adaptable(layer) and _chosen(path, layer, targets)
     }
@@ -91,11 +92,7 @@ def whole_layers(model) -> dict[str, nn.Module]:
     """Every layer of the MODEL's network whose weights can be changed, by its standard name, in the network's order.
 
     ValueError for quantised weights."""
-    found = {
-        f"lora_unet_{path.replace('.', '_')}": layer
-        for path, layer in network_of(model.model).named_modules()
-        if changeable(layer)
-    }
+    found = {standard_name(path): layer for path, layer in network_of(model.model).named_modules() if changeable(layer)}
     check_differentiable(*found.values())
     return found
 
@@ -183,16 +180,16 @@ def from_lora_model(model: Mapping[str, Tensor], where: Mapping[str, nn.Module])
             continue
         rank = down.shape[0]
         fresh = lora.low_rank(layer, rank, generator=torch.Generator().manual_seed(i), name=name)
-        if fresh.up.shape != up.shape or fresh.down.shape != down.shape:
+        if any(a.flatten(1).shape != b.flatten(1).shape for a, b in ((fresh.up, up), (fresh.down, down))):
             raise wrong_shape(name)
         alpha = model.get(f"{name}.alpha")
         numbers = {key: getattr(fresh, key) for key in ("stride", "padding", "dilation")}
         with torch.no_grad():
-            fresh.up.copy_(up)
-            fresh.down.copy_(down)
+            fresh.up.copy_(up.reshape(fresh.up.shape))
+            fresh.down.copy_(down.reshape(fresh.down.shape))
         out[name] = LowRank(fresh.down, fresh.up, float(rank if alpha is None else alpha), **numbers)
     if not out:
-        raise ValueError("The LoRA holds no layer of this choice under the standard names: choose the layers it has.")
+        raise ValueError("The LoRA holds no layer of this model: take one that was trained on a model of its kind.")
     return out
 
 

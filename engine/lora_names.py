@@ -1,0 +1,76 @@
+"""What LoRA files call the layers that they change: the names that core's loader knows, and the pack's own.
+
+The standard name of a network's layer is lora_unet_ and its path with _ for every dot. Files of other tools call the
+same layer by diffusers' path, by core's own, and their parts by other words; `standard` brings them all to one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from .comfy import get
+
+_NETWORK = "diffusion_model."
+_PART = re.compile(
+    r"\.(?=lora[._]|hada_|lokr_|oft_|[ab][12]\.weight$|(diff(_b)?|[wb]_norm|set_weight|reshape_weight|alpha|dora_scale)$)"
+    r"|_(?=lora\.(up|down)\.)"
+)
+_FACTOR = re.compile(r"lora(?:_|\.|_linear_layer\.)(up|down)\.weight|lora_([AB])(?:\.default)?(?:\.weight)?")
+_FACTORS = {"up": "lora_up.weight", "B": "lora_up.weight", "down": "lora_down.weight", "A": "lora_down.weight"}
+_OF_TEXT = ("lora_te", "lora_prior_te", "text_encoder", "bundle_emb.")
+
+
+def standard_name(path: str) -> str:
+    """The standard name of the network's layer at that path."""
+    return f"lora_unet_{path.replace('.', '_')}"
+
+
+def split(key: str) -> tuple[str, str]:
+    """(layer, part) of a tensor's name in a file; part "" for one that no LoRA file has. Both factors' parts are told
+    by the names lora_up.weight and lora_down.weight, whatever the file calls them."""
+    found = _PART.search(key)
+    if found is None:
+        return key, ""
+    layer, part = key[: found.start()], key[found.end() :]
+    factor = _FACTOR.fullmatch(part)
+    return layer, _FACTORS[factor[1] or factor[2]] if factor else part
+
+
+def layers_of(keys: Iterable[str]) -> list[str]:
+    """The layers that a file's tensors belong to, under the file's own names, sorted."""
+    return sorted({split(key)[0] for key in keys})
+
+
+def of_text(key: str) -> bool:
+    """Whether a tensor of that name belongs to a text encoder."""
+    return key.startswith(_OF_TEXT)
+
+
+def _plain(name: str) -> str:
+    """A name without what torch.compile puts into it."""
+    return re.sub(r"_orig_mod[._]", "", name)
+
+
+def known_names(model) -> dict[str, str]:
+    """The standard name by every other name that core has for a layer of the MODEL's network. Names for a part of a
+    layer (q of a fused qkv) are left out."""
+    found = {}
+    for name, weight in get("lora").model_lora_keys_unet(model.model, {}).items():
+        if isinstance(weight, str) and weight.endswith(".weight"):
+            path = _plain(weight).removeprefix(_NETWORK).removesuffix(".weight")
+            found[_plain(name)] = found[_NETWORK + path] = standard_name(path)
+    return found
+
+
+def standard(model, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a LORA_MODEL in their order, those of the MODEL's layers under <standard name>.<part>. A name that
+    is not known, or that another tensor of the file has already, stays as it is."""
+    names, out = known_names(model), {}
+    for key, value in tensors.items():
+        layer, part = split(key)
+        name = f"{names[layer]}.{part}" if layer in names else key
+        out[key if name in out else name] = value
+    return out
