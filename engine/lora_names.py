@@ -7,7 +7,7 @@ same layer by diffusers' path, by core's own, and their parts by other words; `s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor
 
@@ -74,3 +74,21 @@ def standard(model, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name = f"{names[layer]}.{part}" if layer in names else key
         out[key if name in out else name] = value
     return out
+
+
+def _in_patch(value) -> Iterator[int]:
+    """The ids of the tensors of a weight patch, or of many: tuples, lists and core's adapters."""
+    if isinstance(value, Tensor):
+        yield id(value)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _in_patch(each)
+    elif hasattr(value, "weights"):
+        yield from _in_patch(value.weights)
+
+
+def left_out(tensors: Mapping[str, Tensor], *patchers) -> list[str]:
+    """The layers of a LORA_MODEL of which core's loader put a tensor into none of these patchers, sorted."""
+    taken = {found for patcher in patchers for patch in patcher.patches.values() for found in _in_patch(patch)}
+    numbers = ("alpha", "dora_scale", "reshape_weight")  # they go with what else the layer has, by value
+    return layers_of(key for key, value in tensors.items() if id(value) not in taken and split(key)[1] not in numbers)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,9 +22,9 @@ from ..samplers.tuning.lora import LayerChange, LowRank
 from ..samplers.tuning.whole import changeable
 from .comfy import get, network_of
 from .files import of_file
-from .fingerprint import difference, fingerprint
+from .fingerprint import difference, fingerprint, patches
 from .gradients import check_differentiable, normal
-from .lora_names import layers_of, standard_name
+from .lora_names import split, standard, standard_name
 
 #: choices of the network's layers. "transformers" adds the projections around a UNet's transformers (kohya's choice);
 #: "all linear and conv" every layer inside the blocks; the first and last layers and the time's are left out.
@@ -37,6 +38,7 @@ _PROJECTION = re.compile(r"\.proj_(in|out)$")
 _BLOCK = re.compile(r"(^|\.)\w*(block|blocks|layers)\.")
 _TEXT = re.compile(r"^(clip_[a-z])\.transformer\.(text_model\.encoder\.layers\.\d+\.(self_attn|mlp)\.\w+)$")
 BASE = "nulltext_base"  # the metadata entry that holds the base model's fingerprint
+TEXT_PATCHES = "nulltext_text_patches"  # the one that tells what lay on the text encoder
 
 
 class LoraModel(dict):
@@ -45,10 +47,6 @@ class LoraModel(dict):
     def __init__(self, tensors: Mapping[str, Tensor] = {}, metadata: Mapping[str, str] = {}):  # noqa: B006 (not kept)
         super().__init__(tensors)
         self.metadata = dict(metadata)
-
-    @property
-    def keys_of_layers(self) -> list[str]:
-        return layers_of(self)
 
 
 # -- which layers
@@ -212,14 +210,35 @@ def base_of(model) -> dict[str, str]:
     return {BASE: json.dumps(fingerprint(model))}
 
 
-def check_base(metadata: Mapping[str, str], model) -> None:
-    """ValueError in one sentence if these strings say that training began on another model than this one.
+def text_base_of(clip) -> dict[str, str]:
+    """The metadata entry that tells which LoRAs lay on the CLIP in training."""
+    return {TEXT_PATCHES: patches(clip.patcher)}
 
-    Files without that entry, from other tools, pass."""
+
+def check_base(metadata: Mapping[str, str], model, clip=None) -> list[str]:
+    """Sentences on what is not as it was in training, as these strings tell it, and may be so: the precision, the noise
+    schedule, other LoRAs. Files without such strings, from other tools, pass.
+
+    ValueError in one sentence for another architecture, prediction type or (in the same precision) checkpoint."""
+    said = []
     if BASE in metadata:
-        differs = difference(json.loads(metadata[BASE]), fingerprint(model), what="LoRA", again="train anew on this")
+        then, now = json.loads(metadata[BASE]), fingerprint(model)
+        other = {aspect for aspect in now if then.get(aspect) != now[aspect]}
+        strict = ["structure", "prediction"] + ["weights"] * ("precision" not in other)
+        again = "train anew on this, or switch off same_model in Load LoRA"
+        differs = difference(*({k: each.get(k) for k in strict} for each in (then, now)), what="LoRA", again=again)
         if differs:
             raise ValueError(differs)
+        told = {
+            "precision": f"was trained on weights in {then.get('precision')}, and this model's are in "
+            f"{now['precision']}: whether it is the same checkpoint can't be told",
+            "sigmas": "was trained with another noise schedule than this model's",
+            "patches": "was trained with other LoRAs on the model than are on it here",
+        }
+        said += [sentence for aspect, sentence in told.items() if aspect in other]
+    if clip is not None and metadata.get(TEXT_PATCHES, now_on := patches(clip.patcher)) != now_on:
+        said.append("was trained with other LoRAs on the text encoder than are on it here")
+    return [f"Notice: the LoRA {sentence}." for sentence in said]
 
 
 def save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] = {}) -> None:  # noqa: B006
@@ -232,44 +251,56 @@ def save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] 
 def _sound(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> LoraModel:
     """ValueError for factors that can't be multiplied, and for a base that is no table of texts."""
     check_tensors(tensors)
-    for name, up in tensors.items():
-        down = tensors.get(name.replace("lora_up", "lora_down"))
-        if name.endswith("lora_up.weight") and (
+    parts = {split(key): value for key, value in tensors.items()}
+    for (layer, part), value in parts.items():
+        name, down = f"{layer[:80]}.{part}", parts.get((layer, "lora_down.weight"))
+        if part == "lora_up.weight" and (
             down is None
-            or up.ndim < 2
+            or value.ndim < 2
             or down.ndim < 2
-            or up.shape[1] != down.shape[0]
-            or 0 in (*up.shape, *down.shape)
+            or value.shape[1] != down.shape[0]
+            or 0 in (*value.shape, *down.shape)
         ):
-            raise Unsound(f"its tensor {name[:80]} has no down factor of its rank")
-        if name.endswith("lora_down.weight") and name.replace("lora_down", "lora_up") not in tensors:
-            raise Unsound(f"its tensor {name[:80]} has no up factor")
-        if name.endswith(".alpha") and up.numel() != 1:
-            raise Unsound(f"its tensor {name[:80]} must be one number")
+            raise Unsound(f"its tensor {name} has no down factor of its rank")
+        if part == "lora_down.weight" and (layer, "lora_up.weight") not in parts:
+            raise Unsound(f"its tensor {name} has no up factor")
+        if part == "alpha" and value.numel() != 1:
+            raise Unsound(f"its tensor {name} must be one number")
     if BASE in metadata:
         Fields({BASE: parsed(metadata[BASE], BASE)}).table(BASE, lambda v: isinstance(v, str), "texts")
     return LoraModel(tensors, metadata)
 
 
 def check_fits(model, lora: Mapping[str, Tensor]) -> None:
-    """ValueError for factors of another shape than the MODEL's layer of that name; core would leave them out."""
-    shapes, known = model.model.state_dict(), get("lora").model_lora_keys_unet(model.model, {})
-    for name, up in lora.items():
-        stem = name.removesuffix(".lora_up.weight")
-        weight = shapes.get(known.get(stem)) if stem != name and isinstance(known.get(stem), str) else None
-        down = lora.get(f"{stem}.lora_down.weight")
-        if weight is None or down is None:
+    """ValueError for factors and changes of another shape than the MODEL's layer of that name; core would leave them
+    out."""
+    found, known = standard(model, lora), model.model.state_dict()
+    shapes = {
+        standard_name(name.removeprefix("diffusion_model.").removesuffix(".weight")): weight.shape
+        for name, weight in known.items()
+        if name.endswith(".weight")
+    }
+    for name, value in found.items():
+        layer, part = split(name)
+        shape = shapes.get(layer)
+        if shape is None or f"{layer}.reshape_weight" in found:
             continue
-        if up.shape[0] != weight.shape[0] or down[0].numel() not in (weight[0].numel(), weight.shape[1]):
+        if part == "lora_up.weight":
+            down = found.get(f"{layer}.lora_down.weight")
+            inside = (math.prod(shape[1:]), *shape[1:2])
+            fits = value.shape[0] == shape[0] and (down is None or down[0].numel() in inside)
+        else:
+            fits = value.shape == {"diff": shape, "diff_b": shape[:1]}.get(part, value.shape)
+        if not fits:
             raise ValueError(
-                f"The LoRA's {stem[:80]} is made for another model, for the layer has the shape "
-                f"{list(weight.shape)} here: load the model it belongs to."
+                f"The LoRA's {layer[:80]} is made for another model, for the layer has the shape {list(shape)} here: "
+                "load the model it belongs to."
             )
 
 
 def load(path: Path) -> LoraModel:
     """A LoRA file of any tool. ValueError in one sentence for a missing, foreign or damaged one."""
     found = of_file(path, _sound, "LoRA")
-    if not any("lora" in key or ".diff" in key for key in found):
+    if not any(split(key)[1] for key in found):
         raise ValueError(f"The file {path.name} holds no LoRA: choose a file of the loras folder.")
     return found

@@ -253,6 +253,7 @@ class TrainLora(Box):
         def written():
             lora.put(factors, loop.result())
             more = {
+                **weights.text_base_of(clip),
                 "nulltext_word": word,
                 "nulltext_preset": preset,
                 "ss_network_module": "networks.lora",
