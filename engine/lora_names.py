@@ -65,6 +65,19 @@ def known_names(model) -> dict[str, str]:
     return found
 
 
+def written_names(model) -> dict[str, str]:
+    """By the standard name, the one that kohya's files and diffusers have for a layer of the MODEL's network, where it
+    is another: for the UNets of Stable Diffusion 1 and 2. (SDXL's have the standard names there too.)"""
+    config = model.model.model_config.unet_config
+    if config.get("adm_in_channels") is not None:
+        return {}
+    return {
+        standard_name(path.removesuffix(".weight")): standard_name(name.removesuffix(".weight"))
+        for name, path in get("utils").unet_to_diffusers(config).items()
+        if name.endswith(".weight")
+    }
+
+
 def standard(model, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a LORA_MODEL in their order, those of the MODEL's layers under <standard name>.<part>. A name that
     is not known, or that another tensor of the file has already, stays as it is."""

@@ -24,7 +24,7 @@ from .comfy import get, network_of
 from .files import of_file
 from .fingerprint import difference, fingerprint, patches
 from .gradients import check_differentiable, normal
-from .lora_names import split, standard, standard_name
+from .lora_names import split, standard, standard_name, written_names
 
 #: choices of the network's layers. "transformers" adds the projections around a UNet's transformers (kohya's choice);
 #: "all linear and conv" every layer inside the blocks; the first and last layers and the time's are left out.
@@ -150,12 +150,19 @@ def _hook(factor: LayerChange, strength):
 # -- what comes out
 
 
-def to_lora_model(changes: Mapping[str, LayerChange], metadata: Mapping[str, str] = {}) -> LoraModel:  # noqa: B006
+def to_lora_model(
+    changes: Mapping[str, LayerChange],
+    metadata: Mapping[str, str] = {},
+    model=None,  # noqa: B006 (not kept)
+) -> LoraModel:
     """The changes as core's LORA_MODEL, fp32 copies on the CPU: <layer>.lora_up.weight, .lora_down.weight and .alpha of
-    factors, .diff and .diff_b of whole weights."""
+    factors, .diff and .diff_b of whole weights.
+
+    model: the MODEL whose layers they are, so that these have the names that other tools read too."""
+    names = {} if model is None else written_names(model)
     with torch.inference_mode(False), torch.no_grad():
         tensors = {
-            f"{name}.{part}": value.detach().float().cpu().contiguous().clone()
+            f"{names.get(name, name)}.{part}": value.detach().float().cpu().contiguous().clone()
             for name, change in changes.items()
             for part, value in change.stored().items()
         }

@@ -264,7 +264,7 @@ class TrainLora(Box):
             told = metadata(model, key, pictures.captions, loop, **more)
             if own:
                 own.save(loop.result(), word_path, told)
-            made = weights.to_lora_model(factors, told)
+            made = weights.to_lora_model(factors, told, model)
             weights.save(made, path)
             return made
 

@@ -50,7 +50,10 @@ def _laid_on(file, lora, model, patched, clip, text) -> list[str]:
 class SaveLora(Box):
     ID, TITLE, CATEGORY = "NullText_SaveLora", "Save LoRA", CATEGORY
     SEARCH_ALIASES = ["save lora", "export lora", "lora file"]
-    DESCRIPTION = "Writes a LORA_MODEL into models/loras, under the names that every ComfyUI and other tools read."
+    DESCRIPTION = (
+        "Writes a LORA_MODEL into models/loras, under the names it has. Those of this pack's training are kohya's, "
+        "which every ComfyUI and other tools read."
+    )
     INPUTS = (
         Socket("lora", "LORA_MODEL", "The LoRA, from Train LoRA, Imagic Optimise or core's trainer."),
         Text(
@@ -81,7 +84,12 @@ class LoadLora(Box):
         replace(CLIP(tooltip="The text encoder it is laid on, if it has a part for it."), none_too=True),
         Text("file", "nulltext/subject", "Name of a file in models/loras, as Save LoRA tells it."),
         Float("strength", 1.0, "How much it counts; 0: not at all.", -10.0, 10.0),
-        Boolean("same_model", True, "Refuse a LoRA that was trained on another checkpoint, where the file says so."),
+        Boolean(
+            "same_model",
+            True,
+            "Refuse a LoRA that was trained on another checkpoint, where the file says so. Off: it is taken, by the "
+            "guiders that get it as LORA_MODEL too.",
+        ),
     )
     OUTPUTS = (
         Output("MODEL", "The model with the LoRA."),

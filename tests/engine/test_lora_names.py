@@ -3,6 +3,7 @@
 import pytest
 import torch
 from nulltext.engine import lora_names, weights
+from nulltext.samplers.tuning.whole import unchanged_all
 
 UP, DOWN = "lora_up.weight", "lora_down.weight"
 
@@ -36,6 +37,27 @@ def test_a_layer_named_twice_is_renamed_once(tiny):
     assert list(lora_names.standard(tiny, tensors)) == ["lora_unet_out_2.diff", "other.diff"]
     both = {"lora_unet_conv_out.diff": torch.zeros(1), **tensors}
     assert list(lora_names.standard(tiny, both)) == ["lora_unet_out_2.diff", names[0], "other.diff"]
+
+
+def test_files_of_an_sd1_unet_have_the_names_of_kohya_and_diffusers(tiny, make_model):
+    """Core's loader finds the same layers by either name; SDXL's files keep the standard names."""
+    where = weights.whole_layers(tiny)
+    changes = unchanged_all(where.items())
+    for i, change in enumerate(changes.values()):
+        torch.nn.init.normal_(change.weight.data, std=0.01 + i / 1000)
+    plain, written = weights.to_lora_model(changes), weights.to_lora_model(changes, model=tiny)
+    names = {key.split(".")[0].removeprefix("lora_unet_") for key in written}
+    ours = ("input_blocks", "middle_block", "output_blocks", "time_embed_", "out_")
+    assert len(names) == len(where) and not any(name.startswith(ours) for name in names)
+    assert {"down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0", "mid_block_resnets_1_conv2"} < names
+    assert lora_names.standard(tiny, written).keys() == plain.keys()
+    by_either = [weights.applied(tiny, None, each)[0].patches for each in (plain, written)]
+    assert by_either[0].keys() == by_either[1].keys() and len(by_either[0]) == len(plain)
+    for name, patches in by_either[0].items():
+        assert torch.equal(patches[0][1][1][0], by_either[1][name][0][1][1][0])
+    xl = make_model(adm=64)
+    more = {name: changes[name] for name in list(changes)[:3]}
+    assert weights.to_lora_model(more, model=xl).keys() == weights.to_lora_model(more).keys()
 
 
 def test_what_cores_loader_left_is_told_by_layer(tiny):
