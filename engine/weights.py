@@ -26,15 +26,18 @@ from .fingerprint import difference, fingerprint, patches
 from .gradients import check_differentiable, normal
 from .lora_names import split, standard, standard_name, written_names
 
-#: choices of the network's layers. "transformers" adds the projections around a UNet's transformers (kohya's choice);
-#: "all linear and conv" every layer inside the blocks; the first and last layers and the time's are left out.
+#: choices of the network's layers, each with those before it. The single blocks of Flux and HunyuanVideo have attention
+#: and feed-forward fused: linear1 holds q, k and v, linear2 what comes after both. "transformers" is kohya's choice:
+#: the projections around a UNet's transformers, or every Linear of the blocks where the network is no UNet. "all linear
+#: and conv" is every layer inside the blocks; the first and last layers and the time's are left out.
 TARGETS = ("attention", "attention+ff", "transformers", "all linear and conv")
 #: choices of a CLIP text encoder's layers: q, k, v, out; with its two feed-forward layers
 TEXT_TARGETS = ("attention", "attention+ff")
 
-_ATTENTION = re.compile(r"(^|\.)\w*(attn|attention)\w*\.")
-_FEED_FORWARD = re.compile(r"(^|\.)(\w+_)?(ff|ffn|mlp|feed_forward)(_\w+)?\.")
+_ATTENTION = re.compile(r"(^|\.)\w*(attn|attention)\w*\.|(^|\.)single_blocks\.\d+\.linear1\.$")
+_FEED_FORWARD = re.compile(r"(^|\.)(\w+_)?(ff|ffn|mlp|feed_forward)(_\w+)?\.|(^|\.)single_blocks\.\d+\.linear2\.$")
 _PROJECTION = re.compile(r"\.proj_(in|out)$")
+_UNET = re.compile(r"(^|\.)(input_blocks|middle_block|output_blocks)\.")
 _BLOCK = re.compile(r"(^|\.)\w*(block|blocks|layers)\.")
 _TEXT = re.compile(r"^(clip_[a-z])\.transformer\.(text_model\.encoder\.layers\.\d+\.(self_attn|mlp)\.\w+)$")
 BASE = "nulltext_base"  # the metadata entry that holds the base model's fingerprint
@@ -63,6 +66,8 @@ def _chosen(path: str, layer: nn.Module, targets: str) -> bool:
     if targets == "all linear and conv" or targets == "transformers" and _PROJECTION.search(path):
         return True
     plain = isinstance(layer, nn.Linear)
+    if targets == "transformers" and plain and not _UNET.search(path):
+        return True
     if plain and _ATTENTION.search(path + "."):
         return True
     return plain and targets != "attention" and bool(_FEED_FORWARD.search(path + "."))
@@ -102,7 +107,7 @@ def text_layers(clip, targets: str = "attention") -> dict[str, nn.Module]:
     ValueError for an unknown choice, for text encoders that are no CLIP, and quantised weights."""
     _refuse_unknown(targets, TEXT_TARGETS)
     encoders = clip.cond_stage_model
-    names = [name for name in ("clip_l", "clip_g", "clip_h") if hasattr(encoders, name)]
+    names = [name for name in ("clip_l", "clip_g", "clip_h") if getattr(encoders, name, None) is not None]
     prefixes = dict(zip(names, ("lora_te1_", "lora_te2_") if names[:2] == ["clip_l", "clip_g"] else ("lora_te_",)))
     found = {}
     for path, layer in encoders.named_modules():

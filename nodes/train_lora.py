@@ -103,7 +103,12 @@ class TrainLora(Box):
         Float(
             "alpha", 0.0, "The LoRA acts at alpha / rank: higher acts more strongly. 0: as the preset.", 0.0, 256.0, 0.1
         ),
-        Choice("targets", [PRESET, *weights.TARGETS], "Which of the network's layers get factors."),
+        Choice(
+            "targets",
+            [PRESET, *weights.TARGETS],
+            "Which of the network's layers get factors. transformers: the projections around a UNet's transformers "
+            "too, and in networks that are no UNet all Linear layers of the blocks, as kohya does.",
+        ),
         Choice(TEXT, [PRESET, TRAIN, LEAVE], "Whether CLIP's attention layers get factors too."),
         Float(
             "prior_weight",

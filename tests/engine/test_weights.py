@@ -105,13 +105,16 @@ def test_choices_of_layers(tiny):
     assert not any(name.startswith(tuple(f"lora_unet_{part}" for part in outside)) for name in everything)
 
 
-#: layers of SD3, Flux, AuraFlow, Wan and Lumina by the smallest choice they belong to
+#: layers of SD3, Flux, AuraFlow, Wan and Lumina, and of a UNet, by the smallest choice they belong to; diffusers'
+#: scripts train q, k and v of Flux's single blocks, sd-scripts every Linear of all its blocks
 FURTHER = {
     "attention": "joint_blocks.0.x_block.attn.qkv double_blocks.1.img_attn.proj single_layers.0.attn.w1q "
-    "blocks.2.self_attn.q layers.0.attention.out",
-    "attention+ff": "joint_blocks.0.x_block.mlp.fc1 double_blocks.1.txt_mlp.2 blocks.2.ffn.0 layers.0.feed_forward.w1",
-    "all linear and conv": "joint_blocks.0.x_block.adaLN_modulation.1 single_blocks.0.linear1 "
-    "double_blocks.1.img_mod.lin",
+    "blocks.2.self_attn.q layers.0.attention.out single_blocks.0.linear1",
+    "attention+ff": "joint_blocks.0.x_block.mlp.fc1 double_blocks.1.txt_mlp.2 blocks.2.ffn.0 layers.0.feed_forward.w1 "
+    "single_blocks.0.linear2",
+    "transformers": "joint_blocks.0.x_block.adaLN_modulation.1 double_blocks.1.img_mod.lin "
+    "single_blocks.0.modulation.lin",
+    "all linear and conv": "input_blocks.1.0.emb_layers.1",
     "none": "t_embedder.mlp.0 x_embedder.proj final_layer.linear img_in",
 }
 
@@ -128,7 +131,7 @@ def test_choices_of_layers_of_transformers():
         at.add_module(last, nn.Linear(2, 2))
     model = SimpleNamespace(model=SimpleNamespace(diffusion_model=network))
     want = set()
-    for targets in ("attention", "attention+ff", "all linear and conv"):
+    for targets in weights.TARGETS:
         want |= {f"lora_unet_{path.replace('.', '_')}" for path in FURTHER[targets].split()}
         assert set(weights.layers(model, targets)) == want
     model.model.diffusion_model = nn.Linear(2, 2)
