@@ -192,6 +192,7 @@ def test_the_file_is_a_lora_that_says_what_it_is(parts, own_folders):
     kohyas = ("lora_unet_down_blocks_", "lora_unet_mid_block_", "lora_unet_up_blocks_")
     assert all(k.startswith(kohyas) for k in load_file(path))
     told = files.metadata(path)
+    assert told[weights.TEXT_PATCHES] == "none"
     assert told["ss_steps"] == "2" and told["ss_network_dim"] == "2" and told["nulltext_word"] == "sks"
     assert json.loads(told["nulltext_captions"]) == [CAPTION]
     weights.check_base(told, parts.model)
@@ -312,58 +313,6 @@ def test_a_lora_of_another_model_is_refused(parts, make_model, own_folders):
     assert name == "copy/y.safetensors"
     saved = load_file(own_folders / "loras" / name)
     assert all(torch.equal(v, saved[k]) for k, v in lora.items())
-
-
-def load_lora(model, clip=None, strength=1.0, same_model=True, file="x.safetensors"):
-    return tuning_files.LoadLora().run(model, clip, file, strength, same_model)
-
-
-def test_load_lora_tells_what_was_laid_on(parts, own_folders):
-    train(parts, pictures(parts), file_name="x", text_encoder=train_lora.TRAIN)
-    path = own_folders / "loras" / "x.safetensors"
-    whole = load_file(path)
-    net, text = (len({k.split(".")[0] for k in whole if k.startswith(p)}) for p in ("lora_unet_", "lora_te_"))
-    result = load_lora(parts.model, parts.clip)
-    assert f"{net + text} layers" in texts(result) and "Notice" not in texts(result)
-    assert f"Laid on {net} weights of the model and {text} of the text encoder." in texts(result)
-    assert f"its {text} layers of the text encoder are not used" in texts(load_lora(parts.model))
-    assert "At strength 0 nothing is laid on." in texts(load_lora(parts.model, strength=0.0))
-    foreign = {f"lora_unet_of_another_{k}": v.clone() for k, v in whole.items() if k.startswith("lora_unet_")}
-    weights.save(whole | foreign, path)
-    told = f"{net} layers are not known here and were left out, lora_unet_of_another_"
-    assert told in texts(load_lora(parts.model, parts.clip))
-    weights.save(foreign, path)
-    with pytest.raises(
-        ValueError, match=f"None of the {net} layers of x.safetensors is known here .*this model's family"
-    ):
-        load_lora(parts.model, parts.clip)
-    weights.save({k: v for k, v in whole.items() if k.startswith("lora_te_")}, path)
-    with pytest.raises(ValueError, match="wire a text encoder"):
-        load_lora(parts.model)
-
-
-def test_a_second_lora_over_a_first_says_so_when_it_is_laid_on_the_bare_model(parts, own_folders):
-    model, clip, *_ = train(parts, pictures(parts), file_name="first", text_encoder=train_lora.TRAIN)["result"]
-    over = types.SimpleNamespace(model=model, clip=clip, vae=parts.vae)
-    train(over, pictures(parts), file_name="x")
-    assert "Notice" not in texts(load_lora(model, clip))
-    said = texts(load_lora(parts.model, parts.clip))
-    assert "other LoRAs on the model" in said and "other LoRAs on the text encoder" in said
-
-
-def test_same_model_off_takes_a_lora_of_another_checkpoint_into_the_guider_too(parts, own_folders):
-    train(parts, pictures(parts), file_name="x")
-    path = own_folders / "loras" / "x.safetensors"
-    told = files.metadata(path)
-    told[weights.BASE] = json.dumps(json.loads(told[weights.BASE]) | {"weights": "other"})
-    weights.save(load_file(path), path, told)
-    with pytest.raises(ValueError, match="switch off same_model in Load LoRA"):
-        load_lora(parts.model)
-    lora = load_lora(parts.model, same_model=False)["result"][2]
-    ends = (*(bridge.encode(parts.clip, text) for text in (CAPTION, "")), 0.7, "", 3.0, 1.0, 1.0, 0.0)
-    imagic_guider.ImagicGuider().run(parts.model, *ends, lora=lora)
-    with pytest.raises(ValueError, match="switch off same_model in Load LoRA"):
-        imagic_guider.ImagicGuider().run(parts.model, *ends, lora=weights.load(path))
 
 
 # -- Train Embedding
