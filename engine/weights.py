@@ -155,11 +155,7 @@ def _hook(factor: LayerChange, strength):
 # -- what comes out
 
 
-def to_lora_model(
-    changes: Mapping[str, LayerChange],
-    metadata: Mapping[str, str] = {},
-    model=None,  # noqa: B006 (not kept)
-) -> LoraModel:
+def to_lora_model(changes: Mapping[str, LayerChange], metadata: Mapping[str, str] = {}, model=None) -> LoraModel:  # noqa: B006
     """The changes as core's LORA_MODEL, fp32 copies on the CPU: <layer>.lora_up.weight, .lora_down.weight and .alpha of
     factors, .diff and .diff_b of whole weights.
 

@@ -36,8 +36,8 @@ def _laid_on(file, lora, model, patched, clip, text) -> list[str]:
     if not any(counts):
         wire = "" if not unwired else "wire a text encoder for its own layers, or "
         raise ValueError(
-            f"None of the {len(left)} layers of {file} is known here ({left[0][:80]} for one): {wire}load a LoRA of "
-            "this model's family."
+            f"None of the {len(layers_of(lora))} layers of {file} is known here ({layers_of(lora)[0][:80]} for one): "
+            f"{wire}load a LoRA of this model's family."
         )
     said = [f"Laid on {counts[0]} weights of the model" + (f" and {counts[1]} of the text encoder." if clip else ".")]
     if unwired:

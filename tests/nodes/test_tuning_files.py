@@ -66,6 +66,9 @@ def test_a_file_of_which_nothing_fits_is_refused(parts, path):
         ValueError, match=r"None of the \d+ layers of x.safetensors is known here .*this model's family"
     ):
         load(parts.model, parts.clip)
+    weights.save({"lora_unet_x.alpha": torch.ones(())}, path)
+    with pytest.raises(ValueError, match="None of the 1 layers"):
+        load(parts.model, parts.clip)
     weights.save({k: v for k, v in whole.items() if k.startswith("lora_te_")}, path)
     with pytest.raises(ValueError, match="wire a text encoder"):
         load(parts.model)
