@@ -104,10 +104,6 @@ def fingerprint(model) -> dict[str, str]:
     table = getattr(sampling, "sigmas", None)
     if table is None:
         table = torch.tensor([float(sampling.sigma_min), float(sampling.sigma_max)])
-    patches = hashlib.sha256()
-    for key in sorted(map(str, model.patches)):
-        patches.update(key.encode())
-        feed(patches, model.patches[key], _sample)
     return {
         "structure": _hash(repr([(n, tuple(parameters[n].shape)) for n in names]).encode()),
         "prediction": "+".join(base.__name__ for base in type(sampling).__bases__),
@@ -115,8 +111,17 @@ def fingerprint(model) -> dict[str, str]:
         "weights": _hash(*(_sample(before_patches.get(n, parameters[n])) for n in names[::step])),
         "matrices": _of_matrices([before_patches.get(n, parameters[n]) for n in names if parameters[n].ndim > 1]),
         "precision": str(next(iter(parameters.values())).dtype).removeprefix("torch.") if parameters else "none",
-        "patches": patches.hexdigest()[:32] if model.patches else "none",
+        "patches": patches(model),
     }
+
+
+def patches(patcher) -> str:
+    """The content and strength of the weight patches of a MODEL or a CLIP's patcher as one string; "none" without."""
+    digest = hashlib.sha256()
+    for key in sorted(map(str, patcher.patches)):
+        digest.update(key.encode())
+        feed(digest, patcher.patches[key], _sample)
+    return digest.hexdigest()[:32] if patcher.patches else "none"
 
 
 def networks(*modules: torch.nn.Module) -> str:

@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..samplers.tuning.imagic import interpolate
-from . import weights
 from .comfy import get
 from .guider import guider_class
+from .mixing import changes_to, laid_on
 
 
 def plain(conditioning: list, name: str) -> tuple[Tensor, dict]:
@@ -43,8 +42,8 @@ def _class() -> type:
     samplers = get("samplers")
 
     class ImagicGuider(guider_class()):
-        def prepare(self, factors, where, strength: float, window: tuple[float, float], rows: int, cfg: float):
-            self.factors, self.where, self.strength, self.window, self.rows = factors, where, strength, window, rows
+        def prepare(self, changes, strength: float, window: tuple[float, float], rows: int, cfg: float):
+            self.changes, self.strength, self.window, self.rows = changes, strength, window, rows
             self.now = float("inf")
             self.set_cfg(cfg)
 
@@ -58,9 +57,7 @@ def _class() -> type:
                     raise ValueError(f"A strip over {self.rows} values of eta needs one latent; got {len(noise)}.")
                 noise = noise.repeat(self.rows, *[1] * (noise.ndim - 1))
                 latent_image = latent_image.repeat(self.rows, *[1] * (latent_image.ndim - 1))
-            device = self.model_patcher.load_device
-            factors = {n: replace(f, down=f.down.to(device), up=f.up.to(device)) for n, f in self.factors.items()}
-            with weights.attached(self.where, factors, self._strength):
+            with laid_on(self.model_patcher, self.changes, self._strength):
                 return super().sample(noise, latent_image, *args, **kwargs)
 
         def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006 (the engine's signature)
@@ -96,11 +93,8 @@ def imagic_guider(
     ValueError for prompts that aren't single, a LoRA of another model, no eta."""
     if not etas:
         raise ValueError("There is no eta: write at least one number, 0.7 for one.")
-    where = {} if lora is None else weights.layers(model, "all linear and conv")
-    if lora is not None:
-        weights.check_base(getattr(lora, "metadata", {}), model)
-    factors = {} if lora is None else weights.from_lora_model(lora, where)
+    changes = [] if lora is None else changes_to(model, lora)
     guider = _class()(model)
-    guider.prepare(factors, where, strength, window, len(etas), cfg)
+    guider.prepare(changes, strength, window, len(etas), cfg)
     guider.inner_set_conds({"positive": between(target, optimised, etas), "negative": negative})
     return guider

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from ..samplers.tuning.lora import LayerChange, adaptable
 from ..samplers.tuning.whole import Whole, unchanged
 from .comfy import compute_dtype, get
 from .guider import guider_class
+from .lora_names import of_text, standard
 from .weights import attached, check_base, from_lora_model, whole_layers, wrong_shape
 
 
@@ -50,9 +51,35 @@ def changes_of(model: Mapping[str, Tensor], where: Mapping[str, nn.Module]) -> l
 
 
 def changes_to(model, tensors: Mapping[str, Tensor]) -> list[dict[str, LayerChange]]:
-    """A LORA_MODEL's changes to the MODEL. ValueError if it belongs to another one or holds none of its layers."""
+    """A LORA_MODEL's changes to the MODEL's network, whatever tool's names it has; its parts of text encoders are left
+    aside.
+
+    ValueError if it belongs to another model, holds none of its layers, or holds a part that is no low-rank factor and
+    no change of whole weights (DoRA, LoHa, LoKr): those would have to change the weights themselves."""
     check_base(getattr(tensors, "metadata", {}), model)
-    return changes_of(tensors, whole_layers(model))
+    found = standard(model, tensors)
+    changes = changes_of(found, whole_layers(model))
+    taken = {f"{name}.{part}" for each in changes for name, change in each.items() for part in change.stored()}
+    left = [key for key, name in zip(tensors, found) if name not in taken and not of_text(key)]
+    if left:
+        raise ValueError(
+            f"The LoRA's {left[0][:80]} ({len(left)} such) is no low-rank factor or weight change of a layer that is "
+            "known here, so it can't be switched on and off: lay the LoRA on the model with Load LoRA instead."
+        )
+    return changes
+
+
+@contextlib.contextmanager
+def laid_on(model, changes: Sequence[Mapping[str, LayerChange]], strength: Callable[[], float]) -> Iterator[None]:
+    """Add the changes to the outputs of the MODEL's layers for the duration, at a strength that is asked anew at each
+    call. They lie on its device, in the dtype it computes in, only so long."""
+    where = whole_layers(model) if changes else {}
+    there = model.load_device, compute_dtype(model.model)
+    with contextlib.ExitStack() as hooks:
+        for part in changes:
+            moved = {name: change.to(*there) for name, change in part.items()}
+            hooks.enter_context(attached(where, moved, strength))
+        yield
 
 
 @functools.cache
@@ -67,14 +94,10 @@ def _class() -> type:
             self.set_cfg(cfg)
 
         def sample(self, *args, **kwargs):
-            model = self.model_patcher
-            where, there = whole_layers(model), (model.load_device, compute_dtype(model.model))
             with contextlib.ExitStack() as hooks:
                 for number, changes in enumerate(self.tuned, 1):
                     on = lambda number=number: 1.0 if self._on == number else 0.0  # noqa: E731
-                    for part in changes:
-                        moved = {name: change.to(*there) for name, change in part.items()}
-                        hooks.enter_context(attached(where, moved, on))
+                    hooks.enter_context(laid_on(self.model_patcher, changes, on))
                 return super().sample(*args, **kwargs)
 
         def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006 (the engine's signature)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,21 +22,26 @@ from ..samplers.tuning.lora import LayerChange, LowRank
 from ..samplers.tuning.whole import changeable
 from .comfy import get, network_of
 from .files import of_file
-from .fingerprint import difference, fingerprint
+from .fingerprint import difference, fingerprint, patches
 from .gradients import check_differentiable, normal
+from .lora_names import split, standard, standard_name, written_names
 
-#: choices of the network's layers. "transformers" adds the projections around a UNet's transformers (kohya's choice);
-#: "all linear and conv" every layer inside the blocks; the first and last layers and the time's are left out.
+#: choices of the network's layers, each with those before it. The single blocks of Flux and HunyuanVideo have attention
+#: and feed-forward fused: linear1 holds q, k and v, linear2 what comes after both. "transformers" is kohya's choice:
+#: the projections around a UNet's transformers, or every Linear of the blocks where the network is no UNet. "all linear
+#: and conv" is every layer inside the blocks; the first and last layers and the time's are left out.
 TARGETS = ("attention", "attention+ff", "transformers", "all linear and conv")
 #: choices of a CLIP text encoder's layers: q, k, v, out; with its two feed-forward layers
 TEXT_TARGETS = ("attention", "attention+ff")
 
-_ATTENTION = re.compile(r"(^|\.)\w*(attn|attention)\w*\.")
-_FEED_FORWARD = re.compile(r"(^|\.)(\w+_)?(ff|ffn|mlp|feed_forward)(_\w+)?\.")
+_ATTENTION = re.compile(r"(^|\.)\w*(attn|attention)\w*\.|(^|\.)single_blocks\.\d+\.linear1\.$")
+_FEED_FORWARD = re.compile(r"(^|\.)(\w+_)?(ff|ffn|mlp|feed_forward)(_\w+)?\.|(^|\.)single_blocks\.\d+\.linear2\.$")
 _PROJECTION = re.compile(r"\.proj_(in|out)$")
+_UNET = re.compile(r"(^|\.)(input_blocks|middle_block|output_blocks)\.")
 _BLOCK = re.compile(r"(^|\.)\w*(block|blocks|layers)\.")
 _TEXT = re.compile(r"^(clip_[a-z])\.transformer\.(text_model\.encoder\.layers\.\d+\.(self_attn|mlp)\.\w+)$")
 BASE = "nulltext_base"  # the metadata entry that holds the base model's fingerprint
+TEXT_PATCHES = "nulltext_text_patches"  # the one that tells what lay on the text encoder
 
 
 class LoraModel(dict):
@@ -44,10 +50,6 @@ class LoraModel(dict):
     def __init__(self, tensors: Mapping[str, Tensor] = {}, metadata: Mapping[str, str] = {}):  # noqa: B006 (not kept)
         super().__init__(tensors)
         self.metadata = dict(metadata)
-
-    @property
-    def keys_of_layers(self) -> list[str]:
-        return sorted({key.split(".", 1)[0] for key in self})
 
 
 # -- which layers
@@ -64,6 +66,8 @@ def _chosen(path: str, layer: nn.Module, targets: str) -> bool:
     if targets == "all linear and conv" or targets == "transformers" and _PROJECTION.search(path):
         return True
     plain = isinstance(layer, nn.Linear)
+    if targets == "transformers" and plain and not _UNET.search(path):
+        return True
     if plain and _ATTENTION.search(path + "."):
         return True
     return plain and targets != "attention" and bool(_FEED_FORWARD.search(path + "."))
@@ -76,7 +80,7 @@ def layers(model, targets: str = "attention") -> dict[str, nn.Module]:
     _refuse_unknown(targets, TARGETS)
     network = network_of(model.model)
     found = {
-        f"lora_unet_{path.replace('.', '_')}": layer
+        standard_name(path): layer
         for path, layer in network.named_modules()
         if lora.adaptable(layer) and _chosen(path, layer, targets)
     }
@@ -91,11 +95,7 @@ def whole_layers(model) -> dict[str, nn.Module]:
     """Every layer of the MODEL's network whose weights can be changed, by its standard name, in the network's order.
 
     ValueError for quantised weights."""
-    found = {
-        f"lora_unet_{path.replace('.', '_')}": layer
-        for path, layer in network_of(model.model).named_modules()
-        if changeable(layer)
-    }
+    found = {standard_name(path): layer for path, layer in network_of(model.model).named_modules() if changeable(layer)}
     check_differentiable(*found.values())
     return found
 
@@ -107,7 +107,7 @@ def text_layers(clip, targets: str = "attention") -> dict[str, nn.Module]:
     ValueError for an unknown choice, for text encoders that are no CLIP, and quantised weights."""
     _refuse_unknown(targets, TEXT_TARGETS)
     encoders = clip.cond_stage_model
-    names = [name for name in ("clip_l", "clip_g", "clip_h") if hasattr(encoders, name)]
+    names = [name for name in ("clip_l", "clip_g", "clip_h") if getattr(encoders, name, None) is not None]
     prefixes = dict(zip(names, ("lora_te1_", "lora_te2_") if names[:2] == ["clip_l", "clip_g"] else ("lora_te_",)))
     found = {}
     for path, layer in encoders.named_modules():
@@ -155,12 +155,15 @@ def _hook(factor: LayerChange, strength):
 # -- what comes out
 
 
-def to_lora_model(changes: Mapping[str, LayerChange], metadata: Mapping[str, str] = {}) -> LoraModel:  # noqa: B006
+def to_lora_model(changes: Mapping[str, LayerChange], metadata: Mapping[str, str] = {}, model=None) -> LoraModel:  # noqa: B006
     """The changes as core's LORA_MODEL, fp32 copies on the CPU: <layer>.lora_up.weight, .lora_down.weight and .alpha of
-    factors, .diff and .diff_b of whole weights."""
+    factors, .diff and .diff_b of whole weights.
+
+    model: the MODEL whose layers they are, so that these have the names that other tools read too."""
+    names = {} if model is None else written_names(model)
     with torch.inference_mode(False), torch.no_grad():
         tensors = {
-            f"{name}.{part}": value.detach().float().cpu().contiguous().clone()
+            f"{names.get(name, name)}.{part}": value.detach().float().cpu().contiguous().clone()
             for name, change in changes.items()
             for part, value in change.stored().items()
         }
@@ -183,16 +186,16 @@ def from_lora_model(model: Mapping[str, Tensor], where: Mapping[str, nn.Module])
             continue
         rank = down.shape[0]
         fresh = lora.low_rank(layer, rank, generator=torch.Generator().manual_seed(i), name=name)
-        if fresh.up.shape != up.shape or fresh.down.shape != down.shape:
+        if any(a.flatten(1).shape != b.flatten(1).shape for a, b in ((fresh.up, up), (fresh.down, down))):
             raise wrong_shape(name)
         alpha = model.get(f"{name}.alpha")
         numbers = {key: getattr(fresh, key) for key in ("stride", "padding", "dilation")}
         with torch.no_grad():
-            fresh.up.copy_(up)
-            fresh.down.copy_(down)
+            fresh.up.copy_(up.reshape(fresh.up.shape))
+            fresh.down.copy_(down.reshape(fresh.down.shape))
         out[name] = LowRank(fresh.down, fresh.up, float(rank if alpha is None else alpha), **numbers)
     if not out:
-        raise ValueError("The LoRA holds no layer of this choice under the standard names: choose the layers it has.")
+        raise ValueError("The LoRA holds no layer of this model: take one that was trained on a model of its kind.")
     return out
 
 
@@ -215,14 +218,35 @@ def base_of(model) -> dict[str, str]:
     return {BASE: json.dumps(fingerprint(model))}
 
 
-def check_base(metadata: Mapping[str, str], model) -> None:
-    """ValueError in one sentence if these strings say that training began on another model than this one.
+def text_base_of(clip) -> dict[str, str]:
+    """The metadata entry that tells which LoRAs lay on the CLIP in training."""
+    return {TEXT_PATCHES: patches(clip.patcher)}
 
-    Files without that entry, from other tools, pass."""
+
+def check_base(metadata: Mapping[str, str], model, clip=None) -> list[str]:
+    """Sentences on what is not as it was in training, as these strings tell it, and may be so: the precision, the noise
+    schedule, other LoRAs. Files without such strings, from other tools, pass.
+
+    ValueError in one sentence for another architecture, prediction type or (in the same precision) checkpoint."""
+    said = []
     if BASE in metadata:
-        differs = difference(json.loads(metadata[BASE]), fingerprint(model), what="LoRA", again="train anew on this")
+        then, now = json.loads(metadata[BASE]), fingerprint(model)
+        other = {aspect for aspect in now if then.get(aspect) != now[aspect]}
+        strict = ["structure", "prediction"] + ["weights", "matrices"] * ("precision" not in other)
+        again = "train anew on this, or switch off same_model in Load LoRA"
+        differs = difference(*({k: each[k] for k in strict if k in each} for each in (then, now)), what="LoRA", again=again)
         if differs:
             raise ValueError(differs)
+        told = {
+            "precision": f"was trained on weights in {then.get('precision')}, and this model's are in "
+            f"{now['precision']}: whether it is the same checkpoint can't be told",
+            "sigmas": "was trained with another noise schedule than this model's",
+            "patches": "was trained with other LoRAs on the model than are on it here",
+        }
+        said += [sentence for aspect, sentence in told.items() if aspect in other]
+    if clip is not None and metadata.get(TEXT_PATCHES, now_on := patches(clip.patcher)) != now_on:
+        said.append("was trained with other LoRAs on the text encoder than are on it here")
+    return [f"Notice: the LoRA {sentence}." for sentence in said]
 
 
 def save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] = {}) -> None:  # noqa: B006
@@ -235,44 +259,56 @@ def save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] 
 def _sound(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> LoraModel:
     """ValueError for factors that can't be multiplied, and for a base that is no table of texts."""
     check_tensors(tensors)
-    for name, up in tensors.items():
-        down = tensors.get(name.replace("lora_up", "lora_down"))
-        if name.endswith("lora_up.weight") and (
+    parts = {split(key): value for key, value in tensors.items()}
+    for (layer, part), value in parts.items():
+        name, down = f"{layer[:80]}.{part}", parts.get((layer, "lora_down.weight"))
+        if part == "lora_up.weight" and (
             down is None
-            or up.ndim < 2
+            or value.ndim < 2
             or down.ndim < 2
-            or up.shape[1] != down.shape[0]
-            or 0 in (*up.shape, *down.shape)
+            or value.shape[1] != down.shape[0]
+            or 0 in (*value.shape, *down.shape)
         ):
-            raise Unsound(f"its tensor {name[:80]} has no down factor of its rank")
-        if name.endswith("lora_down.weight") and name.replace("lora_down", "lora_up") not in tensors:
-            raise Unsound(f"its tensor {name[:80]} has no up factor")
-        if name.endswith(".alpha") and up.numel() != 1:
-            raise Unsound(f"its tensor {name[:80]} must be one number")
+            raise Unsound(f"its tensor {name} has no down factor of its rank")
+        if part == "lora_down.weight" and (layer, "lora_up.weight") not in parts:
+            raise Unsound(f"its tensor {name} has no up factor")
+        if part == "alpha" and value.numel() != 1:
+            raise Unsound(f"its tensor {name} must be one number")
     if BASE in metadata:
         Fields({BASE: parsed(metadata[BASE], BASE)}).table(BASE, lambda v: isinstance(v, str), "texts")
     return LoraModel(tensors, metadata)
 
 
 def check_fits(model, lora: Mapping[str, Tensor]) -> None:
-    """ValueError for factors of another shape than the MODEL's layer of that name; core would leave them out."""
-    shapes, known = model.model.state_dict(), get("lora").model_lora_keys_unet(model.model, {})
-    for name, up in lora.items():
-        stem = name.removesuffix(".lora_up.weight")
-        weight = shapes.get(known.get(stem)) if stem != name and isinstance(known.get(stem), str) else None
-        down = lora.get(f"{stem}.lora_down.weight")
-        if weight is None or down is None:
+    """ValueError for factors and changes of another shape than the MODEL's layer of that name; core would leave them
+    out."""
+    found, known = standard(model, lora), model.model.state_dict()
+    shapes = {
+        standard_name(name.removeprefix("diffusion_model.").removesuffix(".weight")): weight.shape
+        for name, weight in known.items()
+        if name.endswith(".weight")
+    }
+    for name, value in found.items():
+        layer, part = split(name)
+        shape = shapes.get(layer)
+        if shape is None or f"{layer}.reshape_weight" in found:
             continue
-        if up.shape[0] != weight.shape[0] or down[0].numel() not in (weight[0].numel(), weight.shape[1]):
+        if part == "lora_up.weight":
+            down = found.get(f"{layer}.lora_down.weight")
+            inside = (math.prod(shape[1:]), *shape[1:2])
+            fits = value.shape[0] == shape[0] and (down is None or down[0].numel() in inside)
+        else:
+            fits = value.shape == {"diff": shape, "diff_b": shape[:1]}.get(part, value.shape)
+        if not fits:
             raise ValueError(
-                f"The LoRA's {stem[:80]} is made for another model, for the layer has the shape "
-                f"{list(weight.shape)} here: load the model it belongs to."
+                f"The LoRA's {layer[:80]} is made for another model, for the layer has the shape {list(shape)} here: "
+                "load the model it belongs to."
             )
 
 
 def load(path: Path) -> LoraModel:
     """A LoRA file of any tool. ValueError in one sentence for a missing, foreign or damaged one."""
     found = of_file(path, _sound, "LoRA")
-    if not any("lora" in key or ".diff" in key for key in found):
+    if not any(split(key)[1] for key in found):
         raise ValueError(f"The file {path.name} holds no LoRA: choose a file of the loras folder.")
     return found

@@ -214,7 +214,7 @@ class DiffusionCLIPTune(Box):
                     curve = trained(loop, step, key, run.progress.show)
             words = {"source": source, "target": target, "t0": t0, "method": "DiffusionCLIP"}
             base = {**weights.base_of(model), "nulltext_tuned": json.dumps(words)}
-            return weights.to_lora_model(changes, base), curve
+            return weights.to_lora_model(changes, base, model), curve
 
         total = settings.steps * (1 if saving else steps)
         made, curve = sample_with(model, {"positive": positive}, source_latent(inversion)[:1], back, body, total=total)

@@ -187,7 +187,7 @@ class ImagicOptimise(Box):
         def written():
             lora.put(factors, loop.result())
             told = metadata(model, key2, [], loop, nulltext_preset=preset, ss_network_dim=rank, ss_network_alpha=rank)
-            made = weights.to_lora_model(factors, told)
+            made = weights.to_lora_model(factors, told, model)
             weights.save(made, path)
             return made
 

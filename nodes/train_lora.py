@@ -103,7 +103,12 @@ class TrainLora(Box):
         Float(
             "alpha", 0.0, "The LoRA acts at alpha / rank: higher acts more strongly. 0: as the preset.", 0.0, 256.0, 0.1
         ),
-        Choice("targets", [PRESET, *weights.TARGETS], "Which of the network's layers get factors."),
+        Choice(
+            "targets",
+            [PRESET, *weights.TARGETS],
+            "Which of the network's layers get factors. transformers: the projections around a UNet's transformers "
+            "too, and in networks that are no UNet all Linear layers of the blocks, as kohya does.",
+        ),
         Choice(TEXT, [PRESET, TRAIN, LEAVE], "Whether CLIP's attention layers get factors too."),
         Float(
             "prior_weight",
@@ -253,6 +258,7 @@ class TrainLora(Box):
         def written():
             lora.put(factors, loop.result())
             more = {
+                **weights.text_base_of(clip),
                 "nulltext_word": word,
                 "nulltext_preset": preset,
                 "ss_network_module": "networks.lora",
@@ -263,7 +269,7 @@ class TrainLora(Box):
             told = metadata(model, key, pictures.captions, loop, **more)
             if own:
                 own.save(loop.result(), word_path, told)
-            made = weights.to_lora_model(factors, told)
+            made = weights.to_lora_model(factors, told, model)
             weights.save(made, path)
             return made
 

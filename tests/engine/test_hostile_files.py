@@ -265,6 +265,13 @@ def test_the_lora_is_of_the_models_shapes(tiny):
         other[key] = torch.ones(made[key].shape[0] + (key == name), made[key].shape[1] + (key != name))
         with pytest.raises(ValueError, match="made for another model"):
             weights.check_fits(tiny, other)
+    path = "diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_out.0"
+    for part in ("diff", "diff_b"):  # core's loader has a second name for each layer
+        with pytest.raises(ValueError, match="made for another model"):
+            weights.check_fits(tiny, {f"{path}.{part}": torch.ones(3, 3)})
+    factors = {f"{path}.lora_A.weight": torch.ones(2, 3), f"{path}.lora_B.weight": torch.ones(3, 2)}
+    with pytest.raises(ValueError, match="made for another model"):
+        weights.check_fits(tiny, factors)
 
 
 def test_dataclasses_know_their_fields():

@@ -4,7 +4,7 @@ import weakref
 
 import pytest
 import torch
-from nulltext.engine import mixing, weights
+from nulltext.engine import imagic, mixing, weights
 from nulltext.engine.sampler import own_sampler, sample_latent
 from nulltext.samplers.ode import sample_euler
 from nulltext.samplers.tuning import lora
@@ -119,3 +119,86 @@ def test_a_lora_of_another_model_is_refused(tiny, make_model, ends):
     other = a_lora(make_model("V_PREDICTION"), 1)
     with pytest.raises(ValueError, match="LoRA"):
         mixing.mix_guider(tiny, [(other, Share(1.0))], *ends, 1.0)
+
+
+# -- files of other tools, in both guiders
+
+
+def guiders(model, tensors, ends):
+    """Imagic Guider and Mix Models with this LoRA at full strength."""
+    yield imagic.imagic_guider(model, tensors, ends[0], None, ends[1], 3.0, [1.0])
+    yield mixing.mix_guider(model, [(tensors, Share(1.0))], *ends, 3.0)
+
+
+def check_like_core(model, tensors, loaded, ends, latent):
+    """Both guiders with `tensors` sample what the MODEL `loaded` does, to a part of what the LoRA changes."""
+    sigmas = torch.tensor([2.0, 0.0])
+    bare, args = plain(model, ends, latent, sigmas), (torch.zeros_like(latent), latent)
+    wanted = plain(loaded, ends, latent, sigmas)
+    for guider in guiders(model, tensors, ends):
+        with torch.inference_mode():
+            sampler = own_sampler(sample_euler, start=3 * latent)
+            made = guider.sample(*args, sampler, sigmas, disable_pbar=True, seed=1)
+        assert float((made - wanted).norm() / (wanted - bare).norm()) < 1e-4
+
+
+def with_layer(model, name, scale=0.1):
+    """A LoRA of the attention layers and of one layer more."""
+    layer = {name: weights.whole_layers(model)[name]}
+    factors = lora.low_rank_all(layer.items(), 2, seed=3)
+    with torch.no_grad():
+        factors[name].up.copy_(scale * torch.randn(factors[name].up.shape, generator=torch.Generator().manual_seed(4)))
+    return weights.LoraModel(a_lora(model, 1, scale) | weights.to_lora_model(factors))
+
+
+@pytest.mark.parametrize("name", ["time_embed_0", "input_blocks_0_0", "out_2"])
+def test_layers_outside_the_blocks_count_as_in_cores_loader(tiny, ends, latent, name):
+    tensors = with_layer(tiny, f"lora_unet_{name}")
+    check_like_core(tiny, tensors, weights.applied(tiny, None, tensors)[0], ends, latent)
+
+
+def renamed(model, engine, tensors, kind):
+    """The same LoRA as another tool names it."""
+    known = engine.get("utils").unet_to_diffusers(model.model.model_config.unet_config)
+    theirs = {to.removesuffix(".weight"): name.removesuffix(".weight") for name, to in known.items()}
+    paths = {f"lora_unet_{p.replace('.', '_')}": p for p, _ in model.model.diffusion_model.named_modules()}
+    out = {}
+    for key, value in tensors.items():
+        layer, part = key.split(".", 1)
+        path = paths[layer]
+        if kind == "kohya":
+            out[f"lora_unet_{theirs[path].replace('.', '_')}.{part}"] = value
+        elif kind == "core's trainer":
+            out[f"diffusion_model.{path}.{part}"] = value
+        elif part != "alpha":  # the factors of a_lora have alpha = rank
+            path = f"unet.{theirs[path].replace('.to_', '.processor.to_')}".removesuffix(".0")
+            out[f"{path}_lora.{part.removeprefix('lora_')}"] = value
+    return out
+
+
+@pytest.mark.parametrize("kind", ["kohya", "core's trainer", "diffusers"])
+def test_names_of_other_tools_are_read(tiny, engine, ends, latent, kind):
+    own = a_lora(tiny, 1, 0.1)
+    theirs = renamed(tiny, engine, own, kind)
+    assert len(theirs) == len(own) * (2 / 3 if kind == "diffusers" else 1)
+    check_like_core(tiny, theirs, weights.applied(tiny, None, own)[0], ends, latent)
+
+
+@pytest.mark.parametrize("part", ["dora_scale", "lora_mid.weight", "hada_w1_a", "diff_b"])
+def test_a_part_that_can_not_be_switched_is_refused_by_name(tiny, ends, part):
+    own = a_lora(tiny, 1)
+    name = f"{next(key for key in own if 'to_q' in key).split('.')[0]}.{part}"  # a layer without a bias
+    told = rf"{name} \(1 such\) .*Load LoRA"
+    for make in (
+        lambda lora: mixing.mix_guider(tiny, [(lora, Share(1.0))], *ends, 1.0),
+        lambda lora: imagic.imagic_guider(tiny, lora, ends[0], None, ends[1], 1.0, [1.0]),
+    ):
+        with pytest.raises(ValueError, match=told):
+            make({**own, name: torch.ones(32)})
+        make({**own, name.replace("lora_unet", "lora_te"): torch.ones(32)})  # a text encoder's part is not asked
+
+
+def test_a_lora_of_another_family_is_refused(tiny, ends):
+    theirs = {f"lora_unet_double_blocks_0_img_attn_qkv.lora_{part}.weight": torch.ones(2, 2) for part in ("up", "down")}
+    with pytest.raises(ValueError, match="no layer of this model: take one"):
+        mixing.mix_guider(tiny, [(theirs, Share(1.0))], *ends, 1.0)

@@ -1,6 +1,7 @@
 """LoRA by hooks on the engine at hand: the bare model where it adds nothing, core's loader where it adds something, and
 nothing left behind."""
 
+import copy
 import json
 from types import SimpleNamespace
 
@@ -104,13 +105,16 @@ def test_choices_of_layers(tiny):
     assert not any(name.startswith(tuple(f"lora_unet_{part}" for part in outside)) for name in everything)
 
 
-#: layers of SD3, Flux, AuraFlow, Wan and Lumina by the smallest choice they belong to
+#: layers of SD3, Flux, AuraFlow, Wan and Lumina, and of a UNet, by the smallest choice they belong to; diffusers'
+#: scripts train q, k and v of Flux's single blocks, sd-scripts every Linear of all its blocks
 FURTHER = {
     "attention": "joint_blocks.0.x_block.attn.qkv double_blocks.1.img_attn.proj single_layers.0.attn.w1q "
-    "blocks.2.self_attn.q layers.0.attention.out",
-    "attention+ff": "joint_blocks.0.x_block.mlp.fc1 double_blocks.1.txt_mlp.2 blocks.2.ffn.0 layers.0.feed_forward.w1",
-    "all linear and conv": "joint_blocks.0.x_block.adaLN_modulation.1 single_blocks.0.linear1 "
-    "double_blocks.1.img_mod.lin",
+    "blocks.2.self_attn.q layers.0.attention.out single_blocks.0.linear1",
+    "attention+ff": "joint_blocks.0.x_block.mlp.fc1 double_blocks.1.txt_mlp.2 blocks.2.ffn.0 layers.0.feed_forward.w1 "
+    "single_blocks.0.linear2",
+    "transformers": "joint_blocks.0.x_block.adaLN_modulation.1 double_blocks.1.img_mod.lin "
+    "single_blocks.0.modulation.lin",
+    "all linear and conv": "input_blocks.1.0.emb_layers.1",
     "none": "t_embedder.mlp.0 x_embedder.proj final_layer.linear img_in",
 }
 
@@ -127,7 +131,7 @@ def test_choices_of_layers_of_transformers():
         at.add_module(last, nn.Linear(2, 2))
     model = SimpleNamespace(model=SimpleNamespace(diffusion_model=network))
     want = set()
-    for targets in ("attention", "attention+ff", "all linear and conv"):
+    for targets in weights.TARGETS:
         want |= {f"lora_unet_{path.replace('.', '_')}" for path in FURTHER[targets].split()}
         assert set(weights.layers(model, targets)) == want
     model.model.diffusion_model = nn.Linear(2, 2)
@@ -260,7 +264,7 @@ def test_refusals(tiny, make_model, tmp_path):
     weights.save({"x": torch.zeros(1)}, tmp_path / "b.safetensors")
     with pytest.raises(ValueError, match="holds no LoRA"):
         weights.load(tmp_path / "b.safetensors")
-    with pytest.raises(ValueError, match="standard names"):
+    with pytest.raises(ValueError, match="no layer of this model"):
         weights.from_lora_model({}, where)
     wrong = {k: v[..., :-1] if k.endswith("down.weight") else v for k, v in weights.to_lora_model(factors).items()}
     with pytest.raises(ValueError, match="another shape"):
@@ -283,3 +287,50 @@ def test_the_base_in_the_metadata_is_the_fingerprint(tiny):
     from nulltext.engine.fingerprint import fingerprint
 
     assert json.loads(weights.base_of(tiny)[weights.BASE]) == fingerprint(tiny)
+
+
+def test_what_may_differ_from_the_training_is_a_notice(tiny, make_model):
+    then = weights.base_of(tiny)
+    assert weights.check_base(then, tiny) == weights.check_base({}, tiny) == []
+    (told,) = weights.check_base(then, make_model(dtype=torch.float16))
+    assert "was trained on weights in float32, and this model's are in float16" in told
+    (told,) = weights.check_base(then, weights.applied(tiny, None, weights.to_lora_model(moved(tiny)[1]))[0])
+    assert "other LoRAs on the model" in told
+    other, sampling = tiny.clone(), copy.deepcopy(tiny.get_model_object("model_sampling"))
+    sampling.sigmas = sampling.sigmas * 1.1
+    other.add_object_patch("model_sampling", sampling)
+    (told,) = weights.check_base(then, other)
+    assert "another noise schedule" in told
+    clip = SimpleNamespace(patcher=SimpleNamespace(patches={}))
+    over = SimpleNamespace(patcher=SimpleNamespace(patches={"a": [(1.0, torch.ones(2))]}))
+    assert not weights.check_base(weights.text_base_of(clip), tiny, clip)
+    assert not weights.check_base(then, tiny, over)
+    (told,) = weights.check_base(weights.text_base_of(over), tiny, clip)
+    assert "other LoRAs on the text encoder" in told
+
+
+def test_another_checkpoint_is_refused_and_the_switch_named(tiny, make_model):
+    other = make_model()
+    with torch.inference_mode():
+        for p in other.model.parameters():
+            p.mul_(1.1)
+    with pytest.raises(ValueError, match=r"other weights \(another checkpoint\).*switch off same_model in Load LoRA"):
+        weights.check_base(weights.base_of(tiny), other)
+    then = json.loads(weights.base_of(tiny)[weights.BASE]) | {"structure": "x", "precision": "bfloat16"}
+    with pytest.raises(ValueError, match="another architecture"):  # in another precision too
+        weights.check_base({weights.BASE: json.dumps(then)}, tiny)
+
+
+def test_lora_files_of_every_kind_pass_and_damaged_ones_do_not(tmp_path):
+    def saved(**tensors):
+        made = {name.replace("__", "."): value.clone() for name, value in tensors.items()}
+        weights.save(made, tmp_path / "x.safetensors")
+        return weights.load(tmp_path / "x.safetensors")
+
+    one = torch.ones(2, 2)
+    saved(lycoris_down_blocks_0__lokr_w1=one, lycoris_down_blocks_0__lokr_w2=one)
+    saved(diffusion_model__a__hada_w1_a=one)
+    saved(unet__a__lora_A__weight=one, unet__a__lora_B__weight=one)
+    for part in ("A", "B"):
+        with pytest.raises(ValueError, match="has no (up|down) factor"):
+            saved(**{f"unet__a__lora_{part}__weight": one})

@@ -189,8 +189,10 @@ def test_a_training_moves_the_model_and_leaves_its_weights(parts):
 def test_the_file_is_a_lora_that_says_what_it_is(parts, own_folders):
     train(parts, pictures(parts), file_name="dogs/rex")
     path = own_folders / "loras" / "dogs" / "rex.safetensors"
-    assert all(k.startswith("lora_unet_") for k in load_file(path))
+    kohyas = ("lora_unet_down_blocks_", "lora_unet_mid_block_", "lora_unet_up_blocks_")
+    assert all(k.startswith(kohyas) for k in load_file(path))
     told = files.metadata(path)
+    assert told[weights.TEXT_PATCHES] == "none"
     assert told["ss_steps"] == "2" and told["ss_network_dim"] == "2" and told["nulltext_word"] == "sks"
     assert json.loads(told["nulltext_captions"]) == [CAPTION]
     weights.check_base(told, parts.model)

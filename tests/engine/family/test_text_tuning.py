@@ -42,7 +42,10 @@ def two_encoders(engine):
 
 def test_names_are_cores_own_for_one_encoder_and_for_two(engine, demo, two_encoders):
     keys = engine.get("lora").model_lora_keys_clip
-    for clip, prefixes in ((demo.clip, {"lora_te"}), (two_encoders, {"lora_te1", "lora_te2"})):
+    without_l = torch.nn.Module()  # SD3 loaded with CLIP-G alone
+    without_l.clip_l, without_l.clip_g = None, two_encoders.cond_stage_model.clip_g
+    one = SimpleNamespace(cond_stage_model=without_l)
+    for clip, prefixes in ((demo.clip, {"lora_te"}), (two_encoders, {"lora_te1", "lora_te2"}), (one, {"lora_te"})):
         model = clip.cond_stage_model
         modules, known = dict(model.named_modules()), keys(model, {})
         for targets, count in (("attention", 4), ("attention+ff", 6)):
