@@ -33,7 +33,35 @@ def training(run: Run, clip=None, checkpoint: bool = False) -> Iterator[None]:
     checkpoint: recompute the network's blocks in backward, for less memory. ValueError for quantised weights."""
     if clip is not None:
         load_models([run.patcher, clip.patcher])
-    with run.gradients(checkpoint), grad_mode(clip.cond_stage_model) if clip is not None else contextlib.nullcontext():
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(run.gradients(checkpoint))
+        if clip is not None:
+            undo.enter_context(grad_mode(clip.cond_stage_model))
+            undo.enter_context(_saved_words_without_gradient(clip))
+        yield
+
+
+@contextlib.contextmanager
+def _saved_words_without_gradient(clip) -> Iterator[None]:
+    """For saved embeddings in a text ComfyUI of June 2024 encodes with a new table, into which it may write their
+    vectors only without gradients; its own table is put back after an error too."""
+    method = "set_up_textual_embeddings"
+
+    def frozen(module, own):
+        @torch.no_grad()
+        def call(*args):
+            out = own(*args)
+            module.transformer.get_input_embeddings().requires_grad_(False)
+            return out
+
+        return call
+
+    with contextlib.ExitStack() as undo:
+        for module in clip.cond_stage_model.modules():
+            if hasattr(module, method) and method not in vars(module):
+                setattr(module, method, frozen(module, getattr(module, method)))
+                undo.callback(delattr, module, method)
+                undo.callback(module.transformer.set_input_embeddings, module.transformer.get_input_embeddings())
         yield
 
 

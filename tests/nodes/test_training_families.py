@@ -153,6 +153,34 @@ def test_a_words_own_vectors_train_beside_the_lora_and_core_reads_both(engine, x
     assert "Trained 2 steps" in lora_of(xl, subject, text_encoder=train_lora.LEAVE)["result"][-1]
 
 
+def saved_word(xl, own_folders, widths=stand_ins.XL_WIDTHS):
+    """`embedding:known`, two vectors that the tokenizers find in the test's folder."""
+    generator = torch.Generator().manual_seed(4)
+    vectors = {name: torch.randn(2, width, generator=generator) for name, width in widths.items()}
+    tuning.save_word(vectors, own_folders / "embeddings" / "known.safetensors")
+    for part in (xl.clip.tokenizer.clip_l, xl.clip.tokenizer.clip_g):
+        part.embedding_directory = str(own_folders / "embeddings")
+    return "embedding:known"
+
+
+def test_the_text_encoder_trains_on_captions_with_a_saved_word(xl, own_folders, monkeypatch):
+    word = saved_word(xl, own_folders)
+    lora = lora_of(xl, pictures(), learned_word=word)["result"][2]
+    assert reached(lora, "lora_unet_") and reached(lora, "lora_te2_text_model_encoder_layers_0_")
+    network = xl.clip.cond_stage_model.clip_g.transformer
+    plain, table = network.forward, network.get_input_embeddings()
+
+    def interrupted(*args, **kwargs):
+        if torch.is_grad_enabled():
+            raise bridge.Interrupted()
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(network, "forward", interrupted)
+    with pytest.raises(bridge.Interrupted()):
+        lora_of(xl, pictures(), learned_word=word, training_seed=1)
+    assert network.get_input_embeddings() is table
+
+
 def test_before_the_first_step_an_own_word_is_the_word(xl):
     """As many vectors as the word has tokens, begun at its rows: the same embedding, to the bit."""
     count = len(tuning.word_tokens(xl.clip, "sks")["l"])
