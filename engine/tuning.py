@@ -200,8 +200,16 @@ def _body(chunk: list) -> list[int]:
 
 def check_saved(clip, word: str) -> None:
     """ValueError for an `embedding:name` of which the text encoder finds no file, or one of another width."""
-    chunks = [chunk for found in clip.tokenize(word.strip()).values() for chunk in found]
-    if word.strip().lower().startswith("embedding:") and not any(map(_reads_saved, chunks)):
+    if not word.strip().lower().startswith("embedding:"):
+        return
+    read = {
+        (f"clip_{name}", entry[0].shape[-1])
+        for name, chunks in clip.tokenize(word.strip()).items()
+        for chunk in chunks
+        for entry in chunk
+        if isinstance(entry[0], Tensor)
+    }
+    if not read & {(name, table(encoder).weight.shape[1]) for name, encoder in encoders(clip).items()}:
         raise ValueError(
             f"This text encoder finds no file for {word.strip()!r} in models/embeddings that fits it: learn the word "
             "with Train Embedding on this model, or correct its name."

@@ -6,7 +6,7 @@ import pytest
 import torch
 from nulltext.engine import comfy as bridge
 from nulltext.engine import controlnet as engine_controlnet
-from nulltext.engine import files, training_store, tuning, weights
+from nulltext.engine import files, folders, training_store, tuning, weights
 from nulltext.engine.tuning_set import TuningSet
 from nulltext.nodes import controlnet, imagic, own_word, train_embedding, train_lora
 from nulltext.tests import stand_ins
@@ -153,14 +153,14 @@ def test_a_words_own_vectors_train_beside_the_lora_and_core_reads_both(engine, x
     assert "Trained 2 steps" in lora_of(xl, subject, text_encoder=train_lora.LEAVE)["result"][-1]
 
 
-def saved_word(xl, own_folders, widths=stand_ins.XL_WIDTHS):
-    """`embedding:known`, two vectors that the tokenizers find in the test's folder."""
+def saved_word(xl, own_folders, widths=stand_ins.XL_WIDTHS, name="known"):
+    """`embedding:name`, two vectors that the tokenizers find in the test's folder."""
     generator = torch.Generator().manual_seed(4)
     vectors = {name: torch.randn(2, width, generator=generator) for name, width in widths.items()}
-    tuning.save_word(vectors, own_folders / "embeddings" / "known.safetensors")
+    tuning.save_word(vectors, folders.model_file("embeddings", name))
     for part in (xl.clip.tokenizer.clip_l, xl.clip.tokenizer.clip_g):
         part.embedding_directory = str(own_folders / "embeddings")
-    return "embedding:known"
+    return f"embedding:{name}"
 
 
 def test_the_text_encoder_trains_on_captions_with_a_saved_word(xl, own_folders, monkeypatch):
@@ -179,6 +179,30 @@ def test_the_text_encoder_trains_on_captions_with_a_saved_word(xl, own_folders, 
     with pytest.raises(bridge.Interrupted()):
         lora_of(xl, pictures(), learned_word=word, training_seed=1)
     assert network.get_input_embeddings() is table
+
+
+@pytest.mark.parametrize("name", ["a dog", "a\u00a0dog", "dog (mine)", "dog,", "{dog}", "my dogs/rex"])
+def test_an_embeddings_name_that_no_prompt_can_say_is_refused_before_any_work(engine, xl, name, monkeypatch):
+    monkeypatch.setattr(engine, "encode", None)
+    given = {"model": xl.model, "clip": xl.clip, "pictures": pictures(), "file_name": name}
+    with pytest.raises(ValueError, match=r"^A prompt can't say the embedding's file name [^.]*: take [^.]*\.$"):
+        train_embedding.TrainEmbedding().run(**defaults(train_embedding.TrainEmbedding, **given))
+    with pytest.raises(ValueError, match="^A prompt can't say"):
+        lora_of(xl, pictures(), word_vectors=1, file_name=name)
+
+
+@pytest.mark.parametrize("name", ["sks", "my_dogs/a-dog.v1.5", "käthe's", "dog[1]"])
+def test_an_embedding_of_another_name_is_read_by_a_prompt(xl, own_folders, name):
+    saved_word(xl, own_folders, name=name)
+    read = xl.clip.tokenize(f"a (embedding:{name}:1.1), asleep")
+    assert all(sum(isinstance(entry[0], torch.Tensor) for entry in chunks[0]) == 2 for chunks in read.values())
+
+
+def test_a_saved_word_of_another_width_is_refused_and_one_that_an_encoder_takes_is_not(xl, own_folders):
+    saved_word(xl, own_folders, {"clip_l": 77})
+    with pytest.raises(ValueError, match="finds no file for 'embedding:known' .* that fits it"):
+        tuning.check_saved(xl.clip, "embedding:known")
+    tuning.check_saved(xl.clip, saved_word(xl, own_folders, {"clip_l": stand_ins.XL_WIDTHS["clip_l"]}))
 
 
 def test_before_the_first_step_an_own_word_is_the_word(xl):
