@@ -83,7 +83,7 @@ class TuningSet:
         if not word.strip():
             raise ValueError("The word to be taught is empty: choose a rare one, and write it into every caption.")
         for i, caption in enumerate(self.captions):
-            if not _whole(word).search(caption):
+            if not stands_in(caption, word):
                 name = self.names[i] if self.names else f"picture {i + 1}"
                 raise ValueError(
                     f"The caption of {name} ({caption!r}) lacks the word {word!r}: write it into every caption."
@@ -94,6 +94,11 @@ def _whole(word: str) -> re.Pattern[str]:
     """Finds a word, or several behind each other, that stand whole in a text, in whatever case."""
     parts = r"\s+".join(map(re.escape, word.split()))
     return re.compile(rf"(?<!\w){parts}(?!\w)", re.IGNORECASE)
+
+
+def stands_in(text: str, word: str) -> bool:
+    """Whether the whole word, or several behind each other, stand in a text."""
+    return _whole(word).search(text) is not None
 
 
 def exchanged(text: str, word: str, other: str) -> str:

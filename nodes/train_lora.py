@@ -205,8 +205,9 @@ class TrainLora(Box):
             said.append(f"Notice: {len(prior)} prior pictures; this preset's source uses {way.prior_pictures}.")
         used = prior if way.prior_weight else None
         taught = dict.fromkeys([*pictures.texts(), *(used.texts() if used else [])])
-        captions = {text: comfy.encode(clip, text) for text in [*taught, sample_prompt]}
-        own = OwnWord.of(clip, word, word_vectors, captions) if word_vectors else None
+        texts = [*taught, sample_prompt]
+        own = OwnWord.of(clip, word, word_vectors, texts) if word_vectors else None
+        captions = {text: comfy.encode(clip, text) for text in texts}
         settings = settings_of(way, training.loss_scale(model))
         rates = {"lora_te": way.text_lr / way.lr} if way.text_lr else {}
         if way.rest != 1:

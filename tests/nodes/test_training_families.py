@@ -79,6 +79,15 @@ def lora_of(parts, subject, **own):
     return train_lora.TrainLora().run(**(defaults(train_lora.TrainLora, **given) | own))
 
 
+def learn_word(parts, **own):
+    given = defaults(train_embedding.TrainEmbedding, model=parts.model, clip=parts.clip, pictures=pictures())
+    return train_embedding.TrainEmbedding().run(**(given | own))
+
+
+def learn_both(parts, **own):
+    return lora_of(parts, pictures(), word_vectors=1, text_encoder=train_lora.LEAVE, **own)
+
+
 def reached(tensors, prefix):
     """Whether every factor under that name has moved from its start at 0; False where there is none."""
     ups = [v for k, v in tensors.items() if k.startswith(prefix) and k.endswith("lora_up.weight")]
@@ -184,11 +193,9 @@ def test_the_text_encoder_trains_on_captions_with_a_saved_word(xl, own_folders, 
 @pytest.mark.parametrize("name", ["a dog", "a\u00a0dog", "dog (mine)", "dog,", "{dog}", "my dogs/rex"])
 def test_an_embeddings_name_that_no_prompt_can_say_is_refused_before_any_work(engine, xl, name, monkeypatch):
     monkeypatch.setattr(engine, "encode", None)
-    given = {"model": xl.model, "clip": xl.clip, "pictures": pictures(), "file_name": name}
-    with pytest.raises(ValueError, match=r"^A prompt can't say the embedding's file name [^.]*: take [^.]*\.$"):
-        train_embedding.TrainEmbedding().run(**defaults(train_embedding.TrainEmbedding, **given))
-    with pytest.raises(ValueError, match="^A prompt can't say"):
-        lora_of(xl, pictures(), word_vectors=1, file_name=name)
+    for learn in (learn_word, learn_both):
+        with pytest.raises(ValueError, match=r"^A prompt can't say the embedding's file name [^.]*: take [^.]*\.$"):
+            learn(xl, file_name=name)
 
 
 @pytest.mark.parametrize("name", ["sks", "my_dogs/a-dog.v1.5", "käthe's", "dog[1]"])
@@ -207,11 +214,73 @@ def test_a_saved_word_of_another_width_is_refused_and_one_that_an_encoder_takes_
 
 def test_before_the_first_step_an_own_word_is_the_word(xl):
     """As many vectors as the word has tokens, begun at its rows: the same embedding, to the bit."""
-    count = len(tuning.word_tokens(xl.clip, "sks")["l"])
+    count = len(tuning.word_tokens(xl.clip, "sks")["clip_l"])
     own = own_word.OwnWord.of(xl.clip, "sks", count, [CAPTION, "a photo of a dog"])
     plain = {text: bridge.encode(xl.clip, text)[0][0] for text in own.tokens}
     with own.attached(), torch.no_grad():
         assert all(torch.equal(own.encode(text)[0], plain[text]) for text in plain)
+
+
+@pytest.mark.parametrize(
+    ("caption", "word", "prompt"),
+    [
+        ("a photo of a (sks:1.4) dog", "sks", "a photo of a (embedding:known:1.4) dog"),
+        (73 * "red " + "and SKS on a bed", "sks", 73 * "red " + "and embedding:known on a bed"),
+        ("a <cat-toy>, on a table", "<cat-toy>", "a embedding:known, on a table"),
+        ('a "sks" dog', "sks", 'a " embedding:known " dog'),
+    ],
+)
+def test_a_word_is_learnt_as_a_prompt_will_read_its_file(xl, own_folders, caption, word, prompt):
+    saved_word(xl, own_folders)
+    vectors = load_file(folders.model_file("embeddings", "known"))
+    own = own_word.OwnWord.of(xl.clip, word, 2, [caption])
+    with tuning.word_attached(xl.clip, own.own, vectors):
+        seen, pooled = own.encode(caption)
+    (read, more), *_ = bridge.encode(xl.clip, prompt)
+    assert torch.equal(seen, read) and torch.equal(pooled, more["pooled_output"])
+
+
+def test_a_caption_with_the_word_inside_another_is_left_alone(xl):
+    text = "a photo of a caravan"
+    assert own_word.tokens_of(xl.clip, [text], "van", tuning.own_ids(1))[text] == xl.clip.tokenize(text)
+
+
+def test_an_encoder_of_another_kind_reads_a_caption_without_the_word(xl, own_folders):
+    """SD3 and Flux have T5 beside CLIP; SD3 may come without one of its CLIPs."""
+    word = saved_word(xl, own_folders, {"clip_l": stand_ins.XL_WIDTHS["clip_l"]})
+    parts, networks = xl.clip.tokenizer, xl.clip.cond_stage_model
+    mixed = SimpleNamespace(
+        tokenizer=SimpleNamespace(clip_l=parts.clip_l, t5xxl=parts.clip_g),
+        tokenize=lambda text: {
+            "l": parts.clip_l.tokenize_with_weights(text),
+            "t5xxl": parts.clip_g.tokenize_with_weights(text),
+        },
+        cond_stage_model=SimpleNamespace(clip_l=networks.clip_l, clip_g=None, t5xxl=networks.clip_g),
+    )
+    text, own = "a photo of a (sks:1.4) dog, (asleep:1.2)", tuning.own_ids(2)
+    assert list(tuning.word_tokens(mixed, "dog")) == ["clip_l"]
+    tokens = tuning.tokens_with_word(mixed, text, "sks", own)
+    assert [entry for entry in tokens["l"][0] if entry[0] in own] == [(i, 1.4) for i in own]
+    read = mixed.tokenize(text.replace("sks", word))
+    as_core = networks.clip_g.encode_token_weights(read["t5xxl"])
+    for seen, want in zip(networks.clip_g.encode_token_weights(tokens["t5xxl"]), as_core, strict=True):
+        assert torch.equal(seen, want)
+    assert all(isinstance(token, int) for token, _ in tokens["t5xxl"][0])
+
+
+@pytest.mark.parametrize("learn", [learn_word, learn_both])
+def test_a_text_encoder_without_clip_learns_no_word(xl, learn, monkeypatch):
+    monkeypatch.setattr(bridge, "encode", None)
+    other = SimpleNamespace(cond_stage_model=torch.nn.Linear(2, 2), patcher=xl.clip.patcher)
+    other.tokenize = lambda text: {"t5xxl": [[(5, 1.0)]]}
+    with pytest.raises(ValueError, match=r"^This text encoder is no CLIP[^.]*\.$"):
+        learn(SimpleNamespace(model=xl.model, clip=other))
+
+
+@pytest.mark.parametrize(("learn", "where"), [(learn_word, "start_word"), (learn_both, "learned_word")])
+def test_a_word_does_not_begin_as_a_saved_one(xl, own_folders, learn, where):
+    with pytest.raises(ValueError, match="saved embedding stands in a caption or start word"):
+        learn(xl, **{where: saved_word(xl, own_folders)})
 
 
 def test_imagic_on_sdxl(xl):
