@@ -5,6 +5,7 @@ No name leads out of its folder: `..`, drives, absolute paths and links that lea
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -73,6 +74,20 @@ def model_name(kind: str, path: Path) -> str:
     """How ComfyUI calls a file of its folder of models of that kind, without the ending."""
     root = Path(get("folder_paths").get_folder_paths(kind)[0]).resolve()
     return path.relative_to(root).with_suffix("").as_posix()
+
+
+def namesakes(path: Path) -> dict[str, Path]:
+    """Other embeddings that ComfyUI may read for the one at that path, or that one for them, by the shorter of the two
+    names: it looks a name up in every sub-folder, in no certain order."""
+    own, found = model_name("embeddings", path), {}
+    for root in get("folder_paths").get_folder_paths("embeddings"):
+        for folder, _, names in os.walk(root, followlinks=True):
+            for other in (Path(folder, name) for name in names if name.endswith((".safetensors", ".pt", ".bin"))):
+                name = other.relative_to(root).with_suffix("").as_posix()
+                shorter, longer = sorted((own, name), key=len)
+                if f"/{longer}".endswith(f"/{shorter}") and other.resolve() != path:
+                    found[shorter] = other
+    return found
 
 
 def found_model(kind: str, name: str) -> Path:

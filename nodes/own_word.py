@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..engine import comfy, tuning
+from ..engine import comfy, folders, tuning
 from ..engine.tuning_set import stands_in
 from ..samplers.tuning.textual_inversion import PRESETS, rms, start_vectors
 from .base import Int
@@ -47,6 +47,14 @@ def tokens_of(clip, texts: Iterable[str], word: str, own: list[int]) -> dict[str
         text: tuning.tokens_with_word(clip, text, word, own) if stands_in(text, word) else clip.tokenize(text)
         for text in texts
     }
+
+
+def namesakes(path: Path) -> list[str]:
+    """A notice for every other file that a prompt may read in this embedding's place, or this one in its place."""
+    return [
+        f"Notice: there is also {other}, and embedding:{name} in a prompt may read either: rename one."
+        for name, other in folders.namesakes(path).items()
+    ]
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,26 @@ def saved_word(xl, own_folders, widths=stand_ins.XL_WIDTHS, name="known"):
     return f"embedding:{name}"
 
 
+def test_a_shorter_training_leaves_the_longer_ones_file(xl, own_folders):
+    for steps in (3, 2, 3, 4):
+        learn_word(xl, steps=steps, batch=1, sample_every=0)
+        found = sorted((own_folders / "embeddings").iterdir())
+        told = {path.stem: files.metadata(path)["ss_steps"] for path in found}
+        longest = "4" if steps == 4 else "3"
+        assert told == {"nulltext_word": longest} | ({} if len(told) == 1 else {"nulltext_word_2": "2"})
+    assert len(told) == 2
+
+
+@pytest.mark.parametrize("other", ["a/nulltext/subject.safetensors", "subject.pt", "my.subject.bin"])
+def test_another_embedding_that_a_prompt_may_read_is_told(xl, own_folders, other):
+    (own_folders / "embeddings" / other).parent.mkdir(parents=True, exist_ok=True)
+    (own_folders / "embeddings" / other).touch()
+    report = learn_both(xl, sample_every=0)["result"][-1]
+    notices = [line for line in report.splitlines() if "may read either" in line]
+    told = {"a/nulltext/subject.safetensors": "embedding:nulltext/subject", "subject.pt": "embedding:subject"}
+    assert len(notices) == (other in told) and all(f"{told[other]} in a prompt" in line for line in notices)
+
+
 def test_the_text_encoder_trains_on_captions_with_a_saved_word(xl, own_folders, monkeypatch):
     word = saved_word(xl, own_folders)
     lora = lora_of(xl, pictures(), learned_word=word)["result"][2]
