@@ -248,7 +248,10 @@ def _read_with_saved(clip, text: str, count: int) -> dict[str, list]:
         for part in [p for p in vars(clip.tokenizer).values() if hasattr(p, "embedding_directory")]:
             undo.callback(setattr, part, "embedding_directory", part.embedding_directory)
             part.embedding_directory = folder
-        return clip.tokenize(text)
+        tokens = clip.tokenize(text)
+    if not any(isinstance(entry[0], Tensor) for chunks in tokens.values() for chunk in chunks for entry in chunk):
+        raise ValueError("This text encoder's tokenizer reads no saved embeddings, so it learns no word: use a LoRA.")
+    return tokens
 
 
 def _with_own(chunk: list, own: Sequence[int]) -> list:

@@ -110,12 +110,13 @@ def stands_in(text: str, word: str) -> bool:
 
 
 def exchanged(text: str, word: str, other: str) -> str:
-    """The text with `other` wherever the whole word stands; a space parts it from signs beside it but a comma, since
-    `embedding:name` is read up to the next space or comma."""
+    """The text with `other` wherever the whole word stands; a space parts it from signs beside it but commas before a
+    space, since ComfyUI reads `embedding:name` from a space to the next, commas at its end left out."""
 
     def apart(found: re.Match[str]) -> str:
-        before, behind = text[: found.start()][-1:], text[found.end() :][:1]
-        return " " * bool(before.strip()) + other.strip() + " " * bool(behind.strip(" \t\n,"))
+        left = "" if text[: found.start()][-1:] in ("", " ", "\n") else " "
+        right = "" if re.match(r",*([ \n]|$)", text[found.end() :]) else " "
+        return left + other.strip() + right
 
     return _whole(word).sub(apart, text)
 

@@ -248,6 +248,8 @@ def test_before_the_first_step_an_own_word_is_the_word(xl):
         (73 * "red " + "and SKS on a bed", "sks", 73 * "red " + "and embedding:known on a bed"),
         ("a <cat-toy>, on a table", "<cat-toy>", "a embedding:known, on a table"),
         ('a "sks" dog', "sks", 'a " embedding:known " dog'),
+        ("red,sks,dog", "sks", "red, embedding:known , dog"),
+        ("a\tsks\u00a0dog", "sks", "a embedding:known dog"),
     ],
 )
 def test_a_word_is_learnt_as_a_prompt_will_read_its_file(xl, own_folders, caption, word, prompt):

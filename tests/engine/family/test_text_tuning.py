@@ -154,6 +154,9 @@ def test_captions_without_the_word_or_of_another_width_are_refused(demo):
     saved.tokenize = lambda text: {"l": [[(49406, 1.0), (torch.zeros(128), 1.0), (49407, 1.0)]]}
     with pytest.raises(ValueError, match="saved embedding"):
         tuning.tokens_with_word(saved, "a embedding:mine sks", "sks", own)
+    saved.tokenize, saved.tokenizer = demo.clip.tokenize, SimpleNamespace()
+    with pytest.raises(ValueError, match="reads no saved embeddings"):
+        tuning.tokens_with_word(saved, "a red sks", "sks", own)
     before = text_hooks(demo.clip)
     with (
         pytest.raises(ValueError, match=r"\[1, 5\].*width 128"),
