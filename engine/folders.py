@@ -5,6 +5,8 @@ No name leads out of its folder: `..`, drives, absolute paths and links that lea
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 from .comfy import get
@@ -52,7 +54,7 @@ def full_path(kind: str, name: str) -> Path:
 def model_file(kind: str, name: str) -> Path:
     """Where a file of that name goes in ComfyUI's own folder of models of that kind ("loras", "embeddings").
 
-    ValueError for a name that leaves the folder or names none."""
+    ValueError for a name that leaves the folder or names none, and for an embedding's that no prompt can say."""
     root = Path(get("folder_paths").get_folder_paths(kind)[0]).resolve()
     relative = Path(name.strip().replace("\\", "/").removesuffix(".safetensors") + ".safetensors")
     path = _resolved(root / relative)
@@ -60,6 +62,11 @@ def model_file(kind: str, name: str) -> Path:
         raise ValueError(f"The file name {name!r} must name a file inside models/{kind}, without '..' or a drive.")
     if not path.is_relative_to(root):
         raise ValueError(f"The file name {name!r} leaves the folder models/{kind}: choose another.")
+    if kind == "embeddings" and (spoken := re.sub(r"[\s,(){}]+", "_", name.strip())) != name.strip():
+        raise ValueError(
+            f"A prompt can't say the embedding's file name {name!r}, which it reads up to a space, comma or "
+            f"bracket: take {spoken!r}, say."
+        )
     return path
 
 
@@ -67,6 +74,20 @@ def model_name(kind: str, path: Path) -> str:
     """How ComfyUI calls a file of its folder of models of that kind, without the ending."""
     root = Path(get("folder_paths").get_folder_paths(kind)[0]).resolve()
     return path.relative_to(root).with_suffix("").as_posix()
+
+
+def namesakes(path: Path) -> dict[str, Path]:
+    """Other embeddings that ComfyUI may read for the one at that path, or that one for them, by the shorter of the two
+    names: it looks a name up in every sub-folder, in no certain order."""
+    own, found = model_name("embeddings", path), {}
+    for root in get("folder_paths").get_folder_paths("embeddings"):
+        for folder, _, names in os.walk(root, followlinks=True):
+            for other in (Path(folder, name) for name in names if name.endswith((".safetensors", ".pt", ".bin"))):
+                name = other.relative_to(root).with_suffix("").as_posix()
+                shorter, longer = sorted((own, name), key=len)
+                if f"/{longer}".endswith(f"/{shorter}") and other.resolve() != path:
+                    found[shorter] = other
+    return found
 
 
 def found_model(kind: str, name: str) -> Path:

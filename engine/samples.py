@@ -18,7 +18,7 @@ from .folders import folder, full_path
 
 FOLDER = Path(__file__).resolve().parents[1] / "workflows" / "inputs"
 MARK = " [sample]"
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 def samples() -> list[str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,14 @@ from ..samplers.tuning.textual_inversion import with_word
 from .comfy import get, load_models
 from .gradients import grad_mode, normal
 from .run import Run
+from .tuning_set import exchanged, stands_in
 
 #: what makes a processed condition more than a caption
 _REGIONAL = ("area", "mask", "control", "gligen", "timestep_start", "timestep_end")
 #: CLIP's last ordinary token: ids for new words are taken from here downwards
 _LAST_TOKEN = 49405
+#: the file that stands for a word which is still being learnt
+_STAND_IN = "word"
 
 
 @contextlib.contextmanager
@@ -33,7 +37,35 @@ def training(run: Run, clip=None, checkpoint: bool = False) -> Iterator[None]:
     checkpoint: recompute the network's blocks in backward, for less memory. ValueError for quantised weights."""
     if clip is not None:
         load_models([run.patcher, clip.patcher])
-    with run.gradients(checkpoint), grad_mode(clip.cond_stage_model) if clip is not None else contextlib.nullcontext():
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(run.gradients(checkpoint))
+        if clip is not None:
+            undo.enter_context(grad_mode(clip.cond_stage_model))
+            undo.enter_context(_saved_words_without_gradient(clip))
+        yield
+
+
+@contextlib.contextmanager
+def _saved_words_without_gradient(clip) -> Iterator[None]:
+    """For saved embeddings in a text ComfyUI of June 2024 encodes with a new table, into which it may write their
+    vectors only without gradients; its own table is put back after an error too."""
+    method = "set_up_textual_embeddings"
+
+    def frozen(module, own):
+        @torch.no_grad()
+        def call(*args):
+            out = own(*args)
+            module.transformer.get_input_embeddings().requires_grad_(False)
+            return out
+
+        return call
+
+    with contextlib.ExitStack() as undo:
+        for module in clip.cond_stage_model.modules():
+            if hasattr(module, method) and method not in vars(module):
+                setattr(module, method, frozen(module, getattr(module, method)))
+                undo.callback(delattr, module, method)
+                undo.callback(module.transformer.set_input_embeddings, module.transformer.get_input_embeddings())
         yield
 
 
@@ -138,11 +170,8 @@ def with_trained_text(net: Net, encoded: Callable[[str], tuple[Tensor, Tensor | 
 
 def encoders(clip) -> dict[str, torch.nn.Module]:
     """CLIP's text encoders by their name in embedding files (clip_l, clip_g). ValueError where there is none."""
-    found = {
-        n: getattr(clip.cond_stage_model, n)
-        for n in ("clip_l", "clip_g", "clip_h")
-        if hasattr(clip.cond_stage_model, n)
-    }
+    found = {name: getattr(clip.cond_stage_model, name, None) for name in ("clip_l", "clip_g", "clip_h")}
+    found = {name: encoder for name, encoder in found.items() if encoder is not None}
     if not found:
         raise ValueError("This text encoder is no CLIP, and only CLIP's words can be learnt: use a LoRA instead.")
     return found
@@ -154,26 +183,33 @@ def table(encoder: torch.nn.Module) -> torch.nn.Module:
 
 
 def word_tokens(clip, text: str) -> dict[str, list[int]]:
-    """The ids that a text has in each tokenizer ("l", "g"), without begin, end and padding."""
-    return {name: _body(chunks[0]) for name, chunks in clip.tokenize(text).items()}
+    """The ids that a text has in the tokenizer of each of `encoders`, by its name; without begin, end and padding."""
+    known, tokens, out = encoders(clip), clip.tokenize(text), {}
+    for name in known:
+        ids = _ids(tokens[name.removeprefix("clip_")][:1])[1:]
+        out[name] = ids[: ids.index(49407)] if 49407 in ids else ids
+    return out
 
 
-def _reads_saved(chunk: list) -> bool:
-    """Whether vectors of a saved embedding stand among a chunk's tokens."""
-    return not all(isinstance(entry[0], int) for entry in chunk)
-
-
-def _body(chunk: list) -> list[int]:
-    ids = [entry[0] for entry in chunk[1:]]
-    if _reads_saved(chunk):
-        raise ValueError("A caption names a saved embedding: leave it out while a word is learnt.")
-    return ids[: ids.index(49407)] if 49407 in ids else ids
+def _ids(chunks: list[list]) -> list[int]:
+    ids = [entry[0] for chunk in chunks for entry in chunk]
+    if any(isinstance(token, Tensor) for token in ids):
+        raise ValueError("A saved embedding stands in a caption or start word: leave it out while a word is learnt.")
+    return ids
 
 
 def check_saved(clip, word: str) -> None:
     """ValueError for an `embedding:name` of which the text encoder finds no file, or one of another width."""
-    chunks = [chunk for found in clip.tokenize(word.strip()).values() for chunk in found]
-    if word.strip().lower().startswith("embedding:") and not any(map(_reads_saved, chunks)):
+    if not word.strip().lower().startswith("embedding:"):
+        return
+    read = {
+        (f"clip_{name}", entry[0].shape[-1])
+        for name, chunks in clip.tokenize(word.strip()).items()
+        for chunk in chunks
+        for entry in chunk
+        if isinstance(entry[0], Tensor)
+    }
+    if not read & {(name, table(encoder).weight.shape[1]) for name, encoder in encoders(clip).items()}:
         raise ValueError(
             f"This text encoder finds no file for {word.strip()!r} in models/embeddings that fits it: learn the word "
             "with Train Embedding on this model, or correct its name."
@@ -186,34 +222,48 @@ def own_ids(count: int) -> list[int]:
 
 
 def tokens_with_word(clip, text: str, word: str, own: Sequence[int]) -> dict[str, list]:
-    """The tokens of a caption, `own` wherever the word stood.
+    """The tokens of a caption as ComfyUI will read it with a saved embedding where the word stood, `own` in the
+    vectors' place. Encoders of other kinds than CLIP read it without the word, as they will then.
 
-    ValueError if the caption lacks the word, uses one of those ids, or is too long with it."""
-    word_ids, out = word_tokens(clip, word), {}
+    ValueError if the caption lacks the word, has a saved embedding in it, or uses one of those ids."""
+    known = encoders(clip)
+    if not stands_in(text, word):
+        raise ValueError(f"The caption {text!r} does not have the word {word!r} in it: put it where the subject is.")
     for name, chunks in clip.tokenize(text).items():
-        found, out[name] = False, []
-        for chunk in chunks:
-            body, ids = [], _body(chunk)
-            if set(ids) & set(own):
-                raise ValueError(f"The caption {text!r} uses a token that stands for the new word: say it otherwise.")
-            i = 0
-            while i < len(ids):
-                if ids[i : i + len(word_ids[name])] == word_ids[name] and word_ids[name]:
-                    body += [(token, 1.0) for token in own]
-                    i, found = i + len(word_ids[name]), True
-                else:
-                    body.append(tuple(chunk[1 + i][:2]))
-                    i += 1
-            if len(body) + 2 > len(chunk):
-                raise ValueError(f"The caption {text!r} is too long with the word's {len(own)} vectors: shorten it.")
-            end = (49407, 1.0)
-            pad = tuple(chunk[-1][:2]) if len(ids) + 2 < len(chunk) else end
-            out[name].append([tuple(chunk[0][:2]), *body, end] + [pad] * (len(chunk) - len(body) - 2))
-        if not found:
-            raise ValueError(
-                f"The caption {text!r} does not have the word {word!r} in it: put it where the subject is."
-            )
-    return out
+        if set(_ids(chunks)) & set(own) and f"clip_{name}" in known:
+            raise ValueError(f"The caption {text!r} uses a token that stands for the new word: say it otherwise.")
+    read = _read_with_saved(clip, exchanged(text, word, f"embedding:{_STAND_IN}"), len(own))
+    return {
+        name: [_with_own(chunk, own) if f"clip_{name}" in known else _ignoring(clip, name, chunk) for chunk in chunks]
+        for name, chunks in read.items()
+    }
+
+
+def _read_with_saved(clip, text: str, count: int) -> dict[str, list]:
+    """A text's tokens while `embedding:_STAND_IN` is a file of so many vectors, the jth of them j throughout."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as undo:
+        rows = torch.arange(count)[:, None]
+        vectors = {name: rows.expand(-1, table(encoder).weight.shape[1]) for name, encoder in encoders(clip).items()}
+        save_word(vectors, Path(folder) / f"{_STAND_IN}.safetensors")
+        for part in [p for p in vars(clip.tokenizer).values() if hasattr(p, "embedding_directory")]:
+            undo.callback(setattr, part, "embedding_directory", part.embedding_directory)
+            part.embedding_directory = folder
+        tokens = clip.tokenize(text)
+    if not any(isinstance(entry[0], Tensor) for chunks in tokens.values() for chunk in chunks for entry in chunk):
+        raise ValueError("This text encoder's tokenizer reads no saved embeddings, so it learns no word: use a LoRA.")
+    return tokens
+
+
+def _with_own(chunk: list, own: Sequence[int]) -> list:
+    return [(own[int(token[0])] if isinstance(token, Tensor) else token, weight) for token, weight in chunk]
+
+
+def _ignoring(clip, name: str, chunk: list) -> list:
+    """As ComfyUI encodes a chunk with vectors of a width that is not the encoder's: without them, padded to the same
+    length."""
+    pad = getattr(getattr(clip.cond_stage_model, name, None), "special_tokens", {}).get("pad", 0)
+    ids, weights = [token for token, _ in chunk if not isinstance(token, Tensor)], [weight for _, weight in chunk]
+    return list(zip(ids + [pad] * (len(chunk) - len(ids)), weights))
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,10 +25,17 @@ from ..samplers.record_file import check_tensors, read, write
 from ..samplers.tuning.controlnet import HINT_SCALE
 from ..samplers.tuning.objective import Examples
 from .comfy import Progress, latent_in
-from .files import cache_folder, read_picture
-from .samples import folder_path
+from .files import cache_folder, opened_picture, upright
+from .samples import SUFFIXES, folder_path
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+class Found(NamedTuple):
+    """A picture in RGB; beside: its caption's file; see_through: whether parts of it were transparent."""
+
+    name: str
+    picture: Image.Image
+    beside: str | None = None
+    see_through: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ class TuningSet:
         if not word.strip():
             raise ValueError("The word to be taught is empty: choose a rare one, and write it into every caption.")
         for i, caption in enumerate(self.captions):
-            if not _whole(word).search(caption):
+            if not stands_in(caption, word):
                 name = self.names[i] if self.names else f"picture {i + 1}"
                 raise ValueError(
                     f"The caption of {name} ({caption!r}) lacks the word {word!r}: write it into every caption."
@@ -96,13 +104,19 @@ def _whole(word: str) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w){parts}(?!\w)", re.IGNORECASE)
 
 
+def stands_in(text: str, word: str) -> bool:
+    """Whether the whole word, or several behind each other, stand in a text."""
+    return _whole(word).search(text) is not None
+
+
 def exchanged(text: str, word: str, other: str) -> str:
-    """The text with `other` wherever the whole word stands; a space parts it from signs beside it but a comma, since
-    `embedding:name` is read up to the next space or comma."""
+    """The text with `other` wherever the whole word stands; a space parts it from signs beside it but commas before a
+    space, since ComfyUI reads `embedding:name` from a space to the next, commas at its end left out."""
 
     def apart(found: re.Match[str]) -> str:
-        before, behind = text[: found.start()][-1:], text[found.end() :][:1]
-        return " " * bool(before.strip()) + other.strip() + " " * bool(behind.strip(" \t\n,"))
+        left = "" if text[: found.start()][-1:] in ("", " ", "\n") else " "
+        right = "" if re.match(r",*([ \n]|$)", text[found.end() :]) else " "
+        return left + other.strip() + right
 
     return _whole(word).sub(apart, text)
 
@@ -131,20 +145,28 @@ def _fitted(image: Image.Image, side: tuple[int, int], what: str) -> Image.Image
     return ImageOps.fit(image, side, Image.Resampling.BILINEAR)
 
 
-def folder_pictures(name: str, size: int) -> list[tuple[str, Image.Image, str | None]]:
-    """(file name, picture cut to its bucket, the .txt beside it or None) of input/<name>, sorted by name; cut one by
-    one, since a thousand photos as they are fill any memory. ValueError for no folder, no picture, one that can't be
-    read, and a caption that is no text."""
+def folder_pictures(name: str, size: int) -> list[Found]:
+    """The pictures of input/<name> cut to their buckets, sorted by name; cut one by one, since a thousand photos as
+    they are fill any memory. ValueError for no folder, no picture, one that can't be read, and a caption that is no
+    text."""
     root = folder_path(name)
     if not root.is_dir():
         raise ValueError(f"There is no folder {name!r} in ComfyUI's input folder: put the pictures into one there.")
     out = []
-    for path in sorted(p for p in root.iterdir() if p.suffix.lower() in _SUFFIXES):
-        picture = read_picture(path, f"{name}/{path.name}")
-        out.append((path.name, _cut(picture, size, path.name), _text_beside(path)))
+    for path in sorted(p for p in root.iterdir() if p.suffix.lower() in SUFFIXES):
+        with opened_picture(path, f"{name}/{path.name}") as opened:
+            whole = upright(opened)
+            picture, see_through = whole.convert("RGB"), _see_through(whole)
+        out.append(Found(path.name, _cut(picture, size, path.name), _text_beside(path), see_through))
     if not out:
-        raise ValueError(f"The folder {name!r} holds no picture ({', '.join(sorted(_SUFFIXES))}): put some there.")
+        raise ValueError(f"The folder {name!r} holds no picture ({', '.join(sorted(SUFFIXES))}): put some there.")
     return out
+
+
+def _see_through(picture: Image.Image) -> bool:
+    if "A" not in picture.getbands() and "transparency" not in picture.info:
+        return False
+    return picture.convert("RGBA").getchannel("A").getextrema()[0] < 255
 
 
 def _cut(picture: Image.Image, size: int, name: str) -> Image.Image:
@@ -164,17 +186,17 @@ def _text_beside(path: Path) -> str | None:
         raise ValueError(f"The caption {beside.name} is no UTF-8 text: save it as UTF-8.") from None
 
 
-def batch_pictures(images: Tensor, size: int | None = None) -> list[tuple[str, Image.Image, None]]:
+def batch_pictures(images: Tensor, size: int | None = None) -> list[Found]:
     """The pictures of an IMAGE [B, H, W, 3], cut to their buckets of that size; None: as they are. ValueError for
     values that aren't finite."""
     if not bool(torch.isfinite(images).all()):
         raise ValueError("A picture holds NaN or infinite values: check what made it.")
     pixels = (images[..., :3].float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     named = {f"picture {i + 1}": Image.fromarray(p) for i, p in enumerate(pixels)}
-    return [(name, _cut(picture, size, name) if size else picture, None) for name, picture in named.items()]
+    return [Found(name, _cut(picture, size, name) if size else picture) for name, picture in named.items()]
 
 
-def captions_of(lines: str, found: Sequence[tuple[str, Image.Image, str | None]]) -> list[str]:
+def captions_of(lines: str, found: Sequence[Found]) -> list[str]:
     """A caption for each picture: the .txt beside it, else its own line, else the one line for all.
 
     ValueError where a picture would have none, or the number of lines is another."""
@@ -184,7 +206,7 @@ def captions_of(lines: str, found: Sequence[tuple[str, Image.Image, str | None]]
             f"There are {len(typed)} captions for {len(found)} pictures: write one line for all, or one for each."
         )
     out = []
-    for i, (name, _, beside) in enumerate(found):
+    for i, (name, _, beside, *_) in enumerate(found):
         caption = beside or (typed[i] if len(typed) == len(found) else typed[0] if typed else "")
         if not caption:
             raise ValueError(f"{name} has no caption: write one, or put a .txt of its name beside it.")
@@ -192,7 +214,7 @@ def captions_of(lines: str, found: Sequence[tuple[str, Image.Image, str | None]]
     return out
 
 
-def build(vae, found: Sequence[tuple[str, Image.Image, str | None]], lines: str, masks) -> TuningSet:
+def build(vae, found: Sequence[Found], lines: str, masks) -> TuningSet:
     """The set: each picture, cut to its bucket already, encoded. masks: MASK [1 or B, H, W] or None; 1 where the loss
     counts.
 
@@ -201,12 +223,12 @@ def build(vae, found: Sequence[tuple[str, Image.Image, str | None]], lines: str,
     if masks is not None and len(masks) not in (1, len(found)):
         raise ValueError(f"There are {len(masks)} masks for {len(found)} pictures: give one for all, or one for each.")
     progress, latents, cut = Progress(len(found)), [], []
-    for i, (name, picture, _) in enumerate(found):
+    for i, (name, picture, *_) in enumerate(found):
         pixels = torch.from_numpy(np.asarray(picture, np.float32) / 255)[None]
         latents.append(encoded(vae, pixels, i)[0])
         cut.append(None if masks is None else _mask(masks[i % len(masks)], picture.size, latents[-1].shape, name))
         progress.tick(1)
-    return TuningSet(tuple(latents), tuple(captions), tuple(cut), tuple(name for name, _, _ in found))
+    return TuningSet(tuple(latents), tuple(captions), tuple(cut), tuple(name for name, *_ in found))
 
 
 def encoded(vae, pixels: Tensor, seed: int) -> Tensor:
@@ -237,9 +259,9 @@ def hints_for(pictures: TuningSet, images: Tensor) -> tuple[Tensor, ...]:
     if len(images) != len(pictures):
         raise ValueError(f"There are {len(images)} hints for {len(pictures)} pictures: give one for each, in order.")
     out = []
-    for i, ((_, hint, _), latent) in enumerate(zip(batch_pictures(images), pictures.latents), 1):
+    for i, (hint, latent) in enumerate(zip(batch_pictures(images), pictures.latents), 1):
         side = (latent.shape[-1] * HINT_SCALE, latent.shape[-2] * HINT_SCALE)
-        fitted = _fitted(hint.convert("RGB"), side, f"Hint {i}")
+        fitted = _fitted(hint.picture, side, f"Hint {i}")
         out.append(torch.from_numpy(np.asarray(fitted, np.float32) / 255).movedim(-1, 0).clone())
     return tuple(out)
 

@@ -234,7 +234,8 @@ def check_base(metadata: Mapping[str, str], model, clip=None) -> list[str]:
         other = {aspect for aspect in now if then.get(aspect) != now[aspect]}
         strict = ["structure", "prediction"] + ["weights", "matrices"] * ("precision" not in other)
         again = "train anew on this, or switch off same_model in Load LoRA"
-        differs = difference(*({k: each[k] for k in strict if k in each} for each in (then, now)), what="LoRA", again=again)
+        compared = ({k: each[k] for k in strict if k in each} for each in (then, now))
+        differs = difference(*compared, what="LoRA", again=again)
         if differs:
             raise ValueError(differs)
         told = {

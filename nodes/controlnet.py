@@ -207,7 +207,7 @@ class TrainControlNet(Box):
         examples = pictures.examples(model)
         examples = replace(examples, conditions=[Hinted(c, h) for c, h in zip(examples.conditions, shown_hints)])
         controlled = controlnet.Controlled(model, form)
-        path = free_path("controlnet", file_name, key)
+        path = free_path("controlnet", file_name, key, settings.steps)
 
         def written():
             made = loop.result()

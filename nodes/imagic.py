@@ -182,7 +182,7 @@ class ImagicOptimise(Box):
         loop = Loop(lora.parameters(factors), second, training_seed)
         key2 = None if key is None else training_key(model, [key, first.steps, second.lr, rank, targets], optimised)
         store2 = Store(key2)
-        began2, path = store2.resume(loop), free_path("loras", file_name, key2)
+        began2, path = store2.resume(loop), free_path("loras", file_name, key2, second.steps)
 
         def written():
             lora.put(factors, loop.result())

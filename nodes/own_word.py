@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..engine import comfy, tuning
+from ..engine import comfy, folders, tuning
+from ..engine.tuning_set import stands_in
 from ..samplers.tuning.textual_inversion import PRESETS, rms, start_vectors
 from .base import Int
 
@@ -30,7 +31,7 @@ def begun(clip, near: str, count: int) -> tuple[dict[str, Tensor], dict[str, flo
     ids, new, sizes = tuning.word_tokens(clip, near), {}, {}
     comfy.load_models([clip.patcher])
     for name, encoder in tuning.encoders(clip).items():
-        table, own = tuning.table(encoder), ids[name.removeprefix("clip_")]
+        table, own = tuning.table(encoder), ids[name]
         if not own:
             raise ValueError("The start word is empty: name something near to the new word, such as its class.")
         with torch.no_grad():
@@ -41,9 +42,19 @@ def begun(clip, near: str, count: int) -> tuple[dict[str, Tensor], dict[str, flo
 
 
 def tokens_of(clip, texts: Iterable[str], word: str, own: list[int]) -> dict[str, dict]:
-    """The tokens of each text, `own` where the word stands. ValueError for a text that is too long with it."""
-    with_it = lambda text: word.lower() in text.lower()  # noqa: E731
-    return {t: tuning.tokens_with_word(clip, t, word, own) if with_it(t) else clip.tokenize(t) for t in texts}
+    """The tokens of each text, `own` where the word stands. Refuses like `tuning.tokens_with_word`."""
+    return {
+        text: tuning.tokens_with_word(clip, text, word, own) if stands_in(text, word) else clip.tokenize(text)
+        for text in texts
+    }
+
+
+def namesakes(path: Path) -> list[str]:
+    """A notice for every other file that a prompt may read in this embedding's place, or this one in its place."""
+    return [
+        f"Notice: there is also {other}, and embedding:{name} in a prompt may read either: rename one."
+        for name, other in folders.namesakes(path).items()
+    ]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from ..samplers.tuning.loop import Loop, Settings
 from ..samplers.tuning.objective import HeldOut, denoising_step
 from ..samplers.tuning.textual_inversion import PRESETS, rms
 from .base import MODEL, TRAINING_SEED, Box, Float, Int, Output, Text
-from .own_word import begun, tokens_of
+from .own_word import begun, namesakes, tokens_of
 from .report import text_result
 from .tuning_inputs import (
     BATCH,
@@ -139,7 +139,7 @@ class TrainEmbedding(Box):
         store = Store(key)
         began_at = store.resume(loop)
         examples = pictures.examples(model)
-        path = free_path("embeddings", file_name, key)
+        path = free_path("embeddings", file_name, key, settings.steps)
 
         def written():
             told = metadata(model, key, pictures.captions, loop, nulltext_word=word, nulltext_preset=preset)
@@ -173,6 +173,7 @@ class TrainEmbedding(Box):
                 training_line(loop, outcome, began_at),
                 f"Saved as {path.name} in {path.parent}: write {name} in a prompt. Size of its numbers against the "
                 f"table's: {grown}.",
+                *namesakes(path),
             ]
         )
         conditioning = [[embedding, {"pooled_output": pooled}]]

@@ -13,7 +13,7 @@ from ..samplers.tuning.dreambooth import PRESETS, Preset, dreambooth_step
 from ..samplers.tuning.loop import Loop, Settings
 from ..samplers.tuning.objective import HeldOut, Objective
 from .base import MODEL, TRAINING_SEED, Box, Choice, Float, Output, Socket, Text
-from .own_word import VECTORS, OwnWord
+from .own_word import VECTORS, OwnWord, namesakes
 from .report import text_result
 from .tuning_inputs import (
     BATCH,
@@ -210,8 +210,9 @@ class TrainLora(Box):
             said.append(f"Notice: {len(prior)} prior pictures; this preset's source uses {way.prior_pictures}.")
         used = prior if way.prior_weight else None
         taught = dict.fromkeys([*pictures.texts(), *(used.texts() if used else [])])
-        captions = {text: comfy.encode(clip, text) for text in [*taught, sample_prompt]}
-        own = OwnWord.of(clip, word, word_vectors, captions) if word_vectors else None
+        texts = [*taught, sample_prompt]
+        own = OwnWord.of(clip, word, word_vectors, texts) if word_vectors else None
+        captions = {text: comfy.encode(clip, text) for text in texts}
         settings = settings_of(way, training.loss_scale(model))
         rates = {"lora_te": way.text_lr / way.lr} if way.text_lr else {}
         if way.rest != 1:
@@ -248,8 +249,8 @@ class TrainLora(Box):
             with weights.attached(where, of_net), weights.attached(text_where, of_clip), word_in:
                 yield
 
-        path = free_path("loras", file_name, key)
-        word_path = free_path("embeddings", file_name, key) if own else None
+        path = free_path("loras", file_name, key, settings.steps)
+        word_path = free_path("embeddings", file_name, key, settings.steps) if own else None
         called = f"embedding:{folders.model_name('embeddings', word_path)}" if own else ""
 
         def encode(text):
@@ -299,6 +300,7 @@ class TrainLora(Box):
             training_line(loop, outcome, began_at),
             f"Saved as {path.name} ({size:.0f} kB) in {path.parent}: {len(factors)} layers, rank {way.rank}.",
             *([f"The word is {word_path.name} in {word_path.parent}: write {called} for it."] if own else []),
+            *(namesakes(word_path) if own else []),
             *said,
         ]
         if key is None:

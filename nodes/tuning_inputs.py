@@ -151,14 +151,23 @@ def training_line(loop: Loop, outcome: Outcome, began_at: int) -> str:
     return said
 
 
-def free_path(kind: str, name: str, key: str | None) -> Path:
-    """Where the file goes: this name, or with a number behind where another training's file has it."""
+def free_path(kind: str, name: str, key: str | None, steps: int = 0) -> Path:
+    """Where the file goes: this name, or with a number behind where another training's file has it, or this very one's
+    of more than so many steps (0: of any number)."""
     path = folders.model_file(kind, name)
     stem, number = path.stem, 2
-    while path.exists() and (key is None or files.metadata(path).get(TRAINING) != key):
+    while path.exists() and not _own_file(path, key, steps):
         path = path.with_name(f"{stem}_{number}.safetensors")
         number += 1
     return path
+
+
+def _own_file(path: Path, key: str | None, steps: int) -> bool:
+    if key is None:
+        return False
+    told = files.metadata(path)
+    made = told.get("ss_steps", "")
+    return told.get(TRAINING) == key and not (steps and made.isdecimal() and int(made) > steps)
 
 
 def metadata(model, key: str | None, captions: Sequence[str], loop: Loop, **more) -> dict[str, str]:

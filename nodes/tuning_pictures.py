@@ -56,6 +56,9 @@ class TuningPictures(Box):
         sizes = ", ".join(f"{n} of {w} x {h}" for (h, w), n in made.sizes().items())
         said = [f"{len(made)} pictures; on the latent's grid: {sizes}."]
         said += [f"{name}: {caption}" for name, caption in list(zip(made.names, made.captions))[:20]]
+        if clear := ", ".join([one.name for one in found if one.see_through][:20]):
+            hidden = f"the colours hidden in the transparent parts of {clear} are learnt"
+            said.append(f"Notice: {hidden}: give them a background, or a mask.")
         return text_result("\n".join(said), made)
 
 

@@ -28,7 +28,8 @@ README = engines.ROOT / "README.md"
 #: what the row of Train Embedding must not be read as
 ENCODER = (
     "The text encoder is the demo model's, a CLIP, beside every network: Train Embedding's row is about the networks. "
-    "It learns words of CLIP encoders alone (SD 1, SD 2, SDXL), and refuses T5, Qwen and Gemma in a sentence."
+    "It learns words of CLIP encoders alone (SD 1, SD 2, SDXL). On SD3 and Flux it learns them in their CLIPs, while "
+    "T5 reads the captions without the word; models without a CLIP (T5, Qwen, Gemma alone) are refused in a sentence."
 )
 START, END = "<!-- families: made by make families -->", "<!-- families: end -->"
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from nulltext.engine import comfy as bridge
 from nulltext.engine import controlnet as engine_controlnet
-from nulltext.engine import files, training_store, tuning, weights
+from nulltext.engine import files, folders, training_store, tuning, weights
 from nulltext.engine.tuning_set import TuningSet
 from nulltext.nodes import controlnet, imagic, own_word, train_embedding, train_lora
 from nulltext.tests import stand_ins
@@ -77,6 +77,15 @@ def lora_of(parts, subject, **own):
     given = {"steps": 2, "learning_rate": 1e-2, "rank": 2, "batch": 2, "sample_every": 1, "targets": "attention"}
     given |= {"model": parts.model, "clip": parts.clip, "pictures": subject, "text_encoder": train_lora.TRAIN}
     return train_lora.TrainLora().run(**(defaults(train_lora.TrainLora, **given) | own))
+
+
+def learn_word(parts, **own):
+    given = defaults(train_embedding.TrainEmbedding, model=parts.model, clip=parts.clip, pictures=pictures())
+    return train_embedding.TrainEmbedding().run(**(given | own))
+
+
+def learn_both(parts, **own):
+    return lora_of(parts, pictures(), word_vectors=1, text_encoder=train_lora.LEAVE, **own)
 
 
 def reached(tensors, prefix):
@@ -153,13 +162,147 @@ def test_a_words_own_vectors_train_beside_the_lora_and_core_reads_both(engine, x
     assert "Trained 2 steps" in lora_of(xl, subject, text_encoder=train_lora.LEAVE)["result"][-1]
 
 
+def saved_word(xl, own_folders, widths=stand_ins.XL_WIDTHS, name="known"):
+    """`embedding:name`, two vectors that the tokenizers find in the test's folder."""
+    generator = torch.Generator().manual_seed(4)
+    vectors = {name: torch.randn(2, width, generator=generator) for name, width in widths.items()}
+    tuning.save_word(vectors, folders.model_file("embeddings", name))
+    for part in (xl.clip.tokenizer.clip_l, xl.clip.tokenizer.clip_g):
+        part.embedding_directory = str(own_folders / "embeddings")
+    return f"embedding:{name}"
+
+
+def test_a_shorter_training_leaves_the_longer_ones_file(xl, own_folders):
+    for steps in (3, 2, 3, 4):
+        learn_word(xl, steps=steps, batch=1, sample_every=0)
+        found = sorted((own_folders / "embeddings").iterdir())
+        told = {path.stem: files.metadata(path)["ss_steps"] for path in found}
+        longest = "4" if steps == 4 else "3"
+        assert told == {"nulltext_word": longest} | ({} if len(told) == 1 else {"nulltext_word_2": "2"})
+    assert len(told) == 2
+
+
+@pytest.mark.parametrize("other", ["a/nulltext/subject.safetensors", "subject.pt", "my.subject.bin"])
+def test_another_embedding_that_a_prompt_may_read_is_told(xl, own_folders, other):
+    (own_folders / "embeddings" / other).parent.mkdir(parents=True, exist_ok=True)
+    (own_folders / "embeddings" / other).touch()
+    report = learn_both(xl, sample_every=0)["result"][-1]
+    notices = [line for line in report.splitlines() if "may read either" in line]
+    told = {"a/nulltext/subject.safetensors": "embedding:nulltext/subject", "subject.pt": "embedding:subject"}
+    assert len(notices) == (other in told) and all(f"{told[other]} in a prompt" in line for line in notices)
+
+
+def test_the_text_encoder_trains_on_captions_with_a_saved_word(xl, own_folders, monkeypatch):
+    word = saved_word(xl, own_folders)
+    lora = lora_of(xl, pictures(), learned_word=word)["result"][2]
+    assert reached(lora, "lora_unet_") and reached(lora, "lora_te2_text_model_encoder_layers_0_")
+    network = xl.clip.cond_stage_model.clip_g.transformer
+    plain, table = network.forward, network.get_input_embeddings()
+
+    def interrupted(*args, **kwargs):
+        if torch.is_grad_enabled():
+            raise bridge.Interrupted()
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(network, "forward", interrupted)
+    with pytest.raises(bridge.Interrupted()):
+        lora_of(xl, pictures(), learned_word=word, training_seed=1)
+    assert network.get_input_embeddings() is table
+
+
+@pytest.mark.parametrize("name", ["a dog", "a\u00a0dog", "dog (mine)", "dog,", "{dog}", "my dogs/rex"])
+def test_an_embeddings_name_that_no_prompt_can_say_is_refused_before_any_work(engine, xl, name, monkeypatch):
+    monkeypatch.setattr(engine, "encode", None)
+    for learn in (learn_word, learn_both):
+        with pytest.raises(ValueError, match=r"^A prompt can't say the embedding's file name [^.]*: take [^.]*\.$"):
+            learn(xl, file_name=name)
+
+
+@pytest.mark.parametrize("name", ["sks", "my_dogs/a-dog.v1.5", "käthe's", "dog[1]"])
+def test_an_embedding_of_another_name_is_read_by_a_prompt(xl, own_folders, name):
+    saved_word(xl, own_folders, name=name)
+    read = xl.clip.tokenize(f"a (embedding:{name}:1.1), asleep")
+    assert all(sum(isinstance(entry[0], torch.Tensor) for entry in chunks[0]) == 2 for chunks in read.values())
+
+
+def test_a_saved_word_of_another_width_is_refused_and_one_that_an_encoder_takes_is_not(xl, own_folders):
+    saved_word(xl, own_folders, {"clip_l": 77})
+    with pytest.raises(ValueError, match="finds no file for 'embedding:known' .* that fits it"):
+        tuning.check_saved(xl.clip, "embedding:known")
+    tuning.check_saved(xl.clip, saved_word(xl, own_folders, {"clip_l": stand_ins.XL_WIDTHS["clip_l"]}))
+
+
 def test_before_the_first_step_an_own_word_is_the_word(xl):
     """As many vectors as the word has tokens, begun at its rows: the same embedding, to the bit."""
-    count = len(tuning.word_tokens(xl.clip, "sks")["l"])
+    count = len(tuning.word_tokens(xl.clip, "sks")["clip_l"])
     own = own_word.OwnWord.of(xl.clip, "sks", count, [CAPTION, "a photo of a dog"])
     plain = {text: bridge.encode(xl.clip, text)[0][0] for text in own.tokens}
     with own.attached(), torch.no_grad():
         assert all(torch.equal(own.encode(text)[0], plain[text]) for text in plain)
+
+
+@pytest.mark.parametrize(
+    ("caption", "word", "prompt"),
+    [
+        ("a photo of a (sks:1.4) dog", "sks", "a photo of a (embedding:known:1.4) dog"),
+        (73 * "red " + "and SKS on a bed", "sks", 73 * "red " + "and embedding:known on a bed"),
+        ("a <cat-toy>, on a table", "<cat-toy>", "a embedding:known, on a table"),
+        ('a "sks" dog', "sks", 'a " embedding:known " dog'),
+        ("red,sks,dog", "sks", "red, embedding:known , dog"),
+        ("a\tsks\u00a0dog", "sks", "a embedding:known dog"),
+    ],
+)
+def test_a_word_is_learnt_as_a_prompt_will_read_its_file(xl, own_folders, caption, word, prompt):
+    saved_word(xl, own_folders)
+    vectors = load_file(folders.model_file("embeddings", "known"))
+    own = own_word.OwnWord.of(xl.clip, word, 2, [caption])
+    with tuning.word_attached(xl.clip, own.own, vectors):
+        seen, pooled = own.encode(caption)
+    (read, more), *_ = bridge.encode(xl.clip, prompt)
+    assert torch.equal(seen, read) and torch.equal(pooled, more["pooled_output"])
+
+
+def test_a_caption_with_the_word_inside_another_is_left_alone(xl):
+    text = "a photo of a caravan"
+    assert own_word.tokens_of(xl.clip, [text], "van", tuning.own_ids(1))[text] == xl.clip.tokenize(text)
+
+
+def test_an_encoder_of_another_kind_reads_a_caption_without_the_word(xl, own_folders):
+    """SD3 and Flux have T5 beside CLIP; SD3 may come without one of its CLIPs."""
+    word = saved_word(xl, own_folders, {"clip_l": stand_ins.XL_WIDTHS["clip_l"]})
+    parts, networks = xl.clip.tokenizer, xl.clip.cond_stage_model
+    mixed = SimpleNamespace(
+        tokenizer=SimpleNamespace(clip_l=parts.clip_l, t5xxl=parts.clip_g),
+        tokenize=lambda text: {
+            "l": parts.clip_l.tokenize_with_weights(text),
+            "t5xxl": parts.clip_g.tokenize_with_weights(text),
+        },
+        cond_stage_model=SimpleNamespace(clip_l=networks.clip_l, clip_g=None, t5xxl=networks.clip_g),
+    )
+    text, own = "a photo of a (sks:1.4) dog, (asleep:1.2)", tuning.own_ids(2)
+    assert list(tuning.word_tokens(mixed, "dog")) == ["clip_l"]
+    tokens = tuning.tokens_with_word(mixed, text, "sks", own)
+    assert [entry for entry in tokens["l"][0] if entry[0] in own] == [(i, 1.4) for i in own]
+    read = mixed.tokenize(text.replace("sks", word))
+    as_core = networks.clip_g.encode_token_weights(read["t5xxl"])
+    for seen, want in zip(networks.clip_g.encode_token_weights(tokens["t5xxl"]), as_core, strict=True):
+        assert torch.equal(seen, want)
+    assert all(isinstance(token, int) for token, _ in tokens["t5xxl"][0])
+
+
+@pytest.mark.parametrize("learn", [learn_word, learn_both])
+def test_a_text_encoder_without_clip_learns_no_word(xl, learn, monkeypatch):
+    monkeypatch.setattr(bridge, "encode", None)
+    other = SimpleNamespace(cond_stage_model=torch.nn.Linear(2, 2), patcher=xl.clip.patcher)
+    other.tokenize = lambda text: {"t5xxl": [[(5, 1.0)]]}
+    with pytest.raises(ValueError, match=r"^This text encoder is no CLIP[^.]*\.$"):
+        learn(SimpleNamespace(model=xl.model, clip=other))
+
+
+@pytest.mark.parametrize(("learn", "where"), [(learn_word, "start_word"), (learn_both, "learned_word")])
+def test_a_word_does_not_begin_as_a_saved_one(xl, own_folders, learn, where):
+    with pytest.raises(ValueError, match="saved embedding stands in a caption or start word"):
+        learn(xl, **{where: saved_word(xl, own_folders)})
 
 
 def test_imagic_on_sdxl(xl):

@@ -111,7 +111,7 @@ def test_a_folder_gives_pictures_with_the_texts_beside_them(parts, own_folders, 
     made = tuning_pictures.TuningPictures().run(**given)["result"][0]
     assert made.names == ("a.png", "b.png") and made.captions == ("a sks dog", "a sks dog in red")
     assert len(made.sizes()) == 2  # two buckets
-    cut = [picture.size for _, picture, _ in tuning_set.folder_pictures("dog", 32)]
+    cut = [found.picture.size for found in tuning_set.folder_pictures("dog", 32)]
     assert cut == [tuning_set.bucket(128, 64, 32), (32, 32)], "a thousand photos as they are fill any memory"
     before = tuning_pictures.TuningPictures.IS_CHANGED(folder="dog")
     (root / "b.txt").write_text("another caption")
@@ -125,6 +125,27 @@ def test_a_folder_gives_pictures_with_the_texts_beside_them(parts, own_folders, 
         tuning_pictures.TuningPictures().run(**given)
     with pytest.raises(ValueError, match="'..'"):
         tuning_pictures.TuningPictures().run(**(given | {"folder": "../../etc"}))
+
+
+def test_pictures_of_every_kind_are_taken_and_transparent_ones_told(parts, own_folders, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.setattr(folders, "folder", lambda kind: own_folders / kind)
+    root = own_folders / "input" / "kinds"
+    root.mkdir(parents=True)
+    names = ["a.jfif", "b.tif", "c.gif", "d.avif", "e.png", "f.png"]
+    for name in names:
+        Image.new("RGBA" if name == "e.png" else "RGB", (64, 64), "red").save(
+            root / name, "JPEG" if name == "a.jfif" else None
+        )
+    holed = Image.new("RGBA", (64, 64), "red")
+    holed.putpixel((3, 3), (0, 0, 0, 0))
+    holed.save(root / "f.png")
+    given = defaults(tuning_pictures.TuningPictures, vae=parts.vae, folder="kinds", captions="a sks dog", size=64)
+    done = tuning_pictures.TuningPictures().run(**given)
+    assert done["result"][0].names == tuple(names)
+    (notice,) = [line for line in texts(done).splitlines() if line.startswith("Notice")]
+    assert "transparent parts of f.png are learnt" in notice
 
 
 def test_pictures_are_refused_in_one_sentence(parts):
