@@ -24,8 +24,9 @@ from ..samplers.record_file import check_tensors, write
 from ..samplers.tuning.controlnet import HINT_SCALE
 from ..samplers.tuning.objective import Examples
 from .comfy import Progress, latent_in
-from .files import cache_folder, read_picture, read_tensors
+from .files import cache_folder, read_picture, read_tensors, trim
 from .samples import folder_path
+from .training_store import STORE_BYTES
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
@@ -277,8 +278,10 @@ def find_prior(key: str | None) -> Tensor | None:
         return None
 
 
-def keep_prior(key: str | None, latents: Tensor) -> None:
-    """Put class pictures where `find_prior` looks. A full disk is no error."""
+def keep_prior(key: str | None, latents: Tensor, limit: int = STORE_BYTES) -> None:
+    """Put class pictures where `find_prior` looks, and drop the longest unused of the folder, trainings too, beyond
+    `limit` bytes. A full disk is no error."""
     if key is not None:
         with contextlib.suppress(OSError):
             write(_prior_path(key), {"latents": latents.contiguous().clone()}, None)
+            trim(cache_folder("tuning"), limit)

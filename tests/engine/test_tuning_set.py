@@ -96,3 +96,11 @@ def test_class_pictures_are_found_again_with_frames_too_and_count_as_used(shape,
     (path,) = tmp_path.iterdir()
     os.utime(path, (1, 1))
     assert torch.equal(tuning_set.find_prior("a"), drawn) and path.stat().st_mtime > 1
+
+
+def test_class_pictures_make_room_for_new_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning_set, "cache_folder", lambda kind: tmp_path)
+    for i, key in enumerate("abc"):
+        tuning_set.keep_prior(key, torch.zeros(2, 4, 8, 8), limit=5000)
+        os.utime(tmp_path / f"prior_{key}.safetensors", (i, i))
+    assert {path.stem for path in tmp_path.iterdir()} == {"prior_b", "prior_c"}
