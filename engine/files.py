@@ -218,10 +218,10 @@ def _whole(t: Tensor) -> bytes:
 
 def cache_key(model, *inputs) -> str | None:
     """A name for what is made from these inputs. None where their content can't be told: control nets, a model whose
-    attention, guidance or network calls somebody patched."""
+    attention, guidance, network calls or reading of weights somebody patched."""
     options = {k: v for k, v in model.model_options.items() if v}
     transformer = {k: v for k, v in options.pop("transformer_options", {}).items() if v}
-    objects = ("wrappers", "callbacks", "injections", "hook_patches", "additional_models")
+    objects = ("wrappers", "callbacks", "injections", "hook_patches", "weight_wrapper_patches", "additional_models")
     foreign = set(getattr(model, "object_patches", {})) - {"model_sampling"}  # that one the fingerprint tells
     if options or transformer or foreign or any(_filled(getattr(model, name, None)) for name in objects):
         return None

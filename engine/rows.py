@@ -158,7 +158,7 @@ class Capture(WordEdit):
 
     def begin(self, moment, options):
         if self._clock.tick(moment.sigma, options.get("sample_sigmas")):
-            self.controller.maps.clear()
+            self.controller.begin()
 
 
 def in_order(edits: Sequence[PairEdit | WordEdit]) -> list[PairEdit | WordEdit]:

@@ -98,7 +98,8 @@ def run_resumable(loop: Loop, step: Step, key: str | None, on_step: Callable[[Re
     """Run the loop to its end, from where an earlier run of that key was stopped; the step it began at.
 
     A run that is stopped leaves its state, or, of `Walks`, one of the last times it stood between two of them: in the
-    middle of one there is nothing to go on from. A run that ends leaves nothing. key None: neither."""
+    middle of one there is nothing to go on from. A run that ends leaves its last state, without the optimiser's moments
+    (the key holds the number of steps: none follow), so that it is found at its end. key None: neither."""
     store = Store(key, "training")
     begun, walks, between, due = store.resume(loop), isinstance(step, Walks), None, 0.0
 
@@ -119,5 +120,8 @@ def run_resumable(loop: Loop, step: Step, key: str | None, on_step: Callable[[Re
         if between is not None if walks else loop.step > begun:
             store.save(loop, between)
         raise
-    store.drop()
+    if key is not None and loop.step > begun:
+        store.drop()
+        tensors, strings = loop.state(None if between is None else between[0])
+        store.save(loop, ({k: v for k, v in tensors.items() if not k.startswith("optimiser/")}, strings))
     return begun

@@ -25,8 +25,9 @@ from ..samplers.record_file import check_tensors, read, write
 from ..samplers.tuning.controlnet import HINT_SCALE
 from ..samplers.tuning.objective import Examples
 from .comfy import Progress, latent_in
-from .files import cache_folder, opened_picture, upright
+from .files import cache_folder, opened_picture, trim, upright
 from .samples import SUFFIXES, folder_path
+from .training_store import STORE_BYTES
 
 
 class Found(NamedTuple):
@@ -302,8 +303,10 @@ def find_prior(key: str | None) -> Tensor | None:
         return None
 
 
-def keep_prior(key: str | None, latents: Tensor) -> None:
-    """Put class pictures where `find_prior` looks. A full disk is no error."""
+def keep_prior(key: str | None, latents: Tensor, limit: int = STORE_BYTES) -> None:
+    """Put class pictures where `find_prior` looks, and drop the longest unused of the folder, trainings too, beyond
+    `limit` bytes. A full disk is no error."""
     if key is not None:
         with contextlib.suppress(OSError):
             write(_prior_path(key), {"latents": latents.contiguous().clone()}, None)
+            trim(cache_folder("tuning"), limit)

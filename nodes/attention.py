@@ -150,6 +150,11 @@ class AttentionMap(Box):
         text = f"{', '.join(chosen)}: mean of {count} step{'s' if count > 1 else ''}"
         if missing:
             text += f'\nNotice: "{missing[0]}" was not recorded; recorded are: {", ".join(names)}.'
+        if (runs := maps["record"].shown()) > 1:
+            text += (
+                f"\nNotice: {runs} runs of the model filled these maps in turn, and they are the latest one's. Where "
+                "two samplers use the model, give each a Record Attention Maps of its own."
+            )
         heat_maps = {
             "words": chosen,
             "opacity": opacity,

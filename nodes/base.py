@@ -22,6 +22,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from ..engine import gate, matching
 from ..engine.comfy import schedulers
 
@@ -73,6 +75,8 @@ class Input:
         """A finite number within the widget's range; NaN passes ComfyUI's own comparison with min and max."""
         low, high = self.options.get("min", -math.inf), self.options.get("max", math.inf)
         whole = self.kind == "INT"
+        if isinstance(value, np.integer | np.floating):  # of another pack's node of arithmetic
+            value = value.item()
         known = isinstance(value, int) or isinstance(value, float) and math.isfinite(value)
         if not known or not low <= value <= high or whole and value != int(value):
             told = f"{'whole ' * whole}number from {low:g} to {high:g}"
@@ -89,7 +93,7 @@ class Input:
         return value
 
     def _switch(self, value):
-        if not isinstance(value, bool | int):
+        if not isinstance(value, int | np.integer | np.bool_):
             raise ValueError(f"{self.name} must be true or false; got {gate.short(repr(value), 60)}.")
         return bool(value)
 

@@ -22,6 +22,7 @@ from .base import (
     NEGATIVE,
     POSITIVE,
     SCHEDULER,
+    SEED,
     SIGMAS,
     STEPS,
     Choice,
@@ -208,7 +209,7 @@ class DirectEdit(EditBox):
             0,
             1000,
         ),
-        Int("seed", 0, "Noise of the edit.", 0, 2**32 - 1),
+        SEED("Noise of the edit."),
         *optional(
             NEGATIVE("The negative (empty) prompt; needed where a scale is above 1."),
             MASK("Change only here (1 = change); outside the source's latent is kept exactly."),

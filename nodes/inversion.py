@@ -22,6 +22,7 @@ from .base import (
     NEGATIVE,
     POSITIVE,
     SCHEDULER,
+    SEED,
     SIGMAS,
     STEPS,
     VAE,
@@ -196,7 +197,7 @@ class InvertImage(Inverting, Box):
             0.1,
         ),
         ITERATIONS,
-        Int("seed", 0, "Noise of the edit-friendly pivot.", 0, 2**32 - 1),
+        SEED("Noise of the edit-friendly pivot."),
         USE_CACHE,
         *optional(
             NEGATIVE("The empty prompt; read only where cfg is not 1."),

@@ -28,8 +28,8 @@ class _Loader(Box):
         return True  # a file may be newer than the list on the page; run says what is wrong with it
 
     @classmethod
-    def IS_CHANGED(cls, file, **_):
-        return files.state_of(lambda: files.find_file(cls.KIND, file), *cls.BESIDE)
+    def IS_CHANGED(cls, file=None, **_):  # None: the file's name comes by a wire
+        return "" if file is None else files.state_of(lambda: files.find_file(cls.KIND, file), *cls.BESIDE)
 
 
 class LoadClassifier(_Loader):

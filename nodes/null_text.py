@@ -137,8 +137,9 @@ def optimise(
     inputs = ([kind, cfg, inner, tolerance, rate], inversion.sigmas, inversion.trajectory, conds)
     key = files.cache_key(model, fingerprint(model), *inputs) if cache else None
     found = files.find(key)
-    if found is not None and found.reconstruction is not None:
-        return found, None
+    if found is not None and found.reconstruction is not None:  # an inversion of other words may have the same path
+        made = {name: note for name, note in found.metadata.items() if name.startswith("null_")}
+        return _optimised(inversion, found.null_embeddings, found.reconstruction, kind, cfg, made), None
     began = time.perf_counter()
 
     def body(run: Run):
@@ -178,17 +179,25 @@ def optimise(
     seconds = time.perf_counter() - began
     stats = made.stats
     notes = {
-        **inversion.metadata,
         **record.null_notes(negative),
         "null_forwards": stats.forwards,
         "null_backwards": stats.backwards,
         "null_seconds": seconds,
     }
-    out = inversion.replace(
-        null_embeddings=made.embeddings, reconstruction=made.reconstruction, correction=kind, cfg=cfg, metadata=notes
-    )
+    out = _optimised(inversion, made.embeddings, made.reconstruction, kind, cfg, notes)
     files.keep(key, out)
     return out, Result(samples.float(), stats.forwards, seconds, _error(out))
+
+
+def _optimised(inversion, embeddings, reconstruction, kind: str, cfg: float, notes: dict) -> Inversion:
+    """The inversion given, with what an optimisation made for its path; notes are those whose names begin "null_"."""
+    return inversion.replace(
+        null_embeddings=embeddings,
+        reconstruction=reconstruction,
+        correction=kind,
+        cfg=cfg,
+        metadata={**inversion.metadata, **notes},
+    )
 
 
 def _error(inversion: Inversion) -> Tensor:

@@ -85,7 +85,7 @@ def differentiable(run, model, vae, *towers, checkpoint: bool = False):
 
 
 def resume_key(model, vae, towers: Sequence, *inputs) -> str | None:
-    """The name under which a stopped run is kept: of all that enters it, the decoder and the image-text models too."""
+    """The name under which a run is kept: of all that enters it, the decoder and the image-text models too."""
     read = networks(vae.first_stage_model, *(m for tower in towers for m in modules_of(tower)))
     return files.cache_key(model, read, *inputs)
 
@@ -101,7 +101,8 @@ def pictures_of(inversion, decode, device, condition="positive") -> Pictures:
 
 
 def trained(loop: Loop, step, key: str | None, show: Callable[[Tensor], None]) -> tuple[list, bool]:
-    """Run the loop to its end: (the report of every step, whether it went on from a stopped run of the same key).
+    """Run the loop to its end: (the report of every step, whether it went on from an earlier run of the same key, and
+    has no step left where that one ended).
 
     show: takes the curve so far as the preview, every few seconds."""
     reports: list = []
@@ -134,7 +135,7 @@ def curve_shown(reports: list) -> dict:
 def curve_line(reports: list, resumed: bool) -> str:
     """First and last losses of a run, averaged over a tenth of it each."""
     if not reports:
-        return "Nothing was left to train."
+        return "Found again: trained before with the same inputs."
     part = max(len(reports) // 10, 1)
 
     def means(name):

@@ -102,7 +102,8 @@ class PriorPictures(Box):
         conds = {text: comfy.encode(clip, text) for text in dict.fromkeys([*prompts, negative_prompt])}
         channels = model.get_model_object("latent_format").latent_channels
         size = (channels, height // 8, width // 8)
-        key = files.cache_key(model, fingerprint(model), "prior", conds, captions, size, training_seed, steps, cfg)
+        told = (conds, captions, negative_prompt, size, training_seed, steps, cfg)
+        key = files.cache_key(model, fingerprint(model), "prior", *told)
         latents = tuning_set.find_prior(key)
         found = latents is not None
         if not found:

@@ -157,6 +157,17 @@ class MapRecorder(Controller):
     ):
         self.columns, self.layers, self.window = columns, layers or LayerChoice(), window
         self.maps = MapSum()
+        self.runs, self._shown = 0, False  #: runs begun since the maps were last shown and filled again
+
+    def begin(self) -> None:
+        """A run begins, and its maps take the place of those of the run before."""
+        self.maps.clear()
+        self.runs, self._shown = 1 if self._shown else self.runs + 1, False
+
+    def shown(self) -> int:
+        """Note that somebody looks at the maps; how many runs filled them since somebody did before."""
+        self._shown = True
+        return self.runs
 
     def asks(self, layer):
         return Ask.PROBABILITIES if layer in self.layers and layer.moment in self.window else Ask.NOTHING

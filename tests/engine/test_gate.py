@@ -6,9 +6,10 @@ import math
 from types import SimpleNamespace
 
 import nulltext
+import numpy as np
 import pytest
 import torch
-from nulltext.nodes.base import CFG, MASK, SEED, Box, Choice, Float, Int, Output, Socket, Text
+from nulltext.nodes.base import CFG, MASK, SEED, Boolean, Box, Choice, Float, Int, Output, Socket, Text
 
 NAN = float("nan")
 
@@ -180,6 +181,17 @@ def test_whole_numbers_switches_words_and_texts():
         with pytest.raises(ValueError, match="^words") as error:
             Text("words", "", "").checked(bad)
         assert "NoneType" not in str(error.value)
+
+
+def test_numpys_numbers_are_numbers():
+    """Arithmetic nodes of other packs give them."""
+    seed, cfg = SEED.checked(np.uint64(2**64 - 1)), CFG.checked(np.float32(7.5))
+    switch = Boolean("on", False, "").checked(np.True_)
+    assert (seed, cfg, switch) == (2**64 - 1, 7.5, True)
+    assert (type(seed), type(cfg), type(switch)) == (int, float, bool)
+    for widget, bad in ((SEED, np.float64(1.5)), (SEED, np.int64(-1)), (CFG, np.float32("nan")), (CFG, np.True_)):
+        with pytest.raises(ValueError, match=f"^{widget.name} must be"):
+            widget.checked(bad)
 
 
 class _Echo(Box):

@@ -110,3 +110,11 @@ def test_class_pictures_that_cannot_be_opened_now_are_kept(tmp_path, monkeypatch
         patched.setattr(record_file, "safe_open", locked)
         assert tuning_set.find_prior("a") is None
     assert tuning_set.find_prior("a") is not None
+
+
+def test_class_pictures_make_room_for_new_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning_set, "cache_folder", lambda kind: tmp_path)
+    for i, key in enumerate("abc"):
+        tuning_set.keep_prior(key, torch.zeros(2, 4, 8, 8), limit=5000)
+        os.utime(tmp_path / f"prior_{key}.safetensors", (i, i))
+    assert {path.stem for path in tmp_path.iterdir()} == {"prior_b", "prior_c"}

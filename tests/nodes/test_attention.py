@@ -80,6 +80,18 @@ def test_maps_of_a_plain_run(tiny, prompt, sample):
     assert found.text == "red: mean of 3 steps" + notice and found[0].shape == (1, 64, 64, 3)
 
 
+def test_maps_that_two_samplers_filled_are_told(tiny, prompt, sample):
+    """They are the latest run's; one run after each look is how a queue goes."""
+    positive, image = prompt("a red cat"), torch.rand(1, 64, 64, 3)
+    model, maps = record(tiny, positive, "red", "all")
+    for _ in range(2):
+        sample(model, positive, prompt(""))
+        assert "Notice" not in heat(maps, image).text
+    for _ in range(2):
+        sample(model, positive, prompt(""))
+    assert all("2 runs" in heat(maps, image).text for _ in range(2)), "whoever looks first"
+
+
 def test_maps_of_no_run_are_refused(tiny, prompt):
     cat = prompt("a cat")
     _, maps = record(tiny, cat)

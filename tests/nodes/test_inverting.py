@@ -272,3 +272,10 @@ def test_a_flow_that_tells_the_network_other_times_is_another_model_to_the_cache
     for other.get_model_object("model_sampling").multiplier in (2, 500):
         found.add(files.cache_key(other, 1))
     assert len(found) == 3
+
+
+@pytest.mark.parametrize("name", ["wrappers", "injections", "hook_patches", "weight_wrapper_patches"])
+def test_what_is_made_with_a_model_that_somebody_patched_in_code_is_not_kept(tiny, name):
+    model = tiny.clone()
+    setattr(model, name, {"diffusion_model.out.2.weight": [lambda weight: 2 * weight]})
+    assert files.cache_key(tiny, 1) and files.cache_key(model, 1) is None

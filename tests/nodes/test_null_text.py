@@ -61,6 +61,24 @@ def test_the_cache_gives_back_the_optimisations_own_reconstruction(
     assert torch.equal(first, again)
 
 
+def test_the_cache_changes_nothing_of_the_inversion_but_what_was_optimised(
+    tiny, inverted, make_condition, tmp_path, monkeypatch
+):
+    """Inversions of equal paths may bear other words, another pivot's name and other notes."""
+    monkeypatch.setattr(null_text.files, "cache_folder", lambda kind="inversions": tmp_path)
+    first = inverted(tiny)
+    words, notes = [{"text": "cat", "columns": [1]}], {**first.metadata, "schedule_steps": 9}
+    other = first.replace(text="a cat", words=words, pivot="fixed_point", metadata=notes)
+    with torch.inference_mode():
+        made, _ = null_text.optimise(tiny, first, None, make_condition(2), 7.5, inner=1)
+        found, result = null_text.optimise(tiny, other, make_condition(1), make_condition(2), 7.5, inner=1)
+    assert result is None, "not found"
+    assert (found.text, found.words, found.pivot) == (other.text, words, "fixed_point")
+    optimised = {name: note for name, note in made.metadata.items() if name.startswith("null_")}
+    assert optimised and found.metadata == {**notes, **optimised}
+    assert torch.equal(found.null_embeddings, made.null_embeddings) and found.correction == "null_text"
+
+
 def agree(a, b):
     return torch.allclose(a.samples, b.samples, rtol=1e-3, atol=1e-3 * float(b.samples.abs().max()))
 

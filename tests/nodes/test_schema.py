@@ -118,6 +118,20 @@ def test_a_seed_has_the_pages_button_behind_it_and_nothing_else_has(key, engine)
 
 
 @each
+def test_what_tells_a_changed_file_takes_a_name_that_comes_by_a_wire(key, engine):
+    """The engine asks before it runs, when a wired value isn't known and stands as None."""
+    node = NODES[key]
+    if hasattr(node, "IS_CHANGED"):
+        assert isinstance(node.IS_CHANGED(**{i.name: None for i in node.INPUTS}), str)
+
+
+@each
+def test_a_seed_takes_whatever_seed_is_wired_and_states_the_pages_button(key):
+    for seed in (i for i in NODES[key].INPUTS if i.name in (*SEEDS, "training_seed")):
+        assert seed.checked(2**64 - 1) == 2**64 - 1 and "control_after_generate" in seed.options
+
+
+@each
 def test_numbers_have_a_default_inside_their_range(key, engine):
     for part, inputs in NODES[key].INPUT_TYPES().items():
         for name, spec in inputs.items() if part != "hidden" else ():

@@ -398,7 +398,7 @@ def test_a_stopped_training_goes_on_with_the_same_bits(
 ):
     monkeypatch.setattr(training_store, "cache_folder", lambda kind: tmp_path)
     args = (tiny, make_condition(), pictures, vae)
-    whole = make(*args)
+    whole = make(*args)  # not kept: without a key
     monkeypatch.setattr(files, "cache_key", lambda model, *given: "key" if isinstance(given[-1], list) else None)
     manage, seen, said, kept = engine.get("model_management"), [], [], tuning_chain.curve_line
 
@@ -421,8 +421,25 @@ def test_a_stopped_training_goes_on_with_the_same_bits(
         not any(m._forward_hooks for m in tiny.model.diffusion_model.modules()) and repr(tiny.model_options) == options
     )
     again = make(*args)
-    assert "Went on" in said[-1] and not list(tmp_path.rglob("*.safetensors"))
-    assert again.keys() == whole.keys() and all(torch.equal(again[k], v) for k, v in whole.items())
+    assert "Went on" in said[-1]
+    found = make(*args)
+    assert "Found again" in said[-1]
+    for made in (again, found):
+        assert made.keys() == whole.keys() and all(torch.equal(made[k], v) for k, v in whole.items())
+
+
+def test_a_file_named_afterwards_is_written_without_training(
+    tiny, make_condition, pictures, vae, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(training_store, "cache_folder", lambda kind: tmp_path)
+    monkeypatch.setattr(files, "cache_key", lambda *given: CACHE_KEY(*given) if isinstance(given[-1], list) else None)
+    monkeypatch.setattr(diffusion_clip, "model_file", lambda *_: None)
+    monkeypatch.setattr(diffusion_clip, "free_path", lambda kind, name, key: tmp_path / f"{name}.lora")
+    args = (tiny, make_condition(), pictures, vae)
+    made = tune(*args, tower=Weighed(1.0))[1]
+    _, found, report = tune(*args, tower=Weighed(1.0), file="mine")
+    assert "Found again" in report and (tmp_path / "mine.lora").is_file()
+    assert all(torch.equal(found[key], value) for key, value in made.items())
 
 
 def test_every_bar_ends_full(tiny, make_condition, pictures, vae, monkeypatch):

@@ -190,6 +190,17 @@ def test_prior_pictures_are_drawn_once(parts, counted, own_folders):
     torch.testing.assert_close(made.latents[2], alone.latents[2], rtol=1e-2, atol=1e-2)
 
 
+def test_prior_pictures_of_another_negative_prompt_are_drawn_anew(parts, own_folders):
+    """Also where it is one of the class prompts, and the other one the negative of before."""
+    given = defaults(tuning_pictures.PriorPictures, model=parts.model, clip=parts.clip, width=64, height=64, steps=1)
+    given |= {"class_prompt": "a circle\na square", "count": 2}
+    first, second = (
+        tuning_pictures.PriorPictures().run(**(given | {"negative_prompt": negative}))["result"][1]["samples"]
+        for negative in ("a circle", "a square")
+    )
+    assert not torch.equal(first, second)
+
+
 # -- Train LoRA
 
 
