@@ -4,8 +4,8 @@
     steer    pictures are inverted (DDIM, no words) and come back by the asymmetric step of Asyrp (2210.10960),
              x' = D~ + (s'/s)(x - D), D~ from h + k dh, where dh is, per level, the mean of h over scenes with one
              attribute changed less its mean over the scenes themselves (Haas et al. 2303.11073). h is 4 x 4 places, and
-             what changes where depends on the object, so that a picture gets a direction of its own: the scenes share
-             its object (colour, shape, place), and their backgrounds, textures and sizes are others
+             what changes where depends on the place of the object, so that each of the five has a direction, and a
+             picture gets that of its own.
              As in the paper h is shifted down to the level t_edit only; below it the plain step draws the details
 
 The strength k and the level t_edit are chosen on training scenes; the held-out ones judge, read by a probe.
@@ -25,11 +25,9 @@ from ...samplers.inversion.pivots import invert_ddim
 from ..edits import value_of
 from ..lab import Demo, some
 
-STEPS, PAIRS = 20, 8
-#: what the scenes of a picture's direction share with it
-SHARED = ("colour", "shape", "place")
+STEPS, PAIRS = 20, 64
 #: (strength k, the lowest sigma at which h is shifted)
-SETTINGS = tuple((k, low) for low in (0.0, 1.0, 2.0) for k in (0.4, 0.5, 0.7, 1.0, 1.5))
+SETTINGS = tuple((k, low) for low in (0.0, 1.0, 2.0, 3.0) for k in (0.35, 0.5, 0.7, 1.0, 2.0, 3.0))
 #: attribute -> the value that pictures are steered to
 TARGETS = {
     "background": scenes.BACKGROUNDS.index("blue"),
@@ -66,9 +64,12 @@ class Bottleneck(Demo):
         return float((silent - plain).norm() / plain.norm())
 
     def mean_shift(self, sources: scenes.Scenes, targets: scenes.Scenes, groups: Tensor) -> list[Tensor]:
-        """dh [G, C, 4, 4] of every step: the mean over each group's pairs, both noised alike. groups [B] in 0..G-1."""
-        generator = torch.Generator().manual_seed(2)
-        pairs = [self.encode(scenes.draw(s)[0]) for s in (sources, targets)]
+        """dh [G, C, 4, 4] of every step: the mean over each group's pairs, both noised alike. groups [B] in 0..G-1; of
+        one that has no pair it is 0."""
+        generator, pairs = (
+            torch.Generator().manual_seed(2),
+            [self.encode(scenes.draw(s)[0]) for s in (sources, targets)],
+        )
         found = []
         for sigma in self.sigmas[:-1]:
             noise = torch.randn(pairs[0].shape, generator=generator)
@@ -77,17 +78,18 @@ class Bottleneck(Demo):
                 self.denoise(x0 + sigma * noise, sigma)
                 read.append(self.h)
             change = read[1] - read[0]
-            found.append(torch.stack([change[groups == g].mean(0) for g in range(int(groups.max()) + 1)]))
+            means = [change[groups == g].mean(0).nan_to_num(0.0) for g in range(int(groups.max()) + 1)]
+            found.append(torch.stack(means))
         return found
 
-    def edit(self, x: Tensor, shifts: Sequence[Tensor], strength: float, low: float = 0.0) -> Tensor:
+    def edit(self, x: Tensor, shifts: Sequence[Tensor], groups: Tensor, strength: float, low: float = 0.0) -> Tensor:
         """Pictures [B, 3, 128, 128] from x at the noise end, by the asymmetric step while sigma >= low.
 
-        shifts: of every step [B, C, 4, 4]."""
+        groups [B]: whose shift."""
         for i, (sigma, lower) in enumerate(zip(self.sigmas, self.sigmas[1:])):
             plain = self.denoise(x, sigma)
             shifted = strength and float(sigma) >= low
-            steered = self.denoise(x, sigma, strength * shifts[i]) if shifted else plain
+            steered = self.denoise(x, sigma, strength * shifts[i][groups]) if shifted else plain
             x = euler_step(x, plain, sigma, lower) + steered - plain
         return self.decode(x)
 
@@ -96,22 +98,6 @@ def one_object(n: int, split: str, seed: int, attribute: str, target: int) -> sc
     """n scenes of the split whose attribute is not the target yet."""
     found = some(4 * n, seed, split=split)
     return found[value_of(found, attribute) != target][:n]
-
-
-def alike(truth: scenes.Scenes, attribute: str, pairs: int) -> tuple[scenes.Scenes, scenes.Scenes, Tensor]:
-    """(training scenes, the same with the attribute changed, whose they are [B * pairs]): B pictures have `pairs` each.
-
-    They share with their picture what SHARED names; what else they are is drawn, and none is the target before."""
-    draws = 8 * pairs
-    groups = torch.arange(len(truth)).repeat_interleave(draws)
-    found = some(len(groups), 32, split="train")
-    for name in SHARED:
-        found = found.changed(name, value_of(truth, name)[groups])
-    fits = ~scenes.held_out(found) & (value_of(found, attribute) != TARGETS[attribute])
-    fits &= found.background != found.colour[:, 0]  # as in every drawn scene
-    kept = fits & (fits.view(-1, draws).cumsum(1).flatten() <= pairs)
-    found = found[kept]
-    return found, found.changed(attribute, TARGETS[attribute]), groups[kept]
 
 
 def read_off(judge, images: Tensor, truth: scenes.Scenes, attribute: str, target: int) -> tuple[float, float]:
@@ -136,25 +122,28 @@ def measure_bottleneck(bench, n: int) -> tuple[dict[str, float], list[list]]:
     lines = []
 
     def walked(attribute, split, seed, count):
-        """(scenes, their inversion's end, their own directions)."""
-        truth = one_object(count, split, seed, attribute, TARGETS[attribute])
+        target = TARGETS[attribute]
+        truth = one_object(count, split, seed, attribute, target)
         z = model.encode(scenes.draw(truth)[0])
-        x = invert_ddim(model.denoise, z, model.sigmas, process=VE).trajectory[0]
-        return truth, x, model.mean_shift(*alike(truth, attribute, PAIRS))
+        return truth, invert_ddim(model.denoise, z, model.sigmas, process=VE).trajectory[0]
 
     for attribute, target in TARGETS.items():
 
         def compute(attribute=attribute, target=target):
-            def judged(truth, x, way, k, low):
-                return read_off(model.judge, model.edit(x, way, k, low), truth, attribute, target)
-
-            some_of = walked(attribute, "train", 33, (n + 1) // 2)
-            tried = [(*judged(*some_of, *setting), setting) for setting in SETTINGS]
-            setting = max(tried, key=lambda t: min(t[0] / 0.6, t[1] / 0.7))[2]
-            truth, x, shifts = walked(attribute, "held_out", 36, n)
+            sources = one_object(PAIRS * len(scenes.PLACES), "train", 32, attribute, target)
+            shifts = model.mean_shift(sources, sources.changed(attribute, target), sources.place[:, 0])
             generator = torch.Generator().manual_seed(35)
             noise = [torch.randn(s.shape, generator=generator) for s in shifts]
             control = [r * s.norm() / r.norm() for r, s in zip(noise, shifts)]
+
+            def judged(truth, x, way, k, low):
+                images = model.edit(x, way, truth.place[:, 0], k, low)
+                return read_off(model.judge, images, truth, attribute, target)
+
+            truth, x = walked(attribute, "train", 33, (n + 1) // 2)
+            tried = [(*judged(truth, x, shifts, *setting), setting) for setting in SETTINGS]
+            setting = max(tried, key=lambda t: min(t[0] / 0.6, t[1] / 0.7))[2]
+            truth, x = walked(attribute, "held_out", 36, n)
             ways = {
                 "steered": (shifts, *setting),
                 "random shift": (control, *setting),
@@ -162,7 +151,7 @@ def measure_bottleneck(bench, n: int) -> tuple[dict[str, float], list[list]]:
             }
             return setting, {name: judged(truth, x, *way) for name, way in ways.items()}
 
-        (chosen, lowest), found = bench.once(f"bottleneck {attribute} {n} by object", compute)
+        (chosen, lowest), found = bench.once(f"bottleneck {attribute} {n} by place", compute)
         figures[f"h_steer_{attribute}"], figures[f"h_kept_{attribute}"] = found["steered"]
         lines += [
             [f"h: {attribute}, {name} (k {chosen:g}, sigma >= {lowest:g}): reached", reached, f"kept {kept:.2f}"]

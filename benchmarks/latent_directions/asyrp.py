@@ -1,13 +1,12 @@
 """Asyrp on the second demo UNet: does a direction in h edit inverted held-out pictures? Part of `make bench
 NAME=latent_directions`.
 
-The directions are mean differences over training pairs, for each picture of scenes with its own object
-(`bottleneck.py`'s); the strength and t_edit are chosen on training scenes; two probes judge held-out ones. Beside it:
-the symmetric process, a random direction of the same norm, and no shift; the symmetric process also at a strength of
-its own, for at equal strength its step is s/(s - s') times smaller. `asyrp_target` and its like are means over the
-attributes that h holds: those whose edits pass both bars on training scenes (all of them where none does). "trained f"
-is the paper's own: a network of h trained by the image-text model on pictures of one background, judged on held-out
-ones of that background.
+The directions are mean differences over training pairs, one for each place of the object (`bottleneck.py`'s); the
+strength and t_edit are chosen on training scenes; two probes judge held-out ones. Beside it: the symmetric process, a
+random direction of the same norm, and no shift; the symmetric process also at a strength of its own, for at equal
+strength its step is s/(s - s') times smaller. `asyrp_target` and its like are means over the attributes that h holds:
+those whose edits pass both bars on training scenes (all of them where none does). "trained f" is the paper's own: a
+network of h trained by the image-text model on pictures of one background, judged on held-out ones of that background.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from ...samplers.ode import sample_euler
 from ...samplers.tuning.h_direction import Direction, together
 from ...samplers.tuning.h_space import sample_asyrp
 from ...samplers.window import SigmaWindow
-from ..demo_model.bottleneck import PAIRS, TARGETS, Bottleneck, alike, one_object, read_off
+from ..demo_model.bottleneck import TARGETS, Bottleneck, one_object, read_off
 from ..edits import CEILING
 from ..harness import Bench, ratio
 from ..lab import of_split
 from .dclip import TOWER
 
-STRENGTHS, T_EDIT = (0.4, 0.5, 0.7, 1.0, 1.5), (0.5, 0.35, 0.0)
-SYMMETRIC_STRENGTHS = (1.0, 2.0, 3.0, 5.0, 8.0)  # one of its steps moves h's share of a step only
+STRENGTHS, T_EDIT = (0.3, 0.6, 1.0, 1.5), (0.6, 0.5, 0.0)
+SYMMETRIC_STRENGTHS = (1.0, 2.0, 3.0, 4.5, 6.0, 9.0)  # one of its steps moves h's share of a step only
 TRAINED_STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 STRIP = (0.0, 0.5, 1.0, 1.5)
 JUDGES = ("conv", "query")
@@ -67,23 +66,24 @@ class Edits:
     def images(
         self, directions: list[Direction], strength: float, t_edit: float = 0.0, symmetric: bool = False
     ) -> Tensor:
-        """[B, 3, 128, 128]. directions: one for each picture, or one for all; t_edit: a share of the time."""
+        """[B, 3, 128, 128]. directions: one for each place, or one for all; t_edit: a share of the time."""
         window = SigmaWindow(float("inf"), float(self.model.table[int(999 * t_edit)]) if t_edit else 0.0)
-        own = [together([(d, strength)], len(self.model.sigmas) - 1) for d in directions]
-        own *= len(self.scenes) // len(own)
+        groups, out = self.scenes.place[:, 0], torch.zeros(len(self.scenes), 3, 128, 128)
+        for g in groups.unique().tolist():
+            own = groups == g
 
-        def changes(sigma):
-            each = [change(sigma) for change in own]
-            if each[0] is None:
-                return None
-            return lambda h: torch.cat([change(row).expand_as(row) for change, row in zip(each, h.split(1))])
+            def pair(x, sigma, change):
+                plain = self.model.denoise(x, sigma)
+                if change is None:
+                    return plain, plain
+                return plain, self.model.denoise(x, sigma, change(self.model.h))
 
-        def pair(x, sigma, change):
-            plain = self.model.denoise(x, sigma)
-            return plain, plain if change is None else self.model.denoise(x, sigma, change(self.model.h))
-
-        x = sample_asyrp(pair, self.start, self.model.sigmas, changes=changes, window=window, symmetric=symmetric)
-        return self.model.decode(x)
+            changes = together([(directions[g % len(directions)], strength)], len(self.model.sigmas) - 1)
+            x = sample_asyrp(
+                pair, self.start[own], self.model.sigmas, changes=changes, window=window, symmetric=symmetric
+            )
+            out[own] = self.model.autoencoder.decode(x).clamp(0, 1)
+        return out
 
     def decibels(self, images: Tensor) -> float:
         """How near pictures are to the autoencoder's own."""
@@ -97,10 +97,13 @@ class Edits:
         return read_off(judge, images, self.scenes, self.attribute, self.target)
 
 
-def directions_of(model: Bottleneck, truth: scenes.Scenes, attribute: str, pairs: int):
-    """(mean differences, random ones of the same norm at each level), one for each picture."""
-    found = torch.stack(model.mean_shift(*alike(truth, attribute, pairs)), 1)  # [B, N, C, 4, 4]
-    noise = torch.randn(found.shape, generator=torch.Generator().manual_seed(35))
+def directions_of(model: Bottleneck, attribute: str, pairs: int) -> tuple[list[Direction], list[Direction]]:
+    """(mean differences, random ones of the same norm at each level), one for each place."""
+    target = TARGETS[attribute]
+    sources = one_object(pairs * len(scenes.PLACES), "train", 32, attribute, target)
+    shifts = model.mean_shift(sources, sources.changed(attribute, target), sources.place[:, 0])
+    found, generator = torch.stack(shifts, 1), torch.Generator().manual_seed(35)  # [G, N, C, 4, 4]
+    noise = torch.randn(found.shape, generator=generator)
     size = (found.flatten(2).norm(dim=2) / noise.flatten(2).norm(dim=2))[..., None, None, None]
     return tuple([Direction(model.sigmas, d) for d in each] for each in (found, noise * size))
 
@@ -112,14 +115,13 @@ def passes(found: tuple[float, float]) -> float:
 
 def measure_attribute(model: Bottleneck, judges, attribute: str, n: int, pairs: int) -> dict:
     """One attribute: settings chosen on training scenes, every way judged on held-out ones, the strip."""
-    some = Edits(model, attribute, (n + 1) // 2, "train", 33)
-    steered, _ = directions_of(model, some.scenes, attribute, pairs)
+    steered, control = directions_of(model, attribute, pairs)
+    some = Edits(model, attribute, n, "train", 33)
     tried = {(k, t): some.judged(judges["conv"], some.images(steered, k, t)) for k in STRENGTHS for t in T_EDIT}
     strength, t_edit = max(tried, key=lambda way: passes(tried[way]))
     own = {k: some.judged(judges["conv"], some.images(steered, k, t_edit, symmetric=True)) for k in SYMMETRIC_STRENGTHS}
     symmetric = max(own, key=lambda k: passes(own[k]))
     held = Edits(model, attribute, n, "held_out", 46)
-    steered, control = directions_of(model, held.scenes, attribute, pairs)
     ways = {
         "asymmetric": held.images(steered, strength, t_edit),
         "symmetric at that strength": held.images(steered, strength, t_edit, symmetric=True),
@@ -183,10 +185,10 @@ def measure(bench: Bench, path) -> tuple[dict[str, float], list[list]]:
     with torch.no_grad():
         model = Bottleneck(path)
         judges = {name: probe.load(name) for name in JUDGES}
-        n, pairs = (6, 4) if bench.quick else (64, PAIRS)
+        n, pairs = (6, 8) if bench.quick else (64, 64)
         figures, lines, means = {}, [], {}
         for attribute in ["background"] if bench.quick else TARGETS:
-            key = f"asyrp {attribute} {n} by object"
+            key = f"asyrp {attribute} {n} by place"
             found = bench.once(key, lambda a=attribute: measure_attribute(model, judges, a, n, pairs))
             ways, strip = found["ways"], found["strip"]
             setting = f"k {found['strength']:g}, t_edit {found['t_edit']:g}"

@@ -118,3 +118,8 @@ def test_class_pictures_make_room_for_new_ones(tmp_path, monkeypatch):
         tuning_set.keep_prior(key, torch.zeros(2, 4, 8, 8), limit=5000)
         os.utime(tmp_path / f"prior_{key}.safetensors", (i, i))
     assert {path.stem for path in tmp_path.iterdir()} == {"prior_b", "prior_c"}
+
+
+def test_only_the_whole_word_is_exchanged():
+    taken = tuning_set.exchanged("SKS, asks a,sks-dog for (sks:1.1) and sks", "sks", "embedding:a\\1")
+    assert taken == "embedding:a\\1, asks a, embedding:a\\1 -dog for ( embedding:a\\1 :1.1) and embedding:a\\1"

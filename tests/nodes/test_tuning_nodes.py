@@ -9,15 +9,7 @@ import pytest
 import torch
 from nulltext.engine import comfy as bridge
 from nulltext.engine import files, folders, training_store, tuning_set, weights
-from nulltext.nodes import (
-    imagic,
-    imagic_guider,
-    train_embedding,
-    train_lora,
-    tuning_files,
-    tuning_inputs,
-    tuning_pictures,
-)
+from nulltext.nodes import imagic, imagic_guider, train_embedding, train_lora, tuning_files, tuning_pictures
 from nulltext.nodes.classifier import TrainLatentClassifier
 from nulltext.samplers.tuning.loop import Loop
 from nulltext.tests import stand_ins
@@ -303,16 +295,6 @@ def test_prior_and_text_encoder_train_too(parts):
     assert any(not torch.equal(v, lora[k]) for k, v in without["result"][2].items())
 
 
-def test_presets_are_read_where_a_widget_says_nothing():
-    way = train_lora.PRESETS["kohya"]
-    same = {"steps": 0, "lr": 0.0, "batch": 0, "rank": 0, "alpha": 0.0, "dropout": 0.0, "prior_weight": -1.0}
-    asked = dict(same, targets=tuning_inputs.PRESET, text=tuning_inputs.PRESET)
-    assert train_lora.chosen(way, **asked) == way
-    other = train_lora.chosen(way, **(asked | {"lr": 1e-3, "prior_weight": 0.0, "text": train_lora.LEAVE}))
-    assert (other.lr, other.prior_weight, other.text_lr) == (1e-3, 0.0, 0.0)
-    assert train_lora.chosen(way, **(asked | {"lr": 1e-3})).text_lr == pytest.approx(1e-3)
-
-
 @pytest.mark.parametrize(
     ("own", "words"),
     [
@@ -461,11 +443,6 @@ def test_a_word_learned_first_stands_in_the_captions(parts, own_folders):
     assert subject.captions[0] == CAPTION  # the wired set is left as it was
     assert all(torch.equal(values[0][k], values[2][k]) for k in values[0])
     assert any(not torch.equal(values[0][k], values[1][k]) for k in values[0])
-
-
-def test_only_the_whole_word_is_exchanged():
-    taken = tuning_set.exchanged("SKS, asks a,sks-dog for (sks:1.1) and sks", "sks", "embedding:a\\1")
-    assert taken == "embedding:a\\1, asks a, embedding:a\\1 -dog for ( embedding:a\\1 :1.1) and embedding:a\\1"
 
 
 # -- Imagic
