@@ -93,26 +93,33 @@ def control_networks(conds: Iterable[list[dict] | None]) -> list[nn.Module]:
     return [m for m in found if isinstance(m, nn.Module)]
 
 
-def beside_controls(options: dict, conds: Iterable[list[dict] | None]) -> dict:
-    """model_options for gradients with these processed conditions: control nets write into the skip connections, which
-    the next block has saved for backward by then."""
-    if not any("control" in c for each in conds for c in each or ()):
-        return options
-    return with_patch(options, "input_block_patch_after_skip", lambda h, _: h.clone())
-
-
-def beside_patches(options: dict) -> contextlib.AbstractContextManager:
-    """For gradients with these model_options: patches of a UNet's output blocks may write into what backward needs
-    (FreeU V2), which is copied before they do. Enter it inside `grad_mode`."""
-    patched = options.get("transformer_options", {}).get("patches", {}).get("output_block_patch")
-    return torch.autograd.graph.allow_mutation_on_saved_tensors() if patched else contextlib.nullcontext()
-
-
-def without_override(options: dict) -> dict:
-    """model_options without another pack's attention, which may have no backward."""
+def for_gradients(options: dict, conds: Iterable[list[dict] | None]) -> dict:
+    """model_options for gradients with these processed conditions. Another pack's attention, which may have no
+    backward, is left out. What control nets and patches of a UNet's output blocks (FreeU V2) write into is copied
+    first, for backward may need it."""
     transformer = dict(options.get("transformer_options", {}))
     transformer.pop("optimized_attention_override", None)
-    return {**options, "transformer_options": transformer}
+    patches = dict(transformer.get("patches", {}))
+    if "output_block_patch" in patches:
+        patches["output_block_patch"] = [_free_to_write(patch) for patch in patches["output_block_patch"]]
+        transformer["patches"] = patches
+    options = {**options, "transformer_options": transformer}
+    if any("control" in c for each in conds for c in each or ()):  # it writes into the skip connections
+        options = with_patch(options, "input_block_patch_after_skip", lambda h, _: h.clone())
+    return options
+
+
+def _free_to_write(patch: Callable) -> Callable:
+    """The output block patch on copies, with copies of what it keeps for backward. (torch's own
+    `allow_mutation_on_saved_tensors` now and then gives back another tensor: it tells them apart by address.)"""
+
+    def call(h, skip, options):
+        if not torch.is_grad_enabled():
+            return patch(h, skip, options)
+        with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept.detach().clone(), lambda kept: kept):
+            return patch(h.clone(), skip.clone(), options)
+
+    return call
 
 
 def attention_notice() -> str | None:
@@ -208,11 +215,13 @@ def attention_by(function: Callable) -> Iterator[None]:
     """`function` in the place of ComfyUI's attention for the duration, also in the files of networks that hold it under
     its name (most transformers)."""
     own = get("ldm.modules.attention")
-    theirs, ldm = (own.optimized_attention, own.optimized_attention_masked), own.__name__.split(".modules.")[0]
+    theirs, ldm = (own.optimized_attention, own.optimized_attention_masked), own.__name__.split("modules.")[0]
     with contextlib.ExitStack() as undo:
-        for module in [m for name, m in sys.modules.items() if m is not None and name.startswith(f"{ldm}.")]:
-            names = [n for n in ("optimized_attention", "optimized_attention_masked") if vars(module).get(n) in theirs]
-            undo.enter_context(_set(module, **dict.fromkeys(names, function)))
+        for module in [m for name, m in sys.modules.items() if name[: len(ldm)] == ldm and m is not None]:
+            held = module.__dict__
+            names = [n for n in ("optimized_attention", "optimized_attention_masked") if held.get(n) in theirs]
+            if names:
+                undo.enter_context(_set(module, **dict.fromkeys(names, function)))
         yield
 
 

@@ -14,15 +14,7 @@ from torch import Tensor
 from ..samplers.core import Denoise, Sigma, apply_cfg, gaussian
 from ..samplers.underflow import keep_from_underflow, keep_trained_from_underflow
 from .comfy import Progress, compute_dtype, get, process_of, sigma_range, timestep, with_patch
-from .gradients import (
-    beside_controls,
-    beside_patches,
-    control_networks,
-    grad_mode,
-    normal,
-    normal_options,
-    without_override,
-)
+from .gradients import control_networks, for_gradients, grad_mode, normal, normal_options
 from .guider import guider_class, replace_embedding
 
 
@@ -144,9 +136,9 @@ class Run:
         controls = [m.model for m in getattr(self.guider, "loaded_models", []) if hasattr(m, "model")]
         conds = list(self.guider.conds.values())
         controls += control_networks(conds)
-        kept, self._options = self._options, beside_controls(without_override(self._options), conds)
+        kept, self._options = self._options, for_gradients(self._options, conds)
         try:
-            with grad_mode(self.model, *controls, checkpoint=checkpoint), beside_patches(self.patcher.model_options):
+            with grad_mode(self.model, *controls, checkpoint=checkpoint):
                 yield
         finally:
             self._options = kept

@@ -18,17 +18,7 @@ from ..samplers.guidance.terms import Guidance, shift
 from ..samplers.window import ROUNDING
 from .clock import Clock
 from .comfy import as_image, check_interrupt, get, ordinary, process_of, timestep
-from .gradients import (
-    beside_controls,
-    beside_patches,
-    bring,
-    control_networks,
-    grad_mode,
-    normal,
-    normal_options,
-    short_of_memory,
-    without_override,
-)
+from .gradients import bring, control_networks, for_gradients, grad_mode, normal, normal_options, short_of_memory
 from .matching import check_vae
 
 _MARK = "nulltext_guidance"
@@ -182,9 +172,7 @@ def _post_cfg(model, terms: list[Term]):
         advice = _advice([t.guidance.mode for t in live])
         if through:
             modules += [args["model"], *control_networks([args["cond"], args["uncond"]])]
-        # where gradients are under way already, whoever began them has entered it
-        patched = beside_patches(args["model_options"] if through and not torch.is_grad_enabled() else {})
-        with short_of_memory(advice), grad_mode(*modules), patched:
+        with short_of_memory(advice), grad_mode(*modules):
             change = shift(
                 [t.guidance for t in live],
                 *(as_image(normal(x)).float(), sigma.clone().float()[0], as_image(normal(denoised)).float()),
@@ -227,7 +215,7 @@ def _network(args: dict):
         scale = 1.0 if scale is None else scale
     if abs(scale - 1) > 1e-4:
         conds.append(args["uncond"])
-    options = beside_controls(without_override(normal_options(args["model_options"])), conds)
+    options = for_gradients(normal_options(args["model_options"]), conds)
     shape = args["input"].shape
     conds = normal(conds)
 
