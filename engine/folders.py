@@ -11,6 +11,9 @@ from pathlib import Path
 
 from .comfy import get
 
+WINDOWS = os.name == "nt"
+_STRANGE_ON_WINDOWS = re.compile(r'[<>:"|?*\x00-\x1f]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(?=\.|$)', re.IGNORECASE)
+
 
 def folder(kind: str) -> Path:
     """ComfyUI's own folder: "output", "input", "temp" or "user"."""
@@ -19,8 +22,13 @@ def folder(kind: str) -> Path:
     return Path(getter() if getter else getattr(paths, f"{kind}_directory")).resolve()
 
 
-def _resolved(path: Path) -> Path:
-    """The path with its links followed. ValueError for links in a circle, and for a name that no disk takes."""
+def _resolved(root: Path, name: Path) -> Path:
+    """The path of that name in the folder, its links followed. ValueError for links in a circle, and for a name that no
+    disk takes, or Windows where it runs."""
+    for part in name.parts if WINDOWS and not name.anchor else ():
+        if part != ".." and (strange := _STRANGE_ON_WINDOWS.search(part)):
+            raise ValueError(f"Windows takes no file called {part[:60]!r}, for {strange[0]!r}: choose another name.")
+    path = root / name
     try:
         path = path.resolve()
         path.exists()  # too long, or a file where a folder should be
@@ -36,7 +44,7 @@ def full_path(kind: str, name: str) -> Path:
     """The path of `name` inside that folder. ValueError if it would lie outside it."""
     root = folder(kind)
     relative = Path(name.strip().replace("\\", "/"))
-    path = _resolved(root / relative)
+    path = _resolved(root, relative)
     if (
         not name.strip()
         or "\0" in name
@@ -57,7 +65,7 @@ def model_file(kind: str, name: str) -> Path:
     ValueError for a name that leaves the folder or names none, and for an embedding's that no prompt can say."""
     root = Path(get("folder_paths").get_folder_paths(kind)[0]).resolve()
     relative = Path(name.strip().replace("\\", "/").removesuffix(".safetensors") + ".safetensors")
-    path = _resolved(root / relative)
+    path = _resolved(root, relative)
     if relative.name == ".safetensors" or relative.is_absolute() or ".." in relative.parts or ":" in name:
         raise ValueError(f"The file name {name!r} must name a file inside models/{kind}, without '..' or a drive.")
     if not path.is_relative_to(root):

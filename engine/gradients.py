@@ -24,6 +24,7 @@ from .interrupts import heard
 _BLOCKS = ("ResBlock", "BasicTransformerBlock", "JointBlock", "DoubleStreamBlock", "SingleStreamBlock")
 _BLOCKS += ("MMDiTBlock", "DiTBlock", "JointTransformerBlock", "WanAttentionBlock", "QwenImageTransformerBlock")
 _BLOCKS += ("PixArtMSBlock", "HunYuanDiTBlock", "HiDreamImageBlock")
+_ATTENTION = ("optimized_attention", "optimized_attention_masked")  # ComfyUI's, by its names
 
 
 def normal(value):
@@ -215,11 +216,12 @@ def attention_by(function: Callable) -> Iterator[None]:
     """`function` in the place of ComfyUI's attention for the duration, also in the files of networks that hold it under
     its name (most transformers)."""
     own = get("ldm.modules.attention")
-    theirs, ldm = (own.optimized_attention, own.optimized_attention_masked), own.__name__.split("modules.")[0]
+    theirs, ldm = [own.__dict__[name] for name in _ATTENTION], own.__name__.split("modules.")[0]
+    n = len(ldm)  # a step of guidance comes here, and passes some thousand names
     with contextlib.ExitStack() as undo:
-        for module in [m for name, m in sys.modules.items() if name[: len(ldm)] == ldm and m is not None]:
+        for module in [m for name, m in sys.modules.items() if name[:n] == ldm and m is not None]:
             held = module.__dict__
-            names = [n for n in ("optimized_attention", "optimized_attention_masked") if held.get(n) in theirs]
+            names = [n for n in _ATTENTION if n in held and held[n] in theirs]
             if names:
                 undo.enter_context(_set(module, **dict.fromkeys(names, function)))
         yield

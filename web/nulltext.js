@@ -1,6 +1,6 @@
 // The page's side of ComfyUI-NullText: what each node shows under its widgets.
 import { ADVISED, adviceFor } from "./js/advice.js";
-import { clearPreview, has, onOurNodes, onResult, openNamed, samplerOf, values, watch } from "./js/adapter.js";
+import { clearPreview, has, keepSeed, onOurNodes, onResult, openNamed, samplerOf, values, watch } from "./js/adapter.js";
 import { CHIPS, addChips } from "./js/chips.js";
 import { COSTED, costOf } from "./js/cost.js";
 import { make, panelOf } from "./js/panel.js";
@@ -10,6 +10,7 @@ import { SWAPS, addSwap } from "./js/swap.js";
 import { TIMELINES, addTimeline } from "./js/timeline.js";
 
 const IN_BLUEPRINTS = ["NullText_EditPhoto"];  // these show their panel on the blueprint's node too
+const SEED_STAYS = ["NullText_InvertImage"];  // most of its ways draw nothing, and a new seed would do all behind it anew
 const TOLD = ["image", "source_prompt", "edited_prompt"];  // what words and advice there need: not every subgraph shows it
 const PICTURES = ["nulltext_heat", "nulltext_strengths", "a_images"];
 
@@ -53,4 +54,4 @@ onOurNodes(IN_BLUEPRINTS, (node, type) => {
                 [].concat(output.text).join("\n")));
         }
     });
-});
+}, (node, type) => { if (SEED_STAYS.includes(type)) keepSeed(node); });

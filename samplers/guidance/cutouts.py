@@ -75,8 +75,11 @@ class Cutouts:
                     [math.sin(a), math.cos(a), 2 * self.translate * (2 * dy - 1)],
                 ]
             )
+            sides = (crop.shape[-1], crop.shape[-2])  # the grid speaks of x, then y
             grid = F.affine_grid(theta[None].expand(crop.shape[0], 2, 3), list(crop.shape), align_corners=False)
-            crop = F.grid_sample(crop, grid, padding_mode="border", align_corners=False)
+            # edges repeated: border padding, which Apple's GPUs lack
+            grid = torch.stack([axis.clamp(1 / n - 1, 1 - 1 / n) for axis, n in zip(grid.unbind(-1), sides)], -1)
+            crop = F.grid_sample(crop, grid, align_corners=False)
         if self.grey and grey < self.grey:
             crop = crop.mean(1, keepdim=True).expand_as(crop)
         if self.noise:
@@ -84,8 +87,18 @@ class Cutouts:
         return crop
 
 
+def _averages(n: int, size: int, like: Tensor) -> Tensor:
+    """[size, n]: each row averages its share of n pixels in a row, as `adaptive_avg_pool2d` does, which Apple's GPUs
+    have for n a multiple of size only."""
+    pixel, row = torch.arange(n, device=like.device), torch.arange(size, device=like.device)
+    first, end = row * n // size, ((row + 1) * n + size - 1) // size  # neighbours may share a pixel
+    inside = (pixel >= first[:, None]) & (pixel < end[:, None])
+    return inside.to(like.dtype) / (end - first)[:, None]
+
+
 def resize(image: Tensor, size: int) -> Tensor:
     """[B, C, H, W] -> [B, C, size, size]: area average down (no aliasing), bilinear up."""
     if image.shape[-1] >= size and image.shape[-2] >= size:
-        return F.adaptive_avg_pool2d(image, size)
+        rows, columns = (_averages(n, size, image) for n in image.shape[-2:])
+        return rows @ image @ columns.T
     return F.interpolate(image, (size, size), mode="bilinear", align_corners=False)

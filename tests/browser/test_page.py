@@ -18,6 +18,27 @@ def test_it_loads_without_trouble(page):
     page.shot("first")
 
 
+def test_a_new_invert_image_keeps_its_seed_and_one_that_was_told_otherwise_too(page):
+    control = "n => n.widgets.find(w => w.name === 'control_after_generate')"
+    begun = page.tab.evaluate(
+        f"""() => {{
+            const seed = {control};
+            const [ours, theirs] = ['NullText_InvertImage', 'KSampler'].map(kind => {{
+                const node = LiteGraph.createNode(kind);
+                app.graph.add(node);
+                return node;
+            }});
+            const before = [seed(ours).value, seed(theirs).value];
+            seed(ours).value = 'increment';
+            const copy = LiteGraph.createNode('NullText_InvertImage');
+            copy.configure({{...ours.serialize(), id: 99999}});
+            app.graph.add(copy);
+            return [...before, seed(copy).value];
+        }}"""
+    )
+    assert begun == ["fixed", "randomize", "increment"]
+
+
 def test_chips_set_a_factor_that_is_saved_loaded_and_queued(page):
     page.load("attention_reweight", weights="")
     page.look_at(REWEIGHT)

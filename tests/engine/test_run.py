@@ -1,5 +1,6 @@
 """Samplers, guiders, names, words and fingerprints of the bridge, on the engine at hand."""
 
+import contextlib
 import itertools
 from types import SimpleNamespace
 
@@ -209,6 +210,17 @@ def test_latents_are_checked(engine, tiny):
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "", "  ", ".", "C:\\..\\x", "a\\..\\b"])
 def test_paths_stay_inside(engine, name):
     with pytest.raises(ValueError, match="file name"):
+        folders.full_path("output", name)
+
+
+@pytest.mark.parametrize("name", ["a?", "what: this", "con", "nul.safetensors", "ends.", "x/lpt1/y", 'a"b', "a\tb"])
+def test_names_that_windows_does_not_take_are_refused_there(engine, monkeypatch, name):
+    folders.full_path("output", name)
+    monkeypatch.setattr(folders, "WINDOWS", True)
+    for taken in ("ends.x", "a b", "console", "x/../y"):
+        with pytest.raises(ValueError, match="without '..'") if ".." in taken else contextlib.nullcontext():
+            folders.full_path("output", taken)
+    with pytest.raises(ValueError, match="Windows takes no file called"):
         folders.full_path("output", name)
 
 

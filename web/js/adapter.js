@@ -21,14 +21,16 @@ const classOf = (/** @type {any} */ node) => node.comfyClass ?? node.constructor
 const insideOf = (node, types) => node.subgraph?.nodes?.find((/** @type {any} */ each) => types.includes(classOf(each))) ?? null;
 
 /** Call `made(node, type)` for every node of this pack when it comes onto a graph, and for every subgraph's node that has
- * one of the classes `shown` inside: its own widgets have the names of that node's.
- * @param {string[]} shown @param {(node: any, type: string) => void} made */
-export function onOurNodes(shown, made) {
+ * one of the classes `shown` inside: its own widgets have the names of that node's. `begun` is called before a node gets
+ * the values of a workflow or of the node that it copies.
+ * @param {string[]} shown @param {(node: any, type: string) => void} made @param {(node: any, type: string) => void} [begun] */
+export function onOurNodes(shown, made, begun = () => {}) {
     app.registerExtension({
         name: "NullText.panels",
         nodeCreated(/** @type {any} */ node) {
             const inside = insideOf(node, shown), type = classOf(inside ?? node);
             if (!inside && !type.startsWith(PREFIX)) return;
+            begun(node, type);
             let first = true;
             whenAdded(node, () => {  // copying makes nodes that never come onto a graph
                 if (first) guarded({ node }, () => made(node, type));
@@ -46,6 +48,12 @@ export function onOurNodes(shown, made) {
             else watched.delete(entry);
         }
     }, 400);
+}
+
+/** The page draws no new seed after a run, unless the user or a workflow asks for it. @param {any} node */
+export function keepSeed(node) {
+    const control = node.widgets?.find((/** @type {any} */ widget) => widget.name === "control_after_generate");
+    if (control) control.value = "fixed";
 }
 
 /** Say once what goes wrong: one panel must stop neither the others nor the page.

@@ -1,5 +1,9 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
+import torch.nn.functional as F
+from nulltext.samplers.guidance import cutouts
 from nulltext.samplers.guidance.cutouts import Cutouts, resize
 
 ALL = Cutouts(count=6, size=16, flip=0.5, degrees=15, translate=0.1, noise=0.01, grey=0.2, smallest=0.4)
@@ -48,6 +52,30 @@ def test_gradients_flow_through_every_cutout():
     out = ALL(image, seeded())
     for i in range(6):
         assert torch.autograd.grad(out[i].sum(), image, retain_graph=True)[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("height,width,size", [(40, 48, 16), (512, 377, 224), (16, 31, 16)])
+def test_smaller_is_the_area_average(height, width, size):
+    image = picture(2, height, width)
+    torch.testing.assert_close(resize(image, size), F.adaptive_avg_pool2d(image, size))
+
+
+def test_edges_are_repeated_beyond_the_picture():
+    """By border padding in torch, on a picture that is not square."""
+    image, cut = picture(1, 24, 36), Cutouts(count=2, size=24, smallest=1.0, degrees=40, translate=0.5)
+    grids = []
+
+    def border(crop, grid, **more):
+        grids.append(grid)
+        return F.grid_sample(crop, grid, padding_mode="border", **more)
+
+    made = cut._augment(image, seeded(3))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cutouts, "F", SimpleNamespace(affine_grid=F.affine_grid, grid_sample=border))
+        patch.setattr(torch.Tensor, "clamp", lambda axis, *_: axis)
+        expected = cut._augment(image, seeded(3))
+    assert grids[0].abs().max() > 1.2
+    torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_bad_settings():
