@@ -204,9 +204,12 @@ def defaults(node: dict[str, Any]) -> dict[str, Any]:
     meant = MEANT.get(name, ()) + MEANT.get(node.get("_meta", {}).get("title", ""), ())
     found = {}
     for box in NODE_CLASS_MAPPINGS[name].INPUTS if name in NODE_CLASS_MAPPINGS else ():
-        own, default = node["inputs"].get(box.name), box.v1()[1].get("default")
+        own = node["inputs"].get(box.name)
         known = box.kind in ("INT", "FLOAT", "BOOLEAN") or name in TRAINS and box.kind != "STRING"
-        if known and own not in (None, default) and default is not None and box.name not in (*TASTE, *meant):
+        if own is None or not known or box.name in (*TASTE, *meant):
+            continue
+        default = box.v1()[1].get("default")  # asked last: some choices are ComfyUI's own lists
+        if default not in (None, own):
             found[box.name] = default
     return found
 
