@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import logging
 import os
 import struct
@@ -261,20 +262,20 @@ def find(key: str | None) -> Inversion | None:
 
 
 def trim(place: Path, limit: int) -> None:
-    """Keep a folder of safetensors files below `limit` bytes: the longest unused go first. The newest stays; where it
-    is larger than that alone, it takes no room from the others. Another server may share the folder, so a file may be
-    gone at any time."""
+    """Keep a folder of safetensors files below `limit` bytes: the longest unused go first. Of files that are larger
+    than that alone the newest stays and takes no room from the others. Another server may share the folder, so a file
+    may be gone at any time."""
     found = []
     for path in place.glob(f"*{SUFFIX}"):
         with contextlib.suppress(FileNotFoundError):
             told = path.stat()
             found.append((told.st_mtime_ns, told.st_size, path))
     found.sort(reverse=True)
-    total = 0
-    for _, size, path in found[1:] if found and found[0][1] > limit else found:
-        total += size
-        if total > limit:
-            path.unlink(missing_ok=True)
+    large = [path for _, size, path in found if size > limit]
+    others = [(size, path) for _, size, path in found if size <= limit]
+    totals = itertools.accumulate(size for size, _ in others)
+    for path in large[1:] + [path for (_, path), total in zip(others, totals) if total > limit]:
+        path.unlink(missing_ok=True)
 
 
 def keep(key: str | None, inversion: Inversion, limit: int = CACHE_BYTES) -> None:

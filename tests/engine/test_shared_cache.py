@@ -21,15 +21,17 @@ def test_trimming_goes_on_over_a_file_that_has_just_gone(cache):
     assert {p.name for p in cache.glob("[0-9]*")} == {"1.safetensors", "2.safetensors"}
 
 
-def test_a_file_larger_than_the_limit_stays_while_it_is_the_newest_and_drives_nothing_out(cache):
-    for i, size in enumerate((10, 10, 30)):
+def test_a_file_larger_than_the_limit_stays_and_drives_nothing_out_until_another_such_comes(cache):
+    def made(i, size):
         (cache / f"{i}.safetensors").write_bytes(b"x" * size)
         os.utime(cache / f"{i}.safetensors", (i, i))
-    files.trim(cache, 20)
-    assert len(list(cache.iterdir())) == 3
-    (cache / "3.safetensors").write_bytes(b"x")
-    files.trim(cache, 20)
-    assert [p.name for p in cache.iterdir()] == ["3.safetensors"]
+        files.trim(cache, 20)
+        return sorted(path.stem for path in cache.iterdir())
+
+    assert [made(i, size) for i, size in enumerate((10, 10, 30))][-1] == ["0", "1", "2"]
+    assert made(3, 1) == ["1", "2", "3"]
+    assert made(4, 20) == ["2", "4"]
+    assert made(5, 21) == ["4", "5"]
 
 
 def test_an_inversion_that_is_dropped_while_it_is_read_is_none(cache, monkeypatch):
