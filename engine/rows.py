@@ -23,6 +23,7 @@ from torch import Tensor
 from ..samplers.attention.indices import at
 from ..samplers.attention.layers import QKV, Ask, Controller, Layer, Moment, Rows
 from .clock import Clock
+from .readers import running_job
 from .words import words_of
 
 CALL, NULLS = "nulltext_call", "nulltext_nulls"
@@ -150,15 +151,16 @@ class WordEdit:
 
 
 class Capture(WordEdit):
-    """A MapRecorder that starts anew with every run."""
+    """A MapRecorder that starts anew with every run: where the clock tells one, and with each prompt of the queue."""
 
     def __init__(self, controller, conditioning):
         super().__init__(controller, conditioning)
         self._clock = Clock()
 
     def begin(self, moment, options):
-        if self._clock.tick(moment.sigma, options.get("sample_sigmas")):
-            self.controller.begin()
+        job = running_job()
+        if self._clock.tick(moment.sigma, options.get("sample_sigmas")) or job != self.controller.job:
+            self.controller.begin(job)
 
 
 def in_order(edits: Sequence[PairEdit | WordEdit]) -> list[PairEdit | WordEdit]:

@@ -137,9 +137,14 @@ class AttentionMap(Box):
         missing = [word for word in wanted if word not in names]
         chosen = [word for word in wanted if word in names] or names
         index, size = [names.index(word) for word in chosen], tuple(image.shape[1:3])
-        pictures, masks, strips, heats = [], [], [], []
+        pictures, masks, strips, heats, seen = [], [], [], [], max(len(recorded.images()), 1)
+        if seen != len(image) and seen > 1:
+            raise ValueError(
+                f"The run that was recorded had {seen} pictures, and {len(image)} are wired: wire those {seen} as one "
+                "batch, in their order."
+            )
         for i, picture in enumerate(image[..., :3].float().cpu()):
-            at = min(i, max(recorded.images(), default=0))
+            at = min(i, seen - 1)
             for heat_map in heat(recorded.maps(at)[index], size):
                 pictures.append(overlay(picture, heat_map, opacity))
                 masks.append(soft_mask(heat_map, threshold, blur))

@@ -212,7 +212,10 @@ class DirectEdit(EditBox):
         SEED("Noise of the edit."),
         *optional(
             NEGATIVE("The negative (empty) prompt; needed where a scale is above 1."),
-            MASK("Change only here (1 = change); outside the source's latent is kept exactly."),
+            MASK(
+                "Change only here (1 = change); outside the source's latent is kept exactly. Not wired: the latent's "
+                "own noise mask, if it has one."
+            ),
             SIGMAS,
             SEEN,
         ),
@@ -227,6 +230,7 @@ class DirectEdit(EditBox):
     ):
         sigmas = sigmas_of(model, scheduler, steps) if sigmas is None else sigmas
         conds = {"source": source, "target": target, "negative": negative}
+        mask = latent.get("noise_mask") if mask is None else mask
         result, reason = edit(model, conds, latent, sigmas, method, mask=mask, **options)
         moved = ", ".join(f"{float(e):.2g}" for e in result.error)
         text = f"{method}: {result.calls} network calls in {result.seconds:.1f} s; latent rms distance from the source "

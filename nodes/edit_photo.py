@@ -39,7 +39,7 @@ from .base import (
 from .diffedit import difference, to_mask
 from .early import early
 from .inversion import invert
-from .masked import check_given, encoded
+from .masked import check_given, encoded, mask_unread
 from .null_text import optimise
 from .prompt import worded
 from .prompt_to_prompt import prepare
@@ -253,7 +253,7 @@ class EditPhoto(Box):
             text = f"{changed}: {text}"
         edit = comfy.decode(vae, samples)
         line, pictures = compared(comfy.decode(vae, latent["samples"]), edit, mask)
-        text += f"; {time.perf_counter() - began:.1f} s\n{line}"
+        text += f"; {time.perf_counter() - began:.1f} s\n{line}{mask_unread(latent)}"
         if mask is None:
             mask = torch.ones(edit.shape[:-1])
         return text_result(text, edit, {"samples": samples}, mask, text, **pictures)

@@ -30,7 +30,7 @@ from .base import (
     span,
 )
 from .early import early
-from .masked import check_picture
+from .masked import check_picture, in_turn
 from .report import model_unchanged, text_result
 from .shown import SEEN, EditBox
 
@@ -179,7 +179,7 @@ class ILVRSampler(EditBox):
                 f"{coarseness(each, clean.shape)}; {count} of {len(sigmas) - 1} steps conditioned"
                 + (". Notice: no step is conditioned, this is free generation." if count == 0 else "")
             )
-        return text_result("\n".join(lines), {**empty, "samples": torch.cat(made)})
+        return text_result("\n".join(lines), in_turn(empty, made))
 
 
 NODES = (ILVR, ILVRSampler)

@@ -29,7 +29,11 @@ class SaveInversion(Box):
     INPUTS = (
         INVERSION("The inversion to keep."),
         Text("name", _NAME, "File name inside ComfyUI's output folder; sub-folders are made, '..' is refused."),
-        Boolean("overwrite", True, "Replace a file of that name; off: a number is added to the name."),
+        Boolean(
+            "overwrite",
+            False,
+            "Replace a file of that name. Off: a number is added to the name, so that of a list each is kept.",
+        ),
     )
     OUTPUTS = (Output("STRING", "The file's name inside the output folder, for Load Inversion.", "name"),)
 

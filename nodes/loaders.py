@@ -24,7 +24,7 @@ class _Loader(Box):
     BESIDE = ()  #: path of the file -> path of another that is read with it
 
     @classmethod
-    def VALIDATE_INPUTS(cls, file):
+    def VALIDATE_INPUTS(cls, file=None):
         return True  # a file may be newer than the list on the page; run says what is wrong with it
 
     @classmethod

@@ -3,6 +3,9 @@ lies on the latent's grid, and outside of the mask the picture is put back."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from ..engine.comfy import is_empty
@@ -27,6 +30,21 @@ def encoded(vae, image: Tensor | None, latent: dict | None, need: str) -> dict:
         latent = {"samples": vae.encode(image[..., :3])}
     check_picture(latent, need)
     return latent
+
+
+def mask_unread(latent: dict) -> str:
+    """What a box says that does not read a latent's own noise mask, where there is one."""
+    if latent.get("noise_mask") is None:
+        return ""
+    return "\nNotice: the latent's noise mask is not read here, and the whole picture may change."
+
+
+def in_turn(latent: dict, made: Sequence[Tensor]) -> dict:
+    """The LATENT of several results of one, each as large as it, behind each other; without its noise mask."""
+    out = {k: v for k, v in latent.items() if k != "noise_mask"} | {"samples": torch.cat(list(made))}
+    if "batch_index" in out:  # which noise of a larger batch each picture has
+        out["batch_index"] = [*out["batch_index"]] * len(made)
+    return out
 
 
 def check_pair(original: Tensor, edited: Tensor) -> None:

@@ -50,6 +50,10 @@ def temporary(images: Tensor) -> list[dict[str, str]]:
     return files
 
 
+#: what the page shows of two pictures: their files, a line for each, the second one's name
+BEFORE_AFTER = ("a_images", "b_images", "nulltext_said", "nulltext_what")
+
+
 def compared(before: Tensor, after: Tensor, mask: Tensor | None = None, what: str = "edit") -> tuple[str, dict]:
     """Two IMAGEs [B, H, W, 3], the first as many or fewer (then repeated): (a line with the PSNR per image, ui lists).
 
@@ -61,12 +65,7 @@ def compared(before: Tensor, after: Tensor, mask: Tensor | None = None, what: st
     where = " outside the mask" if masked else ""
     said = [f"PSNR {float(v):.1f} dB{where}" for v in values]
     numbers = ", ".join(f"{float(v):.1f}" for v in values)
-    files = {
-        "a_images": temporary(before),
-        "b_images": temporary(after),
-        "nulltext_said": said,
-        "nulltext_what": [what],
-    }
+    files = dict(zip(BEFORE_AFTER, (temporary(before), temporary(after), said, [what])))
     return f"PSNR {numbers} dB{where} between source and {what}", files
 
 

@@ -10,7 +10,7 @@ from ..engine.run import Run, sample_with
 from ..samplers.core import gaussian
 from ..samplers.inversion.rf_inversion import FADES, invert_rf, sample_rf, strengths
 from .base import CFG, LATENT, MODEL, NEGATIVE, POSITIVE, SCHEDULER, SEED, STEPS, Choice, Float, Output
-from .masked import check_picture
+from .masked import check_picture, mask_unread
 from .report import text_result
 from .shown import SEEN, EditBox
 
@@ -82,6 +82,7 @@ class RFInversion(EditBox):
         out, error, calls = sample_with(model, conds, samples, sigmas, body, total=2 * steps, seed=seed)
         text = f"{calls} network calls in {time.perf_counter() - began:.1f} s, eta in {sum(e > 0 for e in etas)} of "
         text += f"{steps} steps; latent rms distance from the source " + ", ".join(f"{e:.2g}" for e in error)
+        text += mask_unread(latent)
         return text_result(text, {"samples": out}, text)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from ..engine.comfy import fitted, time_to_sigma
 from ..engine.sampler import own_sampler, sample_latent
 from ..samplers.ode import sample_ancestral
@@ -12,7 +10,7 @@ from ..samplers.picture.sdedit import meaning, sdedit_sigmas
 from . import words
 from .base import CFG, LATENT, MASK, MODEL, NEGATIVE, POSITIVE, SEED, Choice, Float, Int, Output, Text
 from .early import early
-from .masked import MaskedEdit, check_picture
+from .masked import MaskedEdit, check_picture, in_turn
 from .report import text_result, unchanged
 from .shown import SEEN, EditBox
 
@@ -74,8 +72,7 @@ class SDEdit(EditBox):
             lines.append(
                 f"t0 {level:g} (sigma {float(sigmas[0]):.3g}): {meaning(level)}. {len(sigmas) - 1} network calls."
             )
-        kept = {k: v for k, v in latent.items() if k != "noise_mask"}
-        return text_result("\n".join(lines), {**kept, "samples": torch.cat([m.to(made[0]) for m in made])})
+        return text_result("\n".join(lines), in_turn(latent, [m.to(made[0]) for m in made]))
 
 
 NODES = (SDEdit,)

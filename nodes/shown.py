@@ -7,7 +7,7 @@ from torch import Tensor
 from ..engine.comfy import is_empty
 from ..engine.noise import source_latent
 from .base import VAE, Box
-from .report import before_after
+from .report import BEFORE_AFTER, before_after
 
 SEEN = VAE("Shows source and edit in the node under a divider, at full size. Left open: no pictures.").optional()
 
@@ -26,15 +26,18 @@ class EditBox(Box):
         return None if latent is None or is_empty(latent) else latent["samples"]
 
     def mask(self, inputs: dict, outputs: tuple) -> Tensor | None:
-        """MASK of where the picture may change."""
-        return inputs.get("mask")
+        """MASK of where the picture may change: the one that is wired, else the latent's own."""
+        own = (inputs.get("latent") or {}).get("noise_mask")
+        mask = own if inputs.get("mask") is None else inputs["mask"]
+        return None if mask is None else mask.reshape(-1, *mask.shape[-2:])
 
     def shown(self, vae=None, **inputs) -> dict:
         made = self.run(**inputs)
         outputs = made["result"]
         before = None if vae is None else self.before(inputs, outputs)
-        if before is None:
-            return made
+        if before is None:  # a list run takes the keys of its first item for all
+            nothing = {} if vae is None else {key: [] for key in BEFORE_AFTER}
+            return {**made, "ui": {**made["ui"], **nothing}}
         after = outputs[0]["samples"]
         line, pictures = before_after(vae, before, after, self.mask(inputs, outputs), self.AFTER)
         text = [f"{made['ui']['text'][0]}\n{line}"]

@@ -128,8 +128,8 @@ def curve_figure(reports: list, title: str = "loss of each step, and the agreeme
 
 
 def curve_shown(reports: list) -> dict:
-    """The curves for the box's panel; nothing where there was nothing to train."""
-    return {"images": temporary(curve_figure(reports))} if reports else {}
+    """The curves for the box's panel; none where there was nothing to train."""
+    return {"images": temporary(curve_figure(reports)) if reports else []}
 
 
 def curve_line(reports: list, resumed: bool) -> str:

@@ -72,7 +72,7 @@ TRAINS = (
     "NullText_HSpaceTrain",
 )
 #: widgets that are a matter of taste, not of the model
-TASTE = ("training_seed", "seed", "sample_every", "layers", "targets", "preset", "size", "width", "height")
+TASTE = ("training_seed", "seed", "sample_every", "layers", "targets", "preset", "size", "width", "height", "overwrite")
 #: what a workflow sets for what it shows, on any model: the widgets of a node's class, or of its title where its like
 #: is set for the demo model
 MEANT = {

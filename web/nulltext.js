@@ -46,7 +46,7 @@ onOurNodes(IN_BLUEPRINTS, (node, type) => {
             clearPreview(node);
             setTimeout(() => clearPreview(node), 800);  // the last preview may come after the result
             showCompare(section("picture"), output.a_images, output.b_images, output.nulltext_said ?? [],
-                String(output.nulltext_what ?? "edit"));
+                String([].concat(output.nulltext_what ?? "edit")[0]));
         }
         if (output.text?.length) {
             if (!PICTURES.some((name) => output[name]?.length)) section("picture").replaceChildren();  // of another run

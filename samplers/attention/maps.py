@@ -157,12 +157,14 @@ class MapRecorder(Controller):
     ):
         self.columns, self.layers, self.window = columns, layers or LayerChoice(), window
         self.maps = MapSum()
-        self.runs, self._shown = 0, False  #: runs begun since the maps were last shown and filled again
+        #: runs of one job that began since the maps were last shown
+        self.runs, self.job, self._shown = 0, None, False
 
-    def begin(self) -> None:
-        """A run begins, and its maps take the place of those of the run before."""
+    def begin(self, job: str | None = None) -> None:
+        """A run of that job begins, and its maps take the place of those of the run before."""
         self.maps.clear()
-        self.runs, self._shown = 1 if self._shown else self.runs + 1, False
+        self.runs = 1 if self._shown or job != self.job else self.runs + 1
+        self.job, self._shown = job, False
 
     def shown(self) -> int:
         """Note that somebody looks at the maps; how many runs filled them since somebody did before."""

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from nulltext.engine import readers as module
-from nulltext.engine.readers import readers
+from nulltext.engine.readers import readers, running_job
 
 PROMPT = {
     "1": {"class_type": "A", "inputs": {"text": "a", "size": [64, 64]}},
@@ -33,6 +33,12 @@ def running(monkeypatch):
 def test_it_tells_the_wired_outputs_by_number(running, item):
     running((0, "other", {}, {}, []), item)
     assert readers("1") == {0, 2} and readers("2") == {1} and readers("7:1") == set()
+
+
+def test_the_job_that_runs(running):
+    for items, job in (((1, "id", PROMPT),), "id"), ((), None), (((1, "a", PROMPT), (2, "b", PROMPT)), None):
+        running(*items)
+        assert running_job() == job
 
 
 def test_what_is_not_in_the_prompt_is_not_told(running):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from nulltext.engine import rows
 from nulltext.tests.running import run
 
 EMPTY = torch.zeros(2, 4, 8, 8)
@@ -70,19 +71,22 @@ def test_maps_of_a_plain_run(tiny, prompt, sample):
     assert mask.shape == (4, 64, 64) and 0 < float(mask.mean()) < 1
     assert strip.shape == (4, 128, 3 * 128, 3)
     assert out.text == "red, red cat: mean of 3 steps"
-    picture, mask, strip = heat(maps, image[:1], "red cat", blur=0.0, opacity=0.0, strip_steps=2)
-    assert torch.equal(picture[0], image[0])  # opacity 0 is the picture
+    picture, mask, strip = heat(maps, image, "red cat", blur=0.0, opacity=0.0, strip_steps=2)
+    assert torch.equal(picture, image)  # opacity 0 is the picture
     assert set(mask.unique().tolist()) == {0.0, 1.0}
-    assert strip.shape == (1, 128, 2 * 128, 3)
+    assert strip.shape == (2, 128, 2 * 128, 3)
+    for some in (image[:1], torch.cat([image, image])):
+        with pytest.raises(ValueError, match=f"had 2 pictures, and {len(some)} are wired"):
+            heat(maps, some)
     notice = '\nNotice: "fox" was not recorded; recorded are: red, red cat.'
     assert heat(maps, image, "fox").text == out.text + notice, "another prompt's words stop nothing: all are shown"
-    found = heat(maps, image[:1], "fox, red")
-    assert found.text == "red: mean of 3 steps" + notice and found[0].shape == (1, 64, 64, 3)
+    found = heat(maps, image, "fox, red")
+    assert found.text == "red: mean of 3 steps" + notice and found[0].shape == (2, 64, 64, 3)
 
 
 def test_maps_that_two_samplers_filled_are_told(tiny, prompt, sample):
     """They are the latest run's; one run after each look is how a queue goes."""
-    positive, image = prompt("a red cat"), torch.rand(1, 64, 64, 3)
+    positive, image = prompt("a red cat"), torch.rand(2, 64, 64, 3)
     model, maps = record(tiny, positive, "red", "all")
     for _ in range(2):
         sample(model, positive, prompt(""))
@@ -90,6 +94,29 @@ def test_maps_that_two_samplers_filled_are_told(tiny, prompt, sample):
     for _ in range(2):
         sample(model, positive, prompt(""))
     assert all("2 runs" in heat(maps, image).text for _ in range(2)), "whoever looks first"
+
+
+def test_each_prompt_of_the_queue_has_maps_of_its_own(tiny, prompt, euler, monkeypatch):
+    """Also where runs of one step follow each other, whose levels never rise; an interrupted run counts for none."""
+    ends, image, job = (prompt("a red cat"), prompt("")), torch.rand(2, 64, 64, 3), iter("ab")
+    model, maps = record(tiny, ends[0], "red", "all")
+    only, seeds = torch.tensor([14.0, 0.0]), (5, 6)
+
+    def mask(model, maps, seed):
+        euler(model, EMPTY, 1.0, seed=seed, ends=ends, sigmas=only)
+        found = heat(maps, image, blur=0.0)
+        return found[0], found.text
+
+    alone = [mask(*record(tiny, ends[0], "red", "all"), seed) for seed in seeds]
+    for seed, (expected, text) in zip(seeds, alone):
+        name = next(job)
+        monkeypatch.setattr(rows, "running_job", lambda name=name: name)
+        euler(model, EMPTY, 1.0, seed=9, ends=ends, sigmas=only)  # nobody looks at it
+        monkeypatch.setattr(rows, "running_job", lambda name=name: name + "again")
+        got, said = mask(model, maps, seed)
+        torch.testing.assert_close(got, expected)
+        assert said == text and "Notice" not in said
+    assert not torch.equal(alone[0][0], alone[1][0])
 
 
 def test_maps_of_no_run_are_refused(tiny, prompt):

@@ -54,6 +54,13 @@ def test_ilvr_sampler_and_its_strip(make_model, box, latent, kind):
     assert "2 in latent cells = 16 in pixels" in result.text
 
 
+def test_each_picture_of_a_strip_has_its_index_in_the_larger_batch(tiny, box, latent):
+    """Samplers behind it draw as many noises as there are indices."""
+    picked = {"samples": latent[1:], "batch_index": [1]}
+    whole, own = (box(tiny, given, steps=2, factor=4.0, strip="2@0")[0] for given in (latent, picked))
+    assert own["batch_index"] == [1, 1] and len(own["samples"]) == 2 and "batch_index" not in whole
+
+
 def test_both_nodes_start_at_the_authors_filter():
     for node in (ilvr.ILVR, ilvr.ILVRSampler):
         options, more = node.INPUT_TYPES()["required"]["filter"]

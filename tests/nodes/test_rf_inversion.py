@@ -30,6 +30,12 @@ def test_two_calls_a_step_and_the_report_says_it(edit):
     assert torch.isfinite(out.samples).all() and out.samples.shape == LATENT.shape
 
 
+def test_a_noise_mask_that_is_not_read_is_told(edit):
+    masked = edit(latent={"samples": LATENT, "noise_mask": torch.zeros(1, 1, 8, 8)})
+    assert "noise mask is not read" in masked.text and "Notice" not in edit().text
+    assert torch.equal(masked.samples, edit().samples)
+
+
 def test_the_seed_matters_only_where_gamma_draws_to_its_noise(edit):
     assert torch.equal(edit(gamma=0.0, seed=1).samples, edit(gamma=0.0, seed=2).samples)
     assert not torch.equal(edit(gamma=0.5, seed=1).samples, edit(gamma=0.5, seed=2).samples)

@@ -126,6 +126,12 @@ def test_what_tells_a_changed_file_takes_a_name_that_comes_by_a_wire(key, engine
 
 
 @each
+def test_what_looks_at_a_prompt_before_its_run_leaves_missing_inputs_to_the_engine(key, engine):
+    looks = getattr(NODES[key], "VALIDATE_INPUTS", None)
+    assert looks is None or all(p.default is None for p in inspect.signature(looks).parameters.values()), key
+
+
+@each
 def test_a_seed_takes_whatever_seed_is_wired_and_states_the_pages_button(key):
     for seed in (i for i in NODES[key].INPUTS if i.name in (*SEEDS, "training_seed")):
         assert seed.checked(2**64 - 1) == 2**64 - 1 and "control_after_generate" in seed.options

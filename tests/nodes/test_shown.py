@@ -6,7 +6,7 @@ import pytest
 import torch
 from nulltext.nodes import NODE_CLASS_MAPPINGS as NODES
 from nulltext.nodes.shown import EditBox
-from nulltext.tests.running import Pixels, normal
+from nulltext.tests.running import Pixels, defaults, normal
 
 EDITS = sorted(node.ID for node in NODES.values() if issubclass(node, EditBox))
 
@@ -39,3 +39,25 @@ def test_a_run_from_nothing_has_no_source_to_show(tiny, ends):
     given = {"model": tiny, "positive": ends[0], "negative": ends[1], "latent": torch.zeros(1, 4, 8, 8)}
     out = run("DisturbanceSampler", **given, steps_above=1, steps_below=2, vae=Pixels())
     assert "between source" not in out.text
+
+
+def test_what_a_box_shows_has_the_same_names_in_each_item_of_a_list(tiny, ends):
+    """ComfyUI takes those of the first item for all."""
+    box = NODES["NullText_DisturbanceSampler"]()
+    given = defaults("DisturbanceSampler", "required") | {"steps_above": 1, "steps_below": 2, "vae": Pixels()}
+    given |= {"model": tiny, "positive": ends[0], "negative": ends[1]}
+    picture, empty = (
+        box.shown(**given, latent={"samples": x})["ui"] for x in (normal(1, 4, 8, 8), torch.zeros(1, 4, 8, 8))
+    )
+    assert picture.keys() == empty.keys() and picture["a_images"] and not empty["a_images"]
+
+
+@pytest.mark.parametrize("name", ["sdedit", "direct"])
+def test_the_latents_own_noise_mask_stands_in_for_the_mask(tiny, edits, mask, name):
+    latent = normal(1, 4, 8, 8)
+    wired, own = (
+        edits[name](tiny, {"samples": latent} | more, given, vae=Pixels())
+        for more, given in (({}, mask), ({"noise_mask": mask.reshape(-1, 1, *mask.shape[-2:])}, None))
+    )
+    assert torch.equal(wired.samples, own.samples) and wired.text.split("PSNR")[1] == own.text.split("PSNR")[1]
+    assert "outside the mask" in own.text and (own.samples - latent).abs().max() > 0.01
