@@ -135,14 +135,15 @@ class TrainControlNet(Box):
         Int(
             "steps",
             4000,
-            "Optimiser steps in all. The paper's follow-up: 3000 to 7000 until the hint is followed.",
+            "Optimiser steps in all. The authors' training guide: 3000 to 7000 until the hint is followed.",
             1,
             1_000_000,
         ),
         Float(
             "learning_rate",
             1e-5,
-            "Higher learns faster, too high spoils the pictures. The published rate is 0.00001.",
+            "Higher learns faster, too high spoils the pictures. The published rate, 0.00001, is the full form's; the "
+            "small form moves slower at it, the more so the higher its rank.",
             1e-7,
             1.0,
             1e-6,
