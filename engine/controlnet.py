@@ -26,13 +26,18 @@ Form = dict[str, Tensor]
 
 
 def check_unet(model) -> None:
-    """ValueError for a model whose ControlNet would be another thing: a transformer, an inpainting model, quantised
-    weights. A UNet that samples a flow has one like any other UNet."""
+    """ValueError for a model whose ControlNet would be another thing: a transformer, a UNet without a middle block, an
+    inpainting model, quantised weights. A UNet that samples a flow has one like any other UNet."""
     network = network_of(model.model)
     if not hasattr(network, "input_blocks") or not hasattr(network, "middle_block"):
         raise ValueError(
             "This model is no UNet, and a ControlNet here is a copy of a UNet's encoder: take a model of the SD 1, "
             "SD 2 or SDXL kind."
+        )
+    if network.middle_block is None:
+        raise ValueError(
+            "This UNet has no middle block (a distilled model such as KOALA 700M), and a ControlNet needs one to copy: "
+            "take an ordinary model of the SD 1, SD 2 or SDXL kind."
         )
     if network.in_channels != model.get_model_object("latent_format").latent_channels:
         raise ValueError(
@@ -61,23 +66,64 @@ def fresh(model, kind: str = "small", rank: int = 16, seed: int = 0, zero_conv: 
     ValueError like `check_unet`, before anything is made."""
     check_unet(model)
     load_models([model])
-    shapes = {k: v.shape for k, v in _skeleton(model, torch.float32).state_dict().items()}
+    shapes = _shapes(_skeleton(model, torch.float32).state_dict())
     with torch.inference_mode(False), torch.no_grad():
         full = forms.initial(shapes, normal(_network(model)), seed, zero_conv)
         return forms.small(full, rank, seed) if kind == "small" else full
 
 
-def form_of(control) -> Form:
-    """The form of a CONTROL_NET, made here or read by core's loader; fp32 copies on the CPU.
-
-    ValueError for an adapter, or a control net of another kind of network."""
-    weights = getattr(control, "control_weights", None)
+def _weights(control) -> Mapping[str, Tensor] | None:
+    """What core holds of a UNet's control net; None for any other (an adapter, a transformer's control net)."""
+    weights = getattr(control, "control_weights", None)  # of a Control-LoRA
     if weights is None and hasattr(getattr(control, "control_model", None), "zero_convs"):
         weights = control.control_model.state_dict()
-    if weights is None or "zero_convs.0.0.weight" not in weights:
+    return weights if weights is not None and "zero_convs.0.0.weight" in weights else None
+
+
+def form_of(control) -> Form:
+    """The form of a CONTROL_NET, made here or read by core's loader; fp32 on the CPU, not to be written to.
+
+    ValueError for an adapter, for a control net of another kind of network, and for one of several kinds of hint."""
+    weights = _weights(control)
+    if weights is None:
         raise ValueError("This control net is no copy of a UNet's encoder: make one, or load a file of that kind.")
+    if "task_embedding" in weights:
+        raise ValueError(
+            "This control net takes several kinds of hint (a union net), which is neither trained nor saved here: take "
+            "one for a single kind of hint."
+        )
+    if hasattr(control, "exact_form"):
+        return dict(control.exact_form)
     with torch.inference_mode(False), torch.no_grad():
         return {k: v.detach().float().cpu().clone() for k, v in weights.items() if k != MARKER}
+
+
+def form_for(model, control) -> Form:
+    """`form_of` for a training on this MODEL.
+
+    ValueError also for a control net of another kind of model, and for one whose outputs core averages."""
+    form = form_of(control)
+    if control.global_average_pooling:
+        raise ValueError(
+            "ComfyUI averages this control net's outputs over the picture, since its file's name ends in _shuffle, and "
+            "a training here does not: rename the file to train it as an ordinary one."
+        )
+    wanted = _skeleton(model, torch.float32).state_dict()
+    try:
+        weights = forms.merged({k: v.to("meta") for k, v in form.items()}, wanted)
+    except (KeyError, RuntimeError):  # a low-rank change of a weight that this network lacks or has in another shape
+        weights = {}
+    whole = {k: v for k, v in wanted.items() if forms.part(k) == forms.PARTS[1]} if forms.is_small(form) else {}
+    if _shapes(whole | weights) != _shapes(wanted):
+        raise ValueError(
+            "This control net doesn't fit the model (it was made for a model of another kind, or for hints that are no "
+            "RGB pictures): take the model that it was made for, or make a new ControlNet from this one."
+        )
+    return form
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in weights.items()}
 
 
 def save(form: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] = {}, half: bool = True) -> None:  # noqa: B006
@@ -98,15 +144,22 @@ def loaded(path: Path):
 
 
 def control_of(form: Mapping[str, Tensor], folder: Path):
-    """CONTROL_NET of a form, exactly as its fp32 file would load; nothing stays in `folder`."""
+    """CONTROL_NET of a form, as its fp32 file would load; nothing stays in `folder`.
+
+    Core loads the full form in the precision that it samples in; `form_of` finds the one given beside it."""
+    with torch.inference_mode(False):
+        exact = forms.file_of(form, torch.float32)
     if forms.is_small(form):
-        return get("controlnet").ControlLora({**form, MARKER: torch.tensor([])})
+        return get("controlnet").ControlLora(exact)
     path = folder / f"control_{id(form):x}.safetensors"
     try:
-        save(form, path, half=False)
-        return loaded(path)
+        save(exact, path, half=False)
+        control = loaded(path)
     finally:
         path.unlink(missing_ok=True)
+    if control.control_model.dtype != torch.float32:
+        control.exact_form = exact
+    return control
 
 
 # -- without a prompt
@@ -138,8 +191,11 @@ def guessing(control, way: str):
 
     ValueError for an unknown way, and for a control net that is no copy of a UNet's encoder."""
     forms.guess_weights([1], way)
-    if not any(hasattr(control, name) for name in ("control_model", "control_weights")):  # the latter: Control-LoRA
-        raise ValueError("This control net has no layers that guess mode can weight: take a ControlNet.")
+    if _weights(control) is None:
+        raise ValueError(
+            "This control net has no layers that guess mode can weight: take a ControlNet of a UNet (SD 1, SD 2 or "
+            "SDXL), or Apply ControlNet (Advanced) for this one."
+        )
     made = control.copy()
     made.__class__, made.guess = _weighed(type(made)), way
     return made

@@ -37,6 +37,7 @@ from .tuning_inputs import (
 
 SMALL, FULL = "small (Control-LoRA)", "full (the paper's)"
 ZERO, ORDINARY = "zero convolutions (the paper's)", "ordinary convolutions"
+POOLED = ("_shuffle", "_shuffle_fp16")  # core's loader averages outputs over the picture where a file's name ends so
 HELD_OUT = 16  # fixed (picture, level, noise) triples
 CONTROL = Socket("control_net", "CONTROL_NET", "From Make ControlNet, or a file of core's Load ControlNet Model.")
 
@@ -134,14 +135,15 @@ class TrainControlNet(Box):
         Int(
             "steps",
             4000,
-            "Optimiser steps in all. The paper's follow-up: 3000 to 7000 until the hint is followed.",
+            "Optimiser steps in all. The authors' training guide: 3000 to 7000 until the hint is followed.",
             1,
             1_000_000,
         ),
         Float(
             "learning_rate",
             1e-5,
-            "Higher learns faster, too high spoils the pictures. The published rate is 0.00001.",
+            "Higher learns faster, too high spoils the pictures. The published rate, 0.00001, is the full form's; the "
+            "small form moves slower at it, the more so the higher its rank.",
             1e-7,
             1.0,
             1e-6,
@@ -186,7 +188,7 @@ class TrainControlNet(Box):
         vae=None,
     ):
         controlnet.check_unet(model)
-        begun = controlnet.form_of(control_net)
+        begun = controlnet.form_for(model, control_net)
         shown_hints = tuning_set.hints_for(pictures, hints)
         folders.model_file("controlnet", file_name)  # refused before any work
         captions = {text: comfy.encode(clip, text) for text in pictures.texts()}
@@ -259,7 +261,13 @@ class SaveControlNet(Box):
         told = {"nulltext_form": "small" if is_small(form) else "full"}
         controlnet.save(form, path, told, precision == "fp16")
         name = folders.model_name("controlnet", path) + ".safetensors"
-        return text_result(f"Saved {name} ({path.stat().st_size / 1e6:.2f} MB).", name)
+        report = f"Saved {name} ({path.stat().st_size / 1e6:.2f} MB)."
+        if control_net.global_average_pooling and not path.stem.endswith(POOLED):
+            report += (
+                " Notice: ComfyUI averages the outputs of this net over the picture by its file's name: rename the new "
+                "file so that it ends in _shuffle too."
+            )
+        return text_result(report, name)
 
 
 NODES = (HintMaker, MakeControlNet, TrainControlNet, SaveControlNet)

@@ -23,8 +23,9 @@ class ApplyGuessMode(Box):
         Choice(
             "weights",
             list(GUESS_WEIGHTS),
-            "By resolution: coarse layers count more, 8 times in the middle of a Stable Diffusion. 0.825 a layer: each "
-            "finer layer counts less, at most 1. All alike: the hint in the positive prompt and nothing else.",
+            "By resolution: coarse layers count more, in the middle of SD 1 and SD 2 8 times, of SDXL 4 times. 0.825 a "
+            "layer: each finer layer counts less, at most 1. All alike: the hint in the positive prompt and nothing "
+            "else.",
         ),
         Float("strength", 1.0, "How much the ControlNet counts in all; 0: not at all.", 0.0, 10.0),
         Float("start_percent", 0.0, "It acts from this part of the run on."),

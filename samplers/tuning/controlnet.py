@@ -56,7 +56,8 @@ def initial(
     convolutions and the hint's last layer, uniform within 1/sqrt(fan in) for the rest of the hint encoder.
 
     shapes: of every weight of the ControlNet. zero_conv False: the zero convolutions and the hint's last layer begin
-    like any other layer (the paper's ablation). ValueError for a weight that neither the network nor the hint has."""
+    like the rest of the hint encoder (the paper's ablation draws Gaussians instead). ValueError for a weight that
+    neither the network nor the hint has."""
     generator, out, last = torch.Generator("cpu").manual_seed(seed), {}, last_hint_layer(shapes)
     for name, shape in shapes.items():
         kind = part(name, last)

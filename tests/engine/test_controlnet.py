@@ -12,6 +12,7 @@ from nulltext.samplers.tuning import controlnet as forms
 from nulltext.samplers.tuning.loop import Loop, Settings
 from nulltext.samplers.tuning.objective import Examples, Objective
 from nulltext.tests import stand_ins
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytestmark = pytest.mark.usefixtures("inference")
 
@@ -153,3 +154,11 @@ def test_the_memory_said_before_counts_the_copy(parts, kind):
 def test_an_adapter_is_no_form():
     with pytest.raises(ValueError, match="no copy of a UNet"):
         controlnet.form_of(SimpleNamespace(control_model=torch.nn.Linear(2, 2)))
+
+
+def test_the_small_form_is_handed_on_in_main_memory():
+    """Trained on a GPU, whose memory it would hold for as long as ComfyUI keeps the node's output."""
+    with FakeTensorMode():
+        form = {"zero_convs.0.0.weight": torch.empty(2, device="cuda"), "a.up": torch.empty(2, device="cuda")}
+        control = controlnet.control_of(form, None)
+    assert {value.device.type for value in control.control_weights.values()} == {"cpu"}

@@ -4,6 +4,7 @@ import functools
 from types import SimpleNamespace
 
 import pytest
+import safetensors.torch
 import torch
 from nulltext.engine import comfy as bridge
 from nulltext.engine import controlnet as engine_controlnet
@@ -21,6 +22,7 @@ def parts(engine, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
     made = stand_ins.demo_parts(engine, folder, seed=1)
     made.flow = stand_ins.flow_transformer(engine, folder)
+    made.xl = stand_ins.xl(engine)
     return made
 
 
@@ -209,6 +211,58 @@ def test_refusals(parts):
         layer._parameters["weight"] = kept
 
 
+def test_a_unet_without_a_middle_block_is_refused(parts, monkeypatch):
+    """KOALA's, which core's ControlNet can't copy."""
+    monkeypatch.setitem(parts.model.model.diffusion_model._modules, "middle_block", None)
+    with pytest.raises(ValueError, match="no middle block"):
+        made(parts)
+
+
+@pytest.mark.parametrize("form", [boxes.SMALL, boxes.FULL])
+def test_a_net_of_another_model_is_refused_before_any_work(parts, monkeypatch, form):
+    own, other = made(parts, form), made(SimpleNamespace(model=parts.xl[0]), form)
+    weights = engine_controlnet.form_of(own)
+
+    def stand_in(**changed):
+        return SimpleNamespace(control_weights=weights | changed, global_average_pooling=False)
+
+    stem = weights["input_hint_block.0.weight"]
+    greys = stand_in(**{"input_hint_block.0.weight": stem[:, :1]})
+    longer = stand_in(**{"more.weight": stem})
+    monkeypatch.setattr(boxes.comfy, "encode", lambda *_: pytest.fail("captions were encoded"))
+    for control in (other, greys, longer):
+        with pytest.raises(ValueError, match="doesn't fit the model"):
+            trained(parts, control)
+    with pytest.raises(ValueError, match="doesn't fit the model"):
+        trained(parts, own, model=parts.xl[0], clip=parts.xl[1])
+    with pytest.raises(ValueError, match="several kinds of hint"):
+        trained(parts, stand_in(task_embedding=stem))
+
+
+def test_a_net_whose_outputs_core_averages_is_not_trained_and_told_when_saved(parts):
+    """By the name of its file, *_shuffle, which the new file needs as well."""
+    control = made(parts)
+    control.global_average_pooling = True
+    with pytest.raises(ValueError, match="rename the file"):
+        trained(parts, control)
+    save = functools.partial(boxes.SaveControlNet().run, control, precision="fp16")
+    assert "ends in _shuffle too" in save(file_name="mine/copy")["ui"]["text"][0]
+    assert "Notice" not in save(file_name="mine/copy_shuffle")["ui"]["text"][0]
+
+
+def test_nothing_is_rounded_between_the_nodes_where_core_rounds(engine, parts, own_folders, monkeypatch):
+    """Core reads a full net as fp16 on most GPUs."""
+    monkeypatch.setattr(engine.get("model_management"), "should_use_fp16", lambda *_, **__: True)
+    start = engine_controlnet.fresh(parts.model, "full", seed=0)
+    control = made(parts, boxes.FULL)
+    assert control.control_model.dtype == torch.float16
+    saved = boxes.SaveControlNet().run(**defaults(boxes.SaveControlNet, control_net=control, precision="fp32"))
+    from_file = safetensors.torch.load_file(own_folders / "controlnet" / saved["result"][0])
+    for found in (engine_controlnet.form_of(control), from_file):
+        assert all(torch.equal(found[name], value) for name, value in start.items())
+    engine_controlnet.form_of(control.copy())  # core's own copies have what core has
+
+
 def guess(parts, control, way, strength=1.0, start=0.0, end=1.0):
     positive = bridge.encode(parts.clip, "")
     given = {"weights": way, "strength": strength, "start_percent": start, "end_percent": end}
@@ -241,6 +295,9 @@ def test_guess_mode(parts, ready, form):
     assert torch.equal(by_core(parts, apply(empty, empty, control, IMAGES[:1], 1.0, 0.0, 1.0)[0]), alone)
     with pytest.raises(ValueError, match="no layers that guess mode"):
         guess(parts, SimpleNamespace(), ways[0])
+    transformers = SimpleNamespace(control_model=torch.nn.Linear(2, 2), copy=lambda: control.copy())  # SD3's, Flux's
+    with pytest.raises(ValueError, match="no layers that guess mode"):
+        guess(parts, transformers, ways[0])
 
 
 def test_guess_modes_weights_reach_the_networks_layers(parts, ready):
