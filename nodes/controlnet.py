@@ -235,6 +235,7 @@ class TrainControlNet(Box):
         )
         figure, size = loss_figure(loop), path.stat().st_size / 1e6
         said = [training_line(loop, outcome, began_at), f"Saved as {path.name} ({size:.2f} MB) in {path.parent}."]
+        said += tuning_set.hint_notices(pictures, hints)
         if key is None:
             said.append("Notice: the model carries patches whose content can't be told, so the training is not kept.")
         report = "\n".join(said)
