@@ -176,6 +176,16 @@ def test_hints(parts):
     assert boxes.HintMaker().run(**defaults(boxes.HintMaker, image=IMAGES))[0].shape == IMAGES.shape
 
 
+@pytest.mark.parametrize("kind", boxes.hints.KINDS)
+def test_hints_of_the_nodes_defaults_are_made_with_the_kinds_own_settings_one_by_one(kind, monkeypatch):
+    made_of, hint = [], boxes.hints.hint
+    monkeypatch.setattr(boxes.hints, "hint", lambda images, *more: made_of.append(len(images)) or hint(images, *more))
+    batch = boxes.HintMaker().run(**defaults(boxes.HintMaker, image=IMAGES, kind=kind))[0]
+    assert made_of == [1, 1] and batch.is_contiguous()
+    for one, picture in zip(batch, IMAGES.movedim(-1, 1)):
+        assert torch.equal(one.movedim(-1, 0), getattr(boxes.hints, kind)(picture[None])[0])
+
+
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (132, 128), (40, 40)])
 def test_a_hint_of_another_size_is_trained_as_core_draws_with_it(parts, height, width):
     hint = (torch.rand(1, height, width, 3, generator=torch.Generator().manual_seed(4)) > 0.9).float()
