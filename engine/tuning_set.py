@@ -24,7 +24,7 @@ from torch import Tensor
 from ..samplers.record_file import check_tensors, read, write
 from ..samplers.tuning.controlnet import HINT_SCALE
 from ..samplers.tuning.objective import Examples
-from .comfy import Progress, latent_in
+from .comfy import Progress, get, latent_in
 from .files import cache_folder, opened_picture, trim, upright
 from .samples import SUFFIXES, folder_path
 from .training_store import STORE_BYTES
@@ -133,17 +133,17 @@ def _step(size: int) -> int:
     return min(64, max(size // 4, 8))
 
 
-def _fitted(image: Image.Image, side: tuple[int, int], what: str) -> Image.Image:
-    """What belongs to a picture, cut as the picture was, whose size is a bucket's (width, height). ValueError for
-    proportions, a pixel more or less, that lie in another bucket: it would show other places than the picture does."""
+def _check_proportions(width: int, height: int, side: tuple[int, int], what: str) -> None:
+    """ValueError for a mask or hint whose proportions, a pixel more or less, lie in another bucket than `side`, its
+    picture's (width, height): cut to that, it would show other places than the picture does."""
     half = _step(round(math.sqrt(side[0] * side[1]))) / 2
     low, high = (side[0] - half) / (side[1] + half), (side[0] + half) / (side[1] - half)
-    if image.width + 1 < low * (image.height - 1) or image.width - 1 > high * (image.height + 1):
+    if width + 1 < low * (height - 1) or width - 1 > high * (height + 1):
         raise ValueError(
-            f"{what} has {image.width} x {image.height} pixels and its picture is cut to {side[0]} x {side[1]}: give "
-            "both the same proportions."
+            f"{what} has {width} x {height} pixels and its picture is cut to {side[0]} x {side[1]}: masks and hints "
+            "come in one batch, which has one size, so give them and all pictures the same proportions (wire one IMAGE "
+            "batch in place of a folder of mixed ones)."
         )
-    return ImageOps.fit(image, side, Image.Resampling.BILINEAR)
 
 
 def folder_pictures(name: str, size: int) -> list[Found]:
@@ -245,7 +245,8 @@ def encoded(vae, pixels: Tensor, seed: int) -> Tensor:
 def _mask(mask: Tensor, side: tuple[int, int], shape: Sequence[int], name: str) -> Tensor:
     """A MASK [H, W] cut like its picture, on the grid of a latent of that shape [C, ..., h, w]: [1, ..., h, w]."""
     whole = Image.fromarray((mask.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy())
-    fitted = np.asarray(_fitted(whole, side, f"The mask of {name}"), np.float32) / 255
+    _check_proportions(*whole.size, side, f"The mask of {name}")
+    fitted = np.asarray(ImageOps.fit(whole, side, Image.Resampling.BILINEAR), np.float32) / 255
     out = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(fitted)[None], tuple(shape[-2:]))
     out = out.reshape(1, *[1] * (len(shape) - 3), *shape[-2:]).expand(1, *shape[1:]).clone()
     if not bool((out > 0).any()):
@@ -254,17 +255,35 @@ def _mask(mask: Tensor, side: tuple[int, int], shape: Sequence[int], name: str) 
 
 
 def hints_for(pictures: TuningSet, images: Tensor) -> tuple[Tensor, ...]:
-    """Each picture's hint [3, 8h, 8w] in 0..1, cut like the picture itself; images: IMAGE [B, H, W, 3], one each.
+    """Each picture's hint [3, 8h, 8w] in 0..1, cut and scaled as core's ControlNet does it when it draws; images: IMAGE
+    [B, H, W, 3], one each.
 
     ValueError for another number of hints, for other proportions, and for values that aren't finite."""
     if len(images) != len(pictures):
         raise ValueError(f"There are {len(images)} hints for {len(pictures)} pictures: give one for each, in order.")
-    out = []
-    for i, (hint, latent) in enumerate(zip(batch_pictures(images), pictures.latents), 1):
-        side = (latent.shape[-1] * HINT_SCALE, latent.shape[-2] * HINT_SCALE)
-        fitted = _fitted(hint.picture, side, f"Hint {i}")
-        out.append(torch.from_numpy(np.asarray(fitted, np.float32) / 255).movedim(-1, 0).clone())
+    out, scaled = [], get("utils").common_upscale
+    for i, (hint, side) in enumerate(zip(batch_pictures(images), _hint_sides(pictures)), 1):
+        _check_proportions(*hint.picture.size, side, f"Hint {i}")
+        pixels = torch.from_numpy(np.asarray(hint.picture, np.float32) / 255)[None].movedim(-1, 1)
+        out.append(scaled(pixels, *side, "nearest-exact", "center")[0])
     return tuple(out)
+
+
+def _hint_sides(pictures: TuningSet) -> list[tuple[int, int]]:
+    """(width, height) of each picture's hint."""
+    return [(z.shape[-1] * HINT_SCALE, z.shape[-2] * HINT_SCALE) for z in pictures.latents]
+
+
+def hint_notices(pictures: TuningSet, images: Tensor) -> list[str]:
+    """A sentence if hints must be scaled, which is done without smoothing: what size to make them."""
+    own = (images.shape[2], images.shape[1])
+    sizes = sorted({f"{width} x {height}" for width, height in _hint_sides(pictures) if (width, height) != own})
+    if not sizes:
+        return []
+    return [
+        f"Notice: the hints have {own[0]} x {own[1]} pixels and are trained at {' and '.join(sizes)}, where thin lines "
+        "may break: scale the pictures to that size before Hint Maker and Tuning Pictures."
+    ]
 
 
 def changed(name: str) -> str:

@@ -55,16 +55,25 @@ class HintMaker(Box):
             "kind",
             list(hints.KINDS),
             "Edges: Canny's thin lines. Scribble: thick soft lines. Mask: white where bright. Shading: blurred "
-            "brightness.",
+            "brightness. All read brightness alone: red beside an equally bright green gives no edge, as in core's "
+            "Canny.",
         ),
         Float(
             "threshold",
-            0.1,
-            "Edges and scribble: how strong a line must be, in brightness per pixel. Mask: the brightness above which "
-            "it is white. Shading has none.",
+            0.0,
+            "0: the kind's own. Edges (0.1): how steep brightness must be, per pixel. Scribble (0.1): four times the "
+            "difference of two blurs that makes a line. Mask (0.5): the brightness above which it is white. Shading "
+            "has none.",
         ),
         Float(
-            "blur", 1.0, "Blur before the filter, in pixels: small things vanish. The mask has none.", 0.0, 64.0, 0.1
+            "blur",
+            0.0,
+            "In pixels; 0: the kind's own. Edges (1): blur before the filter, so that small things vanish; 0.1 is as "
+            "good as none. Scribble (2): the smaller of its two blurs, which sets how thick lines are. Shading (4): "
+            "how much detail vanishes. The mask has none.",
+            0.0,
+            64.0,
+            0.1,
         ),
         Socket(
             "mask", "MASK", "With the kind 'mask': these masks are the hints, and the pictures are not read."
@@ -77,8 +86,11 @@ class HintMaker(Box):
     def run(self, image, kind, threshold, blur, mask=None):
         if mask is not None and kind == "mask":
             return (mask.float().reshape(-1, 1, *mask.shape[-2:]).movedim(1, -1).repeat(1, 1, 1, 3).clamp(0, 1),)
-        made = hints.hint(image[..., :3].float().movedim(-1, 1), kind, threshold, blur)
-        return (made.movedim(1, -1).contiguous(),)
+        made, progress = torch.zeros(*image.shape[:3], 3, device=image.device), comfy.Progress(len(image))
+        for i, one in enumerate(image[..., :3].split(1)):  # a thousand pictures' gradients fill any memory
+            made[i] = hints.hint(one.float().movedim(-1, 1), kind, threshold, blur)[0].movedim(0, -1)
+            progress.tick()
+        return (made,)
 
 
 class MakeControlNet(Box):
@@ -237,6 +249,7 @@ class TrainControlNet(Box):
         )
         figure, size = loss_figure(loop), path.stat().st_size / 1e6
         said = [training_line(loop, outcome, began_at), f"Saved as {path.name} ({size:.2f} MB) in {path.parent}."]
+        said += tuning_set.hint_notices(pictures, hints)
         if key is None:
             said.append("Notice: the model carries patches whose content can't be told, so the training is not kept.")
         report = "\n".join(said)

@@ -2,7 +2,8 @@
 
 Edges are Canny's (1986): Gaussian, Sobel, thinning across the edge, two thresholds. A scribble is thick dark lines by a
 difference of two Gaussians (Marr & Hildreth 1980), drawn white on black. Shading is the picture's own brightness at a
-large scale, stretched to 0..1: no measured depth, though near and lit things are mostly bright in both.
+large scale, stretched to 0..1: no measured depth, though near and lit things are mostly bright in both. All read
+brightness alone.
 Everything takes IMAGE-like tensors [B, 3, H, W] in 0..1 and gives [B, 3, H, W] in 0..1, three equal channels.
 """
 
@@ -69,7 +70,8 @@ def _shifted(x: Tensor, unit: Tensor, by: float) -> Tensor:
 
 
 def scribble(images: Tensor, threshold: float = 0.1, sigma: float = 2.0) -> Tensor:
-    """Thick soft lines where the picture is darker or brighter than its surroundings by `threshold`/4 or more."""
+    """Thick soft lines where the picture is darker or brighter than its surroundings by more than `threshold`/4,
+    as the difference of two blurs tells: `sigma` and 1.6 of it."""
     light = gray(images)
     lines = (blurred(light, sigma) - blurred(light, 1.6 * sigma)).abs()
     drawn = F.max_pool2d((lines > threshold / 4).to(images), 3, 1, 1)
@@ -89,8 +91,9 @@ def shading(images: Tensor, sigma: float = 4.0) -> Tensor:
     return torch.where(flat, 0.5, (light - low) / (high - low).clamp(min=1e-4)).expand(-1, 3, -1, -1).clone()
 
 
-def hint(images: Tensor, kind: str, threshold: float = 0.1, sigma: float = 1.0) -> Tensor:
-    """One of `KINDS`. ValueError for another, and for a picture that isn't [B, 3, H, W]."""
+def hint(images: Tensor, kind: str, threshold: float = 0.0, sigma: float = 0.0) -> Tensor:
+    """One of `KINDS`; a threshold or sigma of 0 is the kind's own. ValueError for another kind, and for a picture that
+    isn't [B, 3, H, W]."""
     if kind not in KINDS:
         raise ValueError(f"There is no hint {kind!r}: choose one of {', '.join(KINDS)}.")
     if images.ndim != 4 or images.shape[1] != 3:
@@ -98,4 +101,5 @@ def hint(images: Tensor, kind: str, threshold: float = 0.1, sigma: float = 1.0) 
     options = {"threshold": threshold, "sigma": sigma}
     if kind in ("mask", "shading"):
         options.pop("sigma" if kind == "mask" else "threshold")
-    return {"edges": edges, "scribble": scribble, "mask": mask, "shading": shading}[kind](images, **options)
+    given = {name: value for name, value in options.items() if value}
+    return {"edges": edges, "scribble": scribble, "mask": mask, "shading": shading}[kind](images, **given)

@@ -55,10 +55,16 @@ def test_hints_and_masks_of_other_proportions_than_their_pictures_are_refused():
     wide = tuning_set.TuningSet((torch.zeros(4, 8, 12),), ("a dog",), (None,), ("picture 1",))
     for height, width in ((64, 96), (100, 150), (64, 90)):
         assert tuning_set.hints_for(wide, torch.ones(1, height, width, 3))[0].shape == (3, 64, 96)
-    with pytest.raises(ValueError, match="Hint 1 has 64 x 64 pixels and its picture is cut to 96 x 64"):
+    with pytest.raises(ValueError, match="Hint 1 has 64 x 64 pixels and its picture is cut to 96 x 64: .* one IMAGE"):
         tuning_set.hints_for(wide, torch.ones(1, 64, 64, 3))
     with pytest.raises(ValueError, match="mask of picture 0 has 96 x 64 pixels"):
         made(Drawing(), torch.ones(1, 64, 96))
+
+
+def test_a_hint_of_its_pictures_size_stays_as_it_is():
+    pictures = tuning_set.TuningSet((torch.zeros(4, 8, 12),), ("a dog",))
+    hint = torch.randint(256, (1, 64, 96, 3)) / 255
+    assert torch.equal(tuning_set.hints_for(pictures, hint)[0], hint[0].movedim(-1, 0))
 
 
 @pytest.mark.parametrize("size", [32, 64, 128, 512, 1024])

@@ -178,6 +178,37 @@ def test_hints(parts):
     assert boxes.HintMaker().run(**defaults(boxes.HintMaker, image=IMAGES))[0].shape == IMAGES.shape
 
 
+@pytest.mark.parametrize("kind", boxes.hints.KINDS)
+def test_hints_of_the_nodes_defaults_are_made_with_the_kinds_own_settings_one_by_one(kind, monkeypatch):
+    made_of, hint = [], boxes.hints.hint
+    monkeypatch.setattr(boxes.hints, "hint", lambda images, *more: made_of.append(len(images)) or hint(images, *more))
+    batch = boxes.HintMaker().run(**defaults(boxes.HintMaker, image=IMAGES, kind=kind))[0]
+    assert made_of == [1, 1] and batch.is_contiguous()
+    for one, picture in zip(batch, IMAGES.movedim(-1, 1)):
+        assert torch.equal(one.movedim(-1, 0), getattr(boxes.hints, kind)(picture[None])[0])
+
+
+@pytest.mark.parametrize(("height", "width"), [(128, 128), (132, 128), (40, 40)])
+def test_a_hint_of_another_size_is_trained_as_core_draws_with_it(parts, height, width):
+    hint = (torch.rand(1, height, width, 3, generator=torch.Generator().manual_seed(4)) > 0.9).float()
+    control, given = made(parts, boxes.FULL), []
+    apply, empty = bridge.get("nodes").ControlNetApplyAdvanced().apply_controlnet, bridge.encode(parts.clip, "")
+    hook = control.control_model.register_forward_pre_hook(
+        lambda _, args, named: given.append(named["hint"].clone()), with_kwargs=True
+    )
+    by_core(parts, apply(empty, empty, control, hint, 1.0, 0.0, 1.0)[0])
+    hook.remove()
+    pictures = tuning_set.TuningSet((torch.zeros(4, 8, 8),), ("a circle",))
+    assert torch.equal(tuning_set.hints_for(pictures, hint)[0], given[0][0])
+
+
+def test_the_report_names_the_size_that_hints_should_have(parts):
+    notice = "Notice: the hints have 128 x 128 pixels and are trained at 64 x 64"
+    said = trained(parts, made(parts), hints=torch.rand(2, 128, 128, 3))["ui"]["text"][0]
+    assert notice in said
+    assert "Notice: the hints" not in trained(parts, made(parts))["ui"]["text"][0]
+
+
 def test_an_inpainting_network_is_refused(parts, monkeypatch):
     """It takes nine channels, and the engine gives a control net the latent's four."""
     control = made(parts)

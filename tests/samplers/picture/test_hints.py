@@ -53,6 +53,18 @@ def test_scribbles_are_thicker_than_edges():
     assert (away[line] - 18).abs().max() < 9
 
 
+@pytest.mark.parametrize("kind", hints.KINDS)
+def test_a_threshold_and_a_blur_of_0_are_the_kinds_own(kind):
+    picture = disc()[0] * 0.6
+    made = hints.hint(picture, kind)
+    assert torch.equal(made, getattr(hints, kind)(picture)) and made.min() == 0 and made.max() > 0.9
+
+
+def test_a_blur_of_a_tenth_is_none():
+    picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(hints.hint(picture, "edges", 0.2, 0.1), hints.edges(picture, 0.2, 0))
+
+
 def test_a_blur_keeps_the_mean_of_a_flat_picture_and_its_width():
     point = torch.zeros(1, 1, 41, 41)
     point[..., 20, 20] = 1
