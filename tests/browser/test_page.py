@@ -409,8 +409,10 @@ def test_every_workflow_opens_and_runs_from_the_pages_own_button(page, name):
     page.load(name)
     entry = page.queue()
     assert any(output.get("images") for output in entry["outputs"].values())
-    idle = page.prompt.keys() - page.executed
-    assert not idle, f"never executed: {[page.prompt[key]['class_type'] for key in idle]}"
+    asked = {key: (node["class_type"], node["inputs"]) for key, node in page.prompt.items()}
+    ran = [asked[key] for key in page.executed & asked.keys()]  # the newer engine runs equal nodes once
+    idle = [node for node in asked.values() if node not in ran]
+    assert not idle, f"never executed: {idle}"
     page.fit()
     page.shot(f"workflow_{name}")
     if not page.kind.endswith("vue"):  # that one draws every node, core's too, larger than its saved size
