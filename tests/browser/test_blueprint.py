@@ -40,7 +40,9 @@ def from_the_library(page):
     page.tab.wait_for_timeout(1500)
     page.tab.keyboard.press("Enter")
     page.tab.wait_for_function("app.graph._nodes.length === 1", timeout=10_000)
+    page.tab.wait_for_timeout(500)
     page.tab.mouse.click(700, 400)  # the newest page lets the node hang on the mouse until a click
+    page.tab.wait_for_function("!app.graph._nodes[0].flags?.ghost")
     page.tab.wait_for_timeout(500)
     return page.tab.evaluate("(n => ({title: n.title, type: n.type}))(app.graph._nodes[0])")
 

@@ -227,7 +227,15 @@ export function setValue(node, name, to, list = false) {
     if (widget.inputEl && widget.inputEl.value !== to) widget.inputEl.value = to;
     widget.callback?.(to, app.canvas, node);
     node.setDirtyCanvas?.(true, true);
+    clearTimeout(noting);
+    noting = setTimeout(note, 300);  // one step of undo for a slider's way
 }
+
+let noting = 0;
+
+/** Have the page note what a panel changed, for undo and for its own copy of the work: by itself it only notes what keys
+ * and clicks on the canvas do. */
+const note = () => app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState?.();
 
 /** All widget values by name, and `wired`: the names of inputs that have a wire. @param {any} node */
 export function values(node) {
