@@ -158,9 +158,9 @@ class Capture(WordEdit):
         self._clock = Clock()
 
     def begin(self, moment, options):
-        job = running_job()
+        job, before = running_job(), list(self._clock.levels)
         if self._clock.tick(moment.sigma, options.get("sample_sigmas")) or job != self.controller.job:
-            self.controller.begin(job)
+            self.controller.begin(job, climbs=len(before) == 1 and moment.sigma > before[0])
 
 
 def in_order(edits: Sequence[PairEdit | WordEdit]) -> list[PairEdit | WordEdit]:

@@ -94,7 +94,7 @@ def Sampler(new):
 @cell
 def LoadInversion(new):
     g = new()
-    g.own("SaveInversion", inversion=g.inversion(), name="inversions/families")
+    g.own("SaveInversion", inversion=g.inversion(), name="inversions/families", overwrite=True)
     yield g
     g = new()
     loaded = g.own("LoadInversion", name="inversions/families", model=g.model)
@@ -424,7 +424,7 @@ def direction(g: FamilyGraph) -> Node:
 @cell
 def HSpaceDirection(new):
     g = new()
-    g.own("SaveDirection", direction=direction(g), name="h_directions/families")
+    g.own("SaveDirection", direction=direction(g), name="h_directions/families", overwrite=True)
     yield g
     return "finds a direction"
 
@@ -433,7 +433,7 @@ def HSpaceDirection(new):
 def HSpaceTrain(new):
     g = new()
     made = g.own("HSpaceTrain", image_text=g.towers(), steps=2, passes=1, **WORDS)
-    g.own("SaveDirection", direction=made, name="h_directions/families")
+    g.own("SaveDirection", direction=made, name="h_directions/families", overwrite=True)
     yield g
     return "trains"
 
@@ -464,11 +464,11 @@ def AsyrpSampler(new):
 @cell
 def LoadDirection(new):
     g = new()
-    g.own("SaveDirection", direction=direction(g), name="h_directions/families")
+    g.own("SaveDirection", direction=direction(g), name="h_directions/families", overwrite=True)
     yield g
     g = new()
     loaded = g.own("LoadDirection", name="h_directions/families", model=g.model)
-    g.own("SaveDirection", direction=loaded, name="h_directions/families_2")
+    g.own("SaveDirection", direction=loaded, name="h_directions/families_2", overwrite=True)
     yield g
     return "comes back from its file"
 

@@ -157,13 +157,16 @@ class MapRecorder(Controller):
     ):
         self.columns, self.layers, self.window = columns, layers or LayerChoice(), window
         self.maps = MapSum()
-        #: runs of one job that began since the maps were last shown
-        self.runs, self.job, self._shown = 0, None, False
+        #: runs of one job that filled the maps since they were last shown
+        self.runs, self.job, self._filled, self._shown = 0, None, False, False
 
-    def begin(self, job: str | None = None) -> None:
-        """A run of that job begins, and its maps take the place of those of the run before."""
+    def begin(self, job: str | None = None, climbs: bool = False) -> None:
+        """A run of that job begins, and its maps take the place of those of the run before. climbs: it is the next step
+        of a rising run, as an inversion's, and counts with it."""
         self.maps.clear()
-        self.runs = 1 if self._shown or job != self.job else self.runs + 1
+        if self._shown or job != self.job:
+            self.runs = 0
+        self._filled = climbs and self._filled and self.runs > 0
         self.job, self._shown = job, False
 
     def shown(self) -> int:
@@ -175,6 +178,8 @@ class MapRecorder(Controller):
         return Ask.PROBABILITIES if layer in self.layers and layer.moment in self.window else Ask.NOTHING
 
     def watch(self, target, source, rows, layer, pixels):
+        self.runs += not self._filled
+        self._filled = True
         for i, (prompt, image) in enumerate(zip(rows.prompt, rows.image, strict=True)):
             self.maps.add(image, layer, pixels, _word_maps(target[i], self.columns[prompt]))
 

@@ -96,6 +96,23 @@ def test_maps_that_two_samplers_filled_are_told(tiny, prompt, sample):
     assert all("2 runs" in heat(maps, image).text for _ in range(2)), "whoever looks first"
 
 
+def test_only_runs_that_fill_the_maps_are_counted(tiny, prompt, sample, euler):
+    """Not those of another prompt, nor every step of an inversion's rise."""
+    positive, other, image = prompt("a red cat"), prompt("a blue dog"), torch.rand(2, 64, 64, 3)
+    model, maps = record(tiny, positive, "red", "all")
+    for ends in (other, positive):
+        sample(model, ends, prompt(""))
+    assert "Notice" not in heat(maps, image).text
+    for _ in range(2):
+        for ends in (other, positive):
+            sample(model, ends, prompt(""))
+    assert "2 runs" in heat(maps, image).text
+    latent = {"samples": torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))}
+    given = {"steps": 5, "cfg": 1.0, "pivot": "DDIM", "use_cache": False}
+    run("InvertImage", model=model, positive=positive, negative=prompt(""), latent=latent, **given)
+    assert "Notice" not in heat(maps, image).text
+
+
 def test_each_prompt_of_the_queue_has_maps_of_its_own(tiny, prompt, euler, monkeypatch):
     """Also where runs of one step follow each other, whose levels never rise; an interrupted run counts for none."""
     ends, image, job = (prompt("a red cat"), prompt("")), torch.rand(2, 64, 64, 3), iter("ab")

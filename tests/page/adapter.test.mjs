@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { beforeEach, test } from "node:test";
 import { Graph, api, app, node } from "./front_end.mjs";
 
-const { clearPreview, onOurNodes, onResult, upstream, watch } = await import("../../web/js/adapter.js");
+const { clearPreview, onOurNodes, onResult, setValue, upstream, watch } = await import("../../web/js/adapter.js");
 const PHOTO = "NullText_EditPhoto";
 let graph, made, seen;
 
@@ -108,4 +108,21 @@ test("wires that part and meet again are followed once", () => {
     let asked = 0;
     assert.equal(upstream(last, () => ++asked > 1000, ["CONDITIONING"]), null);
     assert.equal(asked, 31);
+});
+
+test("what panels change is noted by the page once they rest, by the newer page's name where it has one", async () => {
+    const at = graph.add(node(PHOTO)), counts = { older: 0, newer: 0 };
+    at.widgets = [{ name: "steps", value: 1 }];
+    const tracker = { checkState() { counts.older += this === tracker; } };
+    app.extensionManager = { workflow: { activeWorkflow: { changeTracker: tracker } } };
+    const moved = async (...values) => {
+        for (const value of values) setValue(at, "steps", value);
+        await new Promise((done) => setTimeout(done, 350));
+        return { ...counts };
+    };
+    assert.deepEqual(await moved(2, 3), { older: 1, newer: 0 });
+    assert.deepEqual(await moved(3), { older: 1, newer: 0 });
+    tracker.captureCanvasState = function () { counts.newer += this === tracker; };
+    assert.deepEqual(await moved(4), { older: 1, newer: 1 });
+    delete app.extensionManager;
 });

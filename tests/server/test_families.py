@@ -23,6 +23,7 @@ ONCE = [
     ("HiDream", "InvertImage", WORKS),
 ]
 EVERYWHERE = ("InvertImage", "Inverter", "Optimise", "Sampler", "Guider", "SDEdit", "RePaintSampler", "DirectEdit")
+EVERYWHERE += ("LoadInversion",)  # whose file every family writes anew
 WHOLE_CELLS = [
     (family, node, WORKS if node in EVERYWHERE else None)
     for family in WHOLE

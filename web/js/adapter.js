@@ -235,7 +235,10 @@ let noting = 0;
 
 /** Have the page note what a panel changed, for undo and for its own copy of the work: by itself it only notes what keys
  * and clicks on the canvas do. */
-const note = () => app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState?.();
+function note() {
+    const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
+    (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);  // the newer page's name first
+}
 
 /** All widget values by name, and `wired`: the names of inputs that have a wire. @param {any} node */
 export function values(node) {
