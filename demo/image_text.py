@@ -217,8 +217,20 @@ def train_noisy(
     return trainer.run(step, batch, report)
 
 
+@torch.no_grad()
+def accuracies(model: ImageText, device: torch.device) -> dict[str, str]:
+    """`retrieval` on 512 held-out scenes, and on as many of pairs that no training shows ("_unseen")."""
+    figures = {}
+    for split, suffix, seed in (("held_out", "", 17), ("unseen", "_unseen", 19)):
+        test = scenes.sample(512, generator(device, seed), split, two=0)
+        shares = retrieval(model.embed_image(scenes.draw(test)[0]), model, test)
+        figures |= {f"{name}_accuracy{suffix}": f"{share:.4f}" for name, share in shares.items()}
+    return figures
+
+
 def export(model: ImageText, path: Path, notes: dict[str, str]) -> None:
     """The model as one fp16 safetensors file that the pack loads."""
+    print(notes, flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().half().contiguous().cpu() for k, v in model.state_dict().items()}
     save_file(state, path, model.metadata() | notes)
@@ -260,14 +272,7 @@ def main() -> None:
     if with_noisy:
         attributes.started(model.noisy, args.state)
         model.noisy = train_noisy(model, autoencoder, minutes * (1 - part), batch, args.pool, device, args.state)
-    figures = {}
-    with torch.no_grad():
-        for split, suffix, seed in (("held_out", "", 17), ("unseen", "_unseen", 19)):
-            test = scenes.sample(512, generator(device, seed), split, two=0)
-            shares = retrieval(model.embed_image(scenes.draw(test)[0]), model, test)
-            figures |= {f"{name}_accuracy{suffix}": f"{share:.4f}" for name, share in shares.items()}
-    print(figures, flush=True)
-    export(model, args.out, figures)
+    export(model, args.out, accuracies(model, device))
 
 
 if __name__ == "__main__":
