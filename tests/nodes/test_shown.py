@@ -70,26 +70,27 @@ class Frames:
         return frames.repeat_interleave(8, 2).repeat_interleave(8, 3).clamp(0, 1)
 
 
-class RightHalf(EditBox):
-    """Changes the right half of every frame."""
+class Halves(EditBox):
+    """Changes the right half of the first latent's frames, the lower half of the second's."""
 
-    ID, TITLE, INPUTS, OUTPUTS = "right", "Right half", (), ()
+    ID, TITLE, INPUTS, OUTPUTS = "halves", "Halves", (), ()
     READS_MASK = True
 
     def run(self, latent):
         edit = latent["samples"].clone()
-        edit[..., 4:] += 1
+        edit[0, ..., 4:] += 1
+        edit[1, ..., 4:, :] += 1
         return text_result("", {"samples": edit})
 
 
 @pytest.mark.parametrize("frames", [2, 3])
 def test_a_noise_mask_for_each_frame_covers_what_changes_in_any(engine, frames):
     """As core's nodes that make a video of a picture give it: the first frame is held."""
-    mask = torch.zeros(1, 1, frames, 8, 8)
-    mask[:, :, 1:, :, 4:] = 1
-    latent = {"samples": normal(1, 16, frames, 8, 8), "noise_mask": mask}
-    said = RightHalf().shown(vae=Frames(), latent=latent)["ui"]["nulltext_said"]
-    assert said == ["PSNR inf dB outside the mask"] * (4 * frames - 3)
+    mask = torch.zeros(2, 1, frames, 8, 8)
+    mask[0, :, 1:, :, 4:], mask[1, :, 1:, 4:] = 1, 1
+    latent = {"samples": normal(2, 16, frames, 8, 8), "noise_mask": mask}
+    said = Halves().shown(vae=Frames(), latent=latent)["ui"]["nulltext_said"]
+    assert said == ["PSNR inf dB outside the mask"] * 2 * (4 * frames - 3)
 
 
 @pytest.mark.parametrize("name", ["SDEdit", "DirectEdit"])
