@@ -184,13 +184,17 @@ def new_record(name: str, overwrite: bool) -> Path:
     return path
 
 
-def save_record(record, name: str, overwrite: bool) -> tuple[str, str]:
+def save_record(record, name: str, overwrite: bool, described: str) -> tuple[str, str]:
     """Write a record (an inversion, a direction) by its `save(path)` where `new_record` says: (the file's name inside
-    the output folder, what was saved in words)."""
-    path = new_record(name, overwrite)
+    the output folder, a report of what was saved). described: the record in words."""
+    path, wished = new_record(name, overwrite), named("output", name)
     record.save(path)
-    name = path.relative_to(folder("output")).as_posix()
-    return name, f"Saved {name} ({path.stat().st_size / 2**20:.1f} MB)"
+    saved, asked = (each.relative_to(folder("output")) for each in (path, wished))
+    report = f"Saved {saved.as_posix()} ({path.stat().st_size / 2**20:.1f} MB): {described}"
+    if saved != asked:
+        old, new = (each.with_suffix("").as_posix() for each in (asked, saved))
+        report += f"\nNotice: the name {old} was taken: load this one as {new}."
+    return saved.as_posix(), report
 
 
 def state_of(find: Callable[[], Path], *beside: Callable[[Path], Path]) -> str:

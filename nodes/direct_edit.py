@@ -31,7 +31,7 @@ from .base import (
     Output,
     optional,
 )
-from .masked import MaskedEdit
+from .masked import MaskedEdit, own_mask
 from .replay import Result
 from .report import nothing_to_change, text_result
 from .shown import SEEN, EditBox
@@ -224,13 +224,14 @@ class DirectEdit(EditBox):
         Output("LATENT", "The edited latent, for VAE Decode.", "latent"),
         Output("STRING", "What it cost and how far it lies from the source.", "report"),
     )
+    READS_MASK = True
 
     def run(
         self, model, source, target, latent, method, steps, scheduler, negative=None, mask=None, sigmas=None, **options
     ):
         sigmas = sigmas_of(model, scheduler, steps) if sigmas is None else sigmas
         conds = {"source": source, "target": target, "negative": negative}
-        mask = latent.get("noise_mask") if mask is None else mask
+        mask = own_mask(latent) if mask is None else mask
         result, reason = edit(model, conds, latent, sigmas, method, mask=mask, **options)
         moved = ", ".join(f"{float(e):.2g}" for e in result.error)
         text = f"{method}: {result.calls} network calls in {result.seconds:.1f} s; latent rms distance from the source "

@@ -190,6 +190,7 @@ class DisturbanceSampler(EditBox):
     )
     OUTPUTS = (Output("LATENT", "The cartoon."),)
     AFTER = "cartoon"
+    READS_MASK = True
 
     def run(
         self,

@@ -37,8 +37,8 @@ class SaveDirection(Box):
     OUTPUTS = (Output("STRING", "The file's name inside the output folder, for Load h-Space Direction.", "name"),)
 
     def run(self, direction, name, overwrite):
-        name, saved = files.save_record(direction, name, overwrite)
-        return text_result(f"{saved}: {_describe(direction)}", name)
+        name, report = files.save_record(direction, name, overwrite, _describe(direction))
+        return text_result(report, name)
 
 
 class LoadDirection(Box):

@@ -38,8 +38,8 @@ class SaveInversion(Box):
     OUTPUTS = (Output("STRING", "The file's name inside the output folder, for Load Inversion.", "name"),)
 
     def run(self, inversion, name, overwrite):
-        name, saved = files.save_record(inversion, name, overwrite)
-        return text_result(f"{saved}: {_describe(inversion)}", name)
+        name, report = files.save_record(inversion, name, overwrite, _describe(inversion))
+        return text_result(report, name)
 
 
 class LoadInversion(Box):

@@ -53,6 +53,7 @@ class MasaCtrl(EditBox):
         Output("LATENT", "The source latents.", "source"),
         Output("STRING", "What it cost.", "report"),
     )
+    READS_MASK = True
 
     def before(self, inputs, outputs):
         return outputs[1]["samples"]

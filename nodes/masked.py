@@ -32,11 +32,18 @@ def encoded(vae, image: Tensor | None, latent: dict | None, need: str) -> dict:
     return latent
 
 
-def mask_unread(latent: dict) -> str:
-    """What a box says that does not read a latent's own noise mask, where there is one."""
-    if latent.get("noise_mask") is None:
-        return ""
-    return "\nNotice: the latent's noise mask is not read here, and the whole picture may change."
+def own_mask(latent: dict) -> Tensor | None:
+    """A latent's noise mask as MASK [B or 1, h, w], if it has one: what may change in one of its frames or channels
+    may change in all."""
+    mask = latent.get("noise_mask")
+    if mask is None:
+        return None
+    return mask.reshape(1 if mask.ndim == 2 else len(mask), -1, *mask.shape[-2:]).amax(1)
+
+
+def mask_unread(latent: dict, so: str = "") -> str:
+    """What a box says that does not read a latent's own noise mask, where there is one, and what comes of it."""
+    return "" if latent.get("noise_mask") is None else f"\nNotice: the latent's noise mask is not read here{so}."
 
 
 def in_turn(latent: dict, made: Sequence[Tensor]) -> dict:

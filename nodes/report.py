@@ -70,7 +70,11 @@ def compared(before: Tensor, after: Tensor, mask: Tensor | None = None, what: st
 
 
 def before_after(vae, before: Tensor, after: Tensor, mask: Tensor | None = None, what: str = "edit"):
-    """`compared` of two LATENT samples [B, C, ...] seen through the VAE; without one: no line, no pictures."""
+    """`compared` of two LATENT samples [B, C, ...] seen through the VAE; without one: no line, no pictures.
+
+    mask [n, h, w]: for latents, each with all of its frames."""
     if vae is None:
         return "", {}
-    return compared(comfy.decode(vae, before), comfy.decode(vae, after), mask, what)
+    a, b = comfy.decode(vae, before), comfy.decode(vae, after)
+    frames = len(a) // len(before)
+    return compared(a, b, None if mask is None else mask.repeat_interleave(frames, 0), what)

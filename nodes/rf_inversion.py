@@ -82,7 +82,7 @@ class RFInversion(EditBox):
         out, error, calls = sample_with(model, conds, samples, sigmas, body, total=2 * steps, seed=seed)
         text = f"{calls} network calls in {time.perf_counter() - began:.1f} s, eta in {sum(e > 0 for e in etas)} of "
         text += f"{steps} steps; latent rms distance from the source " + ", ".join(f"{e:.2g}" for e in error)
-        text += mask_unread(latent)
+        text += mask_unread(latent, ", and the whole picture may change")
         return text_result(text, {"samples": out}, text)
 
 

@@ -10,7 +10,7 @@ from ..samplers.picture.sdedit import meaning, sdedit_sigmas
 from . import words
 from .base import CFG, LATENT, MASK, MODEL, NEGATIVE, POSITIVE, SEED, Choice, Float, Int, Output, Text
 from .early import early
-from .masked import MaskedEdit, check_picture, in_turn
+from .masked import MaskedEdit, check_picture, in_turn, own_mask
 from .report import text_result, unchanged
 from .shown import SEEN, EditBox
 
@@ -46,6 +46,7 @@ class SDEdit(EditBox):
         SEEN,
     )
     OUTPUTS = (Output("LATENT", "The result; with further levels, one batch for each level in turn."),)
+    READS_MASK = True
 
     @classmethod
     def VALIDATE_INPUTS(cls, more_levels=None):
@@ -54,7 +55,7 @@ class SDEdit(EditBox):
     def run(self, model, positive, negative, latent, seed, cfg, t0, steps, noise, more_levels, mask=None):
         check_picture(latent, "SDEdit starts from a picture", "encode an image or a scribble")
         latent = fitted(model, latent)
-        edit = MaskedEdit(latent["samples"], latent.get("noise_mask") if mask is None else mask)
+        edit = MaskedEdit(latent["samples"], own_mask(latent) if mask is None else mask)
         eta = 1.0 if noise == STOCHASTIC else 0.0
         if edit.grid is None:
             sampler = own_sampler(sample_ancestral, eta=eta)

@@ -7,6 +7,7 @@ from torch import Tensor
 from ..engine.comfy import is_empty
 from ..engine.noise import source_latent
 from .base import VAE, Box
+from .masked import own_mask
 from .report import BEFORE_AFTER, before_after
 
 SEEN = VAE("Shows source and edit in the node under a divider, at full size. Left open: no pictures.").optional()
@@ -17,6 +18,7 @@ class EditBox(Box):
 
     FUNCTION = "shown"
     AFTER = "edit"  #: what the result is called on the page
+    READS_MASK = False  #: whether the latent's own noise mask stands in for the mask; an inversion comes without
 
     def before(self, inputs: dict, outputs: tuple) -> Tensor | None:
         """LATENT samples of the source: of the inversion, else of `latent`; None for an empty latent."""
@@ -26,10 +28,11 @@ class EditBox(Box):
         return None if latent is None or is_empty(latent) else latent["samples"]
 
     def mask(self, inputs: dict, outputs: tuple) -> Tensor | None:
-        """MASK of where the picture may change: the one that is wired, else the latent's own."""
-        own = (inputs.get("latent") or {}).get("noise_mask")
-        mask = own if inputs.get("mask") is None else inputs["mask"]
-        return None if mask is None else mask.reshape(-1, *mask.shape[-2:])
+        """MASK of where the picture may change: the one that is wired, else the latent's own where that is read."""
+        mask = inputs.get("mask")
+        if mask is None and self.READS_MASK and inputs.get("inversion") is None:
+            return own_mask(inputs["latent"])
+        return mask
 
     def shown(self, vae=None, **inputs) -> dict:
         made = self.run(**inputs)

@@ -52,7 +52,7 @@ def defaults(name: str, *parts: str) -> dict:
     return {key: spec[1]["default"] for key, spec in specs if len(spec) > 1 and "default" in spec[1]}
 
 
-def run(name: str, **inputs) -> Out:
+def run(name: str, /, **inputs) -> Out:
     """The node, under inference mode; widgets that are not named stand at their defaults, and a tensor given for a
     LATENT is one."""
     from nulltext.nodes import NODE_CLASS_MAPPINGS

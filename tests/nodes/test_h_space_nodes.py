@@ -143,6 +143,13 @@ def test_a_saved_direction_edits_to_the_bit(tiny, make_model, ends, latent):
     assert load.IS_CHANGED(name) != load.IS_CHANGED(name + "_other")
 
 
+def test_a_second_direction_of_a_name_is_kept_beside_the_first_and_told(tiny, ends):
+    name = f"directions_{uuid.uuid4().hex}/way"
+    first, second = (node("SaveDirection", direction=made(tiny, ends[0]), name=name) for _ in range(2))
+    assert (first[0], second[0]) == (f"{name}.safetensors", f"{name}_001.safetensors")
+    assert second.text.endswith(f"the name {name} was taken: load this one as {name}_001.")
+
+
 class Tower(torch.nn.Module):
     image_size = 8
 

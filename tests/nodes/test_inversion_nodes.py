@@ -1,5 +1,7 @@
 """The inversion nodes' own part: files, parts, notices, pictures; no network is asked."""
 
+import uuid
+
 import pytest
 import torch
 from nulltext.engine import folders
@@ -8,6 +10,7 @@ from nulltext.engine.noise import model_notes
 from nulltext.nodes import inversion_files, inversion_sampling
 from nulltext.samplers.inversion.record import Inversion
 from nulltext.samplers.measure.charts import captioned_grid
+from nulltext.tests.running import run as node
 
 SIGMAS = torch.tensor([4.0, 2.0, 1.0, 0.0])
 
@@ -40,6 +43,15 @@ def test_files_round_trip_and_are_numbered(engine, inversion):
     assert load.IS_CHANGED() == "" and "no inversion file" in load.IS_CHANGED("a/none")
     for path in (folders.folder("output") / "a").iterdir():
         path.unlink()
+
+
+def test_a_second_file_of_a_name_is_kept_beside_the_first_and_told(engine, inversion):
+    name = f"inversions_{uuid.uuid4().hex}/scene"
+    first, second = (node("SaveInversion", inversion=inversion, name=name) for _ in range(2))
+    assert (first[0], second[0]) == (f"{name}.safetensors", f"{name}_001.safetensors")
+    assert second.text.endswith(f"the name {name} was taken: load this one as {name}_001.")
+    again = node("SaveInversion", inversion=inversion, name=name, overwrite=True)
+    assert again[0] == first[0] and "was taken" not in first.text + again.text
 
 
 @pytest.mark.parametrize("name", ["../b", "", "/etc/b", "a/../../b"])

@@ -90,6 +90,12 @@ def test_the_whole_picture_moves_further_from_a_higher_level(edits, make_model, 
     assert len(result.samples) == 6 and far[0] > 0 and far == sorted(set(far)) and "layout" in result.text
 
 
+def test_a_strip_of_one_picture_of_a_batch_has_its_noise_for_each_level(edits, tiny):
+    """batch_index, from core's Latent From Batch; it is counted where the strip is sampled on."""
+    latent = {"samples": normal(1, 4, 8, 8), "batch_index": [3]}
+    assert edits["sdedit"](tiny, latent, None, more_levels="0.2, 0.3")[0]["batch_index"] == [3, 3, 3]
+
+
 def test_sdedit_refuses_what_is_no_level(edits, idle, latent):
     with pytest.raises(ValueError, match="noise levels are numbers from 0 to 1"):
         edits["sdedit"](idle, latent, None, more_levels="half")

@@ -182,11 +182,17 @@ def test_a_shorter_training_leaves_the_longer_ones_file(xl, own_folders):
     assert len(told) == 2
 
 
-@pytest.mark.parametrize("other", ["a/nulltext/subject.safetensors", "subject.pt", "my.subject.bin"])
-def test_another_embedding_that_a_prompt_may_read_is_told(xl, own_folders, other):
+@pytest.mark.parametrize(
+    ("learn", "other"),
+    [
+        *((learn_both, other) for other in ("a/nulltext/subject.safetensors", "subject.pt", "my.subject.bin")),
+        (learn_word, "subject.pt"),
+    ],
+)
+def test_another_embedding_that_a_prompt_may_read_is_told(xl, own_folders, learn, other):
     (own_folders / "embeddings" / other).parent.mkdir(parents=True, exist_ok=True)
     (own_folders / "embeddings" / other).touch()
-    report = learn_both(xl, sample_every=0)["result"][-1]
+    report = learn(xl, sample_every=0, steps=1, file_name="nulltext/subject")["result"][-1]
     notices = [line for line in report.splitlines() if "may read either" in line]
     told = {"a/nulltext/subject.safetensors": "embedding:nulltext/subject", "subject.pt": "embedding:subject"}
     assert len(notices) == (other in told) and all(f"{told[other]} in a prompt" in line for line in notices)

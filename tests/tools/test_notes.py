@@ -87,6 +87,7 @@ def test_what_is_no_training_is_given_back_too():
     assert "InfEdit” set" not in noted("direct_edit")  # whose few steps are its paper's
     assert "steps 50, start 0.08" in noted("masactrl").replace("cfg 7.5, ", "")
     assert "match off" in noted("disturbance")
+    assert "overwrite" not in noted("inversion_files")  # a matter of taste: it is run again and again
     assert "t0" not in noted("sdedit").partition("own model")[2]  # a strip over it
     assert "(0: as the preset)" not in noted("clip_guidance")
 
