@@ -32,7 +32,7 @@ class EditBox(Box):
         mask = inputs.get("mask")
         if mask is None and self.READS_MASK and inputs.get("inversion") is None:
             return own_mask(inputs["latent"])
-        return mask
+        return None if mask is None else mask.reshape(-1, *mask.shape[-2:])
 
     def shown(self, vae=None, **inputs) -> dict:
         made = self.run(**inputs)
