@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 from ..samplers.tuning.diffusion_clip import Share, check_shares, degrees, mixed
 from ..samplers.tuning.lora import LayerChange, adaptable
-from ..samplers.tuning.whole import Whole, unchanged
+from ..samplers.tuning.whole import unchanged, unshifted
 from .comfy import compute_dtype, get
 from .guider import guider_class
 from .lora_names import of_text, standard
 from .weights import attached, check_base, from_lora_model, whole_layers, wrong_shape
 
 
-def _whole(model: Mapping[str, Tensor], name: str, layer: nn.Module) -> Whole:
-    """The change of a layer's whole weights; a part that the LORA_MODEL lacks is 0."""
-    change = unchanged(layer, name=name)
+def _whole(model: Mapping[str, Tensor], name: str, layer: nn.Module) -> LayerChange:
+    """The change of a layer's whole weights, or of its bias alone; a bias that the LORA_MODEL lacks is 0."""
+    change = unchanged(layer, name=name) if f"{name}.diff" in model else unshifted(layer)
     with torch.no_grad():
         for part, value in change.stored().items():
             given = model.get(f"{name}.{part}", torch.zeros(()))
@@ -42,7 +42,7 @@ def changes_of(model: Mapping[str, Tensor], where: Mapping[str, nn.Module]) -> l
     whole = {
         name: _whole(model, name, layer)
         for name, layer in where.items()
-        if f"{name}.diff" in model or f"{name}.diff_b" in model
+        if f"{name}.diff" in model or f"{name}.diff_b" in model and layer.bias is not None
     }
     adapted = {name: layer for name, layer in where.items() if adaptable(layer)}
     if whole and not any(f"{name}.lora_up.weight" in model for name in adapted):
