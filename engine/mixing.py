@@ -50,13 +50,13 @@ def changes_of(model: Mapping[str, Tensor], where: Mapping[str, nn.Module]) -> l
     return [from_lora_model(model, adapted), *([whole] if whole else [])]
 
 
-def changes_to(model, tensors: Mapping[str, Tensor]) -> list[dict[str, LayerChange]]:
-    """A LORA_MODEL's changes to the MODEL's network, whatever tool's names it has; its parts of text encoders are left
-    aside.
+def changes_to(model, tensors: Mapping[str, Tensor]) -> tuple[list[dict[str, LayerChange]], list[str]]:
+    """(A LORA_MODEL's changes to the MODEL's network, whatever tool's names it has; the sentences of `check_base`).
+    Parts of text encoders are left aside.
 
     ValueError if it belongs to another model, holds none of its layers, or holds a part that is no low-rank factor and
     no change of whole weights (DoRA, LoHa, LoKr): those would have to change the weights themselves."""
-    check_base(getattr(tensors, "metadata", {}), model)
+    notices = check_base(getattr(tensors, "metadata", {}), model)
     found = standard(model, tensors)
     changes = changes_of(found, whole_layers(model))
     taken = {f"{name}.{part}" for each in changes for name, change in each.items() for part in change.stored()}
@@ -66,7 +66,7 @@ def changes_to(model, tensors: Mapping[str, Tensor]) -> list[dict[str, LayerChan
             f"The LoRA's {left[0][:80]} ({len(left)} such) is no low-rank factor or weight change of a layer that is "
             "known here, so it can't be switched on and off: lay the LoRA on the model with Load LoRA instead."
         )
-    return changes
+    return changes, notices
 
 
 @contextlib.contextmanager
@@ -125,8 +125,11 @@ def _class() -> type:
 def mix_guider(model, tuned: Sequence[tuple[Mapping[str, Tensor], Share]], positive, negative, cfg: float):
     """GUIDER: the MODEL's prediction and those with each LORA_MODEL alone, in the shares of `degrees`.
 
-    One to len(tuned) + 1 predictions a call; LoRAs of weight 0 cost nothing. At cfg 1 the negative is not asked."""
+    One to len(tuned) + 1 predictions a call; LoRAs of weight 0 cost nothing. At cfg 1 the negative is not asked. Its
+    `notices` are sentences on what is not as it was in the LoRAs' training."""
     guider = _class()(model)
     guider.inner_set_conds({"positive": positive, **({} if negative is None else {"negative": negative})})
-    guider.prepare([(changes_to(model, tensors), share) for tensors, share in tuned], cfg)
+    found = [changes_to(model, tensors) for tensors, _ in tuned]
+    guider.prepare([(changes, share) for (changes, _), (_, share) in zip(found, tuned)], cfg)
+    guider.notices = list(dict.fromkeys(notice for _, notices in found for notice in notices))
     return guider
