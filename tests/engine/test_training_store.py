@@ -161,6 +161,10 @@ def test_a_file_that_a_loader_holds_is_refused_in_a_sentence(tmp_path):
     def write():
         raise PermissionError(13, "Access is denied", "a.part", None, "taught.safetensors")
 
-    loop = a_loop(dataclasses.replace(START, steps=0))
-    with pytest.raises(ValueError, match="taught.safetensors can't be written now.*another file name"):
-        training.train_to_file(write, None, loop)
+    run()
+    for key, then in (("key", "is kept and is not done again"), (None, "is not kept and is done again")):
+        store, loop = training_store.Store(key), a_loop(dataclasses.replace(START, steps=6 if key else 0))
+        store.resume(loop)
+        told = f"taught.safetensors can't be written now.*another file name: the training {then}"
+        with pytest.raises(ValueError, match=told):
+            training.train_to_file(write, None, loop, store=store)
