@@ -9,15 +9,7 @@ from nulltext.demo.autoencoder import SLIM_SIZE, AutoEncoder, widened
 from nulltext.engine import files, h_space, run, sampler, training_store, weights
 from nulltext.engine.comfy import sigma_to_time
 from nulltext.engine.sampler import sample_latent
-from nulltext.nodes import (
-    asyrp,
-    diffusion_clip,
-    diffusion_clip_edit,
-    h_training,
-    imagic_guider,
-    inversion,
-    tuning_chain,
-)
+from nulltext.nodes import asyrp, diffusion_clip, diffusion_clip_edit, h_training, inversion, tuning_chain
 from nulltext.nodes import h_space as h_space_nodes
 from nulltext.nodes.tuning_chain import TEMPLATES
 from nulltext.samplers.tuning import lora
@@ -247,23 +239,6 @@ def test_the_mixing_box_takes_up_to_three(tiny, make_condition, pictures, vae):
     assert len(guider.tuned) == 2
     assert [s.at(0.02) for s in guider.shares] == pytest.approx([0.8, 0.0, 0.2])
     assert [s.at(14.0) for s in guider.shares] == pytest.approx([0.6, 0.4, 0.0])
-
-
-def test_the_guiders_tell_what_is_not_as_it_was_in_training(tiny, make_condition, pictures):
-    def told(model):
-        cond = make_condition()
-        for made in (
-            diffusion_clip_edit.DiffusionCLIPEdit().run(model, cond, pictures, found, 1.0, 0.5, 2, 2, 0, 2, 0),
-            diffusion_clip_edit.MixModels().run(model, cond, cond, 2.0, found, 1.0, 0.0, 1.0, lora_model_2=found),
-            imagic_guider.ImagicGuider().run(model, cond, cond, 0.7, "", 3.0, 1.0, 1.0, 0.0, lora=found),
-        ):
-            yield made["ui"]["text"][0].count("Notice: the LoRA was trained with other LoRAs on the model")
-
-    factors = lora.low_rank_all(weights.layers(tiny).items(), 2, seed=0)
-    beneath = weights.applied(tiny, None, weights.to_lora_model(factors))[0]
-    found = weights.to_lora_model(factors, weights.base_of(beneath))
-    with torch.inference_mode():
-        assert list(told(tiny)) == [1, 1, 1] and list(told(beneath)) == [0, 0, 0]
 
 
 def test_many_pictures_are_inverted_in_parts(tiny, make_condition, vae, monkeypatch):
