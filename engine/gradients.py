@@ -219,7 +219,7 @@ def attention_by(function: Callable) -> Iterator[None]:
     theirs, ldm = [own.__dict__[name] for name in _ATTENTION], own.__name__.split("modules.")[0]
     n = len(ldm)  # a step of guidance comes here, and passes some thousand names
     with contextlib.ExitStack() as undo:
-        for module in [m for name, m in sys.modules.items() if name[:n] == ldm and m is not None]:
+        for module in [m for name, m in sys.modules.copy().items() if name[:n] == ldm and m is not None]:
             held = module.__dict__
             names = [n for n in _ATTENTION if n in held and held[n] in theirs]
             if names:

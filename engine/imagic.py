@@ -90,11 +90,13 @@ def imagic_guider(
     """GUIDER that samples at e(eta) with the LoRA at `strength` wherever sigma lies in `window` (both ends included).
 
     Several etas: one latent becomes as many rows with the same noise, a text for each. lora None: the model as it is.
+    Its `notices` are sentences on what is not as it was in the LoRA's training.
     ValueError for prompts that aren't single, a LoRA of another model, no eta."""
     if not etas:
         raise ValueError("There is no eta: write at least one number, 0.7 for one.")
-    changes = [] if lora is None else changes_to(model, lora)
+    changes, notices = ([], []) if lora is None else changes_to(model, lora)
     guider = _class()(model)
+    guider.notices = notices
     guider.prepare(changes, strength, window, len(etas), cfg)
     guider.inner_set_conds({"positive": between(target, optimised, etas), "negative": negative})
     return guider

@@ -85,7 +85,7 @@ def standard(model, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key, value in tensors.items():
         layer, part = split(key)
         name = f"{names[layer]}.{part}" if layer in names else key
-        out[key if name in out else name] = value
+        out[key if name in out or name in tensors else name] = value
     return out
 
 

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 from ..samplers.tuning.diffusion_clip import Share, check_shares, degrees, mixed
 from ..samplers.tuning.lora import LayerChange, adaptable
-from ..samplers.tuning.whole import Whole, unchanged
+from ..samplers.tuning.whole import unchanged, unshifted
 from .comfy import compute_dtype, get
 from .guider import guider_class
 from .lora_names import of_text, standard
 from .weights import attached, check_base, from_lora_model, whole_layers, wrong_shape
 
 
-def _whole(model: Mapping[str, Tensor], name: str, layer: nn.Module) -> Whole:
-    """The change of a layer's whole weights; a part that the LORA_MODEL lacks is 0."""
-    change = unchanged(layer, name=name)
+def _whole(model: Mapping[str, Tensor], name: str, layer: nn.Module) -> LayerChange:
+    """The change of a layer's whole weights, or of its bias alone; a bias that the LORA_MODEL lacks is 0."""
+    change = unchanged(layer, name=name) if f"{name}.diff" in model else unshifted(layer)
     with torch.no_grad():
         for part, value in change.stored().items():
             given = model.get(f"{name}.{part}", torch.zeros(()))
@@ -42,7 +42,7 @@ def changes_of(model: Mapping[str, Tensor], where: Mapping[str, nn.Module]) -> l
     whole = {
         name: _whole(model, name, layer)
         for name, layer in where.items()
-        if f"{name}.diff" in model or f"{name}.diff_b" in model
+        if f"{name}.diff" in model or f"{name}.diff_b" in model and layer.bias is not None
     }
     adapted = {name: layer for name, layer in where.items() if adaptable(layer)}
     if whole and not any(f"{name}.lora_up.weight" in model for name in adapted):
@@ -50,13 +50,13 @@ def changes_of(model: Mapping[str, Tensor], where: Mapping[str, nn.Module]) -> l
     return [from_lora_model(model, adapted), *([whole] if whole else [])]
 
 
-def changes_to(model, tensors: Mapping[str, Tensor]) -> list[dict[str, LayerChange]]:
-    """A LORA_MODEL's changes to the MODEL's network, whatever tool's names it has; its parts of text encoders are left
-    aside.
+def changes_to(model, tensors: Mapping[str, Tensor]) -> tuple[list[dict[str, LayerChange]], list[str]]:
+    """(A LORA_MODEL's changes to the MODEL's network, whatever tool's names it has; the sentences of `check_base`).
+    Parts of text encoders are left aside.
 
     ValueError if it belongs to another model, holds none of its layers, or holds a part that is no low-rank factor and
     no change of whole weights (DoRA, LoHa, LoKr): those would have to change the weights themselves."""
-    check_base(getattr(tensors, "metadata", {}), model)
+    notices = check_base(getattr(tensors, "metadata", {}), model)
     found = standard(model, tensors)
     changes = changes_of(found, whole_layers(model))
     taken = {f"{name}.{part}" for each in changes for name, change in each.items() for part in change.stored()}
@@ -66,7 +66,7 @@ def changes_to(model, tensors: Mapping[str, Tensor]) -> list[dict[str, LayerChan
             f"The LoRA's {left[0][:80]} ({len(left)} such) is no low-rank factor or weight change of a layer that is "
             "known here, so it can't be switched on and off: lay the LoRA on the model with Load LoRA instead."
         )
-    return changes
+    return changes, notices
 
 
 @contextlib.contextmanager
@@ -125,8 +125,11 @@ def _class() -> type:
 def mix_guider(model, tuned: Sequence[tuple[Mapping[str, Tensor], Share]], positive, negative, cfg: float):
     """GUIDER: the MODEL's prediction and those with each LORA_MODEL alone, in the shares of `degrees`.
 
-    One to len(tuned) + 1 predictions a call; LoRAs of weight 0 cost nothing. At cfg 1 the negative is not asked."""
+    One to len(tuned) + 1 predictions a call; LoRAs of weight 0 cost nothing. At cfg 1 the negative is not asked. Its
+    `notices` are sentences on what is not as it was in the LoRAs' training."""
     guider = _class()(model)
     guider.inner_set_conds({"positive": positive, **({} if negative is None else {"negative": negative})})
-    guider.prepare([(changes_to(model, tensors), share) for tensors, share in tuned], cfg)
+    found = [changes_to(model, tensors) for tensors, _ in tuned]
+    guider.prepare([(changes, share) for (changes, _), (_, share) in zip(found, tuned)], cfg)
+    guider.notices = list(dict.fromkeys(notice for _, notices in found for notice in notices))
     return guider

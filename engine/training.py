@@ -173,13 +173,16 @@ def train(
     return outcome
 
 
-def train_to_file(write: Callable[[], Any], model, loop: Loop, *rest, **options) -> tuple[Outcome, Any]:
+def train_to_file(
+    write: Callable[[], Any], model, loop: Loop, *rest, store: Store | None = None, **options
+) -> tuple[Outcome, Any]:
     """(`train` of these arguments where steps are left, what `write()` gives). It is called at the end, and where the
-    user stops a training that has made a step. ValueError for a file that can't be replaced: the state is kept."""
+    user stops a training that has made a step. ValueError for a file that can't be replaced; it tells whether the state
+    is kept."""
     outcome = Outcome()
     try:
         if loop.step < loop.settings.steps:
-            outcome = train(model, loop, *rest, **options)
+            outcome = train(model, loop, *rest, store=store, **options)
     except Interrupted():
         if loop.step:
             write()
@@ -188,9 +191,10 @@ def train_to_file(write: Callable[[], Any], model, loop: Loop, *rest, **options)
         return outcome, write()
     except PermissionError as error:  # on Windows: a file that a loader of this very server holds
         name = Path(error.filename2 or error.filename or "").name
+        kept = store is not None and loop.step in store.steps()
         raise ValueError(
             f"The file {name} can't be written now; another program, or a loader of ComfyUI, may have it open. Give "
-            "another file name: the training is kept and is not done again."
+            f"another file name: the training is {'kept and is not' if kept else 'not kept and is'} done again."
         ) from None
 
 

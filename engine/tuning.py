@@ -241,14 +241,14 @@ def tokens_with_word(clip, text: str, word: str, own: Sequence[int]) -> dict[str
 
 def _read_with_saved(clip, text: str, count: int) -> dict[str, list]:
     """A text's tokens while `embedding:_STAND_IN` is a file of so many vectors, the jth of them j throughout."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as undo:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, contextlib.ExitStack() as undo:
         rows = torch.arange(count)[:, None]
         vectors = {name: rows.expand(-1, table(encoder).weight.shape[1]) for name, encoder in encoders(clip).items()}
         save_word(vectors, Path(folder) / f"{_STAND_IN}.safetensors")
         for part in [p for p in vars(clip.tokenizer).values() if hasattr(p, "embedding_directory")]:
             undo.callback(setattr, part, "embedding_directory", part.embedding_directory)
             part.embedding_directory = folder
-        tokens = clip.tokenize(text)
+        tokens = copy.deepcopy(clip.tokenize(text))  # on Windows no file can be removed while a tensor is a part of it
     if not any(isinstance(entry[0], Tensor) for chunks in tokens.values() for chunk in chunks for entry in chunk):
         raise ValueError("This text encoder's tokenizer reads no saved embeddings, so it learns no word: use a LoRA.")
     return tokens

@@ -180,20 +180,19 @@ def from_lora_model(model: Mapping[str, Tensor], where: Mapping[str, nn.Module])
 
     ValueError if it holds none of them, or factors of another shape than the layer's."""
     out = {}
-    for i, (name, layer) in enumerate(where.items()):
+    for name, layer in where.items():
         up, down = (model.get(f"{name}.{part}.weight") for part in ("lora_up", "lora_down"))
         if up is None or down is None:
             continue
-        rank = down.shape[0]
-        fresh = lora.low_rank(layer, rank, generator=torch.Generator().manual_seed(i), name=name)
-        if any(a.flatten(1).shape != b.flatten(1).shape for a, b in ((fresh.up, up), (fresh.down, down))):
+        (n_out, *inside), rank = layer.weight.shape, down.shape[0]
+        if up.flatten(1).shape != (n_out, rank) or down.flatten(1).shape != (rank, math.prod(inside)):
             raise wrong_shape(name)
+        with torch.inference_mode(False):
+            up, down = (t.detach().to("cpu", torch.float32, copy=True) for t in (up, down))
+            up = up.reshape(n_out, rank, *(1 for _ in inside[1:])).requires_grad_()
+            down = down.reshape(rank, *inside).requires_grad_()
         alpha = model.get(f"{name}.alpha")
-        numbers = {key: getattr(fresh, key) for key in ("stride", "padding", "dilation")}
-        with torch.no_grad():
-            fresh.up.copy_(up.reshape(fresh.up.shape))
-            fresh.down.copy_(down.reshape(fresh.down.shape))
-        out[name] = LowRank(fresh.down, fresh.up, float(rank if alpha is None else alpha), **numbers)
+        out[name] = LowRank(down, up, float(rank if alpha is None else alpha), **lora.geometry(layer))
     if not out:
         raise ValueError("The LoRA holds no layer of this model: take one that was trained on a model of its kind.")
     return out

@@ -52,7 +52,7 @@ class MixModels(Box):
                 given = (more.get(f"{name}_{i}", 1.0 * (name != "start_percent")) for name in _DIALS)
                 tuned.append((more[f"lora_model_{i}"], share(model, *given)))
         guider = mixing.mix_guider(model, tuned, positive, negative, cfg)
-        return text_result(f"{len(tuned)} LoRA(s) mixed with the model.", guider)
+        return text_result("\n".join([f"{len(tuned)} LoRA(s) mixed with the model.", *guider.notices]), guider)
 
 
 _DIALS = ("weight", "start_percent", "end_percent")
@@ -100,7 +100,7 @@ class DiffusionCLIPEdit(Box):
     ):
         there, back = schedule(model, t0, inversion_steps), schedule(model, t0, steps)
         guider = mixing.mix_guider(model, [(lora_model, Share(degree))], positive, None, 1.0)
-        said = []
+        said = list(guider.notices)
         if unseen_passes:
             few = schedule(model, t0, unseen_steps)
 

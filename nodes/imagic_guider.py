@@ -6,6 +6,7 @@ from ..engine.comfy import time_to_sigma
 from ..engine.imagic import imagic_guider
 from . import words
 from .base import CFG, MODEL, NEGATIVE, Box, Float, Output, Socket, Text
+from .report import text_result
 from .tuning_inputs import CATEGORY
 
 
@@ -60,7 +61,8 @@ class ImagicGuider(Box):
         sigma = time_to_sigma(model)
         window = (sigma(lora_to), float("inf") if lora_from >= 1 else sigma(lora_from))
         guider = imagic_guider(model, lora, target, optimised, negative, cfg, etas, lora_strength, window)
-        return (guider,)
+        line = f"Samples at eta {', '.join(f'{each:g}' for each in etas)}."
+        return text_result("\n".join([line, *guider.notices]), guider)
 
 
 NODES = (ImagicGuider,)

@@ -7,6 +7,7 @@ range; a network of it is first made without memory (`check_state`) and compared
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -56,7 +57,7 @@ def write(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapp
 
 def read(path: str | os.PathLike, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and strings of a file of `what` ("inversion"). FileNotFoundError for no file, ValueError for one that is
-    cut short, of another format or of absurd size, OSError for one that can't be opened now (locked, no memory)."""
+    cut short, of another format or of absurd size, OSError for one that can't be read now (locked, no memory)."""
     name = os.path.basename(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no {what} file named {name}.")
@@ -71,6 +72,8 @@ def read(path: str | os.PathLike, what: str) -> tuple[dict[str, Tensor], dict[st
         raise ValueError(
             f"{name} is cut short or not a safetensors file: copy it again or make the {what} again."
         ) from None
+    except (MemoryError, RuntimeError) as error:  # how safetensors and torch tell that the file can't be mapped
+        raise OSError(errno.ENOMEM, "not enough memory") from error
 
 
 class Unsound(ValueError):

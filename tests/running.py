@@ -1,4 +1,5 @@
-"""Short ways to draw noise, to run a node of the pack as the engine does, and to sample with the engine's own run."""
+"""Short ways to draw noise, to run a node of the pack as the engine does, and to sample with the engine's own run; a
+tensor as on Apple's GPUs."""
 
 from __future__ import annotations
 
@@ -182,3 +183,18 @@ def fails_and_is_interrupted(engine, net: torch.nn.Module, run: Callable[[], obj
     finally:
         handle.remove()
         manage.interrupt_current_processing(False)
+
+
+class OnMac(Tensor):
+    """As on Apple's GPUs: no float64 there, and ordinary once it is brought to the CPU."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function == Tensor.device.__get__:
+            return torch.device("mps")
+        if function is Tensor.to and args[1] is torch.float64:
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
+            )
+        made = super().__torch_function__(function, types, args, kwargs or {})
+        return made.as_subclass(Tensor) if function is Tensor.to and str(args[1]) == "cpu" else made

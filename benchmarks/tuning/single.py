@@ -45,9 +45,9 @@ def measure_imagic(i: int, quick: bool) -> dict[str, dict[str, float]]:
     sigmas, out = comfy.sigmas_of(model, "normal", 4 if quick else 20), {}
     for strength in STRENGTHS:
         more = ", ".join(map(str, ETAS[1:]))
-        box = ImagicGuider().run(model, *texts, ETAS[0], more, 3.0, strength, 1.0, 0.0, optimised=optimised, lora=lora)[
-            0
-        ]
+        wired = {"optimised": optimised, "lora": lora}
+        shown = ImagicGuider().run(model, *texts, ETAS[0], more, 3.0, strength, 1.0, 0.0, **wired)
+        box = shown["result"][0]
         images = decode(vae, guided(box, sigmas, torch.zeros(1, 4, 16, 16), 5))
         for eta, image in zip(ETAS, images):
             read = right(image[None], after, ("place", *REST))
@@ -72,7 +72,7 @@ def measure_unitune(i: int, quick: bool) -> dict[str, float]:
         "result"
     ][2]
     told, empty = (comfy.encode(clip, text) for text in (f"sks {captions.captions(after)[0]}", ""))
-    box = ImagicGuider().run(model, told, empty, 1.0, "", 8.0, 1.0, 1.0, 0.4, lora=lora)[0]
+    box = ImagicGuider().run(model, told, empty, 1.0, "", 8.0, 1.0, 1.0, 0.4, lora=lora)["result"][0]
     sigmas = sdedit_sigmas(time_to_sigma(model), 0.8, 4 if quick else 30).float()
     image = decode(vae, guided(box, sigmas, latent, 5))
     outside = torch.nn.functional.max_pool2d(masks[:, :1], 17, 1, 8) < 0.02  # a latent cell of room, and the shadow

@@ -389,10 +389,11 @@ class Loop:
         write(path, tensors, {**strings, **own})
 
     def load(self, path: Path | str) -> dict[str, str]:
-        """Go on from a file that `save` wrote; its strings. ValueError in one sentence for a foreign or damaged one."""
+        """Go on from a file that `save` wrote; its strings. ValueError in one sentence for a foreign or damaged one,
+        OSError for one that can't be opened now."""
         try:
             tensors, strings = read(path, "training")
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             raise ValueError(f"The saved training {Path(path).name} can't be read: begin a new one.") from error
         self.restore(tensors, strings)
         return strings

@@ -36,6 +36,13 @@ def adaptable(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear)
 
 
+def geometry(layer: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The numbers of a convolution that `LowRank` holds; none of a Linear."""
+    if _convolution(layer) is None:
+        return {}
+    return {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+
+
 def largest_rank(layer: nn.Module) -> int:
     """min(in, out) of the layer's weight seen as a matrix [out, in * kernel]: no change has a higher rank."""
     out, *inside = layer.weight.shape
@@ -143,13 +150,10 @@ def low_rank(
     else:  # kaiming with a = sqrt(5)
         bound = math.prod(inside) ** -0.5
         down = (torch.rand((rank, *inside), generator=generator) * 2 - 1) * bound
-    numbers = {}
-    if _convolution(layer) is not None:
-        numbers = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
     with torch.inference_mode(False):
         down = down.to(device=device, dtype=dtype).clone().requires_grad_()
         up = torch.zeros((out, rank, *(1 for _ in inside[1:])), device=device, dtype=dtype).requires_grad_()
-    return LowRank(down, up, float(rank if alpha is None else alpha), **numbers)
+    return LowRank(down, up, float(rank if alpha is None else alpha), **geometry(layer))
 
 
 def low_rank_all(

@@ -67,6 +67,31 @@ class Whole:
         return dataclasses.replace(self, **moved)
 
 
+@dataclass(frozen=True, eq=False)
+class Shift:
+    """The change of one layer's bias alone. spread: whether dimensions of x follow the one that the bias has."""
+
+    bias: Tensor
+    spread: bool
+
+    def delta(self, x: Tensor) -> Tensor:
+        """What to add to the layer's output for its input x, in x's dtype; it broadcasts."""
+        bias = self.bias.to(x.dtype)
+        return bias.reshape(-1, *(1 for _ in x.shape[2:])) if self.spread else bias
+
+    def trained(self) -> dict[str, Tensor]:
+        """What there is to train, by part."""
+        return {"bias": self.bias}
+
+    def stored(self) -> dict[str, Tensor]:
+        """The part under the name of LoRA files."""
+        return {"diff_b": self.bias}
+
+    def to(self, *where) -> Shift:
+        """The same on a device, in a dtype or both, not trained any more."""
+        return dataclasses.replace(self, bias=self.bias.detach().to(*where))
+
+
 def unchanged(layer: nn.Module, device: torch.device | str | None = None, name: str = "the layer") -> Whole:
     """A change of nothing yet, in fp32. ValueError for a layer that is not `changeable`."""
     if not changeable(layer):
@@ -79,6 +104,13 @@ def unchanged(layer: nn.Module, device: torch.device | str | None = None, name: 
             for own in (layer.weight, layer.bias)
         )
     return Whole(weight, bias, _apply(layer))
+
+
+def unshifted(layer: nn.Module) -> Shift:
+    """A change of nothing yet to the bias of a `changeable` layer that has one, in fp32."""
+    with torch.inference_mode(False):
+        bias = torch.zeros(layer.bias.shape).requires_grad_()
+    return Shift(bias, not isinstance(layer, nn.Linear | nn.LayerNorm))
 
 
 def unchanged_all(

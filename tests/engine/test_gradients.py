@@ -225,6 +225,19 @@ def test_attention_steps_aside_in_the_files_that_hold_it_by_its_name(engine, mon
     assert holder.optimized_attention is max and attention.optimized_attention is max
 
 
+def test_a_module_that_another_thread_imports_meanwhile_is_no_matter(engine, monkeypatch):
+    class Name(str):
+        def __getitem__(self, where):
+            monkeypatch.setitem(sys.modules, "nulltext_imported_meanwhile", SimpleNamespace())
+            return super().__getitem__(where)
+
+    monkeypatch.setitem(sys.modules, Name("nulltext_imported_before"), SimpleNamespace())
+    attention = engine.get("ldm.modules.attention")
+    with gradients.attention_by(print):
+        assert attention.optimized_attention is print
+    assert attention.optimized_attention is not print
+
+
 def test_quantised_weights_are_refused():
     layer = torch.nn.Linear(2, 2)
     layer.weight = torch.nn.Parameter(torch.zeros(2, 2, dtype=torch.uint8), requires_grad=False)

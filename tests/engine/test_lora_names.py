@@ -37,6 +37,9 @@ def test_a_layer_named_twice_is_renamed_once(tiny):
     assert list(lora_names.standard(tiny, tensors)) == ["lora_unet_out_2.diff", "other.diff"]
     both = {"lora_unet_conv_out.diff": torch.zeros(1), **tensors}
     assert list(lora_names.standard(tiny, both)) == ["lora_unet_out_2.diff", names[0], "other.diff"]
+    whole = {names[0]: torch.zeros(1), names[1]: torch.ones(1)}
+    found = lora_names.standard(tiny, whole)  # the standard name is its own, wherever it stands
+    assert list(found) == list(whole) and all(found[name] is value for name, value in whole.items())
 
 
 def test_files_of_an_sd1_unet_have_the_names_of_kohya_and_diffusers(tiny, make_model):

@@ -1,14 +1,16 @@
 """Mixing predictions: r = (1, 0) is the model to the bit, weights sum to one, no hook stays."""
 
+import math
 import weakref
 
 import pytest
 import torch
-from nulltext.engine import imagic, mixing, weights
+from nulltext.engine import imagic, lora_names, mixing, weights
 from nulltext.engine.sampler import own_sampler, sample_latent
 from nulltext.samplers.ode import sample_euler
 from nulltext.samplers.tuning import lora
 from nulltext.samplers.tuning.diffusion_clip import Share
+from nulltext.samplers.tuning.whole import changeable
 from nulltext.samplers.window import SigmaWindow
 from nulltext.tests.running import fails_and_is_interrupted
 
@@ -182,6 +184,25 @@ def test_names_of_other_tools_are_read(tiny, engine, ends, latent, kind):
     theirs = renamed(tiny, engine, own, kind)
     assert len(theirs) == len(own) * (2 / 3 if kind == "diffusers" else 1)
     check_like_core(tiny, theirs, weights.applied(tiny, None, own)[0], ends, latent)
+
+
+def test_what_cores_own_trainer_makes_counts_as_in_cores_loader(tiny, ends, latent):
+    """Flat factors of rank 8 for every matrix, of a convolution to 4 channels too; whole norms; biases, which take no
+    room for the weights beside them."""
+    g, tensors = torch.Generator().manual_seed(1), {}
+    for path, layer in tiny.model.diffusion_model.named_modules(prefix="diffusion_model"):
+        if changeable(layer):
+            out, *inside = layer.weight.shape
+            parts = {"lora_up.weight": (out, 8), "lora_down.weight": (8, math.prod(inside))} if inside else {}
+            shapes = (parts or {"diff": (out,)}) | ({} if layer.bias is None else {"diff_b": (out,)})
+            tensors |= {f"{path}.{part}": 0.02 * torch.randn(shape, generator=g) for part, shape in shapes.items()}
+            tensors |= {f"{path}.alpha": torch.tensor(1.0)} if parts else {}
+    assert tensors["diffusion_model.out.2.lora_up.weight"].shape == (4, 8)
+    loaded = weights.applied(tiny, None, lora_names.standard(tiny, tensors))[0]  # June 2024's loader knows only those
+    check_like_core(tiny, tensors, loaded, ends, latent)
+    changes, _ = mixing.changes_to(tiny, tensors)
+    held = [value for each in changes for c in each.values() for value in c.trained().values()]
+    assert sum(value.nbytes for value in held) <= sum(value.nbytes for value in tensors.values())
 
 
 @pytest.mark.parametrize("part", ["dora_scale", "lora_mid.weight", "hada_w1_a", "diff_b"])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from nulltext.engine import training, training_store
 from nulltext.engine.training_store import run_resumable
+from nulltext.samplers import record_file
 from nulltext.samplers.tuning.diffusion_clip import Walks
 from nulltext.samplers.tuning.loop import Loop, Settings
 from safetensors.torch import load_file
@@ -146,11 +147,11 @@ def test_a_saved_training_that_cannot_be_opened_now_is_kept(tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         run(stop_at=4)
 
-    def locked(self, path):
+    def locked(*args, **options):
         raise PermissionError(5, "Access is denied")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Loop, "load", locked)
+        patched.setattr(record_file, "safe_open", locked)
         with pytest.raises(KeyboardInterrupt):
             run(stop_at=0)
     assert run()[1] == 4
@@ -160,6 +161,10 @@ def test_a_file_that_a_loader_holds_is_refused_in_a_sentence(tmp_path):
     def write():
         raise PermissionError(13, "Access is denied", "a.part", None, "taught.safetensors")
 
-    loop = a_loop(dataclasses.replace(START, steps=0))
-    with pytest.raises(ValueError, match="taught.safetensors can't be written now.*another file name"):
-        training.train_to_file(write, None, loop)
+    run()
+    for key, then in (("key", "is kept and is not done again"), (None, "is not kept and is done again")):
+        store, loop = training_store.Store(key), a_loop(dataclasses.replace(START, steps=6 if key else 0))
+        store.resume(loop)
+        told = f"taught.safetensors can't be written now.*another file name: the training {then}"
+        with pytest.raises(ValueError, match=told):
+            training.train_to_file(write, None, loop, store=store)

@@ -244,6 +244,14 @@ def test_a_lora_through_a_file(tiny, tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+@pytest.mark.parametrize("layer, rest", [(nn.Linear(6, 5), (1, 1)), (nn.Conv2d(6, 5, 1), ())], ids=["linear", "1x1"])
+def test_factors_of_a_1x1_convolution_are_read_for_a_linear_and_the_other_way_round(layer, rest):
+    up, down = torch.randn(5, 2), torch.randn(2, 6)
+    file = {"a.lora_up.weight": up.reshape(5, 2, *rest), "a.lora_down.weight": down.reshape(2, 6, *rest)}
+    found = weights.from_lora_model(file, {"a": layer})["a"]
+    assert torch.equal(found.weight(), (up @ down).reshape(layer.weight.shape))
+
+
 def test_refusals(tiny, make_model, tmp_path):
     where, factors = moved(tiny)
     with pytest.raises(ValueError, match="no choice of layers"):

@@ -1,12 +1,12 @@
-"""Load LoRA: what it says of a file, what it refuses."""
+"""Load LoRA: what it says of a file, what it refuses; and what the guiders say of it."""
 
 import json
 
 import pytest
 import torch
 from nulltext.engine import comfy as bridge
-from nulltext.engine import weights
-from nulltext.nodes import imagic_guider, tuning_files
+from nulltext.engine import files, weights
+from nulltext.nodes import diffusion_clip_edit, imagic_guider, tuning_files
 from nulltext.samplers.tuning import lora
 from nulltext.tests import stand_ins
 
@@ -93,3 +93,21 @@ def test_same_model_off_takes_a_lora_of_another_checkpoint_into_the_guider_too(p
     imagic_guider.ImagicGuider().run(parts.model, *ends, lora=taken)
     with pytest.raises(ValueError, match="switch off same_model in Load LoRA"):
         imagic_guider.ImagicGuider().run(parts.model, *ends, lora=weights.load(path))
+
+
+def test_the_guiders_tell_what_is_not_as_it_was_in_training(tiny, make_condition, monkeypatch):
+    monkeypatch.setattr(files, "cache_key", lambda *_: None)
+
+    def told(model):
+        cond, pictures = make_condition(), {"samples": torch.ones(1, 4, 4, 4)}
+        for made in (
+            diffusion_clip_edit.DiffusionCLIPEdit().run(model, cond, pictures, found, 1.0, 0.5, 2, 2, 0, 2, 0),
+            diffusion_clip_edit.MixModels().run(model, cond, cond, 2.0, found, 1.0, 0.0, 1.0, lora_model_2=found),
+            imagic_guider.ImagicGuider().run(model, cond, cond, 0.7, "", 3.0, 1.0, 1.0, 0.0, lora=found),
+        ):
+            yield made["ui"]["text"][0].count("Notice: the LoRA was trained with other LoRAs on the model")
+
+    factors = lora.low_rank_all(weights.layers(tiny).items(), 2, seed=0)
+    beneath = weights.applied(tiny, None, weights.to_lora_model(factors))[0]
+    found = weights.to_lora_model(factors, weights.base_of(beneath))
+    assert list(told(tiny)) == [1, 1, 1] and list(told(beneath)) == [0, 0, 0]

@@ -483,7 +483,7 @@ def test_imagic_moves_text_and_model_and_walks_between_them(parts, engine):
     box = imagic_guider.ImagicGuider()
 
     def sampled(eta, more="", strength=1.0, high=1.0, low=0.0, **wired):
-        guider = box.run(model, target, negative, eta, more, 3.0, strength, high, low, **wired)[0]
+        guider = box.run(model, target, negative, eta, more, 3.0, strength, high, low, **wired)["result"][0]
         return guided(guider, engine, model)
 
     strip = sampled(0.0, "0.5, 1", optimised=words, lora=lora)

@@ -21,6 +21,7 @@ from nulltext.samplers.core import (
     wide,
 )
 from nulltext.samplers.measure.mixture import GaussianMixture
+from nulltext.tests.running import OnMac
 
 ONE, ZERO = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
 PAIRS = [(VE, 14.6, 9.0), (VE, 0.5, 0.03), (VE, 0.03, 0.0), (FLOW, 1.0, 0.9), (FLOW, 0.9, 0.3), (FLOW, 0.3, 0.0)]
@@ -190,21 +191,6 @@ def test_a_level_keeps_its_digits_from_wherever_it_comes():
     assert wide(kept).dtype == torch.float64 and wide(kept, torch.device("cpu")).requires_grad
 
 
-class _OnMac(torch.Tensor):
-    """As on Apple's GPUs: no float64 there, and ordinary once it is brought to the CPU."""
-
-    @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
-        if function is torch.Tensor.device.__get__:
-            return torch.device("mps")
-        if function is torch.Tensor.to and args[1] is torch.float64:
-            raise TypeError(
-                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
-            )
-        made = super().__torch_function__(function, types, args, kwargs or {})
-        return made.as_subclass(torch.Tensor) if function is torch.Tensor.to and str(args[1]) == "cpu" else made
-
-
 def test_a_level_that_lies_on_a_gpu_without_float64_is_widened_once_it_has_left_it():
-    there = torch.tensor([0.1]).as_subclass(_OnMac)
+    there = torch.tensor([0.1]).as_subclass(OnMac)
     assert as_level(there).dtype == torch.float64 and float(as_level(there)) == float(torch.tensor(0.1))

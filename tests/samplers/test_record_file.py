@@ -49,11 +49,14 @@ def test_a_full_disk_is_an_oserror_whatever_writes(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_cannot_be_opened_now_is_not_called_damaged(tmp_path, monkeypatch):
-    def locked(*args, **options):
-        raise PermissionError(5, "Access is denied")
+@pytest.mark.parametrize(
+    "error", [PermissionError(5, "Access is denied"), MemoryError(), RuntimeError("unable to mmap 9 bytes")]
+)
+def test_a_file_that_is_locked_or_finds_no_memory_is_not_called_damaged(tmp_path, monkeypatch, error):
+    def fail(*args, **options):
+        raise error
 
     record_file.write(tmp_path / "a.safetensors", {"x": torch.arange(3.0)}, None)
-    monkeypatch.setattr(record_file, "safe_open", locked)
-    with pytest.raises(PermissionError):
+    monkeypatch.setattr(record_file, "safe_open", fail)
+    with pytest.raises(OSError, match="denied|not enough memory"):
         record_file.read(tmp_path / "a.safetensors", "record")

@@ -1,5 +1,7 @@
 """The text side of tuning on a real CLIP: its layers' LoRA, and a word with vectors of its own."""
 
+import os
+import tempfile
 from types import SimpleNamespace
 
 import pytest
@@ -145,6 +147,22 @@ def test_a_learnt_word_through_a_file_is_the_word_that_was_learnt(core, demo, fo
     assert loop.curve[-1][1] < loop.curve[0][1] and torch.equal(table.weight, before)
     tuning.save_word(vectors, folder / f"learnt{count}.safetensors", {"word": "sks"})
     core.close(core.encode(demo.clip, f"a embedding:learnt{count} circle")[0][0], learnt, 1e-4)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="asks Linux which files are mapped")
+def test_the_file_that_stands_for_the_word_is_let_go_of_before_it_is_removed(demo, monkeypatch):
+    """Windows lets nobody remove a file while a tensor is a part of it."""
+    mapped = []
+
+    class Watched(tempfile.TemporaryDirectory):
+        def cleanup(self):
+            with open("/proc/self/maps") as maps:
+                mapped.append(self.name in maps.read())
+            super().cleanup()
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", Watched)
+    tuning.tokens_with_word(demo.clip, "a red sks", "sks", tuning.own_ids(1))
+    assert mapped == [False]
 
 
 def test_captions_without_the_word_or_of_another_width_are_refused(demo):

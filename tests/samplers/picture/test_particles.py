@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from nulltext.samplers.core import FLOW, VE, gaussian
+from nulltext.samplers.core import FLOW, VE, VarianceExploding, gaussian
 from nulltext.samplers.measure.mixture import GaussianMixture
 from nulltext.samplers.picture.particles import effective, sample_conditional_particles, sample_particles, systematic
 from nulltext.samplers.picture.repaint import karras_sigmas
+from nulltext.tests.running import OnMac
 
 BIMODAL = GaussianMixture([[-1.0, -1.5], [1.0, 1.5]], 0.5)
 BALANCED = GaussianMixture([[-0.3, -1.5], [0.3, 1.5]], 0.5, weights=[0.6, 0.4])
@@ -15,8 +16,8 @@ PICTURES, PARTICLES = 800, 32
 
 
 def draw(mixture, known, process, pictures=PICTURES, particles=PARTICLES, levels=150):
-    sigmas = karras_sigmas(levels, 0.02, 14.6 if process is VE else 40.0)
-    sigmas = sigmas if process is VE else sigmas / (1 + sigmas)
+    sigmas = karras_sigmas(levels, 0.02, 14.6 if process is not FLOW else 40.0)
+    sigmas = sigmas if process is not FLOW else sigmas / (1 + sigmas)
     source = torch.tensor([[known, 0.0]], dtype=torch.float64).expand(pictures, 2)
     noise = gaussian(torch.empty(pictures * particles, 2, dtype=torch.float64), 0)
     x = process.noised(torch.zeros(pictures * particles, 2, dtype=torch.float64), sigmas[0], noise())
@@ -51,6 +52,16 @@ def test_one_particle_is_not_enough():
     lone = draw(BIMODAL, 0.5, VE, particles=1, levels=40)
     exact = BIMODAL.conditional(torch.tensor([0.5, 0.0]), MASK[0]).shares[1]
     assert abs((lone[:, 1] > 0).double().mean() - exact) > 6 * (exact * (1 - exact)).sqrt() / PICTURES**0.5
+
+
+def test_a_spread_on_a_gpu_without_float64_is_brought_to_the_cpu():
+    class OnGpu(VarianceExploding):
+        def transition(self, *args):
+            mean, std = super().transition(*args)
+            return mean, std.as_subclass(OnMac)
+
+    few = {"pictures": 2, "particles": 3, "levels": 4}
+    assert torch.equal(draw(BIMODAL, 0.5, OnGpu(), **few), draw(BIMODAL, 0.5, VarianceExploding(), **few))
 
 
 def test_systematic_resampling_keeps_proportions():

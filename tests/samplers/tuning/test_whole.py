@@ -1,10 +1,12 @@
 """Changes of whole weights: the layer with them added on is the layer of the summed weights, for every kind of it."""
 
+import copy
+
 import pytest
 import torch
 from nulltext.samplers.tuning import lora
 from nulltext.samplers.tuning.loop import Loop, Settings
-from nulltext.samplers.tuning.whole import changeable, unchanged, unchanged_all
+from nulltext.samplers.tuning.whole import changeable, unchanged, unchanged_all, unshifted
 from torch import nn
 
 LAYERS = {
@@ -35,6 +37,18 @@ def test_the_layer_plus_its_change_is_the_layer_of_the_summed_weights(kind):
         layer.load_state_dict(kept)
     assert torch.allclose(made, summed, atol=1e-5) and not torch.allclose(made, layer(x), atol=1e-2)
     assert set(change.stored()) == ({"diff"} if layer.bias is None else {"diff", "diff_b"})
+
+
+@pytest.mark.parametrize("kind", [kind for kind, (layer, _) in LAYERS.items() if layer.bias is not None])
+def test_the_layer_plus_the_change_of_its_bias_is_the_layer_of_the_summed_bias(kind):
+    layer, shape = copy.deepcopy(LAYERS[kind][0]), LAYERS[kind][1]
+    g = torch.Generator().manual_seed(1)
+    x, change = torch.randn(shape, generator=g), unshifted(layer)
+    with torch.no_grad():
+        change.bias.copy_(torch.randn(layer.bias.shape, generator=g))
+        made = layer(x) + change.delta(x)
+        layer.bias.add_(change.bias)
+        assert torch.allclose(made, layer(x), atol=1e-5)
 
 
 def test_what_has_no_weights_of_its_own_is_left_out():
