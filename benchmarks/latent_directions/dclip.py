@@ -27,7 +27,7 @@ JUDGES = ("conv", "query")
 TOWER = "nulltext_image_text_robust.safetensors"  # the other one is pleased by changes that nobody sees
 DEGREES = (1.0, 1.2, 1.4, 1.5, 1.6, 1.8)
 SEEDS = (1, 2)  #: of the training
-PICTURES, PASSES = 32, 6
+PICTURES, PASSES = 50, 8
 
 
 class Edit(NamedTuple):
