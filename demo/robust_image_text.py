@@ -15,15 +15,16 @@ from there when called again.
 from __future__ import annotations
 
 import argparse
+import copy
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..samplers.networks.encoder import Encoder
 from ..samplers.networks.image_text import ImageText
+from ..samplers.record_file import read
 from . import scenes
 from .image_text import accuracies, disturbed, export
 from .latents import generator
@@ -65,15 +66,6 @@ def agreement(net: nn.Module, model: ImageText, epsilon: float, n: int = 128) ->
         return float(F.cosine_similarity(net(2 * worst - 1).float(), known, dim=-1).mean())
 
 
-def without_noisy(model: ImageText, image: Encoder) -> ImageText:
-    """A copy of the model with that image tower, and no noise-aware one."""
-    made = ImageText(model.words, image.config, model.text.config, image_size=model.image_size)
-    for part, own in (("image", image), ("text", model.text)):
-        getattr(made, part).load_state_dict(own.state_dict())
-    made.log_scale.data.copy_(model.log_scale)
-    return made.eval().requires_grad_(False)
-
-
 def hardened(
     model: ImageText, minutes: float, batch: int, device: torch.device, epsilon: float = EPSILON, folder: Path = STATE
 ) -> Encoder:
@@ -110,11 +102,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the fp16 model to write")
     args = parser.parse_args()
     torch.manual_seed(0)
-    with safe_open(SHIPPED, "pt") as file:
-        model = ImageText.build({k: file.get_tensor(k) for k in file.keys()}, file.metadata())  # noqa: SIM118
-    model = model.to(args.device)
+    model = ImageText.build(*read(SHIPPED, "image-text model")).to(args.device)
     tower = hardened(model, args.minutes, args.batch, args.device, args.epsilon, args.state)
-    made = without_noisy(model, tower)
+    made = copy.deepcopy(model)
+    made.image, made.noisy = tower, None
     notes = {"epsilon": f"{args.epsilon:g}", "agreement_attacked": f"{agreement(tower, model, args.epsilon):.4f}"}
     export(made, args.out, accuracies(made, args.device) | notes)
 

@@ -27,6 +27,7 @@ class Clock:
         """Forget the run: the next call begins one."""
         self._run: Tensor | None = None
         self._told = False  # the engine tells the schedule
+        self.climbs = False  # the latest call goes on rising from a run's only one, as an inversion's steps do
         self.levels: list[float] = []  # those that this run stands below or on, falling
         #: weakly: a MODEL that holds conditions keeps their control nets loaded, and every clone copies them
         self._met: list[weakref.ref] = []
@@ -39,6 +40,7 @@ class Clock:
         rises = not self.levels or sigma > self.levels[-1] * (1 + ROUNDING)
         at_top = run is None or not self.levels or sigma >= self.levels[0] * (1 - ROUNDING)
         new = over or run is not self._run or (rises and at_top)
+        self.climbs = rises and len(self.levels) == 1
         if new:
             self.levels.clear()
             self._met.clear()

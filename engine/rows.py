@@ -158,9 +158,9 @@ class Capture(WordEdit):
         self._clock = Clock()
 
     def begin(self, moment, options):
-        job, before = running_job(), list(self._clock.levels)
+        job = running_job()
         if self._clock.tick(moment.sigma, options.get("sample_sigmas")) or job != self.controller.job:
-            self.controller.begin(job, climbs=len(before) == 1 and moment.sigma > before[0])
+            self.controller.begin(job, self._clock.climbs)
 
 
 def in_order(edits: Sequence[PairEdit | WordEdit]) -> list[PairEdit | WordEdit]:

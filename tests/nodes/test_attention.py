@@ -96,7 +96,7 @@ def test_maps_that_two_samplers_filled_are_told(tiny, prompt, sample):
     assert all("2 runs" in heat(maps, image).text for _ in range(2)), "whoever looks first"
 
 
-def test_only_runs_that_fill_the_maps_are_counted(tiny, prompt, sample, euler):
+def test_only_runs_that_fill_the_maps_are_counted(tiny, prompt, sample):
     """Not those of another prompt, nor every step of an inversion's rise."""
     positive, other, image = prompt("a red cat"), prompt("a blue dog"), torch.rand(2, 64, 64, 3)
     model, maps = record(tiny, positive, "red", "all")
