@@ -1,4 +1,4 @@
-"""Every technique on a flow model, the demo's twin: `make bench NAME=flow [ARGS="--quick --fresh"]`.
+"""FlowEdit and other techniques on a flow model, the demo's twin: `make bench NAME=flow [ARGS="--quick --fresh"]`.
 
 32 held-out one-object scenes. Nothing was tuned on them: scales and shares are the papers', cfg 5 is what the demo
 model is made for, and what the workflows `*_flow` set was chosen on another picture. Reconstructions are in dB against
@@ -6,8 +6,8 @@ the autoencoder's own decode of the source latent. Every scene is edited twice b
 another background: an edit succeeds when the probe reads the new attribute, and the rest is what lies outside the
 region that differs between the two drawings, in dB against the decoded source. What draws noise is run with 3 seeds;
 its spread is the best seed's share less the worst's. The controls: the source as it is, guidance without its
-correction, the same calls without RePaint's jumps, the same noises without a classifier, and the bound of `match`
-without a disturbance.
+correction, RF-Inversion's noise without its hold, the same calls without RePaint's jumps, the same noises without a
+classifier, and the bound of `match` without a disturbance.
 
 FlowEdit and the edit by inversion make the same number of network rows a picture (84): FlowEdit walks 21 of 32 steps
 with both prompts guided, the inversion walks 28 of 42 steps up at cfg 1 and down guided.
@@ -44,10 +44,14 @@ ROWS = {
     "inversion": STEPS + 4 * WALKED,
     "flow_edit": SEEDS * 8 * 21,
     "sdedit": SEEDS * 4 * 20,
+    "rf_inversion": (SEEDS + 1) * 5 * 28,
     "fill": 4 * 105 // 2,
     "guidance": 4 * 25,
     "disturbance": 6 * 30,
 }
+#: what edits: run once, and with each seed
+SINGLE = ("untouched", "inversion", "exact_cfg5", "null_text_cfg5", "rf_not_held")
+DRAWN = ("flow_edit", "sdedit", "rf_inversion")
 
 
 def edit_figures(runs: list[list[dict]], kinds=CHANGES) -> tuple[float, float, float | None, int]:
@@ -61,8 +65,8 @@ def edit_figures(runs: list[list[dict]], kinds=CHANGES) -> tuple[float, float, f
 
 def edits_of(rows: dict[str, list[dict]]) -> dict[str, list[list[dict]]]:
     """{way: one list of scenes per seed} of what edits."""
-    found = {name: [rows[name]] for name in ("untouched", "inversion", "exact_cfg5", "null_text_cfg5")}
-    return found | {name: [rows[f"{name} {seed}"] for seed in range(SEEDS)] for name in ("flow_edit", "sdedit")}
+    found = {name: [rows[name]] for name in SINGLE}
+    return found | {name: [rows[f"{name} {seed}"] for seed in range(SEEDS)] for name in DRAWN}
 
 
 def figures_of(rows: dict[str, list[dict]]) -> dict[str, float]:
@@ -120,8 +124,8 @@ def main(argv: list[str]) -> None:
         "ddim_cfg5": lambda b: ways.ddim(b, CFG),
         "exact_cfg5": ways.exact,
         "inversion": ways.inversion,
-        **{f"flow_edit {seed}": partial(ways.flow_edit, seed=seed) for seed in range(SEEDS)},
-        **{f"sdedit {seed}": partial(ways.sdedit, seed=seed) for seed in range(SEEDS)},
+        **{f"{name} {seed}": partial(getattr(ways, name), seed=seed) for name in DRAWN for seed in range(SEEDS)},
+        "rf_not_held": lambda b: ways.rf_inversion(b, 0, held=False),
         "guidance": lambda b: ways.guidance(b, classifier),
         "disturbance": ways.disturbance,
         "fill": lambda b: ways.fill(b, fills[torch.arange(b.first, min(b.first + size, len(fills)))]),

@@ -17,6 +17,7 @@ from ...samplers.inversion.direct_edit import sample_flow_edit
 from ...samplers.inversion.exact_pair import invert_exact_pair, sample_exact_pair
 from ...samplers.inversion.null_text import default_rate, optimise_null_text, paper_schedule
 from ...samplers.inversion.pivots import invert_ddim
+from ...samplers.inversion.rf_inversion import invert_rf, sample_rf, strengths
 from ...samplers.measure.metrics import psnr
 from ...samplers.networks.latent_classifier import LatentClassifier
 from ...samplers.ode import sample_ancestral, sample_euler
@@ -35,6 +36,8 @@ FLOW_EDIT = (1.5, 5.5)
 STEPS, WALKED = 42, 28  # of an inversion: the schedule's, and those that an edit walks
 SEEDS = 3
 SDEDIT = 0.6  # t0
+#: RF-Inversion's steps, gamma, eta and the step that eta stops before: its authors' for Flux
+RF = (28, 0.5, 0.9, 7)
 CLASS = "yellow star"
 COLOUR, SHAPE = scenes.COLOURS.index("yellow"), scenes.SHAPES.index("star")
 #: scale, bound and window (in sigma) of the classifier, as the workflow classifier_guidance_flow sets them
@@ -166,6 +169,15 @@ def sdedit(b: Batch, seed: int) -> list[dict]:
         return sample_ancestral(b.of(context, CFG), x, sigmas, process=FLOW, noise=noise)
 
     return b.judged(walk)
+
+
+def rf_inversion(b: Batch, seed: int, held: bool = True) -> list[dict]:
+    """held: False for the control, eta 0."""
+    steps, gamma, eta, stop = RF
+    sigmas, noise = levels(b.lab.steps(steps)), b.noise(seed)()
+    x = invert_rf(b.of(b.null), b.latent, sigmas, process=FLOW, noise=noise, gamma=gamma)
+    etas = strengths(len(sigmas) - 1, eta if held else 0.0, 0, b.lab.steps(stop))
+    return b.judged(lambda context: sample_rf(b.of(context, CFG), x, sigmas, source=b.latent, etas=etas))
 
 
 def fill(b: Batch, truth: scenes.Scenes) -> list[dict]:

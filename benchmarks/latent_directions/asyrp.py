@@ -6,7 +6,8 @@ strength and t_edit are chosen on training scenes; two probes judge held-out one
 random direction of the same norm, and no shift; the symmetric process also at a strength of its own, for at equal
 strength its step is s/(s - s') times smaller. `asyrp_target` and its like are means over the attributes that h holds:
 those whose edits pass both bars on training scenes (all of them where none does). "trained f" is the paper's own: a
-network of h trained by the image-text model on pictures of one background, judged on held-out ones of that background.
+network of h trained by the robust image-text model on pictures of one background, judged on held-out ones of that
+background.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from ..edits import CEILING
 from ..harness import Bench, ratio
 from ..lab import of_split
 
-TOWER = "nulltext_image_text.safetensors"
+TOWER = "nulltext_image_text_robust.safetensors"  # of the trained f
 STRENGTHS, T_EDIT = (0.3, 0.6, 1.0, 1.5), (0.6, 0.5, 0.0)
 SYMMETRIC_STRENGTHS = (1.0, 2.0, 3.0, 4.5, 6.0, 9.0)  # one of its steps moves h's share of a step only
 TRAINED_STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.7, 1.0)

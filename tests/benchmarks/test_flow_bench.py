@@ -23,6 +23,8 @@ ROWS = {
     "disturbance": [{"backd": 0.4, "backd_colour": 1, "bound_alone": 0.2, "bound_alone_colour": 1}],
     **{f"flow_edit {seed}": [row(seed > 0)] for seed in range(flow.SEEDS)},
     **{f"sdedit {seed}": [row(1)] for seed in range(flow.SEEDS)},
+    **{f"rf_inversion {seed}": [row(1)] for seed in range(flow.SEEDS)},
+    "rf_not_held": [row(0)],
 }
 
 
@@ -33,6 +35,7 @@ def test_figures_are_shares_and_means_and_the_spread_is_between_seeds():
     assert figures["flow_edit_success_inversion"] == 0.5 and figures["flow_rest_psnr_inversion"] == 30.5
     assert figures["flow_edit_success_untouched"] == 0 and "flow_edit_spread_inversion" not in figures
     assert figures["flow_class_share_guided"] == 0.5 and figures["flow_psnr_ddim_cfg1"] == 20.0
+    assert figures["flow_edit_success_rf_inversion"] == 1 and figures["flow_edit_success_rf_not_held"] == 0
     assert "flow_edit" in flow.tables(ROWS, figures)
 
 
@@ -50,6 +53,7 @@ def test_the_rows_of_the_predicted_time_are_those_that_the_ways_ask_for():
     rows["inversion"] = asked(ways.inversion)
     rows["flow_edit"] = flow.SEEDS * asked(lambda b: ways.flow_edit(b, 0))
     rows["sdedit"] = flow.SEEDS * asked(lambda b: ways.sdedit(b, 0))
+    rows["rf_inversion"] = (flow.SEEDS + 1) * asked(lambda b: ways.rf_inversion(b, 0))
     rows["fill"] = asked(lambda b: ways.fill(b, flow.filling(1, 180))) / 2  # of half as many scenes
     assert rows == {name: flow.ROWS[name] for name in rows}
     both = flow.ROWS["flow_edit"] / flow.SEEDS / 2, 3 * flow.WALKED  # of one edit; by inversion one row up, two down

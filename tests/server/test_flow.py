@@ -1,4 +1,4 @@
-"""Every technique on a flow model: the demo's twin by core's own loader and flow sampling, judged by a probe. Beside
+"""Techniques on a flow model: the demo's twin by core's own loader and flow sampling, judged by a probe. Beside
 each stands a control: the source as it is, or the same run without the technique."""
 
 import functools
