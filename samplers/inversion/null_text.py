@@ -14,10 +14,12 @@ What it costs: at most 1 + inner + 1 forwards and `inner` backwards per step; th
 gradients go to the embedding alone. The net may run in any dtype: phi, Adam's state, x and the loss are fp32 (float64
 for a float64 trajectory). Gradient checkpointing is the caller's, who opens the gradient context (`Run.gradients`).
 
+The embedding kept is the last, as in the authors' code, also where an earlier one had a smaller loss.
+
 Departures. The threshold is looked at before a backward, so a step that is good already costs one forward (the authors
-update once more); the embedding kept is the best one evaluated, not the last; the last evaluation also serves as the
-step itself. The rate 1e-2 (1 - i/100) and the threshold 1e-5 + 2e-5 i are stretched to other step numbers than 50.
-In a batch every image has its own loss, Adam state and early stop.
+update once more); the last evaluation also serves as the step itself. The rate 1e-2 (1 - i/100) and the threshold
+1e-5 + 2e-5 i are stretched to other step numbers than 50. In a batch every image has its own loss, Adam state and early
+stop.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ class Stats:
 class NullText:
     embeddings: Tensor  #: [N, B, T, D] fp32 on the CPU
     reconstruction: Tensor  #: [B, C, ...] x at sigmas[-1]
-    losses: list[list[float]]  #: [N][B] the loss kept at each step
+    losses: list[list[float]]  #: [N][B] of the embedding kept at each step
     first_losses: list[list[float]]  #: [N][B] before the step's first update
     stats: Stats = field(default_factory=Stats)
 
@@ -179,14 +181,14 @@ def optimise_null_text(
     for i in range(steps):
         held = work.held(x, i)
         if weight == 0:
-            best = (phi, euler_step(x, held, sigmas[i], sigmas[i + 1]), held, torch.zeros(len(x)))
-            first = best[3]
+            rec, denoised, loss = euler_step(x, held, sigmas[i], sigmas[i + 1]), held, torch.zeros(len(x))
+            first = loss
         else:
-            best, first = _descend(work, phi, x, held, i, schedule, drop_finished)
-        report(callback, i, x, sigmas[i], best[2])
-        phi, x = best[0], best[1]
+            phi, rec, denoised, loss, first = _descend(work, phi, x, held, i, schedule, drop_finished)
+        report(callback, i, x, sigmas[i], denoised)
+        x = rec
         kept.append(phi.to("cpu", torch.float32))
-        out.losses.append(best[3].tolist())
+        out.losses.append(loss.tolist())
         out.first_losses.append(first.tolist())
     out.embeddings, out.reconstruction = torch.stack(kept), x
     return out
@@ -194,20 +196,18 @@ def optimise_null_text(
 
 def _descend(
     work: _Problem, phi: Tensor, x: Tensor, held: Tensor, i: int, schedule: Schedule, drop_finished: bool
-) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """The inner loop of step i: the best (phi, rec, D, loss) of each image, and the loss [B] it began with."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The inner loop of step i: phi, rec, D and the loss [B] of each image's last evaluation; the first loss [B]."""
     target, rows = work.pivot[i + 1], torch.arange(len(x), device=x.device)
     going = torch.ones(len(x), dtype=torch.bool, device=x.device)
     adam = Adam(phi)
-    best = [phi.clone(), x.clone(), x.clone(), torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)]
-    first = None
+    last, first = (torch.empty_like(x), torch.empty_like(x), x.new_empty(len(x))), None
     for j in range(schedule.inner + 1):
         leaf = phi[rows].clone().requires_grad_(j < schedule.inner)
         rec, denoised, loss = work.evaluate(leaf, x[rows], held[rows], target[rows], i)
         first = loss.detach() if first is None else first
-        better = loss.detach() < best[3][rows]
-        for kept, new in zip(best, (leaf, rec, denoised, loss), strict=True):
-            kept[rows[better]] = new.detach()[better]
+        for kept, new in zip(last, (rec, denoised, loss), strict=True):
+            kept[rows] = new.detach()
         going[rows] &= loss.detach() > schedule.thresholds[i]
         if j == schedule.inner or not bool(going.any()):
             break
@@ -216,7 +216,7 @@ def _descend(
         phi = adam.step(phi, gradient, schedule.rates[i], going)
         if drop_finished:
             rows = going.nonzero()[:, 0]
-    return tuple(best), first
+    return phi, *last, first
 
 
 def optimise_global_null(
