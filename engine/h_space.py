@@ -160,6 +160,12 @@ def measured_levels(model, vae, inversion: Inversion, cosine: float = 1.0) -> tu
     return edit_and_boost(inversion.sigmas, *found, cosine)
 
 
+def acts(directions: Sequence[tuple[Direction, float]], sigmas, window: SigmaWindow) -> bool:
+    """Whether a run along sigmas [N+1] shifts h in any of its steps."""
+    changes = together(directions, sigmas)
+    return any(s in window and changes(s) is not None for s in sigmas[:-1])
+
+
 def asyrp_sampler(
     directions: Sequence[tuple[Direction, float]],
     *,
@@ -195,7 +201,7 @@ def asyrp_sampler(
             one_by_one if two_calls else two_rows(ask),
             x,
             sigmas,
-            changes=together(directions, len(sigmas) - 1, rescale),
+            changes=together(directions, sigmas, rescale),
             process=process,
             noise=noise,
             callback=callback,

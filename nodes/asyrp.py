@@ -47,6 +47,17 @@ def sampler_of(
     )
 
 
+def idle(model, directions, sigmas, t_edit: float, levels: tuple[float, float] | None = None) -> str:
+    """A notice where strengths are set and no step of the run lies where they act."""
+    window = SigmaWindow(float("inf"), levels[0] if levels else time_to_sigma(model)(t_edit))
+    if not any(strength for _, strength in directions) or h_space.acts(directions, sigmas, window):
+        return ""
+    return (
+        " Notice: nothing is edited, since the whole run lies below t_edit or below the level that the direction was "
+        "trained down to: lower t_edit, or begin at more noise."
+    )
+
+
 def measured(model, direction: Direction, inversion, vae) -> tuple[float, float]:
     """(s_edit, s_boost) of the inverted picture; without one those that the direction was trained with."""
     h_space.check_belongs(direction, model)
@@ -84,7 +95,7 @@ class AsyrpSampler(Box):
             "way",
             [ASYMMETRIC, SYMMETRIC],
             "Symmetric shifts the noise too, so that a step does a small part of the edit: it wants 3 to 6 times the "
-            "strength, and is then about as good.",
+            "strength, and then comes near the other.",
         ),
         Float(
             "t_edit",
@@ -119,7 +130,7 @@ class AsyrpSampler(Box):
             [BY_HAND, MEASURED],
             "By hand: t_edit and t_boost as set. Measured, as in the paper: t_edit where the prediction differs from "
             "the inverted picture by 0.33 x cos(texts), t_boost where the noisy picture does by 1.2 (LPIPS units). "
-            "It needs the VAE.",
+            "With an inversion it needs the VAE; without one the levels of h-Space Train are taken.",
             BY_HAND,
         ).optional(),
         Socket("vae", "VAE", "Decodes the pictures on which levels are measured.").optional(),
@@ -159,8 +170,10 @@ class AsyrpSampler(Box):
             boosted = own[1] if own else t_boost
             what = "nothing is edited; t_boost still adds noise" if boosted else "this is plain Euler"
             said += f" Notice: every strength is 0, so that {what}."
-        if inversion is not None and inversion.kind.needs:
-            said += " Notice: this inversion's own way back is not Euler's, so that it will not come back exactly."
+        if inversion is not None:
+            said += idle(model, pairs, inversion.sigmas, t_edit, own)
+            if inversion.kind.needs:
+                said += " Notice: this inversion's own way back is not Euler's, so that it will not come back exactly."
         return text_result(said, sampler, direction.sigmas if inversion is None else inversion.sigmas)
 
 

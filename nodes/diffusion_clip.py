@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from ..engine import tuning, weights
 from ..engine.comfy import time_to_sigma
@@ -24,6 +25,7 @@ from .tuning_chain import (
     SOURCE,
     TARGET,
     TEMPLATES_INPUT,
+    check_one_prompt,
     curve_line,
     curve_shown,
     differentiable,
@@ -104,7 +106,7 @@ class DiffusionCLIPTune(Box):
             "layers",
             [*weights.TARGETS, EVERY],
             "Which layers get a LoRA. Whole weights: no LoRA but every weight itself, as the authors do it; lower lr "
-            "to about a hundredth then. The file is as large as the network, and LoRA loaders take it too.",
+            "then, they take 8e-6 and 2e-6. The file is as large as the network, and LoRA loaders take it too.",
         ),
         Int("rank", 8, "Rank of the LoRA; not used with whole weights.", 1, 256),
         TRAINING_SEED,
@@ -168,7 +170,11 @@ class DiffusionCLIPTune(Box):
             clip_weight, l1_weight, identity_weight = own.clip, own.l1, own.identity
         if file.strip():
             model_file("loras", file)  # refuses a name outside the folder before long work
+        check_one_prompt(positive)
         direction, _, notices = direction_of(image_text, source, target, templates)
+        towers = [image_text] if identity is None else [image_text, identity]
+        parts = (clip_weight, l1_weight, identity_weight, form, towers[-1].embed_image)
+        loss = EditLoss(image_text.embed_image, direction, *parts)  # refuses before the inversion
         there, back = schedule(model, t0, inversion_steps), schedule(model, t0, train_steps)
         whole = layers == EVERY
         where = weights.whole_layers(model) if whole else weights.layers(model, layers)
@@ -183,7 +189,6 @@ class DiffusionCLIPTune(Box):
             factor=lr_growth,
             every=n * (steps if saving else 1),
         )
-        towers = [image_text] if identity is None else [image_text, identity]
         numbers = [clip_weight, l1_weight, identity_weight, form, layers, rank, training_seed, str(settings)]
         key = resume_key(model, vae, towers, inversion.trajectory, direction, back, numbers)
 
@@ -205,10 +210,9 @@ class DiffusionCLIPTune(Box):
                     return lambda x, sigma: net(x, sigma, [name] * len(x))
 
                 pictures = pictures_of(inversion, decode, run.device)
-                parts = (clip_weight, l1_weight, identity_weight, form, towers[-1].embed_image)
-                loss = EditLoss(image_text.embed_image, direction.to(run.device), *parts)
+                here = replace(loss, direction=direction.to(run.device))
                 make = saving_step if saving else chain_step
-                step = make(denoiser, pictures, normal(back.to(run.device)), decode, loss, on_call=run.tick)
+                step = make(denoiser, pictures, normal(back.to(run.device)), decode, here, on_call=run.tick)
                 loop = Loop(values, settings, training_seed)
                 with weights.attached(where, changes):
                     curve = trained(loop, step, key, run.progress.show)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from ..engine import mixing
-from ..engine.comfy import check_latent, latent_out, window
+from ..engine.comfy import check_latent, fitted, latent_out, window
 from ..engine.run import sample_with
 from ..engine.sampler import own_sampler, walk_back
+from ..samplers.attention.branches import StoredSource
 from ..samplers.core import gaussian
 from ..samplers.ode import sample_euler
 from ..samplers.tuning.diffusion_clip import Share, into_seen_domain
 from ..samplers.window import SigmaWindow
 from .base import CFG, LATENT, MODEL, NEGATIVE, POSITIVE, SEED, Box, Float, Int, Output, Socket
 from .diffusion_clip import CATEGORY, INVERSION_STEPS, PUBLISHED, T0, schedule
+from .masked import MaskedEdit, own_mask
 from .report import text_result
 from .tuning_chain import inverted
 
@@ -69,7 +71,7 @@ class DiffusionCLIPEdit(Box):
     INPUTS = (
         MODEL(tooltip="The model as it was tuned on, without the LoRA."),
         POSITIVE(tooltip="The prompt that was given in tuning, usually empty."),
-        LATENT(tooltip="The pictures, encoded."),
+        LATENT(tooltip="The pictures, encoded. Outside a noise mask they stay as they are."),
         LORA,
         Float(
             "degree",
@@ -99,6 +101,8 @@ class DiffusionCLIPEdit(Box):
         self, model, positive, latent, lora_model, degree, t0, inversion_steps, steps, unseen_passes, unseen_steps, seed
     ):
         there, back = schedule(model, t0, inversion_steps), schedule(model, t0, steps)
+        latent = fitted(model, latent)
+        edit = MaskedEdit(latent["samples"], own_mask(latent))
         guider = mixing.mix_guider(model, [(lora_model, Share(degree))], positive, None, 1.0)
         said = list(guider.notices)
         if unseen_passes:
@@ -120,8 +124,9 @@ class DiffusionCLIPEdit(Box):
             latent = {"samples": latent_out(model, brought).cpu()}
             said.append(f"{unseen_passes} passes of {unseen_steps} steps by the model alone.")
         inversion, line = inverted(model, positive, latent, there)
-        sampler = own_sampler(sample_euler, start=inversion.x_T)
-        out = walk_back(guider, inversion, sampler, back, seed=seed)
+        stored = StoredSource(inversion.trajectory, inversion.sigmas)
+        sampler = own_sampler(sample_euler, start=inversion.x_T, known=stored.at)
+        out = edit.put_back(walk_back(guider, inversion, sampler, back, mask=edit.grid, seed=seed))
         text = "\n".join([f"Edited at degree {degree:g} in {len(back) - 1} steps.", line, *said])
         return text_result(text, {"samples": out}, text)
 

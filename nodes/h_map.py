@@ -12,7 +12,7 @@ from ..engine.sampler import sample_latent
 from ..samplers.guidance.losses import caption_log_probs
 from ..samplers.measure.charts import captioned_grid
 from . import words
-from .asyrp import sampler_of
+from .asyrp import idle, sampler_of
 from .base import CFG, LATENT, MODEL, NEGATIVE, POSITIVE, SEED, Box, Float, Int, Output, Socket, Text
 from .clip_guidance import check_words
 from .guidance import IMAGE_TEXT
@@ -115,7 +115,8 @@ class HSpaceMap(Box):
             + [f"{line['text'][:24]:>24} " + " ".join(f"{share:6.2f}" for share in line["shares"]) for line in read]
         )
         panel = {"strengths": values, "images": temporary(pictures), "read": read}
-        text = "\n".join([table, *notices])
+        nothing = idle(model, [(direction, max(values, key=abs))], sigmas, t_edit).strip()
+        text = "\n".join([table, *notices, *([nothing] if nothing else [])])
         return text_result(text, strip, table, pictures, nulltext_strengths=[panel])
 
 

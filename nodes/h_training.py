@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from ..engine import h_space
@@ -21,6 +23,7 @@ from .tuning_chain import (
     SOURCE,
     TARGET,
     TEMPLATES_INPUT,
+    check_one_prompt,
     curve_line,
     curve_shown,
     differentiable,
@@ -108,13 +111,17 @@ class HSpaceTrain(Box):
         templates,
     ):
         h_space.check_site(model, site)
+        check_one_prompt(positive)
         direction, cosine, notices = direction_of(image_text, source, target, templates)
+        kept = max(l1_weight * cosine, 0.0)
+        loss = EditLoss(image_text.embed_image, direction, clip_weight, kept, form=form)  # refuses before the inversion
         sigmas, process = sigmas_of(model, scheduler, steps), process_of(model)
+        low, boost = time_to_sigma(model)(t_edit), {}
+        if low > float(sigmas[0]):
+            raise ValueError("The schedule begins below t_edit, so that nothing would be trained: lower t_edit.")
         inversion, said = inverted(model, positive, latent, sigmas)
-        n, boost = inversion.shape[0], {}
-        if t_edit > 0:
-            low = time_to_sigma(model)(t_edit)
-        else:
+        n = inversion.shape[0]
+        if t_edit == 0:
             low, boost["boost"] = h_space.measured_levels(model, vae, inversion, cosine)
         levels = int((sigmas[:-1] >= low * (1 - 1e-6)).sum())
         numbers = [what, t_edit, passes, optimiser, lr, clip_weight, l1_weight * cosine, form, site, training_seed]
@@ -134,11 +141,10 @@ class HSpaceTrain(Box):
                     values = {"shifts": shifts}
                     table = [float(s) for s in walked]
                     changes = lambda s: lambda h: shifts[table.index(float(s))]  # noqa: E731
-                embed, kept = image_text.embed_image, max(l1_weight * cosine, 0.0)
-                loss = EditLoss(embed, direction.to(run.device), clip_weight, kept, form=form)
+                here = replace(loss, direction=direction.to(run.device))
                 with run.patched(h_space.PATCH, place.patch), run.kept_from_underflow(values.values()) as kept_large:
                     pair = lambda name: h_space.training_pair(run, place, name, kept_large)  # noqa: E731
-                    step = training_step(pair, pictures, walked, changes, decode, loss, process, lambda: run.tick(3))
+                    step = training_step(pair, pictures, walked, changes, decode, here, process, lambda: run.tick(3))
                     settings = Settings(
                         steps=n * passes * levels,
                         lr=lr,

@@ -52,6 +52,15 @@ def direction_of(image_text, source: str, target: str, templates: str):
         )
 
 
+def check_one_prompt(positive) -> None:
+    """ValueError where the prompt says something else of each picture, for a training gives it with every picture."""
+    if any(len(text) != 1 for text, _ in positive):
+        raise ValueError(
+            "This prompt holds a text for each picture, and a training gives every picture the same one: wire a "
+            "single text, usually an empty one."
+        )
+
+
 def inverted(model, positive, latent: dict, sigmas, cache: bool = True):
     """INVERSION of the pictures along these sigmas by the frozen net, and its line for the report.
 

@@ -79,7 +79,7 @@ class Edits:
                     return plain, plain
                 return plain, self.model.denoise(x, sigma, change(self.model.h))
 
-            changes = together([(directions[g % len(directions)], strength)], len(self.model.sigmas) - 1)
+            changes = together([(directions[g % len(directions)], strength)], self.model.sigmas)
             x = sample_asyrp(
                 pair, self.start[own], self.model.sigmas, changes=changes, window=window, symmetric=symmetric
             )

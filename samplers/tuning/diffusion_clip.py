@@ -14,7 +14,8 @@ with weights that a window over sigma switches. From one unseen domain to anothe
 brought back by the original net, several times, and then edited.
 
 Departures: pictures are drawn with replacement, so that a run's state is its random numbers alone; a level where no
-weight acts is the first model's.
+weight acts is the first model's, and what several weights leave of 1 is the original's (the authors divide by their
+sum). The chain's levels are evenly spaced from s0 to 0 without 0 (the authors' last step begins at time 0).
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Preset:
 
 #: the released code's defaults, and its README's example
 PRESETS = {
-    "code": Preset(0.4, 40, 6, 40, 3.0, 0.0, 0.0, 2e-6, 1.3),
+    "code": Preset(0.4, 40, 6, 40, 3.0, 0.0, 0.0, 2e-6, 1.3, passes=1),
     "README": Preset(0.5, 40, 6, 40, 3.0, 1.0, 0.0, 8e-6, 1.3),
 }
 
@@ -234,6 +235,8 @@ class Rest:
     def at(self, sigma) -> float:
         weights = [share.at(sigma) for share in self.others]
         rest = 1 - sum(weights)
+        if abs(rest) < 1e-9:  # .7 + .2 + .1 are 1 but for rounding
+            return 0.0
         return rest if sum(map(bool, weights)) < 2 else max(rest, 0.0)
 
 

@@ -215,18 +215,23 @@ class Direction:
         return cls.from_tensors(*read(path, "direction"))
 
 
-def together(directions: Sequence[tuple[Direction, float]], steps: int, rescale: bool = True):
-    """`Changes` of several directions, each with its strength: sum of strength_i (N_i/steps) dh_i / sqrt(n).
+def together(directions: Sequence[tuple[Direction, float]], sigmas: Tensor, rescale: bool = True):
+    """`Changes` of several directions, each with its strength: sum of strength_i (N_i/N) dh_i / sqrt(n).
 
-    steps: of the walk they are used on; rescale False leaves N_i/steps out. Directions of strength 0 count in n but
-    are not computed; None at levels where nothing is added."""
+    sigmas [N+1]: of the walk they are used on. N_i: how many of its own steps a direction has between this walk's ends,
+    all of them on a whole walk, as in the authors' code. rescale False leaves N_i/N out. Directions of strength 0 count
+    in n but are not computed; None at levels where nothing is added."""
+
+    def denser(direction: Direction) -> float:
+        first, last = (step_of(s, direction.sigmas) for s in (sigmas[0], sigmas[-1]))
+        return (last - first) / (len(sigmas) - 1)
 
     def changes(sigma):
         live = []
         for direction, strength in directions:
             change = direction.at(sigma) if strength else None
             if change is not None:
-                factor = strength * (direction.steps / steps if rescale else 1.0) / math.sqrt(len(directions))
+                factor = strength * (denser(direction) if rescale else 1.0) / math.sqrt(len(directions))
                 live.append((factor, change))
         return (lambda h: sum(factor * change(h) for factor, change in live)) if live else None
 
@@ -249,14 +254,13 @@ def principal_components(samples: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if not 1 <= count < n:
         raise ValueError(f"{n} samples have 1 to {n - 1} principal components; asked for {count}.")
     flat = samples.flatten(1).cpu().double()
-    flat = flat - flat.mean(0)
-    _, values, rows = torch.linalg.svd(flat, full_matrices=False)
-    rows = rows[:count]
-    sign = rows.gather(1, rows.abs().argmax(1, keepdim=True)).sign()
-    long = rows * sign * (values[:count, None] / math.sqrt(n - 1))
-    share = values.square() / values.square().sum().clamp(min=1e-30)
+    flat -= flat.mean(0)
+    values, sides = torch.linalg.eigh(flat @ flat.T)  # n is small, and h is long; the largest comes last
+    long = sides.flip(1)[:, :count].T @ flat / math.sqrt(n - 1)
+    long *= long.gather(1, long.abs().argmax(1, keepdim=True)).sign()
+    share = values.flip(0)[:count].clamp(min=0) / values.sum().clamp(min=1e-30)
     components = long.reshape(count, *samples.shape[1:]).float().to(samples.device)
-    return components, share[:count].float().to(samples.device)
+    return components, share.float().to(samples.device)
 
 
 #: (x [B, C, ...], sigma) -> (h [B, C', h, w], D)

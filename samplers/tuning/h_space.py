@@ -63,13 +63,9 @@ def two_rows(denoise: Callable[[Tensor, Sigma, Change | None], Tensor]) -> Pair:
     return pair
 
 
-def jump(
-    denoised: Tensor, shifted: Tensor, sigma: Sigma, sigma_next: Sigma, process: NoiseProcess, symmetric: bool = False
-) -> Tensor:
-    """What the shift adds to a step s -> s' < s: a(s') (D~ - D), symmetric (1 - s'/s)(D~ - D)."""
+def jump(denoised: Tensor, shifted: Tensor, sigma_next: Sigma, process: NoiseProcess) -> Tensor:
+    """What the asymmetric shift adds to a step to s': a(s') (D~ - D)."""
     change = shifted - denoised
-    if symmetric:
-        return (1 - expand(sigma_next, change) / expand(sigma, change)) * change
     return expand(process.signal(torch.as_tensor(sigma_next, dtype=change.dtype)), change) * change
 
 
@@ -89,8 +85,8 @@ def sample_asyrp(
     """x [B, C, ...] at sigmas[0] -> x at sigmas[-1]: 2 rows a sample and step where h is shifted, 1 elsewhere.
 
     window: levels at which h is shifted, down to s_edit. boost: s_boost in sigma; steps from levels below it are
-    stochastic and ask `noise`; 0: none. symmetric: the paper's counterexample, both terms shifted. Without a shift and
-    boost it is Euler's method to the bit."""
+    stochastic and ask `noise`; 0: none. symmetric: the paper's counterexample, both terms shifted, so that the step is
+    that of D~ and moves (1 - s'/s)(D~ - D). Without a shift and boost it is Euler's method to the bit."""
     check_descending(sigmas)
     if boost > 0 and noise is None:
         raise ValueError("Quality boosting draws noise: give a noise source.")
@@ -98,13 +94,13 @@ def sample_asyrp(
         change = changes(s) if s in window else None
         denoised, shifted = pair(x, s, change)
         report(callback, i, x, s, shifted)
-        std = 0.0
+        std, taken = 0.0, shifted if symmetric else denoised
         if float(s) < boost:
-            after, std = process.transition(x, denoised, s, s_next, 1.0)
+            after, std = process.transition(x, taken, s, s_next, 1.0)
         else:
-            after = euler_step(x, denoised, s, s_next)
-        if change is not None:
-            after = after + jump(denoised, shifted, s, s_next, process, symmetric)
+            after = euler_step(x, taken, s, s_next)
+        if change is not None and not symmetric:
+            after = after + jump(denoised, shifted, s_next, process)
         x = after + std * noise() if float(std) > 0 else after
     return x
 
@@ -211,7 +207,7 @@ def training_step(
             kept = shown.get((picture, i), lambda: decode(reference))
         losses = loss(decode(shifted), pictures.sources[picture], kept)
         with torch.no_grad():
-            after = euler_step(x, denoised, s, s_next) + jump(denoised, shifted, s, s_next, process)
+            after = euler_step(x, denoised, s, s_next) + jump(denoised, shifted, s_next, process)
             plain = euler_step(plain, reference, s, s_next)
         return losses, (after.detach(), plain.detach(), picture)
 

@@ -103,6 +103,29 @@ def test_strength_0_is_said_to_be_euler_only_where_nothing_boosts(tiny, ends, la
     assert torch.equal(both[1], euler) and "t_boost still adds noise" in as_opened.text
 
 
+def test_a_run_below_what_a_direction_acts_on_is_told_to_edit_nothing(tiny, ends, latent):
+    d = made(tiny, ends[0], steps=12)
+    picture = {"samples": latent}
+    low = node("InvertImage", model=tiny, positive=ends[0], latent=picture, steps=8, depth=0.5, use_cache=False)[0]
+    as_opened = node("AsyrpSampler", model=tiny, direction=d, inversion=low)
+    assert "nothing is edited" in as_opened.text
+    for more in ({"t_edit": 0.0}, {"inversion": None}, {"strength": 0.0}):
+        made_by = {"model": tiny, "direction": d, "inversion": low} | more
+        assert "whole run lies below" not in node("AsyrpSampler", **made_by).text
+
+
+@pytest.mark.parametrize("changed", [{"null_branch": False}, {"rescale": False}, {"direction_3": 1.0}])
+def test_every_dial_reaches_the_sampler(tiny, ends, latent, changed):
+    d = made(tiny, ends[0], steps=8)
+    changed = {k: made(tiny, ends[0], component=2, steps=8) if k == "direction_3" else v for k, v in changed.items()}
+    given = {"model": tiny, "direction": d, "t_edit": 0.0, "t_boost": 0.0}
+    sigmas = made(tiny, ends[0]).sigmas  # fewer steps than the direction's
+    as_opened, other = (
+        sampled(tiny, ends, latent, (node("AsyrpSampler", **given, **own)[0], sigmas)) for own in ({}, changed)
+    )
+    assert not torch.allclose(as_opened, other, rtol=1e-3)
+
+
 def test_a_later_site_has_its_own_h_and_is_edited_there(tiny, ends, latent):
     d = made(tiny, ends[0], site=2)
     assert d.site == 2 and d.shifts.shape == (4, 64, 8, 8)

@@ -46,6 +46,10 @@ def network():
     return direction(shifts=None, block=block().state_dict())
 
 
+def finer(steps):
+    return torch.linspace(8, 0, steps + 1)
+
+
 H = torch.randn(3, 6, 2, 2, generator=torch.Generator().manual_seed(5))
 
 
@@ -64,21 +68,27 @@ def test_below_its_own_level_a_direction_does_nothing():
 
 def test_several_are_summed_over_sqrt_n_and_taken_as_often_as_the_steps_are_fewer():
     a, b = direction(), direction(shifts=shifts(1))
-    made = together([(a, 2.0), (b, -0.5)], 8)(4.0)(H)
+    made = together([(a, 2.0), (b, -0.5)], finer(8))(4.0)(H)
     expected = (2.0 * a.shifts[1] - 0.5 * b.shifts[1]) * (4 / 8) / math.sqrt(2)
     assert torch.allclose(made, expected)
-    assert torch.equal(together([(a, 1.0)], 4)(4.0)(H), a.shifts[1])
-    assert torch.allclose(together([(a, 1.0)], 8, rescale=False)(4.0)(H), a.shifts[1])
-    assert together([(a, 0.0)], 4)(4.0) is None
-    assert together([(direction(edit=3.0), 1.0)], 4)(2.0) is None
-    assert torch.allclose(together([(a, 1.0), (b, 0.0)], 4)(4.0)(H), a.shifts[1] / math.sqrt(2))
+    assert torch.equal(together([(a, 1.0)], SIGMAS)(4.0)(H), a.shifts[1])
+    assert torch.allclose(together([(a, 1.0)], finer(8), rescale=False)(4.0)(H), a.shifts[1])
+    assert together([(a, 0.0)], SIGMAS)(4.0) is None
+    assert together([(direction(edit=3.0), 1.0)], SIGMAS)(2.0) is None
+    assert torch.allclose(together([(a, 1.0), (b, 0.0)], SIGMAS)(4.0)(H), a.shifts[1] / math.sqrt(2))
+
+
+def test_a_part_of_its_own_schedule_is_not_rescaled():
+    a = direction()
+    for part in (SIGMAS[1:], SIGMAS[:3], SIGMAS[1:3]):
+        assert torch.equal(together([(a, 1.0)], part)(part[0])(H), a.at(part[0])(H))
 
 
 def test_rescaling_keeps_the_sum_of_the_jumps():
     """For one and the same shift at every level the asymmetric jumps of 4 and of 8 steps add up alike."""
     one = direction(shifts=torch.ones(4, 6, 2, 2))
-    finer = torch.linspace(8, 0, 9)
-    total = sum(together([(one, 1.0)], 8)(s)(H) for s in finer[:-1])
+    walk = finer(8)
+    total = sum(together([(one, 1.0)], walk)(s)(H) for s in walk[:-1])
     assert torch.allclose(total, torch.full_like(total, 4.0))
 
 

@@ -119,8 +119,20 @@ def test_the_gaussian_recursions_and_their_ratio():
         made = sample_asyrp(two_rows(net(VE)), x, sigmas, changes=constant, process=VE, symmetric=symmetric)
         assert torch.allclose(made - unedited, e * delta.expand_as(made), rtol=1e-10)
     d, shifted = two_rows(net(VE))(x, sigmas[1], constant(None))
-    ratio = jump(d, shifted, sigmas[1], sigmas[2], VE) / jump(d, shifted, sigmas[1], sigmas[2], VE, symmetric=True)
+    moved = euler_step(x, shifted, sigmas[1], sigmas[2]) - euler_step(x, d, sigmas[1], sigmas[2])
+    ratio = jump(d, shifted, sigmas[2], VE) / moved
     assert torch.allclose(ratio, (sigmas[1] / (sigmas[1] - sigmas[2])).expand_as(ratio), rtol=1e-10)
+
+
+@both
+@pytest.mark.parametrize("boost", [0.0, 1e9])
+def test_a_symmetric_step_is_the_shifted_predictions_own_also_where_it_is_stochastic(process, boost):
+    x, sigmas = start(process), LEVELS[process.name][1:3]
+    shifted, drawn = two_rows(net(process))(x, sigmas[0], constant(None))[1], torch.ones_like(x)
+    given = {"changes": constant, "process": process, "noise": lambda: drawn}
+    made = sample_asyrp(two_rows(net(process)), x, sigmas, symmetric=True, boost=boost, **given)
+    mean, std = process.transition(x, shifted, *sigmas, 1.0 if boost else 0.0)
+    assert torch.allclose(made, mean + std * drawn, rtol=1e-10)
 
 
 def test_the_window_ends_the_shift_at_its_level():
