@@ -48,6 +48,7 @@ class Page:
         self.trouble: list[str] = []
         self.prompts: list[dict] = []
         self.executed: set[str] = set()  # the nodes of what was queued last that ran, or had run before
+        self.told_of: set[str] = set()  # the prompts of which the page was told that they ended
         self.infos = server.client.object_info()
         tab.on("pageerror", self._script_error)
         tab.on(
@@ -99,6 +100,8 @@ class Page:
             about = message.get("data", {})
             if message["type"] == "executing" and about.get("node"):
                 self.executed.add(about["node"])
+            elif message["type"] == "executing":
+                self.told_of.add(about.get("prompt_id"))
             elif message["type"] == "execution_cached":
                 self.executed |= set(about["nodes"])
 
@@ -189,6 +192,8 @@ class Page:
                 entry = self.server.client.get(f"/history/{prompt}").json().get(prompt)
                 if entry:
                     assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
+                    while prompt not in self.told_of and time.monotonic() < deadline:
+                        self.tab.wait_for_timeout(150)  # a slow page hears of its nodes after the server has filed them
                     self.tab.wait_for_timeout(500)
                     return entry
         raise AssertionError("the prompt did not end" if len(self.prompts) > before else "the button queued nothing")

@@ -5,7 +5,6 @@ import dataclasses
 
 import pytest
 import torch
-from nulltext.demo.autoencoder import SLIM_SIZE, AutoEncoder, widened
 from nulltext.engine import files, h_space, run, sampler, training_store, weights
 from nulltext.engine.comfy import sigma_to_time
 from nulltext.engine.sampler import sample_latent
@@ -13,37 +12,15 @@ from nulltext.nodes import asyrp, diffusion_clip, diffusion_clip_edit, h_trainin
 from nulltext.nodes import h_space as h_space_nodes
 from nulltext.nodes.tuning_chain import TEMPLATES
 from nulltext.samplers.tuning import lora
-from nulltext.samplers.tuning.directional import EditLoss
+from nulltext.tests.nodes.text_pair import Tower, small_pictures, small_vae
 from nulltext.tests.running import fails_and_is_interrupted
-from nulltext.tests.running import run as node
 
 WHOLE, SAVING = diffusion_clip.WHOLE, diffusion_clip.SAVING
 
 
-class Tower(torch.nn.Module):
-    """Reads the mean red and blue of a picture."""
-
-    image_size = 8
-
-    def embed_image(self, pictures):
-        return torch.stack(
-            [pictures[:, 0].mean((1, 2)), pictures[:, 2].mean((1, 2)), 0.3 + 0 * pictures[:, 0, 0, 0]], 1
-        )
-
-    def embed_text(self, texts):
-        return torch.tensor([[1.0, 0.0, 0.3] if "red" in t else [0.0, 1.0, 0.3] for t in texts])
-
-    def unknown(self, text):
-        return []
-
-
 @pytest.fixture(scope="module")
 def vae(engine):
-    torch.manual_seed(0)
-    sd = dict(AutoEncoder(SLIM_SIZE).state_dict())
-    sd = widened(sd) | {"vae_scale": torch.tensor(0.18215), "vae_shift": torch.tensor(0.0)}
-    with torch.inference_mode():
-        return engine.get("sd").VAE(sd=sd)
+    return small_vae(engine)
 
 
 class Weighed(Tower):
@@ -68,8 +45,7 @@ def no_cache(monkeypatch):
 
 @pytest.fixture
 def pictures():
-    with torch.inference_mode():
-        return {"samples": torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(3)) / 0.18215}
+    return small_pictures()
 
 
 def tuned(
@@ -232,22 +208,6 @@ def test_an_edit_of_degree_0_is_the_models_own_walk_and_more_goes_further(tiny, 
     assert float((finer - own).norm()) < 0.7 * float((edit(0.0, unseen=1) - own).norm())
 
 
-def test_outside_a_noise_mask_an_edited_picture_stays(tiny, make_condition, pictures, vae):
-    lora, mask = tune(tiny, make_condition(), pictures, vae)[1], torch.zeros(1, 1, 32, 32)
-    mask[..., 16:] = 1
-    given = {"model": tiny, "positive": make_condition(), "lora_model": lora, "inversion_steps": 3, "steps": 3}
-    for unseen in (0, 1):
-        whole, masked = (
-            node("DiffusionCLIPEdit", **given, latent=pictures | more, unseen_passes=unseen, unseen_steps=2)[0][
-                "samples"
-            ]
-            for more in ({}, {"noise_mask": mask})
-        )
-        own = pictures["samples"]
-        assert torch.equal(masked[..., :2], own[..., :2]) and not torch.equal(whole[..., :2], own[..., :2])
-        assert not torch.equal(masked[..., 2:], own[..., 2:])
-
-
 def test_the_mixing_box_takes_up_to_three(tiny, make_condition, pictures, vae):
     found = tune(tiny, make_condition(), pictures, vae, passes=1)[1]
     guider = diffusion_clip_edit.MixModels().run(
@@ -362,37 +322,6 @@ def test_what_has_no_defined_result_is_refused(tiny, make_condition, pictures, v
         diffusion_clip.schedule(tiny, 0.0, 6)
     with pytest.raises(ValueError, match="empty"):
         tune(tiny, make_condition(), {"samples": torch.zeros(1, 4, 4, 4)}, vae)
-
-
-def test_a_training_refuses_before_it_asks_the_network(tiny, make_condition, pictures, vae):
-    asked = []
-    tiny.model.diffusion_model.register_forward_pre_hook(lambda *_: asked.append(1))
-    given = {"model": tiny, "positive": make_condition(), "latent": pictures, "vae": vae, "image_text": Tower()}
-    given |= {"source": "blue", "target": "red", "steps": 4}
-    each = [[make_condition()[0][0].repeat(2, 1, 1), {}]]
-    for box in ("DiffusionCLIPTune", "HSpaceTrain"):
-        own = {k: v for k, v in given.items() if k != "steps" or box == "HSpaceTrain"}
-        with pytest.raises(ValueError, match="all of them 0"):
-            node(box, **own | {"clip_weight": 0.0, "l1_weight": 0.0})
-        with pytest.raises(ValueError, match="a text for each picture"):
-            node(box, **own | {"positive": each})
-    with pytest.raises(ValueError, match="begins below t_edit"):
-        node("HSpaceTrain", **given | {"t_edit": 1.0, "scheduler": "ddim_uniform"})
-    assert not asked
-
-
-def test_l1_counts_by_the_cosine_of_the_texts_and_the_rate_falls_every_third_pass(
-    tiny, make_condition, pictures, vae, monkeypatch
-):
-    made, loops, kept = [], [], h_training.trained
-    monkeypatch.setattr(h_training, "EditLoss", lambda *a, **k: made.append((*a[2:], k)) or EditLoss(*a, **k))
-    monkeypatch.setattr(h_training, "trained", lambda loop, *a: loops.append(loop) or kept(loop, *a))
-    monkeypatch.setattr(h_training, "direction_of", lambda *a: (*tuning_chain.direction_of(*a)[:1], 0.25, []))
-    given = {"model": tiny, "positive": make_condition(), "latent": pictures, "vae": vae, "image_text": Tower()}
-    node("HSpaceTrain", **given, source="blue", target="red", steps=4, passes=1, clip_weight=2.0, form="printed")
-    assert made == [(2.0, pytest.approx(3.0 * 0.25), {"form": "printed"})]
-    (settings,), levels = [loop.settings for loop in loops], loops[0].settings.steps // 2
-    assert settings.every == 3 * 2 * levels and settings.factor == 0.1
 
 
 def test_a_stopped_training_is_not_taken_up_by_another_image_text_model_or_vae(
