@@ -1,12 +1,18 @@
 """What DiffusionCLIP's boxes and h-Space Train make of masks, weights and prompts."""
 
+import dataclasses
+
 import pytest
 import torch
 from nulltext.engine import files
-from nulltext.nodes import h_training, tuning_chain
+from nulltext.engine.sampler import sample_latent
+from nulltext.nodes import asyrp, diffusion_clip, h_training, tuning_chain
 from nulltext.samplers.tuning.directional import EditLoss
+from nulltext.samplers.tuning.h_direction import Direction
 from nulltext.tests.nodes.text_pair import Tower, small_pictures, small_vae
 from nulltext.tests.running import run as node
+
+PROMPTS = {"way": "two prompts", "steps": 6, "samples": 3}
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +79,68 @@ def test_l1_counts_by_the_cosine_of_the_texts_and_the_rate_falls_every_third_pas
     assert made == [(2.0, pytest.approx(3.0 * 0.25), {"form": "printed"})]
     (settings,), levels = [loop.settings for loop in loops], loops[0].settings.steps // 2
     assert settings.every == 3 * 2 * levels and settings.factor == 0.1
+
+
+@pytest.fixture
+def tunings(tiny, make_condition, pictures, vae, monkeypatch):
+    """DiffusionCLIP Tune with these inputs: (loss weights and form, t0, settings) of its run, cut to one step."""
+    losses, times, loops = [], [], []
+    kept, ask = diffusion_clip.trained, diffusion_clip.schedule
+    monkeypatch.setattr(diffusion_clip, "EditLoss", lambda *a: losses.append(a[2:6]) or EditLoss(*a))
+    monkeypatch.setattr(diffusion_clip, "schedule", lambda m, t0, n: times.append(t0) or ask(m, t0, 3))
+
+    def cut(loop, *more):
+        loops.append(loop.settings)
+        loop.settings = dataclasses.replace(loop.settings, steps=1)
+        return kept(loop, *more)
+
+    monkeypatch.setattr(diffusion_clip, "trained", cut)
+    given = {"model": tiny, "positive": make_condition(), "latent": pictures, "vae": vae, "image_text": Tower()}
+
+    def tune(**own):
+        for found in (losses, times, loops):
+            found.clear()
+        node("DiffusionCLIPTune", **given, source="blue", target="red", **own)
+        return losses[0], set(times), loops[0]
+
+    return tune
+
+
+def test_a_tuning_takes_its_losses_and_a_preset_those_of_the_authors(tunings):
+    by_hand = {"t0": 0.3, "clip_weight": 2.0, "l1_weight": 0.5, "identity_weight": 0.25, "form": "printed"}
+    assert tunings(**by_hand)[:2] == ((2.0, 0.5, 0.25, "printed"), {0.3})
+    assert tunings(**by_hand, preset="README")[:2] == ((3.0, 1.0, 0.0, "log"), {0.5})
+    assert tunings(**by_hand, preset="code")[:2] == ((3.0, 0.0, 0.0, "log"), {0.4})
+
+
+def test_the_rate_grows_once_a_pass_also_where_every_sampling_step_is_a_step(tunings):
+    for gradient, steps in ((diffusion_clip.WHOLE, 1), (diffusion_clip.SAVING, 3)):
+        settings = tunings(gradient=gradient, passes=4)[2]
+        assert (settings.every, settings.steps) == (2 * steps, 2 * 4 * steps)
+
+
+def test_measured_levels_go_by_the_directions_own_texts(tiny, monkeypatch):
+    asked = []
+    monkeypatch.setattr(asyrp.h_space, "check_belongs", lambda *a: None)
+    monkeypatch.setattr(asyrp, "check_inversion", lambda *a: None)
+    monkeypatch.setattr(asyrp.h_space, "measured_levels", lambda *a: asked.append(a[3]))
+    for cosine in (0.3, 0.9):
+        direction = Direction(torch.tensor([1.0, 0.0]), torch.zeros(1, 2, 1, 1), metadata={"text_cosine": cosine})
+        asyrp.measured(tiny, direction, "inversion", "vae")
+    assert asked == [0.3, 0.9]
+
+
+def test_the_map_edits_the_inverted_picture_and_down_to_t_edit(tiny, ends, pictures, vae):
+    direction = node("HSpaceDirection", **PROMPTS, model=tiny, positive=ends[0], target=ends[1], latent=pictures)[0]
+    picture = {"model": tiny, "positive": ends[0], "latent": pictures, "use_cache": False}
+    inversion = node("InvertImage", **picture, steps=6)[0]
+    given = {"model": tiny, "positive": ends[0], "negative": ends[1], "vae": vae, "direction": direction, "cfg": 1.0}
+    given |= {"image_text": Tower(), "attributes": "red | blue", "strengths": "0, 3", "latent": pictures, "steps": 6}
+    opened, held, further = (
+        node("HSpaceMap", **given, **own)[2] for own in ({}, {"inversion": inversion}, {"t_edit": 0})
+    )
+    plain = node("AsyrpSampler", model=tiny, direction=direction, strength=0.0, inversion=inversion, t_boost=0.0)
+    with torch.inference_mode():
+        own = vae.decode(sample_latent(tiny, *ends, 1.0, *plain[:2], pictures, 3)["samples"])
+    assert torch.allclose(held[0], own[0], atol=1e-5) and not torch.allclose(opened[0], own[0], atol=1e-2)
+    assert torch.equal(opened[0], further[0]) and not torch.equal(opened[1], further[1])
