@@ -291,7 +291,7 @@ class Page:
     def shot(self, name: str) -> Path:
         SHOTS.mkdir(parents=True, exist_ok=True)
         path = SHOTS / f"{self.kind}_{name}.png"
-        self.tab.screenshot(path=path)
+        self.tab.screenshot(path=path, timeout=SECONDS * 1000)  # a busy machine draws a page in tens of seconds
         return path
 
 
