@@ -201,3 +201,8 @@ def test_the_way_into_the_seen_domain_forgets_the_picture_as_its_factors_say(pro
     assert ratios == pytest.approx([factor] * 3, rel=1e-10) and 0 < factor < 0.9
     drawn = into_seen_domain(denoise, x0, sigmas, noise=gaussian(x0, 3), process=process, repeats=1)
     assert not torch.allclose(drawn, passes[0])
+
+
+def test_weights_that_sum_to_one_but_for_rounding_leave_the_original_nothing():
+    for weights in ((0.7, 0.2, 0.1), (0.6, 0.3, 0.1)):
+        assert sum(weights) != 1 and degrees(*map(Share, weights))[0].at(torch.tensor(1.0)) == 0
