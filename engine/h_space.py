@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..samplers.attention.branches import StoredSource
 from ..samplers.inversion.record import Inversion
 from ..samplers.measure.perceptual import perceptual_distance
 from ..samplers.tuning.h_direction import Direction, together
@@ -22,7 +21,7 @@ from .comfy import Progress, decode, latent_out, process_of
 from .fingerprint import difference, fingerprint
 from .rows import NULL_ROLES, roles_of
 from .run import Run
-from .sampler import own_sampler
+from .sampler import held_start, own_sampler
 
 PATCH = "output_block_patch"
 #: which rows of a call are shifted
@@ -210,8 +209,5 @@ def asyrp_sampler(
             symmetric=symmetric,
         )
 
-    path = {}
-    if inversion is not None:
-        stored = StoredSource(inversion.trajectory, inversion.sigmas)
-        path = {"start": inversion.x_T, "levels": inversion.sigmas[:1], "known": stored.at}
+    path = {} if inversion is None else held_start(inversion)
     return own_sampler(walk, patches={PATCH: place.patch}, **path)

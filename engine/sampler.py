@@ -154,6 +154,12 @@ def own_sampler(
     return own_sampler_class()(function, start, levels, known, calls, holds_mask, from_noise, patches or {}, options)
 
 
+def held_start(inversion: Inversion) -> dict:
+    """`own_sampler`'s inputs for a walk from the inversion's noise end, outside a noise mask on its stored path."""
+    stored = StoredSource(inversion.trajectory, inversion.sigmas)
+    return {"start": inversion.x_T, "levels": inversion.sigmas[:1], "known": stored.at}
+
+
 def own_way_back(inversion: Inversion, first: int = 0):
     """SAMPLER that walks the inversion back from step `first`, and the sigmas it walks. An exact pair and residuals
     fit these alone; Euler steps may be others from the same start.

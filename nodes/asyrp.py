@@ -16,6 +16,11 @@ ONE_CALL, TWO_CALLS = "one call of two rows", "two calls"
 BY_HAND, MEASURED = "by hand", "measured"
 
 
+def window_of(model, t_edit: float, levels: tuple[float, float] | None = None) -> SigmaWindow:
+    """Where directions act: down to t_edit, or to the first of the `levels` that were measured."""
+    return SigmaWindow(float("inf"), levels[0] if levels else time_to_sigma(model)(t_edit))
+
+
 def sampler_of(
     model,
     directions,
@@ -34,11 +39,11 @@ def sampler_of(
         h_space.check_belongs(direction, model)
     if inversion is not None:
         check_inversion(inversion, model)
-    edit, boost = levels or map(time_to_sigma(model), (t_edit, t_boost))
+    boost = levels[1] if levels else time_to_sigma(model)(t_boost)
     return h_space.asyrp_sampler(
         directions,
         inversion=inversion,
-        window=SigmaWindow(float("inf"), edit),
+        window=window_of(model, t_edit, levels),
         boost=boost,
         symmetric=way == SYMMETRIC,
         null_branch=null_branch,
@@ -49,8 +54,7 @@ def sampler_of(
 
 def idle(model, directions, sigmas, t_edit: float, levels: tuple[float, float] | None = None) -> str:
     """A notice where strengths are set and no step of the run lies where they act."""
-    window = SigmaWindow(float("inf"), levels[0] if levels else time_to_sigma(model)(t_edit))
-    if not any(strength for _, strength in directions) or h_space.acts(directions, sigmas, window):
+    if not any(s for _, s in directions) or h_space.acts(directions, sigmas, window_of(model, t_edit, levels)):
         return ""
     return (
         " Notice: nothing is edited, since the whole run lies below t_edit or below the level that the direction was "

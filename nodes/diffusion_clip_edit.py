@@ -5,8 +5,7 @@ from __future__ import annotations
 from ..engine import mixing
 from ..engine.comfy import check_latent, fitted, latent_out, window
 from ..engine.run import sample_with
-from ..engine.sampler import own_sampler, walk_back
-from ..samplers.attention.branches import StoredSource
+from ..engine.sampler import held_start, own_sampler, walk_back
 from ..samplers.core import gaussian
 from ..samplers.ode import sample_euler
 from ..samplers.tuning.diffusion_clip import Share, into_seen_domain
@@ -124,8 +123,7 @@ class DiffusionCLIPEdit(Box):
             latent = {"samples": latent_out(model, brought).cpu()}
             said.append(f"{unseen_passes} passes of {unseen_steps} steps by the model alone.")
         inversion, line = inverted(model, positive, latent, there)
-        stored = StoredSource(inversion.trajectory, inversion.sigmas)
-        sampler = own_sampler(sample_euler, start=inversion.x_T, known=stored.at)
+        sampler = own_sampler(sample_euler, **held_start(inversion))
         out = edit.put_back(walk_back(guider, inversion, sampler, back, mask=edit.grid, seed=seed))
         text = "\n".join([f"Edited at degree {degree:g} in {len(back) - 1} steps.", line, *said])
         return text_result(text, {"samples": out}, text)

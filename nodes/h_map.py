@@ -115,8 +115,8 @@ class HSpaceMap(Box):
             + [f"{line['text'][:24]:>24} " + " ".join(f"{share:6.2f}" for share in line["shares"]) for line in read]
         )
         panel = {"strengths": values, "images": temporary(pictures), "read": read}
-        nothing = idle(model, [(direction, max(values, key=abs))], sigmas, t_edit).strip()
-        text = "\n".join([table, *notices, *([nothing] if nothing else [])])
+        nothing = idle(model, [(direction, value) for value in values], sigmas, t_edit).strip()
+        text = "\n".join(filter(None, [table, *notices, nothing]))
         return text_result(text, strip, table, pictures, nulltext_strengths=[panel])
 
 

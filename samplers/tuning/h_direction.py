@@ -226,13 +226,11 @@ def together(directions: Sequence[tuple[Direction, float]], sigmas: Tensor, resc
         first, last = (step_of(s, direction.sigmas) for s in (sigmas[0], sigmas[-1]))
         return (last - first) / (len(sigmas) - 1)
 
+    factors = [s * (denser(d) if rescale else 1.0) / math.sqrt(len(directions)) for d, s in directions]
+
     def changes(sigma):
-        live = []
-        for direction, strength in directions:
-            change = direction.at(sigma) if strength else None
-            if change is not None:
-                factor = strength * (denser(direction) if rescale else 1.0) / math.sqrt(len(directions))
-                live.append((factor, change))
+        found = ((f, d.at(sigma)) for f, (d, strength) in zip(factors, directions) if strength)
+        live = [(factor, change) for factor, change in found if change is not None]
         return (lambda h: sum(factor * change(h) for factor, change in live)) if live else None
 
     return changes

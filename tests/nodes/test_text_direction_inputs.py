@@ -25,22 +25,27 @@ def pictures():
     return small_pictures()
 
 
+@pytest.fixture
+def given(tiny, make_condition, pictures, vae):
+    """What both trainings are given."""
+    wired = {"model": tiny, "positive": make_condition(), "latent": pictures, "vae": vae, "image_text": Tower()}
+    return wired | {"source": "blue", "target": "red"}
+
+
 @pytest.fixture(autouse=True)
 def no_cache(monkeypatch):
     """Inversions are made anew, and no state is left between tests."""
     monkeypatch.setattr(files, "cache_key", lambda *a: None)
 
 
-def test_outside_a_noise_mask_an_edited_picture_stays(tiny, make_condition, pictures, vae):
-    words = {"image_text": Tower(), "source": "blue", "target": "red"}
-    tuned = {"model": tiny, "positive": make_condition(), "latent": pictures, "vae": vae, "passes": 2, "lr": 1e-2}
-    lora = node("DiffusionCLIPTune", **tuned, **words, inversion_steps=3, train_steps=2)[1]
+def test_outside_a_noise_mask_an_edited_picture_stays(tiny, make_condition, pictures, given):
+    lora = node("DiffusionCLIPTune", **given, passes=2, lr=1e-2, inversion_steps=3, train_steps=2)[1]
     mask = torch.zeros(1, 1, 32, 32)
     mask[..., 16:] = 1
-    given = {"model": tiny, "positive": make_condition(), "lora_model": lora, "inversion_steps": 3, "steps": 3}
+    edit = {"model": tiny, "positive": make_condition(), "lora_model": lora, "inversion_steps": 3, "steps": 3}
     for unseen in (0, 1):
         whole, masked = (
-            node("DiffusionCLIPEdit", **given, latent=pictures | more, unseen_passes=unseen, unseen_steps=2)[0][
+            node("DiffusionCLIPEdit", **edit, latent=pictures | more, unseen_passes=unseen, unseen_steps=2)[0][
                 "samples"
             ]
             for more in ({}, {"noise_mask": mask})
@@ -50,39 +55,33 @@ def test_outside_a_noise_mask_an_edited_picture_stays(tiny, make_condition, pict
         assert not torch.equal(masked[..., 2:], own[..., 2:])
 
 
-def test_a_training_refuses_before_it_asks_the_network(tiny, make_condition, pictures, vae):
+def test_a_training_refuses_before_it_asks_the_network(tiny, make_condition, given):
     asked = []
     tiny.model.diffusion_model.register_forward_pre_hook(lambda *_: asked.append(1))
-    given = {"model": tiny, "positive": make_condition(), "latent": pictures, "vae": vae, "image_text": Tower()}
-    given |= {"source": "blue", "target": "red", "steps": 4}
     each = [[make_condition()[0][0].repeat(2, 1, 1), {}]]
     for box in ("DiffusionCLIPTune", "HSpaceTrain"):
-        own = {k: v for k, v in given.items() if k != "steps" or box == "HSpaceTrain"}
         with pytest.raises(ValueError, match="all of them 0"):
-            node(box, **own | {"clip_weight": 0.0, "l1_weight": 0.0})
+            node(box, **given | {"clip_weight": 0.0, "l1_weight": 0.0})
         with pytest.raises(ValueError, match="a text for each picture"):
-            node(box, **own | {"positive": each})
+            node(box, **given | {"positive": each})
     with pytest.raises(ValueError, match="begins below t_edit"):
         node("HSpaceTrain", **given | {"t_edit": 1.0, "scheduler": "ddim_uniform"})
     assert not asked
 
 
-def test_l1_counts_by_the_cosine_of_the_texts_and_the_rate_falls_every_third_pass(
-    tiny, make_condition, pictures, vae, monkeypatch
-):
+def test_l1_counts_by_the_cosine_of_the_texts_and_the_rate_falls_every_third_pass(given, monkeypatch):
     made, loops, kept = [], [], h_training.trained
     monkeypatch.setattr(h_training, "EditLoss", lambda *a, **k: made.append((*a[2:], k)) or EditLoss(*a, **k))
     monkeypatch.setattr(h_training, "trained", lambda loop, *a: loops.append(loop) or kept(loop, *a))
     monkeypatch.setattr(h_training, "direction_of", lambda *a: (*tuning_chain.direction_of(*a)[:1], 0.25, []))
-    given = {"model": tiny, "positive": make_condition(), "latent": pictures, "vae": vae, "image_text": Tower()}
-    node("HSpaceTrain", **given, source="blue", target="red", steps=4, passes=1, clip_weight=2.0, form="printed")
+    node("HSpaceTrain", **given, steps=4, passes=1, clip_weight=2.0, form="printed")
     assert made == [(2.0, pytest.approx(3.0 * 0.25), {"form": "printed"})]
     (settings,), levels = [loop.settings for loop in loops], loops[0].settings.steps // 2
     assert settings.every == 3 * 2 * levels and settings.factor == 0.1
 
 
 @pytest.fixture
-def tunings(tiny, make_condition, pictures, vae, monkeypatch):
+def tunings(given, monkeypatch):
     """DiffusionCLIP Tune with these inputs: (loss weights and form, t0, settings) of its run, cut to one step."""
     losses, times, loops = [], [], []
     kept, ask = diffusion_clip.trained, diffusion_clip.schedule
@@ -95,12 +94,11 @@ def tunings(tiny, make_condition, pictures, vae, monkeypatch):
         return kept(loop, *more)
 
     monkeypatch.setattr(diffusion_clip, "trained", cut)
-    given = {"model": tiny, "positive": make_condition(), "latent": pictures, "vae": vae, "image_text": Tower()}
 
     def tune(**own):
         for found in (losses, times, loops):
             found.clear()
-        node("DiffusionCLIPTune", **given, source="blue", target="red", **own)
+        node("DiffusionCLIPTune", **given, **own)
         return losses[0], set(times), loops[0]
 
     return tune
