@@ -24,6 +24,7 @@ from .graphs import (
     held,
     kept_outside,
     law,
+    learned,
     neutral,
     round_trip,
 )
@@ -261,25 +262,32 @@ def SemanticGuidance(new):
     return neutral(left, "scale 0 changes nothing", *nodes)
 
 
-def classifier(g: FamilyGraph) -> Node:
-    return g.own("TrainLatentClassifier", folder="classes", size=g.side, train_steps=2, batch=2)
+def classifier(g: FamilyGraph, **more) -> Node:
+    return g.own("TrainLatentClassifier", folder="classes", size=g.side, train_steps=2, batch=2, **more)
+
+
+def by_class(g: FamilyGraph, classes: Node) -> dict:
+    return {"classifier": classes, "class_name": "red circle", "vae": None, "scale": 10.0}
 
 
 @cell
 def ClassifierGuidance(new):
     g = new()
-    more = {"classifier": classifier(g), "class_name": "red circle", "vae": None}
-    nodes = guided_by(g, "ClassifierGuidance", {**more, "scale": 10.0})
+    nodes = guided_by(g, "ClassifierGuidance", by_class(g, classifier(g)))
     left = yield g
     return neutral(left, "scale 0 changes nothing", *nodes)
 
 
 @cell
 def TrainLatentClassifier(new):
+    """It begins at random numbers: one that learns faster guides elsewhere than one that hardly learns."""
     g = new()
-    shown = g.shown(classifier(g)[1])
+    made = [classifier(g, learning_rate=rate) for rate in (1e-6, 0.1)]
+    start, end = (g.drawn(g.own("ClassifierGuidance", **by_class(g, classes))) for classes in made)
+    shown = g.shown(made[1][1])
     left = yield g
-    return draws(left, shown, "trains")
+    draws(left, shown, "no curve")
+    return learned(left.latent(start), left.latent(end), "training changes where it guides")
 
 
 @cell
@@ -310,12 +318,18 @@ def ProximalGuidance(new):
 
 @cell
 def OptimiseStartNoise(new):
+    """The noise that it gives draws its result, and that is not the start's: a lower loss was found."""
     g = new()
-    model = g.own("CLIPGuidance", image_text=g.towers(), cutouts=1, mask=None, image=None)
-    made = g.own("OptimiseStartNoise", model=model, steps=2, iterations=2)
-    optimised, there = g.kept(made), g.kept(g.original)
+    model = g.own("CLIPGuidance", image_text=g.towers(), cutouts=1, mask=None, image=None, loss="cosine")
+    empty = g.add("LatentMultiply", samples=g.original, multiplier=0.0)
+    made = g.own("OptimiseStartNoise", model=model, latent=empty, seed=3, steps=2, iterations=3, cfg=1.0)
+    guider, sampler = g.plain_guider(cfg=1.0), g.add("KSamplerSelect", **EULER)
+    noises = g.add("RandomNoise", noise_seed=3), made[1]
+    start, drawn = (g.kept(g.sample(noise, guider, sampler, made[2], empty)) for noise in noises)
+    optimised = g.kept(made)
     left = yield g
-    return law(left.latent(optimised).shape == left.latent(there).shape, "optimises")
+    equal(left.latent(optimised), left.latent(drawn), "its noise draws its result")
+    return learned(left.latent(start), left.latent(optimised), "a better noise than the first draws the result")
 
 
 # cartoon --------------------------------------------------------------------------------------------------------
@@ -421,21 +435,32 @@ def direction(g: FamilyGraph) -> Node:
     return g.own("HSpaceDirection", way="two prompts", target=g.edit, steps=2, samples=2)
 
 
+def along(g: FamilyGraph, made: Node, strength: float) -> tuple[Node, dict]:
+    """Asyrp Sampler's result along a direction, and what core's node was given beside the sampler."""
+    asyrp = g.own("AsyrpSampler", direction=made, strength=strength, t_boost=0.0)
+    given = {"noise_seed": 3, "cfg": 1.0, "sigmas": asyrp[1], "latent_image": g.latent(1)}
+    return g.kept(g.add("SamplerCustom", sampler=asyrp[0], **given)), given
+
+
+def leads(g: FamilyGraph, made: Node, says: str):
+    """The end of a cell whose node makes a direction: the picture along it is not the one of strength 0."""
+    none, some = (along(g, made, strength)[0] for strength in (0.0, 1.0))
+    left = yield g
+    return learned(left.latent(none), left.latent(some), says)
+
+
 @cell
 def HSpaceDirection(new):
     g = new()
-    g.own("SaveDirection", direction=direction(g), name="h_directions/families", overwrite=True)
-    yield g
-    return "finds a direction"
+    return (yield from leads(g, direction(g), "the direction changes the picture"))
 
 
 @cell
 def HSpaceTrain(new):
+    """Its network begins at nothing."""
     g = new()
-    made = g.own("HSpaceTrain", image_text=g.towers(), steps=2, passes=1, **WORDS)
-    g.own("SaveDirection", direction=made, name="h_directions/families", overwrite=True)
-    yield g
-    return "trains"
+    made = g.own("HSpaceTrain", image_text=g.towers(), steps=2, passes=1, optimiser="Adam", **WORDS)
+    return (yield from leads(g, made, "the trained direction changes the picture"))
 
 
 @cell
@@ -449,31 +474,32 @@ def HSpaceMap(new):
 @cell
 def AsyrpSampler(new):
     g = new()
-    plain, edits = [], []
-    for strength in (0.0, 1.0):
-        made = g.own("AsyrpSampler", direction=direction(g), strength=strength, t_boost=0.0)
-        given = {"noise_seed": 3, "cfg": 1.0, "sigmas": made[1], "latent_image": g.latent(1)}
-        edits.append(g.kept(g.add("SamplerCustom", sampler=made[0], **given)))
-        plain = g.kept(g.add("SamplerCustom", sampler=g.add("KSamplerSelect", **EULER), **given))
+    made = direction(g)
+    (none, given), (some, _) = (along(g, made, strength) for strength in (0.0, 1.0))
+    plain = g.kept(g.add("SamplerCustom", sampler=g.add("KSamplerSelect", **EULER), **given))
     left = yield g
-    none, some = map(left.latent, edits)
-    changes(none, some)
-    return equal(left.latent(plain), none, "strength 0 is Euler's picture")
+    return neutral(left, "strength 0 is Euler's picture", plain, none, some)
 
 
 @cell
 def LoadDirection(new):
     g = new()
-    g.own("SaveDirection", direction=direction(g), name="h_directions/families", overwrite=True)
-    yield g
+    made = direction(g)
+    g.own("SaveDirection", direction=made, name="h_directions/families", overwrite=True)
+    saved = along(g, made, 1.0)[0]
+    before = (yield g).latent(saved)
     g = new()
     loaded = g.own("LoadDirection", name="h_directions/families", model=g.model)
-    g.own("SaveDirection", direction=loaded, name="h_directions/families_2", overwrite=True)
-    yield g
-    return "comes back from its file"
+    none, some = (along(g, loaded, strength)[0] for strength in (0.0, 1.0))
+    left = yield g
+    learned(left.latent(none), left.latent(some), "the direction changes the picture")
+    return equal(before, left.latent(some), "edits as the direction that was saved")
 
 
 # training -------------------------------------------------------------------------------------------------------
+
+
+TRAINED = "training changes the picture"
 
 
 def pictures(g: FamilyGraph) -> Node:
@@ -492,7 +518,7 @@ def TrainLora(new):
     trained = lora(g)
     made, plain = g.drawn(trained[0]), g.drawn()
     left = yield g
-    return law(left.latent(made).shape == left.latent(plain).shape, "trains")
+    return learned(left.latent(plain), left.latent(made), TRAINED)
 
 
 @cell
@@ -510,11 +536,16 @@ def LoadLora(new):
 
 @cell
 def TrainEmbedding(new):
+    """The caption with the new word in it, against the caption with the word that it began as."""
     g = new()
     more = {"steps": 1, "batch": 1, "start_word": "circle", "vae": None}
-    shown = g.shown(g.own("TrainEmbedding", pictures=pictures(g), file_name="families_word", **more)[3])
+    made = g.own("TrainEmbedding", pictures=pictures(g), file_name="families_word", **more)
+    begun = g.prompt("a photo of circle circle")
+    # the learnt words, with what the family's text encoder tells beside them
+    word = g.add("ConditioningAverage", conditioning_to=begun, conditioning_from=made[1], conditioning_to_strength=0.0)
+    start, end = (g.drawn(positive=prompt) for prompt in (begun, word))
     left = yield g
-    return draws(left, shown, "trains")
+    return learned(left.latent(start), left.latent(end), TRAINED)
 
 
 @cell
@@ -546,26 +577,35 @@ def MakeControlNet(new):
 
 @cell
 def TrainControlNet(new):
+    """It begins as one that changes nothing."""
     g = new()
     hints = g.own("HintMaker")
-    more = {"steps": 1, "batch": 1, "file_name": "nulltext/families_control", "vae": None}
+    more = {"steps": 1, "batch": 1, "learning_rate": 0.1, "file_name": "nulltext/families_control", "vae": None}
     made = g.own("TrainControlNet", control_net=control_net(g), pictures=pictures(g), hints=hints, **more)
-    shown = g.shown(made[2])
+    plain, controls = g.drawn(), controlled(g, made)
     left = yield g
-    return draws(left, shown, "trains")
+    return learned(left.latent(plain), left.latent(controls), TRAINED)
 
 
 def imagic(g: FamilyGraph) -> Node:
     more = {"embedding_steps": 1, "model_steps": 1, "batch": 1, "rank": 2, "vae": None}
+    more |= {"embedding_rate": 0.1, "model_rate": 0.1}
     return g.own("ImagicOptimise", target=g.edit, file_name="nulltext/families_imagic", **more)
 
 
 @cell
 def ImagicOptimise(new):
+    """Both trainings, the text's and the model's."""
     g = new()
-    shown = g.shown(imagic(g)[2])
+    text, factors = (imagic(g)[slot] for slot in (0, 1))
+    more = {"target": g.edit, "cfg": 5.0}
+    ways = {"eta": 0.0, "optimised": text, "lora": None}, {"eta": 1.0, "optimised": None, "lora": factors}
+    ends = [g.guided(g.own("ImagicGuider", **more, **way)) for way in ways]
+    plain = g.guided(g.plain_guider(g.edit))
     left = yield g
-    return draws(left, shown, "trains")
+    for end in ends:
+        learned(left.latent(plain), left.latent(end), TRAINED)
+    return TRAINED
 
 
 @cell
@@ -587,9 +627,9 @@ def tuned(g: FamilyGraph) -> Node:
 @cell
 def DiffusionCLIPTune(new):
     g = new()
-    made = g.drawn(tuned(g))
+    made, plain = g.drawn(tuned(g)), g.drawn()
     left = yield g
-    return law(bool(torch.isfinite(left.latent(made)).all()), "trains")
+    return learned(left.latent(plain), left.latent(made), TRAINED)
 
 
 @cell

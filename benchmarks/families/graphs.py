@@ -173,6 +173,14 @@ def changes(a: Tensor, b: Tensor) -> str:
     return law(float((a - b).abs().max()) > 0, "changes the picture") if a.shape == b.shape else equal(a, b, "")
 
 
+def learned(before: Tensor, after: Tensor, says: str) -> str:
+    """What was trained, or found, gives another picture than its start, by more than rounding; a finite one."""
+    law(before.shape == after.shape, f"shape {list(after.shape)}, not {list(before.shape)}")
+    law(bool(after.isfinite().all()), f"{says}: no, it is not finite")
+    far = float((before - after).abs().max() / before.abs().max())
+    return law(far > SAME, says if far > SAME else f"{says}: no, it is as before")
+
+
 def neutral(left: Left, says: str, plain: Node, none: Node, *others: Node) -> str:
     """Where a node is told to do nothing the result is the plain one; where it is told to do something, another."""
     for other in others:

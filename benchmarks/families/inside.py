@@ -69,10 +69,10 @@ def classes() -> dict[str, type]:
     """The nodes that the cells are made of, by name: the embedded engine's, the pack's and the stand-ins'."""
     loaded()
     from comfy.nodes import base_nodes
-    from comfy_extras.nodes import nodes_custom_sampler, nodes_mask
+    from comfy_extras.nodes import nodes_custom_sampler, nodes_latent, nodes_mask
 
     found: dict[str, type] = {}
-    for module in (base_nodes, nodes_custom_sampler, nodes_mask, stand_ins):
+    for module in (base_nodes, nodes_custom_sampler, nodes_latent, nodes_mask, stand_ins):
         found |= module.NODE_CLASS_MAPPINGS
     own = {"CheckpointLoaderSimple": Checkpoint, "SaveLatent": Latents, "PreviewImage": Pictures}
     return {**found, **NODE_CLASS_MAPPINGS, **own}

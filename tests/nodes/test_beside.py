@@ -5,7 +5,6 @@ refuses in one sentence; which boxes refuse stands here.
 The cells of `make families`, in this process, on stand-ins of SD1.5 (narrower, for time) and of SD3, a flow family."""
 
 import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
@@ -67,19 +66,11 @@ HIDDEN_BOXES = {"fp8 alone": IMAGIC | TUNES_BY_TEXTS, "bf16 alone": IMAGIC}  # f
 
 
 @pytest.fixture
-def lab(engine, tmp_path, monkeypatch):
+def lab(inside, monkeypatch):
     """lab(family, **options) -> a `Lab` in this process."""
-    from nulltext.benchmarks.families.inside import Inside
-    from nulltext.engine.folders import folder
-
     kind, config, _ = stand_ins.FAMILIES["SD1.5"]
     monkeypatch.setitem(stand_ins.FAMILIES, "SD1.5", (kind, config | SMALL, {}))
-    models = Path(engine.get("folder_paths").get_folder_paths("checkpoints")[0]).parent
-    files = lambda: {path for top in (models, folder("output")) for path in top.rglob("*") if path.is_file()}
-    there = files()
-    yield lambda family, **options: Inside(family, tmp_path, **{"size": 8, **options})
-    for path in files() - there:  # what was trained would stand in the lists of other tests' boxes
-        path.unlink()
+    return inside
 
 
 def allowed(refuses: bool, rounded: bool) -> tuple[str, ...]:
