@@ -253,7 +253,10 @@ class Control:
         if hasattr(network, "middle_block"):
             place, shape = "middle", (1, network.middle_block[-1].out_channels, 1, 1)
         else:
-            place, shape = "output", (1, 1, network.final_layer.linear.in_features)
+            layers = dict(network.named_modules())
+            last = next(name for name in LAST if name in layers)
+            place = "input" if last == "proj_out" else "output"  # where Qwen-Image looks, and where the others do
+            shape = (1, 1, layers[last].in_features)
         residual = torch.randn(shape, generator=generator)
 
         class Same(comfy.controlnet.ControlBase):
