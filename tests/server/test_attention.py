@@ -149,20 +149,22 @@ def test_edit_friendly_noise_inverted_at_one_cfg_and_edited_at_another(comfy, gr
 
 
 def test_joint_attention_is_edited_or_refused(comfy, graph, temporary_file):
-    """A tiny SD3 file: a word turned up by 1 is the plain run, by 6 it is not; the 2024 engine says what it can't
-    do."""
+    """A tiny SD3 file: a word turned up by 1 is the plain run, by 6 it is not, and equal prompts give the source;
+    the 2024 engine says what it can't do."""
     checkpoint.random_flow_checkpoint(temporary_file("models/checkpoints/joint.safetensors"), context=128)
     model = graph.add("CheckpointLoaderSimple", ckpt_name="joint.safetensors")
     empty = graph.empty(kind="EmptySD3LatentImage")
-    louder = reweight(graph, "red: 6", model=model)
-    saved = [graph.save(graph.draw(model=m, latent_image=empty, steps=2)) for m in (model, louder)]
-    same = graph.save(p2p(graph, model=model, latent=empty, edited=graph.source, steps=2))
+    models = model, reweight(graph, "red: 1", model=model), reweight(graph, "red: 6", model=model)
+    saved = [graph.save(graph.draw(model=m, latent_image=empty, steps=2)) for m in models]
+    equal = p2p(graph, model=model, latent=empty, edited=graph.source, steps=2)
+    saved += [graph.save(equal), graph.save(equal[1])]
     if comfy.engine == "embedded":
         comfy.refuses(graph, "SD3, Flux and Qwen-Image closed", "SD1, SD2 and SDXL")
         return
     result = comfy.run(graph).check()
-    plain, changed = (comfy.latent(result, node) for node in saved)
-    assert far(plain, changed) > 1e-3 and comfy.latent(result, same).shape == plain.shape
+    plain, same, changed, edit, source = (comfy.latent(result, node) for node in saved)
+    assert torch.equal(plain, same) and far(plain, changed) > 1e-3
+    assert torch.equal(edit, source) and edit.shape == plain.shape
 
 
 def test_an_interrupt_leaves_the_model_as_it_was(comfy, graph):
