@@ -27,7 +27,7 @@ from .joint_attention import are_joint
 from .noise import InversionNoise, source_latent
 from .pair_calls import Asked, predict_together
 from .record import check_stored, source_conditioning
-from .rows import PairEdit, check_joined
+from .rows import PairEdit, check_joined, check_single, is_regional
 from .sampler import core_sampler, is_cfg_pp, is_euler, is_walk, own_sampler, own_way_back, sampler_name
 from .shared_noise import with_shared_noise
 
@@ -42,23 +42,8 @@ def source_of(inversion: Inversion) -> list:
     return source_conditioning(inversion)
 
 
-def _regional(conditioning: list) -> bool:
-    """Whether some prompt holds for a part of the picture alone; a mask leaves the network the whole of it."""
-    return any("area" in extra or extra.get("set_area_to_bounds") for _, extra in conditioning)
-
-
-def _plain(conditioning: list, what: str) -> None:
-    if len(conditioning) != 1 or len(conditioning[0][0]) != 1 or _regional(conditioning):
-        raise ValueError(
-            f"The {what} prompt must be one prompt for the whole picture, not combined, regional or a batch: wire "
-            "further edits to the node's other edit inputs."
-        )
-    extra = conditioning[0][1]
-    if extra.get("start_percent", 0) > 0 or extra.get("end_percent", 1) < 1:
-        raise ValueError(
-            f"The {what} prompt holds for a part of the steps only: take the timestep range off, and give the words "
-            "their time in word_windows."
-        )
+_OTHERS = "wire further edits to the node's other edit inputs"
+_TIMED = ", and give the words their time in word_windows"
 
 
 @functools.cache
@@ -227,10 +212,9 @@ def prompt_to_prompt_guider(
     walk its own way back: plain Euler steps, the exact pair's, or edit-friendly's with the recorded residuals.
     `.network_rows` counts the rows the network saw in the last run. ValueError for networks that edits can't reach,
     layers that another patch owns, prompts that aren't single, a negative prompt with an area."""
-    _plain(source, "source")
-    for edit in edits:
-        _plain(edit, "edited")
-    if _regional(negative):
+    for what, conditioning in [("source", source), *(("edited", edit) for edit in edits)]:
+        check_single(conditioning, what, _OTHERS, _TIMED)
+    if is_regional(negative):
         raise ValueError(
             "The negative prompt must be for the whole picture, not regional: take its area off; a mask may stay, "
             "without its bounds as area."

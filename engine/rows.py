@@ -94,6 +94,23 @@ def check_joined(conditioning: list) -> None:
                 )
 
 
+def is_regional(conditioning: list) -> bool:
+    """Whether some prompt holds for a part of the picture alone; a mask leaves the network the whole of it."""
+    return any("area" in extra or extra.get("set_area_to_bounds") for _, extra in conditioning)
+
+
+def check_single(conditioning: list, what: str, instead: str, timed: str = "") -> None:
+    """ValueError unless this is one text, for the whole picture and all steps. what: whose prompt; instead, timed: what
+    to do about several, and beside taking a timestep range off."""
+    if len(conditioning) != 1 or len(conditioning[0][0]) != 1 or is_regional(conditioning):
+        raise ValueError(
+            f"The {what} prompt must be one prompt for the whole picture, not combined, regional or a batch: {instead}."
+        )
+    extra = conditioning[0][1]
+    if extra.get("start_percent", 0) > 0 or extra.get("end_percent", 1) < 1:
+        raise ValueError(f"The {what} prompt holds for a part of the steps only: take the timestep range off{timed}.")
+
+
 class PairEdit:
     """A controller between a source and its edits, for the calls of a guider that says who is who."""
 

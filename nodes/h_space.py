@@ -7,6 +7,7 @@ import torch
 from ..engine import h_space
 from ..engine.comfy import check_latent, is_empty, latent_in, process_of, schedulers, sigmas_of
 from ..engine.fingerprint import fingerprint
+from ..engine.rows import check_single
 from ..engine.run import sample_with
 from ..samplers.core import gaussian
 from ..samplers.tuning.h_direction import (
@@ -94,6 +95,8 @@ class HSpaceDirection(Box):
             if target is None:
                 raise ValueError("A direction between two prompts needs the second one: wire target.")
             conds["target"] = target
+        for what, prompt in conds.items():
+            check_single(prompt, what, "a direction is read under each prompt alone")
         if way == PICTURES and (target_latent is None or is_empty(latent) or is_empty(target_latent)):
             raise ValueError(
                 "A direction between two sets of pictures needs both: encode them and wire latent and target_latent."

@@ -237,8 +237,8 @@ def euler(engine, ends):
 
 
 @pytest.fixture
-def inside(engine, tmp_path):
-    """inside(family, **options) -> a `Lab` of `make families` in this process; what it writes is removed."""
+def family_lab(engine, tmp_path):
+    """family_lab(family, **options) -> a `Lab` of `make families` in this process; what it writes is removed."""
     from nulltext.benchmarks.families.inside import Inside
     from nulltext.engine.folders import folder
 

@@ -318,10 +318,11 @@ def ProximalGuidance(new):
 
 @cell
 def OptimiseStartNoise(new):
-    """The noise that it gives draws its result, and that is not the start's: a lower loss was found."""
+    """The noise that it gives draws its result, and that is not the start's: a lower loss was found. Of its latent it
+    takes the shape alone, so the sampler beside it gets no noise mask either."""
     g = new()
     model = g.own("CLIPGuidance", image_text=g.towers(), cutouts=1, mask=None, image=None, loss="cosine")
-    empty = g.add("LatentMultiply", samples=g.original, multiplier=0.0)
+    empty = g.add("LatentMultiply", samples=g.maskless(1), multiplier=0.0)
     made = g.own("OptimiseStartNoise", model=model, latent=empty, seed=3, steps=2, iterations=3, cfg=1.0)
     guider, sampler = g.plain_guider(cfg=1.0), g.add("KSamplerSelect", **EULER)
     noises = g.add("RandomNoise", noise_seed=3), made[1]
@@ -431,8 +432,14 @@ def WordMask(new):
 WORDS = {"source": "plain background", "target": "striped background"}
 
 
-def direction(g: FamilyGraph) -> Node:
-    return g.own("HSpaceDirection", way="two prompts", target=g.edit, steps=2, samples=2)
+def direction(g: FamilyGraph, positive: Node | None = None) -> Node:
+    """positive: of several prompts that stand beside it h isn't read, the one alone unless another is given."""
+    made = {"way": "two prompts", "target": g.edit, "steps": 2, "samples": 2}
+    return g.own("HSpaceDirection", positive=positive or g.single, **made)
+
+
+#: strength of a direction of two samples, which is short
+FAR = 10.0
 
 
 def along(g: FamilyGraph, made: Node, strength: float) -> tuple[Node, dict]:
@@ -444,7 +451,7 @@ def along(g: FamilyGraph, made: Node, strength: float) -> tuple[Node, dict]:
 
 def leads(g: FamilyGraph, made: Node, says: str):
     """The end of a cell whose node makes a direction: the picture along it is not the one of strength 0."""
-    none, some = (along(g, made, strength)[0] for strength in (0.0, 1.0))
+    none, some = (along(g, made, strength)[0] for strength in (0.0, FAR))
     left = yield g
     return learned(left.latent(none), left.latent(some), says)
 
@@ -452,7 +459,7 @@ def leads(g: FamilyGraph, made: Node, says: str):
 @cell
 def HSpaceDirection(new):
     g = new()
-    return (yield from leads(g, direction(g), "the direction changes the picture"))
+    return (yield from leads(g, direction(g, g.source), "the direction changes the picture"))
 
 
 @cell
@@ -486,11 +493,11 @@ def LoadDirection(new):
     g = new()
     made = direction(g)
     g.own("SaveDirection", direction=made, name="h_directions/families", overwrite=True)
-    saved = along(g, made, 1.0)[0]
+    saved = along(g, made, FAR)[0]
     before = (yield g).latent(saved)
     g = new()
     loaded = g.own("LoadDirection", name="h_directions/families", model=g.model)
-    none, some = (along(g, loaded, strength)[0] for strength in (0.0, 1.0))
+    none, some = (along(g, loaded, strength)[0] for strength in (0.0, FAR))
     left = yield g
     learned(left.latent(none), left.latent(some), "the direction changes the picture")
     return equal(before, left.latent(some), "edits as the direction that was saved")
@@ -589,7 +596,7 @@ def TrainControlNet(new):
 
 def imagic(g: FamilyGraph) -> Node:
     more = {"embedding_steps": 1, "model_steps": 1, "batch": 1, "rank": 2, "vae": None}
-    more |= {"embedding_rate": 0.1, "model_rate": 0.1}
+    more |= {"embedding_rate": 0.1, "model_rate": 0.03}  # more overflows in fp16, less drowns in fp8
     return g.own("ImagicOptimise", target=g.edit, file_name="nulltext/families_imagic", **more)
 
 
@@ -621,6 +628,7 @@ def ImagicGuider(new):
 
 def tuned(g: FamilyGraph) -> Node:
     more = {**WORDS, "inversion_steps": 2, "train_steps": 2, "passes": 1, "rank": 2}
+    more |= {"lr": 0.1}  # as for Train LoRA
     return g.own("DiffusionCLIPTune", image_text=g.towers(), **more)
 
 

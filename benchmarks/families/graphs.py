@@ -44,7 +44,7 @@ class FamilyGraph(Graph):
         more = {"x": size * CELL // 2, "y": 0, "operation": "add"}
         self.half = self.add("MaskComposite", destination=whole, source=half, **more)
         self.original = self.latent(1)
-        self.source = self.told(self.source)
+        self.single, self.source = self.source, self.told(self.source)
         if "controlnet" in self.beside:  # on both prompts, as core's node applies it
             self.empty_prompt = self.add("Families_Control", conditioning=self.empty_prompt)
         self.wire(latent_image=self.original)
@@ -86,9 +86,12 @@ class FamilyGraph(Graph):
         return prompt
 
     def latent(self, seed: int, frames: int = 1) -> Node:
-        made = {"seed": seed, "size": self.size, "batch": 1 + ("batch" in self.beside), "frames": frames}
-        latent = self.add("Families_Latent", **made)
+        latent = self.maskless(seed, frames)
         return self.add("SetLatentNoiseMask", samples=latent, mask=self.half) if "noise mask" in self.beside else latent
+
+    def maskless(self, seed: int, frames: int = 1) -> Node:
+        made = {"seed": seed, "size": self.size, "batch": 1 + ("batch" in self.beside), "frames": frames}
+        return self.add("Families_Latent", **made)
 
     def own(self, name: str, /, **inputs) -> Node:
         """A node of the pack, by its id without the prefix."""
@@ -169,16 +172,16 @@ def equal(a: Tensor, b: Tensor, says: str) -> str:
     return law(far <= SAME, says if far <= SAME else f"{says}: no, {far:.2g} away")
 
 
-def changes(a: Tensor, b: Tensor) -> str:
-    return law(float((a - b).abs().max()) > 0, "changes the picture") if a.shape == b.shape else equal(a, b, "")
-
-
 def learned(before: Tensor, after: Tensor, says: str) -> str:
     """What was trained, or found, gives another picture than its start, by more than rounding; a finite one."""
     law(before.shape == after.shape, f"shape {list(after.shape)}, not {list(before.shape)}")
     law(bool(after.isfinite().all()), f"{says}: no, it is not finite")
     far = float((before - after).abs().max() / before.abs().max())
     return law(far > SAME, says if far > SAME else f"{says}: no, it is as before")
+
+
+def changes(a: Tensor, b: Tensor) -> str:
+    return learned(a, b, "changes the picture")
 
 
 def neutral(left: Left, says: str, plain: Node, none: Node, *others: Node) -> str:

@@ -162,7 +162,8 @@ class Direction:
             if shift.shape != h.shape[1:]:
                 raise ValueError(
                     f"The direction was made for h of shape {list(shift.shape)}, and here it has {list(h.shape[1:])}: "
-                    "use the picture size it was made at, or a trained network direction, which fits every size."
+                    "use the picture size it was made at and prompts for the whole picture, or a trained network "
+                    "direction, which fits every size."
                 )
             return shift.to(h.device)
 

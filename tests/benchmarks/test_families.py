@@ -54,12 +54,12 @@ VOID = [
 
 
 @pytest.fixture
-def lab(inside, monkeypatch):
+def lab(family_lab, monkeypatch):
     """lab(): a `Lab` of the smallest SD1.5, in this process; no training is found again."""
     kind, config, _ = stand_ins.FAMILIES["SD1.5"]
     monkeypatch.setitem(stand_ins.FAMILIES, "SD1.5", (kind, config | LEAST, {}))
     monkeypatch.setattr(Store, "steps", lambda store: [])
-    return lambda: inside("SD1.5")
+    return lambda: family_lab("SD1.5")
 
 
 @pytest.mark.parametrize("node, void", VOID)

@@ -133,6 +133,25 @@ def test_a_later_site_has_its_own_h_and_is_edited_there(tiny, ends, latent):
     assert not torch.allclose(sampled(tiny, ends, latent, parts), sampled(tiny, ends, latent, sampler(tiny, d, 0.0)))
 
 
+def test_h_is_read_under_one_prompt_alone(tiny, make_condition, ends):
+    """Of several only the last would be read, and of texts for each picture a wrong one."""
+    single = make_condition()
+    text = single[0][0]
+    several = {
+        "combined": single + make_condition(),
+        "regional": [[text, {**single[0][1], "area": (4, 4, 0, 0)}]],
+        "a batch": [[text.repeat(2, 1, 1), {}]],
+        "part of the steps": [[text, {"end_percent": 0.5}]],
+    }
+    two = {"samples": EMPTY["samples"].repeat(2, 1, 1, 1)}
+    assert made(tiny, single, two, way=h_space.PROMPTS, target=ends[1]).shifts.any()
+    for says, prompt in several.items():
+        with pytest.raises(ValueError, match=f"positive prompt .*{says}"):
+            made(tiny, prompt, two, way=h_space.PROMPTS, target=ends[1])
+        with pytest.raises(ValueError, match=f"target prompt .*{says}"):
+            made(tiny, single, two, way=h_space.PROMPTS, target=prompt)
+
+
 def test_what_has_no_defined_result_is_refused(tiny, make_model, ends, latent):
     d = made(tiny, ends[0])
     with pytest.raises(ValueError, match="another|made with"):
