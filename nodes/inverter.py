@@ -10,7 +10,7 @@ from ..samplers.inversion.table import BY_TITLE, PIVOTS
 from .base import SIGMAS, Box, Choice, optional
 from .early import early
 from .inversion import COMPARED, EULER_PIVOTS, ITERATIONS, OUTPUTS, PATCHED, PICTURE, SHOWS, USE_CACHE, WALK, invert
-from .null_text import CFG, CHECKPOINTING, EMPTY, FOR_ALL, INNER, PER_STEP, RATE, corrected, refuse_cfg_1
+from .null_text import CFG, CHECKPOINTING, EMPTY, FOR_ALL, INNER, PER_STEP, RATE, TOWARDS, corrected, refuse_cfg_1
 from .replay import Inverting, cost_line, error_line, looked_at, noise_line, reconstructed, replay, untouched
 
 NULL_TEXT, NEGATIVE_PROMPT, OVERWRITE, NONE, GLOBAL = (
@@ -82,7 +82,7 @@ class NullTextInverter(Inverting, Box):
         ITERATIONS,
         CHECKPOINTING,
         USE_CACHE,
-        *optional(SIGMAS, COMPARED, RATE),
+        *optional(SIGMAS, COMPARED, RATE, TOWARDS),
     )
     OUTPUTS = OUTPUTS
 

@@ -22,7 +22,7 @@ from .cost import Costs
 from .ways import CFG, CHANGES, EDIT_FRIENDLY, PAPER_RATE, RATE, WAYS, Batch, Lab, Result
 
 #: figure's suffix -> the way that makes the edits
-EDITED = ("ddim_cfg7.5", "null_text_cfg7.5", "negative_prompt_cfg7.5", "exact_cfg7.5")
+EDITED = ("ddim_cfg7.5", "null_text_cfg7.5", "null_text_towards_cfg7.5", "negative_prompt_cfg7.5", "exact_cfg7.5")
 EDITS = {name.removesuffix("_cfg7.5"): name for name in (*EDITED, "edit_friendly", "flow_edit", "infedit")}
 NO_PSNR = ("exact_cfg7.5", "edit_friendly", "flow_edit", "infedit", "null_text_paper_rate")
 PSNR = tuple(name for name in WAYS if name not in NO_PSNR)
@@ -72,7 +72,8 @@ def figures_of(rows: dict[str, list[dict]]) -> dict[str, float | None]:
     null = rows["null_text_cfg7.5"]
     figures: dict[str, float | None] = {f"psnr_{name}": mean(r["psnr"] for r in rows[name]) for name in PSNR}
     figures["latent_error_exact_cfg7.5"] = max(r["error"] for r in rows["exact_cfg7.5"])
-    figures["network_calls_null_text"] = mean(r["forwards"] + r["backwards"] for r in null)
+    for name in ("null_text", "null_text_towards"):
+        figures[f"network_calls_{name}"] = mean(r["forwards"] + r["backwards"] for r in rows[f"{name}_cfg7.5"])
     figures["seconds_null_text"] = mean(r["seconds"] for r in null)
     figures["seconds_per_forward"] = mean(r["forward"] for r in null)
     figures["seconds_per_backward"] = mean(r["backward"] for r in null)

@@ -2,7 +2,8 @@
 
 This side's column; the other was measured apart, on the demo model's earlier weights (docs/benchmarks.md). Held-out
 one-object scenes, 50 steps.
-Null-text optimisation at cfg 7.5, at the papers' rate, at the nodes' default, and at that with few updates a step:
+Null-text optimisation at cfg 7.5, at the papers' rate, at the nodes' default, at that with few updates a step, and at
+both rates from a start towards the source prompt:
 backwards per picture, the reconstruction in dB, and the region that prompt-to-prompt keeps when the colour is changed.
 DiffEdit at depth 0.8, its climb no higher than that: network rows of mask, climb and edit, the mask's IoU with what the
 drawings change. RePaint: fill and seam of the nodes' schedule of about 100 calls beside plain ones of the paper's kind,
@@ -18,7 +19,7 @@ import torch
 
 from ...demo import scenes
 from ...samplers.core import VE, gaussian, guided
-from ...samplers.inversion.null_text import optimise_null_text, paper_schedule
+from ...samplers.inversion.null_text import optimise_null_text, paper_schedule, start_towards
 from ...samplers.measure.metrics import psnr
 from ...samplers.picture.repaint_schedules import PRESETS, Schedule, data_scale, sample_repaint_scheduled
 from ...samplers.picture.sdedit import sdedit_sigmas
@@ -28,18 +29,25 @@ from ..from_image.fill import FILL_CFG, filling, holes, seam_and_fill
 from ..harness import Bench, table
 from ..inversion import ways
 from ..inversion.cost import Meter
-from ..inversion.ways import CFG, PAPER_RATE, RATE, Batch, Lab
+from ..inversion.ways import CFG, PAPER_RATE, RATE, TOWARDS, Batch, Lab
 from ..lab import InEngine
 
-#: of null-text optimisation: Adam's rate, and the most updates of a step
-LOOPS = {"paper": (PAPER_RATE, 10), "default": (RATE, 10), "2_updates": (RATE, 2), "1_update": (RATE, 1)}
+#: of null-text optimisation: Adam's rate, the most updates of a step, where it starts between empty and source prompt
+LOOPS = {
+    "paper": (PAPER_RATE, 10, 0.0),
+    "default": (RATE, 10, 0.0),
+    "2_updates": (RATE, 2, 0.0),
+    "1_update": (RATE, 1, 0.0),
+    "paper_towards": (PAPER_RATE, 10, TOWARDS),
+    "towards": (RATE, 10, TOWARDS),
+}
 EDIT_CFG = 5.0  # of DiffEdit
 FILLED = 64  #: scenes: on 16 the schedules can't be told apart
 #: about 100 calls: the nodes' preset, and a plain schedule of the paper's kind with shorter jumps
 FILLS = {"default": PRESETS["paper, 105 calls (25/5/5)"], "plain": Schedule(20, 1, 5)}
 
 
-def null_text(lab: Lab, engine: InEngine, at: int, rate: float, inner: int) -> dict:
+def null_text(lab: Lab, engine: InEngine, at: int, rate: float, inner: int, towards: float) -> dict:
     """One scene: backwards, dB, and dB of what prompt-to-prompt keeps beside its edit of the colour."""
     b: Batch = lab.batch([at])
     edit = b.edits[0]
@@ -48,8 +56,9 @@ def null_text(lab: Lab, engine: InEngine, at: int, rate: float, inner: int) -> d
     sigmas, path = inversion.sigmas.float().clone(), inversion.trajectory.float().clone()
     with torch.enable_grad():
         schedule = paper_schedule(len(sigmas) - 1, inner, rate=rate)
+        start = start_towards(b.null, b.source, towards)
         found = optimise_null_text(
-            lab.denoise, b.of(b.source), path, sigmas, b.null, cfg=CFG, process=VE, schedule=schedule
+            lab.denoise, b.of(b.source), path, sigmas, start, cfg=CFG, process=VE, schedule=schedule
         )
     held = dataclasses.replace(inversion, null_embeddings=found.embeddings, cfg=CFG, correction="null_text")
     with torch.inference_mode():

@@ -19,7 +19,7 @@ The embedding kept is the last, as in the authors' code, also where an earlier o
 Departures. The threshold is looked at before a backward, so a step that is good already costs one forward (the authors
 update once more); the last evaluation also serves as the step itself. The rate 1e-2 (1 - i/100) and the threshold
 1e-5 + 2e-5 i are stretched to other step numbers than 50. In a batch every image has its own loss, Adam state and early
-stop.
+stop. `start_towards` starts elsewhere than at the empty prompt.
 """
 
 from __future__ import annotations
@@ -47,6 +47,16 @@ def paper_schedule(steps: int, inner: int = 10, tolerance: float = 1e-5, rate: f
     """The authors' numbers at 50 steps; tolerance 1e-5 is theirs, the growth with i keeps its proportion to it."""
     place = [i * 50 / steps for i in range(steps)]
     return Schedule(tuple(rate * (1 - p / 100) for p in place), tuple(tolerance * (1 + 2 * p) for p in place), inner)
+
+
+def start_towards(null: Tensor, source: Tensor, share: float) -> Tensor:
+    """Where to start phi, [B, T, D]: null + share (source - null), of [1 or B, T, D] both.
+
+    share 0 is the paper's start, the empty prompt. A departure above: with the source prompt in the null branch
+    guidance cancels and DDIM's own way back is left (negative-prompt inversion, 2305.16807, is share 1 without an
+    update), so the losses are small from the first step on. benchmarks/peers prints what it saves and what edits
+    lose."""
+    return torch.lerp(*torch.broadcast_tensors(null, source), share)
 
 
 def default_rate(width: int) -> float:

@@ -181,6 +181,35 @@ def test_negative_prompt_correction(tiny, inverted, replayed):
     assert torch.allclose(replayed(tiny, corrected).samples, at_1.samples, rtol=1e-3, atol=1e-2)
 
 
+def test_it_starts_towards_the_source_prompt_where_asked(tiny, inverted, optimised, make_condition):
+    inversion, (source, negative) = inverted(tiny), (make_condition(1)[0][0], make_condition(2)[0][0])
+    for towards in (0.0, 0.25, 1.0):
+        untouched, _ = optimised(tiny, inversion, inner=0, towards=towards)
+        expected = (negative + towards * (source - negative)).expand(STEPS, 2, -1, -1)
+        torch.testing.assert_close(untouched.null_embeddings, expected)
+    widgets = {
+        "inner_steps": 1,
+        "tolerance": 0.0,
+        "rate": 1e-9,
+        "checkpointing": False,
+        "use_cache": False,
+        "towards_source": 1.0,
+    }
+    with torch.inference_mode():
+        made = null_text.NullTextOptimise().run(tiny, inversion, make_condition(2), 7.5, **widgets)
+    torch.testing.assert_close(made["result"][0].null_embeddings, source.expand(STEPS, 2, -1, -1))
+    assert "started 1 of the way towards the source prompt" in made["ui"]["text"][0]
+
+
+def test_a_start_that_lies_between_no_two_prompts_is_refused(tiny, inverted, make_condition):
+    inversion, long = inverted(tiny), make_condition(1)
+    long[0][0] = long[0][0].repeat(1, 2, 1)
+    tiny.model.apply_model = None
+    for source in (long, make_condition(1) + make_condition(3)):
+        with pytest.raises(ValueError, match="towards_source mixes"):
+            null_text.optimise(tiny, inversion, source, make_condition(2), 7.5, towards=0.1, cache=False)
+
+
 def test_one_embedding_for_all_steps(tiny, inverted, optimised, replayed):
     """The paper's ablation: better than none, worse than one per step at as many backwards."""
     inversion = inverted(tiny)
