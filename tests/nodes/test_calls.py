@@ -6,13 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 from nulltext import NODE_CLASS_MAPPINGS
+from nulltext.engine.sampler import sample_latent
+from nulltext.nodes.asyrp import ONE_CALL, TWO_CALLS
+from nulltext.nodes.h_space import PROMPTS
+from nulltext.nodes.null_text import FOR_ALL
 from nulltext.tests.running import run
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 HEADER = "| node | how | calls | rows at cfg 1 | rows at another cfg |"
 #: the numbers that the formulas' words stand for here
 NUMBERS = {"N": 5, "iterations": 3, "inner": 2, "depth": 0.6, "strength": 0.4, "average": 2, "maps": 3}
-NUMBERS |= {"above": 3, "below": 2}
+NUMBERS |= {"above": 3, "below": 2, "samples": 6}
 STEPS, INNER = NUMBERS["N"], NUMBERS["inner"]
 
 
@@ -74,6 +78,23 @@ def runs(tiny, ends, latent, prompt, monkeypatch):
         given |= {"steps": STEPS, "strength": NUMBERS["strength"], **more}
         return lambda cfg: run("DirectEdit", model=tiny, source_cfg=cfg, target_cfg=cfg, **given)
 
+    def direction(_):
+        given = {"positive": positive, "target": negative, "latent": picture * 0, "way": PROMPTS}
+        return run("HSpaceDirection", model=tiny, **given, steps=STEPS, samples=NUMBERS["samples"])
+
+    def asyrp(way):
+        given = {"direction": direction(0)[0], "calls": way, "t_edit": 0.0, "t_boost": 0.0}
+        sampler, sigmas = run("AsyrpSampler", model=tiny, **given)
+
+        def at(cfg):
+            with torch.inference_mode():
+                return sample_latent(tiny, positive, negative, cfg, sampler, sigmas, {"samples": picture}, 0)
+
+        return at
+
+    def repaint(title):
+        return plain("RePaintSampler", latent=picture, mask=mask, schedule=title)
+
     words = {"source": prompt("a red circle"), "edited": prompt("a blue circle")}
     whole = {"latent": picture, "mask": mask, "steps": STEPS}
     return {
@@ -89,6 +110,9 @@ def runs(tiny, ends, latent, prompt, monkeypatch):
         ("Null-Text Inverter", "none, reconstruction not wired"): inverter("none"),
         ("Null-Text Optimise", "no tolerance"): of_inversion(
             "Optimise", "cfg", inner_steps=INNER, tolerance=0.0, use_cache=False
+        ),
+        ("Null-Text Optimise", "one for all steps"): of_inversion(
+            "Optimise", "cfg", inner_steps=INNER, use_cache=False, embeddings=FOR_ALL
         ),
         ("Null-Text Sampler", "strength"): of_inversion("Sampler", strength=NUMBERS["strength"], positive=negative),
         ("Prompt-to-Prompt", "from noise"): lambda cfg: run(
@@ -116,6 +140,11 @@ def runs(tiny, ends, latent, prompt, monkeypatch):
             "DisturbanceSampler", latent=picture * 0, steps_above=NUMBERS["above"], steps_below=NUMBERS["below"]
         ),
         ("ILVR Sampler", ""): plain("ILVRSampler", reference=picture, steps=STEPS),
+        ("RePaint Inpaint", "paper, 105 calls"): repaint("paper, 105 calls (25/5/5)"),
+        ("RePaint Inpaint", "paper, 230 calls"): repaint("paper, 230 calls (50/5/5)"),
+        ("h-Space Direction", "two prompts"): direction,
+        ("Asyrp Sampler", "one call of two rows, t_boost 0"): asyrp(ONE_CALL),
+        ("Asyrp Sampler", "two calls, t_boost 0"): asyrp(TWO_CALLS),
     }
 
 
