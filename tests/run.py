@@ -24,8 +24,8 @@ GROUPS = (
         *(f"tests/server/test_{name}.py" for name in ("api_page", "batch", "batch_servers")),
         "tests/nodes/test_text_directions.py",
     ),
-    ("tests/browser", "tests/nodes/test_beside.py"),
-    ("tests",),
+    ("tests/browser",),
+    ("tests", "tests/nodes/test_beside.py"),
 )
 NO_TESTS = 5  # pytest's exit status where nothing was selected
 
