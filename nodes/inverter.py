@@ -10,7 +10,19 @@ from ..samplers.inversion.table import BY_TITLE, PIVOTS
 from .base import SIGMAS, Box, Choice, optional
 from .early import early
 from .inversion import COMPARED, EULER_PIVOTS, ITERATIONS, OUTPUTS, PATCHED, PICTURE, SHOWS, USE_CACHE, WALK, invert
-from .null_text import CFG, CHECKPOINTING, EMPTY, FOR_ALL, INNER, PER_STEP, RATE, TOWARDS, corrected, refuse_cfg_1
+from .null_text import (
+    CFG,
+    CHECKPOINTING,
+    EMPTY,
+    FOR_ALL,
+    INNER,
+    PER_STEP,
+    RATE,
+    TOWARDS,
+    check_start,
+    corrected,
+    refuse_cfg_1,
+)
 from .replay import Inverting, cost_line, error_line, looked_at, noise_line, reconstructed, replay, untouched
 
 NULL_TEXT, NEGATIVE_PROMPT, OVERWRITE, NONE, GLOBAL = (
@@ -110,9 +122,12 @@ class NullTextInverter(Inverting, Box):
     ):
         sigmas = sigmas_of(model, scheduler, steps) if sigmas is None else sigmas
         check_cfg(correction, cfg)
+        optimised = correction in (NULL_TEXT, GLOBAL)
+        if optimised:
+            check_start(widgets.get("towards_source"), positive, negative)
         conds = {"positive": positive}
         inversion, found = invert(model, conds, latent, sigmas, BY_TITLE[pivot], iterations=iterations, cache=use_cache)
-        if correction in (NULL_TEXT, GLOBAL):
+        if optimised:
             widgets |= {"use_cache": use_cache, "embeddings": PER_STEP if correction == NULL_TEXT else FOR_ALL}
             return corrected(model, inversion, negative, cfg, positive, vae, **widgets)
         if correction == NEGATIVE_PROMPT:

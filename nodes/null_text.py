@@ -111,9 +111,9 @@ def check_optimisable(inversion: Inversion, model, negative: list, cfg: float) -
         raise ValueError("The source prompt is empty: say in words what the picture shows.")
 
 
-def check_start(towards: float, positive: list, negative: list) -> None:
+def check_start(towards: float | None, positive: list, negative: list) -> None:
     """ValueError where no embedding lies between the two prompts."""
-    if towards and (len(positive) != 1 or positive[0][0].shape[1:] != negative[0][0].shape[1:]):
+    if towards and negative and (len(positive) != 1 or positive[0][0].shape[1:] != negative[0][0].shape[1:]):
         raise ValueError(
             "towards_source mixes the source prompt's embedding with the empty prompt's, which needs one source prompt "
             "of the same length in tokens: write a shorter one, or set towards_source to 0."

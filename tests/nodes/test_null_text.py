@@ -6,6 +6,7 @@ from nulltext.engine import record, training_memory
 from nulltext.nodes import direct_edit, inverter, null_text
 from nulltext.nodes.inversion import invert
 from nulltext.nodes.replay import replay
+from nulltext.tests.running import run
 
 STEPS = 4
 
@@ -201,13 +202,15 @@ def test_it_starts_towards_the_source_prompt_where_asked(tiny, inverted, optimis
     assert "started 1 of the way towards the source prompt" in made["ui"]["text"][0]
 
 
-def test_a_start_that_lies_between_no_two_prompts_is_refused(tiny, inverted, make_condition):
+def test_a_start_that_lies_between_no_two_prompts_is_refused(tiny, inverted, make_condition, latent):
     inversion, long = inverted(tiny), make_condition(1)
     long[0][0] = long[0][0].repeat(1, 2, 1)
     tiny.model.apply_model = None
     for source in (long, make_condition(1) + make_condition(3)):
         with pytest.raises(ValueError, match="towards_source mixes"):
             null_text.optimise(tiny, inversion, source, make_condition(2), 7.5, towards=0.1, cache=False)
+        with pytest.raises(ValueError, match="towards_source mixes"):  # before it inverts
+            run("Inverter", model=tiny, positive=source, negative=make_condition(2), latent=latent, towards_source=0.1)
 
 
 def test_one_embedding_for_all_steps(tiny, inverted, optimised, replayed):
