@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from nulltext.demo import captions, nets, weights
+from nulltext.demo import captions, nets, packing, weights
 from nulltext.demo.autoencoder import AutoEncoder
 from nulltext.demo.text_encoder import TextEncoder
 
@@ -34,6 +34,18 @@ def test_read_part_returns_what_was_written(tmp_path):
         back = weights.read_part(path, part)
         assert back.keys() == module.state_dict().keys()
         assert all(torch.equal(back[key], value) for key, value in module.state_dict().items())
+
+
+def test_a_rare_word_of_the_committed_checkpoint_is_as_neutral_as_an_unknown_one_and_still_its_own():
+    table = weights.read_part(weights.CHECKPOINT, "text")["embeddings.token_embedding.weight"].float()
+    unknown, rare = table[0], table[-len(captions.RARE) :]
+    assert captions.VOCABULARY[-len(captions.RARE) :] == list(captions.RARE.values()) and len(captions.RARE) == 3
+    away = (rare - unknown).norm(dim=1) / unknown.norm()
+    torch.testing.assert_close(away, torch.full((3,), packing.RARE_STRENGTH), rtol=1e-2, atol=0)
+    known = table[3 : captions.VOCABULARY.index(-1, 3)]  # after the unknown word and the two ends
+    assert torch.cdist(rare, known).min() > torch.cdist(rare, unknown[None]).max()
+    apart = torch.cdist(rare, rare) + torch.eye(3) * unknown.norm()
+    assert apart.min() > 0.4 * unknown.norm()
 
 
 def test_rgb_factors_are_found():
