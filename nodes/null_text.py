@@ -68,7 +68,7 @@ TOWARDS = Float(
     "towards_source",
     0.0,
     "Where the null embedding starts: 0 at the empty prompt, as in the paper; up to 1, that far on the way to the "
-    "source prompt, from where fewer gradient steps are needed: at 0.5 two fifths of them, on the demo model.",
+    "source prompt, from where fewer gradient steps are needed: at 0.5 a fifth to two fifths, on the demo model.",
     0.0,
     1.0,
     0.05,
