@@ -17,17 +17,24 @@ from nulltext.demo.probe_nets import OUT, ConvProbe
 from nulltext.samplers.core import VE
 from nulltext.samplers.inversion.null_text import Schedule, optimise_null_text
 
-#: issue 2, section 5, and the ratio it bounds
+#: what is edited by words
+METHODS = (
+    "ddim",
+    "null_text",
+    "null_text_towards",
+    "negative_prompt",
+    "exact",
+    "edit_friendly",
+    "flow_edit",
+    "infedit",
+)
 KEYS = {
     *("psnr_ddim_cfg1", "psnr_ddim_cfg7.5", "psnr_null_text_cfg7.5", "psnr_negative_prompt_cfg7.5"),
+    *("psnr_null_text_towards_cfg7.5", "network_calls_null_text_towards"),
     *("latent_error_exact_cfg7.5", "psnr_ddim_inverted_with_cfg7.5", "psnr_global_null", "psnr_random_pivot"),
     *("psnr_conditional_embedding_optimised", "network_calls_null_text", "seconds_null_text"),
     *("seconds_per_forward", "seconds_per_backward", "null_text_overhead"),
-    *(
-        f"{figure}_{method}"
-        for figure in ("edit_success", "background_psnr")
-        for method in ("ddim", "null_text", "negative_prompt", "exact", "edit_friendly", "flow_edit", "infedit")
-    ),
+    *(f"{figure}_{method}" for figure in ("edit_success", "background_psnr") for method in METHODS),
 }
 
 
