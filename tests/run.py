@@ -17,15 +17,15 @@ ROOT = Path(__file__).resolve().parent.parent
 #: groups of about one length that run side by side, a process each, for a server and who asks it are busy in turn; what
 #: one names inside of another's path is left to it
 GROUPS = (
-    ("tests/server",),
+    ("tests/server", "tests/demo"),
     ("tests/nodes",),
     (
         "tests/hostile",
         *(f"tests/server/test_{name}.py" for name in ("api_page", "batch", "batch_servers")),
         "tests/nodes/test_text_directions.py",
     ),
-    ("tests/browser", "tests/demo", "tests/nodes/test_controlnet.py", "tests/nodes/test_repaint.py"),
-    ("tests", "tests/nodes/test_beside.py"),
+    ("tests/browser", *(f"tests/nodes/test_{name}.py" for name in ("beside", "controlnet", "repaint"))),
+    ("tests",),
 )
 NO_TESTS = 5  # pytest's exit status where nothing was selected
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import runpy
 from pathlib import Path
 
 import pytest
@@ -173,3 +174,18 @@ def test_the_checks_above_see_what_they_look_for(tmp_path):
     with pytest.raises(graphlib.CycleError):
         graphlib.TopologicalSorter({path: taken(path) for path in tmp_path.glob("*.py")}).prepare()
     assert len(SAMPLERS) > 10 and len(BRIDGE) > 5 and len(NODES) > 1
+
+
+def test_every_test_runs_in_one_of_the_groups():
+    groups = runpy.run_path(str(ROOT / "tests" / "run.py"), run_name="groups")
+    commands = [groups["selected"]([], group) for group in groups["GROUPS"]]
+
+    def runs(command: list[str], path: str) -> bool:
+        """As pytest takes it: what is ignored is not collected, named or not."""
+        inside = lambda folder: path == folder or path.startswith(f"{folder}/")
+        ignored = [part.removeprefix("--ignore=") for part in command if part.startswith("--ignore=")]
+        return any(map(inside, set(command))) and not any(map(inside, ignored))
+
+    files = [name(path) for path in sources("tests") if path.name.startswith("test_")]
+    wrong = {path: count for path in files if (count := sum(runs(c, path) for c in commands)) != 1}
+    assert len(files) > 100 and not wrong
