@@ -24,7 +24,7 @@ GROUPS = (
         *(f"tests/server/test_{name}.py" for name in ("api_page", "batch", "batch_servers")),
         "tests/nodes/test_text_directions.py",
     ),
-    ("tests/browser", *(f"tests/nodes/test_{name}.py" for name in ("controlnet", "repaint"))),
+    ("tests/browser", *(f"tests/nodes/test_{name}.py" for name in ("beside", "controlnet", "repaint"))),
     ("tests",),
 )
 NO_TESTS = 5  # pytest's exit status where nothing was selected
