@@ -251,6 +251,15 @@ def family_lab(engine, tmp_path):
 
 
 @pytest.fixture
+def narrow(monkeypatch):
+    """narrow(sizes): from here on SD1.5's stand-in of `make families` has these, for time."""
+    from nulltext.benchmarks.families import stand_ins
+
+    kind, config, _ = stand_ins.FAMILIES["SD1.5"]
+    return lambda sizes: monkeypatch.setitem(stand_ins.FAMILIES, "SD1.5", (kind, config | sizes, {}))
+
+
+@pytest.fixture
 def network_calls():
     """network_calls(model): from now on, a list of (x, timesteps) that the diffusion network is asked for."""
     hooks = []

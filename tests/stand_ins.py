@@ -8,6 +8,10 @@ from types import SimpleNamespace
 import torch
 from nulltext.demo import weights as demo_weights
 
+#: of a family's UNet: one level, for what traces or trains every block
+LEAST = {"channel_mult": [1], "num_res_blocks": [1], "transformer_depth": [1], "transformer_depth_output": [1, 1]}
+LEAST |= {"transformer_depth_middle": 1}
+
 
 def demo_checkpoint(folder: Path, seed: int) -> Path:
     """A checkpoint of the demo's family, of random weights, that the engine's loaders know from here on."""

@@ -5,17 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from nulltext.benchmarks.families import stand_ins
 from nulltext.benchmarks.families.run import FAILS, LAW, REFUSED, WORKS, Outcome, figures
 from nulltext.engine.training_store import Store
 from nulltext.nodes import h_space, start_noise
 from nulltext.samplers.tuning.h_direction import Direction
+from nulltext.tests.stand_ins import LEAST
 
 if importlib.util.find_spec("comfy.nodes") is None:
     pytest.skip("these cells call the embedded engine's nodes", allow_module_level=True)
-
-LEAST = {"channel_mult": [1], "num_res_blocks": [1], "transformer_depth": [1], "transformer_depth_output": [1, 1]}
-LEAST |= {"transformer_depth_middle": 1}
 
 
 def no_step(patch):
@@ -54,10 +51,9 @@ VOID = [
 
 
 @pytest.fixture
-def lab(family_lab, monkeypatch):
+def lab(family_lab, narrow, monkeypatch):
     """lab(): a `Lab` of the smallest SD1.5, in this process; no training is found again."""
-    kind, config, _ = stand_ins.FAMILIES["SD1.5"]
-    monkeypatch.setitem(stand_ins.FAMILIES, "SD1.5", (kind, config | LEAST, {}))
+    narrow(LEAST)
     monkeypatch.setattr(Store, "steps", lambda store: [])
     return lambda: family_lab("SD1.5")
 

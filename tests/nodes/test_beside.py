@@ -13,6 +13,7 @@ from nulltext.benchmarks.families import stand_ins
 from nulltext.benchmarks.families.cells import CELLS
 from nulltext.benchmarks.families.graphs import BESIDE
 from nulltext.benchmarks.families.run import LAW, REFUSED, WORKS
+from nulltext.tests.stand_ins import LEAST
 from safetensors.torch import load_file
 
 if importlib.util.find_spec("comfy.nodes") is None:
@@ -20,8 +21,6 @@ if importlib.util.find_spec("comfy.nodes") is None:
 
 SMALL = {"channel_mult": [1, 2], "num_res_blocks": [1, 1], "transformer_depth": [1, 1], "transformer_depth_middle": 1}
 SMALL |= {"transformer_depth_output": [1] * 4}
-#: for the compiler, which traces every block anew: one level
-LEAST = {"channel_mult": [1], "num_res_blocks": [1], "transformer_depth": [1], "transformer_depth_output": [1, 1]}
 #: several at once where the one hides nothing of the other, for time; throughout: computed so too, as on a GPU
 CIRCUMSTANCES = {
     "fp16": {"weights": "float16 throughout", "beside": "lora + noise mask"},
@@ -58,11 +57,8 @@ REFUSES = {
 #: whose law is two equal runs, which a network that computes in half precision rounds apart; by family
 ROUNDED = {
     "SD1.5": {"Optimise", "Sampler", "AttentionRecord", "PromptToPromptGuider", "OptimiseStartNoise"},
-    "SD3": {
-        "Sampler",
-        "DiffEditMask",
-        "OptimiseStartNoise",
-    },  # of equal prompts: all the heat is rounding, and is scaled to 1
+    # DiffEdit Mask: the heat of equal prompts is rounding, scaled to 1
+    "SD3": {"Sampler", "DiffEditMask", "OptimiseStartNoise"},
 }
 #: what the circumstances above hide: a refusal of what stands beside hides the precision, half precision hides a law
 IMAGIC = {"ImagicOptimise", "ImagicGuider"}
@@ -75,10 +71,9 @@ HIDDEN_BOXES = {"fp8 alone": IMAGIC | TUNES_BY_TEXTS, "bf16 alone": IMAGIC}  # f
 
 
 @pytest.fixture
-def lab(family_lab, monkeypatch):
+def lab(family_lab, narrow):
     """lab(family, **options) -> a `Lab` in this process."""
-    kind, config, _ = stand_ins.FAMILIES["SD1.5"]
-    monkeypatch.setitem(stand_ins.FAMILIES, "SD1.5", (kind, config | SMALL, {}))
+    narrow(SMALL)
     return family_lab
 
 
@@ -109,7 +104,7 @@ def test_what_a_circumstance_hides_works_without_it(lab, family, circumstance):
 
 
 @pytest.fixture
-def compiled(lab, monkeypatch, caplog):
+def compiled(lab, narrow, monkeypatch, caplog):
     """compiled(node) -> the outcome on a network compiled as an object patch, the way of ComfyUI's node of 2024; the
     backend that compiles nothing traces the same Python."""
     load = stand_ins.Model.load
@@ -121,8 +116,7 @@ def compiled(lab, monkeypatch, caplog):
         return (model,)
 
     monkeypatch.setattr(stand_ins.Model, "load", loaded)
-    kind, config, more = stand_ins.FAMILIES["SD1.5"]
-    monkeypatch.setitem(stand_ins.FAMILIES, "SD1.5", (kind, config | LEAST, more))
+    narrow(LEAST)
 
     def run(node):
         with caplog.at_level("INFO"):

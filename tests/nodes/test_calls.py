@@ -82,8 +82,10 @@ def runs(tiny, ends, latent, prompt, monkeypatch):
         given = {"positive": positive, "target": negative, "latent": picture * 0, "way": PROMPTS}
         return run("HSpaceDirection", model=tiny, **given, steps=STEPS, samples=NUMBERS["samples"])
 
+    found = direction(0)[0]
+
     def asyrp(way):
-        given = {"direction": direction(0)[0], "calls": way, "t_edit": 0.0, "t_boost": 0.0}
+        given = {"direction": found, "calls": way, "t_edit": 0.0, "t_boost": 0.0}
         sampler, sigmas = run("AsyrpSampler", model=tiny, **given)
 
         def at(cfg):
