@@ -22,8 +22,8 @@ from .gradients import grad_mode, normal
 from .run import Run
 from .tuning_set import exchanged, stands_in
 
-#: what makes a processed condition more than a caption
-_REGIONAL = ("area", "mask", "control", "gligen", "timestep_start", "timestep_end")
+#: what makes a condition more than a caption; a prompt's range of steps is named in percent until it is processed
+_REGIONAL = ("area", "mask", "control", "gligen", "timestep_start", "timestep_end", "start_percent", "end_percent")
 #: CLIP's last ordinary token: ids for new words are taken from here downwards
 _LAST_TOKEN = 49405
 #: the file that stands for a word which is still being learnt
@@ -78,6 +78,12 @@ class Caption:
     pooled: Tensor | None = None
 
 
+def check_caption(name: str, conds: Sequence[dict]) -> None:
+    """ValueError unless these are one plain prompt. conds: of a CONDITIONING the dictionaries, or a run's."""
+    if len(conds) != 1 or any(conds[0].get(key) is not None for key in _REGIONAL):
+        raise ValueError(f"The caption {name!r} must be one plain prompt: not combined, regional or with ControlNet.")
+
+
 def caption_net(run: Run) -> Net:
     """net(x, sigma, captions) -> D, a caption for each row: a name of the run's conditions, or a `Caption`. control=: a
     control net for all rows.
@@ -86,10 +92,7 @@ def caption_net(run: Run) -> Net:
     inside `training`.
     ValueError, before any work, for conditions that are combined, regional or have a control net."""
     for name, conds in run.guider.conds.items():
-        if len(conds) != 1 or any(conds[0].get(key) is not None for key in _REGIONAL):
-            raise ValueError(
-                f"The caption {name!r} must be one plain prompt: not combined, regional or with ControlNet."
-            )
+        check_caption(name, conds)
     prepared = functools.cache(run.prepared)
 
     def row(caption: str | Caption, shape: torch.Size) -> dict:

@@ -11,6 +11,7 @@ from ..engine.folders import model_file
 from ..engine.gradients import normal, short_of_memory
 from ..engine.noise import source_latent
 from ..engine.run import sample_with
+from ..engine.training import check_trainable
 from ..samplers.core import recomputed
 from ..samplers.picture.sdedit import sdedit_sigmas
 from ..samplers.tuning import lora
@@ -170,7 +171,9 @@ class DiffusionCLIPTune(Box):
             clip_weight, l1_weight, identity_weight = own.clip, own.l1, own.identity
         if file.strip():
             model_file("loras", file)  # refuses a name outside the folder before long work
+        check_trainable(model)
         check_one_prompt(positive)
+        tuning.check_caption("positive", [extra for _, extra in positive])
         direction, _, notices = direction_of(image_text, source, target, templates)
         towers = [image_text] if identity is None else [image_text, identity]
         parts = (clip_weight, l1_weight, identity_weight, form, towers[-1].embed_image)

@@ -11,6 +11,7 @@ from ..engine.comfy import process_of, sigmas_of, time_to_sigma
 from ..engine.fingerprint import fingerprint
 from ..engine.noise import source_latent
 from ..engine.run import sample_with
+from ..engine.training import check_trainable
 from ..samplers.tuning.directional import FORMS, EditLoss
 from ..samplers.tuning.h_direction import Direction, free_shifts, new_block
 from ..samplers.tuning.h_space import training_step
@@ -110,6 +111,7 @@ class HSpaceTrain(Box):
         training_seed,
         templates,
     ):
+        check_trainable(model)
         h_space.check_site(model, site)
         check_one_prompt(positive)
         direction, cosine, notices = direction_of(image_text, source, target, templates)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -110,3 +111,19 @@ def xl(engine, seed: int = 0):
         for name, width in XL_WIDTHS.items():
             getattr(clip.tokenizer, name).embedding_size = width
         return patcher.ModelPatcher(model, cpu, cpu), clip
+
+
+def quantised(module):
+    """Context: one layer's weights as int8, as loaders of quantised files have them."""
+    layer = next(m for m in module.modules() if isinstance(m, torch.nn.Linear))
+    kept = layer.weight
+
+    @contextlib.contextmanager
+    def inside():
+        layer._parameters["weight"] = torch.nn.Parameter(kept.to(torch.int8), requires_grad=False)
+        try:
+            yield
+        finally:
+            layer._parameters["weight"] = kept
+
+    return inside()

@@ -11,6 +11,7 @@ from nulltext.samplers.tuning.directional import EditLoss
 from nulltext.samplers.tuning.h_direction import Direction
 from nulltext.tests.nodes.text_pair import Tower, small_pictures, small_vae
 from nulltext.tests.running import run as node
+from nulltext.tests.stand_ins import quantised
 
 PROMPTS = {"way": "two prompts", "steps": 6, "samples": 3}
 
@@ -64,6 +65,11 @@ def test_a_training_refuses_before_it_asks_the_network(tiny, make_condition, giv
             node(box, **given | {"clip_weight": 0.0, "l1_weight": 0.0})
         with pytest.raises(ValueError, match="a text for each picture"):
             node(box, **given | {"positive": each})
+        with quantised(tiny.model.diffusion_model), pytest.raises(ValueError, match="quantised"):
+            node(box, **given)
+    for more in ({"control": object()}, {"end_percent": 0.5}, {"area": (2, 2, 0, 0)}):
+        with pytest.raises(ValueError, match="'positive' must be one plain prompt"):
+            node("DiffusionCLIPTune", **given | {"positive": make_condition(**more)})
     with pytest.raises(ValueError, match="begins below t_edit"):
         node("HSpaceTrain", **given | {"t_edit": 1.0, "scheduler": "ddim_uniform"})
     assert not asked

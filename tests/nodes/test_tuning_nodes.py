@@ -1,6 +1,5 @@
 """The training nodes on a small random checkpoint: what comes out, what is kept, what is refused."""
 
-import contextlib
 import copy
 import json
 import types
@@ -13,6 +12,7 @@ from nulltext.nodes import imagic, imagic_guider, train_embedding, train_lora, t
 from nulltext.nodes.classifier import TrainLatentClassifier
 from nulltext.samplers.tuning.loop import Loop
 from nulltext.tests import stand_ins
+from nulltext.tests.stand_ins import quantised
 from safetensors.torch import load_file
 
 CAPTION = "a photo of a small sks circle on the left"
@@ -386,22 +386,6 @@ def test_pictures_that_are_none_are_refused(parts):
         tuning_pictures.TuningPictures().run(**given, images=torch.full((1, 64, 64, 3), float("nan")))
     with pytest.raises(ValueError, match="is empty"):
         tuning_pictures.TuningPictures().run(**given, images=torch.zeros(0, 64, 64, 3))
-
-
-def quantised(module):
-    """Context: one layer's weights as int8, as loaders of quantised files have them."""
-    layer = next(m for m in module.modules() if isinstance(m, torch.nn.Linear))
-    kept = layer.weight
-
-    @contextlib.contextmanager
-    def inside():
-        layer._parameters["weight"] = torch.nn.Parameter(kept.to(torch.int8), requires_grad=False)
-        try:
-            yield
-        finally:
-            layer._parameters["weight"] = kept
-
-    return inside()
 
 
 def test_quantised_weights_are_refused_by_every_training(parts, counted):
