@@ -3,9 +3,11 @@ checkpoint. Latents are in model space, images [B, 3, 128, 128] in 0..1."""
 
 from __future__ import annotations
 
+import atexit
 import functools
 import importlib.util
 import os
+import shutil
 import sys
 import tempfile
 from functools import cached_property, partial
@@ -86,6 +88,12 @@ def of_split(n: int, split: str, draw, **attributes) -> scenes.Scenes:
     return found[scenes.held_out(found) == (split == "held_out")][:n]
 
 
+def engine_folders(args) -> None:
+    """With these arguments the engine makes its folders in one that goes when the process ends."""
+    args.cwd = args.base_directory = tempfile.mkdtemp(prefix="nulltext-engine-")
+    atexit.register(shutil.rmtree, args.cwd, ignore_errors=True)
+
+
 @functools.cache
 def loaded(checkpoint: Path = CHECKPOINT):
     """(MODEL, CLIP, VAE) as CheckpointLoaderSimple makes them; the demo's on the processor."""
@@ -99,9 +107,7 @@ def loaded(checkpoint: Path = CHECKPOINT):
     finally:
         sys.argv = arguments
     args.cpu = checkpoint == CHECKPOINT or not gpu()
-    args.cwd = args.base_directory = tempfile.mkdtemp(
-        prefix="nulltext-bench-"
-    )  # the engine makes folders where it stands
+    engine_folders(args)
     import comfy.sd
     import comfy.utils
 

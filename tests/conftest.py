@@ -9,7 +9,6 @@ COMFYUI_PATH.
 import importlib.util
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -38,9 +37,9 @@ def _import_engine():
 
     args.cpu = True
     if "comfy.cmd.folder_paths" not in sys.modules and "folder_paths" not in sys.modules:
-        args.cwd = args.base_directory = tempfile.mkdtemp(
-            prefix="nulltext-tests-"
-        )  # the engine makes folders where it stands
+        from nulltext.benchmarks.lab import engine_folders
+
+        engine_folders(args)
 
 
 UNET = {"image_size": 32, "in_channels": 4, "model_channels": 32, "out_channels": 4, "num_res_blocks": [1, 1]}

@@ -1,5 +1,11 @@
+import atexit
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
 import torch
 from nulltext.benchmarks import harness
+from nulltext.benchmarks.lab import engine_folders
 from safetensors.torch import save_file
 
 
@@ -52,3 +58,15 @@ def test_changed_code_begins_anew_and_a_comment_does_not(tmp_path, monkeypatch):
     assert measured(4) == 4
     assert measured(5, **{"inversion/ways.py": "from ..lab import Demo\nCFG = 5.0"}) == 5
     assert measured(6, **{"inversion/ways.py": "from ..lab import Demo\nCFG = 5.0", "lab.py": "STEPS = 30"}) == 6
+
+
+def test_the_engines_folders_go_when_the_process_ends(monkeypatch):
+    at_the_end = []
+    monkeypatch.setattr(atexit, "register", lambda *call, **named: at_the_end.append(partial(*call, **named)))
+    args = SimpleNamespace()
+    engine_folders(args)
+    (Path(args.cwd) / "output").mkdir()
+    assert args.base_directory == args.cwd
+    (end,) = at_the_end
+    end()
+    assert not Path(args.cwd).exists()
