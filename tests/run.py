@@ -4,7 +4,7 @@ Arguments go to pytest: make test ARGS="tests/samplers -k ddim"."""
 
 from __future__ import annotations
 
-import contextlib
+import concurrent.futures
 import os
 import runpy
 import signal
@@ -14,36 +14,22 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-#: groups of about one length that run side by side, a process each, for a server and who asks it are busy in turn; what
-#: one names inside of another's path is left to it
+TUNING = ("text_directions", "text_direction_inputs", "tuning_nodes", "tuning_files", "training_families", "train_lora")
+#: a process each, in the order in which they begin: those that wait for servers between those that compute. What one
+#: names inside of another's path is left to it
 GROUPS = (
-    ("tests/server", "tests/demo"),
+    ("tests/server",),
     ("tests/nodes",),
-    (
-        "tests/hostile",
-        *(f"tests/server/test_{name}.py" for name in ("api_page", "batch", "batch_servers")),
-        "tests/nodes/test_text_directions.py",
-    ),
-    ("tests/browser", *(f"tests/nodes/test_{name}.py" for name in ("beside", "controlnet", "repaint"))),
+    ("tests/browser",),
+    tuple(f"tests/nodes/test_{name}.py" for name in (*TUNING, "controlnet", "controlnet_composes")),
+    tuple(f"tests/server/test_{name}.py" for name in ("api_page", "batch", "batch_servers")),
     ("tests",),
+    ("tests/hostile",),
+    ("tests/benchmarks", "tests/demo"),
+    ("tests/nodes/test_beside.py",),
 )
+AT_ONCE = 4  #: groups: a server and who asks it are busy in turn, so that two cores have work for four
 NO_TESTS = 5  # pytest's exit status where nothing was selected
-
-
-@contextlib.contextmanager
-def beside(command: list, statuses: list[int]):
-    """The command runs while the body does; then what it printed follows and its exit status joins the list."""
-    with tempfile.TemporaryFile("w+") as output:
-        run = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            yield
-        except BaseException:
-            run.send_signal(signal.SIGINT)
-            raise
-        finally:
-            statuses.append(run.wait())
-            output.seek(0)
-            print(f"{' '.join(map(str, command[3:]))}:\n{output.read()}", flush=True)
 
 
 def selected(command: list, group: tuple[str, ...]) -> list:
@@ -54,15 +40,29 @@ def selected(command: list, group: tuple[str, ...]) -> list:
 
 
 def side_by_side(command: list) -> int:
-    """Every test on two cores. Returns an exit status."""
-    statuses: list[int] = []
-    *others, last = (selected(command, group) for group in GROUPS)
-    with contextlib.ExitStack() as running:
-        for other in others:
-            running.enter_context(beside(other, statuses))
-        statuses.append(subprocess.run(last, cwd=ROOT).returncode)
-    bad = [status for status in statuses if status not in (0, NO_TESTS)]
-    return bad[0] if bad else NO_TESTS if set(statuses) == {NO_TESTS} else 0
+    """Every test, so many groups at once; what each printed follows its end. Returns an exit status."""
+    running: list[subprocess.Popen] = []
+
+    def one(group: tuple[str, ...]) -> int:
+        whole = selected(command, group)
+        with tempfile.TemporaryFile("w+") as output:
+            run = subprocess.Popen(whole, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+            running.append(run)
+            run.wait()
+            output.seek(0)
+            print(f"{' '.join(map(str, whole[3:]))}:\n{output.read()}", flush=True)
+        return run.returncode
+
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        try:
+            statuses = set(pool.map(one, GROUPS))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for run in running:
+                run.send_signal(signal.SIGINT)
+            raise
+    bad = statuses - {0, NO_TESTS}
+    return bad.pop() if bad else NO_TESTS if statuses == {NO_TESTS} else 0
 
 
 def main(arguments: list[str]) -> int:

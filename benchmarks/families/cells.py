@@ -604,7 +604,8 @@ def imagic(g: FamilyGraph) -> Node:
 def ImagicOptimise(new):
     """Both trainings, the text's and the model's."""
     g = new()
-    text, factors = (imagic(g)[slot] for slot in (0, 1))
+    trained = imagic(g)
+    text, factors = trained[0], trained[1]
     more = {"target": g.edit, "cfg": 5.0}
     ways = {"eta": 0.0, "optimised": text, "lora": None}, {"eta": 1.0, "optimised": None, "lora": factors}
     ends = [g.guided(g.own("ImagicGuider", **more, **way)) for way in ways]

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 if importlib.util.find_spec("comfy.nodes") is None:
     pytest.skip("these cells call the embedded engine's nodes", allow_module_level=True)
 
-SMALL = {"channel_mult": [1, 2], "num_res_blocks": [1, 1], "transformer_depth": [1, 1], "transformer_depth_middle": 1}
+SMALL = {"channel_mult": [1, 1], "num_res_blocks": [1, 1], "transformer_depth": [1, 1], "transformer_depth_middle": 1}
 SMALL |= {"transformer_depth_output": [1] * 4}
 #: several at once where the one hides nothing of the other, for time; throughout: computed so too, as on a GPU
 CIRCUMSTANCES = {

@@ -38,7 +38,7 @@ def value(formula: str) -> int:
 
 @pytest.fixture
 def runs(tiny, ends, latent, prompt, monkeypatch):
-    """(node, how) -> a run of it at a cfg; `made` counts from here on."""
+    """(node, how) -> what it needs is made, and then (cfg) -> its run."""
     positive, negative = ends
     picture, mask = latent[:1], torch.ones(1, 64, 64)
     read = {"slots": {0, 1, 2}}
@@ -82,10 +82,8 @@ def runs(tiny, ends, latent, prompt, monkeypatch):
         given = {"positive": positive, "target": negative, "latent": picture * 0, "way": PROMPTS}
         return run("HSpaceDirection", model=tiny, **given, steps=STEPS, samples=NUMBERS["samples"])
 
-    found = direction(0)[0]
-
     def asyrp(way):
-        given = {"direction": found, "calls": way, "t_edit": 0.0, "t_boost": 0.0}
+        given = {"direction": direction(0)[0], "calls": way, "t_edit": 0.0, "t_boost": 0.0}
         sampler, sigmas = run("AsyrpSampler", model=tiny, **given)
 
         def at(cfg):
@@ -100,64 +98,75 @@ def runs(tiny, ends, latent, prompt, monkeypatch):
     words = {"source": prompt("a red circle"), "edited": prompt("a blue circle")}
     whole = {"latent": picture, "mask": mask, "steps": STEPS}
     return {
-        ("Invert Image", "DDIM"): invert("DDIM"),
-        ("Invert Image", "DDIM, lower level"): invert("DDIM, lower level"),
-        ("Invert Image", "fixed point"): invert("fixed point"),
-        ("Invert Image", "exact pair"): invert("exact pair"),
-        ("Invert Image", "edit-friendly DDPM"): invert("edit-friendly DDPM"),
-        ("Invert Image", "DDIM, depth"): invert("DDIM", depth=NUMBERS["depth"]),
-        ("Invert Image", "DDIM, reconstruction wired"): invert("DDIM", True),
-        ("Null-Text Inverter", "null-text, no tolerance"): inverter("null-text"),
-        ("Null-Text Inverter", "negative prompt, reconstruction wired"): inverter("negative prompt", True),
-        ("Null-Text Inverter", "none, reconstruction not wired"): inverter("none"),
-        ("Null-Text Optimise", "no tolerance"): of_inversion(
+        ("Invert Image", "DDIM"): lambda: invert("DDIM"),
+        ("Invert Image", "DDIM, lower level"): lambda: invert("DDIM, lower level"),
+        ("Invert Image", "fixed point"): lambda: invert("fixed point"),
+        ("Invert Image", "exact pair"): lambda: invert("exact pair"),
+        ("Invert Image", "edit-friendly DDPM"): lambda: invert("edit-friendly DDPM"),
+        ("Invert Image", "DDIM, depth"): lambda: invert("DDIM", depth=NUMBERS["depth"]),
+        ("Invert Image", "DDIM, reconstruction wired"): lambda: invert("DDIM", True),
+        ("Null-Text Inverter", "null-text, no tolerance"): lambda: inverter("null-text"),
+        ("Null-Text Inverter", "negative prompt, reconstruction wired"): lambda: inverter("negative prompt", True),
+        ("Null-Text Inverter", "none, reconstruction not wired"): lambda: inverter("none"),
+        ("Null-Text Optimise", "no tolerance"): lambda: of_inversion(
             "Optimise", "cfg", inner_steps=INNER, tolerance=0.0, use_cache=False
         ),
-        ("Null-Text Optimise", "one for all steps"): of_inversion(
+        ("Null-Text Optimise", "one for all steps"): lambda: of_inversion(
             "Optimise", "cfg", inner_steps=INNER, use_cache=False, embeddings=FOR_ALL
         ),
-        ("Null-Text Sampler", "strength"): of_inversion("Sampler", strength=NUMBERS["strength"], positive=negative),
-        ("Prompt-to-Prompt", "from noise"): lambda cfg: run(
-            "PromptToPrompt", model=tiny, negative=negative, cfg=cfg, steps=STEPS, latent=picture * 0, **words
+        ("Null-Text Sampler", "strength"): lambda: of_inversion(
+            "Sampler", strength=NUMBERS["strength"], positive=negative
         ),
-        ("Prompt-to-Prompt", "from an inversion, cross_steps 1"): of_inversion(
+        ("Prompt-to-Prompt", "from noise"): lambda: (
+            lambda cfg: run(
+                "PromptToPrompt", model=tiny, negative=negative, cfg=cfg, steps=STEPS, latent=picture * 0, **words
+            )
+        ),
+        ("Prompt-to-Prompt", "from an inversion, cross_steps 1"): lambda: of_inversion(
             "PromptToPrompt", "cfg", cross_steps=1.0, **words
         ),
-        ("MasaCtrl", "from noise"): lambda cfg: run(
-            "MasaCtrl", model=tiny, negative=negative, cfg=cfg, steps=STEPS, latent=picture * 0, **words
+        ("MasaCtrl", "from noise"): lambda: (
+            lambda cfg: run(
+                "MasaCtrl", model=tiny, negative=negative, cfg=cfg, steps=STEPS, latent=picture * 0, **words
+            )
         ),
-        ("MasaCtrl", "from an inversion, start 0"): of_inversion("MasaCtrl", "cfg", start=0.0, **words),
-        ("Direct Edit", "FlowEdit"): direct("FlowEdit", average=NUMBERS["average"]),
-        ("Direct Edit", "InfEdit"): direct("InfEdit"),
-        ("RF-Inversion", ""): lambda cfg: run(
-            "RFInversion", model=tiny, positive=positive, negative=negative, latent=picture, steps=STEPS, cfg=cfg
+        ("MasaCtrl", "from an inversion, start 0"): lambda: of_inversion("MasaCtrl", "cfg", start=0.0, **words),
+        ("Direct Edit", "FlowEdit"): lambda: direct("FlowEdit", average=NUMBERS["average"]),
+        ("Direct Edit", "InfEdit"): lambda: direct("InfEdit"),
+        ("RF-Inversion", ""): lambda: (
+            lambda cfg: run(
+                "RFInversion", model=tiny, positive=positive, negative=negative, latent=picture, steps=STEPS, cfg=cfg
+            )
         ),
-        ("SDEdit", ""): plain("SDEdit", **whole),
-        ("DiffEdit Mask", ""): lambda cfg: run(
-            "DiffEditMask", model=tiny, source=positive, target=negative, latent=picture, maps=NUMBERS["maps"]
+        ("SDEdit", ""): lambda: plain("SDEdit", **whole),
+        ("DiffEdit Mask", ""): lambda: (
+            lambda cfg: run(
+                "DiffEditMask", model=tiny, source=positive, target=negative, latent=picture, maps=NUMBERS["maps"]
+            )
         ),
-        ("DiffEdit", ""): of_inversion("DiffEdit", "cfg", positive=positive, mask=mask, depth=NUMBERS["depth"]),
-        ("Blended Diffusion", ""): plain("BlendedDiffusion", **whole),
-        ("Cartoon (Null-Text Disturbance)", ""): plain(
+        ("DiffEdit", ""): lambda: of_inversion("DiffEdit", "cfg", positive=positive, mask=mask, depth=NUMBERS["depth"]),
+        ("Blended Diffusion", ""): lambda: plain("BlendedDiffusion", **whole),
+        ("Cartoon (Null-Text Disturbance)", ""): lambda: plain(
             "DisturbanceSampler", latent=picture * 0, steps_above=NUMBERS["above"], steps_below=NUMBERS["below"]
         ),
-        ("ILVR Sampler", ""): plain("ILVRSampler", reference=picture, steps=STEPS),
-        ("RePaint Inpaint", "paper, 105 calls"): repaint("paper, 105 calls (25/5/5)"),
-        ("RePaint Inpaint", "paper, 230 calls"): repaint("paper, 230 calls (50/5/5)"),
-        ("h-Space Direction", "two prompts"): direction,
-        ("Asyrp Sampler", "one call of two rows, t_boost 0"): asyrp(ONE_CALL),
-        ("Asyrp Sampler", "two calls, t_boost 0"): asyrp(TWO_CALLS),
+        ("ILVR Sampler", ""): lambda: plain("ILVRSampler", reference=picture, steps=STEPS),
+        ("RePaint Inpaint", "paper, 105 calls"): lambda: repaint("paper, 105 calls (25/5/5)"),
+        ("RePaint Inpaint", "paper, 230 calls"): lambda: repaint("paper, 230 calls (50/5/5)"),
+        ("h-Space Direction", "two prompts"): lambda: direction,
+        ("Asyrp Sampler", "one call of two rows, t_boost 0"): lambda: asyrp(ONE_CALL),
+        ("Asyrp Sampler", "two calls, t_boost 0"): lambda: asyrp(TWO_CALLS),
     }
 
 
 @pytest.mark.parametrize("row", table(), ids=lambda row: " ".join(row[:2]).strip())
 def test_a_row_of_the_table_is_what_the_network_is_asked(tiny, runs, network_calls, row):
     node, how, calls, *rows = row
+    asked = runs[node, how]()
     seen = network_calls(tiny)
     for cfg, formula in zip((1.0, 4.0), rows, strict=True):
         if formula:
             before = len(seen)
-            runs[node, how](cfg)
+            asked(cfg)
             counted = seen[before:]
             assert (len(counted), sum(len(x) for x, _ in counted)) == (value(calls), value(formula)), f"cfg {cfg:g}"
 
