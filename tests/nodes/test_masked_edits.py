@@ -5,8 +5,10 @@ import pytest
 import torch
 from nulltext.engine.comfy import time_to_sigma
 from nulltext.engine.noise import source_latent
-from nulltext.engine.sampler import own_sampler, sample_latent
+from nulltext.engine.sampler import held_start, own_sampler, sample_latent
 from nulltext.nodes import blended, repaint, sdedit
+from nulltext.samplers.attention.branches import StoredSource
+from nulltext.samplers.ode import sample_euler
 from nulltext.samplers.picture.sdedit import sdedit_sigmas
 from nulltext.tests.running import SCALE, noised_inversion, normal, run
 
@@ -56,6 +58,30 @@ def test_masked_edits_keep_the_rest_to_the_bit(edits, make_model, latent, mask, 
     assert torch.equal(out[..., ~inside], source[..., ~inside]) and torch.isfinite(out).all()
     assert (out - source).abs().amax((0, 1))[inside].min() > 0.01
     torch.testing.assert_close(source, latent, rtol=1e-5, atol=1e-5)  # the inversion keeps model space
+
+
+@pytest.mark.parametrize("name", [*INVERTED, "held start"])
+def test_outside_a_mask_a_walk_from_an_inversion_follows_its_path(edits, tiny, ends, latent, mask, inside, name):
+    asked, watched = [], tiny.clone()
+
+    def watch(network, args):
+        asked.append((args["input"], args["timestep"]))
+        return network(args["input"], args["timestep"], **args["c"])
+
+    watched.set_model_unet_function_wrapper(watch)
+    inversion = noised_inversion(tiny, latent)
+    if name == "held start":
+        walk, grid = own_sampler(sample_euler, **held_start(inversion)), inside.float()[None, None].expand(2, 1, -1, -1)
+        given = {"samples": source_latent(inversion)}, 0, grid
+        sample_latent(watched, *ends, 3.0, walk, inversion.sigmas, *given)
+    else:
+        edits[name](watched, latent, mask)
+    path = StoredSource(inversion.trajectory, inversion.sigmas)
+    assert len(asked) >= 5
+    for x, sigma in asked:
+        stored = path.at(sigma)[..., ~inside]
+        torch.testing.assert_close(x[..., ~inside], stored.repeat(len(x) // 2, 1, 1), rtol=1e-5, atol=1e-5)
+        assert sigma[0] == asked[0][1][0] or (x[:2] - path.at(sigma))[..., inside].abs().max() > 0.01
 
 
 @pytest.mark.parametrize("name", NAMES)
