@@ -12,6 +12,8 @@ background.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ from ...samplers.ode import sample_euler
 from ...samplers.tuning.h_direction import Direction, together
 from ...samplers.tuning.h_space import sample_asyrp
 from ...samplers.window import SigmaWindow
-from ..demo_model.bottleneck import TARGETS, Bottleneck, one_object, read_off
+from ..demo_model.bottleneck import TARGETS, Bottleneck, one_object, read_off, share_of_bars
 from ..edits import CEILING
 from ..harness import Bench, ratio
 from ..lab import of_split
@@ -34,7 +36,7 @@ SYMMETRIC_STRENGTHS = (1.0, 2.0, 3.0, 4.5, 6.0, 9.0)  # one of its steps moves h
 TRAINED_STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 STRIP = (0.0, 0.5, 1.0, 1.5)
 JUDGES = ("conv", "query")
-BARS = (0.7, 0.75)  # of reached and kept
+passes = partial(share_of_bars, bars=(0.7, 0.75))  # of reached and kept
 #: the background that f is trained away from, and what is set for this small model
 BEFORE = scenes.BACKGROUNDS.index("pink")
 TRAINING = {
@@ -107,11 +109,6 @@ def directions_of(model: Bottleneck, attribute: str, pairs: int) -> tuple[list[D
     noise = torch.randn(found.shape, generator=generator)
     size = (found.flatten(2).norm(dim=2) / noise.flatten(2).norm(dim=2))[..., None, None, None]
     return tuple([Direction(model.sigmas, d) for d in each] for each in (found, noise * size))
-
-
-def passes(found: tuple[float, float]) -> float:
-    """How far the lower of reached and kept lies above its bar, as a share of it."""
-    return min(value / bar for value, bar in zip(found, BARS))
 
 
 def measure_attribute(model: Bottleneck, judges, attribute: str, n: int, pairs: int) -> dict:

@@ -39,6 +39,7 @@ IN_PROCESS = ("SD1.5", "SD3")
 OVER_HTTP = {"beside": {"SD1.5": "noise mask", "SD3": "span"}, "weights": {"SD1.5": "bfloat16", "SD3": "bfloat16"}}
 #: what stands beside a run, on a UNet and on a flow transformer: everything that samples works or says why not
 SAMPLES = ("InvertImage", "Optimise", "SDEdit", "RePaintSampler", "DirectEdit", "ILVR")
+ATTENTION = ("AttentionRecord", "AttentionReweight", "PromptToPrompt", "MasaCtrl", "PromptToPromptGuider", "WordMask")
 BY_FORWARD, BY_GRADIENT = ("InvertImage", "SDEdit", "RePaintSampler"), ("Optimise", "CLIPGuidance", "ImagicOptimise")
 
 
@@ -104,6 +105,19 @@ def test_weights_of_other_precisions(lab, once, family, weights):
         if node == "Optimise" and "throughout" in weights:
             must += (LAW,)  # its law is two equal runs, which half precision rounds apart
         assert outcome.kind in must, f"{node}: {outcome.says}"
+
+
+@pytest.mark.parametrize(
+    "circumstance",
+    [*({"beside": b} for b in ("batch", "lora", "noise mask")), *({"weights": w} for w in ("bfloat16", "int8"))],
+    ids=lambda circumstance: "".join(circumstance.values()),
+)
+def test_joint_attention_is_edited_beside_it_too(comfy, lab, circumstance):
+    if comfy.engine == "embedded":
+        pytest.skip("this engine gives no way into a transformer's attention")
+    for node in ATTENTION:
+        outcome = lab("SD3", **circumstance).run(f"NullText_{node}")
+        assert outcome.kind == WORKS, f"{node}: {outcome.says}"
 
 
 def test_every_node_that_takes_a_model_has_a_cell():
