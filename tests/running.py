@@ -102,6 +102,15 @@ def noised_inversion(model, latent: Tensor, steps: int = 10, **more):
     return Inversion(sigmas, path, process=process.name, metadata=model_notes(model, float(sigmas[0])), **more)
 
 
+def likes_ones(model, mode="decoder", **more):
+    """The model with a guidance that pulls every estimate towards 1."""
+    from nulltext.engine import terms
+    from nulltext.samplers.guidance.terms import Guidance
+
+    term = Guidance(lambda x, s, d: -(d - 1).pow(2).flatten(1).sum(1), mode, 0.5, name="ones", **more)
+    return terms.attach(model, [terms.Term(term)])
+
+
 def block_patched(model, writes: bool):
     """The MODEL with FreeU V2's arithmetic before its output blocks, which may write into its input as that does."""
 

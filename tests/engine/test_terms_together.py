@@ -6,15 +6,8 @@ from nulltext.engine import terms
 from nulltext.engine.noise import model_notes, source_latent
 from nulltext.nodes.blended import LOSS
 from nulltext.samplers.core import PROCESSES
-from nulltext.samplers.guidance.terms import Guidance
 from nulltext.samplers.inversion.record import Inversion
-from nulltext.tests.running import block_patched, normal, run, walk
-
-
-def likes_ones(model, mode="decoder", **more):
-    """The model with a guidance that pulls every estimate towards 1."""
-    term = Guidance(lambda x, s, d: -(d - 1).pow(2).flatten(1).sum(1), mode, 0.5, name="ones", **more)
-    return terms.attach(model, [terms.Term(term)])
+from nulltext.tests.running import block_patched, likes_ones, normal, run, walk
 
 
 @pytest.mark.parametrize("kind,levels", [("EPS", [4.0, 2.0, 1.0, 0.0]), ("FLOW", [0.9, 0.6, 0.3, 0.0])])

@@ -7,16 +7,19 @@ import pytest
 import torch
 from nulltext import NODE_CLASS_MAPPINGS
 from nulltext.engine.sampler import sample_latent
+from nulltext.engine.weights import layers, to_lora_model
 from nulltext.nodes.asyrp import ONE_CALL, TWO_CALLS
 from nulltext.nodes.h_space import PROMPTS
 from nulltext.nodes.null_text import FOR_ALL
-from nulltext.tests.running import run
+from nulltext.samplers.tuning.lora import low_rank_all
+from nulltext.tests.nodes.text_pair import Tower
+from nulltext.tests.running import CLIP, Pixels, likes_ones, run
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 HEADER = "| node | how | calls | rows at cfg 1 | rows at another cfg |"
 #: the numbers that the formulas' words stand for here
 NUMBERS = {"N": 5, "iterations": 3, "inner": 2, "depth": 0.6, "strength": 0.4, "average": 2, "maps": 3}
-NUMBERS |= {"above": 3, "below": 2, "samples": 6}
+NUMBERS |= {"above": 3, "below": 2, "samples": 6, "prompts": 2, "strengths": 3}
 STEPS, INNER = NUMBERS["N"], NUMBERS["inner"]
 
 
@@ -95,6 +98,27 @@ def runs(tiny, ends, latent, prompt, monkeypatch):
     def repaint(title):
         return plain("RePaintSampler", latent=picture, mask=mask, schedule=title)
 
+    def grid():
+        monkeypatch.setattr("nulltext.nodes.edit_grid.worded", lambda clip, text: positive)
+        texts = {"prompts": "\n".join("ab"), "strengths": str(NUMBERS["strength"])}
+        return of_inversion("EditGrid", clip=CLIP, vae=Pixels(), **texts)
+
+    def strip():
+        given = {"direction": direction(0)[0], "t_edit": 0.0, "strengths": "-1, 1, 2", "latent": picture * 0}
+        return plain("HSpaceMap", **given, vae=Pixels(), image_text=Tower(), attributes="red | blue", steps=STEPS)
+
+    def by_degree(cfg):
+        given = {"positive": positive, "latent": picture, "inversion_steps": STEPS, "steps": STEPS, "unseen_passes": 0}
+        lora = low_rank_all(layers(tiny).items(), rank=1, seed=0)
+        return run("DiffusionCLIPEdit", model=tiny, lora_model=to_lora_model(lora, {}, tiny), **given)
+
+    def start_noise():
+        given = {"latent": picture * 0, "steps": STEPS, "iterations": NUMBERS["iterations"]}
+        likes = likes_ones(tiny)
+        return lambda cfg: run(
+            "OptimiseStartNoise", model=likes, positive=positive, negative=negative, cfg=cfg, **given
+        )
+
     words = {"source": prompt("a red circle"), "edited": prompt("a blue circle")}
     whole = {"latent": picture, "mask": mask, "steps": STEPS}
     return {
@@ -155,6 +179,10 @@ def runs(tiny, ends, latent, prompt, monkeypatch):
         ("h-Space Direction", "two prompts"): lambda: direction,
         ("Asyrp Sampler", "one call of two rows, t_boost 0"): lambda: asyrp(ONE_CALL),
         ("Asyrp Sampler", "two calls, t_boost 0"): lambda: asyrp(TWO_CALLS),
+        ("One Inversion, Many Edits", "prompts, strength"): grid,
+        ("h-Space Map", "strengths, t_edit 0"): strip,
+        ("DiffusionCLIP Edit", "inversion and steps of N"): lambda: by_degree,
+        ("Optimise Start Noise", "and N x iterations backward"): start_noise,
     }
 
 
