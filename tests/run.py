@@ -21,12 +21,12 @@ GROUPS = (
     ("tests/server",),
     ("tests/nodes",),
     ("tests/browser",),
-    tuple(f"tests/nodes/test_{name}.py" for name in (*TUNING, "controlnet", "controlnet_composes")),
+    ("tests/nodes/test_beside.py",),
     tuple(f"tests/server/test_{name}.py" for name in ("api_page", "batch", "batch_servers")),
+    tuple(f"tests/nodes/test_{name}.py" for name in (*TUNING, "controlnet", "controlnet_composes")),
     ("tests",),
     ("tests/hostile",),
     ("tests/benchmarks", "tests/demo"),
-    ("tests/nodes/test_beside.py",),
 )
 AT_ONCE = 4  #: groups: a server and who asks it are busy in turn, so that two cores have work for four
 NO_TESTS = 5  # pytest's exit status where nothing was selected

@@ -128,7 +128,7 @@ def random_like(shifts: Sequence[Tensor]) -> list[Tensor]:
 
 
 class Means:
-    """Mean shifts of an attribute: `of(truth)` gives (shifts, random ones), each of every step [B, C, 4, 4]."""
+    """Mean shifts of an attribute for scenes: (shifts, random ones), each of every step [B, C, 4, 4]."""
 
     def __init__(self, model: Bottleneck, attribute: str):
         self.model, self.attribute, self.target = model, attribute, TARGETS[attribute]
