@@ -113,17 +113,13 @@ def xl(engine, seed: int = 0):
         return patcher.ModelPatcher(model, cpu, cpu), clip
 
 
+@contextlib.contextmanager
 def quantised(module):
-    """Context: one layer's weights as int8, as loaders of quantised files have them."""
+    """One layer's weights as int8, as loaders of quantised files have them."""
     layer = next(m for m in module.modules() if isinstance(m, torch.nn.Linear))
     kept = layer.weight
-
-    @contextlib.contextmanager
-    def inside():
-        layer._parameters["weight"] = torch.nn.Parameter(kept.to(torch.int8), requires_grad=False)
-        try:
-            yield
-        finally:
-            layer._parameters["weight"] = kept
-
-    return inside()
+    layer._parameters["weight"] = torch.nn.Parameter(kept.to(torch.int8), requires_grad=False)
+    try:
+        yield
+    finally:
+        layer._parameters["weight"] = kept

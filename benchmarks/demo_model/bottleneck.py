@@ -16,6 +16,7 @@ probe.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from ...demo.weights import BOTTLENECK, read_network
 from ...samplers.core import VE, euler_step
 from ...samplers.inversion.pivots import invert_ddim
 from ..edits import value_of
-from ..lab import Demo, some
+from ..lab import Demo, of_split, some
 
 STEPS, PAIRS, OF_OBJECT = 20, 64, 24  # pairs of a mean: of a place, of an object
 BARS = (0.6, 0.7)  # of reached and kept
@@ -109,14 +110,12 @@ def with_object(truth: scenes.Scenes, n: int, seed: int) -> scenes.Scenes:
     """n training scenes for each scene, in its order: its object, where it stands, in other surroundings."""
     draws, found = torch.Generator().manual_seed(seed), []
     for i in range(len(truth)):
-        own = truth[torch.tensor([i])]
-        some_of = scenes.sample(8 * n, draws, "any", 0.0)
-        for name in ("shape", "colour", "size", "place"):
-            some_of = some_of.changed(name, int(getattr(own, name)[0, 0]))
-        some_of = some_of[~scenes.held_out(some_of) & (some_of.background != own.colour[0, 0])]
-        if len(some_of) < n:
-            raise ValueError(f"Only {len(some_of)} of {n} training scenes have this object: draw more.")
-        found.append(some_of[:n])
+        own = {name: int(getattr(truth, name)[i, 0]) for name in ("shape", "colour", "size", "place")}
+        drawn = of_split(8 * n, "train", lambda _: scenes.sample(8 * n, draws, "any", 0.0), **own)
+        drawn = drawn[drawn.background != own["colour"]]
+        if len(drawn) < n:
+            raise ValueError(f"Only {len(drawn)} of {n} training scenes have this object: draw more.")
+        found.append(drawn[:n])
     return scenes.cat(found)
 
 
@@ -124,7 +123,7 @@ def random_like(shifts: Sequence[Tensor]) -> list[Tensor]:
     """Random directions, at each level of the shifts' norm."""
     generator = torch.Generator().manual_seed(35)
     noise = [torch.randn(s.shape, generator=generator) for s in shifts]
-    return [r * s.norm() / r.norm().clamp(min=1e-12) for r, s in zip(noise, shifts)]
+    return [r * s.norm() / r.norm() for r, s in zip(noise, shifts)]
 
 
 class Means:
@@ -132,18 +131,19 @@ class Means:
 
     def __init__(self, model: Bottleneck, attribute: str):
         self.model, self.attribute, self.target = model, attribute, TARGETS[attribute]
-        self._by_place = None
 
     def _of(self, sources, groups, lowest=0.0):
         return self.model.mean_shift(sources, sources.changed(self.attribute, self.target), groups, lowest)
 
+    @cached_property
+    def _places(self):
+        sources = one_object(PAIRS * len(scenes.PLACES), "train", 32, self.attribute, self.target)
+        found = self._of(sources, sources.place[:, 0])
+        return found, random_like(found)
+
     def by_place(self, truth: scenes.Scenes):
         """Each picture's is that of its object's place."""
-        if self._by_place is None:
-            sources = one_object(PAIRS * len(scenes.PLACES), "train", 32, self.attribute, self.target)
-            found = self._of(sources, sources.place[:, 0])
-            self._by_place = found, random_like(found)
-        return tuple([level[truth.place[:, 0]] for level in levels] for levels in self._by_place)
+        return tuple([level[truth.place[:, 0]] for level in levels] for levels in self._places)
 
     def by_object(self, truth: scenes.Scenes):
         """Each picture's is over training scenes with its own object."""
