@@ -106,7 +106,8 @@ def latent(name: str, value) -> dict:
     kept = _tensor(f"{name} (its noise mask)", noise_mask, "a MASK")
     kept = kept if kept.is_floating_point() else kept.to(torch.float32)
     count = 1 if kept.ndim < 3 else len(kept)
-    if kept.ndim < 2 or count not in (1, len(samples)):
+    video = samples.ndim == 5 and len(samples) == 1 and kept.ndim < 5  # a mask for each of its pictures
+    if kept.ndim < 2 or count not in (1, len(samples)) and not video:
         raise ValueError(
             f"The input {name} holds {len(samples)} latents with {count} noise masks: give one, or one for each."
         )

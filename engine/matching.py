@@ -16,16 +16,19 @@ SMALLEST_ENCODED = 8  #: pixels; a VAE makes no cell of fewer
 
 #: of which values a mask must be one for all, or one for each, the first that is there
 _MASKED = {"latent": "latent", "inversion": "latent", "images": "picture", "edited": "edit", "edit": "edit"}
+_PICTURES = ("LATENT", "INVERSION", "IMAGE")
 #: where the networks of ComfyUI's models say how many numbers a text token has, by the name in their configuration
 _TEXT_WIDTHS = ("context_dim", "context_in_dim", "text_dim", "cap_feat_dim", "joint_attention_dim")
 
 
 def together(values: Mapping[str, tuple[str, Any]]) -> None:
     """ValueError where the values of one box, {name: (kind, value)}, can't belong together: masks that are not one for
-    each latent, a prompt or a schedule made for another model."""
-    counted, of = next(((_count(*values[name]), of) for name, of in _MASKED.items() if name in values), (None, ""))
+    each latent (or for each frame of one video), a prompt or a schedule made for another model."""
+    masked = next((name for name in _MASKED if name in values and values[name][0] in _PICTURES), "")
+    of, shape = (_MASKED[masked], _shape(*values[masked])) if masked else ("", (None,))
+    counted, video = shape[0], len(shape) == 5 and shape[0] == 1 < shape[2]
     for kind, value in values.values():
-        if kind == "MASK" and counted is not None and len(value) not in (1, counted):
+        if kind == "MASK" and counted is not None and len(value) not in (1, counted) and not video:
             raise ValueError(
                 f"There are {len(value)} masks for {counted} {of}{'s' * (counted != 1)}: give one, or one for each."
             )
@@ -51,10 +54,8 @@ def together(values: Mapping[str, tuple[str, Any]]) -> None:
             check_vae(model, value)
 
 
-def _count(kind: str, value) -> int:
-    if kind == "INVERSION":
-        return value.shape[0]
-    return len(value["samples"] if kind == "LATENT" else value)
+def _shape(kind: str, value) -> tuple[int, ...]:
+    return tuple((value["samples"] if kind == "LATENT" else value).shape)
 
 
 def check_vae(model, vae) -> None:

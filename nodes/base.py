@@ -247,7 +247,10 @@ INVERSION = Socket(
 SIGMAS = Socket("sigmas", "SIGMAS", "Instead of steps and scheduler: a schedule that falls to 0.")
 SCHEDULER = Choice("scheduler", schedulers(), "How the steps are spaced.")
 MASK = Socket(
-    "mask", "MASK", "1 (white) means: change here. Any size; a latent cell takes the largest value of its pixels."
+    "mask",
+    "MASK",
+    "1 (white) means: change here. Any size; a latent cell takes the largest value of its pixels. For a video: one for "
+    "all of it, or one for each frame.",
 )
 SEED = Input(
     "seed",

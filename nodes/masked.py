@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..engine.comfy import is_empty
-from ..samplers.masks import put_back, to_grid
+from ..samplers.masks import put_back, to_frames, to_grid
 
 
 def check_picture(latent: dict, need: str, way_out: str = "encode an image") -> None:
@@ -33,12 +33,23 @@ def encoded(vae, image: Tensor | None, latent: dict | None, need: str) -> dict:
 
 
 def own_mask(latent: dict) -> Tensor | None:
-    """A latent's noise mask as MASK [B or 1, h, w], if it has one: what may change in one of its frames or channels
-    may change in all."""
+    """A latent's noise mask as MASK [B or 1, h, w], if it has one, or [B or 1, F, h, w] where it has frames: what may
+    change in one of its channels may change in all."""
     mask = latent.get("noise_mask")
-    if mask is None:
-        return None
+    if mask is None or mask.ndim == 5:
+        return None if mask is None else mask.amax(1)
     return mask.reshape(1 if mask.ndim == 2 else len(mask), -1, *mask.shape[-2:]).amax(1)
+
+
+def by_frame(mask: Tensor, samples: Tensor) -> Tensor:
+    """A mask for latents [B, C, ...] as [B or 1, F, H, W], F 1 where all frames have the same.
+
+    mask: [n, F, H, W]; or a MASK [n, H, W], whose n are the pictures of one video, or the items of a batch. ValueError
+    for fewer masks than frames."""
+    frames = samples.shape[2] if samples.ndim == 5 else 1
+    if mask.ndim == 3:
+        mask = mask[None] if frames > 1 == len(samples) and len(mask) > 1 else mask[:, None]
+    return mask if mask.shape[1] == 1 else to_frames(mask, frames)
 
 
 def mask_unread(latent: dict, so: str = "") -> str:
@@ -68,15 +79,16 @@ def check_pair(original: Tensor, edited: Tensor) -> None:
 class MaskedEdit:
     """A latent [B, C, ...] with the cells that may change.
 
-    grid: the mask [B or 1, 1, ..., h, w] on the latent's grid, one for all frames, 0 = keep; None where everything may
-    change."""
+    grid: the mask [B or 1, 1, ..., h, w] on the latent's grid, of one frame where all have the same, 0 = keep; None
+    where everything may change."""
 
     def __init__(self, samples: Tensor, mask: Tensor | None, grow: int = 0):
         self.samples = samples
         self.grid = None
         if mask is not None:
-            grid = to_grid(mask, samples.shape[-2:], grow, len(samples))
-            self.grid = grid.reshape(len(grid), 1, *(1,) * (samples.ndim - 4), *grid.shape[-2:])
+            frames = by_frame(mask, samples).unbind(1)
+            grids = [to_grid(frame, samples.shape[-2:], grow, len(samples)) for frame in frames]
+            self.grid = torch.stack(grids, 2) if samples.ndim == 5 else grids[0]
 
     @property
     def empty(self) -> bool:

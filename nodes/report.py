@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..engine import comfy, folders
+from ..samplers.masks import frame_of
 from ..samplers.measure import metrics
 
 
@@ -72,9 +73,10 @@ def compared(before: Tensor, after: Tensor, mask: Tensor | None = None, what: st
 def before_after(vae, before: Tensor, after: Tensor, mask: Tensor | None = None, what: str = "edit"):
     """`compared` of two LATENT samples [B, C, ...] seen through the VAE; without one: no line, no pictures.
 
-    mask [n, h, w]: for latents, each with all of its frames."""
+    mask [n, F or 1, h, w]: for latents, for each of its frames or for all."""
     if vae is None:
         return "", {}
     a, b = comfy.decode(vae, before), comfy.decode(vae, after)
-    frames = len(a) // len(before)
-    return compared(a, b, None if mask is None else mask.repeat_interleave(frames, 0), what)
+    if mask is not None:
+        mask = mask[:, frame_of(len(a) // len(before), mask.shape[1])].flatten(0, 1)
+    return compared(a, b, mask, what)

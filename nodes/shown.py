@@ -7,7 +7,7 @@ from torch import Tensor
 from ..engine.comfy import is_empty
 from ..engine.noise import source_latent
 from .base import VAE, Box
-from .masked import own_mask
+from .masked import by_frame, own_mask
 from .report import BEFORE_AFTER, before_after
 
 SEEN = VAE("Shows source and edit in the node under a divider, at full size. Left open: no pictures.").optional()
@@ -28,7 +28,8 @@ class EditBox(Box):
         return None if latent is None or is_empty(latent) else latent["samples"]
 
     def mask(self, inputs: dict, outputs: tuple) -> Tensor | None:
-        """MASK of where the picture may change: the one that is wired, else the latent's own where that is read."""
+        """Where the picture may change, for `by_frame`: the mask that is wired, else the latent's own where that is
+        read."""
         mask = inputs.get("mask")
         if mask is None and self.READS_MASK and inputs.get("inversion") is None:
             return own_mask(inputs["latent"])
@@ -41,7 +42,8 @@ class EditBox(Box):
         if before is None:  # a list run takes the keys of its first item for all
             nothing = {} if vae is None else {key: [] for key in BEFORE_AFTER}
             return {**made, "ui": {**made["ui"], **nothing}}
-        after = outputs[0]["samples"]
-        line, pictures = before_after(vae, before, after, self.mask(inputs, outputs), self.AFTER)
+        after, mask = outputs[0]["samples"], self.mask(inputs, outputs)
+        mask = None if mask is None else by_frame(mask, before)
+        line, pictures = before_after(vae, before, after, mask, self.AFTER)
         text = [f"{made['ui']['text'][0]}\n{line}"]
         return {"ui": {**made["ui"], **pictures, "text": text}, "result": outputs}

@@ -35,6 +35,21 @@ def to_grid(mask: Tensor, size: tuple[int, int], grow: int = 0, batch: int | Non
     return dilate(mask, grow)
 
 
+def frame_of(count: int, frames: int) -> Tensor:
+    """Which of a video latent's `frames` each of its `count` pictures is in: as video autoencoders pack them, the first
+    frame holds the first picture alone, the others share the rest evenly. As many pictures as frames: each its own."""
+    return torch.tensor([-(-i * (frames - 1) // max(count - 1, 1)) for i in range(count)])
+
+
+def to_frames(mask: Tensor, frames: int) -> Tensor:
+    """A mask for each picture of a video [B, N, H, W] as one for each latent frame [B, F, H, W]: the largest value of
+    the frame's pictures. ValueError for fewer masks than frames."""
+    if mask.shape[1] < frames:
+        raise ValueError(f"There are {mask.shape[1]} masks for {frames} frames: give one, or one for each frame.")
+    whose = frame_of(mask.shape[1], frames)
+    return torch.stack([mask[:, whose == frame].amax(1) for frame in range(frames)], 1)
+
+
 def to_pixels(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """A mask or map [B, h, w] as squares of pixels: [B, H, W]."""
     return F.interpolate(mask[:, None].float(), size, mode="nearest")[:, 0]
@@ -58,8 +73,7 @@ def feather(mask: Tensor, pixels: int, tick: Callable[[], None] | None = None) -
 def put_back(source: Tensor, edited: Tensor, known: Tensor) -> Tensor:
     """The ending of a masked edit: edited [B, C, ..., h, w], and where `known` [B or 1, 1, ..., h, w] is true the
     source to the bit; in the source's dtype and on its device."""
-    known = known.to(source.device).reshape(len(known), 1, *(1,) * (source.ndim - 4), *known.shape[-2:])
-    return torch.where(known, source, edited.to(source))
+    return torch.where(known.to(source.device), source, edited.to(source))
 
 
 def composite(original: Tensor, edited: Tensor, mask: Tensor) -> Tensor:

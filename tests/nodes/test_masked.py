@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from nulltext.nodes.masked import MaskedEdit, check_picture
+from nulltext.nodes.masked import MaskedEdit, by_frame, check_picture, own_mask
 
 
 @pytest.fixture
@@ -29,6 +29,39 @@ def test_a_video_latent_and_a_mask_for_each_item(half):
     out = MaskedEdit(samples, torch.cat([mask, 0 * mask])).put_back(edited.half())
     assert out.dtype == samples.dtype and torch.equal(out[1], samples[1])
     assert torch.equal(out[0, ..., :2], edited[0, ..., :2].half().float())
+
+
+@pytest.mark.parametrize("form", ["masks of frames", "masks of pictures", "noise masks", "noise mask with frames"])
+def test_a_video_has_a_mask_for_each_frame(form):
+    """A held first frame, and masks that move: of three frames, or of the nine pictures that a video VAE packs into
+    them (the first alone, then four each)."""
+    samples, moving = torch.randn(1, 4, 3, 4, 4), torch.zeros(3, 32, 32)
+    moving[1, :, :8], moving[2, :, 24:] = 1, 1
+    if form == "masks of pictures":
+        masks = torch.zeros(9, 32, 32)
+        masks[3], masks[8] = moving[1], moving[2]
+    elif form == "masks of frames":
+        masks = moving
+    else:
+        masks = own_mask(
+            {"samples": samples, "noise_mask": moving[:, None] if form == "noise masks" else moving[None, None]}
+        )
+    edit = MaskedEdit(samples, masks)
+    changed = (edit.put_back(samples + 1) != samples).any(1)[0]
+    assert torch.equal(changed, moving[:, ::8, ::8] > 0) and edit.grid.shape == (1, 1, 3, 4, 4)
+    assert not edit.everything and not edit.empty
+
+
+def test_which_pictures_a_mask_of_frames_is_for():
+    samples = torch.randn(2, 4, 3, 4, 4)
+    assert by_frame(torch.ones(2, 8, 8), samples).shape == (2, 1, 8, 8), "one for each item of the batch"
+    assert by_frame(torch.ones(2, 3, 8, 8), samples).shape == (2, 3, 8, 8)
+    with pytest.raises(ValueError, match="3 masks for 2 latents"):
+        MaskedEdit(samples, torch.ones(3, 8, 8))
+    with pytest.raises(ValueError, match="2 masks for 3 frames: give one, or one for each frame"):
+        MaskedEdit(samples[:1], torch.ones(2, 8, 8))
+    with pytest.raises(ValueError, match="3 masks for 1 latent:"):
+        MaskedEdit(samples[:1, :, :1], torch.ones(3, 8, 8))
 
 
 def test_what_a_mask_leaves(half):

@@ -106,6 +106,17 @@ def test_each_picture_with_frames_has_its_own_mask(edits, family, name, frames):
     assert torch.equal(changed, (masks[:, ::8, ::8] > 0)[:, None].expand_as(changed))
 
 
+@pytest.mark.parametrize("name", [*NAMES, "direct, InfEdit"])
+def test_a_video_keeps_its_first_frame_and_each_frame_its_own_mask(edits, family, name):
+    model, latent = family("Wan 2.1", text_dim=64), normal(1, 16, 3, 8, 8)
+    masks = torch.zeros(3, 64, 64)
+    masks[1, :, 32:], masks[2, :, :24] = 1, 1
+    source = source_latent(noised_inversion(model, latent)) if name in INVERTED else latent
+    name, _, method = name.partition(", ")
+    out = edits[name](model, latent, masks, **({"method": method} if method else {})).samples
+    assert torch.equal((out != source).any(1)[0], masks[:, ::8, ::8] > 0)
+
+
 # ------------------------------------------------------------------------------------------------------------ SDEdit
 
 

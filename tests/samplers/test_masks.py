@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from nulltext.samplers.masks import composite, dilate, feather, put_back, to_grid, to_pixels
+from nulltext.samplers.masks import composite, dilate, feather, frame_of, put_back, to_frames, to_grid, to_pixels
 
 
 def test_a_cell_takes_its_largest_pixel():
@@ -45,14 +45,24 @@ def test_composite_keeps_the_original_to_the_bit():
 
 
 def test_the_source_is_put_back_to_the_bit_for_pictures_and_for_frames():
-    known = torch.tensor([[[[True, False]]]])
     for shape in ((2, 3, 1, 2), (2, 3, 5, 1, 2)):
+        known = torch.tensor([True, False]).reshape(1, 1, *(1,) * (len(shape) - 3), 2)
         source, edited = torch.randn(shape), torch.randn(shape, dtype=torch.float64)
         out = put_back(source, edited, known)
         assert torch.equal(out[..., 0], source[..., 0]) and torch.equal(out[..., 1], edited[..., 1].float())
-    each = torch.tensor([[[[True]]], [[[False]]]])  # a mask for each picture
+    each = torch.tensor([True, False]).reshape(2, 1, 1, 1, 1)  # a mask for each picture
     out = put_back(torch.zeros(2, 4, 3, 1, 1), torch.ones(2, 4, 3, 1, 1), each)
     assert out.flatten(1).mean(1).tolist() == [0.0, 1.0]
+
+
+def test_the_pictures_of_a_video_are_in_the_frames_that_a_video_vae_packs():
+    assert frame_of(9, 3).tolist() == [0, 1, 1, 1, 1, 2, 2, 2, 2] and frame_of(3, 3).tolist() == [0, 1, 2]
+    assert frame_of(5, 1).tolist() == [0] * 5 and frame_of(1, 1).tolist() == [0]
+    masks = torch.zeros(1, 9, 1, 2)
+    masks[0, 4, 0, 0], masks[0, 5, 0, 1] = 0.5, 1
+    assert to_frames(masks, 3)[0, :, 0].tolist() == [[0, 0], [0.5, 0], [0, 1]]
+    with pytest.raises(ValueError, match="2 masks for 3 frames"):
+        to_frames(masks[:, :2], 3)
 
 
 @pytest.mark.parametrize("cells", [0, 1, 3, 20])
