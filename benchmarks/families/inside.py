@@ -89,10 +89,11 @@ class Infos(dict):
 class Inside(Lab):
     """One family in this process, with the embedded engine's own nodes."""
 
-    def __init__(self, family: str, folder: Path, size: int = 16, **options):
-        """folder: where the stand-ins' files are written. size: latent cells a side. options: of `FamilyGraph`."""
+    def __init__(self, family: str, folder: Path | None, size: int = 16, **options):
+        """folder: where the stand-ins' files are written; None where none is. size: latent cells a side. options: of
+        `FamilyGraph`."""
         self.size = size
-        stand_ins.Model.folder = str(folder)
+        stand_ins.Model.folder = folder and str(folder)
         self.made: dict[str, tuple] = {}
         super().__init__(None, Infos(), family, **options)
 

@@ -134,29 +134,34 @@ def check_recognised(family: str, state: dict) -> None:
         raise RuntimeError(f"The engine takes the keys of {family} for another family's: {found}")
 
 
-def _drawn(state: dict) -> dict:
-    """Random weights of these shapes that keep activations near one: the engine leaves them as the memory was."""
-    generator, drawn = torch.Generator().manual_seed(0), {}
-    for key, value in state.items():
+def draw(module: torch.nn.Module) -> torch.nn.Module:
+    """Random weights that keep activations near one, in place: the engine leaves them as the memory was."""
+    generator = torch.Generator().manual_seed(0)
+    for key, value in module.state_dict().items():
         if not value.is_floating_point() or key in ("vae_scale", "vae_shift"):
-            drawn[key] = value
-        elif value.ndim > 1 and not key.endswith("gamma"):
-            drawn[key] = torch.randn(value.shape, generator=generator) * value[0].numel() ** -0.5
+            continue
+        noise = torch.randn(value.shape, generator=generator)
+        if value.ndim > 1 and not key.endswith("gamma"):
+            value.copy_(noise * value[0].numel() ** -0.5)
         else:
-            one = 1.0 if key.endswith(("weight", "scale", "gamma")) else 0.0
-            drawn[key] = torch.randn(value.shape, generator=generator) * 0.02 + one
-    return drawn
+            value.copy_(noise * 0.02 + (1.0 if key.endswith(("weight", "scale", "gamma")) else 0.0))
+    return module
+
+
+def quieten(state: dict) -> None:
+    """A quiet network, whose steps an inversion can follow; in place."""
+    for key in LAST:
+        if f"{key}.weight" in state:
+            state[f"{key}.weight"] *= 0.2
 
 
 def write(name: str, path: str) -> None:
     """A checkpoint of the family with random weights that keep activations near one."""
-    state = _drawn(made_config(name, torch.float32).get_model({}, "", device="cpu").diffusion_model.state_dict())
+    state = draw(made_config(name, torch.float32).get_model({}, "", device="cpu").diffusion_model).state_dict()
     if name == "SD2.1-v":  # what the engine tells v-prediction by
         key = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
         state[key] = torch.randn(state[key].shape, generator=torch.Generator().manual_seed(1)) * 0.2
-    for key in LAST:  # a quiet network, whose steps an inversion can follow
-        if f"{key}.weight" in state:
-            state[f"{key}.weight"] *= 0.2
+    quieten(state)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     save_file({key: value.contiguous() for key, value in state.items()}, path)
 
@@ -182,19 +187,24 @@ class Model:
         import comfy.model_management as management
         import comfy.model_patcher
 
-        path = os.path.join(self.folder or _models(), f"{family}.safetensors")
-        if not os.path.exists(path):
-            write(family, path)
         precision, _, throughout = weights.partition(" ")
         dtype = torch.float32 if weights == "int8" else getattr(torch, precision)
-        state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in load_file(path).items()}
-        check_recognised(family, state)
-        model = made_config(family, dtype, bool(throughout)).get_model(state, "", device="cpu")
-        model.load_model_weights(state, "")
+        model = self.model(family, dtype, bool(throughout))
         if weights == "int8":
             quantise(model.diffusion_model)
         devices = management.get_torch_device(), management.unet_offload_device()
         return (comfy.model_patcher.ModelPatcher(model, *devices),)
+
+    def model(self, family: str, dtype: torch.dtype, throughout: bool):
+        """The engine's model with the weights of the family's file."""
+        path = os.path.join(self.folder or _models(), f"{family}.safetensors")
+        if not os.path.exists(path):
+            write(family, path)
+        state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in load_file(path).items()}
+        check_recognised(family, state)
+        model = made_config(family, dtype, throughout).get_model(state, "", device="cpu")
+        model.load_model_weights(state, "")
+        return model
 
 
 class Int8Linear(torch.nn.Module):
@@ -350,8 +360,7 @@ def _taesd(channels: int):
 
 def _wide(ins: int, outs: int):
     made = torch.nn.Conv2d(ins, outs, 3, padding=1)
-    made.load_state_dict(_drawn(made.state_dict()))
-    return made
+    return draw(made)
 
 
 class Vae:
@@ -368,7 +377,7 @@ class Vae:
 
         form = model.get_model_object("latent_format")
         channels = form.latent_channels
-        vae = comfy.sd.VAE(sd=_drawn(_taesd(channels).state_dict()))
+        vae = comfy.sd.VAE(sd=draw(_taesd(channels)).state_dict())
         made = vae.first_stage_model
         if made.taesd_encoder[-1].out_channels != channels:  # an older engine's is of four channels
             made.taesd_encoder[-1], made.taesd_decoder[1] = _wide(64, channels), _wide(channels, 64)
@@ -380,8 +389,7 @@ class Vae:
 
             narrow = {"dim": 16, "z_dim": channels, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 1, "attn_scales": []}
             made = comfy.ldm.wan.vae.WanVAE(**narrow, temperal_downsample=[False, True, True], dropout=0.0)
-            made.load_state_dict(_drawn(made.state_dict()))
-            vae.latent_dim, vae.first_stage_model = 3, made.eval()
+            vae.latent_dim, vae.first_stage_model = 3, draw(made).eval()
             vae.upscale_ratio = (lambda a: max(0, a * 4 - 3), 8, 8)
             vae.upscale_index_formula = vae.downscale_index_formula = (4, 8, 8)
             vae.downscale_ratio = (lambda a: max(0, math.floor((a + 3) / 4)), 8, 8)

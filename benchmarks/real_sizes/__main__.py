@@ -4,11 +4,14 @@ A UNet of SD1.5's widths and depths with random weights (its text is 128 wide, t
 128 px (256 where attention is edited), fp32, one thread. Per box: the time of its cell of `make families` over that of
 the network calls which the cell makes (timed.py says how that is measured). Then null-text on 512 px, in a process of
 its own: what the optimisation adds to the memory in use, and what checkpointing saves and costs. Then how far some
-boxes' latents are from fp32's where the network computes in bf16 or fp16, beside plain sampling's. Linux; 10 GB.
+boxes' latents are from fp32's where the network computes in bf16 or fp16, beside plain sampling's. Last a box of each
+kind of work, and null-text's memory, on a UNet of SDXL's size (2.5 billion weights), where the machine has the memory.
+Linux; 10 GB, with SDXL 20.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from functools import partial
@@ -20,9 +23,10 @@ from ..families.run import WORKS
 from ..harness import Bench, table
 from . import precision
 from .memory import apart
-from .timed import FAMILY, Timed, lab, size_of
+from .timed import FAMILIES, Timed, lab, size_of
 
 WIDTH, SIZE, LARGE = 320, 16, 64  #: channels of the first level; latent cells a side
+NEEDED = {"SD1.5": 0, "SDXL": 20e9}  #: bytes of memory below which a family is left out
 
 
 def measured(here: Timed, size: int, name: str) -> dict[str, float | None]:
@@ -34,46 +38,63 @@ def measured(here: Timed, size: int, name: str) -> dict[str, float | None]:
         outcome = here.run(name)
     plain.measure()
     if outcome.kind != WORKS:
-        raise RuntimeError(f"{name} on {FAMILY}: {outcome.says}")
+        raise RuntimeError(f"{name} on {here.family}: {outcome.says}")
     found = {"rows": sum(spent.rows), "recorded": spent.recorded_calls, "seconds": spent.whole}
     return {**found, "ratio": spent.ratio(plain) if spent.rows or spent.recorded_calls else None}
+
+
+def of_family(bench: Bench, family: str, folder: str) -> dict[str, dict]:
+    """What is measured of one family: "cells", "memory", "parameters"."""
+    width, size, large = (32, 8, 16) if bench.quick else (WIDTH, SIZE, LARGE)
+    names = list(CELLS) if family == "SD1.5" else [f"NullText_{box}" for box in precision.BOXES]
+    here = lab(size, width, family=family)
+    here.load()
+    cells = {
+        name: bench.once(f"{family} {name}", partial(measured, here, size, name))
+        for name in (names[:6] if bench.quick else names)
+    }
+    parameters = sum(p.numel() for p in here.outside["network"].parameters())
+    del here
+    needs = {
+        kind: bench.once(
+            f"{family} null-text, {kind}", partial(apart, folder, large, width, kind == "checkpointing", family)
+        )
+        for kind in ("plain", "checkpointing")
+    }
+    return {"cells": cells, "memory": needs, "parameters": parameters}
 
 
 def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     bench = Bench("real_sizes", __doc__.splitlines()[0], argv)
-    width, size, large = (32, 8, 16) if bench.quick else (WIDTH, SIZE, LARGE)
-    names = list(CELLS)[:6] if bench.quick else list(CELLS)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    chosen = [family for family in FAMILIES if bench.quick or memory >= NEEDED[family]]
     with tempfile.TemporaryDirectory() as folder:
-        here = lab(folder, size, width)
-        here.load()
-        found = {name: bench.once(name, partial(measured, here, size, name)) for name in names}
-        parameters = sum(p.numel() for p in here.outside["network"].parameters())
-        del here
-        needs = {
-            kind: bench.once(f"null-text, {kind}", partial(apart, folder, large, width, kind == "checkpointing"))
-            for kind in ("plain", "checkpointing")
-        }
-        boxes = precision.BOXES[:2] if bench.quick else precision.BOXES
-        far = bench.once("half precision", partial(precision.errors, folder, size, width, boxes))
-    bench.finish(*result(found, needs, far, parameters))
+        found = {family: of_family(bench, family, folder) for family in chosen}
+    width, size, boxes = (32, 8, precision.BOXES[:2]) if bench.quick else (WIDTH, SIZE, precision.BOXES)
+    far = bench.once("half precision", partial(precision.errors, size, width, boxes))
+    bench.finish(*result(found, far))
 
 
-def result(
-    found: dict[str, dict], needs: dict[str, dict], far: dict[str, dict[str, float]], parameters: int
-) -> tuple[str, dict]:
-    """The table, the dearest box first, and the figures."""
-    rows = {name.removeprefix("NullText_"): row for name, row in found.items() if row["ratio"] is not None}
-    lines = [[name, row["rows"], row["recorded"], row["seconds"], row["ratio"]] for name, row in rows.items()]
-    header = ["box", "plain rows", "calls with gradients", "seconds", "over its calls"]
-    shown = table(header, sorted(lines, key=lambda line: -line[-1]))
-    figures = {"parameters": parameters} | {f"ratio {name}": row["ratio"] for name, row in rows.items()}
-    for kind, row in needs.items():
-        shown += f"\nnull-text, {kind}: {row['added']:.2f} GB beside {row['weights']:.2f} GB of weights, "
-        shown += f"{row['seconds']:.0f} s in gradients"
-        figures |= {f"null_text_{key} {kind}": value for key, value in row.items()}
+def result(found: dict[str, dict], far: dict[str, dict[str, float]]) -> tuple[str, dict]:
+    """The tables, the dearest box first, and the figures."""
+    shown, figures = "", {}
+    for family, of in found.items():
+        rows = {name.removeprefix("NullText_"): row for name, row in of["cells"].items() if row["ratio"] is not None}
+        lines = [[name, row["rows"], row["recorded"], row["seconds"], row["ratio"]] for name, row in rows.items()]
+        header = [f"{family}: box", "plain rows", "calls with gradients", "seconds", "over its calls"]
+        shown += table(header, sorted(lines, key=lambda line: -line[-1]))
+        figures |= {f"{family} parameters": of["parameters"]}
+        figures |= {f"{family} ratio {name}": row["ratio"] for name, row in rows.items()}
+        for kind, row in of["memory"].items():
+            shown += f"\nnull-text, {kind}: {row['added']:.2f} GB beside {row['weights']:.2f} GB of weights, "
+            shown += f"{row['seconds']:.0f} s in gradients"
+            figures |= {f"{family} null_text_{key} {kind}": value for key, value in row.items()}
+        shown += "\n\n"
+    for family in FAMILIES.keys() - found:
+        shown += f"{family}: not measured, for it needs {NEEDED[family] / 1e9:.0f} GB of memory.\n\n"
     errors = [[name, *row.values()] for name, row in far.items()]
-    shown += "\n\n" + table(["latents' distance from fp32's", *precision.PRECISIONS], errors)
+    shown += table(["latents' distance from fp32's", *precision.PRECISIONS], errors)
     figures |= {f"error {name} {kind}": error for name, row in far.items() for kind, error in row.items()}
     return shown, figures
 

@@ -19,11 +19,11 @@ def of_process(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
-def null_text(folder: str, size: int, width: int, checkpointing: bool) -> dict[str, float]:
+def null_text(size: int, width: int, checkpointing: bool, family: str) -> dict[str, float]:
     """One box, Optimise: GB that it needs beside what was loaded, GB of weights, and the seconds of its
     calls with gradients and of their backward passes."""
     torch.set_num_threads(1)
-    here = lab(folder, size, width)
+    here = lab(size, width, family=family)
     here.load()
     graph = here.graph()
     more = {"cfg": 7.5, "inner_steps": 2, "tolerance": 0.0, "use_cache": False, "checkpointing": checkpointing}
@@ -37,10 +37,10 @@ def null_text(folder: str, size: int, width: int, checkpointing: bool) -> dict[s
     return {"added": added / 1e9, "weights": weights / 1e9, "seconds": spent.recorded}
 
 
-def apart(*given) -> dict[str, float]:
-    """`null_text` in a new process, whose memory nothing else has used."""
+def apart(folder: str, *given) -> dict[str, float]:
+    """`null_text` in a new process, whose memory nothing else has used; folder: where it begins."""
     begin = f"import json, runpy; runpy.run_path({str(ROOT / 'tools' / '__main__.py')!r})['load_pack']()"
     call = f"from {__name__} import null_text; print(json.dumps(null_text(*{given!r})))"
     command = [sys.executable, "-c", f"{begin}; {call}"]
-    made = subprocess.run(command, cwd=given[0], stdout=subprocess.PIPE, text=True, check=True)
+    made = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(made.stdout.splitlines()[-1])

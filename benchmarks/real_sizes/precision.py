@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..families.inside import Inside
-from .timed import lab, size_of
+from .timed import Wide, lab, size_of
 
 PRECISIONS = ("bfloat16", "float16")
 #: a box of each kind of work: inversions, gradients, two prompts at once, masks, low-pass, noise of its own
@@ -15,7 +14,7 @@ BOXES += ("ILVRSampler", "BlendedDiffusion", "CLIPGuidance", "DisturbanceSampler
 PLAIN = "KSampler"
 
 
-class Recorded(Inside):
+class Recorded(Wide):
     """A family in this process; `latents` are those that its graphs have saved."""
 
     def __init__(self, *args, **options):
@@ -28,9 +27,9 @@ class Recorded(Inside):
         return found
 
 
-def drawn(folder: str, size: int, width: int, weights: str, boxes: tuple[str, ...] = BOXES) -> dict[str, list[Tensor]]:
+def drawn(size: int, width: int, weights: str, boxes: tuple[str, ...] = BOXES) -> dict[str, list[Tensor]]:
     """What plain sampling and the boxes' cells save, all with the same seeds."""
-    here, found = lab(folder, size, width, Recorded, weights=weights), {}
+    here, found = lab(size, width, Recorded, weights=weights), {}
     for box in (PLAIN, *boxes):
         here.latents, here.size = [], size_of(box, size)
         if box == PLAIN:
@@ -51,11 +50,11 @@ def apart(exact: list[Tensor], found: list[Tensor]) -> float:
 
 
 @torch.no_grad()
-def errors(folder: str, size: int, width: int, boxes: tuple[str, ...] = BOXES) -> dict[str, dict[str, float]]:
+def errors(size: int, width: int, boxes: tuple[str, ...] = BOXES) -> dict[str, dict[str, float]]:
     """{box: {precision: error}}"""
-    exact, found = drawn(folder, size, width, "float32", boxes), {}
+    exact, found = drawn(size, width, "float32", boxes), {}
     for precision in PRECISIONS:
-        half = drawn(folder, size, width, f"{precision} throughout", boxes)
+        half = drawn(size, width, f"{precision} throughout", boxes)
         for box, latents in exact.items():
             found.setdefault(box, {})[precision] = apart(latents, half[box])
     return found

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from unittest import mock
 
 import torch
@@ -24,7 +23,7 @@ from ..families import stand_ins
 from ..families.inside import Inside
 from ..families.stand_ins import TEXT, TOKENS
 
-FAMILY = "SD1.5"
+FAMILIES = {"SD1.5": {}, "SDXL": {"num_head_channels": 64}}  #: and what of their heads is narrower in the stand-ins
 #: their work inside the network grows with the picture, so that theirs is twice as large a side
 ATTENTION = ("AttentionRecord", "AttentionReweight", "PromptToPrompt", "MasaCtrl", "PromptToPromptGuider", "WordMask")
 SAMPLERS = {"KSampler", "SamplerCustom", "SamplerCustomAdvanced"}
@@ -56,9 +55,12 @@ class Plain:
         """One call of each; called before and after every cell, so that a machine's drift is followed."""
         for rows, times in self.times.items():
             x, context = torch.randn(rows, 4, self.size, self.size), torch.randn(rows, TOKENS, TEXT)
+            more = {"context": context}
+            if self.network.num_classes == "sequential":
+                more["y"] = torch.randn(rows, self.network.label_emb[0][0].in_features)
             with torch.inference_mode():
                 begun = time.thread_time()
-                self.network(x, torch.full((rows,), 500.0), context=context)
+                self.network(x, torch.full((rows,), 500.0), **more)
                 times.append(time.thread_time() - begun)
 
     def seconds(self, rows: int) -> float:
@@ -69,8 +71,24 @@ class Plain:
         return of[low] + (rows - low) / (high - low) * (of[high] - of[low])
 
 
-class Timed(Inside):
-    """A family in this process whose cells are timed: `spent` of the last one."""
+class Drawn(stand_ins.Model):
+    """MODEL of random weights without a file: a large one is in memory once."""
+
+    def model(self, family: str, dtype: torch.dtype, throughout: bool):
+        made = stand_ins.made_config(family, dtype, throughout).get_model({}, "", device="cpu")
+        stand_ins.quieten(stand_ins.draw(made.diffusion_model).state_dict())
+        return made
+
+
+class Wide(Inside):
+    """A family in this process at a real checkpoint's widths."""
+
+    def called(self, node, kind, given, outputs):
+        return Drawn().load(**given) if kind == "Families_Model" else super().called(node, kind, given, outputs)
+
+
+class Timed(Wide):
+    """Its cells are timed: `spent` of the last one."""
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
@@ -146,11 +164,12 @@ class Timed(Inside):
             yield spent
 
 
-def lab(folder: str, size: int, width: int, made: type[Inside] = Timed, **options) -> Inside:
-    """SD1.5 of `width` channels in its first level, on pictures of `size` latent cells a side. options: of `Inside`."""
-    kind, config, more = stand_ins.FAMILIES[FAMILY]
-    stand_ins.FAMILIES[FAMILY] = (kind, config | {"model_channels": width}, more)
-    return made(FAMILY, Path(folder), size, **options)
+def lab(size: int, width: int, made: type[Wide] = Timed, family: str = "SD1.5", **options) -> Wide:
+    """A family of `width` channels in its first level; size: latent cells a side. options: of `Wide`."""
+    kind, config, more = stand_ins.FAMILIES[family]
+    more = more | (FAMILIES[family] if width >= 64 else {})
+    stand_ins.FAMILIES[family] = (kind, config | {"model_channels": width}, more)
+    return made(family, None, size, **options)
 
 
 def size_of(name: str, size: int) -> int:

@@ -90,10 +90,11 @@ def test_the_dearest_box_stands_first():
     }
     needs = {"plain": {"added": 2.0, "weights": 1.0, "seconds": 5.0}}
     far = {"KSampler": {"bfloat16": 0.25, "float16": 0.125}}
-    shown, figures = bench.result(rows, needs, far, 10)
+    shown, figures = bench.result({"SD1.5": {"cells": rows, "memory": needs, "parameters": 10}}, far)
     assert shown.splitlines()[2].startswith("B ") and "C" not in shown.split("null-text")[0].split("\n", 1)[1]
-    assert figures["ratio A"] == 1.0 and figures["null_text_added plain"] == 2.0 and "ratio C" not in figures
-    assert figures["error KSampler float16"] == 0.125
+    assert figures["SD1.5 ratio A"] == 1.0 and figures["SD1.5 null_text_added plain"] == 2.0
+    assert "SD1.5 ratio C" not in figures and figures["error KSampler float16"] == 0.125
+    assert "SDXL: not measured" in shown
 
 
 def test_an_error_is_that_of_the_latents_that_differ_most():
@@ -104,9 +105,9 @@ def test_an_error_is_that_of_the_latents_that_differ_most():
             precision.apart(fewer and [exact, exact], fewer)
 
 
-def test_a_family_in_half_precision_computes_in_it_and_keeps_what_its_boxes_save(engine, tmp_path):
+def test_a_family_in_half_precision_computes_in_it_and_keeps_what_its_boxes_save(engine):
     """Its errors are those of fp16's and of bf16's digits: more than nothing, and eight times apart."""
-    far = precision.errors(str(tmp_path), 8, 32, ("SDEdit",))
+    far = precision.errors(8, 32, ("SDEdit",))
     assert set(far) == {"KSampler", "SDEdit"}
     for row in far.values():
         assert 1e-4 < row["float16"] < 5e-3 and 3 < row["bfloat16"] / row["float16"] < 20
