@@ -28,7 +28,7 @@ GROUPS = (
     ("tests/hostile",),
     ("tests/benchmarks", "tests/demo"),
 )
-AT_ONCE = 4  #: groups: a server and who asks it are busy in turn, so that two cores have work for four
+AT_ONCE = 3  #: groups: a server and who asks it are busy in turn; of four, two cores take a fifth more for each
 NO_TESTS = 5  # pytest's exit status where nothing was selected
 
 

@@ -44,8 +44,7 @@ def test_repaint_keeps_the_known_latent_to_the_bit(edits, make_model, latent, ma
 @pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "FLOW"])
 def test_what_lies_under_the_mask_has_no_influence_at_full_noise(edits, make_model, latent, mask, inside, kind, mode):
     model, other = make_model(kind), latent.masked_fill(inside, 15.0)
-    schedule = {"schedule": "paper, 105 calls (25/5/5)", "mode": mode, "cfg": 1.0}
-    fills = [edits["repaint"](model, each, mask, **schedule).samples[..., inside] for each in (latent, other)]
+    fills = [edits["repaint"](model, each, mask, mode=mode, cfg=1.0).samples[..., inside] for each in (latent, other)]
     assert torch.equal(*fills)
 
 
