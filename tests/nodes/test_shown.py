@@ -84,13 +84,13 @@ class Halves(EditBox):
 
 
 @pytest.mark.parametrize("frames", [2, 3])
-def test_a_noise_mask_for_each_frame_covers_what_changes_in_any(engine, frames):
-    """As core's nodes that make a video of a picture give it: the first frame is held."""
+def test_a_noise_mask_for_each_frame_covers_the_pictures_of_that_frame(engine, frames):
+    """As core's nodes that make a video of a picture give it: the first frame is held. This edit changes it too."""
     mask = torch.zeros(2, 1, frames, 8, 8)
     mask[0, :, 1:, :, 4:], mask[1, :, 1:, 4:] = 1, 1
     latent = {"samples": normal(2, 16, frames, 8, 8), "noise_mask": mask}
     said = Halves().shown(vae=Frames(), latent=latent)["ui"]["nulltext_said"]
-    assert said == ["PSNR inf dB outside the mask"] * 2 * (4 * frames - 3)
+    assert [" inf dB outside the mask" in line for line in said] == [False, *[True] * (4 * frames - 4)] * 2
 
 
 @pytest.mark.parametrize("name", ["SDEdit", "DirectEdit"])
@@ -102,7 +102,7 @@ def test_a_noise_mask_for_each_frame_is_read(family, make_condition, name):
     given = {prompt: make_condition(i) for i, prompt in enumerate(prompts)}
     out = run(name, model=model, latent={"samples": latent, "noise_mask": mask}, steps=3, **given)
     changed = (out.samples != latent).any(1)
-    assert torch.equal(changed, (mask.amax((1, 2)) > 0)[:, None].expand_as(changed))
+    assert torch.equal(changed, mask[:, 0] > 0)
 
 
 def test_the_report_measures_outside_of_a_noise_mask_where_that_is_read(make_model, tiny, ends, mask):
