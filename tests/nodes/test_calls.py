@@ -23,18 +23,21 @@ NUMBERS |= {"above": 3, "below": 2, "samples": 6, "prompts": 2, "strengths": 3}
 STEPS, INNER = NUMBERS["N"], NUMBERS["inner"]
 
 
-def table() -> list[tuple[str, ...]]:
+def readme_table(header: str) -> list[tuple[str, ...]]:
+    """The cells of README's table under this header, row by row."""
     text = README.read_text(encoding="utf-8")
-    lines = text[text.index(HEADER) :].split("\n\n")[0].splitlines()[2:]
+    lines = text[text.index(header) :].split("\n\n")[0].splitlines()[2:]
     return [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines]
 
 
-def value(formula: str) -> int:
+def value(formula: str, numbers: dict[str, float]) -> int:
+    """What a formula of a table comes to, its words taken for these numbers."""
+
     def of(node):
         if isinstance(node, ast.BinOp):
             left, right = of(node.left), of(node.right)
             return left + right if isinstance(node.op, ast.Add) else left * right
-        return NUMBERS[node.id] if isinstance(node, ast.Name) else node.value
+        return numbers[node.id] if isinstance(node, ast.Name) else node.value
 
     return round(of(ast.parse(formula.replace(" x ", " * "), mode="eval").body))
 
@@ -186,7 +189,7 @@ def runs(tiny, ends, latent, prompt, monkeypatch):
     }
 
 
-@pytest.mark.parametrize("row", table(), ids=lambda row: " ".join(row[:2]).strip())
+@pytest.mark.parametrize("row", readme_table(HEADER), ids=lambda row: " ".join(row[:2]).strip())
 def test_a_row_of_the_table_is_what_the_network_is_asked(tiny, runs, network_calls, row):
     node, how, calls, *rows = row
     asked = runs[node, how]()
@@ -196,9 +199,12 @@ def test_a_row_of_the_table_is_what_the_network_is_asked(tiny, runs, network_cal
             before = len(seen)
             asked(cfg)
             counted = seen[before:]
-            assert (len(counted), sum(len(x) for x, _ in counted)) == (value(calls), value(formula)), f"cfg {cfg:g}"
+            assert (len(counted), sum(len(x) for x, _ in counted)) == (
+                value(calls, NUMBERS),
+                value(formula, NUMBERS),
+            ), f"cfg {cfg:g}"
 
 
 def test_the_table_names_boxes_of_the_pack():
     titles = {said for node in NODE_CLASS_MAPPINGS.values() for said in (node.TITLE, node.TITLE.split(" (")[0])}
-    assert {row[0] for row in table()} <= titles
+    assert {row[0] for row in readme_table(HEADER)} <= titles
