@@ -98,7 +98,8 @@ def runs(tiny, ends, latent, prompt, monkeypatch):
 
         return at
 
-    def repaint(title):
+    def repaint(title):  # so many calls of a network that computes nothing
+        monkeypatch.setattr(tiny.model.diffusion_model, "forward", lambda x, *_, **__: torch.zeros_like(x))
         return plain("RePaintSampler", latent=picture, mask=mask, schedule=title)
 
     def grid():
