@@ -42,6 +42,7 @@ def together(values: Mapping[str, tuple[str, Any]]) -> None:
     for name, (kind, value) in values.items() if model is not None else ():
         if kind == "CONDITIONING":
             check_width(model, name, value)
+            check_area(model, name, value)
             for embedding, _ in value if of == "latent" else ():
                 if len(embedding) not in (1, counted):
                     raise ValueError(
@@ -56,6 +57,19 @@ def together(values: Mapping[str, tuple[str, Any]]) -> None:
 
 def _shape(kind: str, value) -> tuple[int, ...]:
     return tuple((value["samples"] if kind == "LATENT" else value).shape)
+
+
+def check_area(model, name: str, value: list) -> None:
+    """ValueError for a part of the picture given in two sides, where the model's latents have frames: the engine reads
+    three from it and ends in an IndexError."""
+    sides = getattr(model.get_model_object("latent_format"), "latent_dimensions", 2)
+    for _, told in value:
+        area = told.get("area") or ()
+        if area and area[0] == "percentage" and len(area) // 2 < sides == 3:
+            raise ValueError(
+                f"The prompt on {name} is for a part of a picture, and this model's latents have frames: take "
+                "ConditioningSetAreaPercentageVideo in place of Conditioning (Set Area with Percentage)."
+            )
 
 
 def check_vae(model, vae) -> None:

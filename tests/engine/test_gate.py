@@ -318,3 +318,34 @@ def test_nothing_wired_is_said_in_words(kind):
     with pytest.raises(ValueError, match="nothing") as error:
         check(kind, None)
     assert "NoneType" not in str(error.value)
+
+
+def test_masks_are_one_for_each_latent_or_for_each_frame_of_one_video():
+    from nulltext.engine.matching import together
+
+    masks, wide = torch.ones(3, 8, 8), {"samples": torch.zeros(1, 4, 3, 8, 8)}
+    for several, latent in ((2, wide["samples"]), (1, wide["samples"][:, :, :1]), (1, wide["samples"][:, :, 0])):
+        samples = latent.expand(several, *latent.shape[1:])
+        with pytest.raises(ValueError, match=f"3 masks for {several} latent"):
+            together({"latent": ("LATENT", {"samples": samples}), "mask": ("MASK", masks)})
+    together({"latent": ("LATENT", wide), "mask": ("MASK", masks)})
+    together({"edit": ("STRING", "replace"), "mask": ("MASK", masks)})  # no picture: nothing to count by
+    refused("LATENT", {"samples": torch.ones(2, 4, 3, 8, 8), "noise_mask": masks[:, None]}, "2 latents with 3 noise")
+    check("LATENT", {**wide, "noise_mask": masks[:, None]})
+
+
+def test_a_part_of_a_picture_is_refused_where_latents_have_frames(tiny, make_condition, monkeypatch):
+    from nulltext.engine.matching import together
+
+    flat, whole = ("percentage", 1.0, 0.5, 0.0, 0.5), ("percentage", 1.0, 1.0, 0.5, 0.0, 0.0, 0.5)
+    given = [{"positive": ("CONDITIONING", make_condition(area=area))} for area in (flat, whole, (8, 4, 0, 4))]
+    for each in given:
+        together({"model": ("MODEL", tiny), **each})
+    form = SimpleNamespace(latent_channels=4, latent_dimensions=3)
+    monkeypatch.setattr(tiny, "get_model_object", lambda name: form)
+    with pytest.raises(
+        ValueError, match="positive is for a part of a picture.*take ConditioningSetAreaPercentageVideo"
+    ):
+        together({"model": ("MODEL", tiny), **given[0]})
+    for each in given[1:]:
+        together({"model": ("MODEL", tiny), **each})
