@@ -11,6 +11,7 @@ from torch import Tensor
 from ...tools.graph import Graph, Node
 from ...tools.workflows import DEMO_CHECKPOINT
 
+FRAMES = ("Qwen-Image", "Wan 2.1", "HunyuanVideo")  #: whose latents have them, and so three sides
 #: what may stand beside a run: two pictures, a weight patch, a ControlNet, a noise mask, a second prompt for a part
 BESIDE = ("batch", "lora", "controlnet", "noise mask", "area", "mask", "span")
 SOURCE, EDIT, CELL = "a red circle", "a blue circle", 8
@@ -73,11 +74,12 @@ class FamilyGraph(Graph):
         the steps."""
         if "controlnet" in self.beside:
             prompt = self.add("Families_Control", conditioning=prompt)
+        half = {"width": 0.5, "height": 1.0, "x": 0.5, "y": 0.0, "strength": 1.0}
+        whole = {"temporal": 1.0, "z": 0.0}
         more = {
-            "area": (
-                "ConditioningSetAreaPercentage",
-                {"width": 0.5, "height": 1.0, "x": 0.5, "y": 0.0, "strength": 1.0},
-            ),
+            "area": ("ConditioningSetAreaPercentageVideo", half | whole)
+            if self.family in FRAMES
+            else ("ConditioningSetAreaPercentage", half),
             "mask": ("ConditioningSetMask", {"mask": self.half, "strength": 1.0, "set_cond_area": "default"}),
             "span": ("ConditioningSetTimestepRange", {"start": 0.0, "end": 0.5}),
         }

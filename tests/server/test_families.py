@@ -120,6 +120,15 @@ def test_joint_attention_is_edited_beside_it_too(comfy, lab, circumstance):
         assert outcome.kind == WORKS, f"{node}: {outcome.says}"
 
 
+def test_a_prompt_for_a_part_of_latents_with_frames(comfy, lab):
+    if comfy.engine == "embedded":
+        pytest.skip("this engine has no model whose latents have frames")
+    for node in SAMPLES:
+        outcome = lab("Qwen-Image", beside="area").run(f"NullText_{node}")
+        assert outcome.kind in (WORKS, REFUSED), f"{node}: {outcome.says}"
+    assert lab("Qwen-Image", beside="area").run("NullText_SDEdit").kind == WORKS
+
+
 def test_every_node_that_takes_a_model_has_a_cell():
     takes = {key for key, node in NODE_CLASS_MAPPINGS.items() if any(i.kind == "MODEL" for i in node.INPUTS)}
     assert set(CELLS) == takes
