@@ -99,14 +99,14 @@ def train_decoder(device: torch.device, minutes: float, batch: int, lr: float, f
         return {"loss": error.clamp(min=1e-6).log().mean(), "mse": error.mean()}
 
     test = scenes.sample(32, generator(device, 7), "held_out")
-    pictures = [scenes.draw(test)[0], scenes.draw(test, paint=scenes.unseen_paint(32).to(device))[0]]
+    pictures = [scenes.draw(test)[0], scenes.draw(test, paint=scenes.unseen_paint(len(test)).to(device))[0]]
 
     @torch.no_grad()
     def report():
         out = [trainer.average.decode(trainer.average.encode(p)).clamp(0, 1) for p in pictures]
         rows = torch.cat([part[:8] for pair in zip(pictures, out, strict=True) for part in pair])
         grid(rows, trainer.path.with_name("decoder_samples.png"))
-        seen, unseen = (psnr(a, b) for a, b in zip(pictures, out, strict=True))
+        seen, unseen = (float(psnr(a, b).mean()) for a, b in zip(pictures, out, strict=True))
         return f"{seen:.2f} dB on held-out scenes, {unseen:.2f} dB in unseen colours"
 
     return trainer.run(step, batch, report, save_every=60 if device.type == "cuda" else 420)

@@ -1,11 +1,12 @@
 import fcntl
+import re
 import threading
 import time
 from types import SimpleNamespace
 
 import pytest
 import torch
-from nulltext.demo import packing, train, training
+from nulltext.demo import packing, scenes, train, train_autoencoder, training
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -27,6 +28,18 @@ def test_goes_on_from_what_was_saved(tmp_path):
     second, net = fit(tmp_path)
     assert second.samples > first.samples > 0
     assert (net.weight - 1).abs().max() < 0.2
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "decoder"])
+def test_a_piece_of_the_autoencoders_training_ends_in_its_decibels(tmp_path, monkeypatch, capsys, stage):
+    few, cpu = scenes.sample, torch.device("cpu")
+    monkeypatch.setattr(scenes, "sample", lambda n, *more: few(min(n, 16), *more))
+    if stage == "decoder":
+        train_autoencoder.train_decoder(cpu, 1e-5, 2, 1e-3, tmp_path)
+    else:
+        train_autoencoder.train_autoencoder(cpu, 1e-5, 2, slim=True, folder=tmp_path)
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert re.search(r"done, 2 samples, \d+\.\d\d dB on held-out scenes", said), said
 
 
 def test_waits_while_the_lock_is_held(tmp_path, monkeypatch):
