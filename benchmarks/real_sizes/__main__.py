@@ -47,6 +47,12 @@ def of_family(bench: Bench, family: str, folder: str) -> dict[str, dict]:
     """What is measured of one family: "cells", "memory", "parameters"."""
     width, size, large = (32, 8, 16) if bench.quick else (WIDTH, SIZE, LARGE)
     names = list(CELLS) if family == "SD1.5" else [f"NullText_{box}" for box in precision.BOXES]
+    needs = {  # before this process loads the network, too
+        kind: bench.once(
+            f"{family} null-text, {kind}", partial(apart, folder, large, width, kind == "checkpointing", family)
+        )
+        for kind in ("plain", "checkpointing")
+    }
     here = lab(size, width, family=family)
     here.load()
     cells = {
@@ -54,13 +60,6 @@ def of_family(bench: Bench, family: str, folder: str) -> dict[str, dict]:
         for name in (names[:6] if bench.quick else names)
     }
     parameters = sum(p.numel() for p in here.outside["network"].parameters())
-    del here
-    needs = {
-        kind: bench.once(
-            f"{family} null-text, {kind}", partial(apart, folder, large, width, kind == "checkpointing", family)
-        )
-        for kind in ("plain", "checkpointing")
-    }
     return {"cells": cells, "memory": needs, "parameters": parameters}
 
 
