@@ -2,11 +2,11 @@
 
 A UNet of SD1.5's widths and depths with random weights (its text is 128 wide, the demo text encoder's), pictures of
 128 px (256 where attention is edited), fp32, one thread. Per box: the time of its cell of `make families` over that of
-the network calls which the cell makes (timed.py says how that is measured). Then null-text on 512 px, in a process of
-its own: what the optimisation adds to the memory in use, and what checkpointing saves and costs. Then how far some
-boxes' latents are from fp32's where the network computes in bf16 or fp16, beside plain sampling's. Last a box of each
-kind of work, and null-text's memory, on a UNet of SDXL's size (2.5 billion weights), where the machine has the memory.
-Linux; 10 GB, with SDXL 20.
+the network calls which the cell makes, as plain ones and as they ran (timed.py says how that is measured). Then
+null-text on 512 px, in a process of its own: what the optimisation adds to the memory in use, and what checkpointing
+saves and costs. The same for a box of each kind of work on a UNet of SDXL's size (2.2 billion weights), where the
+machine has the memory. Last how far some boxes' latents are from fp32's where SD1.5's UNet computes in bf16 or fp16,
+beside plain sampling's. Linux; 10 GB, with SDXL 20.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def measured(here: Timed, size: int, name: str) -> dict[str, float | None]:
     if outcome.kind != WORKS:
         raise RuntimeError(f"{name} on {here.family}: {outcome.says}")
     found = {"rows": sum(spent.rows), "recorded": spent.recorded_calls, "seconds": spent.whole}
-    return {**found, "ratio": spent.ratio(plain) if spent.rows or spent.recorded_calls else None}
+    asked = spent.rows or spent.recorded_calls
+    return {**found, "ratio": spent.ratio(plain) if asked else None, "outside": spent.outside() if asked else None}
 
 
 def of_family(bench: Bench, family: str, folder: str) -> dict[str, dict]:
@@ -80,11 +81,19 @@ def result(found: dict[str, dict], far: dict[str, dict[str, float]]) -> tuple[st
     shown, figures = "", {}
     for family, of in found.items():
         rows = {name.removeprefix("NullText_"): row for name, row in of["cells"].items() if row["ratio"] is not None}
-        lines = [[name, row["rows"], row["recorded"], row["seconds"], row["ratio"]] for name, row in rows.items()]
-        header = [f"{family}: box", "plain rows", "calls with gradients", "seconds", "over its calls"]
+        header = [
+            f"{family}: box",
+            "plain rows",
+            "calls with gradients",
+            "seconds",
+            "over as they ran",
+            "over plain ones",
+        ]
+        keys = ("rows", "recorded", "seconds", "outside", "ratio")
+        lines = [[name, *(row[key] for key in keys)] for name, row in rows.items()]
         shown += table(header, sorted(lines, key=lambda line: -line[-1]))
         figures |= {f"{family} parameters": of["parameters"]}
-        figures |= {f"{family} ratio {name}": row["ratio"] for name, row in rows.items()}
+        figures |= {f"{family} {key} {name}": row[key] for key in keys[-2:] for name, row in rows.items()}
         for kind, row in of["memory"].items():
             shown += f"\nnull-text, {kind}: {row['added']:.2f} GB beside {row['weights']:.2f} GB of weights, "
             shown += f"{row['seconds']:.0f} s in gradients"

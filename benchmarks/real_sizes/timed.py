@@ -36,12 +36,18 @@ class Spent:
     whole: float = 0.0
     beside: float = 0.0  #: in the VAE and the text encoder
     recorded: float = 0.0  #: in calls of the network that record gradients, and in backward passes
+    asked: float = 0.0  #: in its calls without gradients, as they ran here
     rows: list[int] = field(default_factory=list)
     recorded_calls: int = 0
 
     def ratio(self, plain: Plain) -> float:
         """The cell's time over that of its network calls."""
         return (self.whole - self.beside) / (self.recorded + sum(map(plain.seconds, self.rows)))
+
+    def outside(self) -> float:
+        """The cell's time over that of its network calls as they ran: what a box adds inside of them is not seen, and a
+        machine that slows down in mid-cell doesn't count."""
+        return (self.whole - self.beside) / (self.recorded + self.asked)
 
 
 class Plain:
@@ -141,6 +147,7 @@ class Timed(Wide):
                 spent.recorded += took
                 spent.recorded_calls += 1
             else:
+                spent.asked += took
                 spent.rows.append(len(given[0]))
 
         def backward(function):

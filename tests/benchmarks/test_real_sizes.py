@@ -53,6 +53,8 @@ def test_a_cell_s_time_is_parted(here):
         torch.autograd.grad(network(x).sum(), network.weight)
     assert spent.rows == [3] and spent.recorded_calls == 2
     assert spent.beside == 2 and spent.recorded == 10, "a module inside the network counts as the network"
+    spent.whole = 18.0
+    assert spent.asked == 5 and spent.outside() == 16 / 15
     with torch.no_grad():
         network(x)
     assert spent.rows == [3], "the hooks are gone"
@@ -85,14 +87,18 @@ def test_rows_cost_what_the_line_says():
 
 def test_the_dearest_box_stands_first():
     rows = {
-        name: {"rows": 2, "recorded": 0, "seconds": 1.0, "ratio": ratio}
+        name: {"rows": 2, "recorded": 0, "seconds": 1.0, "outside": 1.25, "ratio": ratio}
         for name, ratio in (("NullText_A", 1.0), ("NullText_B", 1.3), ("NullText_C", None))
     }
     needs = {"plain": {"added": 2.0, "weights": 1.0, "seconds": 5.0}}
     far = {"KSampler": {"bfloat16": 0.25, "float16": 0.125}}
     shown, figures = bench.result({"SD1.5": {"cells": rows, "memory": needs, "parameters": 10}}, far)
     assert shown.splitlines()[2].startswith("B ") and "C" not in shown.split("null-text")[0].split("\n", 1)[1]
-    assert figures["SD1.5 ratio A"] == 1.0 and figures["SD1.5 null_text_added plain"] == 2.0
+    assert (
+        figures["SD1.5 ratio A"] == 1.0
+        and figures["SD1.5 outside B"] == 1.25
+        and figures["SD1.5 null_text_added plain"] == 2.0
+    )
     assert "SD1.5 ratio C" not in figures and figures["error KSampler float16"] == 0.125
     assert "SDXL: not measured" in shown
 
