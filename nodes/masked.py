@@ -33,11 +33,14 @@ def encoded(vae, image: Tensor | None, latent: dict | None, need: str) -> dict:
 
 
 def own_mask(latent: dict) -> Tensor | None:
-    """A latent's noise mask as MASK [B or 1, h, w], if it has one, or [B or 1, F, h, w] where it has frames: what may
-    change in one of its channels may change in all."""
-    mask = latent.get("noise_mask")
+    """A latent's noise mask as MASK [B or 1, h, w], if it has one; with frames as `by_frame` takes it. What may change
+    in one of its channels may change in all; one video's has no channels unless it has five sides, as the engine reads
+    it."""
+    mask, samples = latent.get("noise_mask"), latent["samples"]
     if mask is None or mask.ndim == 5:
         return None if mask is None else mask.amax(1)
+    if samples.ndim == 5 and len(samples) == 1 < samples.shape[2]:
+        return mask.reshape(-1, *mask.shape[-2:])
     return mask.reshape(1 if mask.ndim == 2 else len(mask), -1, *mask.shape[-2:]).amax(1)
 
 

@@ -31,7 +31,7 @@ def test_a_video_latent_and_a_mask_for_each_item(half):
     assert torch.equal(out[0, ..., :2], edited[0, ..., :2].half().float())
 
 
-@pytest.mark.parametrize("form", ["masks of frames", "masks of pictures", "noise masks", "noise mask with frames"])
+@pytest.mark.parametrize("form", ["masks of frames", "masks of pictures", "noise masks", "in a row", "noise mask"])
 def test_a_video_has_a_mask_for_each_frame(form):
     """A held first frame, and masks that move: of three frames, or of the nine pictures that a video VAE packs into
     them (the first alone, then four each)."""
@@ -43,9 +43,8 @@ def test_a_video_has_a_mask_for_each_frame(form):
     elif form == "masks of frames":
         masks = moving
     else:
-        masks = own_mask(
-            {"samples": samples, "noise_mask": moving[:, None] if form == "noise masks" else moving[None, None]}
-        )
+        noise_mask = {"noise masks": moving[:, None], "in a row": moving[None], "noise mask": moving[None, None]}[form]
+        masks = own_mask({"samples": samples, "noise_mask": noise_mask})
     edit = MaskedEdit(samples, masks)
     changed = (edit.put_back(samples + 1) != samples).any(1)[0]
     assert torch.equal(changed, moving[:, ::8, ::8] > 0) and edit.grid.shape == (1, 1, 3, 4, 4)
