@@ -3,6 +3,7 @@
 import pytest
 import torch
 from nulltext.benchmarks.families import stand_ins
+from nulltext.engine import folders, training_store, tuning_set
 from nulltext.nodes import edit_grid, repaint
 from nulltext.tests.running import CLIP, Out, Pixels, noised_inversion, run
 
@@ -20,6 +21,23 @@ def inside():
 def mask():
     """[1, 64, 64], the same cells in pixels."""
     return CELLS.float().repeat_interleave(8, 0).repeat_interleave(8, 1)[None]
+
+
+@pytest.fixture
+def own_folders(engine, tmp_path, monkeypatch):
+    """Folders of this test alone: for files, and for kept trainings, pictures and inversions."""
+    paths = engine.get("folder_paths")
+    monkeypatch.setattr(paths, "get_folder_paths", lambda kind: [str(tmp_path / kind)])
+    monkeypatch.setattr(paths, "get_full_path", lambda kind, name: str(tmp_path / kind / name))
+
+    def cache(kind="inversions"):
+        (tmp_path / "user" / kind).mkdir(parents=True, exist_ok=True)
+        return tmp_path / "user" / kind
+
+    for module in (training_store, tuning_set):
+        monkeypatch.setattr(module, "cache_folder", cache)
+    monkeypatch.setattr(folders, "folder", cache)
+    return tmp_path
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ import safetensors.torch
 import torch
 from nulltext.engine import comfy as bridge
 from nulltext.engine import controlnet as engine_controlnet
-from nulltext.engine import training_store, tuning_set
+from nulltext.engine import tuning_set
 from nulltext.nodes import controlnet as boxes
 from nulltext.nodes import controlnet_guess, tuning_pictures
 from nulltext.samplers.tuning import controlnet as forms
 from nulltext.tests import stand_ins
 
-pytestmark = pytest.mark.usefixtures("inference")
+pytestmark = pytest.mark.usefixtures("inference", "own_folders")
 
 
 @pytest.fixture(scope="module")
@@ -24,21 +24,6 @@ def parts(engine, tmp_path_factory):
     made.flow = stand_ins.flow_transformer(engine, folder)
     made.xl = stand_ins.xl(engine)
     return made
-
-
-@pytest.fixture(autouse=True)
-def own_folders(engine, tmp_path, monkeypatch):
-    paths = engine.get("folder_paths")
-    monkeypatch.setattr(paths, "get_folder_paths", lambda kind: [str(tmp_path / kind)])
-
-    def cache(kind="inversions"):
-        (tmp_path / "user" / kind).mkdir(parents=True, exist_ok=True)
-        return tmp_path / "user" / kind
-
-    monkeypatch.setattr(training_store, "cache_folder", cache)
-    monkeypatch.setattr(tuning_set, "cache_folder", cache)
-    monkeypatch.setattr(boxes.folders, "folder", lambda kind: cache(kind))
-    return tmp_path
 
 
 def defaults(box, **own):

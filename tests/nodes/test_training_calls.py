@@ -3,14 +3,14 @@
 import pytest
 import torch
 from nulltext.engine import comfy as bridge
-from nulltext.engine import files, training_store, tuning_set
+from nulltext.engine import files
 from nulltext.nodes import controlnet, h_training
 from nulltext.tests import stand_ins
 from nulltext.tests.nodes.test_calls import readme_table, value
 from nulltext.tests.nodes.text_pair import Tower
 from nulltext.tests.running import run
 
-pytestmark = pytest.mark.usefixtures("inference")
+pytestmark = pytest.mark.usefixtures("inference", "own_folders")
 
 HEADER = "| training | how | calls | rows | calls with a backward pass |"
 #: the numbers that the formulas' words stand for here
@@ -25,12 +25,7 @@ def parts(engine, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def nothing_kept(engine, tmp_path, monkeypatch):
-    """No training, inversion or picture is found again, and files are this test's own."""
-    paths = engine.get("folder_paths")
-    monkeypatch.setattr(paths, "get_folder_paths", lambda kind: [str(tmp_path)])
-    monkeypatch.setattr(training_store, "cache_folder", lambda *_: tmp_path)
-    monkeypatch.setattr(tuning_set, "cache_folder", lambda *_: tmp_path)
+def no_inversion_kept(monkeypatch):
     monkeypatch.setattr(files, "cache_key", lambda *_: None)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from nulltext.engine import comfy as bridge
 from nulltext.engine import controlnet as engine_controlnet
-from nulltext.engine import files, folders, training_store, tuning, weights
+from nulltext.engine import files, folders, tuning, weights
 from nulltext.engine.tuning_set import TuningSet
 from nulltext.nodes import controlnet, imagic, own_word, train_embedding, train_lora
 from nulltext.tests import stand_ins
@@ -15,21 +15,7 @@ from safetensors.torch import load_file
 CAPTION = "a photo of a sks dog"
 
 
-pytestmark = pytest.mark.usefixtures("inference")
-
-
-@pytest.fixture(autouse=True)
-def own_folders(engine, tmp_path, monkeypatch):
-    paths = engine.get("folder_paths")
-    monkeypatch.setattr(paths, "get_folder_paths", lambda kind: [str(tmp_path / kind)])
-
-    def cache(kind="inversions"):
-        (tmp_path / "user" / kind).mkdir(parents=True, exist_ok=True)
-        return tmp_path / "user" / kind
-
-    monkeypatch.setattr(training_store, "cache_folder", cache)
-    monkeypatch.setattr(controlnet.folders, "folder", lambda kind: cache(kind))
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("inference", "own_folders")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import types
 import pytest
 import torch
 from nulltext.engine import comfy as bridge
-from nulltext.engine import files, folders, training_store, tuning_set, weights
+from nulltext.engine import files, folders, tuning_set, weights
 from nulltext.nodes import imagic, imagic_guider, train_embedding, train_lora, tuning_files, tuning_pictures
 from nulltext.nodes.classifier import TrainLatentClassifier
 from nulltext.samplers.tuning.loop import Loop
@@ -18,30 +18,13 @@ from safetensors.torch import load_file
 CAPTION = "a photo of a small sks circle on the left"
 
 
-pytestmark = pytest.mark.usefixtures("inference")
+pytestmark = pytest.mark.usefixtures("inference", "own_folders")
 
 
 @pytest.fixture(scope="module")
 def parts(engine, tmp_path_factory):
     """MODEL, CLIP and VAE of a random checkpoint of the demo's family."""
     return stand_ins.demo_parts(engine, tmp_path_factory.mktemp("checkpoints"), seed=1)
-
-
-@pytest.fixture(autouse=True)
-def own_folders(engine, tmp_path, monkeypatch):
-    """Folders of this test alone, for files and for kept trainings."""
-    paths = engine.get("folder_paths")
-    monkeypatch.setattr(paths, "get_folder_paths", lambda kind: [str(tmp_path / kind)])
-    monkeypatch.setattr(paths, "get_full_path", lambda kind, name: str(tmp_path / kind / name))
-    cache = lambda kind="inversions": (
-        (tmp_path / "user" / kind).mkdir(parents=True, exist_ok=True)
-        or (  # noqa: E731
-            tmp_path / "user" / kind
-        )
-    )
-    monkeypatch.setattr(training_store, "cache_folder", cache)
-    monkeypatch.setattr(tuning_set, "cache_folder", cache)
-    return tmp_path
 
 
 def defaults(box, **own):
