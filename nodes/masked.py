@@ -37,8 +37,10 @@ def own_mask(latent: dict) -> Tensor | None:
     in one of its channels may change in all; one video's has no channels unless it has five sides, as the engine reads
     it."""
     mask, samples = latent.get("noise_mask"), latent["samples"]
-    if mask is None or mask.ndim == 5:
-        return None if mask is None else mask.amax(1)
+    if mask is None:
+        return None
+    if mask.ndim == 5:
+        return mask.amax(1)
     if samples.ndim == 5 and len(samples) == 1 < samples.shape[2]:
         return mask.reshape(-1, *mask.shape[-2:])
     return mask.reshape(1 if mask.ndim == 2 else len(mask), -1, *mask.shape[-2:]).amax(1)

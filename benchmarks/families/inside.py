@@ -89,6 +89,8 @@ class Infos(dict):
 class Inside(Lab):
     """One family in this process, with the embedded engine's own nodes."""
 
+    own: dict[str, type] = {}  #: nodes in place of those of `classes`, by name
+
     def __init__(self, family: str, folder: Path | None, size: int = 16, **options):
         """folder: where the stand-ins' files are written; None where none is. size: latent cells a side. options: of
         `FamilyGraph`."""
@@ -132,7 +134,7 @@ class Inside(Lab):
 
     def called(self, node: str, kind: str, given: dict, outputs: dict) -> tuple:
         """A node's outputs; what it shows goes into `outputs`. `Stopped` where it raises."""
-        made = classes()[kind]
+        made = self.own.get(kind) or classes()[kind]
         hidden = made.INPUT_TYPES().get("hidden", {})
         try:
             with torch.inference_mode():
