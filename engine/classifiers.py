@@ -14,10 +14,8 @@ from ..samplers.networks.latent_classifier import FORMAT, LatentClassifier
 from ..samplers.record_file import write
 from .comfy import as_image, latent_in
 from .files import of_file, read_picture
-from .samples import folder_path
+from .samples import SUFFIXES, folder_path
 from .tuning_set import encoded
-
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 def class_folder(folder: str) -> tuple[list[str], list[Path], list[int]]:
@@ -31,7 +29,7 @@ def class_folder(folder: str) -> tuple[list[str], list[Path], list[int]]:
         )
     labels, pictures, targets = [], [], []
     for place in sorted(p for p in root.iterdir() if p.is_dir()):
-        found = sorted(p for p in place.iterdir() if p.suffix.lower() in _SUFFIXES)
+        found = sorted(p for p in place.iterdir() if p.suffix.lower() in SUFFIXES)
         if not found:
             continue
         if len(found) < 2:

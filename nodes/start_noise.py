@@ -13,6 +13,7 @@ from ..engine.training_memory import room_for
 from ..samplers.guidance.start_noise import optimise_start_noise
 from ..samplers.measure.charts import line_chart
 from .base import CFG, INVERSION, LATENT, MODEL, NEGATIVE, POSITIVE, SCHEDULER, SEED, STEPS, Box, Float, Int, Output
+from .masked import mask_unread
 from .report import text_result
 
 
@@ -133,6 +134,7 @@ class OptimiseStartNoise(Box):
         )
         if best >= first:
             text += " Notice: nothing was gained; try another learning rate or more iterations."
+        text += mask_unread(latent if inversion is None else {}, ", and the whole picture may change")
         return text_result(text, out, noise, sigmas.cpu(), line_chart("loss", lines, x_label="iteration"))
 
 

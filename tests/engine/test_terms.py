@@ -258,6 +258,10 @@ def test_start_noise_is_optimised_and_reproduces_its_result(tiny, ends, classifi
     assert best < first and chart.shape[0] == 1
     again = walk(tiny, ends, 1.0, noise.generate_noise({"samples": torch.zeros(2, 4, 8, 8)}), sigmas)
     torch.testing.assert_close(again, latent["samples"], rtol=1e-3, atol=2e-3)
+    assert "noise mask" not in made.text
+    inputs["latent"] = {"samples": torch.zeros(1, 4, 8, 8), "noise_mask": torch.ones(1, 8, 8)}
+    masked = run("OptimiseStartNoise", model=classify(tiny, classifier)[0], **inputs | {"iterations": 1})
+    assert "noise mask is not read" in masked.text
     with pytest.raises(ValueError, match="no loss"):
         run("OptimiseStartNoise", model=tiny, **inputs)
     with pytest.raises(ValueError, match="shape"):
