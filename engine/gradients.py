@@ -134,13 +134,19 @@ def attention_notice() -> str | None:
 
 def check_differentiable(*modules: nn.Module) -> None:
     """ValueError if weights are stored in a form that has no backward (GGUF, int8, 4-bit), or come and go while the
-    network runs (the newest engine's dynamic VRAM), so that those which backward needs are gone by then."""
-    inside = each_module(*modules)
-    if any("_v" in vars(child) for child in inside):
+    network runs (newer engines' dynamic VRAM), so that those which backward needs are gone by then: of networks that
+    `settled` was not asked for, or has no way for, as a ControlNet's."""
+    if any("_v" in vars(child) for child in each_module(*modules)):
         raise ValueError(
             "ComfyUI streams this network's weights (dynamic VRAM), and gradients can't pass through streamed "
             "weights: start ComfyUI with --disable-dynamic-vram."
         )
+    check_not_quantised(*modules)
+
+
+def check_not_quantised(*modules: nn.Module) -> None:
+    """ValueError if weights are stored in a form that has no backward (GGUF, int8, 4-bit)."""
+    inside = each_module(*modules)
     for p in (p for child in inside for p in child._parameters.values() if p is not None):
         if not p.is_floating_point() or type(p.data) is not Tensor and not isinstance(p, nn.Parameter):
             name = next(name for module in modules for name, own in module.named_parameters() if own is p)

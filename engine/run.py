@@ -16,6 +16,7 @@ from ..samplers.underflow import keep_from_underflow, keep_trained_from_underflo
 from .comfy import Progress, compute_dtype, get, process_of, sigma_range, timestep, with_patch
 from .gradients import control_networks, for_gradients, grad_mode, normal, normal_options
 from .guider import guider_class, replace_embedding
+from .streamed import settled
 
 
 class Run:
@@ -169,15 +170,18 @@ def sample_with(
     *,
     total: int = 1,
     seed: int = 0,
+    gradients: bool = False,
 ) -> Any:
     """Run `body(run)` inside a sampling run of the engine and return what it returns.
 
     model: MODEL. conds: CONDITIONING by name. latent: LATENT samples [B, C, ...] (not in model space).
-    sigmas: SIGMAS [N + 1]. total: network calls for the progress bar. The engine loads the model and its control nets,
-    prepares conditions and hooks, and cleans up whether body returns, raises or is interrupted."""
+    sigmas: SIGMAS [N + 1]. total: network calls for the progress bar. gradients: whether body computes any; of a
+    MODEL whose weights are streamed the run then takes one whose weights lie still. The engine loads the model and its
+    control nets, prepares conditions and hooks, and cleans up whether body returns, raises or is interrupted."""
     logging.getLogger("nulltext").info("at most %d network calls", total)
-    guider = guider_class()(model)
+    guider = guider_class()(settled(model) if gradients else model)
     guider.inner_set_conds(conds)
-    sampler = _body_sampler()(model, body, Progress(total, model))
+    patcher = guider.model_patcher  # which a newer engine exchanges where prompts have hooks
+    sampler = _body_sampler()(patcher, body, Progress(total, patcher))
     guider.sample(torch.zeros_like(latent), latent, sampler, sigmas, disable_pbar=True, seed=seed)
     return sampler.result

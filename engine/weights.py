@@ -23,7 +23,7 @@ from ..samplers.tuning.whole import changeable
 from .comfy import get, network_of
 from .files import of_file
 from .fingerprint import difference, fingerprint, patches
-from .gradients import check_differentiable, normal
+from .gradients import check_differentiable, check_not_quantised, normal
 from .lora_names import split, standard, standard_name, written_names
 
 #: choices of the network's layers, each with those before it. The single blocks of Flux and HunyuanVideo have attention
@@ -96,7 +96,7 @@ def whole_layers(model) -> dict[str, nn.Module]:
 
     ValueError for quantised weights."""
     found = {standard_name(path): layer for path, layer in network_of(model.model).named_modules() if changeable(layer)}
-    check_differentiable(*found.values())
+    check_not_quantised(*found.values())
     return found
 
 

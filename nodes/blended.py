@@ -115,7 +115,14 @@ class BlendedDiffusion(EditBox):
             return x.detach().cpu()
 
         out = sample_with(
-            model, {"positive": positive, "negative": negative}, samples, sigmas, body, total=len(sigmas) - 1, seed=seed
+            model,
+            {"positive": positive, "negative": negative},
+            samples,
+            sigmas,
+            body,
+            total=len(sigmas) - 1,
+            seed=seed,
+            gradients=True,
         )
         return latent_out(model, out)
 

@@ -7,6 +7,7 @@ import torch
 from ..engine import classifiers, comfy, files, terms, tuning_set
 from ..engine.comfy import Progress, process_of
 from ..engine.fingerprint import fingerprint
+from ..engine.streamed import settled
 from ..samplers.measure.charts import line_chart, smoothed
 from ..samplers.networks.latent_classifier import LatentClassifier, class_index, of_decoded, train_latent_classifier
 from .base import MODEL, TRAINING_SEED, VAE, Boolean, Box, Choice, Float, Int, Output, Socket, Text, optional
@@ -114,6 +115,7 @@ class ClassifierGuidance(Box):
                 "This classifier judges pictures: wire the VAE that belongs to the model, so that the estimate can be "
                 "decoded."
             )
+        vae = settled(vae)
         decode = terms.decoder(model, vae)
 
         def probabilities(_x, _sigma, denoised):

@@ -7,6 +7,7 @@ import torch
 from ..engine import terms
 from ..engine.comfy import process_of
 from ..engine.image_text import modules_of, patchers_of, ready
+from ..engine.streamed import settled
 from ..samplers.guidance.clip import LOSSES, ImageLoss
 from ..samplers.guidance.cutouts import Cutouts
 from ..samplers.guidance.losses import caption_log_probs
@@ -185,6 +186,7 @@ class CLIPGuidance(Box):
                 "gradient is 0. Write some, or choose spherical."
             )
         notices, acts = check_words(image_text, texts + others), strength(model, **acts)
+        vae = settled(vae)
         decode = terms.decoder(model, vae)
         wanted, weights = embed_targets(image_text, texts, weights, image, image_weight)
         against = embed_targets(image_text, others, [1.0] * len(others))[0] if others else None

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 import torch
 
 from ..engine import comfy, controlnet, folders, training, tuning_set
+from ..engine.streamed import settled
 from ..engine.training_store import Store
 from ..samplers.picture import hints
 from ..samplers.tuning.controlnet import Hinted, control_step, is_small
@@ -126,7 +127,9 @@ class MakeControlNet(Box):
     OUTPUTS = (Output("CONTROL_NET", "The untrained ControlNet."), Output("STRING", "What was made.", "report"))
 
     def run(self, model, form, rank, start, training_seed):
-        made = controlnet.fresh(model, "small" if form == SMALL else "full", rank, training_seed, start == ZERO)
+        made = controlnet.fresh(
+            settled(model), "small" if form == SMALL else "full", rank, training_seed, start == ZERO
+        )
         report = f"{sum(v.numel() for v in made.values()) / 1e6:.2f} million weights to train, {form}, {start}."
         return text_result(report, controlnet.control_of(made, folders.folder("temp")), report)
 
@@ -199,6 +202,7 @@ class TrainControlNet(Box):
         sample_every,
         vae=None,
     ):
+        model = settled(model)
         controlnet.check_unet(model)
         begun = controlnet.form_for(model, control_net)
         shown_hints = tuning_set.hints_for(pictures, hints)

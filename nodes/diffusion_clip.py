@@ -11,6 +11,7 @@ from ..engine.folders import model_file
 from ..engine.gradients import normal, short_of_memory
 from ..engine.noise import source_latent
 from ..engine.run import sample_with
+from ..engine.streamed import settled
 from ..engine.training import check_trainable
 from ..samplers.core import recomputed
 from ..samplers.picture.sdedit import sdedit_sigmas
@@ -171,6 +172,7 @@ class DiffusionCLIPTune(Box):
             clip_weight, l1_weight, identity_weight = own.clip, own.l1, own.identity
         if file.strip():
             model_file("loras", file)  # refuses a name outside the folder before long work
+        given, model = model, settled(model)
         check_trainable(model)
         check_one_prompt(positive)
         tuning.check_caption("positive", [extra for _, extra in positive])
@@ -234,7 +236,7 @@ class DiffusionCLIPTune(Box):
             except OSError as error:  # the training is over, and what it made goes on
                 lines.append(f"{path.name} could not be written to {path.parent} ({error}): make room, then Save LoRA.")
         text = "\n".join(lines)
-        return text_result(text, weights.applied(model, None, made)[0], made, text, **curve_shown(curve[0]))
+        return text_result(text, weights.applied(given, None, made)[0], made, text, **curve_shown(curve[0]))
 
 
 NODES = (DiffusionCLIPTune,)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ..engine import comfy, terms
 from ..engine.gradients import attention_notice
+from ..engine.streamed import settled
 from ..samplers.guidance.terms import Guidance
 from .base import Choice, Float, Input, Int, Socket, span
 from .report import model_unchanged, text_result
@@ -92,4 +93,6 @@ def attached(model, made: terms.Term, lines: list[str]):
         made = replace(made, guidance=g)
     lines = [*lines, f"Cost: {_COST[g.mode]}" + (f", on every {g.every}. step" if g.every > 1 else "") + "."]
     notice = attention_notice() if g.mode == "network" else None
+    if g.mode == "network":
+        model = settled(model)
     return text_result("\n".join([*lines, notice] if notice else lines), terms.attach(model, [made]))

@@ -11,6 +11,7 @@ from ..engine.comfy import process_of, sigmas_of, time_to_sigma
 from ..engine.fingerprint import fingerprint
 from ..engine.noise import source_latent
 from ..engine.run import sample_with
+from ..engine.streamed import settled
 from ..engine.training import check_trainable
 from ..samplers.tuning.directional import FORMS, EditLoss
 from ..samplers.tuning.h_direction import Direction, free_shifts, new_block
@@ -111,6 +112,7 @@ class HSpaceTrain(Box):
         training_seed,
         templates,
     ):
+        model = settled(model)
         check_trainable(model)
         h_space.check_site(model, site)
         check_one_prompt(positive)

@@ -10,6 +10,7 @@ import torch
 from ..engine import folders, training, weights
 from ..engine.comfy import is_empty, to_model_space
 from ..engine.imagic import plain
+from ..engine.streamed import settled
 from ..engine.training_store import Store
 from ..engine.tuning import Caption
 from ..samplers.tuning import lora
@@ -112,6 +113,7 @@ class ImagicOptimise(Box):
         if is_empty(latent) or len(latent["samples"]) != 1:
             raise ValueError("Imagic learns one picture: wire the latent of a single encoded picture.")
         embedding, extra = plain(target, "target")
+        model = settled(model)
         training.check_trainable(model)
         folders.model_file("loras", file_name)
         where = weights.layers(model, targets)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..engine import classifiers, files
 from ..engine.image_text import ClipPair, load_image_text
+from ..engine.streamed import settled
 from ..samplers.networks import image_text, latent_classifier
 from .base import Box, Choice, Input, Output, Socket, Text, optional
 from .guidance import CATEGORY
@@ -121,7 +122,7 @@ class LoadImageText(_Loader):
         if (clip_vision is None) != (clip is None):
             raise ValueError("A CLIP is two halves: wire both clip_vision and clip, or neither to use the file.")
         if clip is not None:
-            made = ClipPair(clip_vision, clip)
+            made = ClipPair(settled(clip_vision), clip)
             return text_result(f"CLIP vision and text encoder, {made.width} numbers, {made.image_size} px.", made)
         made = load_image_text(files.find_file(self.KIND, file))
         noisy = "with" if made.noisy is not None else "without"

@@ -202,6 +202,7 @@ def optimise(
         inversion.sigmas,
         body,
         total=most_calls(inversion.steps, inner, one_for_all)[0],
+        gradients=True,
     )
     seconds = time.perf_counter() - began
     stats = made.stats

@@ -8,6 +8,7 @@ from ..engine import terms
 from ..engine.comfy import as_image, is_empty, process_of, to_model_space
 from ..engine.image_text import ClipPair, modules_of, patchers_of
 from ..engine.samples import at_most
+from ..engine.streamed import settled
 from ..samplers.guidance.semantic import Semantics
 from .base import IMAGE, MODEL, SEED, VAE, Box, Float, Output, Text, optional
 from .clip_guidance import check_words, noisy_encoder
@@ -134,6 +135,7 @@ class SemanticGuidance(Box):
             raise ValueError("The estimate must be decoded: wire the VAE that belongs to the model.")
         with torch.inference_mode(False):
             picture = None if reference is None else reference[:1, ..., :3].movedim(-1, 1).float().clone()
+        vae = settled(vae)
         features = getattr(image_text, "image_features", lambda image: [])
         return (
             goal.of_estimate(terms.decoder(model, vae), image_text.embed_image, features, picture),

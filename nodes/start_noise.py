@@ -121,7 +121,7 @@ class OptimiseStartNoise(Box):
             return found, run.calls
 
         conds, total = {"positive": positive, "negative": negative}, (len(sigmas) - 1) * (iterations + 1)
-        found, calls = sample_with(plain, conds, samples, sigmas, body, total=total, seed=seed)
+        found, calls = sample_with(plain, conds, samples, sigmas, body, total=total, seed=seed, gradients=True)
         gain, first = model_notes(plain, float(sigmas[0]))["full_gain"], float(sigmas[0])
         share = 1 - first if inversion is not None and inversion.process == "flow" else 1.0
         noise = StartNoise(found.x.detach().cpu(), gain, share, None if inversion is None else inversion.source)

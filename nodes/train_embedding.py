@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..engine import comfy, folders, training, tuning
+from ..engine.streamed import settled
 from ..engine.training_store import Store
 from ..samplers.tuning.loop import Loop, Settings
 from ..samplers.tuning.objective import HeldOut, denoising_step
@@ -110,6 +111,7 @@ class TrainEmbedding(Box):
         way = PRESETS[preset]
         steps, batch, count = steps or way.steps, batch or way.batch, vectors or way.vectors
         rate = learning_rate or way.relative_lr
+        model, clip = settled(model), settled(clip)
         training.check_trainable(model, clip)
         pictures.check_word(word)
         folders.model_file("embeddings", file_name)

@@ -6,6 +6,7 @@ import contextlib
 from dataclasses import asdict, replace
 
 from ..engine import comfy, folders, training, tuning, weights
+from ..engine.streamed import settled
 from ..engine.training_store import Store
 from ..engine.tuning_set import exchanged
 from ..samplers.tuning import lora
@@ -189,6 +190,8 @@ class TrainLora(Box):
             dropout=caption_dropout,
         )
         of_text = bool(way.text_lr or word_vectors)  # whether texts are encoded anew at every step
+        given, given_clip = model, clip
+        model, clip = settled(model), settled(clip) if of_text else clip
         training.check_trainable(model, clip if of_text else None)
         pictures.check_word(word)
         if learned_word.strip():
@@ -293,7 +296,7 @@ class TrainLora(Box):
             rows=way.batch * (2 if used else 1),
             measured=lambda: training.on_meta(where, {name: factors[name] for name in where}),
         )
-        patched, text = weights.applied(model, clip if way.text_lr else None, made)
+        patched, text = weights.applied(given, given_clip if way.text_lr else None, made)
         figure = loss_figure(loop)
         size = path.stat().st_size / 1000
         said = [
@@ -309,7 +312,7 @@ class TrainLora(Box):
         return text_result(
             report,
             patched,
-            text if way.text_lr else clip,
+            text if way.text_lr else given_clip,
             made,
             loss_map(loop),
             figure,

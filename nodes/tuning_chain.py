@@ -14,6 +14,7 @@ from ..engine.comfy import check_latent, load_models
 from ..engine.fingerprint import networks
 from ..engine.gradients import bring, grad_mode
 from ..engine.image_text import modules_of, patchers_of
+from ..engine.streamed import settled
 from ..engine.terms import decoder
 from ..engine.training import duration
 from ..engine.training_store import run_resumable
@@ -84,6 +85,7 @@ def differentiable(run, model, vae, *towers, checkpoint: bool = False):
     """decode, from model space to pictures; network, decoder and image-text models are ready for gradients.
 
     checkpoint: the network's blocks are computed again in backward."""
+    vae = settled(vae)
     patchers = [vae.patcher, *(p for tower in towers for p in patchers_of(tower))]
     load_models([run.patcher, *patchers])
     decode = decoder(model, vae)

@@ -6,6 +6,7 @@ The file is written into the temporary tree's models/diffusion_models and loaded
 that the demo checkpoint's text encoder serves all of them.
 """
 
+import importlib
 import os
 
 import torch
@@ -101,10 +102,21 @@ FAMILIES = {
         {},
     ),
 }
+#: what newer engines ask for beside it: the class of the configuration's names, and the values of an ordinary file
+NEWER = {
+    "Flux": ("comfy.ldm.flux.model", "FluxParams", {"txt_ids_dims": []}),
+    "HunyuanVideo": (
+        "comfy.ldm.hunyuan_video.model",
+        "HunyuanVideoParams",
+        {"use_cond_type_embedding": False, "vision_in_dim": None, "meanflow_sum": False},
+    ),
+}
 LAST = ("out.2", "final_layer.linear", "final_linear", "proj_out", "head.head")
 #: int8: quantised layers that unpack their weights in every call, as GGUF files are run. All but those "throughout"
-#: compute in fp32, as the engine does on a CPU; throughout: in the weights' own precision, as it does on a GPU
+#: compute in fp32, as the engine does on a CPU; throughout: in the weights' own precision, as it does on a GPU;
+#: streamed: as newer engines' dynamic VRAM has them
 WEIGHTS = ["float32", "float16", "bfloat16", "float8_e4m3fn", "int8", "float16 throughout", "bfloat16 throughout"]
+WEIGHTS += ["streamed"]
 
 
 def known() -> list[str]:
@@ -119,6 +131,10 @@ def made_config(name: str, dtype: torch.dtype, throughout: bool = False):
     import comfy.supported_models as models
 
     kind, config, attributes = FAMILIES[name]
+    if name in NEWER:
+        module, params, values = NEWER[name]
+        asked = getattr(importlib.import_module(module), params).__dataclass_fields__
+        config = config | {key: value for key, value in values.items() if key in asked}
     made = getattr(models, kind)({**config, "dtype": dtype})
     made.unet_config |= attributes
     made.manual_cast_dtype = None if throughout or dtype == torch.float32 else torch.float32
@@ -188,11 +204,13 @@ class Model:
         import comfy.model_patcher
 
         precision, _, throughout = weights.partition(" ")
-        dtype = torch.float32 if weights == "int8" else getattr(torch, precision)
+        dtype = getattr(torch, precision, torch.float32)
         model = self.model(family, dtype, bool(throughout))
         if weights == "int8":
             quantise(model.diffusion_model)
         devices = management.get_torch_device(), management.unet_offload_device()
+        if weights == "streamed":
+            return (streamed(model, devices, lambda: self.model(family, dtype, False)),)
         return (comfy.model_patcher.ModelPatcher(model, *devices),)
 
     def model(self, family: str, dtype: torch.dtype, throughout: bool):
@@ -205,6 +223,39 @@ class Model:
         model = made_config(family, dtype, throughout).get_model(state, "", device="cpu")
         model.load_model_weights(state, "")
         return model
+
+
+def streamed(model, devices, again):
+    """A patcher that says it streams its weights, as newer engines' own does, which needs a graphics card: they are
+    marked, and only the patcher of `clone(disable_dynamic=True)`, on the model of `again`, has others."""
+    from comfy.model_patcher import ModelPatcher
+
+    class Streamed(ModelPatcher):
+        def is_dynamic(self):
+            return True
+
+        def clone(self, disable_dynamic=False, **more):
+            if hasattr(ModelPatcher, "is_dynamic"):
+                return super().clone(disable_dynamic, **more)
+            other = super().clone()  # an engine that streams nothing
+            other.__class__ = ModelPatcher if disable_dynamic else Streamed
+            if disable_dynamic:
+                other.model, other.backup, other.object_patches_backup = again(), {}, {}
+            return other
+
+        def loaded_ram_size(self):
+            return 0
+
+        def set_in_use_by_current_prompt(self, in_use):
+            pass
+
+    for module in model.modules():
+        if module._parameters:
+            module._v = (0, 0, 0)
+    model.dynamic_pins = {devices[0]: {"active": False}}
+    made = Streamed(model, *devices)
+    made.cached_patcher_init = (lambda disable_dynamic=False: ModelPatcher(again(), *devices), ())
+    return made
 
 
 class Int8Linear(torch.nn.Module):

@@ -27,6 +27,7 @@ CIRCUMSTANCES = {
     "bf16": {"weights": "bfloat16 throughout", "beside": "batch"},
     "fp8": {"weights": "float8_e4m3fn", "beside": "controlnet"},
     "int8": {"weights": "int8"},
+    "streamed": {"weights": "streamed"},
     "parts": {"weights": "float16", "beside": "mask + span"},
     "area": {"weights": "bfloat16", "beside": "area", "size": 16},  # the engine itself can't feather smaller areas
 }
