@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from nulltext.benchmarks.families.stand_ins import streamed
 from nulltext.demo import weights as demo_weights
 
 #: of a family's UNet: one level, for what traces or trains every block
@@ -30,6 +32,17 @@ def demo_parts(engine, folder: Path, seed: int) -> SimpleNamespace:
     with torch.inference_mode():
         model, clip, vae = engine.get("sd").load_checkpoint_guess_config(str(path))[:3]
     return SimpleNamespace(model=model, clip=clip, vae=vae)
+
+
+def streaming(given, stage: str):
+    """A VAE, CLIP or CLIP_VISION like the given one whose patcher says that its weights are streamed. stage: its
+    attribute that is the network."""
+    other, patcher = copy.copy(given), given.patcher
+    with torch.inference_mode():
+        again = lambda: copy.deepcopy(getattr(given, stage))
+        setattr(other, stage, again())
+        other.patcher = streamed(getattr(other, stage), (patcher.load_device, patcher.offload_device), again)
+    return other
 
 
 def flow_transformer(engine, folder: Path):

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from nulltext.benchmarks.families import stand_ins
+from nulltext.benchmarks.families import inside, stand_ins
 from nulltext.benchmarks.families.cells import CELLS
 from nulltext.benchmarks.families.graphs import BESIDE
 from nulltext.benchmarks.families.run import LAW, REFUSED, WORKS
-from nulltext.tests.stand_ins import LEAST
+from nulltext.tests.stand_ins import LEAST, streaming
 from safetensors.torch import load_file
 
 if importlib.util.find_spec("comfy.nodes") is None:
@@ -87,6 +87,14 @@ def lab(family_lab, narrow, monkeypatch):
     return family_lab
 
 
+class StreamedCheckpoint(inside.Checkpoint):
+    """The demo's text encoder and VAE, their weights streamed too."""
+
+    def load(self, ckpt_name):
+        model, clip, vae = super().load(ckpt_name)
+        return model, streaming(clip, "cond_stage_model"), streaming(vae, "first_stage_model")
+
+
 def allowed(refuses: bool, rounded: bool) -> tuple[str, ...]:
     return (REFUSED,) if refuses else (WORKS, LAW) if rounded else (WORKS,)
 
@@ -95,6 +103,8 @@ def allowed(refuses: bool, rounded: bool) -> tuple[str, ...]:
 @pytest.mark.parametrize("circumstance", CIRCUMSTANCES)
 def test_every_box_works_or_refuses_where_it_is_known_to(lab, family, circumstance):
     here = lab(family, **CIRCUMSTANCES[circumstance])
+    if circumstance == "streamed":
+        here.own = {"CheckpointLoaderSimple": StreamedCheckpoint}
     refuses = REFUSES.get(circumstance, set()) | (NO_UNET if family == "SD3" else set())
     names = BY_AREA if circumstance == "area" else [name.removeprefix("NullText_") for name in CELLS]
     found = {name: here.run(f"NullText_{name}") for name in names}
