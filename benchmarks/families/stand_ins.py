@@ -49,6 +49,14 @@ FAMILIES = {
         _STREAMS | {"image_model": "flux", "in_channels": 16, "out_channels": 16, "patch_size": 2, "theta": 10000},
         {},
     ),
+    "FLUX.2": (
+        "Flux2",
+        _STREAMS
+        | {"image_model": "flux2", "in_channels": 128, "out_channels": 128, "patch_size": 1, "theta": 2000}
+        | {"vec_in_dim": None, "axes_dim": [8] * 4, "qkv_bias": False, "ops_bias": False, "txt_ids_dims": [3]}
+        | {"global_modulation": True, "mlp_silu_act": True, "default_ref_method": "index", "ref_index_scale": 10.0},
+        {},
+    ),
     "AuraFlow": (
         "AuraFlow",
         {"dim": 64, "n_layers": 4, "n_double_layers": 2, "n_heads": 4, "global_conddim": 64, "cond_seq_dim": TEXT}
@@ -59,6 +67,14 @@ FAMILIES = {
         "Lumina2",
         {"image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 96, "cap_feat_dim": TEXT, "n_layers": 2}
         | {"n_heads": 3, "n_kv_heads": 1, "qk_norm": True, "axes_dims": [8, 12, 12], "axes_lens": [300, 512, 512]},
+        {},
+    ),
+    "Z-Image": (
+        "ZImage",
+        {"image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 96, "cap_feat_dim": TEXT, "n_layers": 2}
+        | {"n_heads": 3, "n_kv_heads": 3, "qk_norm": True, "axes_dims": [8, 12, 12], "axes_lens": [1536, 512, 512]}
+        | {"rope_theta": 256.0, "ffn_dim_multiplier": 8 / 3, "z_image_modulation": True, "time_scale": 1000.0}
+        | {"pad_tokens_multiple": 32},
         {},
     ),
     "Qwen-Image": (

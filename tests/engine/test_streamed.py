@@ -1,6 +1,5 @@
 """Where the engine says that it streams a model's weights, gradients get one whose weights lie still."""
 
-import copy
 import json
 
 import pytest
@@ -15,13 +14,13 @@ from nulltext.tests.stand_ins import demo_parts, streaming
 
 
 @pytest.fixture
-def model(tiny):
+def model(tiny, make_model):
     """The tiny MODEL, streamed; `loads` counts how often its weights were asked for anew."""
-    loads, whole = [], copy.deepcopy(tiny.model)
+    loads = []
 
     def again():
         loads.append(1)
-        return copy.deepcopy(whole)
+        return make_model().model
 
     made = streamed(tiny.model, (tiny.load_device, tiny.offload_device), again)
     made.loads = loads

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from nulltext.benchmarks.families import inside, stand_ins
+from nulltext.benchmarks.families import stand_ins
 from nulltext.benchmarks.families.cells import CELLS
 from nulltext.benchmarks.families.graphs import BESIDE
 from nulltext.benchmarks.families.run import LAW, REFUSED, WORKS
@@ -87,12 +87,14 @@ def lab(family_lab, narrow, monkeypatch):
     return family_lab
 
 
-class StreamedCheckpoint(inside.Checkpoint):
-    """The demo's text encoder and VAE, their weights streamed too."""
+class StreamedClip(stand_ins.Clip):
+    def wrap(self, clip, family):
+        return (streaming(super().wrap(clip, family)[0], "cond_stage_model"),)
 
-    def load(self, ckpt_name):
-        model, clip, vae = super().load(ckpt_name)
-        return model, streaming(clip, "cond_stage_model"), streaming(vae, "first_stage_model")
+
+class StreamedVae(stand_ins.Vae):
+    def make(self, model):
+        return (streaming(super().make(model)[0], "first_stage_model"),)
 
 
 def allowed(refuses: bool, rounded: bool) -> tuple[str, ...]:
@@ -104,7 +106,7 @@ def allowed(refuses: bool, rounded: bool) -> tuple[str, ...]:
 def test_every_box_works_or_refuses_where_it_is_known_to(lab, family, circumstance):
     here = lab(family, **CIRCUMSTANCES[circumstance])
     if circumstance == "streamed":
-        here.own = {"CheckpointLoaderSimple": StreamedCheckpoint}
+        here.own = {"Families_Clip": StreamedClip, "Families_Vae": StreamedVae}
     refuses = REFUSES.get(circumstance, set()) | (NO_UNET if family == "SD3" else set())
     names = BY_AREA if circumstance == "area" else [name.removeprefix("NullText_") for name in CELLS]
     found = {name: here.run(f"NullText_{name}") for name in names}
