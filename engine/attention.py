@@ -10,15 +10,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ..samplers.attention.layers import QKV, Ask, Controller, Layer, Moment, attend
 from .comfy import get
 from .joint_attention import are_joint, attach_jointly, joint_places
 from .rows import PairEdit, Place, Places, WordEdit, check_joined, in_order, jobs_for, layer_at, moment_of
-from .words import words_of
+from .words import KEY, shifted, words_of
 
 _CONTEXT = "nulltext_context"
+#: the engine's classes whose networks fill texts with zeros in front, up to so many tokens
+_FILLED = {"Flux2": 512}
 
 
 def unet_places(model) -> Places:
@@ -150,6 +153,21 @@ def attach(model, edits: Sequence[PairEdit | WordEdit], kinds: Sequence[str] = (
     noted = [p for p in patches.get("attn2_patch", []) if _hook_of(p) is None]
     patches["attn2_patch"] = [hook.note_context, *noted]
     return clone
+
+
+def as_read(model, conditioning: list) -> list:
+    """The CONDITIONING as the MODEL's network reads it: FLUX.2's fills a short text with zeros in front, and its words
+    stand behind them. Elsewhere the same object."""
+    least = _FILLED.get(type(model.model).__name__, 0)
+    if all(embedding.shape[1] >= least for embedding, _ in conditioning):
+        return conditioning
+    found = []
+    for embedding, extra in conditioning:
+        missing = max(least - embedding.shape[1], 0)
+        records = words_of([[embedding, extra]])
+        moved = {KEY: [shifted(record, missing) for record in records]} if records else {}
+        found.append([torch.nn.functional.pad(embedding, (0, 0, missing, 0)), {**extra, **moved}])
+    return found
 
 
 def prompts_of(conditioning: list, what: str = "This node") -> list[dict]:

@@ -123,6 +123,15 @@ def patch_denoised(model, change: Callable[[Tensor, float], Tensor]):
     return patched
 
 
+def filled_like(before: Tensor, embedding: Tensor) -> Tensor:
+    """The text embedding [B, T, D] that takes the place of `before`, filled with zeros in front where the engine has
+    filled that one so: FLUX.2's short texts."""
+    missing = before.shape[1] - embedding.shape[-2]
+    if missing <= 0 or bool(before[:, :missing].any()):
+        return embedding
+    return torch.nn.functional.pad(embedding, (0, 0, missing, 0))
+
+
 def replace_embedding(conds: list[dict], embedding: Tensor) -> list[dict]:
     """Processed conditions with their text embedding [B or 1, T, D] replaced; everything else is kept.
 
@@ -134,7 +143,7 @@ def replace_embedding(conds: list[dict], embedding: Tensor) -> list[dict]:
         )
     out = dict(conds[0])
     text = copy.copy(out["model_conds"]["c_crossattn"])
-    text.cond = embedding
+    text.cond = embedding = filled_like(text.cond, embedding)
     out["model_conds"] = {**out["model_conds"], "c_crossattn": text}
     out["cross_attn"] = embedding
     return [out]

@@ -96,7 +96,7 @@ class Run:
 
         Differentiable in x, sigma and embedding inside `gradients()`. ValueError if the condition is several at
         once."""
-        replace_embedding(self.guider.conds[name], torch.zeros(1))  # refuse before any work
+        replace_embedding(self.guider.conds[name], torch.zeros(1, 1, 1))  # refuse before any work
         ordinary = functools.cache(lambda: (normal(self.guider.conds[name]), normal_options(self._options)))
 
         def net(x, sigma, embedding):

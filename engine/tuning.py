@@ -19,6 +19,7 @@ from ..samplers.tuning.objective import Net
 from ..samplers.tuning.textual_inversion import with_word
 from .comfy import get, load_models
 from .gradients import grad_mode, normal
+from .guider import filled_like
 from .run import Run
 from .tuning_set import exchanged, stands_in
 
@@ -110,12 +111,13 @@ def caption_net(run: Run) -> Net:
 
 def _replaced(cond: dict, caption: Caption) -> dict:
     parts = dict(cond["model_conds"])
-    parts["c_crossattn"] = _with(parts["c_crossattn"], caption.embedding)
+    embedding = filled_like(parts["c_crossattn"].cond, caption.embedding)
+    parts["c_crossattn"] = _with(parts["c_crossattn"], embedding)
     if caption.pooled is not None and "y" in parts:  # the pooled vector comes first in every family's y
         old = parts["y"].cond
         pooled = caption.pooled.to(old)
         parts["y"] = _with(parts["y"], torch.cat([pooled, old[:, pooled.shape[1] :]], 1))
-    return {**cond, "model_conds": parts, "cross_attn": caption.embedding}
+    return {**cond, "model_conds": parts, "cross_attn": embedding}
 
 
 def _on(device: torch.device, cond: dict) -> dict:

@@ -114,6 +114,16 @@ def with_words(conditioning: list, clip, text: str) -> list:
     return [[cond, {**extra, KEY: record}] for cond, extra in conditioning]
 
 
+def shifted(record: dict, places: int) -> dict:
+    """The record of a prompt that has so many more tokens in front."""
+    words = [{**word, "tokens": [t + places for t in word["tokens"]]} for word in record["words"]]
+    moved = {**record, "words": words, "ids": [-1] * places + list(record["ids"])}
+    if "sections" in record:
+        (length, chunks), *rest = record["sections"]
+        moved["sections"] = [[length + places, chunks], *rest]
+    return moved
+
+
 def words_of(conditioning: list) -> list[dict] | None:
     """What the Prompt node noted, or None for a plain CONDITIONING."""
     return next((extra[KEY] for _, extra in conditioning if extra.get(KEY)), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..engine.attention import attach, prompts_of
+from ..engine.attention import as_read, attach, prompts_of
 from ..engine.comfy import window
 from ..engine.rows import Capture, WordEdit
 from ..samplers.attention.alignment import factor_columns, in_some_prompt, words_in
@@ -57,7 +57,7 @@ class AttentionReweight(Box):
         return early(cls, lambda weights: factors_of(weights), weights=weights)
 
     def run(self, model, positive, weights, start_percent, end_percent):
-        factors = factors_of(weights)
+        factors, positive = factors_of(weights), as_read(model, positive)
         columns = factor_columns(prompts_of(positive, self.TITLE), factors)
         acts = SigmaWindow(*window(model, start_percent, end_percent))
         if all(value == 1 for value in factors.values()) or start_percent == end_percent:
@@ -97,6 +97,7 @@ class AttentionRecord(Box):
                 f"Nothing would be recorded, as start_percent and end_percent are both {start_percent:g}: set "
                 "start_percent below end_percent."
             )
+        positive = as_read(model, positive)
         prompts = prompts_of(positive, self.TITLE)
         chosen = items(words) or words_in(prompts[0])
         if not chosen:

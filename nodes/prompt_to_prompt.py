@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..engine import record
-from ..engine.attention import prompts_of
+from ..engine.attention import as_read, prompts_of
 from ..engine.comfy import sigmas_of
 from ..engine.pair_guider import prompt_to_prompt_guider, run_guider, source_of
 from ..samplers.attention.alignment import normal_word
@@ -175,7 +175,7 @@ def prepare(
         if inversion is None:
             raise ValueError(f"{title} needs the source prompt: wire source, or an inversion that knows its prompt.")
         source = source_of(inversion)
-    edits = [e for e in (edited, edited_2, edited_3) if e is not None]
+    source, *edits = (as_read(model, c) for c in (source, edited, edited_2, edited_3) if c is not None)
     prompts = [prompts_of(c, title)[0] for c in (source, *edits)]
     check_texts(**{name: widgets.get(name, "") for name in _TEXTS})
     controllers, blend, notes = plan(prompts[0], prompts[1:], **edit_plan(widgets))

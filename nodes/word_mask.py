@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..engine import comfy
-from ..engine.attention import attach, prompts_of
+from ..engine.attention import as_read, attach, prompts_of
 from ..engine.rows import Capture
 from ..engine.run import sample_with
 from ..samplers.attention.alignment import columns_of
@@ -100,7 +100,7 @@ class WordMask(Box):
     def run(self, model, clip, vae, prompt, words, threshold, image=None, latent=None, looks=5, blur=0.0, seed=0):
         check_given(self.TITLE, image, latent)
         chosen = chosen_words(words)
-        conditioning = worded(clip, prompt)
+        conditioning = as_read(model, worded(clip, prompt))
         record = prompts_of(conditioning, self.TITLE)[0]
         columns = [t for word in chosen for t in columns_of(record, word)]
         samples = comfy.check_latent(model, encoded(vae, image, latent, "Word Mask looks at a picture"))

@@ -71,8 +71,8 @@ FAMILIES = {
     ),
     "Z-Image": (
         "ZImage",
-        {"image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 96, "cap_feat_dim": TEXT, "n_layers": 2}
-        | {"n_heads": 3, "n_kv_heads": 3, "qk_norm": True, "axes_dims": [8, 12, 12], "axes_lens": [1536, 512, 512]}
+        {"image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 256, "cap_feat_dim": TEXT, "n_layers": 2}
+        | {"n_heads": 8, "n_kv_heads": 8, "qk_norm": True, "axes_dims": [8, 12, 12], "axes_lens": [1536, 512, 512]}
         | {"rope_theta": 256.0, "ffn_dim_multiplier": 8 / 3, "z_image_modulation": True, "time_scale": 1000.0}
         | {"pad_tokens_multiple": 32},
         {},
