@@ -49,8 +49,8 @@ def attention_places(model) -> Places:
     places = unet_places(model) or joint_places(model)
     if not places:
         raise ValueError(
-            "Attention edits work on SD1, SD2 and SDXL and, on an engine that opens their attention, on SD3, Flux and "
-            f"Qwen-Image; not on this model's network ({type(model.model.diffusion_model).__name__})."
+            "Attention edits work on SD1, SD2 and SDXL and, on an engine that opens their attention, on SD3, Flux, "
+            f"Chroma and Qwen-Image; not on this model's network ({type(model.model.diffusion_model).__name__})."
         )
     return places
 

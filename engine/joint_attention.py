@@ -1,4 +1,4 @@
-"""Attention controllers inside ComfyUI's transformers (SD3, Flux, Qwen-Image), whose attention is joint.
+"""Attention controllers inside ComfyUI's transformers (SD3, Flux, Chroma, Qwen-Image), whose attention is joint.
 
 The engine lets a patch stand around every block, and lets the call's own transformer options name a function that
 stands in for the attention. The patch gives the block a copy of the options with that function in it: nothing is
@@ -25,6 +25,7 @@ _CONTEXT, _SEEN, _KEY, _OVERRIDE = "nulltext_context", "nulltext_seen", "nulltex
 _BLOCKS = {
     "OpenAISignatureMMDITWrapper": {"joint_blocks": "double"},
     "Flux": {"double_blocks": "double", "single_blocks": "single"},
+    "Chroma": {"double_blocks": "double", "single_blocks": "single"},
     "QwenImageTransformer2DModel": {"transformer_blocks": "double"},
 }
 
@@ -38,8 +39,8 @@ def joint_places(model) -> Places:
     found = [(name, i, block) for of, name in lists.items() for i, block in enumerate(getattr(network, of))]
     if found and not _opens(found[0][2]):
         raise ValueError(
-            "This ComfyUI keeps the attention of SD3, Flux and Qwen-Image closed: update it for attention edits on "
-            "them; here they work on SD1, SD2 and SDXL."
+            "This ComfyUI keeps the attention of SD3, Flux, Chroma and Qwen-Image closed: update it for attention "
+            "edits on them; here they work on SD1, SD2 and SDXL."
         )
     return Places({(name, i, 0): Place(index, network.patch_size) for index, (name, i, _) in enumerate(found)})
 

@@ -168,9 +168,9 @@ class EditPhoto(Box):
             "method",
             [DRAFT, THOROUGH, NULL_TEXT],
             "draft: Direct Edit, done in seconds, for any model. thorough: the picture is inverted and "
-            "Prompt-to-Prompt keeps its layout (SD 1, SD 2, SDXL; where ComfyUI is new enough SD3, Flux, Qwen-Image). "
-            "With null-text: the inversion is optimised first, which takes minutes for each picture, strength and cfg "
-            "(not for Flux); on the demo model thorough alone kept more.",
+            "Prompt-to-Prompt keeps its layout (SD 1, SD 2, SDXL; where ComfyUI is new enough SD3, Flux, Chroma, "
+            "Qwen-Image). With null-text: the inversion is optimised first, which takes minutes for each picture, "
+            "strength and cfg (not for Flux); on the demo model thorough alone kept more.",
         ),
         *optional(
             IMAGE("The picture. Wire this or latent."),

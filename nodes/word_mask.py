@@ -68,7 +68,10 @@ class WordMask(Box):
         "word. Wire the mask to RePaint, DiffEdit, or any inpainting."
     )
     INPUTS = (
-        MODEL("The diffusion model: SD 1, SD 2, SDXL; SD3, Flux and Qwen-Image where ComfyUI opens their attention."),
+        MODEL(
+            "The diffusion model: SD 1, SD 2, SDXL; SD3, Flux, Chroma and Qwen-Image where ComfyUI opens their "
+            "attention."
+        ),
         Socket("clip", "CLIP", "The text encoder, from the checkpoint loader."),
         VAE,
         Text("prompt", "", "What the picture shows, in one sentence.", multiline=True),

@@ -57,6 +57,13 @@ FAMILIES = {
         | {"global_modulation": True, "mlp_silu_act": True, "default_ref_method": "index", "ref_index_scale": 10.0},
         {},
     ),
+    "Chroma": (
+        "Chroma",
+        {"image_model": "chroma", "in_channels": 64, "out_channels": 64, "patch_size": 2, "theta": 10000}
+        | {key: value for key, value in _STREAMS.items() if key not in ("vec_in_dim", "guidance_embed")}
+        | {"in_dim": 64, "out_dim": 128, "hidden_dim": 128, "n_layers": 2},
+        {},
+    ),
     "AuraFlow": (
         "AuraFlow",
         {"dim": 64, "n_layers": 4, "n_double_layers": 2, "n_heads": 4, "global_conddim": 64, "cond_seq_dim": TEXT}
@@ -121,6 +128,7 @@ FAMILIES = {
 #: what newer engines ask for beside it: the class of the configuration's names, and the values of an ordinary file
 NEWER = {
     "Flux": ("comfy.ldm.flux.model", "FluxParams", {"txt_ids_dims": []}),
+    "Chroma": ("comfy.ldm.chroma.model", "ChromaParams", {"txt_ids_dims": [], "vec_in_dim": None}),
     "HunyuanVideo": (
         "comfy.ldm.hunyuan_video.model",
         "HunyuanVideoParams",
@@ -142,16 +150,21 @@ def known() -> list[str]:
     return [name for name, (kind, _, _) in FAMILIES.items() if hasattr(models, kind)]
 
 
+def newer(name: str) -> dict:
+    """What of `NEWER` the engine at hand asks for."""
+    if name not in NEWER:
+        return {}
+    module, params, values = NEWER[name]
+    asked = getattr(importlib.import_module(module), params).__dataclass_fields__
+    return {key: value for key, value in values.items() if key in asked}
+
+
 def made_config(name: str, dtype: torch.dtype, throughout: bool = False):
     """The engine's configuration of the family, narrow. throughout: it computes in `dtype` too."""
     import comfy.supported_models as models
 
     kind, config, attributes = FAMILIES[name]
-    if name in NEWER:
-        module, params, values = NEWER[name]
-        asked = getattr(importlib.import_module(module), params).__dataclass_fields__
-        config = config | {key: value for key, value in values.items() if key in asked}
-    made = getattr(models, kind)({**config, "dtype": dtype})
+    made = getattr(models, kind)({**config, **newer(name), "dtype": dtype})
     made.unet_config |= attributes
     made.manual_cast_dtype = None if throughout or dtype == torch.float32 else torch.float32
     return made

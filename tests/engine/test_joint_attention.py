@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from nulltext.benchmarks.families.stand_ins import newer
 from nulltext.engine import joint_attention
 from nulltext.engine.attention import attach, attention_places
 from nulltext.engine.comfy import embeds_guidance, get, sigmas_of
@@ -26,10 +27,14 @@ SD3 |= {"num_patches": 256, "pos_embed_max_size": 16, "pos_embed_scaling_factor"
 SD3 |= {"context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 64, "out_features": 128}}}
 QWEN = {"image_model": "qwen_image", "in_channels": 64, "out_channels": 16, "num_layers": 2, "attention_head_dim": 32}
 QWEN |= {"num_attention_heads": 2, "joint_attention_dim": 64, "axes_dims_rope": (8, 12, 12)}
+CHROMA = {key: value for key, value in FLUX.items() if key not in ("vec_in_dim", "guidance_embed")}
+CHROMA |= {"image_model": "chroma", "in_channels": 64, "out_channels": 64, "in_dim": 64, "out_dim": 64}
+CHROMA |= {"hidden_dim": 64, "n_layers": 2}
 KINDS = {
     "sd3": ("SD3", "SD3", SD3),
     "sd3.5-medium": ("SD3", "SD3", {**SD3, "x_block_self_attn_layers": [0]}),
     "flux": ("Flux", "Flux", FLUX),
+    "chroma": ("Chroma", "Chroma", CHROMA),
     "qwen": ("QwenImage", "QwenImage", QWEN),
 }
 
@@ -50,6 +55,7 @@ def made(kind):
         pytest.skip(f"this engine knows no {base}")
     if "x_block_self_attn_layers" in values and not hasattr(get("ldm.modules.attention"), "wrap_attn"):
         pytest.skip("this engine knows no SD3.5 medium")
+    values = values | newer(base)
     with torch.inference_mode():
         config = getattr(comfy.supported_models, config)({**values, "dtype": torch.float32})
         config.unet_config = {**values, "dtype": torch.float32}
@@ -107,7 +113,9 @@ def prompts(prompt):
 
 def test_places(kind, model):
     places = attention_places(model)
-    expected = [("double", 0, 0), ("double", 1, 0)] + [("single", i, 0) for i in range(2)] * (kind == "flux")
+    expected = [("double", 0, 0), ("double", 1, 0)] + [("single", i, 0) for i in range(2)] * (
+        kind in ("flux", "chroma")
+    )
     assert list(places) == expected and {place.scale for place in places.values()} == {2}
 
 

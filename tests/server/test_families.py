@@ -22,6 +22,13 @@ ONCE = [
     ("PixArt", "InvertImage", WORKS),
     ("PixArt", "AttentionReweight", REFUSED),
     ("HiDream", "InvertImage", WORKS),
+    ("FLUX.2", "Inverter", WORKS),  # whose short texts are filled in front
+    ("FLUX.2", "AttentionReweight", WORKS),
+    ("FLUX.2", "PromptToPrompt", WORKS),
+    ("FLUX.2", "PromptToPromptGuider", WORKS),
+    ("FLUX.2", "ImagicOptimise", WORKS),
+    ("Z-Image", "InvertImage", WORKS),
+    ("Chroma", "PromptToPrompt", WORKS),
 ]
 EVERYWHERE = ("InvertImage", "Inverter", "Optimise", "Sampler", "Guider", "SDEdit", "RePaintSampler", "DirectEdit")
 EVERYWHERE += ("LoadInversion",)  # whose file every family writes anew
