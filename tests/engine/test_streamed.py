@@ -10,6 +10,7 @@ from nulltext.engine.image_text import ClipPair, modules_of, patchers_of
 from nulltext.engine.run import sample_with
 from nulltext.engine.streamed import is_streamed, settled
 from nulltext.engine.terms import decoder
+from nulltext.tests.running import run
 from nulltext.tests.stand_ins import demo_parts, streaming
 
 
@@ -118,3 +119,25 @@ def test_a_loader_that_can_not_be_asked_again_is_refused_with_the_way_out(model)
     model.clone = unknown
     with pytest.raises(ValueError, match="--disable-dynamic-vram"):
         settled(model)
+
+
+def test_a_classifier_of_pictures_asks_it_of_the_decoder(tiny, vae, euler, latent):
+    class Reds(torch.nn.Module):
+        labels = ["red", "other"]
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1), requires_grad=False)
+
+        def forward(self, image):
+            return self.weight * torch.stack([image[:, 0].mean((1, 2)), image[:, 1].mean((1, 2))], 1)
+
+    acts = {"class_name": "red", "gradient_mode": "automatic", "scale": 50.0, "start_percent": 0.0, "end_percent": 1.0}
+    acts |= {"bound": 0.0, "every": 1}
+    guided = [
+        run("ClassifierGuidance", model=tiny, classifier=Reds(), vae=each, **acts)[0]
+        for each in (vae, streaming(vae, "first_stage_model"))
+    ]
+    plain, whole, streamed_too = (euler(model, latent[:1], steps=2) for model in (tiny, *guided))
+    assert not torch.equal(plain, whole)
+    torch.testing.assert_close(whole, streamed_too)

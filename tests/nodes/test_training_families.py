@@ -98,6 +98,14 @@ def test_sdxl_trains_the_network_and_both_text_encoders(engine, xl, own_folders)
     assert not torch.equal(bridge.encode(clip, CAPTION)[0][0], bridge.encode(xl.clip, CAPTION)[0][0])
 
 
+def test_a_text_encoder_whose_weights_are_streamed_is_trained_too(flow):
+    """On a copy whose weights lie still; the LoRA is laid on the given one."""
+    parts = SimpleNamespace(model=flow.unet, clip=stand_ins.streaming(flow.clip, "cond_stage_model"))
+    model, clip, lora, *_ = lora_of(parts, pictures(), sample_every=0)["result"]
+    assert reached(lora, "lora_te")
+    assert clip.patcher.model is parts.clip.patcher.model and clip.patcher.patches and model.patches
+
+
 def test_sdxl_learns_a_word_in_both_encoders(xl, own_folders):
     given = defaults(
         train_embedding.TrainEmbedding,
