@@ -48,10 +48,11 @@ def test_the_script_says_how_it_is_called():
 
 
 class Fake:
-    """A server that shows two pictures for every workflow, and fails where the picture is called bad.png."""
+    """A server that shows two pictures for every workflow, fails where the picture is called bad, takes no upload of
+    one called large, and loses one called lost out of its queue."""
 
     def __init__(self):
-        self.sent, self.sockets, self.address, ready = [], [], "", threading.Event()
+        self.sent, self.address, ready = [], "", threading.Event()
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.serve, args=(ready,))
         self.thread.start()
@@ -61,7 +62,7 @@ class Fake:
         app = web.Application()
         app.add_routes([web.post("/upload/image", self.upload), web.post("/prompt", self.prompt)])
         app.add_routes([web.get("/history/{number}", self.history), web.get("/view", self.view)])
-        app.add_routes([web.get("/ws", self.socket)])
+        app.add_routes([web.get("/queue", self.queue)])
         runner = web.AppRunner(app, shutdown_timeout=0)
         self.loop.run_until_complete(runner.setup())
         self.loop.run_until_complete(web.TCPSite(runner, "127.0.0.1", 0).start())
@@ -75,17 +76,21 @@ class Fake:
         self.thread.join()
 
     async def upload(self, request):
-        return web.json_response({"name": (await request.post())["image"].filename})
+        name = (await request.post())["image"].filename
+        if name.startswith("large"):
+            raise web.HTTPRequestEntityTooLarge(max_size=1, actual_size=2)
+        return web.json_response({"name": name})
 
     async def prompt(self, request):
         self.sent.append((await request.json())["prompt"])
-        for socket in self.sockets:
-            await socket.send_str("{}")
         return web.json_response({"prompt_id": str(len(self.sent))})
 
     async def history(self, request):
         number, messages = request.match_info["number"], [["execution_start", {}]]
-        bad = self.sent[int(number) - 1]["1"]["inputs"]["image"] == "bad.png"
+        picture = self.sent[int(number) - 1]["1"]["inputs"]["image"]
+        if picture.startswith("lost"):
+            return web.json_response({})
+        bad = picture.startswith("bad")
         if bad:
             messages.append(["execution_error", {"exception_message": "no memory", "traceback": ["File x"]}])
         shown = {"2": {"images": [{"filename": f"{number}_{i}.webp"} for i in (1, 2)]}}
@@ -95,13 +100,8 @@ class Fake:
     async def view(self, request):
         return web.Response(text=request.query["filename"])
 
-    async def socket(self, request):
-        socket = web.WebSocketResponse()
-        await socket.prepare(request)
-        self.sockets.append(socket)
-        async for _ in socket:
-            pass
-        return socket
+    async def queue(self, request):
+        return web.json_response({"queue_running": [], "queue_pending": []})
 
 
 @pytest.fixture
@@ -127,8 +127,12 @@ def test_no_result_of_the_script_takes_anothers_place(fake, photos):
     done = edit_folder(fake.address, *photos, workflow=photos[0].parent / "flow.json")
     assert done.returncode == 0, done.stderr
     found = {path.name: path.read_text() for path in photos[1].iterdir()}
-    assert sorted(found) == [f"cat Edit_ a_b{number}.webp" for number in (" 2", " 3", " 4", "")]
-    assert sorted(found.values()) == ["1_1.webp", "1_2.webp", "2_1.webp", "2_2.webp"]
+    assert found == {
+        "cat.jpg Edit_ a_b.webp": "1_1.webp",
+        "cat.jpg Edit_ a_b 2.webp": "1_2.webp",
+        "cat.png Edit_ a_b.webp": "2_1.webp",
+        "cat.png Edit_ a_b 2.webp": "2_2.webp",
+    }
 
 
 def test_the_script_sets_values_of_the_workflows_own_types(fake, photos):
@@ -140,10 +144,48 @@ def test_the_script_sets_values_of_the_workflows_own_types(fake, photos):
 
 
 def test_the_script_tells_what_failed_and_goes_on(fake, photos):
-    (photos[0] / "bad.png").write_bytes(b"x")
+    for name in ("bad.png", "large.png", "lost.png"):
+        (photos[0] / name).write_bytes(b"x")
+    (photos[0] / "folder.png").mkdir()
     done = edit_folder(fake.address, *photos, workflow=photos[0].parent / "flow.json")
     assert done.returncode == 1, done.stderr
-    assert done.stdout.splitlines() == ["bad.png no memory", "cat.jpg done", "cat.png done"]
+    assert done.stdout.splitlines() == [
+        "bad.png no memory",
+        "cat.jpg done",
+        "cat.png done",
+        "large.png could not be uploaded: Request Entity Too Large",
+        "lost.png was interrupted, or taken out of the queue",
+    ]
+
+
+def test_the_script_replaces_its_own_uploads_alone(fake, photos):
+    for _ in range(2):
+        edit_folder(fake.address, *photos, workflow=photos[0].parent / "flow.json")
+    (photos[0] / "cat.png").write_bytes(b"another")
+    edit_folder(fake.address, *photos, workflow=photos[0].parent / "flow.json")
+    jpg, png = ([flow["1"]["inputs"]["image"] for flow in fake.sent[i::2]] for i in (0, 1))
+    assert len(set(jpg)) == 1 and png[0] == png[1] != png[2]
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"address": "127.0.0.1:1"}, "asking http://127.0.0.1:1 about cat.jpg"),
+        ({"settings": ["Edit: a/b.size=abc"]}, "setting Edit: a/b.size=abc"),
+        ({"settings": ["Twice.on=1"]}, "has 2 Twice.on"),
+        ({"flow": {"nodes": [], "version": 1}}, "API format"),
+        ({"flow": {"1": {"class_type": "KSampler", "inputs": {}}}}, "loads no picture"),
+        ({"photos": "nowhere"}, "reading the folders nowhere"),
+    ],
+)
+def test_the_script_says_in_a_sentence_what_is_wrong(photos, wrong, said):
+    twice = {i: {"class_type": "A", "inputs": {"on": 0}, "_meta": {"title": "Twice"}} for i in "34"}
+    file = photos[0].parent / "flow.json"
+    file.write_text(json.dumps(wrong.get("flow") or json.loads(file.read_text()) | twice))
+    settings = wrong.get("settings", ())
+    folder = wrong.get("photos", photos[0])
+    done = edit_folder(wrong.get("address", "127.0.0.1:1"), folder, photos[1], *settings, workflow=file)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and said in done.stderr, done.stderr
 
 
 def test_the_script_tells_what_can_be_set(photos):
@@ -152,6 +194,6 @@ def test_the_script_tells_what_can_be_set(photos):
     assert "no Nobody.on" in done.stderr and "Edit: a/b.size" in done.stderr
 
 
-def test_the_script_is_short():
-    assert len(SCRIPT.read_text(encoding="utf-8").splitlines()) <= 40
+def test_the_script_is_one_page():
+    assert len(SCRIPT.read_text(encoding="utf-8").splitlines()) <= 72
     assert SCRIPT.name in (SCRIPT.parent / "api.md").read_text(encoding="utf-8")
