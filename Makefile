@@ -6,6 +6,7 @@ export HF_HUB_OFFLINE ?= 1
 
 # a value given on the command line, as one quoted option; a variable of the environment is not meant: WSL has a NAME
 given = $(if $(filter command,$(firstword $(origin $(1)))),$(value $(1)))
+said = $(if $(filter command,$(firstword $(origin $(1)))),--$(2) '$(subst ','\'',$(value $(1)))')
 option = $(if $(call given,$(1)),--$(2) '$(subst ','\'',$(call given,$(1)))')
 
 .PHONY: help demo demo-all test mutants families hostile serve publish bench batch train env lock
@@ -58,7 +59,7 @@ bench: env
 batch: env
 	@$(RUN) batch $(call option,WORKFLOW,workflow) $(call option,TABLE,table) $(call option,OUT,out) \
 		$(call option,WORKERS,workers) $(call option,SERVERS,servers) $(call option,ENGINE,engine) \
-		$(call option,PROMPT,prompt) $(call option,EDIT,edit) $(ARGS)
+		$(call said,PROMPT,prompt) $(call said,EDIT,edit) $(ARGS)
 
 train: env
 	@$(RUN) train $(ARGS)

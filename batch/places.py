@@ -298,6 +298,27 @@ def _marked(inputs: dict[str, Any], mark: str) -> dict[str, Any]:
     return {**inputs, "filename_prefix": prefix + mark} if isinstance(prefix, str) else inputs
 
 
+def answering(addresses: list[str], seconds: float = 15.0) -> list[str]:
+    """Those of the addresses where a server answers within so many seconds; of the others it is told that they are
+    left out. EngineError where none does."""
+    deadline, silent = time.monotonic() + seconds, set(addresses)
+    while silent := {address for address in silent if not _answers(address)}:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(1)
+    if silent and silent == set(addresses):
+        raise engines.EngineError(f"No answer from {', '.join(sorted(silent))}: start the server, or correct SERVERS.")
+    for address in sorted(silent):
+        print(f"No answer from {address}: the batch goes on without it.", file=sys.stderr, flush=True)
+    return [address for address in addresses if address not in silent]
+
+
+def _answers(address: str) -> bool:
+    with contextlib.suppress(requests.RequestException):
+        return requests.get(f"{address}/system_stats", timeout=5).ok
+    return False
+
+
 class Turns:
     """Tells each worker its server; a worker that was started again keeps the one it had. It is an actor of its own."""
 

@@ -53,7 +53,9 @@ def load(path: str) -> Workflow:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise PlanError(f"{path} can't be read as a workflow: {error}") from None
-    if not isinstance(found, dict) or not all(isinstance(n, dict) and "class_type" in n for n in found.values()):
+    if not isinstance(found, dict) or not all(
+        isinstance(n, dict) and "class_type" in n and isinstance(n.get("inputs"), dict) for n in found.values()
+    ):
         raise PlanError(f"{path} is no workflow in API format: in ComfyUI choose Workflow, Export (API).")
     return found
 

@@ -65,7 +65,9 @@ def planned(options: argparse.Namespace) -> plan.Plan:
     """The plan that the options ask for. PlanError, TableError."""
     flow = plan.load(options.workflow)
     constants = {}
-    for which, text in (("source", options.prompt), ("edited", options.edit)):
+    for name, which, text in (("PROMPT", "source", options.prompt), ("EDIT", "edited", options.edit)):
+        if text is not None and not text.strip():
+            raise plan.PlanError(f"{name} is empty: write the {which} prompt, or leave it out for the workflow's own.")
         constants |= {} if text is None else {plan.words_column(flow, which): text}
     for said in options.set:
         column, sign, value = said.partition("=")
@@ -152,7 +154,7 @@ def run(made: plan.Plan, store: Store, settings: Settings, workers: int | None, 
     todo = [row for row in made.rows if json.loads(row)["id"] not in done]
     if not todo:
         return True
-    servers = options.servers
+    servers = places.answering(options.servers)
     start_ray(workers or len(servers) or 1, options.dashboard)
     gpus = 0.0
     if servers:
@@ -181,11 +183,18 @@ def main(arguments: list[str]) -> int:
     except (plan.PlanError, table.TableError) as error:
         print(error, file=sys.stderr)
         return 2
+    except (OSError, ValueError, ImportError) as error:  # of an address that fsspec can't reach
+        print(f"The table {options.table} can't be read: {error}", file=sys.stderr)
+        return 2
     for problem in made.problems:
         print(f"row {problem.row}{f' ({problem.key})' if problem.key else ''}: {problem.error}", file=sys.stderr)
     if made.problems and options.strict:
         return 2
-    store = Store(options.out)
+    try:
+        store = Store(options.out)
+    except (OSError, ValueError, ImportError) as error:
+        print(f"The folder {options.out} can't be made: {error}", file=sys.stderr)
+        return 2
     store.sweep()
     place = own_place(options, made.files)
     settings = Settings(

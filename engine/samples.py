@@ -88,6 +88,17 @@ def fitting(width: int, height: int, size: int, step: int = 8) -> tuple[int, int
     return tuple(max(step, round(size * part / step) * step) for part in (root, 1 / root))
 
 
+def filling(images: Tensor, masks: Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:
+    """IMAGE [B, H, W, 3] and MASK [B, H, W] at that size, in their own proportions: what stands over at two sides is
+    cut."""
+    scale = max(width / images.shape[2], height / images.shape[1])
+    across, down = (max(least, round(n * scale)) for least, n in zip((width, height), images.shape[2:0:-1]))
+    images, masks = resized(images, masks, across, down)
+    left, top = (across - width) // 2, (down - height) // 2
+    cut = (slice(None), slice(top, top + height), slice(left, left + width))
+    return images[cut], masks[cut]
+
+
 def at_most(images: Tensor, side: int = 1024) -> Tensor:
     """IMAGE [B, H, W, 3] shrunk so that its longer side has at most so many pixels."""
     longer = max(images.shape[1:3])

@@ -65,7 +65,7 @@ class Input:
     def checked(self, value):
         """The value that a run is given here, fit for use. ValueError in one sentence that names the input."""
         if value is None and (not self.wanted or self.none_too):
-            return None
+            return self.v1()[1].get("default")  # of a script that sends null for a widget; a wire has none
         if not isinstance(self.kind, str):
             return self._word(value)
         check = {"FLOAT": self._number, "INT": self._number, "STRING": self._text, "BOOLEAN": self._switch}

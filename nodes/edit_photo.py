@@ -130,9 +130,10 @@ def thorough(
 
 def check_prompts(source_prompt: str, edited_prompt: str) -> None:
     """ValueError where one of them is empty."""
-    for text, need in ((source_prompt, "what the picture shows"), (edited_prompt, "what it shall show instead")):
+    needs = {"source_prompt": "what the picture shows", "edited_prompt": "what it shall show instead"}
+    for (name, need), text in zip(needs.items(), (source_prompt, edited_prompt)):
         if not text.strip():
-            raise ValueError(f"A prompt is empty: write {need}, in one sentence.")
+            raise ValueError(f"The {name} is empty: write {need}, in one sentence.")
 
 
 def check_method(model, method: str) -> None:

@@ -50,7 +50,7 @@ class LoadPicture(Box):
         images, masks = samples.load_picture(samples.picture_path(image))
         height, width = images.shape[1:3]
         if size:
-            images, masks = samples.resized(images, masks, *samples.fitting(width, height, size))
+            images, masks = samples.filling(images, masks, *samples.fitting(width, height, size))
         now = images.shape[1:3]
         text = f"{width} x {height} pixels" + ("" if now == (height, width) else f", resized to {now[1]} x {now[0]}")
         return text_result(text, images, masks, log=False)

@@ -31,7 +31,9 @@ def port_or_free(port: int) -> int:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
-            return engines.free_port()
+            other = engines.free_port()
+            print(f"Port {port} is taken: {other} is used.", flush=True)
+            return other
     return port
 
 

@@ -4,8 +4,8 @@ import json
 import os
 
 import pytest
-from nulltext.batch import memory, plan, run
-from nulltext.batch.engines import ROOT
+from nulltext.batch import memory, places, plan, run
+from nulltext.batch.engines import ROOT, EngineError
 from nulltext.batch.places import Outcome
 from nulltext.batch.table import Line
 from nulltext.batch.worker import Settings
@@ -37,6 +37,38 @@ def test_wrong_columns_stop_the_command_all_told_at_once(folder, capsys):
     assert "Nobody.text" in said and "'mask'" in said and not (folder / "out").exists()
     assert run.main(options(folder, table="none.csv")) == 2
     assert run.main(options(folder, "--set", "Edited prompt.text")) == 2
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (["--prompt", " "], "PROMPT is empty"),
+        (["--table", "nosuch://x.csv"], "The table nosuch://x.csv can't be read"),
+        (["--out", "{folder}/t.csv"], "t.csv can't be made"),
+        (["--out", "{folder}/t.csv/x"], "t.csv/x can't be made"),
+        (["--workflow", "{folder}/no_inputs.json"], "no workflow in API format"),
+    ],
+)
+def test_what_can_not_begin_is_said_in_a_sentence(folder, capsys, more, said):
+    (folder / "no_inputs.json").write_text(json.dumps({"1": {"class_type": "LoadImage"}}))
+    assert run.main(options(folder, *(each.format(folder=folder) for each in more))) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_servers_that_do_not_answer_are_named_and_left_out(monkeypatch, capsys):
+    there = {"http://a:1"}
+    monkeypatch.setattr(places, "_answers", lambda address: address in there)
+    assert places.answering(["http://b:1", "http://a:1", "http://a:1"], 0.0) == ["http://a:1", "http://a:1"]
+    assert "No answer from http://b:1: the batch goes on without it" in capsys.readouterr().err
+    assert places.answering([], 0.0) == []
+    with pytest.raises(EngineError, match="No answer from http://b:1, http://c:1: start the server"):
+        places.answering(["http://c:1", "http://b:1"], 0.0)
+
+
+def test_a_command_whose_servers_do_not_answer_ends_soon(folder, capsys, monkeypatch):
+    monkeypatch.setattr(places.answering, "__defaults__", (0.0,))
+    assert run.main(options(folder, "--servers", "http://127.0.0.1:9")) == 1
+    assert "No answer from http://127.0.0.1:9" in capsys.readouterr().err
 
 
 def test_a_bad_row_stops_a_strict_command_alone(folder, capsys):
