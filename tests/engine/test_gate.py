@@ -183,6 +183,13 @@ def test_whole_numbers_switches_words_and_texts():
         assert "NoneType" not in str(error.value)
 
 
+def test_null_is_the_default_of_a_widget_that_may_be_left_out():
+    steps, words = Int("steps", 25, "").optional(), Choice("kind", ["a", "b"], "").optional()
+    assert steps.checked(None) == 25 and words.checked(None) == "a" and MASK.optional().checked(None) is None
+    with pytest.raises(ValueError, match="steps must be"):
+        Int("steps", 25, "").checked(None)
+
+
 def test_numpys_numbers_are_numbers():
     """Arithmetic nodes of other packs give them."""
     seed, cfg = SEED.checked(np.uint64(2**64 - 1)), CFG.checked(np.float32(7.5))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from nulltext.tests.running import run
-from PIL import Image
+from PIL import Image, ImageDraw
 
 SCENE = "demo_scene.png [sample]"
 
@@ -59,6 +59,20 @@ def test_a_size_keeps_the_shape_in_whole_latent_cells(inputs, width, height):
     h, w = image.shape[1:3]
     assert h % 8 == w % 8 == 0 and mask.shape == (1, h, w)
     assert w * h == pytest.approx(128 * 128, rel=0.1) and w / h == pytest.approx(width / height, rel=0.1)
+
+
+@pytest.mark.parametrize("width, height", [(96, 160), (160, 96)])
+def test_a_size_cuts_what_is_over_and_stretches_nothing(inputs, width, height):
+    """A round disc stays round, a mask stays on its picture: 128 px of 3:5 are 96 x 168."""
+    picture = Image.new("RGBA", (4 * width, 4 * height), (0, 0, 0, 255))
+    ImageDraw.Draw(picture).ellipse(
+        [(2 * n) - 100 for n in (width, height)] + [2 * n + 100 for n in (width, height)], 0
+    )
+    picture.save(inputs / "disc.png")
+    image, mask = run("LoadPicture", image="disc.png", size=128)[:2]
+    assert image.shape[1:3] == mask.shape[1:] == tuple(168 if n == 160 else n for n in (height, width))
+    across, down = (float((mask > 0.5).any(axis)[0].sum()) for axis in (1, 2))
+    assert abs(across - down) <= 1
 
 
 def test_what_is_not_there_is_refused_before_a_run(inputs):
