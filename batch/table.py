@@ -108,6 +108,8 @@ def _csv(file: BinaryIO) -> Iterator[Line]:
     except csv.Error as error:
         raise TableError(f"The table's first line, which names the columns, can't be read: {error}.") from None
     header[0] = header[0].lstrip("\ufeff")
+    if len(header) == 1 and ";" in header[0]:
+        raise TableError("The table's columns are separated by semicolons: save it with commas between them.")
     if twice := sorted({name for name in header if header.count(name) > 1}):
         raise TableError(f"The table has more than one column {', '.join(twice)}.")
     number = 0

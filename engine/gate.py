@@ -35,7 +35,8 @@ def short(text: str, most: int = LONGEST_MESSAGE) -> str:
 
 def _wired(value) -> str:
     """What is wired, in words."""
-    return "nothing" if value is None else f"a {type(value).__name__}"
+    kind = type(value).__name__
+    return "nothing" if value is None else f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
 
 
 def _tensor(name: str, value, what: str) -> Tensor:

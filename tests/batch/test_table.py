@@ -136,3 +136,9 @@ def test_a_folder_gives_a_row_for_each_picture(tmp_path):
         list(table.read(str(tmp_path)))
     with pytest.raises(table.TableError, match="no table"):
         list(table.read(str(tmp_path / "missing.csv")))
+
+
+def test_semicolons_are_told(tmp_path):
+    (tmp_path / "t.csv").write_text("key;image\na;b\n")
+    with pytest.raises(table.TableError, match="with commas"):
+        list(table.read(str(tmp_path / "t.csv"), None))
