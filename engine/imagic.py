@@ -13,6 +13,7 @@ from ..samplers.tuning.imagic import interpolate
 from .comfy import get
 from .guider import guider_class
 from .mixing import changes_to, laid_on
+from .shared_noise import with_shared_noise
 
 
 def plain(conditioning: list, name: str) -> tuple[Tensor, dict]:
@@ -51,14 +52,15 @@ def _class() -> type:
             low, high = self.window
             return self.strength if low <= self.now <= high else 0.0
 
-        def sample(self, noise, latent_image, *args, **kwargs):
+        def sample(self, noise, latent_image, sampler, *args, **kwargs):
             if self.rows > 1:
                 if len(noise) != 1:
                     raise ValueError(f"A strip over {self.rows} values of eta needs one latent; got {len(noise)}.")
                 noise = noise.repeat(self.rows, *[1] * (noise.ndim - 1))
                 latent_image = latent_image.repeat(self.rows, *[1] * (latent_image.ndim - 1))
+                sampler = with_shared_noise(sampler, 1, lambda x: x.repeat(self.rows, *[1] * (x.ndim - 1)))
             with laid_on(self.model_patcher, self.changes, self._strength):
-                return super().sample(noise, latent_image, *args, **kwargs)
+                return super().sample(noise, latent_image, sampler, *args, **kwargs)
 
         def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006 (the engine's signature)
             self.now = float(timestep.max())

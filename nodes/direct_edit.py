@@ -190,7 +190,8 @@ class DirectEdit(EditBox):
             "target_cfg",
             7.5,
             "Guidance of the target prompt: higher edits more strongly and keeps less (13.5 in the paper for SD3; 7.5 "
-            "is ours). For Flux: 1, and 5.5 by FluxGuidance on the target prompt.",
+            "is ours). InfEdit's authors: source 1, target 2, 15 steps. For Flux: 1, and 5.5 by FluxGuidance on the "
+            "target prompt.",
             1.0,
             30.0,
             0.1,

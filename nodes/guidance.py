@@ -72,7 +72,8 @@ def gradient_mode(*names: str) -> Input:
 
 
 def strength(model, scale, start_percent, end_percent, bound, every, variance=1.0) -> dict:
-    """How much and when a term acts, from a box's widgets, as `Guidance` names it. ValueError for an empty span."""
+    """How much and when a term acts, from a box's widgets, as `Guidance` names it; a span that ends where it begins
+    holds no step. ValueError for one that ends before."""
     window = comfy.window(model, start_percent, end_percent)
     return {"scale": scale, "window": window, "bound": bound or None, "every": every, "variance": variance}
 
@@ -87,6 +88,8 @@ def attached(model, made: terms.Term, lines: list[str]):
     g = made.guidance
     if g.scale == 0:
         return model_unchanged("the scale is 0", model)
+    if not g.window[0] > g.window[1]:
+        return model_unchanged("start_percent and end_percent are the same", model)
     names = [t.guidance.name for t in terms.terms_of(model)]
     if g.name in names:  # so that the trace can tell them apart
         g = replace(g, name=f"{g.name} ({names.count(g.name) + 1})")

@@ -34,7 +34,12 @@ SITE = Int(
     0,
     30,
 )
-SCHEDULER = Choice("scheduler", schedulers, "Where the steps lie; 'normal' is DDIM's spacing.", "normal")
+SCHEDULER = Choice(
+    "scheduler",
+    schedulers,
+    "Where the steps lie: 'normal' from the model's noisiest level on, 'ddim_uniform' as the papers' code.",
+    "normal",
+)
 
 
 class HSpaceDirection(Box):

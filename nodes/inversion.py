@@ -41,7 +41,12 @@ from .replay import Inverting, cost_line, error_line, looked_at, noise_line, rec
 PATCHED = MODEL("The diffusion model; LoRA loaders may stand before it.")
 SHOWS = POSITIVE("What the picture shows: Prompt (with words) or any conditioning.")
 PICTURE = LATENT("The picture, from VAE Encode; a batch is inverted at once.")
-WALK = (STEPS("Steps N to the noise and back."), SCHEDULER("How the steps are spaced; 'normal' is DDIM's spacing."))
+WALK = (
+    STEPS("Steps N to the noise and back."),
+    SCHEDULER(
+        "How the steps are spaced: 'normal' from the model's noisiest level on, 'ddim_uniform' as the papers' code."
+    ),
+)
 #: of those that plain Euler steps bring back
 EULER_PIVOTS = (
     "How the way to noise is found. DDIM: fast, the usual start, N calls. DDIM, lower level: the same cost; the model "

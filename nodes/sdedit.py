@@ -60,7 +60,7 @@ class SDEdit(EditBox):
         if edit.grid is None:
             sampler = own_sampler(sample_ancestral, eta=eta)
         else:
-            sampler = own_sampler(sample_repaint, holds_mask=True, eta=eta)
+            sampler = own_sampler(sample_repaint, holds_mask=True, eta=eta, of_source=True)
         made, lines = [], []
         for level in (t0, *words.fractions(more_levels, "noise levels")):
             sigmas = sdedit_sigmas(time_to_sigma(model), level, steps).float()

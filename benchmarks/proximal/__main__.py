@@ -1,7 +1,8 @@
 """Proximal guidance beside its controls, on edits of inverted demo scenes: `make bench NAME=proximal`.
 
 Held-out scenes, inverted by DDIM (no guidance, 20 steps), edited by one word (object colour, background colour) at cfg
-7.5 with the source prompt as the null branch. The controls: no threshold (negative-prompt inversion), as many numbers
+7.5 with the source prompt as the null branch; also by what the authors' code comes to (samplers/guidance/proximal.py).
+The controls: no threshold (negative-prompt inversion), as many numbers
 set to 0 at random, others at every step, and the whole difference shrunk to the same size. Every figure is the mean
 over three draws of scenes, then the largest minus the smallest.
 """
@@ -46,6 +47,7 @@ WAYS: dict[str, Branch] = {
     "negative_prompt": lambda c, u, _: c,
     "proximal_l0": lambda c, u, _: proximal_cond(c, u, QUANTILE, "l0"),
     "proximal_l1": lambda c, u, _: proximal_cond(c, u, QUANTILE, "l1"),
+    "authors_code": lambda c, u, _: proximal_cond(c, u, 2 * QUANTILE - 1, "l1"),
     "random": at_random,
     "as_large": as_large,
 }

@@ -41,7 +41,7 @@ def shrinking_masks(mask: Tensor, cells: int, steps: int) -> list[Tensor]:
     """The mask of each of `steps` steps: grown by `cells` at first, then one cell less at equal intervals, at last
     the user's own."""
     grown = functools.cache(lambda by: dilate(mask, by))
-    return [grown(cells - (k * (cells + 1)) // steps) for k in range(steps)]
+    return [*(grown(cells - (k * (cells + 1)) // steps) for k in range(steps - 1)), mask]
 
 
 def mask_by_sigma(masks: list[Tensor], sigmas: Tensor) -> Callable[[Sigma], Tensor]:

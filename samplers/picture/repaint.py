@@ -140,13 +140,16 @@ def sample_repaint(
     noise: NoiseSource,
     path: Sequence[int] | None = None,
     eta: Eta = 1.0,
+    of_source: bool = False,
     callback: Callback | None = None,
 ) -> Tensor:
     """RePaint along `path` (None: straight down, the naive fill).
 
-    x [B, C, ...] is noise at sigmas[0]; source [B, C, ...] is the clean picture in model space, mask [B or 1, 1 or
-    C, ...] in [0, 1]. The result equals `source` to the bit where the mask is 0."""
-    x = blend(mask, x, process.noised(source, sigmas[0], noise()))
+    x [B, C, ...] is noise at sigmas[0], or, of_source, the source noised to it; source [B, C, ...] is the clean picture
+    in model space, mask [B or 1, 1 or C, ...] in [0, 1]. The result equals `source` to the bit where the mask is 0."""
+    clean = source if of_source else (1 - mask) * source
+    known = process.noised(source, sigmas[0], noise())
+    x = blend(mask, x, known, expand(process.signal(sigmas[0]), x) * clean)
     return sample_walk(
         denoise,
         x,

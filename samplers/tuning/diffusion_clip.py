@@ -15,7 +15,9 @@ brought back by the original net, several times, and then edited.
 
 Departures: pictures are drawn with replacement, so that a run's state is its random numbers alone; a level where no
 weight acts is the first model's, and what several weights leave of 1 is the original's (the authors divide by their
-sum). The chain's levels are evenly spaced from s0 to 0 without 0 (the authors' last step begins at time 0).
+sum). The inversion asks for the prediction at the level it leaves; the authors, here and in Asyrp, at the lower one
+(the pivot "DDIM at the lower level"), which comes back less exactly with an exact denoiser. The chain's levels are
+evenly spaced from s0 to 0 without 0 (the authors' last step begins at time 0).
 """
 
 from __future__ import annotations

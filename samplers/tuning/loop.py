@@ -36,7 +36,8 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what torch's optimisers of `OPTI
 class Settings:
     """steps: optimiser steps in all. lr: the highest rate. optimiser, schedule: a name of `OPTIMISERS`, `SCHEDULES`.
 
-    accumulate: batches whose mean gradient makes one step. clip: largest norm of the whole gradient; 0: not clipped.
+    accumulate: batches whose mean gradient makes one step. clip: largest norm of the whole gradient; 0: not clipped
+    (1, as the common training scripts; the first code of textual inversion and of ControlNet does not clip).
     warmup: steps over which the rate rises from 0. ema: decay of a running mean of what is trained, 0: none; it starts
     faster, min(ema, (1 + i)/(10 + i)). factor, every: a geometric rate is multiplied by factor after every so many
     steps. held_out_every: steps between two held-out losses; 0: before and after only.

@@ -2,15 +2,17 @@
 batches."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from nulltext.engine import attention
-from nulltext.engine.attention import attach, unet_places
+from nulltext.engine.attention import as_read, attach, unet_places
 from nulltext.engine.comfy import sigmas_of
-from nulltext.engine.guider import guider_class
+from nulltext.engine.guider import filled_like, guider_class
 from nulltext.engine.rows import Capture, WordEdit, moment_of
 from nulltext.engine.run import sample_with
+from nulltext.engine.words import shifted, words_of
 from nulltext.samplers.attention.controllers import Reweight
 from nulltext.samplers.attention.maps import LayerChoice, MapRecorder
 from nulltext.samplers.window import SigmaWindow
@@ -305,3 +307,27 @@ def test_sdxl_shaped_networks(make_model, make_condition, monkeypatch):
     model.set_model_attn2_replace(foreign_patch, "output", 1, 1)
     with pytest.raises(ValueError, match="layer output 1 already belongs"):
         reweighted(model, cond)
+
+
+def test_a_network_that_fills_short_texts_in_front_has_its_words_behind(prompt, tiny):
+    """FLUX.2: 512 tokens, zeros first."""
+    conditioning = prompt("a red circle")
+    length = conditioning[0][0].shape[1]
+    assert as_read(tiny, conditioning) is conditioning
+    filling = SimpleNamespace(model=type("Flux2", (), {})())
+    ((embedding, extra),) = as_read(filling, conditioning)
+    missing = 512 - length
+    assert embedding.shape[1] == 512 and not embedding[:, :missing].any()
+    assert torch.equal(embedding[:, missing:], conditioning[0][0])
+    (record,) = words_of([[embedding, extra]])
+    (before,) = words_of(conditioning)
+    assert [w["tokens"] for w in record["words"]] == [[t + missing for t in w["tokens"]] for w in before["words"]]
+    assert len(record["ids"]) == 512 and as_read(filling, [[embedding, extra]])[0][0] is embedding
+    moved = shifted({**before, "sections": [[length, 1], [3, 1]]}, 2)
+    assert moved["sections"] == [[length + 2, 1], [3, 1]]
+
+
+def test_a_text_embedding_is_filled_as_the_one_before_it():
+    short, long = torch.ones(1, 3, 2), torch.cat([torch.zeros(1, 4, 2), torch.ones(1, 3, 2)], 1)
+    assert torch.equal(filled_like(long, short), long) and filled_like(short, short) is short
+    assert filled_like(torch.ones(1, 7, 2), short) is short  # a text of seven tokens, not a filled one

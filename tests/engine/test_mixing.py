@@ -6,7 +6,8 @@ import weakref
 import pytest
 import torch
 from nulltext.engine import imagic, lora_names, mixing, weights
-from nulltext.engine.sampler import own_sampler, sample_latent
+from nulltext.engine.comfy import sigmas_of
+from nulltext.engine.sampler import core_sampler, own_sampler, sample_latent
 from nulltext.samplers.ode import sample_euler
 from nulltext.samplers.tuning import lora
 from nulltext.samplers.tuning.diffusion_clip import Share
@@ -223,3 +224,20 @@ def test_a_lora_of_another_family_is_refused(tiny, ends):
     theirs = {f"lora_unet_double_blocks_0_img_attn_qkv.lora_{part}.weight": torch.ones(2, 2) for part in ("up", "down")}
     with pytest.raises(ValueError, match="no layer of this model: take one"):
         mixing.mix_guider(tiny, [(theirs, Share(1.0))], *ends, 1.0)
+
+
+@pytest.mark.parametrize("name", ["euler", "euler_ancestral", "dpmpp_sde"])
+def test_an_imagic_strip_has_the_same_noise_in_every_row(tiny, ends, name):
+    guider = imagic.imagic_guider(tiny, None, ends[0], ends[1], ends[1], 2.0, [0.5, 0.5, 1.0])
+    latent = torch.zeros(1, 4, 8, 8)
+    with torch.inference_mode():
+        out = guider.sample(
+            torch.randn(latent.shape, generator=torch.Generator().manual_seed(0)),
+            latent,
+            core_sampler(name),
+            sigmas_of(tiny, "normal", 4),
+            seed=5,
+            disable_pbar=True,
+        )
+    torch.testing.assert_close(out[0], out[1], rtol=1e-4, atol=1e-4)
+    assert (out[0] - out[2]).abs().max() > 1e-3

@@ -52,6 +52,11 @@ def test_clip_guidance_says_how_many_cutouts_it_takes_and_that_a_latent_has_none
     assert "(spherical, on the noisy latent)" in clip(tiny, vae, image_text, gradient_mode=LATENT).text
 
 
+def test_a_span_that_holds_no_step_is_told(tiny, classifier):
+    made = classify(tiny, classifier, start_percent=0.5, end_percent=0.5)
+    assert made[0] is tiny and "start_percent and end_percent are the same" in made.text
+
+
 # ----------------------------------------------------------------------------------------- gradients in the engine
 
 

@@ -6,7 +6,7 @@ from nulltext.samplers.core import FLOW, VE, gaussian
 from nulltext.samplers.masks import dilate
 from nulltext.samplers.measure.mixture import GaussianMixture
 from nulltext.samplers.ode import sample_euler
-from nulltext.samplers.picture.blended import sample_blended
+from nulltext.samplers.picture.blended import sample_blended, shrinking_masks
 
 MIXTURE = GaussianMixture(torch.randn(3, 1, 6, 6, generator=torch.Generator().manual_seed(0)), 0.5)
 SOURCE = torch.randn(2, 1, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -64,3 +64,12 @@ def test_a_mask_that_shrinks_frees_its_neighbours_at_first_and_gives_them_back(p
     ]
     assert held == [False, False, True]
     assert (grown[0] - plain[0]).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("cells, steps", [(2, 2), (5, 2), (8, 6), (2, 1), (2, 3), (2, 40), (0, 4)])
+def test_the_last_mask_is_the_users_own_however_few_the_steps(cells, steps):
+    mask = torch.zeros(1, 1, 21, 21)
+    mask[..., 10, 10] = 1
+    sizes = [int(m.sum()) for m in shrinking_masks(mask, cells, steps)]
+    assert sizes[-1] == 1 and len(sizes) == steps and sizes == sorted(sizes, reverse=True)
+    assert steps == 1 or sizes[0] == (2 * cells + 1) ** 2

@@ -152,6 +152,22 @@ def test_a_soft_mask_takes_its_share_of_either_side(process, share):
     assert blend(m, denoised, source).item() == pytest.approx(share * -1.0 + (1 - share) * 2.0)
 
 
+@pytest.mark.parametrize("process", [VE, FLOW])
+@pytest.mark.parametrize("of_source", [False, True])
+def test_a_soft_mask_starts_at_full_noise_around_the_mix_too(process, of_source):
+    sigmas = torch.tensor([0.6, 0.0], dtype=torch.float64)
+    source = torch.full((40000, 1), 2.0, dtype=torch.float64)
+    noise, steps = gaussian(source, 3), []
+    x = process.noised(source, sigmas[0], noise()) if of_source else 0.6 * noise()
+    more = {"mask": torch.full((1, 1), 0.5, dtype=torch.float64), "process": process, "noise": noise}
+    more |= {"of_source": of_source, "callback": steps.append}
+    sample_repaint(lambda x, sigma: x, x, sigmas, source=source, **more)
+    first = steps[0]["x"]
+    assert first.std().item() == pytest.approx(0.6, rel=0.02)
+    share = 1.0 if of_source else 0.5
+    assert first.mean().item() == pytest.approx(float(process.signal(sigmas[0])) * share * 2.0, abs=0.02)
+
+
 def wasserstein(fill, conditional):
     """W1 between the drawn second coordinates and the true conditional, by its exact quantiles."""
     grid = torch.linspace(-6, 6, 20001, dtype=torch.float64)
