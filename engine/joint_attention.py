@@ -13,12 +13,13 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from ..samplers.attention.joint import attend_jointly
 from ..samplers.attention.layers import QKV, Ask, Layer, Moment, attend
 from .comfy import get
-from .rows import PairEdit, Place, Places, WordEdit, in_order, jobs_for, layer_at, moment_of
+from .rows import CALL, PairEdit, Place, Places, WordEdit, in_order, jobs_for, layer_at, moment_of
 
 _CONTEXT, _SEEN, _KEY, _OVERRIDE = "nulltext_context", "nulltext_seen", "nulltext", "optimized_attention_override"
 #: the network's class -> its lists of blocks, with our word for them; text stands before the picture in all
@@ -27,7 +28,10 @@ _BLOCKS = {
     "Flux": {"double_blocks": "double", "single_blocks": "single"},
     "Chroma": {"double_blocks": "double", "single_blocks": "single"},
     "QwenImageTransformer2DModel": {"transformer_blocks": "double"},
+    "NextDiT": {"layers": "single"},
 }
+#: those that no patch can stand around: the whole network is given the stand-in, which is told each block's number
+_WITHOUT_PATCHES = ("NextDiT",)
 
 
 def joint_places(model) -> Places:
@@ -61,8 +65,9 @@ def _opens(block) -> bool:
 class JointHook:
     """Serves all edits on one MODEL; holds no state but what its edits keep."""
 
-    def __init__(self, edits: Sequence[PairEdit | WordEdit], places: Places):
-        self.edits, self.places = in_order(edits), places
+    def __init__(self, edits: Sequence[PairEdit | WordEdit], places: Places, multiple: int = 0):
+        """multiple: of a network without patches, which fills texts and pictures up to a multiple of so many tokens."""
+        self.edits, self.places, self.multiple = in_order(edits), places, multiple
 
     def __deepcopy__(self, memo):
         return self  # cloning a MODEL copies its options deeply; the edits must stay the ones that nodes hold
@@ -72,19 +77,39 @@ class JointHook:
     ):
         """Around the network: the text embedding and the picture's shape, for the attention inside."""
         options = {**(transformer_options or {}), _CONTEXT: c_crossattn, _SEEN: {"shape": tuple(x.shape)}}
+        if self.multiple:
+            options[_SEEN]["text"] = c_crossattn.shape[1]
+            options[_OVERRIDE] = self.stand_in(options.get(_OVERRIDE), _numbered)
         return executor(x, t, c_concat, c_crossattn, control, options, **more)
+
+    def stand_in(self, before, told):
+        """What stands in for the attention; before: what stood there. told(keywords of the call) -> (place, the call's
+        options), or None where the call is no block's."""
+
+        def call(attention, q, k, v, heads, mask=None, **more):
+            def plain(*tensors, **how):
+                return before(attention, *tensors, **how) if before else attention(*tensors, **how)
+
+            found = told(more)
+            if found is None:
+                return plain(q, k, v, heads, mask=mask, **more)
+            return self.attention(*found, plain, q, k, v, heads, mask, **more)
+
+        return call
 
     def attention(self, place: tuple[str, int], options: dict, plain, q, k, v, heads, mask=None, **more) -> Tensor:
         """One attention call of a block; plain: what would run without us."""
         seen = options[_SEEN]
         split = more.get("skip_reshape", False)  # [rows, heads, tokens, dim], else [rows, tokens, heads*dim]
         tokens, text = q.shape[2 if split else 1], seen["text"]
-        layers = self._layers(place, heads, seen["shape"], tokens, text, moment_of(options))
+        layers = self._layers(place, heads, seen["shape"], tokens, text, options)
         if all(e.controller.asks(layer) is Ask.NOTHING for e in self.edits for layer in layers):
             self._begin(layers[0].moment, options)
             return plain(q, k, v, heads, mask=mask, **more)
         # SD3 gives q and k flat and v with its heads apart
         qkv = QKV(*((t.transpose(1, 2) if split else t).flatten(2) for t in (q, k, v)))
+        order = self._order(text, layers[0].tokens, tokens)
+        qkv = qkv if order is None else QKV(*(t[:, order] for t in qkv))
         jobs, source = jobs_for(self.edits, qkv, layers, options, options[_CONTEXT])
         if not jobs:
             return plain(q, k, v, heads, mask=mask, **more)
@@ -104,6 +129,8 @@ class JointHook:
             # all keys are read: the picture's stand behind the words
             jobs = [(c, replace(rows, length=0, source_length=0)) for c, rows in jobs]
             out = attend_jointly(qkv, *layers, jobs, backend, source)
+        if order is not None:
+            out = out[:, order.argsort()]
         if more.get("skip_output_reshape"):
             out = out.unflatten(2, (heads, -1)).transpose(1, 2)
         return out
@@ -113,11 +140,25 @@ class JointHook:
             if isinstance(edit, WordEdit):
                 edit.begin(moment, options)
 
-    def _layers(self, place, heads, shape, tokens, text, moment) -> tuple[Layer, ...]:
+    def _order(self, text: int, picture: int, tokens: int) -> Tensor | None:
+        """The order of the tokens that edits are made in: words, picture, then what fills both up; None where they
+        stand so. ValueError where something else stands among them."""
+        if not self.multiple:
+            return None
+        filled, whole = (-(-n // self.multiple) * self.multiple for n in (text, picture))
+        if tokens != filled + whole:
+            raise ValueError(
+                f"The attention sees {tokens} tokens, and the prompt and the picture have {filled} and {whole}: "
+                "attention edits on this model need a picture alone, without a reference beside it."
+            )
+        parts = [torch.arange(text), torch.arange(filled, tokens), torch.arange(text, filled)]
+        return None if filled == text else torch.cat(parts)
+
+    def _layers(self, place, heads, shape, tokens, text, options) -> tuple[Layer, ...]:
         """The call as controllers of cross- and of self-attention are asked about it; a block's second attention, where
         the picture looks at itself alone (SD3.5 medium), is of the latter kind only."""
         key = (*place, 0)
-        cross, own = (layer_at(self.places, key, kind, heads, shape[-2:], moment) for kind in (True, False))
+        cross, own = (layer_at(self.places, key, kind, heads, shape[-2:], moment_of(options)) for kind in (True, False))
         if tokens == own.tokens:
             return (replace(own, depth=1),)
         if tokens < text + own.tokens or (len(shape) == 5 and shape[2] != 1):
@@ -125,7 +166,16 @@ class JointHook:
                 f"The attention of block {place[0]} {place[1]} does not see the picture's {own.grid[0]}x{own.grid[1]} "
                 "grid: attention edits need a picture, not a video, and no patch that cuts or merges tokens."
             )
-        return replace(cross, text=text), replace(own, text=text)
+        # what fills a text up stands behind the picture, so that the lengths do not tell the source's
+        source = options[CALL].lengths[0] if self.multiple and CALL in options else 0
+        return replace(cross, text=text, source_text=source), replace(own, text=text, source_text=source)
+
+
+def _numbered(more: dict) -> tuple[tuple[str, int], dict] | None:
+    """The block that the network says it is at, of a network without patches; None in what runs before its blocks."""
+    options = more.get("transformer_options") or {}
+    number = options.get("block_index")
+    return None if number is None or _SEEN not in options else (("single", number), options)
 
 
 class BlockPatch:
@@ -143,14 +193,7 @@ class BlockPatch:
             return extra["original_block"](args)
         if "txt" in args:
             options[_SEEN]["text"] = args["txt"].shape[1]
-        before = options.get(_OVERRIDE)
-
-        def stand_in(attention, q, k, v, heads, mask=None, **more):
-            def plain(*tensors, **how):
-                return before(attention, *tensors, **how) if before else attention(*tensors, **how)
-
-            return self.hook.attention(self.place, options, plain, q, k, v, heads, mask, **more)
-
+        stand_in = self.hook.stand_in(options.get(_OVERRIDE), lambda _: (self.place, options))
         inside = {**options, _OVERRIDE: stand_in}
         return extra["original_block"]({**args, "transformer_options": inside})
 
@@ -168,21 +211,20 @@ def attach_jointly(model, edits: Sequence[PairEdit | WordEdit], places: Places):
             )
     clone = model.clone()
     replaced = clone.model_options["transformer_options"].get("patches_replace", {}).get("dit", {})
-    names = {(f"{name}_block", i): (name, i) for name, i, _ in places}
-    earlier = None
+    network, kinds = model.model.diffusion_model, get("patcher_extension").WrappersMP
+    multiple = (getattr(network, "pad_tokens_multiple", None) or 1) * (type(network).__name__ in _WITHOUT_PATCHES)
+    names = {} if multiple else {(f"{name}_block", i): (name, i) for name, i, _ in places}
+    wrappers = clone.model_options["transformer_options"].setdefault("wrappers", {}).setdefault(kinds.APPLY_MODEL, {})
+    earlier = [edit for noted in wrappers.get(_KEY, []) for edit in noted.__self__.edits]
     for slot, patch in replaced.items():
-        if isinstance(patch, BlockPatch):
-            earlier = patch.hook
-        elif slot in names:
+        if slot in names and not isinstance(patch, BlockPatch):
             owner = patch if hasattr(patch, "__qualname__") else type(patch)
             raise ValueError(
                 f"Block {slot[0]} {slot[1]} already belongs to another patch "
                 f"({getattr(owner, '__module__', '?')}.{owner.__qualname__}): take one of the two out."
             )
-    hook = JointHook([*(earlier.edits if earlier else []), *edits], places)
+    hook = JointHook([*earlier, *edits], places, multiple)
     for (name, number), place in names.items():
         clone.set_model_patch_replace(BlockPatch(hook, place), "dit", name, number)
-    kinds = get("patcher_extension")
-    wrappers = clone.model_options["transformer_options"].setdefault("wrappers", {})
-    wrappers.setdefault(kinds.WrappersMP.APPLY_MODEL, {})[_KEY] = [hook.note_call]
+    wrappers[_KEY] = [hook.note_call]
     return clone

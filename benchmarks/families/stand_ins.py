@@ -233,7 +233,7 @@ class Model:
         import comfy.model_patcher
 
         precision, _, throughout = weights.partition(" ")
-        dtype = getattr(torch, precision, torch.float32)
+        dtype = torch.float32 if weights in ("int8", "streamed") else getattr(torch, precision)
         model = self.model(family, dtype, bool(throughout))
         if weights == "int8":
             quantise(model.diffusion_model)

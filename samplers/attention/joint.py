@@ -49,7 +49,7 @@ def attend_jointly(
     as controllers of cross- and of self-attention are asked about it. source: as in `attend`; its text may be of
     another length."""
     origin = source or qkv
-    text, of_source = cross.text, cross.text + origin.q.shape[1] - qkv.q.shape[1]
+    text, of_source = cross.text, cross.text_of(source, qkv)
     picture, picture_of_source = (slice(start, start + cross.tokens) for start in (text, of_source))
     for controller, rows in jobs:
         if rows.target and controller.asks(own) is Ask.EXCHANGE:

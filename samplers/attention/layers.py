@@ -47,6 +47,14 @@ class Layer:
     scales: tuple[int, ...] = (1,)
     #: text tokens in front of the picture's among the keys, in joint attention (joint.py); 0: keys of one kind
     text: int = 0
+    #: those of a source from an earlier call; 0: as many more as its keys are
+    source_text: int = 0
+
+    def text_of(self, source: QKV | None, qkv: QKV) -> int:
+        """Text tokens in front of the source's keys: of one from an earlier call, or (None) of this one."""
+        if source is None:
+            return self.text
+        return self.source_text or self.text + source.k.shape[1] - qkv.k.shape[1]
 
     @property
     def tokens(self) -> int:
@@ -198,7 +206,7 @@ def with_probabilities(
     """`out` [rows, pixels, heads*dim], the rows that the jobs name (and sources of this call) written anew from
     explicit probabilities. With `layer.text` the controllers see the text's columns of them and no others."""
     origin = source or qkv
-    text, text_of_source = layer.text, layer.text + origin.k.shape[1] - qkv.k.shape[1]
+    text, text_of_source = layer.text, layer.text_of(source, qkv)
 
     def words(probabilities: Tensor, columns: int) -> Tensor:
         return probabilities[..., :columns] if text else probabilities
