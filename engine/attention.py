@@ -50,7 +50,8 @@ def attention_places(model) -> Places:
     if not places:
         raise ValueError(
             "Attention edits work on SD1, SD2 and SDXL and, on an engine that opens their attention, on SD3, Flux, "
-            f"Chroma and Qwen-Image; not on this model's network ({type(model.model.diffusion_model).__name__})."
+            "Chroma, Qwen-Image and Z-Image; not on this model's network "
+            f"({type(model.model.diffusion_model).__name__})."
         )
     return places
 

@@ -1,9 +1,10 @@
-"""Attention controllers inside ComfyUI's transformers (SD3, Flux, Chroma, Qwen-Image), whose attention is joint.
+"""Attention controllers inside ComfyUI's transformers whose attention is joint: SD3, Flux, Chroma, Qwen-Image, Z-Image.
 
 The engine lets a patch stand around every block, and lets the call's own transformer options name a function that
 stands in for the attention. The patch gives the block a copy of the options with that function in it: nothing is
-changed outside of the block, and nothing is left to undo after an error. Which conditioning a call carries is noted
-around the network. Engines of before 2025 have neither: there the edits are refused.
+changed outside of the block, and nothing is left to undo after an error. Lumina's networks, Z-Image among them, take
+no patch; there the whole call's options have the function, and say at which block it is. Which conditioning a call
+carries is noted around the network. Engines of before 2025 have neither: there the edits are refused.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ def joint_places(model) -> Places:
     found = [(name, i, block) for of, name in lists.items() for i, block in enumerate(getattr(network, of))]
     if found and not _opens(found[0][2]):
         raise ValueError(
-            "This ComfyUI keeps the attention of SD3, Flux, Chroma and Qwen-Image closed: update it for attention "
-            "edits on them; here they work on SD1, SD2 and SDXL."
+            "This ComfyUI keeps the attention of SD3, Flux, Chroma, Qwen-Image and Z-Image closed: update it for "
+            "attention edits on them; here they work on SD1, SD2 and SDXL."
         )
     return Places({(name, i, 0): Place(index, network.patch_size) for index, (name, i, _) in enumerate(found)})
 

@@ -11,7 +11,8 @@ Every entry's dict holds under `KEY` a list with one item per prompt (row of the
 
 samplers/attention/alignment.py reads it. Which of a model's text encoders stand in the embedding's token axis is told
 by its length: CLIP-L (beside CLIP-G's tokens, at the same positions) in SD1, SDXL; T5 alone in Flux; both, CLIP
-first, in SD3. An encoder whose first tokens are a template that the model cuts off (Qwen-Image) is read from its end.
+first, in SD3. An encoder whose first tokens are a template that the model cuts off (Qwen-Image) is read from its end;
+of one that keeps it (Z-Image, FLUX.2) the template's words are no words of the prompt.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import re
 KEY = "nulltext_words"
 _BPE_END, _PIECE_STARTS = "</w>", ("\u2581", "\u0120")  # CLIP; T5 and LLaMA; Qwen
 _EDGE = ".,;:!?'\"()"
+_SPECIAL = ("<|", "[")  # how a template's own tokens begin: Qwen's, Mistral's
 
 
 def spans(pieces: list[str], real: list[bool]) -> list[dict]:
@@ -90,6 +92,19 @@ def _without_template(part: dict, length: int) -> dict:
     return {"words": words, "ids": part["ids"][cut:], "chunks": 1}
 
 
+def _inside_template(clip, name: str, part: dict) -> dict:
+    """The part with the words of the prompt alone, of an encoder that reads a template around it (Z-Image, FLUX.2): the
+    template is what an empty prompt has too."""
+    empty = _part(clip, name, clip.tokenize("", return_word_ids=True)[name])
+    ids, blank = part["ids"], empty["ids"]
+    first = next((i for i, (a, b) in enumerate(zip(ids, blank)) if a != b), len(blank))
+    if first < 2 or not part["pieces"][0].startswith(_SPECIAL):  # CLIP's start token alone is none
+        return part
+    last = next((i for i in range(first, len(ids)) if i and ids[i] == blank[min(first, len(blank) - 1)]), len(ids))
+    inside = [first <= i < last for i in range(len(ids))]
+    return {**part, "words": spans(part["pieces"], inside)}
+
+
 def describe(clip, text: str, length: int | None = None) -> dict:
     """The record above for one prompt, from the CLIP object's own tokenizer; length: of the embedding's token axis."""
     tokens = clip.tokenize(text, return_word_ids=True)
@@ -105,6 +120,8 @@ def describe(clip, text: str, length: int | None = None) -> dict:
             found = _behind(found, both) if both else alone
         elif not others and found["chunks"] == 1 and length < len(found["ids"]):
             found = _without_template(found, length)
+    elif len(present) == 1:
+        found = _inside_template(clip, name, found)
     return {"text": text, **{key: value for key, value in found.items() if key != "pieces"}}
 
 

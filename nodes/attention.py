@@ -24,7 +24,7 @@ LAYERS = Text(
     "auto",
     "The cross-attention layers that maps are read from. auto: the up blocks on the coarsest grid that is at least a "
     "quarter of the latent's side and 16 tokens (16x16 for SD1 at 512, 32x32 for SDXL at 1024). Or up, down, mid, "
-    "all, or names such as output.3, input.4.1. SD3, Flux, Chroma and Qwen-Image: auto reads all blocks; "
+    "all, or names such as output.3, input.4.1. SD3, Flux, Chroma, Qwen-Image and Z-Image: auto reads all blocks; "
     "double.3, single.7.",
 )
 

@@ -141,7 +141,8 @@ def check_method(model, method: str) -> None:
     if method != DRAFT and not has_attention(model):
         raise ValueError(
             "The thorough methods edit a model's attention to words, and this one's can't be reached (SD1, SD2 and "
-            "SDXL's can; SD3's, Flux's and Qwen-Image's where ComfyUI is new enough): choose the draft."
+            "SDXL's can; SD3's, Flux's, Chroma's, Qwen-Image's and Z-Image's where ComfyUI is new enough): choose the "
+            "draft."
         )
     if method == NULL_TEXT and comfy.embeds_guidance(model):
         raise ValueError(
@@ -170,8 +171,8 @@ class EditPhoto(Box):
             [DRAFT, THOROUGH, NULL_TEXT],
             "draft: Direct Edit, done in seconds, for any model. thorough: the picture is inverted and "
             "Prompt-to-Prompt keeps its layout (SD 1, SD 2, SDXL; where ComfyUI is new enough SD3, Flux, Chroma, "
-            "Qwen-Image). With null-text: the inversion is optimised first, which takes minutes for each picture, "
-            "strength and cfg (not for Flux); on the demo model thorough alone kept more.",
+            "Qwen-Image, Z-Image). With null-text: the inversion is optimised first, which takes minutes for each "
+            "picture, strength and cfg (not for Flux); on the demo model thorough alone kept more.",
         ),
         *optional(
             IMAGE("The picture. Wire this or latent."),

@@ -69,8 +69,8 @@ class WordMask(Box):
     )
     INPUTS = (
         MODEL(
-            "The diffusion model: SD 1, SD 2, SDXL; SD3, Flux, Chroma and Qwen-Image where ComfyUI opens their "
-            "attention."
+            "The diffusion model: SD 1, SD 2, SDXL; SD3, Flux, Chroma, Qwen-Image and Z-Image where ComfyUI opens "
+            "their attention."
         ),
         Socket("clip", "CLIP", "The text encoder, from the checkpoint loader."),
         VAE,

@@ -352,3 +352,40 @@ def test_words_behind_a_template_that_the_model_cuts_off(engine):
         {"text": "fox", "tokens": [3]},
     ]
     assert record["ids"] == [2, 3, 4, 5, 6, 0, 1]
+
+
+@pytest.mark.parametrize("behind", [0, 5])
+def test_words_inside_a_template_that_the_model_keeps(engine, behind):
+    """Z-Image's; FLUX.2's small one fills up behind it."""
+
+    class Qwen:
+        names = [
+            "<|im_start|>",
+            "user",
+            "\u010a",
+            "a",
+            "\u0120red",
+            "dish",
+            "\u0120fox",
+            "<|im_end|>",
+            "assistant",
+            "<pad>",
+        ]
+        inv_vocab = dict(enumerate(names))
+        qwen3_4b = property(lambda self: self)
+        tokenizer = qwen3_4b
+        cond_stage_model = type("Model", (), {"qwen3_4b": 1})
+
+        def tokenize(self, text, return_word_ids=False):
+            inside = {"": [], "a reddish fox": [3, 4, 5, 6]}[text]
+            ids = [0, 1, 2, *inside, 7, 2, 0, 8, 2]
+            return {"qwen3_4b": [[(i, 1.0, 1) for i in ids + [-1] * behind * (1 + (not text))]]}
+
+    record = words.describe(Qwen(), "a reddish fox", 12 + behind)
+    assert [(word["text"], word["tokens"]) for word in record["words"]] == [
+        ("a", [3]),
+        ("reddish", [4, 5]),
+        ("fox", [6]),
+    ]
+    assert len(record["ids"]) == 12 + behind
+    assert words.describe(Qwen(), "", 8 + 2 * behind)["words"] == []
