@@ -98,8 +98,8 @@ def _inside_template(clip, name: str, part: dict) -> dict:
     empty = _part(clip, name, clip.tokenize("", return_word_ids=True)[name])
     ids, blank = part["ids"], empty["ids"]
     first = next((i for i, (a, b) in enumerate(zip(ids, blank)) if a != b), len(blank))
-    if first < 2 or not part["pieces"][0].startswith(_SPECIAL):  # CLIP's start token alone is none
-        return part
+    if first < 2 or not any(piece.startswith(_SPECIAL) for piece in part["pieces"][:first]):
+        return part  # CLIP's start token alone is no template
     last = next((i for i in range(first, len(ids)) if i and ids[i] == blank[min(first, len(blank) - 1)]), len(ids))
     inside = [first <= i < last for i in range(len(ids))]
     return {**part, "words": spans(part["pieces"], inside)}
