@@ -42,7 +42,7 @@ def joint_places(model) -> Places:
     network = getattr(model.model, "diffusion_model", None)
     lists = _BLOCKS.get(type(network).__name__, {})
     found = [(name, i, block) for of, name in lists.items() for i, block in enumerate(getattr(network, of))]
-    if found and not _opens(found[0][2]):
+    if found and not (_opens(found[0][2]) and _tells_its_blocks(network)):
         raise ValueError(
             "This ComfyUI keeps the attention of SD3, Flux, Chroma, Qwen-Image and Z-Image closed: update it for "
             "attention edits on them; here they work on SD1, SD2 and SDXL."
@@ -61,6 +61,14 @@ def _opens(block) -> bool:
     told = [inspect.signature(f).parameters for f in (type(block).forward, inner) if f is not None]
     hands_on = any("transformer_options" in parameters for parameters in told)
     return hands_on and hasattr(get("ldm.modules.attention"), "wrap_attn")
+
+
+def _tells_its_blocks(network) -> bool:
+    """Whether a network without patches says in the call's options at which block it is; others need not."""
+    if type(network).__name__ not in _WITHOUT_PATCHES:
+        return True
+    runs = [getattr(type(network), name, None) for name in ("forward", "_forward")]
+    return any("block_index" in f.__code__.co_consts for f in runs if f is not None)
 
 
 class JointHook:

@@ -269,7 +269,8 @@ def streamed(model, devices, again):
             other = super().clone()  # an engine that streams nothing
             other.__class__ = ModelPatcher if disable_dynamic else Streamed
             if disable_dynamic:
-                other.model, other.backup, other.object_patches_backup = again(), {}, {}
+                fresh = ModelPatcher(again(), *devices)
+                other.model, other.backup, other.object_patches_backup = fresh.model, {}, {}
             return other
 
         def loaded_ram_size(self):
