@@ -77,14 +77,34 @@ export function openNamed() {
             const answer = await api.fetchApi(`/userdata/${encodeURIComponent(`workflows/NullText/${name}.json`)}`);
             if (!answer.ok) return;
             const graph = await answer.json();
-            setTimeout(async () => {  // after the page has put back what was open last
-                await app.loadGraphData(graph);
+            const kinds = graph.nodes.map((/** @type {any} */ node) => node.type);
+            setTimeout(async () => {
+                for (let tries = 0; tries < 3; tries++) {
+                    await restored();
+                    await app.loadGraphData(structuredClone(graph));
+                    await pause(1200);  // a slow page puts back what was open last in its place
+                    if (app.graph._nodes.some((/** @type {any} */ node) => kinds.includes(node.type))) break;
+                }
                 const address = new URL(window.location.href);
                 address.searchParams.delete("nulltext");  // reloading brings back the user's own work
                 history.replaceState(history.state, "", address);
             }, 300);
         },
     });
+}
+
+/** @param {number} ms */
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+/** Until the page has put back what was open last: it says which workflow is open, and says the same for a while. */
+async function restored() {
+    const open = () => app.extensionManager?.workflow?.activeWorkflow?.path;
+    let last = null;
+    for (let waited = 0, same = 0; app.extensionManager?.workflow && same < 4 && waited < 40; waited++) {
+        await pause(150);
+        same = open() && open() === last ? same + 1 : 0;
+        last = open();
+    }
 }
 
 /** Call `then` whenever the node comes onto a graph, for the first time or back. @param {any} node @param {() => void} then */
