@@ -155,6 +155,7 @@ class Control:
     """A control net's face to the engine, which counts how often it was cleaned up."""
 
     previous_controlnet = extra_hooks = timestep_range = None
+    multigpu_clones: dict = {}  # newer engines'
     cleaned = 0
 
     def pre_run(self, model, percent_to_timestep):

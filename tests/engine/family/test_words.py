@@ -82,8 +82,7 @@ def test_textual_inversion_of_another_width_is_left_out(core, demo, folder, capl
 
 def test_what_the_engine_saves_loads_again(core, demo, folder, engine):
     with torch.inference_mode():
-        state = demo.model.model.state_dict_for_saving(demo.clip.get_sd(), demo.vae.get_sd())
-    engine.get("utils").save_torch_file(state, str(folder / "saved.safetensors"))
+        engine.get("sd").save_checkpoint(str(folder / "saved.safetensors"), demo.model, demo.clip, demo.vae)
     assert load_file(folder / "saved.safetensors")[weights.TOKEN_IDS].tolist() == captions.VOCABULARY
     again = core.load("saved.safetensors")
     assert again.model.model.model_type == demo.model.model.model_type
