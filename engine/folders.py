@@ -70,7 +70,7 @@ def model_file(kind: str, name: str) -> Path:
         raise ValueError(f"The file name {name!r} must name a file inside models/{kind}, without '..' or a drive.")
     if not path.is_relative_to(root):
         raise ValueError(f"The file name {name!r} leaves the folder models/{kind}: choose another.")
-    if kind == "embeddings" and (spoken := re.sub(r"[\s,(){}]+", "_", name.strip())) != name.strip():
+    if kind == "embeddings" and (spoken := re.sub(r"[\s,(){}<>\[\]]+", "_", name.strip())) != name.strip():
         raise ValueError(
             f"A prompt can't say the embedding's file name {name!r}, which it reads up to a space, comma or "
             f"bracket: take {spoken!r}, say."

@@ -210,7 +210,10 @@ def test_the_text_encoder_trains_on_captions_with_a_saved_word(xl, own_folders, 
     assert network.get_input_embeddings() is table
 
 
-@pytest.mark.parametrize("name", ["a dog", "a\u00a0dog", "dog (mine)", "dog,", "{dog}", "my dogs/rex"])
+NOT_SAID = ["a dog", "a\u00a0dog", "dog (mine)", "dog,", "{dog}", "my dogs/rex", "dog[1]", "<dog>"]
+
+
+@pytest.mark.parametrize("name", NOT_SAID)
 def test_an_embeddings_name_that_no_prompt_can_say_is_refused_before_any_work(engine, xl, name, monkeypatch):
     monkeypatch.setattr(engine, "encode", None)
     for learn in (learn_word, learn_both):
@@ -218,7 +221,7 @@ def test_an_embeddings_name_that_no_prompt_can_say_is_refused_before_any_work(en
             learn(xl, file_name=name)
 
 
-@pytest.mark.parametrize("name", ["sks", "my_dogs/a-dog.v1.5", "käthe's", "dog[1]"])
+@pytest.mark.parametrize("name", ["sks", "my_dogs/a-dog.v1.5", "käthe's"])
 def test_an_embedding_of_another_name_is_read_by_a_prompt(xl, own_folders, name):
     saved_word(xl, own_folders, name=name)
     read = xl.clip.tokenize(f"a (embedding:{name}:1.1), asleep")
