@@ -73,7 +73,7 @@ class Control(nn.Module):
         self._other = [ControlNet(unet), dict(unet.state_dict())]
         if form is None:
             shapes = {name: value.shape for name, value in self._other[0].state_dict().items()}
-            form = controlnet.small(controlnet.initial(shapes, self._other[1]), RANK)
+            form = controlnet.initial(shapes, self._other[1], rank=RANK)
         self.form = nn.ParameterDict({name.replace(".", "|"): nn.Parameter(value) for name, value in form.items()})
 
     def tensors(self) -> dict[str, Tensor]:

@@ -68,8 +68,7 @@ def fresh(model, kind: str = "small", rank: int = 16, seed: int = 0, zero_conv: 
     load_models([model])
     shapes = _shapes(_skeleton(model, torch.float32).state_dict())
     with torch.inference_mode(False), torch.no_grad():
-        full = forms.initial(shapes, normal(_network(model)), seed, zero_conv)
-        return forms.small(full, rank, seed) if kind == "small" else full
+        return forms.initial(shapes, _network(model), seed, zero_conv, rank if kind == "small" else None)
 
 
 def _weights(control) -> Mapping[str, Tensor] | None:
@@ -211,24 +210,37 @@ def in_positive(control, positive, image, strength: float, start: float, end: fl
 
 
 class _Live:
-    """Core's network called with weights that are made anew at every call: gradients reach the form."""
+    """Core's network called with weights that are made anew at every call with gradients, which reach the form; calls
+    without them use the same weights until the form changes."""
 
     def __init__(self, model, form: Mapping[str, Tensor]):
         self.dtype = compute_dtype(model.model)
         self.form, self.model = form, model
         self.module = _skeleton(model, self.dtype)
         self.names = {name for name, _ in _tensors(self.module)}
+        self.held: tuple[list, dict[str, Tensor]] = ([], {})  #: the form's versions, and the weights made of it
 
     @functools.cached_property
     def own(self) -> dict[str, Tensor]:
         """The network's tensors as the first call finds them, on the meta device or not, where the form needs them."""
         return dict(_tensors(network_of(self.model.model))) if forms.is_small(self.form) else {}
 
+    def weights(self) -> dict[str, Tensor]:
+        """Every weight of the network, of the form as it is now."""
+        now = [(id(v), v._version) for v in self.form.values()]
+        if torch.is_grad_enabled() or self.held[0] != now:
+            self.held = ([], {})
+            weights = forms.merged(self.form, self.own)
+            kept = {k: v for k, v in self.own.items() if k not in weights and k in self.names}
+            made = {k: v.to(self.dtype) for k, v in (kept | weights).items()}
+            if torch.is_grad_enabled():
+                return made
+            self.held = (now, made)
+        return self.held[1]
+
     def __call__(self, **inputs):
-        weights = forms.merged(self.form, self.own)
-        kept = {k: v for k, v in self.own.items() if k not in weights and k in self.names}
-        values = {k: v.to(self.dtype) for k, v in (kept | weights).items()}
-        return torch.func.functional_call(self.module, values, (), {k: v for k, v in inputs.items() if v is not None})
+        given = {k: v for k, v in inputs.items() if v is not None}
+        return torch.func.functional_call(self.module, self.weights(), (), given)
 
 
 def _tensors(network: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:

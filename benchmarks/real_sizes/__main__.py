@@ -39,7 +39,7 @@ def measured(here: Timed, size: int, name: str) -> dict[str, float | None]:
     plain.measure()
     if outcome.kind != WORKS:
         raise RuntimeError(f"{name} on {here.family}: {outcome.says}")
-    found = {"rows": sum(spent.rows), "recorded": spent.recorded_calls, "seconds": spent.whole}
+    found = {"rows": sum(spent.rows), "recorded": spent.recorded_calls, "seconds": spent.whole, "others": spent.others}
     asked = spent.rows or spent.recorded_calls
     return {**found, "ratio": spent.ratio(plain) if asked else None, "outside": spent.outside() if asked else None}
 

@@ -1,10 +1,10 @@
 """The cells of `make families`, and what of their time is the network's.
 
 A cell's time is that of its samplers' and of the pack's nodes, on this thread's clock, so that a busy neighbour counts
-less; what the VAE and the text encoder take is left out, while other networks (a ControlNet, a classifier, image-text
-towers) count as the boxes' own time. Beside it stands what the same calls of the network cost by themselves: a call
-without gradients the time of a plain call of as many rows, measured in the same run; a call that records gradients, and
-a backward pass, what it took.
+less; what the VAE and the text encoder take is left out. Beside it stands what the same calls of the network cost by
+themselves: a call without gradients the time of a plain call of as many rows, measured in the same run; a call that
+records gradients, a backward pass, and a call of any other network (a ControlNet, a classifier, image-text towers),
+what it took.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from unittest import mock
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from ..families import stand_ins
 from ..families.inside import Inside
@@ -37,17 +38,23 @@ class Spent:
     beside: float = 0.0  #: in the VAE and the text encoder
     recorded: float = 0.0  #: in calls of the network that record gradients, and in backward passes
     asked: float = 0.0  #: in its calls without gradients, as they ran here
+    others: dict[str, float] = field(default_factory=dict)  #: in calls of other networks, by their class
     rows: list[int] = field(default_factory=list)
     recorded_calls: int = 0
 
+    @property
+    def of_networks(self) -> float:
+        """In calls as they ran, but for those of the network without gradients."""
+        return self.recorded + sum(self.others.values())
+
     def ratio(self, plain: Plain) -> float:
-        """The cell's time over that of its network calls."""
-        return (self.whole - self.beside) / (self.recorded + sum(map(plain.seconds, self.rows)))
+        """The cell's time over that of its networks' calls."""
+        return (self.whole - self.beside) / (self.of_networks + sum(map(plain.seconds, self.rows)))
 
     def outside(self) -> float:
-        """The cell's time over that of its network calls as they ran: what a box adds inside of them is not seen, and a
-        machine that slows down in mid-cell doesn't count."""
-        return (self.whole - self.beside) / (self.recorded + self.asked)
+        """The cell's time over that of its networks' calls as they ran: what a box adds inside of them is not seen, and
+        a machine that slows down in mid-cell doesn't count."""
+        return (self.whole - self.beside) / (self.of_networks + self.asked)
 
 
 class Plain:
@@ -128,8 +135,8 @@ class Timed(Wide):
     def watched(self) -> Iterator[Spent]:
         """What runs in the block is timed."""
         self.spent = spent = Spent()
-        network, others = self.outside["network"], [self.outside["vae"], self.outside["clip"]]
-        others = [child for other in others for child in (other.children() if list(other.children()) else [other])]
+        network = self.outside["network"]
+        left_out = {part for name in ("vae", "clip") for part in self.outside[name].modules()}
         open_: list[tuple] = []  # what has begun: (module or backward pass, time)
 
         def begin(module, given):
@@ -140,8 +147,11 @@ class Timed(Wide):
             if not open_ or open_[-1][0] is not module:
                 return
             took = time.thread_time() - open_.pop()[1]
-            if module is not network:
+            if module is not network and module in left_out:
                 spent.beside += took
+            elif module is not network:
+                kind = type(module).__name__
+                spent.others[kind] = spent.others.get(kind, 0.0) + took
             elif made.requires_grad:
                 spent.recorded += took
                 spent.recorded_calls += 1
@@ -162,9 +172,8 @@ class Timed(Wide):
             return timed
 
         with ExitStack() as stack:
-            for module in (network, *others):
-                for handle in (module.register_forward_pre_hook(begin), module.register_forward_hook(end)):
-                    stack.callback(handle.remove)
+            for handle in (register_module_forward_pre_hook(begin), register_module_forward_hook(end)):
+                stack.callback(handle.remove)
             stack.enter_context(mock.patch.object(torch.autograd, "grad", backward(torch.autograd.grad)))
             stack.enter_context(mock.patch.object(torch.Tensor, "backward", backward(torch.Tensor.backward)))
             yield spent

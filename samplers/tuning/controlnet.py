@@ -50,42 +50,40 @@ def last_hint_layer(names: Iterable[str]) -> str:
 
 
 def initial(
-    shapes: Mapping[str, torch.Size], network: Mapping[str, Tensor], seed: int = 0, zero_conv: bool = True
+    shapes: Mapping[str, torch.Size],
+    network: Mapping[str, Tensor],
+    seed: int = 0,
+    zero_conv: bool = True,
+    rank: int | None = None,
 ) -> dict[str, Tensor]:
     """A ControlNet's weights at the start, fp32 on the CPU: the network's own where it has that name, 0 for the zero
     convolutions and the hint's last layer, uniform within 1/sqrt(fan in) for the rest of the hint encoder.
 
     shapes: of every weight of the ControlNet. zero_conv False: the zero convolutions and the hint's last layer begin
-    like the rest of the hint encoder (the paper's ablation draws Gaussians instead). ValueError for a weight that
-    neither the network nor the hint has."""
-    generator, out, last = torch.Generator("cpu").manual_seed(seed), {}, last_hint_layer(shapes)
+    like the rest of the hint encoder (the paper's ablation draws Gaussians instead). rank: None for the full form; in
+    the small one every matrix of the copy is up = 0 [out, r] and down [r, in, ...] with r the rank, or the weight's own
+    where that is lower, and nothing of the network is copied. ValueError for a weight that neither the network nor the
+    hint has, and for a rank below 1."""
+    if rank is not None and rank < 1:
+        raise ValueError(f"The rank must be at least 1; got {rank}.")
+    generator, low = (torch.Generator("cpu").manual_seed(seed) for _ in range(2))
+    out, last = {}, last_hint_layer(shapes)
     for name, shape in shapes.items():
         kind = part(name, last)
         if kind == PARTS[1]:
             if name not in network or network[name].shape != shape:
                 raise ValueError(f"The network has no weight {name} of shape {list(shape)} to copy.")
-            out[name] = network[name].detach().float().cpu().clone()
+            if rank is None:
+                out[name] = network[name].detach().float().cpu().clone()
+            elif len(shape) > 1:
+                layer, r = name.removesuffix(".weight"), min(rank, shape[0], math.prod(shape[1:]))
+                out[f"{layer}.down"] = torch.randn((r, *shape[1:]), generator=low) / r
+                out[f"{layer}.up"] = torch.zeros(shape[0], r)
             continue
         weight = shapes.get(name.rsplit(".", 1)[0] + ".weight", shape)
         bound = math.prod(weight[1:]) ** -0.5
         drawn = (torch.rand(shape, generator=generator) * 2 - 1) * bound
         out[name] = torch.zeros(shape) if zero_conv and kind in (PARTS[0], PARTS[2]) else drawn
-    return out
-
-
-def small(full: Mapping[str, Tensor], rank: int = 16, seed: int = 0) -> dict[str, Tensor]:
-    """The small form at its start: every matrix of the copy as up = 0 [out, r] and down [r, in, ...], the new parts
-    whole. Ranks above a weight's own are lowered to it. ValueError for a rank below 1."""
-    if rank < 1:
-        raise ValueError(f"The rank must be at least 1; got {rank}.")
-    generator, out = torch.Generator("cpu").manual_seed(seed), {}
-    for name, value in full.items():
-        if part(name) != PARTS[1]:
-            out[name] = value.clone()
-        elif value.ndim > 1:
-            layer, r = name.removesuffix(".weight"), min(rank, value.shape[0], math.prod(value.shape[1:]))
-            out[f"{layer}.down"] = torch.randn((r, *value.shape[1:]), generator=generator) / r
-            out[f"{layer}.up"] = torch.zeros(value.shape[0], r)
     return out
 
 

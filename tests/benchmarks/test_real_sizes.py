@@ -31,6 +31,10 @@ class Slow(nn.Module):
         return (self.inner(x) if self.inner else x) * self.weight
 
 
+class Other(Slow):
+    """A network that is neither the MODEL's nor the VAE's nor the text encoder's."""
+
+
 @pytest.fixture
 def here(monkeypatch):
     clock = Clock()
@@ -38,7 +42,8 @@ def here(monkeypatch):
     here = Timed.__new__(Timed)
     here.clock = clock
     inner = Slow(clock, 1.0)
-    here.outside = {"network": Slow(clock, 4.0, inner), "vae": Slow(clock, 2.0), "clip": inner}
+    vae = nn.Sequential(Slow(clock, 2.0))  # its parts are called by themselves, as a decoder is
+    here.outside = {"network": Slow(clock, 4.0, inner), "vae": vae, "clip": inner}
     return here
 
 
@@ -47,14 +52,16 @@ def test_a_cell_s_time_is_parted(here):
     with here.watched() as spent:
         with torch.no_grad():
             network(x)
-            here.outside["vae"](x)
+            here.outside["vae"][0](x)
+            Other(here.clock, 3.0, inner=network)(x)
         loss = network(x).sum()
         loss.backward()
         torch.autograd.grad(network(x).sum(), network.weight)
     assert spent.rows == [3] and spent.recorded_calls == 2
     assert spent.beside == 2 and spent.recorded == 10, "a module inside the network counts as the network"
-    spent.whole = 18.0
-    assert spent.asked == 5 and spent.outside() == 16 / 15
+    assert spent.others == {"Other": 8}, "another network counts with what it asks"
+    spent.whole = 26.0
+    assert spent.asked == 5 and spent.outside() == 24 / 23
     with torch.no_grad():
         network(x)
     assert spent.rows == [3], "the hooks are gone"
@@ -83,6 +90,7 @@ def test_rows_cost_what_the_line_says():
     plain.times = {1: [1.0], 2: [1.5], 4: [3.5]}
     assert [plain.seconds(n) for n in (1, 2, 3, 4, 5)] == [1.0, 1.5, 2.5, 3.5, 4.5]
     assert Spent(whole=9.0, beside=1.0, recorded=2.0, rows=[1, 3]).ratio(plain) == 8.0 / 5.5
+    assert Spent(whole=9.0, beside=1.0, others={"A": 1.5, "B": 0.5}, rows=[1, 3]).ratio(plain) == 8.0 / 5.5
 
 
 def test_the_dearest_box_stands_first():

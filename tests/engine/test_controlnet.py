@@ -89,6 +89,37 @@ def test_a_step_does_not_walk_through_the_network_once_for_each_weight(parts, mo
     assert len(walks) < 10
 
 
+def test_a_small_one_copies_nothing_of_the_network(parts, monkeypatch):
+    network = parts.model.model.diffusion_model
+    monkeypatch.setattr(
+        controlnet, "_network", lambda model: {k: v.to("meta") for k, v in network.state_dict().items()}
+    )
+    form = controlnet.fresh(parts.model, "small", rank=4)
+    assert not any(v.is_meta for v in form.values())
+
+
+def test_calls_without_gradients_merge_once_until_the_form_changes(parts, monkeypatch):
+    with torch.inference_mode(False):
+        form = {k: v.clone().requires_grad_() for k, v in controlnet.fresh(parts.model, "small", rank=4).items()}
+    live, merged, whole = controlnet.Controlled(parts.model, form), [], forms.merged
+    monkeypatch.setattr(controlnet.forms, "merged", lambda *args: merged.append(args) or whole(*args))
+    told = {"hint": HINTS, "timesteps": torch.ones(2), "context": parts.conds["a"][0][0].expand(2, -1, -1)}
+
+    def first():
+        made = live.live(x=LATENTS, **told)
+        return (made["output"] if isinstance(made, dict) else made)[0]
+
+    with torch.inference_mode(False), live.attached(), torch.no_grad():
+        before, again = first(), first()
+        assert len(merged) == 1 and torch.equal(before, again)
+        form["time_embed.0.up"] += 1
+        layer = live.live.weights()["time_embed.0.weight"]
+        assert len(merged) == 2 and live.live.weights()["time_embed.0.weight"] is layer
+        assert torch.allclose(layer - live.live.own["time_embed.0.weight"], form["time_embed.0.down"].sum(0), atol=1e-5)
+        with torch.enable_grad():
+            assert live.live.weights()["time_embed.0.weight"].requires_grad
+
+
 @pytest.mark.parametrize("kind", ["small", "full"])
 def test_gradients_arrive_in_their_order_through_cores_path(parts, kind):
     with torch.inference_mode(False):

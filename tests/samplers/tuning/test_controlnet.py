@@ -20,8 +20,7 @@ def unet():
 
 def start(unet, kind="full", **own):
     shapes = {k: v.shape for k, v in ControlNet(unet).state_dict().items()}
-    full = controlnet.initial(shapes, unet.state_dict(), **own)
-    form = controlnet.small(full, 4) if kind == "small" else full
+    form = controlnet.initial(shapes, unet.state_dict(), rank=4 if kind == "small" else None, **own)
     return {k: v.requires_grad_() for k, v in form.items()}
 
 
@@ -108,7 +107,7 @@ def test_refusals(unet):
     with pytest.raises(ValueError, match="no weight input_blocks"):
         controlnet.initial(shapes, {k: v for k, v in unet.state_dict().items() if "input_blocks.0" not in k})
     with pytest.raises(ValueError, match="at least 1"):
-        controlnet.small(start(unet), 0)
+        controlnet.initial(shapes, unet.state_dict(), rank=0)
 
 
 def test_guess_modes_weights_are_the_papers_and_the_codes():
