@@ -274,17 +274,50 @@ def latent_out(model, x: Tensor) -> Tensor:
     return ordinary(model.get_model_object("latent_format")).process_out(x)
 
 
+#: what an empty LATENT says of its cells: the latent format's name of the same, and the axes that it is about
+_SCALES = {
+    "downscale_ratio_spacial": ("spacial_downscale_ratio", (-2, -1)),
+    "downscale_ratio_temporal": ("temporal_downscale_ratio", (-3,)),
+}
+
+
+def _in_cells(empty: Tensor, latent: dict, fmt) -> Tensor:
+    """An empty latent's samples for the same pixels and frames in the format's own cells."""
+    shape = list(empty.shape)
+    for key, (own, axes) in _SCALES.items():
+        said = latent.get(key)
+        for axis in axes if said and empty.ndim >= 2 - min(axes) else ():
+            shape[axis] = max(1, round(shape[axis] * said / getattr(fmt, own, said)))
+    return empty if shape == list(empty.shape) else empty.new_zeros(shape)
+
+
+def picture_size(model, samples: Tensor) -> tuple[int, int]:
+    """(height, width) in pixels of LATENT samples [B, C, ..., h, w]; 8 pixels a cell where the engine says nothing."""
+    cell = getattr(model.get_model_object("latent_format"), "spacial_downscale_ratio", 8)
+    return tuple(int(cell * side) for side in samples.shape[-2:])
+
+
+def empty_latent(count: int, height: int, width: int) -> dict:
+    """An empty LATENT for so many pixels, as ComfyUI's own box makes it: `fitted` brings it into a model's shape."""
+    size = tuple(max(1, side // 8) for side in (height, width))
+    return {"samples": torch.zeros(count, 4, *size), "downscale_ratio_spacial": 8}
+
+
 def fitted(model, latent: dict) -> dict:
-    """The LATENT in the MODEL's own shape, values, dtype and device as they are: an empty latent gets its channels, a
-    picture one frame where the model's latents have frames, as ComfyUI's samplers bring them there.
+    """The LATENT in the MODEL's own shape, values, dtype and device as they are: an empty latent gets its channels and,
+    where it says for which pixels and frames it is (newer engines), the cells for them; a picture gets one frame where
+    the model's latents have frames, as ComfyUI's samplers bring them there.
 
     What a node gives back has this shape too, which the model's VAE decodes. ValueError for what does not fit."""
     samples, fmt = latent["samples"], model.get_model_object("latent_format")
-    ndim = 2 + getattr(fmt, "latent_dimensions", samples.ndim - 2)
-    if is_empty(latent) and samples.ndim >= 2 and samples.shape[1] != fmt.latent_channels:
+    ndim, empty = 2 + getattr(fmt, "latent_dimensions", samples.ndim - 2), is_empty(latent)
+    if empty and samples.ndim >= 2 and samples.shape[1] != fmt.latent_channels:
         samples = samples[:, :1].expand(-1, fmt.latent_channels, *samples.shape[2:]).contiguous()
     if samples.ndim == 4 and ndim == 5:
         samples = samples.unsqueeze(2)  # one frame of a video latent
+    if empty:
+        samples = _in_cells(samples, latent, fmt)
+        latent = {k: v for k, v in latent.items() if k not in _SCALES} if samples is not latent["samples"] else latent
     if samples.ndim != ndim or samples.shape[1] != fmt.latent_channels:
         raise ValueError(
             f"The latent has shape {list(samples.shape)}, but this model works on {fmt.latent_channels} channels in "

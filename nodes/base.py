@@ -27,7 +27,6 @@ import numpy as np
 from ..engine import gate, matching
 from ..engine.comfy import schedulers
 
-CELL = 8  #: pixels of a latent cell, as ComfyUI's own latent nodes assume
 LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
 LONGEST_TEXT = 100_000
 

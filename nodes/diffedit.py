@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..engine.comfy import check_latent, time_to_sigma
+from ..engine.comfy import check_latent, picture_size, time_to_sigma
 from ..engine.noise import source_latent
 from ..engine.record import check_belongs, check_stored
 from ..engine.run import sample_with
@@ -21,7 +21,7 @@ from ..samplers.picture.diffedit import (
     sample_diffedit,
     smoothed,
 )
-from .base import CELL, CFG, INVERSION, LATENT, MASK, MODEL, NEGATIVE, POSITIVE, SEED, Box, Float, Int, Output, Socket
+from .base import CFG, INVERSION, LATENT, MASK, MODEL, NEGATIVE, POSITIVE, SEED, Box, Float, Int, Output, Socket
 from .masked import MaskedEdit, check_picture
 from .report import text_result, unchanged
 from .shown import SEEN, EditBox
@@ -43,9 +43,10 @@ def difference(model, source: list, target: list, samples: Tensor, *, maps: int,
     return sample_with(model, conds, samples, torch.tensor([sigma, 0.0]), body, total=maps, seed=seed)
 
 
-def to_mask(map_: Tensor, threshold: float = THRESHOLD, clamp: float = CLAMP, grow: int = 0) -> Tensor:
-    """A smoothed difference map as a MASK [B, H, W] of 0 and 1 in pixels."""
-    size = tuple(n * CELL for n in map_.shape[-2:])
+def to_mask(
+    map_: Tensor, size: tuple[int, int], threshold: float = THRESHOLD, clamp: float = CLAMP, grow: int = 0
+) -> Tensor:
+    """A smoothed difference map as a MASK [B, H, W] of 0 and 1, its size in pixels."""
     return to_pixels(dilate(edit_mask(map_, threshold, clamp)[:, None], grow)[:, 0], size)
 
 
@@ -107,8 +108,8 @@ class DiffEditMask(Box):
         sigma = time_to_sigma(model)(strength)
 
         map_ = smoothed(difference(model, source, target, samples, maps=maps, sigma=sigma, seed=seed), smooth)
-        mask = to_mask(map_, threshold, clamp, grow)
-        size = tuple(n * CELL for n in samples.shape[-2:])
+        size = picture_size(model, samples)
+        mask = to_mask(map_, size, threshold, clamp, grow)
         image = to_pixels(normalised(map_, clamp), size)[..., None].expand(-1, -1, -1, 3).contiguous()
         text = f"{float(mask.mean()):.0%} of the picture differs. {maps} calls with both prompts at sigma {sigma:.3g}."
         if not bool((mask > 0).any()):

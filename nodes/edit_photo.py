@@ -18,7 +18,6 @@ from ..samplers.masks import to_grid, to_pixels
 from ..samplers.picture.diffedit import smoothed
 from . import direct_edit
 from .base import (
-    CELL,
     CFG,
     IMAGE,
     LATENT,
@@ -82,11 +81,11 @@ def where_they_look(
 ) -> tuple[Tensor, int]:
     """(MASK [B, H, W] of what the differing words speak of, network calls): by a UNet's attention, else where the two
     prompts predict different noise."""
-    size = tuple(CELL * side for side in samples.shape[-2:])
+    size = comfy.picture_size(model, samples)
     if not unet_places(model):
         sigma = comfy.time_to_sigma(model)(0.5)
         found = difference(model, source, target, samples, maps=LOOKS, sigma=sigma, seed=seed)
-        return to_mask(smoothed(found, 1), grow=GROW), LOOKS
+        return to_mask(smoothed(found, 1), size, grow=GROW), LOOKS
     heats, calls = [], 0
     for conditioning, words in zip((source, target), spoken(source, target)):
         columns = [t for word in spoken_of(words_of(conditioning)[0], words) for t in word["tokens"]]

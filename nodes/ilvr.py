@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from ..engine.comfy import fitted, sigmas_of, to_model_space, window
+from ..engine.comfy import fitted, picture_size, sigmas_of, to_model_space, window
 from ..engine.guider import patch_denoised
 from ..engine.sampler import own_sampler, sample_latent
 from ..samplers.core import repeated
@@ -12,23 +13,7 @@ from ..samplers.picture.ilvr import coarse_of, sample_ilvr
 from ..samplers.picture.lowpass import LOW_PASSES, kept
 from ..samplers.window import SigmaWindow
 from . import words
-from .base import (
-    CELL,
-    CFG,
-    MODEL,
-    NEGATIVE,
-    POSITIVE,
-    SCHEDULER,
-    SEED,
-    STEPS,
-    Box,
-    Choice,
-    Float,
-    Output,
-    Socket,
-    Text,
-    span,
-)
+from .base import CFG, MODEL, NEGATIVE, POSITIVE, SCHEDULER, SEED, STEPS, Box, Choice, Float, Output, Socket, Text, span
 from .early import early
 from .masked import check_picture, in_turn
 from .report import model_unchanged, text_result
@@ -60,13 +45,12 @@ FILTER = Choice(
 )
 
 
-def coarseness(factor: float, shape) -> str:
+def coarseness(factor: float, model, clean: Tensor) -> str:
     """A factor in latent and in pixel terms."""
-    h, w = shape[-2:]
-    return (
-        f"factor {factor:g} in latent cells = {factor * CELL:g} in pixels: {kept(h, factor)} x {kept(w, factor)} "
-        f"numbers held of {h} x {w} cells"
-    )
+    h, w = clean.shape[-2:]
+    pixels = factor * picture_size(model, clean)[0] / h
+    held = f"{kept(h, factor)} x {kept(w, factor)} numbers held of {h} x {w} cells"
+    return f"factor {factor:g} in latent cells = {pixels:g} in pixels: {held}"
 
 
 class ILVR(Box):
@@ -112,7 +96,7 @@ class ILVR(Box):
             return held if strength == 1 else denoised + strength * (held - denoised)
 
         return text_result(
-            f"{coarseness(factor, clean.shape)}, from {start_percent:g} to {end_percent:g}.",
+            f"{coarseness(factor, model, clean)}, from {start_percent:g} to {end_percent:g}.",
             patch_denoised(model, change),
         )
 
@@ -176,7 +160,7 @@ class ILVRSampler(EditBox):
             sampler = own_sampler(sample_ilvr, reference=clean, low_pass=LOW_PASSES[filter](each), stop=count)
             made.append(sample_latent(model, positive, negative, cfg, sampler, sigmas, empty, seed)["samples"])
             lines.append(
-                f"{coarseness(each, clean.shape)}; {count} of {len(sigmas) - 1} steps conditioned"
+                f"{coarseness(each, model, clean)}; {count} of {len(sigmas) - 1} steps conditioned"
                 + (". Notice: no step is conditioned, this is free generation." if count == 0 else "")
             )
         return text_result("\n".join(lines), in_turn(empty, made))

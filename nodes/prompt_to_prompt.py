@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..engine import record
 from ..engine.attention import as_read, prompts_of
-from ..engine.comfy import sigmas_of
+from ..engine.comfy import picture_size, sigmas_of
 from ..engine.pair_guider import prompt_to_prompt_guider, run_guider, source_of
 from ..samplers.attention.alignment import normal_word
 from ..samplers.attention.maps import LayerChoice, MaskBlend
@@ -16,7 +16,6 @@ from ..samplers.inversion.replay import cfg_of
 from ..samplers.masks import to_grid, to_pixels
 from .attention import LAYERS
 from .base import (
-    CELL,
     CFG,
     INVERSION,
     LATENT,
@@ -188,12 +187,12 @@ def prepare(
     return guider, blend, notes, cfg
 
 
-def mask_of(blend, result) -> Tensor:
+def mask_of(model, blend, result) -> Tensor:
     """MASK [edits * B, H, W]: where the local blend let the edit through; all ones without a blend."""
     mask = torch.ones(len(result.edits), *result.edits.shape[-2:])
     if blend is not None and blend.target.counts:
         mask = torch.stack([blend.mask(e, b, tuple(mask.shape[-2:])) for e, b in result.pairs])
-    return to_pixels(mask, tuple(CELL * side for side in mask.shape[-2:]))
+    return to_pixels(mask, picture_size(model, result.edits))
 
 
 class _TextsReadEarly:
@@ -279,7 +278,7 @@ class PromptToPrompt(_TextsReadEarly, EditBox):
             notes.append("Notice: latent is not read with an inversion, which brings its own")
         sigmas = sigmas_of(model, scheduler, steps) if inversion is None else inversion.sigmas
         result = run_guider(guider, latent, sigmas, seed)
-        mask = mask_of(blend, result)
+        mask = mask_of(model, blend, result)
         notes.append(f"{len(sigmas) - 1} steps at cfg {cfg:g}, {result.rows} network rows, {result.seconds:.1f} s")
         if blend is not None:
             notes.append(f"local blend lets {100 * float(mask.mean()):.0f} % through")

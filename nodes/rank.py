@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..engine.comfy import empty_latent
 from ..engine.gradients import grad_mode
 from ..engine.image_text import modules_of, ready
 from ..samplers.guidance.clip import rank
@@ -59,7 +60,7 @@ class CLIPRank(Box):
         chosen = (
             {**latent, "samples": latent["samples"][best]}
             if latent is not None
-            else {"samples": torch.zeros(len(best), 4, max(1, images.shape[1] // 8), max(1, images.shape[2] // 8))}
+            else empty_latent(len(best), *images.shape[1:3])
         )
         if chosen.get("batch_index") is not None:
             chosen["batch_index"] = [latent["batch_index"][int(i)] for i in best]

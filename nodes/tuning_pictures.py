@@ -100,8 +100,7 @@ class PriorPictures(Box):
             raise ValueError("The class prompt is empty: say what kind of thing the subject is, 'a photo of a dog'.")
         captions = [prompts[i % len(prompts)] for i in range(count)]
         conds = {text: comfy.encode(clip, text) for text in dict.fromkeys([*prompts, negative_prompt])}
-        channels = model.get_model_object("latent_format").latent_channels
-        size = (channels, height // 8, width // 8)
+        size = tuple(comfy.fitted(model, comfy.empty_latent(1, height, width))["samples"].shape[1:])
         told = (conds, captions, negative_prompt, size, training_seed, steps, cfg)
         key = files.cache_key(model, fingerprint(model), "prior", *told)
         latents = tuning_set.find_prior(key)

@@ -15,7 +15,7 @@ from ..samplers.attention.alignment import columns_of
 from ..samplers.attention.heat import colours, heat, overlay, soft_mask
 from ..samplers.attention.maps import LayerChoice, MapRecorder
 from ..samplers.core import gaussian
-from .base import CELL, IMAGE, LATENT, MODEL, SEED, VAE, Box, Float, Int, Output, Socket, Text, advanced, optional
+from .base import IMAGE, LATENT, MODEL, SEED, VAE, Box, Float, Int, Output, Socket, Text, advanced, optional
 from .early import early
 from .masked import check_given, encoded
 from .prompt import worded
@@ -44,7 +44,7 @@ def look(
     conds = {"positive": conditioning}
     sample_with(seen, conds, samples, torch.tensor([*levels, 0.0]), body, total=looks, seed=seed)
     if not record.maps.images():
-        height, width = (CELL * side for side in samples.shape[-2:])
+        height, width = comfy.picture_size(model, samples)
         raise ValueError(
             f"The model's attention has no grid for a picture of {width} x {height} pixels: take one that is less "
             "narrow, or larger."
@@ -107,10 +107,10 @@ class WordMask(Box):
         record = prompts_of(conditioning, self.TITLE)[0]
         columns = [t for word in chosen for t in columns_of(record, word)]
         samples = comfy.check_latent(model, encoded(vae, image, latent, "Word Mask looks at a picture"))
-        size = tuple(CELL * side for side in samples.shape[-2:])
+        pictures = comfy.decode(vae, samples)
+        size = tuple(pictures.shape[1:3])
         found = [heat(m, size)[0] for m in look(model, conditioning, [columns], samples, looks=looks, seed=seed)]
         mask = torch.stack([soft_mask(h, threshold, blur) for h in found])
-        pictures = comfy.decode(vae, samples)
         over = torch.stack([overlay(picture, h) for picture, h in zip(pictures, found)])
         maps = {
             "words": [", ".join(chosen)],

@@ -14,7 +14,8 @@ from ...tools.workflows import DEMO_CHECKPOINT
 FRAMES = ("Qwen-Image", "Wan 2.1", "HunyuanVideo")  #: whose latents have them, and so three sides
 #: what may stand beside a run: two pictures, a weight patch, a ControlNet, a noise mask, a second prompt for a part
 BESIDE = ("batch", "lora", "controlnet", "noise mask", "area", "mask", "span")
-SOURCE, EDIT, CELL = "a red circle", "a blue circle", 8
+SOURCE, EDIT = "a red circle", "a blue circle"
+CELL = {"FLUX.2": 16}  #: pixels of a latent cell, where they are not 8
 EXACT, SAME = 60.0, 1e-4  # dB of a way back that is exact but for rounding; relative difference of two equal runs
 #: relative difference that no rounding makes; of a quiet stand-in most of the start noise is left, up to sigma 157
 FELT = 5e-6
@@ -41,10 +42,10 @@ class FamilyGraph(Graph):
         self.vae = self.add("Families_Vae")
         self.source, self.edit, self.empty_prompt = (self.prompt(text, True) for text in (SOURCE, EDIT, ""))
         whole, half = (
-            self.add("SolidMask", value=value, width=width, height=size * CELL)
-            for value, width in ((0.0, size * CELL), (1.0, size * CELL // 2))
+            self.add("SolidMask", value=value, width=width, height=self.side)
+            for value, width in ((0.0, self.side), (1.0, self.side // 2))
         )
-        more = {"x": size * CELL // 2, "y": 0, "operation": "add"}
+        more = {"x": self.side // 2, "y": 0, "operation": "add"}
         self.half = self.add("MaskComposite", destination=whole, source=half, **more)
         self.original = self.latent(1)
         self.single, self.source = self.source, self.told(self.source)
@@ -67,7 +68,7 @@ class FamilyGraph(Graph):
 
     @property
     def side(self) -> int:
-        return self.size * CELL
+        return self.size * CELL.get(self.family, 8)
 
     def told(self, prompt: Node) -> Node:
         """The source prompt, or what stands beside it: a ControlNet, a second prompt for a part of the picture or of

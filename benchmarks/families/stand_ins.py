@@ -463,6 +463,10 @@ class Vae:
         if made.taesd_encoder[-1].out_channels != channels:  # an older engine's is of four channels
             made.taesd_encoder[-1], made.taesd_decoder[1] = _wide(64, channels), _wide(channels, 64)
             vae.latent_channels = channels
+        if getattr(form, "spacial_downscale_ratio", 8) == 16:
+            made.taesd_encoder.append(torch.nn.AvgPool2d(2))
+            made.taesd_decoder.append(torch.nn.Upsample(scale_factor=2))
+            vae.downscale_ratio = vae.upscale_ratio = 16
         if getattr(form, "latent_dimensions", 2) == 3:
             import math
 

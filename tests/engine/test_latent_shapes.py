@@ -6,8 +6,8 @@ import pytest
 import torch
 
 
-def model(dimensions: int, channels: int = 16):
-    form = SimpleNamespace(latent_channels=channels, latent_dimensions=dimensions)
+def model(dimensions: int, channels: int = 16, **scales):
+    form = SimpleNamespace(latent_channels=channels, latent_dimensions=dimensions, **scales)
     return SimpleNamespace(get_model_object=lambda name: form)
 
 
@@ -33,6 +33,24 @@ def test_what_fits_is_passed_on_as_it_is(engine, picture):
 def test_an_empty_latent_gets_the_models_channels(engine):
     made = engine.fitted(model(3), {"samples": torch.zeros(2, 4, 8, 8)})["samples"]
     assert made.shape == (2, 16, 1, 8, 8) and not made.any()
+
+
+def test_an_empty_latent_is_for_its_pixels_and_frames_in_the_models_cells(engine):
+    """Newer engines' Empty Latent Image says 8 pixels a cell; FLUX.2 has 16, Wan 2.2 16 and 4 frames."""
+    flux2, wan = model(2, 128, spacial_downscale_ratio=16), {"spacial_downscale_ratio": 16}
+    empty = engine.empty_latent(2, 256, 512)
+    assert empty["samples"].shape == (2, 4, 32, 64)
+    made = engine.fitted(flux2, empty)
+    assert made["samples"].shape == (2, 128, 16, 32) and engine.fitted(flux2, made) is made
+    assert engine.picture_size(flux2, made["samples"]) == (256, 512)
+    assert engine.picture_size(model(2), empty["samples"]) == (256, 512), "an engine that says nothing has 8"
+    assert engine.fitted(model(2, 4), empty) is empty
+    frames = {"samples": torch.zeros(1, 48, 3, 16, 16), "downscale_ratio_spacial": 32, "downscale_ratio_temporal": 8}
+    made = engine.fitted(model(3, 48, temporal_downscale_ratio=4, **wan), frames)["samples"]
+    assert made.shape == (1, 48, 6, 32, 32) and not made.any()
+    assert engine.fitted(model(3, 48, temporal_downscale_ratio=4), {**empty})["samples"].shape == (2, 48, 1, 32, 64)
+    full = {**empty, "samples": torch.ones(1, 128, 4, 4)}
+    assert engine.fitted(flux2, full) is full, "a picture is what it is"
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 8, 8), (1, 16, 2, 8, 8), (1, 16, 8)], ids=str)

@@ -32,6 +32,17 @@ def test_a_mask_for_each_picture_and_a_heat_map(mask):
     assert float(mask(threshold=0.8)[0].mean()) < float(found.mean())
 
 
+def test_the_mask_has_the_decoded_pictures_size(mask):
+    """FLUX.2's latent cells are of 16 pixels."""
+
+    class Coarse(Pixels):
+        def decode(self, samples):
+            return super().decode(samples).repeat_interleave(2, 1).repeat_interleave(2, 2)
+
+    found, over = mask(vae=Coarse())
+    assert found.shape == (2, 128, 128) and over.shape == (2, 128, 128, 3)
+
+
 def test_other_words_look_elsewhere_and_several_count_together(mask):
     cat, grass = mask()[0], mask(words="grass")[0]
     assert not torch.equal(cat, grass)
