@@ -201,6 +201,7 @@ def DiffEditMask(new):
     mask, heat = g.shown(g.add("MaskToImage", mask=same)), g.shown(other[1])
     left = yield g
     law(left.pixels(heat).max() > 0, "other prompts differ nowhere")
+    law(left.pixels(heat).shape[1:3] == (g.side, g.side), "the heat map has not the picture's size")
     return law(left.pixels(mask).max() == 0, "equal prompts, empty mask")
 
 
@@ -423,6 +424,7 @@ def WordMask(new):
     made = g.own("WordMask", prompt=SOURCE, words="circle", latent=g.original, looks=2)
     shown = g.shown(g.add("MaskToImage", mask=made))
     left = yield g
+    law(left.pixels(shown).shape[1:3] == (g.side, g.side), "the mask has not the picture's size")
     return law(left.pixels(shown).max() > 0, "finds a place")
 
 
