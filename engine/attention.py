@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..samplers.attention.layers import QKV, Ask, Controller, Layer, Moment, attend
 from .comfy import get
-from .joint_attention import are_joint, attach_jointly, joint_places
+from .joint_attention import JOINT_FAMILIES, are_joint, attach_jointly, joint_places
 from .rows import PairEdit, Place, Places, WordEdit, check_joined, in_order, jobs_for, layer_at, moment_of
 from .words import KEY, shifted, words_of
 
@@ -49,9 +49,8 @@ def attention_places(model) -> Places:
     places = unet_places(model) or joint_places(model)
     if not places:
         raise ValueError(
-            "Attention edits work on SD1, SD2 and SDXL and, on an engine that opens their attention, on SD3, Flux, "
-            "Chroma, Qwen-Image and Z-Image; not on this model's network "
-            f"({type(model.model.diffusion_model).__name__})."
+            f"Attention edits work on SD1, SD2 and SDXL and, on an engine that opens their attention, on "
+            f"{JOINT_FAMILIES}; not on this model's network ({type(model.model.diffusion_model).__name__})."
         )
     return places
 

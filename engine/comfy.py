@@ -237,12 +237,12 @@ def sigma_to_time(model) -> Callable[[float], float]:
 
 
 def training_levels(model) -> Tensor:
-    """The noise levels to train at: the model's own table, or 256 spaced in log sigma where it has none."""
+    """The noise levels to train at: the model's own table, or 1000 spaced in log sigma where it has none."""
     table = getattr(model.get_model_object("model_sampling"), "sigmas", None)
     if table is not None and len(table) > 1:
         return table.detach().float().cpu().clone()
     low, high = sigma_range(model)
-    return torch.logspace(math.log10(max(low, 1e-3)), math.log10(high), 256)
+    return torch.logspace(math.log10(max(low, 1e-3)), math.log10(high), 1000)
 
 
 def is_empty(latent: dict) -> bool:

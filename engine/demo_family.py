@@ -11,9 +11,9 @@ import functools
 from pathlib import Path
 
 from . import comfy
-from .demo_text import text_target, unknown_words
+from .demo_text import text_target
 
-__all__ = ["NAME", "CHECKPOINTS", "family", "register", "unknown_words"]
+__all__ = ["NAME", "CHECKPOINTS", "family", "register"]
 
 NAME = "nulltext_demo"
 #: a folder of its own: ComfyUI lists whatever lies in a checkpoint folder, probes and classifiers too

@@ -103,10 +103,6 @@ class _NamesUnknownWords:
             )
         return chunks
 
-    def unknown_words(self, text: str) -> list[str]:
-        """The words of a prompt that are not in the vocabulary, each once, in order."""
-        return self._unknown(super().tokenize_with_weights(text))
-
     def _unknown(self, chunks) -> list[str]:
         words, pieces = {}, []
         for token in (entry[0] for chunk in chunks for entry in chunk):
@@ -178,9 +174,3 @@ def text_target(token_ids: Tensor):
     target = comfy.get("supported_models_base").ClipTarget(functools.partial(tokenizer, known=frozenset(named)), clip)
     target.params["token_ids"] = ids
     return target
-
-
-def unknown_words(clip, text: str) -> list[str]:
-    """The words of `text` that a CLIP of the demo model doesn't know; [] for every other model's CLIP."""
-    tokenizer = getattr(clip.tokenizer, "clip_l", None)
-    return tokenizer.unknown_words(text) if isinstance(tokenizer, _NamesUnknownWords) else []

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..samplers.tuning.imagic import interpolate
+from ..samplers.window import ALWAYS, SigmaWindow
 from .comfy import get
 from .guider import guider_class
 from .mixing import changes_to, laid_on
@@ -43,14 +44,13 @@ def _class() -> type:
     samplers = get("samplers")
 
     class ImagicGuider(guider_class()):
-        def prepare(self, changes, strength: float, window: tuple[float, float], rows: int, cfg: float):
+        def prepare(self, changes, strength: float, window: SigmaWindow, rows: int, cfg: float):
             self.changes, self.strength, self.window, self.rows = changes, strength, window, rows
             self.now = float("inf")
             self.set_cfg(cfg)
 
         def _strength(self) -> float:
-            low, high = self.window
-            return self.strength if low <= self.now <= high else 0.0
+            return self.strength if self.now in self.window else 0.0
 
         def sample(self, noise, latent_image, sampler, *args, **kwargs):
             if self.rows > 1:
@@ -87,9 +87,9 @@ def imagic_guider(
     cfg: float,
     etas: Sequence[float],
     strength: float = 1.0,
-    window: tuple[float, float] = (0.0, float("inf")),
+    window: SigmaWindow = ALWAYS,
 ):
-    """GUIDER that samples at e(eta) with the LoRA at `strength` wherever sigma lies in `window` (both ends included).
+    """GUIDER that samples at e(eta) with the LoRA at `strength` wherever sigma lies in `window`.
 
     Several etas: one latent becomes as many rows with the same noise, a text for each. lora None: the model as it is.
     Its `notices` are sentences on what is not as it was in the LoRA's training.

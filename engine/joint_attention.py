@@ -1,4 +1,4 @@
-"""Attention controllers inside ComfyUI's transformers whose attention is joint: SD3, Flux, Chroma, Qwen-Image, Z-Image.
+"""Attention controllers inside ComfyUI's transformers whose attention is joint (`JOINT_FAMILIES`).
 
 The engine lets a patch stand around every block, and lets the call's own transformer options name a function that
 stands in for the attention. The patch gives the block a copy of the options with that function in it: nothing is
@@ -22,6 +22,8 @@ from ..samplers.attention.layers import QKV, Ask, Layer, Moment, attend
 from .comfy import get
 from .rows import CALL, PairEdit, Place, Places, WordEdit, in_order, jobs_for, layer_at, moment_of
 
+JOINT_FAMILIES = "SD3, Flux, FLUX.2, Chroma, Qwen-Image, Lumina 2 and Z-Image"
+
 _CONTEXT, _SEEN, _KEY, _OVERRIDE = "nulltext_context", "nulltext_seen", "nulltext", "optimized_attention_override"
 #: the network's class -> its lists of blocks, with our word for them; text stands before the picture in all
 _BLOCKS = {
@@ -44,8 +46,8 @@ def joint_places(model) -> Places:
     found = [(name, i, block) for of, name in lists.items() for i, block in enumerate(getattr(network, of))]
     if found and not (_opens(found[0][2]) and _tells_its_blocks(network)):
         raise ValueError(
-            "This ComfyUI keeps the attention of SD3, Flux, Chroma, Qwen-Image and Z-Image closed: update it for "
-            "attention edits on them; here they work on SD1, SD2 and SDXL."
+            f"This ComfyUI keeps the attention of {JOINT_FAMILIES} closed: update it for attention edits on them; here "
+            "they work on SD1, SD2 and SDXL."
         )
     return Places({(name, i, 0): Place(index, network.patch_size) for index, (name, i, _) in enumerate(found)})
 

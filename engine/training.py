@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..samplers.core import apply_cfg
 from ..samplers.ode import sample_euler
 from ..samplers.tuning.loop import PAUSE, Loop, NotFinite, Report
 from ..samplers.tuning.lora import LowRank
 from ..samplers.tuning.objective import HeldOut, Levels, Net, Objective, Step
-from .comfy import Interrupted, check_interrupt, compute_dtype, latent_out, process_of, sigma_range, sigmas_of
+from .comfy import Interrupted, check_interrupt, compute_dtype, latent_out, process_of, sigmas_of, training_levels
 from .gradients import check_differentiable
 from .run import Run, sample_with
 from .training_memory import kept_for, make_room, needed
@@ -49,11 +50,7 @@ def levels_of(model, name: str = "the model's own") -> Levels:
         # the map u -> sigma at 1/2; a `shift` attribute is this factor in some samplings and its logarithm in others
         middle = float(sampling.sigma(0.5 * sampling.timestep(torch.ones((), dtype=torch.float64))))
         return Levels(name, shift=middle / (1 - middle))
-    table = getattr(sampling, "sigmas", None)
-    if table is None or len(table) < 2:
-        low, high = sigma_range(model)
-        table = torch.logspace(*torch.tensor([low, high]).log10().tolist(), 1000)
-    return Levels(name, table)
+    return Levels(name, training_levels(model))
 
 
 def own_weight(model) -> str:
@@ -259,7 +256,7 @@ class _Watch:
             run.tick(1)
             rows = torch.as_tensor(sigma, device=x.device).expand(2)
             cond, uncond = net(torch.cat([x, x]), rows, [look.text, look.empty]).chunk(2)
-            return uncond + look.cfg * (cond - uncond)
+            return apply_cfg(cond, uncond, look.cfg)
 
         start = run.process.noised(torch.zeros_like(noise), sigmas[0], noise)
         return latent_out(run.patcher, sample_euler(denoise, start, sigmas)).cpu()

@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import re
 
+from ..samplers.attention.alignment import normal_word
+
 KEY = "nulltext_words"
 _BPE_END, _PIECE_STARTS = "</w>", ("\u2581", "\u0120")  # CLIP; T5 and LLaMA; Qwen
-_EDGE = ".,;:!?'\"()"
 _SPECIAL = ("<|", "[")  # how a template's own tokens begin: Qwen's, Mistral's
 
 
@@ -72,7 +73,7 @@ def _part(clip, name: str, chunks: list) -> dict:
 def _behind(first: dict, second: dict) -> dict:
     """Two encoders of one prompt, one behind the other: a word has tokens in both where both cut it alike."""
     start, words = len(first["ids"]), [{**word, "tokens": list(word["tokens"])} for word in first["words"]]
-    texts, others = ([word["text"].strip(_EDGE) for word in part["words"]] for part in (first, second))
+    texts, others = ([normal_word(word["text"]) for word in part["words"]] for part in (first, second))
     at = 0
     for text, word in zip(others, second["words"], strict=True):
         if text in texts[at:]:

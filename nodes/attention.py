@@ -6,6 +6,7 @@ import torch
 
 from ..engine.attention import as_read, attach, prompts_of
 from ..engine.comfy import window
+from ..engine.joint_attention import JOINT_FAMILIES
 from ..engine.rows import Capture, WordEdit
 from ..samplers.attention.alignment import factor_columns, in_some_prompt, words_in
 from ..samplers.attention.controllers import Reweight
@@ -24,8 +25,8 @@ LAYERS = Text(
     "auto",
     "The cross-attention layers that maps are read from. auto: the up blocks on the coarsest grid that is at least a "
     "quarter of the latent's side and 16 tokens (16x16 for SD1 at 512, 32x32 for SDXL at 1024). Or up, down, mid, "
-    "all, or names such as output.3, input.4.1. SD3, Flux, Chroma, Qwen-Image and Z-Image: auto reads all blocks; "
-    "double.3, single.7.",
+    f"all, or names such as output.3, input.4.1. {JOINT_FAMILIES}: auto reads all blocks; names such as double.3, "
+    "single.7.",
 )
 
 

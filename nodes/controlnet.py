@@ -19,8 +19,10 @@ from .tuning_inputs import (
     CATEGORY,
     CHECKPOINT,
     CLIP,
+    HELD_OUT,
     LEVELS,
     LOOK_EVERY,
+    LOSS_OUTPUTS,
     PICTURES,
     VAE,
     WEIGHT,
@@ -34,12 +36,12 @@ from .tuning_inputs import (
     shown,
     training_key,
     training_line,
+    unkept,
 )
 
 SMALL, FULL = "small (Control-LoRA)", "full (the paper's)"
 ZERO, ORDINARY = "zero convolutions (the paper's)", "ordinary convolutions"
 POOLED = ("_shuffle", "_shuffle_fp16")  # core's loader averages outputs over the picture where a file's name ends so
-HELD_OUT = 16  # fixed (picture, level, noise) triples
 CONTROL = Socket("control_net", "CONTROL_NET", "From Make ControlNet, or a file of core's Load ControlNet Model.")
 
 
@@ -174,12 +176,7 @@ class TrainControlNet(Box):
         LOOK_EVERY,
         VAE,
     )
-    OUTPUTS = (
-        Output("CONTROL_NET", "The trained ControlNet, for Apply ControlNet."),
-        Output("LOSS_MAP", "The loss of each step, for core's Plot Loss Graph.", "loss"),
-        Output("IMAGE", "The loss as a figure.", "loss_figure"),
-        Output("STRING", "What was done.", "report"),
-    )
+    OUTPUTS = (Output("CONTROL_NET", "The trained ControlNet, for Apply ControlNet."), *LOSS_OUTPUTS)
     OUTPUT_NODE = True
 
     def run(
@@ -253,9 +250,7 @@ class TrainControlNet(Box):
         )
         figure, size = loss_figure(loop), path.stat().st_size / 1e6
         said = [training_line(loop, outcome, began_at), f"Saved as {path.name} ({size:.2f} MB) in {path.parent}."]
-        said += tuning_set.hint_notices(pictures, hints)
-        if key is None:
-            said.append("Notice: the model carries patches whose content can't be told, so the training is not kept.")
+        said += [*tuning_set.hint_notices(pictures, hints), *unkept(key)]
         report = "\n".join(said)
         trained = controlnet.control_of(made, folders.folder("temp"))
         return text_result(report, trained, loss_map(loop), figure, report, **shown(vae, outcome, figure))

@@ -17,13 +17,14 @@ from ..samplers.core import recomputed
 from ..samplers.picture.sdedit import sdedit_sigmas
 from ..samplers.tuning import lora
 from ..samplers.tuning.diffusion_clip import PRESETS, chain_step, saving_step
-from ..samplers.tuning.directional import FORMS, EditLoss
+from ..samplers.tuning.directional import EditLoss
 from ..samplers.tuning.loop import Loop
 from ..samplers.tuning.whole import unchanged_all
 from .base import LATENT, MODEL, POSITIVE, TRAINING_SEED, Box, Choice, Float, Int, Output, Socket, Text
 from .guidance import IMAGE_TEXT
 from .report import text_result
 from .tuning_chain import (
+    FORM,
     SOURCE,
     TARGET,
     TEMPLATES_INPUT,
@@ -37,7 +38,7 @@ from .tuning_chain import (
     resume_key,
     trained,
 )
-from .tuning_inputs import CHECKPOINT, TRAINING, free_path
+from .tuning_inputs import CHECKPOINT, TRAINING, free_path, unkept
 
 CATEGORY = "NullText/tuning"
 WHOLE, SAVING = "whole chain (the paper's)", "one step at a time (saves memory)"
@@ -102,8 +103,13 @@ class DiffusionCLIPTune(Box):
             100.0,
             0.1,
         ),
-        Choice("form", list(FORMS), "The directional loss: log as the authors' code has it, printed as the paper."),
-        Choice("gradient", [WHOLE, SAVING], "Through all steps, or a step of the optimiser at every sampling step."),
+        FORM,
+        Choice(
+            "gradient",
+            [WHOLE, SAVING],
+            "Whole chain: the loss is taken on the finished picture, and its gradient passes all sampling steps. One "
+            "step at a time: it is taken after every step, on the picture predicted there, and needs less memory.",
+        ),
         Choice(
             "layers",
             [*weights.TARGETS, EVERY],
@@ -227,7 +233,7 @@ class DiffusionCLIPTune(Box):
 
         total = settings.steps * (1 if saving else steps)
         made, curve = sample_with(model, {"positive": positive}, source_latent(inversion)[:1], back, body, total=total)
-        lines = [f"{source!r} -> {target!r}: {curve_line(*curve)}", said, *notices]
+        lines = [f"{source!r} -> {target!r}: {curve_line(*curve)}", said, *notices, *unkept(key)]
         if file.strip():
             path = free_path("loras", file, key)
             try:

@@ -11,7 +11,7 @@ from ..engine import record
 from ..engine.comfy import check_latent, fitted, latent_out, process_of, sigmas_of
 from ..engine.null_branch import looks_back
 from ..engine.run import Run, sample_with
-from ..samplers.core import gaussian
+from ..samplers.core import gaussian, rms_apart
 from ..samplers.inversion.direct_edit import sample_flow_edit, sample_infedit
 from ..samplers.inversion.replay import first_step
 from ..samplers.picture.repaint import blend
@@ -139,7 +139,7 @@ def edit(
         )
         if edited.grid is not None:
             out = blend(edited.grid.to(out), out, run.latent)
-        error = (out - run.latent).flatten(1).square().mean(1).sqrt()
+        error = rms_apart(out, run.latent)
         return edited.put_back(latent_out(model, out.cpu())), error.cpu(), run.calls
 
     began = time.perf_counter()

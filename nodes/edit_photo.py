@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..engine import comfy
 from ..engine.attention import attention_places, unet_places
+from ..engine.joint_attention import JOINT_FAMILIES
 from ..engine.pair_guider import run_guider
 from ..engine.words import words_of
 from ..samplers.attention.alignment import differing_words, spoken_of
@@ -169,8 +170,8 @@ class EditPhoto(Box):
             "method",
             [DRAFT, THOROUGH, NULL_TEXT],
             "draft: Direct Edit, done in seconds, for any model. thorough: the picture is inverted and "
-            "Prompt-to-Prompt keeps its layout (SD 1, SD 2, SDXL; where ComfyUI is new enough SD3, Flux, Chroma, "
-            "Qwen-Image, Z-Image). With null-text: the inversion is optimised first, which takes minutes for each "
+            "Prompt-to-Prompt keeps its layout (SD 1, SD 2, SDXL; where ComfyUI is new enough "
+            f"{JOINT_FAMILIES}). With null-text: the inversion is optimised first, which takes minutes for each "
             "picture, strength and cfg (not for Flux); on the demo model thorough alone kept more.",
         ),
         *optional(

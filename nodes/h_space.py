@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..engine import h_space
-from ..engine.comfy import check_latent, is_empty, latent_in, process_of, schedulers, sigmas_of
+from ..engine.comfy import check_latent, is_empty, latent_in, process_of, sigmas_of
 from ..engine.fingerprint import fingerprint
 from ..engine.rows import check_single
 from ..engine.run import sample_with
@@ -19,6 +19,7 @@ from ..samplers.tuning.h_direction import (
     relative_size,
 )
 from .base import LATENT, MODEL, SEED, Box, Choice, Int, Output, Socket
+from .base import SCHEDULER as ANY_SCHEDULER
 from .report import text_result
 from .tuning_chain import ROWS
 
@@ -34,11 +35,9 @@ SITE = Int(
     0,
     30,
 )
-SCHEDULER = Choice(
-    "scheduler",
-    schedulers,
+SCHEDULER = ANY_SCHEDULER(
     "Where the steps lie: 'normal' from the model's noisiest level on, 'ddim_uniform' as the papers' code.",
-    "normal",
+    default="normal",
 )
 
 

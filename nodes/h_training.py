@@ -13,15 +13,17 @@ from ..engine.noise import source_latent
 from ..engine.run import sample_with
 from ..engine.streamed import settled
 from ..engine.training import check_trainable
-from ..samplers.tuning.directional import FORMS, EditLoss
+from ..samplers.tuning.directional import EditLoss
 from ..samplers.tuning.h_direction import Direction, free_shifts, new_block
 from ..samplers.tuning.h_space import training_step
 from ..samplers.tuning.loop import Loop, Settings
+from ..samplers.window import SigmaWindow
 from .base import LATENT, MODEL, POSITIVE, TRAINING_SEED, Box, Choice, Float, Int, Output, Socket
 from .guidance import IMAGE_TEXT
 from .h_space import CATEGORY, SCHEDULER, SITE
 from .report import text_result
 from .tuning_chain import (
+    FORM,
     SOURCE,
     TARGET,
     TEMPLATES_INPUT,
@@ -35,6 +37,7 @@ from .tuning_chain import (
     resume_key,
     trained,
 )
+from .tuning_inputs import unkept
 
 NETWORK, FREE = "network f (the paper's)", "one free shift a step"
 
@@ -79,7 +82,7 @@ class HSpaceTrain(Box):
             100.0,
             0.1,
         ),
-        Choice("form", list(FORMS), "The directional loss: log as the authors' code has it, printed as the paper."),
+        FORM,
         SITE,
         TRAINING_SEED,
         TEMPLATES_INPUT,
@@ -127,7 +130,7 @@ class HSpaceTrain(Box):
         n = inversion.shape[0]
         if t_edit == 0:
             low, boost["boost"] = h_space.measured_levels(model, vae, inversion, cosine)
-        levels = int((sigmas[:-1] >= low * (1 - 1e-6)).sum())
+        levels = sum(float(sigma) in SigmaWindow(float("inf"), low) for sigma in sigmas[:-1])
         numbers = [what, t_edit, passes, optimiser, lr, clip_weight, l1_weight * cosine, form, site, training_seed]
         key = resume_key(model, vae, [image_text], inversion.trajectory, direction, sigmas, numbers)
 
@@ -188,6 +191,7 @@ class HSpaceTrain(Box):
             said,
             f"It acts down to sigma {low:.3g}; the cosine of the two texts is {cosine:.2f}.",
             *notices,
+            *unkept(key),
         ]
         text = "\n".join(lines)
         return text_result(text, made, text, **curve_shown(curve[0]))

@@ -23,6 +23,7 @@ from .tuning_inputs import (
     BATCH,
     CATEGORY,
     CHECKPOINT,
+    HELD_OUT,
     LEVELS,
     LOOK_EVERY,
     RANK,
@@ -38,9 +39,9 @@ from .tuning_inputs import (
     shown,
     training_key,
     training_line,
+    unkept,
 )
 
-HELD_OUT = 16
 TARGET, EMPTY = "target", "empty"
 
 
@@ -220,6 +221,7 @@ class ImagicOptimise(Box):
                 f"Text: {training_line(texts, done, began)} It moved by {moved:.3g}.",
                 f"Model: {training_line(loop, outcome, began2)}",
                 f"Saved as {path.name} in {path.parent}.",
+                *unkept(key),
             ]
         )
         conditioning = [[optimised, dict(extra)]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..engine.comfy import time_to_sigma
 from ..engine.imagic import imagic_guider
+from ..samplers.window import SigmaWindow
 from . import words
 from .base import CFG, MODEL, NEGATIVE, Box, Float, Output, Socket, Text
 from .report import text_result
@@ -59,7 +60,7 @@ class ImagicGuider(Box):
             )
         etas = [eta, *words.numbers(more_etas, "more_etas")]
         sigma = time_to_sigma(model)
-        window = (sigma(lora_to), float("inf") if lora_from >= 1 else sigma(lora_from))
+        window = SigmaWindow(float("inf") if lora_from >= 1 else sigma(lora_from), sigma(lora_to))
         guider = imagic_guider(model, lora, target, optimised, negative, cfg, etas, lora_strength, window)
         line = f"Samples at eta {', '.join(f'{each:g}' for each in etas)}."
         return text_result("\n".join([line, *guider.notices]), guider)

@@ -14,6 +14,7 @@ from ..engine.gradients import short_of_memory
 from ..engine.noise import source_latent
 from ..engine.run import Run, sample_with
 from ..engine.training_memory import room_for
+from ..samplers.core import rms_apart
 from ..samplers.inversion.null_text import (
     default_rate,
     optimise_global_null,
@@ -230,7 +231,7 @@ def _optimised(inversion, embeddings, reconstruction, kind: str, cfg: float, not
 
 def _error(inversion: Inversion) -> Tensor:
     """[B] rms of what the optimisation left between the picture and its reconstruction, in model space."""
-    return (inversion.reconstruction - inversion.source).flatten(1).square().mean(1).sqrt()
+    return rms_apart(inversion.reconstruction, inversion.source)
 
 
 def notices(model) -> list[str]:

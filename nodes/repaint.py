@@ -62,8 +62,8 @@ _NUMBERS = (
     Choice(
         "noise",
         [POSTERIOR, RENEWED],
-        f"{_CUSTOM} Posterior: the paper's ancestral steps. Renewed: choose it where there are few levels. Above "
-        "`high` each step draws all of its noise anew, below `low` none.",
+        f"{_CUSTOM} Posterior: the paper's ancestral steps, each of which draws part of its noise anew. Renewed: above "
+        "`high` each step draws all of it anew, below `low` none; choose it where there are few levels.",
     ),
     Choice(
         "mode",

@@ -14,6 +14,7 @@ from ..engine.guider import null_text_guider
 from ..engine.noise import source_latent
 from ..engine.readers import readers
 from ..engine.sampler import own_way_back, walk_back
+from ..samplers.core import rms_apart
 from ..samplers.inversion.pivots import whiteness
 from ..samplers.inversion.record import Inversion
 from ..samplers.inversion.replay import calls_back, cfg_of
@@ -54,7 +55,7 @@ def replay(
     guider = null_text_guider(model, inversion, positive, negative, cfg)
     calls, began = calls_back(inversion, first), time.perf_counter()
     out = walk_back(guider, inversion, sampler, sigmas, calls=max(calls, 1), mask=mask)
-    error = (latent_in(model, out) - inversion.source).flatten(1).square().mean(1).sqrt()
+    error = rms_apart(latent_in(model, out), inversion.source)
     return Result(out, calls, time.perf_counter() - began, error)
 
 

@@ -7,7 +7,7 @@ import time
 from ..engine import record
 from ..engine.comfy import check_latent, latent_out, process_of, sigmas_of
 from ..engine.run import Run, sample_with
-from ..samplers.core import gaussian
+from ..samplers.core import gaussian, rms_apart
 from ..samplers.inversion.rf_inversion import FADES, invert_rf, sample_rf, strengths
 from .base import CFG, LATENT, MODEL, NEGATIVE, POSITIVE, SCHEDULER, SEED, STEPS, Choice, Float, Output
 from .masked import check_picture, mask_unread
@@ -75,7 +75,7 @@ class RFInversion(EditBox):
             begin = invert_rf(counted(without), run.latent, run.sigmas, **up)
             back = {"source": run.latent, "etas": etas, "callback": run.callback}
             out = sample_rf(counted(target), begin, run.sigmas, **back)
-            error = (out - run.latent).flatten(1).square().mean(1).sqrt()
+            error = rms_apart(out, run.latent)
             return latent_out(model, out.cpu()), error.tolist(), run.calls
 
         conds, began = {"positive": positive, "negative": negative}, time.perf_counter()

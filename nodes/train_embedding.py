@@ -19,8 +19,10 @@ from .tuning_inputs import (
     CHECKPOINT,
     CLIP,
     DROPOUT,
+    HELD_OUT,
     LEVELS,
     LOOK_EVERY,
+    LOSS_OUTPUTS,
     PICTURES,
     TRAIN_STEPS,
     VAE,
@@ -36,9 +38,8 @@ from .tuning_inputs import (
     shown,
     training_key,
     training_line,
+    unkept,
 )
-
-HELD_OUT = 16
 
 
 class TrainEmbedding(Box):
@@ -80,9 +81,7 @@ class TrainEmbedding(Box):
     OUTPUTS = (
         Output("STRING", "What to write in a prompt for the new word: embedding:name.", "word"),
         Output("CONDITIONING", "The sample prompt with the new word in it."),
-        Output("LOSS_MAP", "The loss of each step, for core's Plot Loss Graph.", "loss"),
-        Output("IMAGE", "The loss as a figure.", "loss_figure"),
-        Output("STRING", "What was done.", "report"),
+        *LOSS_OUTPUTS,
     )
     OUTPUT_NODE = True
 
@@ -176,6 +175,7 @@ class TrainEmbedding(Box):
                 f"Saved as {path.name} in {path.parent}: write {name} in a prompt. Size of its numbers against the "
                 f"table's: {grown}.",
                 *namesakes(path),
+                *unkept(key),
             ]
         )
         conditioning = [[embedding, {"pooled_output": pooled}]]

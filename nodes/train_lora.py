@@ -22,8 +22,10 @@ from .tuning_inputs import (
     CHECKPOINT,
     CLIP,
     DROPOUT,
+    HELD_OUT,
     LEVELS,
     LOOK_EVERY,
+    LOSS_OUTPUTS,
     OWN,
     PICTURES,
     PRESET,
@@ -41,9 +43,9 @@ from .tuning_inputs import (
     shown,
     training_key,
     training_line,
+    unkept,
 )
 
-HELD_OUT = 16  # fixed (picture, level, noise) triples
 TRAIN, LEAVE = "train it", "leave it"
 TEXT = "text_encoder"
 
@@ -143,9 +145,7 @@ class TrainLora(Box):
         Output("MODEL", "The model with the LoRA."),
         Output("CLIP", "The text encoder, with its part of the LoRA where it was trained."),
         Output("LORA_MODEL", "The LoRA alone, for Imagic Guider, Save LoRA and core's nodes.", "lora"),
-        Output("LOSS_MAP", "The loss of each step, for core's Plot Loss Graph.", "loss"),
-        Output("IMAGE", "The loss as a figure.", "loss_figure"),
-        Output("STRING", "What was done.", "report"),
+        *LOSS_OUTPUTS,
     )
     OUTPUT_NODE = True
 
@@ -305,9 +305,8 @@ class TrainLora(Box):
             *([f"The word is {word_path.name} in {word_path.parent}: write {called} for it."] if own else []),
             *(namesakes(word_path) if own else []),
             *said,
+            *unkept(key),
         ]
-        if key is None:
-            said.append("Notice: the model carries patches whose content can't be told, so the training is not kept.")
         report = "\n".join(said)
         return text_result(
             report,

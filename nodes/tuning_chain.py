@@ -20,9 +20,9 @@ from ..engine.training import duration
 from ..engine.training_store import run_resumable
 from ..samplers.measure.charts import line_chart, smoothed
 from ..samplers.tuning.diffusion_clip import Pictures
-from ..samplers.tuning.directional import text_cosine, text_direction
+from ..samplers.tuning.directional import FORMS, text_cosine, text_direction
 from ..samplers.tuning.loop import Loop
-from .base import Text
+from .base import Choice, Text
 from .clip_guidance import check_words
 from .inversion import invert
 from .report import temporary
@@ -33,6 +33,12 @@ ROWS = 8
 TEMPLATES = "{}\na photo of {}\na picture of {}\na drawing of {}"
 SOURCE = Text("source", "plain background", "What the pictures show, in the words that the edit changes.")
 TARGET = Text("target", "striped background", "What they shall show instead.")
+FORM = Choice(
+    "form",
+    list(FORMS),
+    "The loss of the cosine between the pictures' direction and the texts'. log: minus the logarithm of "
+    "(1 + cosine) / 2, as in the authors' code. printed: 1 - cosine, as in the paper.",
+)
 TEMPLATES_INPUT = Text(
     "templates",
     TEMPLATES,

@@ -16,12 +16,14 @@ from ..samplers.measure.charts import captioned_grid, line_chart, smoothed, stac
 from ..samplers.tuning.loop import Loop
 from ..samplers.tuning.objective import LEVELS as KNOWN_LEVELS
 from ..samplers.tuning.objective import WEIGHTS, Objective
-from .base import Boolean, Choice, Float, Input, Int, Socket, Text
+from .base import Boolean, Choice, Float, Input, Int, Output, Socket, Text
 from .report import temporary
 
 PRESET, OWN = "as the preset", "the model's own"
 CATEGORY = "NullText/tuning"
 TRAINING = "nulltext_training"  # the metadata entry that names a training: its own file may be written anew
+
+HELD_OUT = 16  #: fixed (picture, level, noise) triples on which the held-out loss is measured
 
 PICTURES = Socket("pictures", "TUNING_SET", "The pictures to learn, from Tuning Pictures.")
 CLIP = Socket("clip", "CLIP", "Encodes the captions.")
@@ -55,6 +57,13 @@ LOOK_EVERY = Int(
 )
 
 
+LOSS_OUTPUTS = (
+    Output("LOSS_MAP", "The loss of each step, for core's Plot Loss Graph.", "loss"),
+    Output("IMAGE", "The loss as a figure.", "loss_figure"),
+    Output("STRING", "What was done.", "report"),
+)
+
+
 def file_name(default: str, folder: str) -> Input:
     return Text(
         "file_name", default, f"Name of the file in models/{folder}; sub-folders are made. A number is added if taken."
@@ -73,6 +82,12 @@ def objective_of(model, weight: str) -> Objective:
 def training_key(model, *inputs) -> str | None:
     """The name under which a training is kept. None for models whose patches can't be told apart."""
     return files.cache_key(model, fingerprint(model), "tuning", *inputs)
+
+
+def unkept(key: str | None) -> list[str]:
+    """The line of a report for a training that can't be found again, for it has no `training_key`."""
+    why = "the model carries patches whose content can't be told, so the training is not kept"
+    return [f"Notice: {why}."] if key is None else []
 
 
 def loss_figure(loop: Loop, title: str = "loss of each step, and on fixed pictures, levels and noises") -> Tensor:

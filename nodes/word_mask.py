@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..engine import comfy
 from ..engine.attention import as_read, attach, prompts_of
+from ..engine.joint_attention import JOINT_FAMILIES
 from ..engine.rows import Capture
 from ..engine.run import sample_with
 from ..samplers.attention.alignment import columns_of
@@ -68,10 +69,7 @@ class WordMask(Box):
         "word. Wire the mask to RePaint, DiffEdit, or any inpainting."
     )
     INPUTS = (
-        MODEL(
-            "The diffusion model: SD 1, SD 2, SDXL; SD3, Flux, Chroma, Qwen-Image and Z-Image where ComfyUI opens "
-            "their attention."
-        ),
+        MODEL(f"The diffusion model: SD 1, SD 2, SDXL; {JOINT_FAMILIES} where ComfyUI opens their attention."),
         Socket("clip", "CLIP", "The text encoder, from the checkpoint loader."),
         VAE,
         Text("prompt", "", "What the picture shows, in one sentence.", multiline=True),

@@ -185,6 +185,11 @@ def report(callback: Callback | None, i: int, x: Tensor, sigma: Sigma, denoised:
         callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
 
 
+def rms_apart(a: Tensor, b: Tensor) -> Tensor:
+    """[B]: how far two batches [B, ...] lie apart, as the root mean square of their difference."""
+    return (a - b).flatten(1).square().mean(1).sqrt()
+
+
 def apply_cfg(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
     """Classifier-free guidance D_u + cfg (D_c - D_u) (Ho & Salimans 2207.12598; ComfyUI's cfg is their 1 + w)."""
     return uncond + scale * (cond - uncond)

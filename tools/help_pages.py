@@ -17,6 +17,7 @@ def _cell(text: str) -> str:
 def _default(options: dict) -> str:
     value = options.get("default", "")
     value = {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+    value = " / ".join(str(value).splitlines())
     return "" if value == "" else f" Default: {value}" + ("" if str(value).endswith(".") else ".")
 
 

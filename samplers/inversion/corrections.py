@@ -3,6 +3,7 @@
     negative prompt (2305.16807)   the null embedding is the source prompt's: D_u = D_c, so CFG vanishes for the source
     direct overwrite (2310.01506)  x_src := trajectory[i + 1] after every step. The paper adds the offset between its
                                    own step and the pivot, which comes to the same and costs calls.
+                                   `StoredSource` (../attention/branches.py) does it.
     null-text (2211.09794)         the embeddings of samplers/inversion/null_text.py, one per step
 
 A replay is  sample_euler(null_guided(net, conditional, sigmas, embeddings, cfg), x_T, sigmas). Steps are found by
@@ -15,9 +16,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ..attention.branches import StoredSource
 from ..core import Denoise, Sigma, guided, step_index
-from ..walk import After, Step
 
 #: (x [B, C, ...], sigma, embedding [B or 1, T, D]) -> D [B, C, ...]
 Net = Callable[[Tensor, Sigma, Tensor], Tensor]
@@ -39,14 +38,3 @@ def null_guided(net: Net, conditional: Denoise, sigmas: Tensor, embeddings: Tens
 def negative_prompt(conditioning: Tensor, steps: int, batch: int) -> Tensor:
     """The source prompt's embedding [B or 1, T, D] in the null embedding's place at every step: [N, B, T, D]."""
     return conditioning.expand(batch, -1, -1).repeat(steps, 1, 1, 1)
-
-
-def overwrite(source: StoredSource, rows: slice = slice(None)) -> After:
-    """A hook for `sample_walk`: after each step the source's rows of x lie on its trajectory again, to the bit."""
-
-    def after(x: Tensor, step: Step) -> Tensor:
-        x = x.clone()
-        x[rows] = source.at(step.sigma_next).to(x)
-        return x
-
-    return after

@@ -42,7 +42,7 @@ Losses = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Preset:
-    """The numbers of one published run. t0: share of the diffusion's time. steps: of inversion, training, sampling.
+    """The numbers of one published run. t0: share of the diffusion's time. inversion, train, sample: steps of each.
 
     clip, l1, identity: weights of the losses; growth: the rate is multiplied by it after every pass."""
 

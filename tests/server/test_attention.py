@@ -159,7 +159,7 @@ def test_joint_attention_is_edited_or_refused(comfy, graph, temporary_file):
     equal = p2p(graph, model=model, latent=empty, edited=graph.source, steps=2)
     saved += [graph.save(equal), graph.save(equal[1])]
     if comfy.engine == "embedded":
-        comfy.refuses(graph, "SD3, Flux, Chroma, Qwen-Image and Z-Image closed", "SD1, SD2 and SDXL")
+        comfy.refuses(graph, "Lumina 2 and Z-Image closed", "SD1, SD2 and SDXL")
         return
     result = comfy.run(graph).check()
     plain, same, changed, edit, source = (comfy.latent(result, node) for node in saved)

@@ -2,10 +2,7 @@
 
 import pytest
 import torch
-from nulltext.samplers.attention.branches import StoredSource
-from nulltext.samplers.core import VE
-from nulltext.samplers.inversion.corrections import negative_prompt, null_guided, overwrite
-from nulltext.samplers.walk import Step, sample_walk
+from nulltext.samplers.inversion.corrections import negative_prompt, null_guided
 
 SIGMAS = torch.tensor([8.0, 4.0, 1.0, 0.0])
 EMBEDDINGS = torch.arange(3.0).view(3, 1, 1, 1) + 1  # 1, 2, 3: told apart by value
@@ -42,14 +39,3 @@ def test_a_negative_prompt_is_the_source_prompt_at_every_step():
     assert rows.shape == (3, 2, 5, 4) and bool((rows == words).all())
     own = torch.randn(2, 5, 4)  # a prompt for each picture
     assert torch.equal(negative_prompt(own, 3, 2)[1], own)
-
-
-def test_overwriting_puts_the_level_that_was_reached_into_the_sources_rows_alone():
-    trajectory = torch.arange(4.0).view(4, 1, 1, 1, 1) * 100 + torch.tensor([1.0, 2.0]).view(1, 2, 1, 1, 1)
-    after = overwrite(StoredSource(trajectory, SIGMAS), slice(1, 3))
-    x = torch.full((4, 1, 1, 1), -7.0)
-    out = after(x, Step(1, SIGMAS[1], SIGMAS[2], x))
-    assert out.flatten().tolist() == [-7.0, 201.0, 202.0, -7.0]
-    assert x.flatten().tolist() == [-7.0] * 4  # what it was given stays
-    ends = sample_walk(lambda x, s: 0 * x, x, SIGMAS, process=VE, noise=lambda: None, eta=0.0, after=after)
-    assert ends[1:3].flatten().tolist() == [301.0, 302.0]
