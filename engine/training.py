@@ -23,9 +23,9 @@ from ..samplers.core import apply_cfg
 from ..samplers.ode import sample_euler
 from ..samplers.tuning.loop import PAUSE, Loop, NotFinite, Report
 from ..samplers.tuning.lora import LowRank
-from ..samplers.tuning.objective import HeldOut, Levels, Net, Objective, Step
+from ..samplers.tuning.objective import FixedLoss, Levels, Net, Objective, Step
 from .comfy import Interrupted, check_interrupt, compute_dtype, latent_out, process_of, sigmas_of, training_levels
-from .gradients import check_differentiable
+from .gradients import check_differentiable, short_of_memory
 from .run import Run, sample_with
 from .training_memory import kept_for, make_room, needed
 from .training_store import Store
@@ -117,7 +117,7 @@ def train(
     clip=None,
     encode: Encode | None = None,
     wrap: Callable[[Net], Net] | None = None,
-    held_out: HeldOut | None = None,
+    fixed_loss: FixedLoss | None = None,
     objective: Objective | None = None,
     look: Look | None = None,
     draw: Draw | None = None,
@@ -146,13 +146,16 @@ def train(
         outcome.memory, outcome.again = needed(run, kept, loop.memory(), again), again and not checkpoint
         if outcome.memory is not None:
             _log.info("about %.1f GB of memory are needed", outcome.memory / 1e9)
-        with training(run, clip, again), attached():
+        smaller = (
+            "take a smaller batch or smaller pictures." if again else "turn checkpointing on, or take a smaller batch."
+        )
+        with training(run, clip, again), attached(), short_of_memory(f"the training: {smaller}"):
             net = caption_net(run)
             net = net if encode is None else with_trained_text(net, encode)
             net = net if wrap is None else wrap(net)
-            measure = None if held_out is None else (lambda: held_out.loss(net, objective, run.device))
+            measure = None if fixed_loss is None else (lambda: fixed_loss.loss(net, objective, run.device))
             watch = _Watch(run, loop, outcome, net, look, draw, store)
-            loop.run(make_step(net, run.device), held_out=measure, on_step=watch.step, tick=watch.tick)
+            loop.run(make_step(net, run.device), fixed_loss=measure, on_step=watch.step, tick=watch.tick)
 
     device, begun, first = torch.device(model.load_device), time.perf_counter(), loop.step
     if device.type == "cuda":

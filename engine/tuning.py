@@ -7,7 +7,7 @@ import contextlib
 import copy
 import functools
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from torch import Tensor
 from ..samplers.record_file import whole_file
 from ..samplers.tuning.objective import Net
 from ..samplers.tuning.textual_inversion import with_word
-from .comfy import get, load_models
+from .comfy import embeds_guidance, get, load_models, with_guidance
+from .comfy import encode as text_condition
 from .gradients import grad_mode, normal
 from .guider import filled_like
 from .run import Run
@@ -83,6 +84,16 @@ def check_caption(name: str, conds: Sequence[dict]) -> None:
     """ValueError unless these are one plain prompt. conds: of a CONDITIONING the dictionaries, or a run's."""
     if len(conds) != 1 or any(conds[0].get(key) is not None for key in _REGIONAL):
         raise ValueError(f"The caption {name!r} must be one plain prompt: not combined, regional or with ControlNet.")
+
+
+def captions_of(model, clip, texts: Iterable[str]) -> dict[str, list]:
+    """{text: CONDITIONING} for a training. A network that takes its guidance as a number (Flux dev, HunyuanVideo) is
+    told 1: its training pictures were made by no guidance, and the guides of kohya and diffusers say so, too (their
+    scripts' default, 3.5 as the engine's, is for sampling)."""
+    captions = {text: text_condition(clip, text) for text in texts}
+    if embeds_guidance(model):
+        captions = {text: with_guidance(condition, 1.0) for text, condition in captions.items()}
+    return captions
 
 
 def caption_net(run: Run) -> Net:

@@ -91,6 +91,13 @@ def layers(model, targets: str = "attention") -> dict[str, nn.Module]:
     return found
 
 
+def attention_outputs(model) -> set[str]:
+    """The standard names of each attention's last layer (to_out); of all its layers in a network that has none of that
+    name."""
+    names = set(layers(model, "attention"))
+    return {name for name in names if "_to_out" in name} or names
+
+
 def whole_layers(model) -> dict[str, nn.Module]:
     """Every layer of the MODEL's network whose weights can be changed, by its standard name, in the network's order.
 
@@ -101,14 +108,15 @@ def whole_layers(model) -> dict[str, nn.Module]:
 
 
 def text_layers(clip, targets: str = "attention") -> dict[str, nn.Module]:
-    """The layers of a CLIP's text encoders by their standard names: lora_te_ for one encoder, lora_te1_ (CLIP-L) and
-    lora_te2_ (CLIP-G) where there are both.
+    """The layers of a CLIP's text encoders by their standard names: lora_te_ for a CLIP that stands alone, lora_te1_
+    (CLIP-L) and lora_te2_ (CLIP-G) where another encoder stands beside it (SDXL, SD3, Flux).
 
     ValueError for an unknown choice, for text encoders that are no CLIP, and quantised weights."""
     _refuse_unknown(targets, TEXT_TARGETS)
     encoders = clip.cond_stage_model
     names = [name for name in ("clip_l", "clip_g", "clip_h") if getattr(encoders, name, None) is not None]
-    prefixes = dict(zip(names, ("lora_te1_", "lora_te2_") if names[:2] == ["clip_l", "clip_g"] else ("lora_te_",)))
+    beside = names[:1] == ["clip_l"] and len(list(encoders.named_children())) > 1
+    prefixes = dict(zip(names, ("lora_te1_", "lora_te2_") if beside else ("lora_te_",)))
     found = {}
     for path, layer in encoders.named_modules():
         match = _TEXT.match(path)

@@ -12,14 +12,14 @@ from ..engine.training_store import Store
 from ..samplers.picture import hints
 from ..samplers.tuning.controlnet import Hinted, control_step, is_small
 from ..samplers.tuning.loop import Loop, Settings
-from ..samplers.tuning.objective import HeldOut
+from ..samplers.tuning.objective import FixedLoss
 from .base import IMAGE, MODEL, TRAINING_SEED, Box, Choice, Float, Int, Output, Socket
 from .report import text_result
 from .tuning_inputs import (
     CATEGORY,
     CHECKPOINT,
     CLIP,
-    HELD_OUT,
+    FIXED_DRAWS,
     LEVELS,
     LOOK_EVERY,
     LOSS_OUTPUTS,
@@ -217,7 +217,7 @@ class TrainControlNet(Box):
         )
         with torch.inference_mode(False):
             form = {name: value.to(model.load_device, copy=True) for name, value in begun.items()}
-        loop, store = Loop(form, settings, training_seed), Store(key)
+        loop, store = Loop(form, replace(settings, fixed_every=sample_every), training_seed), Store(key)
         began_at = store.resume(loop)
         examples = pictures.examples(model)
         examples = replace(examples, conditions=[Hinted(c, h) for c, h in zip(examples.conditions, shown_hints)])
@@ -239,7 +239,7 @@ class TrainControlNet(Box):
             pictures.latents[0].shape,
             attached=controlled.attached,
             wrap=controlled.wrap,
-            held_out=HeldOut.of(examples, drawn, HELD_OUT),
+            fixed_loss=FixedLoss.of(examples, drawn, FIXED_DRAWS),
             objective=objective,
             look=training.Look(examples.conditions[0], sample_every, training_seed, empty=Hinted("", shown_hints[0])),
             draw=preview(loop, vae),

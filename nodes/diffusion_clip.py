@@ -8,7 +8,7 @@ from dataclasses import replace
 from ..engine import tuning, weights
 from ..engine.comfy import time_to_sigma
 from ..engine.folders import model_file
-from ..engine.gradients import normal, short_of_memory
+from ..engine.gradients import normal
 from ..engine.noise import source_latent
 from ..engine.run import sample_with
 from ..engine.streamed import settled
@@ -211,8 +211,7 @@ class DiffusionCLIPTune(Box):
             values, plain = lora.parameters(changes), tuning.caption_net(run)
             smaller = "take smaller pictures." if checkpointing else "turn checkpointing on, or take smaller pictures."
             with (
-                short_of_memory(f"the gradient through the network: {smaller}"),
-                differentiable(run, model, vae, *towers, checkpoint=checkpointing and saving) as decode,
+                differentiable(run, model, vae, *towers, checkpoint=checkpointing and saving, advice=smaller) as decode,
                 run.kept_from_underflow(values.values()) as kept_large,
             ):
                 net = kept_large(recomputed(plain) if checkpointing and not saving else plain)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 
@@ -16,14 +16,14 @@ from ..engine.tuning import Caption
 from ..samplers.tuning import lora
 from ..samplers.tuning.imagic import PRESETS, embedding_loop
 from ..samplers.tuning.loop import Loop, Settings
-from ..samplers.tuning.objective import Examples, HeldOut, denoising_step
+from ..samplers.tuning.objective import Examples, FixedLoss, denoising_step
 from .base import LATENT, MODEL, TRAINING_SEED, Box, Choice, Float, Int, Output, Socket
 from .report import text_result
 from .tuning_inputs import (
     BATCH,
     CATEGORY,
     CHECKPOINT,
-    HELD_OUT,
+    FIXED_DRAWS,
     LEVELS,
     LOOK_EVERY,
     RANK,
@@ -139,7 +139,7 @@ class ImagicOptimise(Box):
         words = [[embedding, extra]], negative
         captions = {TARGET: words[0], EMPTY: words[1]}
         examples = Examples((x0,), (TARGET,), empty=EMPTY)
-        held = HeldOut.of(examples, drawn, HELD_OUT)
+        held = FixedLoss.of(examples, drawn, FIXED_DRAWS)
         texts = embedding_loop(start, first, embedding_rate or way.embedding_lr, training_seed)
         key = training_key(
             model,
@@ -148,7 +148,7 @@ class ImagicOptimise(Box):
         )
         store = Store(key)
         began = store.resume(texts)
-        common = {"held_out": held, "objective": objective, "checkpoint": checkpointing}
+        common = {"fixed_loss": held, "objective": objective, "checkpoint": checkpointing}
 
         def step(net, device):
             return denoising_step(net, examples, objective, drawn, batch, device=device)
@@ -182,7 +182,7 @@ class ImagicOptimise(Box):
                 **common,
             )
         optimised = texts.result()["embedding"]
-        loop = Loop(lora.parameters(factors), second, training_seed)
+        loop = Loop(lora.parameters(factors), replace(second, fixed_every=sample_every), training_seed)
         key2 = None if key is None else training_key(model, [key, first.steps, second.lr, rank, targets], optimised)
         store2 = Store(key2)
         began2, path = store2.resume(loop), free_path("loras", file_name, key2, second.steps)
@@ -214,7 +214,10 @@ class ImagicOptimise(Box):
                 **common,
             )
         moved = float((optimised - start).norm())
-        figures = [loss_figure(texts, "text: loss of each step and held-out"), loss_figure(loop, "model: the same")]
+        figures = [
+            loss_figure(texts, "text: loss of each step, and on fixed levels and noises"),
+            loss_figure(loop, "model: the same"),
+        ]
         figure = torch.cat(figures, dim=1)
         report = "\n".join(
             [

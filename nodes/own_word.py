@@ -20,20 +20,29 @@ VECTORS = Int(
     "word_vectors",
     0,
     "Train this many vectors for the word, beside the LoRA, and save them as an embedding of the same name: for words "
-    "that the text encoder can't tell from others. They start at the word's present meaning. 0: none.",
+    "that the text encoder can't tell from others. They start at the word's own tokens, at the first ones where it has "
+    "more. 0: none.",
     0,
     32,
 ).optional()
 
 
-def begun(clip, near: str, count: int) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """(vectors [count, width] by encoder, begun at the rows of a near word; the rms of each encoder's table)."""
+def begun(clip, near: str, count: int, whole: bool = True) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """(vectors [count, width] by encoder, begun at the rows of a near word; the rms of each encoder's table).
+
+    whole: refuse a near word of more tokens than `count` (as the authors' and diffusers' code); else its first ones are
+    taken. ValueError for an empty near word."""
     ids, new, sizes = tuning.word_tokens(clip, near), {}, {}
     comfy.load_models([clip.patcher])
     for name, encoder in tuning.encoders(clip).items():
         table, own = tuning.table(encoder), ids[name]
         if not own:
             raise ValueError("The start word is empty: name something near to the new word, such as its class.")
+        if len(own) > count and whole:
+            raise ValueError(
+                f"The start word {near!r} has {len(own)} tokens, and the new word {count}: raise vectors to "
+                f"{len(own)}, or take a shorter start word."
+            )
         with torch.no_grad():
             rows = table(torch.tensor([own], device=clip.patcher.load_device))[0]
         new[name] = start_vectors(rows, range(len(own)), count)
@@ -71,7 +80,7 @@ class OwnWord:
     def of(cls, clip, word: str, count: int, texts: Iterable[str]) -> OwnWord:
         """Begun as the text encoder reads the word now. Refuses like `tuning.tokens_with_word`."""
         own = tuning.own_ids(count)
-        return cls(clip, own, *begun(clip, word, count), tokens_of(clip, texts, word, own))
+        return cls(clip, own, *begun(clip, word, count, whole=False), tokens_of(clip, texts, word, own))
 
     def parameters(self) -> dict[str, Tensor]:
         return {PREFIX + name: value for name, value in self.vectors.items()}

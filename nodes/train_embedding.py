@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from ..engine import comfy, folders, training, tuning
+from ..engine import folders, training, tuning
 from ..engine.streamed import settled
 from ..engine.training_store import Store
 from ..samplers.tuning.loop import Loop, Settings
-from ..samplers.tuning.objective import HeldOut, denoising_step
+from ..samplers.tuning.objective import FixedLoss, denoising_step
 from ..samplers.tuning.textual_inversion import PRESETS, rms
 from .base import MODEL, TRAINING_SEED, Box, Float, Int, Output, Text
 from .own_word import begun, namesakes, tokens_of
@@ -19,7 +21,7 @@ from .tuning_inputs import (
     CHECKPOINT,
     CLIP,
     DROPOUT,
-    HELD_OUT,
+    FIXED_DRAWS,
     LEVELS,
     LOOK_EVERY,
     LOSS_OUTPUTS,
@@ -55,7 +57,12 @@ class TrainEmbedding(Box):
         PICTURES,
         Text("word", "sks", "What stands for the new word in the captions; it must stand in every one."),
         Text("start_word", "dog", "A word that is near: the new one begins as it."),
-        preset_choice(PRESETS, "paper", "A published way to train; what stands at 0 below is taken from it."),
+        preset_choice(
+            PRESETS,
+            "authors, SD 1",
+            "A published way to train; what stands at 0 below is taken from it. Paper: its rate belongs to the text "
+            "encoder of the paper's own model.",
+        ),
         TRAIN_STEPS,
         Float(
             "learning_rate",
@@ -117,7 +124,7 @@ class TrainEmbedding(Box):
         own = tuning.own_ids(count)
         prompt = sample_prompt or pictures.captions[0]
         tokens = tokens_of(clip, dict.fromkeys([*pictures.captions, "", prompt]), word, own)
-        captions = {text: comfy.encode(clip, text) for text in tokens}
+        captions = tuning.captions_of(model, clip, tokens)
         new, sizes = begun(clip, start_word, count)
         first = next(iter(new))
         settings = Settings(
@@ -127,7 +134,12 @@ class TrainEmbedding(Box):
             weight_decay=way.weight_decay,
             loss_scale=training.loss_scale(model),
         )
-        loop = Loop(new, settings, training_seed, {name: size / sizes[first] for name, size in sizes.items()})
+        loop = Loop(
+            new,
+            replace(settings, fixed_every=sample_every),
+            training_seed,
+            {name: size / sizes[first] for name, size in sizes.items()},
+        )
         objective = objective_of(model, loss_weight)
         drawn = training.levels_of(model, levels)
         key = training_key(
@@ -156,7 +168,7 @@ class TrainEmbedding(Box):
             attached=lambda: tuning.word_attached(clip, own, loop.parameters),
             clip=clip,
             encode=lambda text: tuning.encode(clip, tokens[text]),
-            held_out=HeldOut.of(examples, drawn, HELD_OUT),
+            fixed_loss=FixedLoss.of(examples, drawn, FIXED_DRAWS),
             objective=objective,
             look=training.Look(prompt, sample_every, training_seed),
             draw=preview(loop, vae),

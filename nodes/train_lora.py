@@ -12,7 +12,7 @@ from ..engine.tuning_set import exchanged
 from ..samplers.tuning import lora
 from ..samplers.tuning.dreambooth import PRESETS, Preset, dreambooth_step
 from ..samplers.tuning.loop import Loop, Settings
-from ..samplers.tuning.objective import HeldOut, Objective
+from ..samplers.tuning.objective import FixedLoss, Objective
 from .base import MODEL, TRAINING_SEED, Box, Choice, Float, Output, Socket, Text
 from .own_word import VECTORS, OwnWord, namesakes
 from .report import text_result
@@ -22,7 +22,7 @@ from .tuning_inputs import (
     CHECKPOINT,
     CLIP,
     DROPOUT,
-    HELD_OUT,
+    FIXED_DRAWS,
     LEVELS,
     LOOK_EVERY,
     LOSS_OUTPUTS,
@@ -200,7 +200,10 @@ class TrainLora(Box):
             pictures, word = pictures.with_word(word, learned_word), learned_word.strip()
         for folder in ("loras", *(("embeddings",) if word_vectors else ())):
             folders.model_file(folder, file_name)  # refused before any work
-        where, text_where = weights.layers(model, way.targets), weights.text_layers(clip) if way.text_lr else {}
+        where, text_where = (
+            weights.layers(model, way.targets),
+            weights.text_layers(clip, way.text_targets) if way.text_lr else {},
+        )
         start = (way.rank, way.alpha, way.init)
         factors = lora.low_rank_all(where.items(), *start, seed=training_seed, device=model.load_device)
         factors |= lora.low_rank_all(text_where.items(), *start, seed=training_seed, device=clip.patcher.load_device)
@@ -215,13 +218,18 @@ class TrainLora(Box):
         taught = dict.fromkeys([*pictures.texts(), *(used.texts() if used else [])])
         texts = [*taught, sample_prompt]
         own = OwnWord.of(clip, word, word_vectors, texts) if word_vectors else None
-        captions = {text: comfy.encode(clip, text) for text in texts}
+        captions = tuning.captions_of(model, clip, texts)
         settings = settings_of(way, training.loss_scale(model))
         rates = {"lora_te": way.text_lr / way.lr} if way.text_lr else {}
         if way.rest != 1:
-            rates |= {f"{name}.": way.rest for name in where.keys() - weights.layers(model, "attention").keys()}
+            rates |= {f"{name}.": way.rest for name in where.keys() - weights.attention_outputs(model)}
         rates |= own.rates(way.lr) if own else {}
-        loop = Loop(lora.parameters(factors) | (own.parameters() if own else {}), settings, training_seed, rates)
+        loop = Loop(
+            lora.parameters(factors) | (own.parameters() if own else {}),
+            replace(settings, fixed_every=sample_every),
+            training_seed,
+            rates,
+        )
         objective = Objective(comfy.process_of(model), weight_of(model, way, loss_weight))
         drawn = training.levels_of(model, levels)
         key = training_key(
@@ -237,7 +245,7 @@ class TrainLora(Box):
         store, began_at = Store(key), 0
         began_at = store.resume(loop)
         examples, of_class = pictures.examples(model), used.examples(model) if used else None
-        held = HeldOut.of(examples, drawn, HELD_OUT)
+        held = FixedLoss.of(examples, drawn, FIXED_DRAWS)
 
         def step(net, device):
             return dreambooth_step(
@@ -287,7 +295,7 @@ class TrainLora(Box):
             attached=attached,
             clip=clip if of_text else None,
             encode=encode if of_text else None,
-            held_out=held,
+            fixed_loss=held,
             objective=objective,
             look=training.Look(sample_prompt or pictures.captions[0], sample_every, training_seed),
             draw=preview(loop, vae),

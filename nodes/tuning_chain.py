@@ -12,7 +12,7 @@ from torch import Tensor
 from ..engine import files
 from ..engine.comfy import check_latent, load_models
 from ..engine.fingerprint import networks
-from ..engine.gradients import bring, grad_mode
+from ..engine.gradients import bring, grad_mode, short_of_memory
 from ..engine.image_text import modules_of, patchers_of
 from ..engine.streamed import settled
 from ..engine.terms import decoder
@@ -87,17 +87,19 @@ def inverted(model, positive, latent: dict, sigmas, cache: bool = True):
 
 
 @contextlib.contextmanager
-def differentiable(run, model, vae, *towers, checkpoint: bool = False):
+def differentiable(run, model, vae, *towers, checkpoint: bool = False, advice: str = "take smaller pictures."):
     """decode, from model space to pictures; network, decoder and image-text models are ready for gradients.
 
-    checkpoint: the network's blocks are computed again in backward."""
+    checkpoint: the network's blocks are computed again in backward. ValueError with the advice where the device's
+    memory runs out."""
     vae = settled(vae)
     patchers = [vae.patcher, *(p for tower in towers for p in patchers_of(tower))]
     load_models([run.patcher, *patchers])
     decode = decoder(model, vae)
     modules = [m for tower in towers for m in modules_of(tower)]
     bring(run.device, patchers, modules)
-    with run.gradients(checkpoint), grad_mode(vae.first_stage_model, *modules):
+    told = short_of_memory(f"the gradient through the network: {advice}")
+    with run.gradients(checkpoint), grad_mode(vae.first_stage_model, *modules), told:
         yield decode
 
 

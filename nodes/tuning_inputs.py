@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +24,7 @@ PRESET, OWN = "as the preset", "the model's own"
 CATEGORY = "NullText/tuning"
 TRAINING = "nulltext_training"  # the metadata entry that names a training: its own file may be written anew
 
-HELD_OUT = 16  #: fixed (picture, level, noise) triples on which the held-out loss is measured
+FIXED_DRAWS = 16  #: fixed (picture, level, noise) triples on which the fixed loss is measured
 
 PICTURES = Socket("pictures", "TUNING_SET", "The pictures to learn, from Tuning Pictures.")
 CLIP = Socket("clip", "CLIP", "Encodes the captions.")
@@ -91,14 +92,12 @@ def unkept(key: str | None) -> list[str]:
 
 
 def loss_figure(loop: Loop, title: str = "loss of each step, and on fixed pictures, levels and noises") -> Tensor:
-    """IMAGE of the curve: the mean over neighbours, and the held-out loss where it was measured."""
+    """IMAGE of the curve: the mean over neighbours, and the fixed loss, straight between where it was measured."""
     steps, values = [s for s, _ in loop.curve], [v for _, v in loop.curve]
     steps, smooth = [0, *steps], [float("nan"), *smoothed(values)]
-    held, last = [], float("nan")
-    for step in steps:
-        last = loop.held.get(step, last)
-        held.append(last)
-    lines = {"loss": smooth} | ({"held-out": held} if loop.held else {})
+    at = sorted(loop.fixed)
+    straight = np.interp(steps, at, [loop.fixed[n] for n in at], right=float("nan")).tolist() if at else []
+    lines = {"loss": smooth} | ({"on fixed levels and noises": straight} if at else {})
     return line_chart(title, lines, steps, height=220)
 
 
@@ -144,7 +143,7 @@ def shown(vae, outcome: Outcome, figure: Tensor) -> dict[str, list]:
 
 
 def training_line(loop: Loop, outcome: Outcome, began_at: int) -> str:
-    """What was done, how long it took, and the held-out loss before and after."""
+    """What was done, how long it took, and the fixed loss before and after."""
     if outcome.stopped:
         return f"Notice: {outcome.stopped}"
     if not outcome.made:
@@ -154,9 +153,9 @@ def training_line(loop: Loop, outcome: Outcome, began_at: int) -> str:
         f"Trained {outcome.made} steps in {duration(outcome.seconds)} "
         f"({outcome.seconds / outcome.made:.2f} s each){went_on}."
     )
-    if loop.held:
-        first, last = loop.held[min(loop.held)], loop.held[max(loop.held)]
-        said += f" Held-out loss {first:.4g} before, {last:.4g} after."
+    if loop.fixed:
+        first, last = loop.fixed[min(loop.fixed)], loop.fixed[max(loop.fixed)]
+        said += f" Loss on fixed levels and noises {first:.4g} before, {last:.4g} after."
     if outcome.memory is not None:
         said += f" About {outcome.memory / 1e9:.1f} GB of memory, told before the start."
     if outcome.again:

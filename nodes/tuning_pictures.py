@@ -100,6 +100,8 @@ class PriorPictures(Box):
             raise ValueError("The class prompt is empty: say what kind of thing the subject is, 'a photo of a dog'.")
         captions = [prompts[i % len(prompts)] for i in range(count)]
         conds = {text: comfy.encode(clip, text) for text in dict.fromkeys([*prompts, negative_prompt])}
+        own_guidance = cfg != 1 and comfy.embeds_guidance(model)
+        cfg = 1.0 if own_guidance else cfg
         size = tuple(comfy.fitted(model, comfy.empty_latent(1, height, width))["samples"].shape[1:])
         told = (conds, captions, negative_prompt, size, training_seed, steps, cfg)
         key = files.cache_key(model, fingerprint(model), "prior", *told)
@@ -111,9 +113,10 @@ class PriorPictures(Box):
         names = tuple(f"prior picture {i + 1}" for i in range(count))
         made = TuningSet(tuple(latents), tuple(captions), (None,) * count, names)
         how = "Found in the cache" if found else f"Drew {steps} steps each"
-        return text_result(
-            f"{count} prior pictures of {len(prompts)} prompt(s). {how}.", made, {"samples": latents.clone()}
-        )
+        text = f"{count} prior pictures of {len(prompts)} prompt(s). {how}."
+        if own_guidance:
+            text += " Notice: this model has its guidance inside, so they are drawn at cfg 1."
+        return text_result(text, made, {"samples": latents.clone()})
 
     @staticmethod
     def _draw(model, conds, captions, negative, size, seed, steps, cfg, batch):

@@ -60,7 +60,8 @@ class Preset:
     """A published way to train, as data. lr: of the network's factors; text_lr: of the text encoder's, 0: not trained.
 
     prior_pictures: how many pictures of the class; 0: none. init: a name of `lora.INITS`. alpha None: the rank.
-    targets: a name of the choice of layers. rest: factor on lr for layers outside attention."""
+    targets, text_targets: names of the choices of layers. rest: factor on lr for all layers but the last one of each
+    attention (to_out)."""
 
     steps: int
     lr: float
@@ -73,6 +74,7 @@ class Preset:
     alpha: float | None = None
     init: str = "diffusers"
     targets: str = "attention"
+    text_targets: str = "attention"
     weight: str = "eps"
     optimiser: str = "AdamW"
     weight_decay: float = 0.01
@@ -85,14 +87,18 @@ class Preset:
 
 #: "paper": its steps and prior on factors of everything; its rate, 5e-6 on Stable Diffusion, is one of whole weights
 #: and the factors take the 1e-4 that diffusers advises. "diffusers": train_dreambooth_lora.py with its README's rate.
-#: "kohya": sd-scripts' networks.lora as its documentation trains it. "UniTune": the paper's steps, rate and batch.
-#: "UniTune code": the unofficial implementation's (xuduo35), attention first.
+#: "kohya": the defaults of sd-scripts' networks.lora at its documentation's rate; its text part has the encoder's
+#: feed-forward layers, too. "UniTune": the paper's steps, rate and batch.
+#: "UniTune code": the unofficial implementation's (xuduo35), whose full rate is that of each attention's to_out alone
+#: (its README says: of the cross-attention), its text encoder frozen.
 PRESETS = {
     "paper": Preset(
         steps=1000, lr=1e-4, text_lr=1e-4, prior_pictures=1000, rank=8, targets="all linear and conv", clip=0.0
     ),
     "diffusers": Preset(steps=500, lr=1e-4),
-    "kohya": Preset(steps=1600, lr=1e-4, text_lr=1e-4, alpha=1.0, init="kohya", targets="transformers"),
+    "kohya": Preset(
+        steps=1600, lr=1e-4, text_lr=1e-4, alpha=1.0, init="kohya", targets="transformers", text_targets="attention+ff"
+    ),
     "UniTune": Preset(
         steps=128, lr=1e-4, batch=4, prior_weight=0.0, prior_pictures=0, rank=8, targets="all linear and conv"
     ),

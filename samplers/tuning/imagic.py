@@ -7,7 +7,8 @@
 eta 0 gives the picture back, about .6 to .8 edits it. Departures: part 2 trains low-rank factors, not the network, so
 they have a strength, and may be left out above or below a sigma: what helps where part 2 holds the picture so tight
 that no eta moves it, which is the technique's known failure. The rate of part 1 may be said relative to the
-embedding's rms.
+embedding's rms. Where a network reads a pooled vector, too (SDXL, Flux), part 1 leaves it the target's. The gradient's
+norm is held at 1, which the notebook does not.
 """
 
 from __future__ import annotations

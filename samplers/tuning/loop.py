@@ -29,6 +29,8 @@ _SMALLEST_SCALE = 1.0
 _BESIDE_BYTES = 2**30
 #: times as long as it took, until something large is copied or saved again
 PAUSE = 20
+#: steps without an overflow after which a lowered loss scale is doubled
+GROWTH = 2000
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what torch's optimisers of `OPTIMISERS` keep of each tensor
 
 
@@ -40,8 +42,9 @@ class Settings:
     (1, as the common training scripts; the first code of textual inversion and of ControlNet does not clip).
     warmup: steps over which the rate rises from 0. ema: decay of a running mean of what is trained, 0: none; it starts
     faster, min(ema, (1 + i)/(10 + i)). factor, every: a geometric rate is multiplied by factor after every so many
-    steps. held_out_every: steps between two held-out losses; 0: before and after only.
-    loss_scale: above 1 for a net that computes in fp16, whose small gradients vanish otherwise; halved on overflow."""
+    steps. fixed_every: steps between two measurements of the fixed loss; 0: before and after only.
+    loss_scale: above 1 for a net that computes in fp16, whose small gradients vanish otherwise; halved on overflow,
+    and doubled again, up to this, after every `GROWTH` steps without one (torch's GradScaler has no upper bound)."""
 
     steps: int = 500
     lr: float = 1e-4
@@ -55,7 +58,7 @@ class Settings:
     factor: float = 1.0
     every: int = 1
     ema: float = 0.0
-    held_out_every: int = 0
+    fixed_every: int = 0
     loss_scale: float = 1.0
 
     def __post_init__(self):
@@ -63,8 +66,8 @@ class Settings:
             raise ValueError(f"There is no optimiser {self.optimiser!r}: choose one of {', '.join(OPTIMISERS)}.")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"There is no schedule {self.schedule!r}: choose one of {', '.join(SCHEDULES)}.")
-        if self.steps < 0 or self.accumulate < 1 or self.warmup < 0 or self.held_out_every < 0:
-            raise ValueError("steps, warm-up and held-out steps can't be below 0, nor accumulation below 1.")
+        if self.steps < 0 or self.accumulate < 1 or self.warmup < 0 or self.fixed_every < 0:
+            raise ValueError("steps, warm-up and fixed-loss steps can't be below 0, nor accumulation below 1.")
         if not self.factor > 0 or self.every < 1:
             raise ValueError("A geometric rate needs a factor above 0 and at least 1 step between two changes.")
         if not self.lr > 0 or not 0 <= self.ema < 1 or self.clip < 0 or self.loss_scale < 1:
@@ -91,13 +94,13 @@ class NotFinite(ArithmeticError):
 class Report:
     """One optimiser step done. losses: the mean over its batches of all that `step` named, "loss" among them.
 
-    held_out: the latest held-out loss, None before the first. seconds: of this step. norm: of the gradient before
+    fixed_loss: the latest fixed loss, None before the first. seconds: of this step. norm: of the gradient before
     clipping."""
 
     step: int
     steps: int
     losses: dict[str, float]
-    held_out: float | None
+    fixed_loss: float | None
     rate: float
     norm: float
     seconds: float
@@ -116,6 +119,7 @@ class _Moment:
     generator: Tensor
     curve: int
     scale: float
+    since: int
 
 
 @dataclass(eq=False)
@@ -123,7 +127,7 @@ class Loop:
     """A training run over `parameters` by name (ordinary leaf tensors, floating point).
 
     rates: factor on the learning rate for names that begin with a key, the longest key wins (1 elsewhere).
-    step: optimiser steps done. curve: (step, loss) of each. held: held-out loss by step. The caller's tensors are
+    step: optimiser steps done. curve: (step, loss) of each. fixed: fixed loss by step. The caller's tensors are
     trained in place. ValueError for tensors made in inference mode, which have no gradients."""
 
     parameters: Mapping[str, Tensor]
@@ -154,8 +158,8 @@ class Loop:
         )
         self.generator = torch.Generator("cpu").manual_seed(self.seed)
         self.average = {n: p.detach().clone() for n, p in self.parameters.items()} if s.ema else {}
-        self.step, self.curve, self.held = 0, [], {}
-        self.scale = s.loss_scale
+        self.step, self.curve, self.fixed = 0, [], {}
+        self.scale, self.since = s.loss_scale, 0  #: since: steps since the scale was changed
         self._good: _Moment | None = None
         self._far, self._due = self._changed() > _BESIDE_BYTES, 0.0  # copies lie in main memory; when the next is made
 
@@ -166,31 +170,31 @@ class Loop:
         step: Step,
         *,
         until: int | None = None,
-        held_out: Callable[[], float] | None = None,
+        fixed_loss: Callable[[], float] | None = None,
         on_step: Callable[[Report], bool | None] | None = None,
         tick: Callable[[], None] | None = None,
     ) -> None:
         """Train up to `until` optimiser steps (all of them by default).
 
         step(generator) -> {"loss": 0-d, ...} is called `accumulate` times a step and takes every random number from
-        that generator. held_out() -> the held-out loss, asked before, after and every `held_out_every` steps.
+        that generator. fixed_loss() -> the fixed loss, asked before, after and every `fixed_every` steps.
         on_step(report) after each step; True ends the run. tick() before each call of `step`: what it raises
         interrupts. Raises NotFinite for a NaN or infinite loss or gradient, with the last good state in place."""
         last = self.settings.steps if until is None else min(until, self.settings.steps)
         with torch.inference_mode(False), torch.enable_grad():
-            self._measure(held_out)
+            self._measure(fixed_loss)
             while self.step < last:
-                report = self._one(step, tick, held_out)
+                report = self._one(step, tick, fixed_loss)
                 if report is not None and on_step is not None and on_step(report):
                     break
 
-    def _measure(self, held_out) -> None:
-        every = self.settings.held_out_every
+    def _measure(self, fixed_loss) -> None:
+        every = self.settings.fixed_every
         due = self.step in (0, self.settings.steps) or every and self.step % every == 0
-        if held_out is not None and due and self.step not in self.held:
-            self.held[self.step] = float(held_out())
+        if fixed_loss is not None and due and self.step not in self.fixed:
+            self.fixed[self.step] = float(fixed_loss())
 
-    def _one(self, step, tick, held_out) -> Report | None:
+    def _one(self, step, tick, fixed_loss) -> Report | None:
         """One optimiser step; None where only the loss scale was halved."""
         begun, before = time.perf_counter(), self.generator.get_state()
         try:
@@ -218,9 +222,12 @@ class Loop:
         finally:
             self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
+        self.since += 1
+        if self.since >= GROWTH and self.scale < self.settings.loss_scale:
+            self.scale, self.since = self.scale * 2, 0
         self.curve.append((self.step, losses["loss"]))
-        self._measure(held_out)
-        latest = self.held[max(self.held)] if self.held else None
+        self._measure(fixed_loss)
+        latest = self.fixed[max(self.fixed)] if self.fixed else None
         return Report(self.step, self.settings.steps, losses, latest, rate, norm, time.perf_counter() - begun)
 
     def _gradients(self, step, tick) -> dict[str, float]:
@@ -243,14 +250,15 @@ class Loop:
     def _not_finite(self, loss: float, before: Tensor) -> None:
         self.optimiser.zero_grad(set_to_none=True)
         if math.isfinite(loss) and self.scale / 2 >= _SMALLEST_SCALE:
-            self.scale /= 2
+            self.scale, self.since = self.scale / 2, 0
             return
         at = self.step + 1
         self.generator.set_state(before)
         if not math.isfinite(loss) and self._good is not None:
             self._back_to(self._good)  # the loss is taken before the update: the update before this one broke it
+        what = "gradient" if math.isfinite(loss) else "loss"
         raise NotFinite(
-            f"The loss of step {at} is not finite: lower the learning rate. "
+            f"The {what} of step {at} is not finite: lower the learning rate. "
             f"What was trained by step {self.step} is kept."
         )
 
@@ -299,7 +307,7 @@ class Loop:
         for device in {v.device for v in now.values()}:  # each device's in one go
             names = [k for k, v in now.items() if v.device == device]
             torch._foreach_copy_([kept[k] for k in names], [now[k] for k in names])
-        self._good = _Moment(self.step, kept, generator, len(self.curve), self.scale)
+        self._good = _Moment(self.step, kept, generator, len(self.curve), self.scale, self.since)
         if self._far:
             ended = time.perf_counter()
             self._due = ended + PAUSE * (ended - begun)
@@ -317,9 +325,9 @@ class Loop:
                 self.optimiser.state[p] = inner
         for name, own in self.average.items():
             own.copy_(moment.tensors[f"average/{name}"])
-        self.step, self.scale = moment.step, moment.scale
+        self.step, self.scale, self.since = moment.step, moment.scale, moment.since
         del self.curve[moment.curve :]
-        self.held = {at: value for at, value in self.held.items() if at <= self.step}
+        self.fixed = {at: value for at, value in self.fixed.items() if at <= self.step}
         self.generator.set_state(moment.generator)
 
     def state(self, over: Mapping[str, Tensor] | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -328,9 +336,9 @@ class Loop:
         over: the tensors of an earlier state that nobody needs any more; they are written over where they fit."""
         tensors = {"generator": self.generator.get_state(), **self._tensors()}
         tensors["curve"] = torch.tensor(self.curve, dtype=torch.float64).reshape(-1, 2)
-        tensors["held"] = torch.tensor(list(self.held.items()), dtype=torch.float64).reshape(-1, 2)
+        tensors["fixed"] = torch.tensor(list(self.fixed.items()), dtype=torch.float64).reshape(-1, 2)
         strings = {"format": FORMAT, "version": VERSION, "step": str(self.step), "loss_scale": repr(self.scale)}
-        strings["settings"] = json.dumps(asdict(self.settings))
+        strings |= {"since": str(self.since), "settings": json.dumps(asdict(self.settings))}
         kept = over or {}
         return {
             k: kept[k].copy_(v) if k in kept and kept[k].shape == v.shape else v.detach().cpu().contiguous().clone()
@@ -338,18 +346,20 @@ class Loop:
         }, strings
 
     @staticmethod
-    def _numbers(tensors: Mapping[str, Tensor], strings: Mapping[str, str]) -> tuple[dict, int, float]:
-        """(settings, step, loss scale) of a state, its small tensors of the right form. ValueError otherwise."""
+    def _numbers(tensors: Mapping[str, Tensor], strings: Mapping[str, str]) -> tuple[dict, int, float, int]:
+        """(settings, step, loss scale, steps with it) of a state whose small tensors have the right form. ValueError
+        otherwise."""
         try:
-            told = Fields({k: parsed(strings.get(k), k) for k in ("settings", "step", "loss_scale")})
+            told = Fields({k: parsed(strings.get(k), k) for k in ("settings", "step", "loss_scale", "since")})
             settings = Fields(told.values["settings"], "settings")
             settings.text("optimiser"), settings.number("ema", 0, 1)
             check_tensors({k: v for k, v in tensors.items() if k != "generator"})
-            shapes = [(tensors[k].ndim, tensors[k].shape[-1]) for k in ("curve", "held")]
+            shapes = [(tensors[k].ndim, tensors[k].shape[-1]) for k in ("curve", "fixed")]
             if shapes != [(2, 2), (2, 2)] or tensors["generator"].dtype != torch.uint8:
                 raise Unsound("its curve is damaged")
             torch.Generator().set_state(tensors["generator"].clone())
-            return settings.values, told.whole("step", 0, 10**9), told.number("loss_scale", 0)
+            numbers = told.whole("step", 0, 10**9), told.number("loss_scale", 0), told.whole("since", 0, 10**9)
+            return settings.values, *numbers
         except (Unsound, KeyError, RuntimeError, TypeError) as error:
             raise ValueError(f"The saved training is damaged ({error}): begin a new one.") from None
 
@@ -361,7 +371,7 @@ class Loop:
         ValueError, before anything changes, for a state of other parameters or of another optimiser."""
         if strings.get("format") != FORMAT or strings.get("version") != VERSION:
             raise ValueError("This is no saved training of this version: begin a new one.")
-        settings, step, scale = self._numbers(tensors, strings)
+        settings, step, scale, since = self._numbers(tensors, strings)
         saved = {k.removeprefix("value/"): v for k, v in tensors.items() if k.startswith("value/")}
         if settings["optimiser"] != self.settings.optimiser or bool(settings["ema"]) != bool(self.settings.ema):
             raise ValueError("The saved training has another optimiser or running mean: set those, or begin a new one.")
@@ -379,9 +389,9 @@ class Loop:
         for name, own in self.average.items():
             own.copy_(tensors[f"average/{name}"])
         self.generator.set_state(tensors["generator"].clone())
-        self.step, self.scale = step, scale
+        self.step, self.scale, self.since = step, scale, since
         self.curve = [(int(at), float(loss)) for at, loss in tensors["curve"].tolist()]
-        self.held = {int(at): float(loss) for at, loss in tensors["held"].tolist()}
+        self.fixed = {int(at): float(loss) for at, loss in tensors["fixed"].tolist()}
         self._good = None
 
     def save(self, path: Path | str, **strings: str) -> None:

@@ -248,15 +248,14 @@ def denoising_step(
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """Fixed (picture, level, noise) triples: their mean loss is a number that falls when the net gets better.
-
-    The training loss jumps with every level drawn; this does not."""
+class FixedLoss:
+    """The mean loss of fixed (picture, level, noise) triples. The training loss jumps with every level drawn; this does
+    not. Its pictures are those of the training, so it falls while they are learnt by heart, too: no validation."""
 
     batches: tuple[Batch, ...]
 
     @classmethod
-    def of(cls, examples: Examples, levels: Levels, count: int = 16, seed: int = 0, size: int = 4) -> HeldOut:
+    def of(cls, examples: Examples, levels: Levels, count: int = 16, seed: int = 0, size: int = 4) -> FixedLoss:
         """`count` triples at evenly spread quantiles of the levels, pictures in turn, noises by a generator of its own;
         at most `size` rows a call."""
         generator = torch.Generator("cpu").manual_seed(seed)

@@ -63,9 +63,12 @@ class Preset:
     weight_decay: float = 0.01
 
 
-#: "paper" (section 4): 5000 steps of 2 devices with 4 pictures each at 5e-3 times both, .04; here of 8 pictures.
+#: "authors, SD 1": their code's configuration for Stable Diffusion (v1-finetune.yaml), 5e-3 times a batch of 2.
+#: "paper" (section 4): 5000 steps of 2 devices with 4 pictures each at 5e-3 times both, .04; here of 8 pictures. It is
+#: a rate for the text encoder of the paper's own model, which is no CLIP: four times theirs for Stable Diffusion.
 #: "diffusers": the README's 5e-4, times batch 1 and accumulation 4; here a batch of 4.
 PRESETS = {
+    "authors, SD 1": Preset(steps=6100, relative_lr=2 * 5e-3 / 0.014, batch=2),
     "paper": Preset(steps=5000, relative_lr=8 * 5e-3 / 0.014, batch=8),
     "diffusers": Preset(steps=3000, relative_lr=4 * 5e-4 / 0.014, batch=4),
 }

@@ -231,7 +231,9 @@ def test_networks_that_edits_cannot_reach_are_refused(tiny):
         class model:
             diffusion_model = torch.nn.Linear(1, 1)
 
-    with pytest.raises(ValueError, match=r"SD1, SD2 and SDXL.*SD3, Flux, FLUX.2, Chroma.* and Z-Image; not on .*Linear"):
+    with pytest.raises(
+        ValueError, match=r"SD1, SD2 and SDXL.*SD3, Flux, FLUX.2, Chroma.* and Z-Image; not on .*Linear"
+    ):
         attach(Other(), [])
 
 

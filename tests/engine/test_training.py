@@ -11,7 +11,7 @@ from nulltext.engine import training, training_memory, tuning, weights
 from nulltext.engine.run import sample_with
 from nulltext.samplers.tuning import lora
 from nulltext.samplers.tuning.loop import Loop, Report, Settings
-from nulltext.samplers.tuning.objective import Examples, HeldOut, Objective, denoising_step
+from nulltext.samplers.tuning.objective import Examples, FixedLoss, Objective, denoising_step
 
 SIGMAS = torch.tensor([5.0, 1.0, 0.0])
 
@@ -139,13 +139,13 @@ def test_a_run_trains_factors_and_nothing_else(make_model, make_condition, kind,
             conds,
             sizes[0],
             attached=lambda: weights.attached(where, factors),
-            held_out=HeldOut.of(examples, levels, 4),
+            fixed_loss=FixedLoss.of(examples, levels, 4),
             objective=objective,
             look=training.Look("a", 1, steps=2),
             checkpoint=checkpoint,
         )
-    assert out.made == 2 and not out.stopped and set(loop.held) == {0, 2}
-    assert loop.held[0] != loop.held[2] and [step for step, _ in out.looks] == [1, 2]
+    assert out.made == 2 and not out.stopped and set(loop.fixed) == {0, 2}
+    assert loop.fixed[0] != loop.fixed[2] and [step for step, _ in out.looks] == [1, 2]
     assert not torch.equal(out.looks[0][1], out.looks[1][1])
     moved = [name for name, f in factors.items() if f.up.abs().max() > 0]
     assert len(moved) >= 0.9 * len(factors)

@@ -10,7 +10,7 @@ from nulltext.engine.tuning import Caption, caption_net, training, with_trained_
 from nulltext.samplers.core import FLOW, VE
 from nulltext.samplers.tuning import lora
 from nulltext.samplers.tuning.loop import Loop, Settings
-from nulltext.samplers.tuning.objective import Examples, HeldOut, Levels, Objective, denoising_step
+from nulltext.samplers.tuning.objective import Examples, FixedLoss, Levels, Objective, denoising_step
 from nulltext.tests import stand_ins
 
 SIGMAS = torch.tensor([5.0, 1.0, 0.0])
@@ -141,7 +141,7 @@ def test_every_row_tells_the_size_of_its_own_pictures(engine):
         watch.remove()
 
 
-def test_training_on_captions_lowers_the_held_out_loss(model, conds, latent):
+def test_training_on_captions_lowers_the_fixed_loss_loss(model, conds, latent):
     """Pictures of two sizes with captions of two lengths, one of them dropped now and then."""
 
     def body(run):
@@ -158,11 +158,11 @@ def test_training_on_captions_lowers_the_held_out_loss(model, conds, latent):
         where = weights.layers(run.patcher)
         factors = lora.low_rank_all(where.items(), 4, seed=0)
         loop = Loop(lora.parameters(factors), Settings(steps=15, lr=0.02, loss_scale=loss_scale(model)))
-        held = HeldOut.of(examples, levels, count=6)
+        held = FixedLoss.of(examples, levels, count=6)
         with training(run), weights.attached(where, factors):
             step = denoising_step(net, examples, objective, levels, 2, dropout=0.2)
-            loop.run(step, held_out=lambda: held.loss(net, objective))
-        assert loop.held[15] < 0.97 * loop.held[0] and process in (VE, FLOW)
+            loop.run(step, fixed_loss=lambda: held.loss(net, objective))
+        assert loop.fixed[15] < 0.97 * loop.fixed[0] and process in (VE, FLOW)
 
     run_in(model, conds, latent, body)
 

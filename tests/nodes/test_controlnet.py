@@ -120,7 +120,7 @@ def test_what_trains_is_what_the_loader_draws(engine, parts):
     """The loss through the live weights is the loss through core's own object: one more step of rate ~0 sees it."""
     first = trained(parts, made(parts))
     control = first["result"][0]
-    held = lambda result: float(result["ui"]["text"][0].split("Held-out loss ")[1].split(" ")[0])  # noqa: E731
+    held = lambda result: float(result["ui"]["text"][0].split("fixed levels and noises ")[1].split(" ")[0])  # noqa: E731
     after = float(first["ui"]["text"][0].split("before, ")[1].split(" after")[0])
     assert held(trained(parts, control, steps=1, learning_rate=1e-7)) == pytest.approx(after, rel=1e-3)
 

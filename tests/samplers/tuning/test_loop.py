@@ -8,7 +8,7 @@ from nulltext.samplers.tuning import loop as loop_module
 from nulltext.samplers.tuning.loop import Loop, NotFinite, Settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
-PLAN = Settings(steps=12, lr=0.05, warmup=3, schedule="cosine", ema=0.9, accumulate=2, held_out_every=4)
+PLAN = Settings(steps=12, lr=0.05, warmup=3, schedule="cosine", ema=0.9, accumulate=2, fixed_every=4)
 
 
 def weights():
@@ -51,14 +51,14 @@ def assert_same(one, other):
 def test_stop_and_resume_give_the_bits_of_an_uninterrupted_run(tmp_path, optimiser, stop):
     plan = dataclasses.replace(PLAN, optimiser=optimiser)
     whole, first, second = make(plan), make(plan), make(plan, seed=99)
-    whole.run(step_of(whole), held_out=held(whole))
-    first.run(step_of(first), until=stop, held_out=held(first))
+    whole.run(step_of(whole), fixed_loss=held(whole))
+    first.run(step_of(first), until=stop, fixed_loss=held(first))
     first.save(tmp_path / "state.safetensors", note="five pictures")
     with torch.inference_mode():  # as a node would
         assert second.load(tmp_path / "state.safetensors")["note"] == "five pictures"
-    second.run(step_of(second), held_out=held(second))
+    second.run(step_of(second), fixed_loss=held(second))
     assert_same(whole, second)
-    assert whole.step == 12 and sorted(whole.held) == [0, 4, 8, 12] and len(whole.curve) == 12
+    assert whole.step == 12 and sorted(whole.fixed) == [0, 4, 8, 12] and len(whole.curve) == 12
 
 
 @pytest.mark.parametrize("call", [1, 2, 4, 5])
@@ -75,18 +75,18 @@ def test_an_interrupt_leaves_a_state_to_go_on_from(call):
             raise Interrupt
 
     whole, broken = make(), make()
-    whole.run(step_of(whole), held_out=held(whole))
+    whole.run(step_of(whole), fixed_loss=held(whole))
     with pytest.raises(Interrupt):
-        broken.run(step_of(broken), held_out=held(broken), tick=tick)
+        broken.run(step_of(broken), fixed_loss=held(broken), tick=tick)
     assert broken.step == (call - 1) // 2
     assert all(p.grad is None for p in broken.parameters.values())
-    broken.run(step_of(broken), held_out=held(broken))
+    broken.run(step_of(broken), fixed_loss=held(broken))
     assert_same(whole, broken)
 
 
-def test_an_interrupt_in_the_held_out_loss_loses_nothing():
+def test_an_interrupt_in_the_fixed_loss_loss_loses_nothing():
     whole, broken = make(), make()
-    whole.run(step_of(whole), held_out=held(whole))
+    whole.run(step_of(whole), fixed_loss=held(whole))
     seen = []
 
     def failing():
@@ -96,8 +96,8 @@ def test_an_interrupt_in_the_held_out_loss_loses_nothing():
         return held(broken)()
 
     with pytest.raises(KeyboardInterrupt):
-        broken.run(step_of(broken), held_out=failing)
-    broken.run(step_of(broken), held_out=held(broken))
+        broken.run(step_of(broken), fixed_loss=failing)
+    broken.run(step_of(broken), fixed_loss=held(broken))
     assert_same(whole, broken)
 
 
@@ -153,7 +153,7 @@ def test_a_second_loss_that_is_not_finite_leaves_the_state_where_the_first_one_p
         loop.run(step)
     assert_same(good, loop)
     bad.pop(0)
-    good.run(step_of(good), held_out=None)
+    good.run(step_of(good), fixed_loss=None)
     loop.run(step)
     assert_same(good, loop)
 
@@ -299,9 +299,11 @@ def test_reports_and_an_early_end():
         reports.append(report)
         return report.step == 5
 
-    loop.run(step_of(loop), held_out=held(loop), on_step=on_step)
+    loop.run(step_of(loop), fixed_loss=held(loop), on_step=on_step)
     assert [r.step for r in reports] == [1, 2, 3, 4, 5] and loop.step == 5
-    assert reports[0].held_out == loop.held[0] and reports[4].held_out == loop.held[4] == pytest.approx(loop.held[4])
+    assert reports[0].fixed_loss == loop.fixed[0] and reports[4].fixed_loss == loop.fixed[4] == pytest.approx(
+        loop.fixed[4]
+    )
     assert [(r.step, r.loss) for r in reports] == loop.curve and reports[0].losses.keys() == {"loss", "size"}
 
 
@@ -322,6 +324,52 @@ def test_an_overflow_under_loss_scaling_is_tried_again_smaller():
     loop.run(lambda g: {"loss": Narrow.apply(inner(g)["loss"])})
     assert loop.scale == 4096 and loop.step == 4
     assert loop.state()[1]["loss_scale"] == "4096.0"
+
+
+def test_a_lowered_loss_scale_is_doubled_again_after_many_good_steps(monkeypatch):
+    """One overflow at the first step; no more. The count outlives a stop, and the scale ends where it began."""
+    monkeypatch.setattr("nulltext.samplers.tuning.loop.GROWTH", 5)
+    bad = [True, True]
+
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            return g * torch.inf if bad and bad.pop() else g
+
+    def go(loop, until):
+        inner = step_of(loop)
+        loop.run(lambda g: {"loss": Once.apply(inner(g)["loss"])}, until=until)
+
+    plan = Settings(steps=20, lr=0.05, loss_scale=64.0)
+    loop = make(plan)
+    go(loop, 4)
+    assert loop.scale == 16 and loop.since == 4
+    again = make(plan)
+    again.restore(*loop.state())
+    go(again, 5)
+    assert again.scale == 32 and again.since == 0
+    go(again, 20)
+    assert again.scale == 64
+
+
+def test_a_gradient_that_is_never_finite_is_told_from_a_loss():
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            return g * torch.inf
+
+    loop = make(Settings(steps=2, lr=0.05))
+    inner = step_of(loop)
+    with pytest.raises(NotFinite, match="The gradient of step 1 is not finite"):
+        loop.run(lambda g: {"loss": Broken.apply(inner(g)["loss"])})
 
 
 def test_the_global_generator_is_not_touched():

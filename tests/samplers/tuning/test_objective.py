@@ -7,7 +7,7 @@ from nulltext.samplers.tuning.objective import (
     WEIGHTS,
     Batch,
     Examples,
-    HeldOut,
+    FixedLoss,
     Levels,
     Objective,
     batch_losses,
@@ -160,16 +160,16 @@ def test_masks_follow_their_pictures():
     assert torch.equal(joined.mask[2], torch.ones(1, 4, 4)) and joined.conditions[2] == "picture 0" and len(joined) == 3
 
 
-def test_the_held_out_loss_is_the_expectation_and_never_moves():
+def test_the_fixed_loss_loss_is_the_expectation_and_never_moves():
     """D = 0 with weight 1: mean |x0|^2 at every level; with D = x it is s^2, whose mean over the levels is known."""
     some, levels = examples(3), Levels(table=torch.tensor([1.0, 2.0, 3.0]))
-    fixed = HeldOut.of(some, levels, count=300, size=7)
+    fixed = FixedLoss.of(some, levels, count=300, size=7)
     objective = Objective(VE, "constant")
     energy = float(torch.stack(some.latents).square().mean())
     assert fixed.loss(lambda x, s, c: 0 * x, objective) == pytest.approx(energy, rel=1e-5)
     value = fixed.loss(lambda x, s, c: x, objective)
     assert value == pytest.approx(14 / 3, rel=0.05)
-    assert value == HeldOut.of(some, levels, count=300, size=7).loss(lambda x, s, c: x, objective)
+    assert value == FixedLoss.of(some, levels, count=300, size=7).loss(lambda x, s, c: x, objective)
 
 
 def test_a_step_is_the_mean_of_its_rows():
