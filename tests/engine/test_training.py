@@ -1,5 +1,6 @@
 """The training run's own parts: levels, weights and the memory that is said before the start."""
 
+import contextlib
 import gc
 import weakref
 from types import SimpleNamespace
@@ -151,6 +152,22 @@ def test_a_run_trains_factors_and_nothing_else(make_model, make_condition, kind,
     assert len(moved) >= 0.9 * len(factors)
     assert all(torch.equal(v, before[k]) for k, v in model.model.state_dict().items())
     assert not any(m._forward_hooks for m in model.model.diffusion_model.modules())
+
+
+@pytest.mark.parametrize("checkpoint, advice", [(False, "turn checkpointing on"), (True, "take a smaller batch or")])
+def test_a_device_without_room_for_a_step_says_what_to_do(make_model, make_condition, checkpoint, advice):
+    model = make_model()
+    where = weights.layers(model, "attention")
+    loop = Loop(lora.parameters(lora.low_rank_all(where.items(), 2, seed=0)), Settings(steps=1))
+
+    def step(generator):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    conds = {name: make_condition(i) for i, name in enumerate(("", "a"))}
+    with torch.inference_mode(), pytest.raises(ValueError, match=f"Not enough GPU memory for the training: {advice}"):
+        training.train(
+            model, loop, lambda *_: step, conds, (4, 8, 8), attached=contextlib.nullcontext, checkpoint=checkpoint
+        )
 
 
 @pytest.fixture
