@@ -14,7 +14,7 @@ from ...batch.engines import Server
 from .cells import CELLS
 from .graphs import FamilyGraph, LawBroken, Left
 
-STAND_INS = Path(__file__).with_name("stand_ins.py")
+STAND_INS = Path(__file__).with_name("stand_ins")
 WORKS, REFUSED, FAILS, LAW = "works", "refused", "fails", "law"
 SIZES = {"PixArt": 48}  #: latent cells a side; the engine's own PixArt divides by zero at 32 and below
 SIZE = 16
@@ -30,9 +30,8 @@ class Outcome:
 
 def plant_stand_ins(tree: Path) -> None:
     """Put the families' nodes into a server's tree, before it starts."""
-    folder = tree / "custom_nodes"
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(STAND_INS, folder / "nulltext_families.py")
+    folder = tree / "custom_nodes" / "nulltext_families"
+    shutil.copytree(STAND_INS, folder, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
 
 
 def families(infos: dict) -> list[str]:
