@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...demo import captions, scenes
@@ -13,7 +14,7 @@ from ...engine.tuning_set import TuningSet
 from ...nodes.imagic import ImagicOptimise
 from ...nodes.imagic_guider import ImagicGuider
 from ...nodes.train_lora import TrainLora
-from ...samplers.measure.metrics import psnr
+from ...samplers.measure.metrics import masked_mse, psnr, to_psnr
 from ...samplers.picture.sdedit import sdedit_sigmas
 from ..lab import decode, encode, loaded
 from .judged import IMAGIC, UNITUNE, defaults, one_object, right, through_autoencoder
@@ -75,8 +76,7 @@ def measure_unitune(i: int, quick: bool) -> dict[str, float]:
     box = ImagicGuider().run(model, told, empty, 1.0, "", 8.0, 1.0, 1.0, 0.4, lora=lora)["result"][0]
     sigmas = sdedit_sigmas(time_to_sigma(model), 0.8, 4 if quick else 30).float()
     image = decode(vae, guided(box, sigmas, latent, 5))
-    outside = torch.nn.functional.max_pool2d(masks[:, :1], 17, 1, 8) < 0.02  # a latent cell of room, and the shadow
-    error = (image - through_autoencoder(picture)).square()
-    background_psnr = -10 * torch.log10(error[outside.expand_as(error)].mean().clamp(min=1e-8))
+    region = (F.max_pool2d(masks[:, :1], 17, 1, 8) >= 0.02).float()  # a latent cell of room, and the shadow
+    background_psnr = to_psnr(masked_mse(image, through_autoencoder(picture), region).clamp(min=1e-8))
     read = right(image, after, ("place", *REST))
     return read | {"background_psnr": float(background_psnr), "psnr": float(psnr(image, picture)[0])}
