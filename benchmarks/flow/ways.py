@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import cached_property, partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...demo import nets, probe, scenes
@@ -26,7 +25,7 @@ from ...samplers.picture.disturbance_schedules import disturbance_schedule, stab
 from ...samplers.picture.repaint import network_calls, official_path, sample_repaint
 from ..edits import CEILING, Edit, judged, other_value
 from ..from_image.cartoon import drops
-from ..from_image.fill import holes, seam_and_fill
+from ..from_image.fill import holes, seam_and_fill_of
 from ..lab import Demo, some
 
 CFG = 5.0
@@ -187,13 +186,13 @@ def fill(b: Batch, truth: scenes.Scenes) -> list[dict]:
         partial(b.lab.denoise, embedding=b.lab.context(truth)), partial(b.lab.denoise, embedding=b.null[: len(z)]), 3.0
     )
     jumps = official_path(25, 5, 5)
-    pixels, original, out = F.interpolate(mask, scale_factor=8), b.lab.decode(z), [{} for _ in z]
+    out: list[dict] = [{} for _ in z]
     for name, steps, path in (("repaint", 25, jumps), ("straight", network_calls(jumps), None)):
         noise = gaussian(z, 300 + b.first)
         made = sample_repaint(
             ask, noise(), levels(steps), source=z, mask=mask, process=FLOW, noise=noise, path=path, eta=1.0
         )
-        for item, seam, error in zip(out, *seam_and_fill(b.lab.decode(made), original, pixels)):
+        for item, seam, error in zip(out, *seam_and_fill_of(b.lab, made, z, mask)):
             item |= {f"{name}_seam": float(seam), f"{name}_fill": float(error)}
     return out
 

@@ -15,6 +15,7 @@ from ...samplers.core import VE, gaussian, guided
 from ...samplers.ode import sample_ancestral, sample_euler
 from ...samplers.picture.repaint_schedules import DEFAULT, OURS, PRESETS, data_scale, sample_repaint_scheduled
 from ...samplers.picture.sdedit import sdedit_sigmas
+from ..edits import CELL
 from ..harness import Bench, table
 from ..lab import Demo, some
 from .conditional import calls_of, key_of
@@ -69,6 +70,12 @@ def seam_and_fill(fill: Tensor, truth: Tensor, mask: Tensor) -> tuple[Tensor, Te
     return errors / weights, inside.sqrt()
 
 
+def seam_and_fill_of(demo: Demo, latent: Tensor, z: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of a filled latent beside the whole scene's z; mask [B, 1, 16, 16], outside of which z is shown."""
+    pixels = F.interpolate(mask, scale_factor=CELL)
+    return seam_and_fill(demo.decode(latent * mask + z * (1 - mask)), demo.decode(z), pixels)
+
+
 def measure_fill(bench: Bench, demo: Demo) -> dict[str, float]:
     n = 4 if bench.quick else 16
     truth = filling(n)
@@ -84,9 +91,7 @@ def measure_fill(bench: Bench, demo: Demo) -> dict[str, float]:
         z, mask = demo.encode(scenes.draw(part)[0]), holes(part)
         noise = gaussian(z, 200 + items[0])
         latent = made_by(guided(*demo.pair(part), FILL_CFG), z, mask, noise)
-        pixels, original = F.interpolate(mask, scale_factor=8), demo.decode(z)
-        seam, fill = seam_and_fill(demo.decode(latent * mask + z * (1 - mask)), original, pixels)
-        return [[float(a), float(b)] for a, b in zip(seam, fill)]
+        return [[float(a), float(b)] for a, b in zip(*seam_and_fill_of(demo, latent, z, mask))]
 
     def scheduled(plan):
         def make(denoise, z, mask, noise):

@@ -25,7 +25,7 @@ from ...samplers.picture.repaint_schedules import PRESETS, Schedule, data_scale,
 from ...samplers.picture.sdedit import sdedit_sigmas
 from ..edits import CEILING, CELL, judged, rest_cell
 from ..from_image.conditional import calls_of
-from ..from_image.fill import FILL_CFG, filling, holes, seam_and_fill
+from ..from_image.fill import FILL_CFG, filling, holes, seam_and_fill_of
 from ..harness import Bench, table
 from ..inversion import ways
 from ..inversion.cost import Meter
@@ -90,9 +90,7 @@ def fills(lab: Lab, plan: Schedule, items: list[int], truth: scenes.Scenes) -> l
     noise, scale = gaussian(z, 200 + items[0]), data_scale(z, mask)
     known = {"source": z, "mask": mask, "process": VE, "noise": noise, "schedule": plan, "scale": scale}
     made = sample_repaint_scheduled(guided(*lab.pair(part), FILL_CFG), levels[0] * noise(), levels, **known)
-    pixels = torch.nn.functional.interpolate(mask, scale_factor=CELL)
-    seam, fill = seam_and_fill(lab.decode(made * mask + z * (1 - mask)), lab.decode(z), pixels)
-    return [[float(a), float(b)] for a, b in zip(seam, fill)]
+    return [[float(a), float(b)] for a, b in zip(*seam_and_fill_of(lab, made, z, mask))]
 
 
 def main(argv: list[str] | None = None) -> None:
