@@ -61,10 +61,7 @@ class Edit:
 
     def done(self, judge: nn.Module, image: Tensor) -> Tensor:
         """[B] whether the judge reads the new attribute."""
-        reading = probe.read(judge, image)
-        of_object = self.kind in ("colour", "shape")
-        seen = reading.at_place(self.kind, self.after.place[:, 0]) if of_object else getattr(reading, self.kind)
-        return seen == value_of(self.after, self.kind)
+        return probe.right(probe.read(judge, image), self.after, (self.kind,), self.after.place[:, 0])[self.kind]
 
     def background(self, image: Tensor, decoded: Tensor, fewest: int) -> list[float | None]:
         """Mean squared error outside the region, per picture; None where fewer pixels than that are left."""

@@ -9,6 +9,7 @@ flaws are not read as another attribute.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import scenes
+from .attributes import truth as value_of
 from .probe_nets import OUT, SLOT, WHOLE, ConvProbe, FeatureNet, QueryProbe
 from .scenes import Scenes
 from .training import DEVICE, STATE, Trainer, precision
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 PROBES, FEATURES = MODELS / "probes.safetensors", MODELS / "features.safetensors"
+OF_OBJECT = tuple(name for name, _ in SLOT[1:])
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,13 @@ def split_logits(out: Tensor) -> dict[str, Tensor]:
     return logits
 
 
+def right(reading: Reading, s: Scenes, names: Iterable[str], place: Tensor | None = None) -> dict[str, Tensor]:
+    """{attribute: [B] whether it was read right}; an object's is the first object's, read at `place` (default: where
+    the most certain object is)."""
+    seen = {k: reading.at_place(k, place) if k in OF_OBJECT else getattr(reading, k) for k in names}
+    return {k: values == value_of(s, k) for k, values in seen.items()}
+
+
 @torch.no_grad()
 def read(net: nn.Module, image: Tensor) -> Reading:
     """image [B, 3, 128, 128] in 0..1."""
@@ -88,11 +98,8 @@ def loss(logits: dict[str, Tensor], s: Scenes) -> Tensor:
 def accuracy(net: nn.Module, image: Tensor, s: Scenes) -> dict[str, float]:
     """Shares read right on one-object scenes (colour, shape, size at the place that was read)."""
     one = s.count == 1
-    reading, truth = read(net, image[one]), s[one]
-    right = {name: reading.at_place(name) == getattr(truth, name)[:, 0] for name in ("colour", "shape", "size")}
-    right["place"] = reading.place == truth.place[:, 0]
-    right |= {name: getattr(reading, name) == getattr(truth, name) for name, _ in WHOLE}
-    return {k: float(v.float().mean()) for k, v in right.items()}
+    names = (*OF_OBJECT, "place", *(name for name, _ in WHOLE))
+    return {k: float(v.float().mean()) for k, v in right(read(net, image[one]), s[one], names).items()}
 
 
 # --------------------------------------------------------------------------------------------------- training

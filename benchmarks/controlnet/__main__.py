@@ -39,9 +39,7 @@ def judged(judge, images, truth: scenes.Scenes, named: bool) -> list[dict]:
     colour, ground = truth.colour[:, 0], truth.background
     if not named:
         colour, ground = reading.at_place("colour"), reading.background
-    right = {name: getattr(reading, name) == getattr(truth, name) for name in ("background", "texture")}
-    right |= {name: reading.at_place(name) == getattr(truth, name)[:, 0] for name in ("colour", "shape")}
-    right |= {"place": reading.place == truth.place[:, 0]}
+    right = probe.right(reading, truth, (*ATTRIBUTES, "place"))
     iou = control.object_iou(images, masks, colour, ground)
     return [{"iou": float(iou[i]), **{k: int(v[i]) for k, v in right.items()}} for i in range(len(truth))]
 

@@ -39,11 +39,8 @@ def following(bench: Bench, key: str, truth: scenes.Scenes, score, flow: bool = 
 
 
 def one_object(reading: probe.Reading, truth: scenes.Scenes) -> dict[str, torch.Tensor]:
-    out = {name: reading.at_place(name) == getattr(truth, name)[:, 0] for name in ("colour", "shape")}
-    out |= {name: getattr(reading, name) == getattr(truth, name) for name in ("background", "texture")}
-    out["place"] = reading.place == truth.place[:, 0]
-    out["pair"] = out["colour"] & out["shape"]
-    return out
+    out = probe.right(reading, truth, ("colour", "shape", "background", "texture", "place"))
+    return out | {"pair": out["colour"] & out["shape"]}
 
 
 def two_objects(reading: probe.Reading, truth: scenes.Scenes) -> dict[str, torch.Tensor]:

@@ -164,15 +164,10 @@ def one_object(n: int, split: str, seed: int, attribute: str, target: int) -> sc
 
 def read_off(judge, images: Tensor, truth: scenes.Scenes, attribute: str, target: int) -> tuple[float, float]:
     """(share that reads as the target, mean share of the other four attributes that still read as they were)."""
-    reading = probe.read(judge, images)
-    rest = []
-    for name in ("background", "texture", "place", "colour", "shape"):
-        seen = reading.at_place(name) if name in ("colour", "shape") else getattr(reading, name)
-        if name == attribute:
-            reached = float((seen == target).float().mean())
-        else:
-            rest.append(float((seen == value_of(truth, name)).float().mean()))
-    return reached, sum(rest) / len(rest)
+    wanted, names = truth.changed(attribute, target), ("background", "texture", "place", "colour", "shape")
+    right = {k: float(v.float().mean()) for k, v in probe.right(probe.read(judge, images), wanted, names).items()}
+    reached = right.pop(attribute)
+    return reached, sum(right.values()) / len(right)
 
 
 def share_of_bars(found: tuple[float, float], bars: tuple[float, float] = BARS) -> float:

@@ -233,6 +233,5 @@ def objects_read(judge, image: Tensor, truth: scenes.Scenes) -> float | None:
     """Share of pictures whose object's colour and shape the probe reads right; None where there is no probe."""
     if judge is None:
         return None
-    seen = probe.read(judge, image)
-    right = (seen.at_place("colour") == truth.colour[:, 0]) & (seen.at_place("shape") == truth.shape[:, 0])
-    return float(right.float().mean())
+    colour, shape = probe.right(probe.read(judge, image), truth, ("colour", "shape")).values()
+    return float((colour & shape).float().mean())

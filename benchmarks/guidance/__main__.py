@@ -49,10 +49,8 @@ def kept_as(name: str, way: Way) -> str:
 
 def agreement(lab: Lab, truth: scenes.Scenes, images) -> list[float]:
     """Per picture the share of colour, shape, background and texture that the probe reads as the caption says."""
-    reading = probe.read(lab.judge, images)
-    right = [reading.at_place(k) == getattr(truth, k)[:, 0] for k in ("colour", "shape")]
-    right += [getattr(reading, k) == getattr(truth, k) for k in ("background", "texture")]
-    return torch.stack(right).float().mean(0).tolist()
+    right = probe.right(probe.read(lab.judge, images), truth, ("colour", "shape", "background", "texture"))
+    return torch.stack([*right.values()]).float().mean(0).tolist()
 
 
 def cfg_table(bench: Bench, lab: Lab, n: int) -> tuple[list, list]:

@@ -138,8 +138,7 @@ def judged(judge, images: Tensor, truth: scenes.Scenes) -> list[float]:
     """Shares read as striped, as drawings, as both; mean share of the object's colour, shape and place kept."""
     reading = probe.read(judge, images)
     done = [getattr(reading, edit.attribute) == edit.after for edit in EDITS]
-    kept = [reading.at_place(name) == getattr(truth, name)[:, 0] for name in ("colour", "shape")]
-    kept.append(reading.place == truth.place[:, 0])
+    kept = probe.right(reading, truth, ("colour", "shape", "place")).values()
     shares = [float(d.float().mean()) for d in (*done, done[0] & done[1])]
     return [*shares, sum(float(k.float().mean()) for k in kept) / len(kept)]
 

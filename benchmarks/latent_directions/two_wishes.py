@@ -32,7 +32,7 @@ def judged(judge, images: Tensor, truth: scenes.Scenes) -> list[float]:
     """Shares with stripes, with a blue object, with both; mean share of the object's shape and place kept."""
     reading = probe.read(judge, images)
     striped, blue = reading.texture == STRIPES.after, reading.at_place("colour") == BLUE
-    kept = (reading.at_place("shape") == truth.shape[:, 0]).float() + (reading.place == truth.place[:, 0]).float()
+    kept = sum(right.float() for right in probe.right(reading, truth, ("shape", "place")).values())
     return [*(float(done.float().mean()) for done in (striped, blue, striped & blue)), float(kept.mean()) / 2]
 
 

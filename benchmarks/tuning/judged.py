@@ -53,14 +53,8 @@ def right(images: Tensor, s: Scenes, names: tuple[str, ...]) -> dict[str, float]
     shares = dict.fromkeys(names, 0.0)
     for judge in JUDGES:
         seen = probe.read(probe.load(judge), images)
-        for name in names:
-            if name == "place":
-                got, asked = seen.place, s.place[:, 0]
-            elif name in ("colour", "shape", "size"):
-                got, asked = seen.at_place(name, s.place[:, 0]), getattr(s, name)[:, 0]
-            else:
-                got, asked = getattr(seen, name), getattr(s, name)
-            shares[name] += float((got == asked).float().mean()) / len(JUDGES)
+        for name, got in probe.right(seen, s, names, s.place[:, 0]).items():
+            shares[name] += float(got.float().mean()) / len(JUDGES)
     return shares
 
 

@@ -46,7 +46,7 @@ def test_scenes_are_plain_photos_before_and_the_object_counts_as_kept_by_thirds(
         texture=torch.tensor([dclip.STRIPES.after] * 3 + [0] * 3),
         style=torch.tensor([dclip.DRAWING.after] * 2 + [0] * 3 + [dclip.DRAWING.after]),
         place=truth.place[:, 0],
-        at_place=lambda name: getattr(truth, name)[:, 0] + (name == "shape"),
+        at_place=lambda name, place=None: getattr(truth, name)[:, 0] + (name == "shape"),
     )
     monkeypatch.setattr(dclip.probe, "read", lambda judge, images: reading)
     assert dclip.judged(None, None, truth) == pytest.approx([0.5, 0.5, 1 / 3, 2 / 3])
@@ -59,7 +59,7 @@ def test_two_wishes_are_reached_where_both_are_and_shape_and_place_count_as_kept
     reading = SimpleNamespace(
         texture=torch.tensor([dclip.STRIPES.after, 0, dclip.STRIPES.after, dclip.STRIPES.after]),
         place=truth.place[:, 0],
-        at_place=read.__getitem__,
+        at_place=lambda name, place=None: read[name],
     )
     monkeypatch.setattr(two_wishes.probe, "read", lambda judge, images: reading)
     assert two_wishes.judged(None, None, truth) == pytest.approx([0.75, 0.75, 0.5, 0.5])
