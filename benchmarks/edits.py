@@ -5,6 +5,7 @@ drawings differ, dilated by one latent cell."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,11 +17,13 @@ from ..demo import captions, probe, scenes
 from ..demo.attributes import truth as value_of
 from ..demo.scenes import BACKGROUNDS, COLOURS, Scenes
 from ..samplers.measure.metrics import masked_mse, to_psnr
+from .lab import Demo, some
 
 CELL = 8  # pixels of a latent cell
 CEILING = 120.0  # dB of a picture that came back to the last bit of fp32
 FEWEST = CELL * CELL  # pixels of a background that is measured: a latent cell
 ENOUGH = 8  # pictures whose mean a table shows
+CHANGES = ("colour", "background")  # of every scene of `Changing`
 KINDS = ("colour", "shape", "background", "texture")
 VALUES = {"colour": COLOURS, "shape": scenes.SHAPES, "background": BACKGROUNDS, "texture": scenes.TEXTURES}
 
@@ -116,6 +119,26 @@ def edits(n: int, seed: int, split: str = "held_out") -> list[Edit]:
         if bool(allowed(scene, kind)[0, new]):
             found.append(Edit(kind, scene, scene.changed(kind, new), kind == "texture" and len(found) % 8 == 7))
     return found
+
+
+class Changing(Demo):
+    """The demo model, n scenes, and a change of each in its colour and one in its background. made(lab, truth, edits,
+    first): some of the scenes, the first one's index last. options: of `Demo`."""
+
+    def __init__(self, n: int, seed: int, made: Callable, **options):
+        super().__init__(**options)
+        self.truth, self.made = some(n, seed), made
+        self.values = {kind: other_value(self.truth, kind, seed + 1 + k) for k, kind in enumerate(CHANGES)}
+        self.batches: dict[tuple, object] = {}
+
+    def batch(self, items: list[int]):
+        """Scenes by index; kept, so that ways share a pivot."""
+        if tuple(items) not in self.batches:
+            part = torch.tensor(items)
+            truth = self.truth[part]
+            edits = [Edit(kind, truth, truth.changed(kind, new[part])) for kind, new in self.values.items()]
+            self.batches[tuple(items)] = self.made(self, truth, edits, items[0])
+        return self.batches[tuple(items)]
 
 
 def log_odds(judge: nn.Module, image: Tensor, colour: int, place: int) -> float:

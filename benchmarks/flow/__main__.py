@@ -27,12 +27,12 @@ from safetensors.torch import load_file
 
 from ...demo.classifiers import PAIRS
 from ...samplers.networks.latent_classifier import LatentClassifier
-from ..edits import rest_cell
+from ..edits import CHANGES, rest_cell
 from ..from_image.cartoon import median
 from ..from_image.fill import filling
 from ..harness import READ, Bench, table
 from . import ways
-from .ways import CFG, CHANGES, SEED, SEEDS, STEPS, WALKED, Batch, Lab
+from .ways import CFG, SEED, SEEDS, STEPS, WALKED, Batch, Lab
 
 #: way -> network rows of a scene at full length (a backward counts two), for the predicted time
 ROWS = {

@@ -23,13 +23,11 @@ from ...samplers.ode import sample_ancestral, sample_euler
 from ...samplers.picture.disturbance import MATCH_ROLLBACK, Disturbance, disturbed
 from ...samplers.picture.disturbance_schedules import disturbance_schedule, stable_strength
 from ...samplers.picture.repaint import network_calls, official_path, sample_repaint
-from ..edits import CEILING, Edit, judged, other_value
+from ..edits import CEILING, Changing, Edit, judged
 from ..from_image.cartoon import drops
 from ..from_image.fill import holes, seam_and_fill_of
-from ..lab import Demo, some
 
 CFG = 5.0
-CHANGES = ("colour", "background")
 #: source cfg, target cfg: the numbers of FlowEdit's own guidance on Flux; the twin is at home at a small cfg
 FLOW_EDIT = (1.5, 5.5)
 STEPS, WALKED = 42, 28  # of an inversion: the schedule's, and those that an edit walks
@@ -49,34 +47,24 @@ def levels(steps: int, start: float = 1.0) -> Tensor:
     return torch.linspace(start, 0, steps + 1)
 
 
-class Lab(Demo):
+class Lab(Changing):
     """The twin, its scenes and their changes."""
 
     def __init__(self, n: int, quick: bool):
-        super().__init__(flow=True)
-        self.quick, self.truth = quick, some(n, SEED)
-        self.values = {kind: other_value(self.truth, kind, SEED + 1 + k) for k, kind in enumerate(CHANGES)}
-        self.batches: dict[tuple, Batch] = {}
+        super().__init__(n, SEED, Batch, flow=True)
+        self.quick = quick
 
     def steps(self, full: int) -> int:
         return max(3, full // 7) if self.quick else full
-
-    def batch(self, items: list[int]) -> Batch:
-        """Scenes by index; kept, so that ways share a pivot."""
-        if tuple(items) not in self.batches:
-            self.batches[tuple(items)] = Batch(self, items)
-        return self.batches[tuple(items)]
 
 
 class Batch:
     """Some scenes, their latents and embeddings."""
 
-    def __init__(self, lab: Lab, items: list[int]):
-        part = torch.tensor(items)
-        self.lab, self.first, self.truth = lab, items[0], lab.truth[part]
-        self.edits = [Edit(k, self.truth, self.truth.changed(k, new[part])) for k, new in lab.values.items()]
-        self.latent = lab.encode(scenes.draw(self.truth)[0])
-        self.null, self.source = lab.empty(len(items)), lab.context(self.truth)
+    def __init__(self, lab: Lab, truth: scenes.Scenes, edits: list[Edit], first: int):
+        self.lab, self.truth, self.edits, self.first = lab, truth, edits, first
+        self.latent = lab.encode(scenes.draw(truth)[0])
+        self.null, self.source = lab.empty(len(truth)), lab.context(truth)
         self.decoded = lab.decode(self.latent)
         self.sigmas = levels(lab.steps(STEPS))
 

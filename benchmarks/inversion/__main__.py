@@ -16,10 +16,10 @@ from statistics import mean
 import torch
 
 from ...samplers.measure.metrics import psnr
-from ..edits import CEILING, judged, rest_cell
+from ..edits import CEILING, CHANGES, judged, rest_cell
 from ..harness import Bench, table
 from .cost import Costs
-from .ways import CFG, CHANGES, EDIT_FRIENDLY, PAPER_RATE, RATE, WAYS, Batch, Lab, Result
+from .ways import CFG, EDIT_FRIENDLY, PAPER_RATE, RATE, WAYS, Batch, Lab, Result
 
 #: figure's suffix -> the way that makes the edits
 EDITED = ("ddim_cfg7.5", "null_text_cfg7.5", "null_text_towards_cfg7.5", "negative_prompt_cfg7.5", "exact_cfg7.5")

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
-import torch
 from torch import Tensor
 
 from ...demo import nets, scenes
@@ -28,12 +27,11 @@ from ...samplers.inversion.pivots import invert_ddim, random_pivot
 from ...samplers.inversion.replay import first_step
 from ...samplers.ode import sample_euler
 from ...samplers.picture.diffedit import difference_map, edit_mask, sample_diffedit
-from ..edits import Edit, other_value
-from ..lab import Demo, some
+from ..edits import Changing, Edit
+from ..lab import Demo
 from .cost import Costs, Meter
 
 CFG = 7.5
-CHANGES = ("colour", "background")
 #: Adam's first rate: the nodes' default at this width, and the authors'. The table shows both
 RATE, PAPER_RATE = default_rate(nets.CONTEXT), 1e-2
 TOWARDS = 0.5  #: of the way to the source prompt: where null-text starts in a row of its own; chosen on training scenes
@@ -54,30 +52,17 @@ class Result:
     notes: dict[str, float] = field(default_factory=dict)  #: further figures, the mean over the batch
 
 
-class Lab(Demo):
+class Lab(Changing):
     """The demo model, n scenes and their changes."""
 
     def __init__(self, n: int, steps: int):
-        super().__init__(steps)
-        self.truth = some(n, SEED)
-        self.values = {kind: other_value(self.truth, kind, SEED + 1 + k) for k, kind in enumerate(CHANGES)}
-        self.batches: dict[tuple, Batch] = {}
-
-    def batch(self, indices: list[int]) -> Batch:
-        """Scenes by index; kept, so that ways share a pivot."""
-        key = tuple(indices)
-        if key not in self.batches:
-            part = torch.tensor(indices)
-            truth = self.truth[part]
-            edits = [Edit(kind, truth, truth.changed(kind, new[part])) for kind, new in self.values.items()]
-            self.batches[key] = Batch(self, truth, edits, indices[0])
-        return self.batches[key]
+        super().__init__(n, SEED, Batch, steps=steps)
 
 
 class Batch:
     """Some scenes, their latents and embeddings."""
 
-    def __init__(self, lab: Lab, truth: scenes.Scenes, edits: list[Edit], seed: int):
+    def __init__(self, lab: Demo, truth: scenes.Scenes, edits: list[Edit], seed: int):
         self.lab, self.edits, self.seed, self.sigmas = lab, edits, seed, lab.sigmas
         self.latent = lab.encode(scenes.draw(truth)[0])
         self.null, self.source = lab.empty(len(truth)), lab.context(truth)

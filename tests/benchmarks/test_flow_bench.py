@@ -44,7 +44,8 @@ def test_the_rows_of_the_predicted_time_are_those_that_the_ways_ask_for():
 
     def asked(way) -> int:
         lab.denoise = Meter(lambda x, sigma, embedding: torch.zeros_like(x))
-        way(flow.Batch(lab, [0]))
+        lab.batches.clear()
+        way(lab.batch([0]))
         return lab.denoise.rows
 
     rows["ddim_cfg1"] = asked(lambda b: ways.ddim(b, 1.0))

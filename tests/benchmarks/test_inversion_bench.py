@@ -8,10 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from nulltext.benchmarks import harness, lab
-from nulltext.benchmarks.edits import Edit, other_value
+from nulltext.benchmarks.edits import CHANGES, Edit, other_value
 from nulltext.benchmarks.inversion import __main__ as inversion
 from nulltext.benchmarks.inversion.cost import Costs, Meter
-from nulltext.benchmarks.inversion.ways import CHANGES
 from nulltext.demo import probe, scenes
 from nulltext.demo.probe_nets import OUT, ConvProbe
 from nulltext.samplers.core import VE
