@@ -49,7 +49,7 @@ def code(name: str, folder: Path = HERE) -> str:
     while ahead:
         name = ahead.pop()
         if name not in found:
-            paths = sorted((folder / name).glob("*.py")) or sorted(folder.glob(f"{name}.py"))
+            paths = sorted((folder / name).rglob("*.py")) or sorted(folder.glob(f"{name}.py"))
             found[name] = [path.read_text(encoding="utf-8") for path in paths]
             ahead += re.findall(r"^\s*from \.\.(\w+)", "\n".join(found[name]), re.MULTILINE)
     trees = [(name, [ast.dump(ast.parse(text)) for text in found[name]]) for name in sorted(found)]

@@ -38,11 +38,12 @@ def test_changed_code_begins_anew_and_a_comment_does_not(tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "weights", lambda read: "these")
     hashed = harness.code
     monkeypatch.setattr(harness, "code", lambda name: hashed(name, tmp_path))
-    for name in ("kinds", "inversion", "flow"):
-        (tmp_path / name).mkdir()
+    for name in ("kinds", "inversion/cells", "flow"):
+        (tmp_path / name).mkdir(parents=True)
     files = {
         "kinds/__main__.py": "from ..inversion import ways",
         "inversion/ways.py": "from ..lab import Demo\nCFG = 7.5",
+        "inversion/cells/one.py": "STEPS = 4",
         "lab.py": "STEPS = 20",
         "flow/ways.py": "CFG = 5.0",
     }
@@ -58,6 +59,8 @@ def test_changed_code_begins_anew_and_a_comment_does_not(tmp_path, monkeypatch):
     assert measured(4) == 4
     assert measured(5, **{"inversion/ways.py": "from ..lab import Demo\nCFG = 5.0"}) == 5
     assert measured(6, **{"inversion/ways.py": "from ..lab import Demo\nCFG = 5.0", "lab.py": "STEPS = 30"}) == 6
+    assert measured(7) == 7
+    assert measured(8, **{"inversion/cells/one.py": "STEPS = 5"}) == 8
 
 
 def test_the_engines_folders_go_when_the_process_ends(monkeypatch):
