@@ -23,6 +23,7 @@ from torch import Tensor
 from ...demo.scenes import Scenes
 from ...samplers.attention.controllers import MutualSelf
 from ...samplers.attention.layers import StepWindow
+from ...samplers.core import apply_cfg
 from ...samplers.guidance.proximal import proximal_cond
 from ...samplers.inversion.direct_edit import sample_flow_edit, sample_infedit
 from ...samplers.ode import sample_euler
@@ -89,7 +90,7 @@ def proximal(group: Group) -> tuple[Tensor, float]:
 
     def denoise(x, sigma):
         cond, uncond = (lab.denoise(x, sigma, e) for e in (b.targets[0], b.source))
-        return uncond + CFG * (proximal_cond(cond, uncond, QUANTILE, "l0") - uncond)
+        return apply_cfg(proximal_cond(cond, uncond, QUANTILE, "l0"), uncond, CFG)
 
     made = sample_euler(denoise, b.pivot[0], b.sigmas)
     return lab.decode(made), lab.denoise.rows / len(made)
