@@ -21,8 +21,8 @@ from torch import Tensor
 
 from ..samplers.networks.latent_classifier import LatentClassifier, train_latent_classifier
 from . import attributes, nets, pool, scenes
-from .probe import MODELS
 from .training import DEVICE, precision
+from .weights import MODELS
 
 COLOURS, PAIRS = MODELS / "nulltext_colours.safetensors", MODELS / "nulltext_pairs.safetensors"
 PAIR_NAMES = [f"{c} {s}" for c in scenes.COLOURS for s in scenes.SHAPES]

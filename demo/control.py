@@ -16,15 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..samplers.core import Denoise, guided
-from ..samplers.ode import sample_euler
 from ..samplers.tuning import controlnet
 from . import captions, nets, scenes
 from .latents import USES, Latents, generator, v_prediction, weighed_loss
-from .model import TextToImage, empty_rows, schedule
+from .model import TextToImage, drawn, empty_rows, schedule
 from .training import STATE, Trainer, grid, precision
-from .weights import CHECKPOINT, read_part
+from .weights import CHECKPOINT, MODELS, read_part
 
-FILE = CHECKPOINT.parents[1] / "controlnet" / "nulltext_mask.safetensors"
+FILE = MODELS / "controlnet" / "nulltext_mask.safetensors"
 RANK = 16
 #: shares of captions that say nothing, that leave the places out, and the sizes
 EMPTY, NO_PLACE = 0.5, 0.5
@@ -142,12 +141,10 @@ def generate(
 ) -> Tensor:
     """Images [B, 3, 128, 128] in 0..1 for token rows [B, 77] and hints, by Euler steps; the hint is in both branches,
     as core's Apply ControlNet (Advanced) does it."""
-    table = nets.sigmas().to(rows.device)
     contexts = [net.text(r) for r in (rows, empty_rows(len(rows), rows.device))]
     cond, uncond = (controlled(net.unet, control, c, hint, strength) for c in contexts)
-    sigmas = schedule(steps, table)
-    noise = torch.randn(len(rows), 4, 16, 16, generator=torch.Generator().manual_seed(seed)).to(rows.device)
-    return autoencoder.decode(sample_euler(guided(cond, uncond, cfg), noise * sigmas[0], sigmas)).clamp(0, 1)
+    sigmas = schedule(steps, nets.sigmas().to(rows.device))
+    return drawn(autoencoder, guided(cond, uncond, cfg), sigmas, len(rows), seed)
 
 
 def load(unet: nn.Module, path: Path = FILE) -> Control:

@@ -69,6 +69,12 @@ def schedule(steps: int, table: Tensor) -> Tensor:
     return torch.cat([table[times], table.new_zeros(1)])
 
 
+def drawn(autoencoder: nn.Module, denoise: Denoise, sigmas: Tensor, n: int, seed: int) -> Tensor:
+    """n images [n, 3, 128, 128] in 0..1 by Euler steps from the seed's noise."""
+    noise = torch.randn(n, 4, 16, 16, generator=torch.Generator().manual_seed(seed)).to(sigmas.device)
+    return autoencoder.decode(sample_euler(denoise, noise * sigmas[0], sigmas)).clamp(0, 1)
+
+
 @torch.no_grad()
 def generate(
     net: TextToImage, autoencoder: nn.Module, scenes: Scenes, steps: int, cfg: float, seed: int, flow: bool = False
@@ -80,5 +86,4 @@ def generate(
     contexts = [net.text(r) for r in (rows, empty_rows(len(rows), device))]
     cond, uncond = (flow_denoiser(net.unet, c) if flow else denoiser(net.unet, c, table) for c in contexts)
     sigmas = torch.linspace(1, 0, steps + 1, device=device) if flow else schedule(steps, table)
-    noise = torch.randn(len(rows), 4, 16, 16, generator=torch.Generator().manual_seed(seed)).to(device)
-    return autoencoder.decode(sample_euler(guided(cond, uncond, cfg), noise * sigmas[0], sigmas)).clamp(0, 1)
+    return drawn(autoencoder, guided(cond, uncond, cfg), sigmas, len(rows), seed)

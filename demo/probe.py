@@ -22,8 +22,8 @@ from .attributes import truth as value_of
 from .probe_nets import OUT, SLOT, WHOLE, ConvProbe, FeatureNet, QueryProbe
 from .scenes import Scenes
 from .training import DEVICE, STATE, Trainer, precision
+from .weights import MODELS
 
-MODELS = Path(__file__).resolve().parent.parent / "models"
 PROBES, FEATURES = MODELS / "probes.safetensors", MODELS / "features.safetensors"
 OF_OBJECT = tuple(name for name, _ in SLOT[1:])
 

@@ -28,11 +28,10 @@ from ..samplers.record_file import read
 from . import scenes
 from .image_text import accuracies, disturbed, export
 from .latents import generator
-from .probe import MODELS
 from .training import DEVICE, STATE, Trainer, precision
+from .weights import MODELS
 
 SHIPPED = MODELS / "nulltext_image_text.safetensors"
-ROBUST = MODELS / "nulltext_image_text_robust.safetensors"
 EPSILON, ATTACK_STEPS = 0.05, 3
 
 

@@ -23,9 +23,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-CHECKPOINT = Path(__file__).resolve().parent.parent / "models" / "checkpoints" / "nulltext_demo.safetensors"
+MODELS = Path(__file__).resolve().parent.parent / "models"
+CHECKPOINT = MODELS / "checkpoints" / "nulltext_demo.safetensors"
 #: the UNets beside it, for core's Load Diffusion Model; words and pictures are the checkpoint's
-NETWORKS = CHECKPOINT.parents[1] / "diffusion_models"
+NETWORKS = MODELS / "diffusion_models"
 FLOW, BOTTLENECK = NETWORKS / "nulltext_flow.safetensors", NETWORKS / "nulltext_bottleneck.safetensors"
 PREFIX = {
     "unet": "model.diffusion_model.",

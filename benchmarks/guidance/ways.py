@@ -18,6 +18,7 @@ from ...demo import captions, probe, scenes
 from ...demo.autoencoder import narrow
 from ...demo.classifiers import PAIR_NAMES, PAIRS
 from ...demo.image_text import word_rows
+from ...demo.weights import MODELS
 from ...samplers.core import VE, Denoise, guided
 from ...samplers.guidance.clip import ImageLoss
 from ...samplers.guidance.semantic import Semantics
@@ -29,7 +30,7 @@ from ...samplers.ode import sample_euler
 from ..lab import Demo
 
 COLOUR, SHAPE = "red", "circle"
-IMAGE_TEXT = probe.MODELS / "nulltext_image_text.safetensors"
+IMAGE_TEXT = MODELS / "nulltext_image_text.safetensors"
 #: what the demo model's classifier is helped by, and no default: pushes of at most so much, in units of the estimate's
 #: own uncertainty per step. The table has the classifier with it and without it
 CLASSIFIER_BOUND = 1.25
