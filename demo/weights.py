@@ -7,8 +7,7 @@
     v_pred                                           empty; there when the UNet predicts v, absent for eps
     latent_rgb_factors                               [4, 3], latent -> rgb in -1..1, for previews; optional
 
-Also random stand-ins for tests: `random_checkpoint` of the same family, and `random_flow_checkpoint`, a tiny model of
-the SD3 family.
+The UNets beside it (`write_network`) have files of their own, whose keys are those of nets.py.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 CHECKPOINT = MODELS / "checkpoints" / "nulltext_demo.safetensors"
@@ -94,11 +93,10 @@ def write_network(
     prediction: str | None,
     latent_rgb: Tensor | None = None,
     metadata: dict | None = None,
-    dtype: torch.dtype = torch.float16,
 ) -> Path:
     """Write one UNet (keys as in nets.py, no prefix) for core's Load Diffusion Model. prediction "v", or None: eps, and
     what a sampling node after the loader says (the flow twin)."""
-    return _save(_kept(unet, dtype), path, prediction, latent_rgb, metadata)
+    return _save(_kept(unet, torch.float16), path, prediction, latent_rgb, metadata)
 
 
 def read_part(path: str | Path, part: str) -> State:
@@ -130,68 +128,3 @@ def fit_rgb_factors(latents: Tensor, images: Tensor) -> Tensor:
     pixels = F.avg_pool2d(images.float(), 8) * 2 - 1
     flat = [t.movedim(1, -1).reshape(-1, t.shape[1]).double() for t in (latents, pixels)]
     return torch.linalg.lstsq(*flat).solution.float()
-
-
-# --------------------------------------------------------------------------------------------------- random stand-ins
-
-
-def _filled(module: nn.Module, generator: torch.Generator) -> State:
-    """Random weights of a scale that keeps activations near one; no branch left at zero, norms near the identity."""
-    state = {}
-    for key, value in module.state_dict().items():
-        if value.ndim > 1:
-            fan = value[0].numel() if "embedding" not in key else 10
-            state[key] = torch.randn(value.shape, generator=generator) * fan**-0.5
-        else:
-            state[key] = torch.randn(value.shape, generator=generator) * 0.05 + (value == 1).all()
-    return state
-
-
-def random_checkpoint(
-    path: str | Path, seed: int = 0, prediction: str = "v", dtype: torch.dtype = torch.float16
-) -> Path:
-    """A checkpoint of the demo family with random weights (17 MB in fp16) and the real vocabulary."""
-    from . import captions, nets
-    from .autoencoder import AutoEncoder
-    from .text_encoder import TextEncoder
-
-    generator = torch.Generator().manual_seed(seed)
-    unet, text, autoencoder = (_filled(m(), generator) for m in (nets.UNet, TextEncoder, AutoEncoder))
-    parts, options = (unet, text, autoencoder, captions.VOCABULARY), {"prediction": prediction, "dtype": dtype}
-    return write_checkpoint(path, *parts, metadata={"random_seed": str(seed)}, **options)
-
-
-def random_flow_checkpoint(path: str | Path, seed: int = 0, context: int = 128) -> Path:
-    """A flow model with random weights that both engines load as SD3 (0.7 MB, one joint block of width 64).
-
-    sigma_max is exactly 1, latents have 16 channels (up to 256 x 256 pixels). The file holds the network only: take
-    CLIP from a demo checkpoint, whose context and pooled vectors have the width `context`; there is no VAE."""
-    width, channels, patch, side, frequencies = 64, 16, 2, 16, 256
-    shapes = {
-        "x_embedder.proj": (width, channels, patch, patch),
-        "t_embedder.mlp.0": (width, frequencies),
-        "t_embedder.mlp.2": (width, width),
-        "y_embedder.mlp.0": (width, context),
-        "y_embedder.mlp.2": (width, width),
-        "context_embedder": (width, context),
-        "final_layer.linear": (patch * patch * channels, width),
-        "final_layer.adaLN_modulation.1": (2 * width, width),
-    }
-    block = "joint_blocks.0."  # the last block's context side ends in its attention
-    shapes |= {
-        block + "context_block.attn.qkv": (3 * width, width),
-        block + "context_block.adaLN_modulation.1": (2 * width, width),
-        block + "x_block.attn.qkv": (3 * width, width),
-        block + "x_block.attn.proj": (width, width),
-        block + "x_block.mlp.fc1": (4 * width, width),
-        block + "x_block.mlp.fc2": (width, 4 * width),
-        block + "x_block.adaLN_modulation.1": (6 * width, width),
-    }
-    generator = torch.Generator().manual_seed(seed)
-    state = {}
-    for name, shape in shapes.items():
-        fan = torch.Size(shape[1:]).numel()
-        state[f"{PREFIX['unet']}{name}.weight"] = torch.randn(shape, generator=generator) * fan**-0.5
-        state[f"{PREFIX['unet']}{name}.bias"] = torch.randn(shape[0], generator=generator) * 0.05
-    state[PREFIX["unet"] + "pos_embed"] = torch.randn(1, side * side, width, generator=generator) * 0.1
-    return _save(state, path, None, None, {"random_seed": str(seed)})

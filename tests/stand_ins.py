@@ -9,11 +9,73 @@ from types import SimpleNamespace
 
 import torch
 from nulltext.benchmarks.families.stand_ins import streamed
+from nulltext.demo import captions, nets
 from nulltext.demo import weights as demo_weights
+from nulltext.demo.autoencoder import AutoEncoder
+from nulltext.demo.text_encoder import TextEncoder
+from safetensors.torch import save_file
 
 #: of a family's UNet: one level, for what traces or trains every block
 LEAST = {"channel_mult": [1], "num_res_blocks": [1], "transformer_depth": [1], "transformer_depth_output": [1, 1]}
 LEAST |= {"transformer_depth_middle": 1}
+
+
+def random_state(module: torch.nn.Module, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Random weights of a scale that keeps activations near one; no branch left at zero, norms near the identity."""
+    state = {}
+    for key, value in module.state_dict().items():
+        if value.ndim > 1:
+            fan = value[0].numel() if "embedding" not in key else 10
+            state[key] = torch.randn(value.shape, generator=generator) * fan**-0.5
+        else:
+            state[key] = torch.randn(value.shape, generator=generator) * 0.05 + (value == 1).all()
+    return state
+
+
+def random_checkpoint(path: Path, seed: int = 0, prediction: str = "v") -> Path:
+    """A checkpoint of the demo family with random weights (17 MB in fp16) and the real vocabulary."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = (random_state(made(), generator) for made in (nets.UNet, TextEncoder, AutoEncoder))
+    return demo_weights.write_checkpoint(path, *parts, captions.VOCABULARY, prediction=prediction)
+
+
+def random_flow_checkpoint(path: Path, seed: int = 0) -> Path:
+    """A flow model with random weights that both engines load as SD3 (0.7 MB, one joint block of width 64).
+
+    sigma_max is exactly 1, latents have 16 channels (up to 256 x 256 pixels). The file holds the network only: take
+    CLIP from a demo checkpoint, whose context and pooled vectors are as wide; there is no VAE."""
+    unet, context = demo_weights.PREFIX["unet"], nets.CONTEXT
+    width, channels, patch, side, frequencies = 64, 16, 2, 16, 256
+    shapes = {
+        "x_embedder.proj": (width, channels, patch, patch),
+        "t_embedder.mlp.0": (width, frequencies),
+        "t_embedder.mlp.2": (width, width),
+        "y_embedder.mlp.0": (width, context),
+        "y_embedder.mlp.2": (width, width),
+        "context_embedder": (width, context),
+        "final_layer.linear": (patch * patch * channels, width),
+        "final_layer.adaLN_modulation.1": (2 * width, width),
+    }
+    block = "joint_blocks.0."  # the last block's context side ends in its attention
+    shapes |= {
+        block + "context_block.attn.qkv": (3 * width, width),
+        block + "context_block.adaLN_modulation.1": (2 * width, width),
+        block + "x_block.attn.qkv": (3 * width, width),
+        block + "x_block.attn.proj": (width, width),
+        block + "x_block.mlp.fc1": (4 * width, width),
+        block + "x_block.mlp.fc2": (width, 4 * width),
+        block + "x_block.adaLN_modulation.1": (6 * width, width),
+    }
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, shape in shapes.items():
+        fan = torch.Size(shape[1:]).numel()
+        state[f"{unet}{name}.weight"] = torch.randn(shape, generator=generator) * fan**-0.5
+        state[f"{unet}{name}.bias"] = torch.randn(shape[0], generator=generator) * 0.05
+    state[unet + "pos_embed"] = torch.randn(1, side * side, width, generator=generator) * 0.1
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, path, {"format": "pt"})
+    return path
 
 
 def demo_checkpoint(folder: Path, seed: int) -> Path:
@@ -22,7 +84,7 @@ def demo_checkpoint(folder: Path, seed: int) -> Path:
 
     family.register()
     path = folder / "demo.safetensors"
-    demo_weights.random_checkpoint(path, seed=seed)
+    random_checkpoint(path, seed=seed)
     return path
 
 
@@ -48,7 +110,7 @@ def streaming(given, stage: str):
 def flow_transformer(engine, folder: Path):
     """A flow MODEL of SD3's class, of random weights, as core loads it."""
     path = folder / "flow.safetensors"
-    demo_weights.random_flow_checkpoint(path)
+    random_flow_checkpoint(path)
     with torch.inference_mode():
         return engine.get("sd").load_checkpoint_guess_config(str(path), output_vae=False, output_clip=False)[0]
 

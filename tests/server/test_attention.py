@@ -3,8 +3,8 @@ interrupts."""
 
 import pytest
 import torch
-from nulltext.demo import weights as checkpoint
 from nulltext.tests.server.graph import far, pixels
+from nulltext.tests.stand_ins import random_flow_checkpoint
 
 SOURCE = "a photo of a large red circle in the middle, striped blue background"
 EDIT = "a photo of a large green circle in the middle, striped blue background"
@@ -151,7 +151,7 @@ def test_edit_friendly_noise_inverted_at_one_cfg_and_edited_at_another(comfy, gr
 def test_joint_attention_is_edited_or_refused(comfy, graph, temporary_file):
     """A tiny SD3 file: a word turned up by 1 is the plain run, by 6 it is not, and equal prompts give the source;
     the 2024 engine says what it can't do."""
-    checkpoint.random_flow_checkpoint(temporary_file("models/checkpoints/joint.safetensors"), context=128)
+    random_flow_checkpoint(temporary_file("models/checkpoints/joint.safetensors"))
     model = graph.add("CheckpointLoaderSimple", ckpt_name="joint.safetensors")
     empty = graph.empty(kind="EmptySD3LatentImage")
     models = model, reweight(graph, "red: 1", model=model), reweight(graph, "red: 6", model=model)

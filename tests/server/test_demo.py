@@ -9,6 +9,7 @@ import sys
 import pytest
 from nulltext.batch import engines
 from nulltext.demo import weights
+from nulltext.tests.stand_ins import random_checkpoint
 from PIL import Image
 
 
@@ -19,7 +20,7 @@ def demo(tmp_path):
     def run(*arguments):
         more = []
         if not weights.CHECKPOINT.exists():
-            made = weights.random_checkpoint(tmp_path / weights.CHECKPOINT.name)
+            made = random_checkpoint(tmp_path / weights.CHECKPOINT.name)
             more = ["--checkpoint", str(made), "--size", "128"]
         out = tmp_path / "out"
         command = [sys.executable, str(engines.ROOT / "tools"), "run", *arguments, *more, "--output", str(out)]

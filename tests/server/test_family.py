@@ -1,9 +1,8 @@
 """The demo family through the core nodes of a real server: LoRA, ControlNet, unknown words, and flow from sigma 1."""
 
 import pytest
-from nulltext.demo import weights
 from nulltext.tests.server.graph import far
-from nulltext.tests.stand_ins import controlnet, lora
+from nulltext.tests.stand_ins import controlnet, lora, random_flow_checkpoint
 from safetensors.torch import save_file
 
 
@@ -48,7 +47,7 @@ def test_unknown_words_are_named_in_the_log(comfy, draw):
 
 def test_flow_models_run_from_sigma_one(draw, temporary_file):
     """The tiny SD3 file (text from the demo checkpoint), and the demo family under the core node ModelSamplingSD3."""
-    weights.random_flow_checkpoint(temporary_file("models/checkpoints/flow.safetensors"))
+    random_flow_checkpoint(temporary_file("models/checkpoints/flow.safetensors"))
 
     def own(graph):
         loaded = graph.add("CheckpointLoaderSimple", ckpt_name="flow.safetensors")

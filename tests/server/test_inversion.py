@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from nulltext.demo import weights
 from nulltext.tests.server.graph import far, pixels
-from nulltext.tests.stand_ins import controlnet, lora
+from nulltext.tests.stand_ins import controlnet, lora, random_flow_checkpoint
 from safetensors.torch import load_file, save_file
 
 SOURCE = "a photo of a large red circle in the middle, striped blue background"
@@ -272,7 +271,7 @@ def test_lora_and_controlnet_compose_with_null_text(comfy, start, temporary_file
 @pytest.mark.parametrize("pivot", ["exact pair", "edit-friendly DDPM"])
 def test_flow_models_from_sigma_one(comfy, graph, temporary_file, pivot):
     """A tiny SD3 with random weights: sigma 1 is where the engine's own scaling loses the latent."""
-    weights.random_flow_checkpoint(temporary_file("models/checkpoints/flow.safetensors"))
+    random_flow_checkpoint(temporary_file("models/checkpoints/flow.safetensors"))
     graph.wire(model=graph.add("CheckpointLoaderSimple", ckpt_name="flow.safetensors"))
     drawn = graph.draw(latent_image=graph.empty(batch=2, kind="EmptySD3LatentImage"), steps=2, cfg=1.0)
     made = invert(graph, pivot, steps=5, latent=drawn)

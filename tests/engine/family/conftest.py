@@ -14,8 +14,8 @@ from nulltext.tests import stand_ins
 def folder(tmp_path_factory):
     """A random checkpoint of the family, and a flow model, in a folder that the engine searches."""
     path = tmp_path_factory.mktemp("checkpoints")
-    weights.random_checkpoint(path / "demo.safetensors", seed=1)
-    weights.random_flow_checkpoint(path / "flow.safetensors", seed=2)
+    stand_ins.random_checkpoint(path / "demo.safetensors", seed=1)
+    stand_ins.random_flow_checkpoint(path / "flow.safetensors", seed=2)
     return path
 
 

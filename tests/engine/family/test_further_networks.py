@@ -8,6 +8,7 @@ import torch
 from nulltext.demo import nets, weights
 from nulltext.engine.comfy import process_of, sigma_range
 from nulltext.samplers.core import FLOW, VE
+from nulltext.tests.stand_ins import random_state
 
 
 def node(name):
@@ -39,7 +40,7 @@ def load(core, folder, engine):
 def network(seed, **size):
     """A UNet with random weights, as the file will hold them: rounded to fp16."""
     net, generator = nets.UNet(**size), torch.Generator().manual_seed(seed)
-    net.load_state_dict({k: v.half().float() for k, v in weights._filled(net, generator).items()})
+    net.load_state_dict({k: v.half().float() for k, v in random_state(net, generator).items()})
     return net.eval().requires_grad_(False)
 
 
@@ -80,7 +81,7 @@ def test_the_second_net_is_detected_and_computes_what_the_trainer_computes(core,
 
 def test_a_closed_skip_says_nothing_and_stays_closed_in_training():
     net = nets.UNet(**nets.BOTTLENECK)
-    net.load_state_dict(weights._filled(net, torch.Generator().manual_seed(7)))
+    net.load_state_dict(random_state(net, torch.Generator().manual_seed(7)))
     net.close_skips(but=nets.OPEN_SKIPS)
     x, context = given(8)
     optimiser = torch.optim.AdamW(net.parameters(), lr=0.1, weight_decay=0.01)

@@ -2,6 +2,7 @@
 
 import torch
 from nulltext.demo import captions, nets, weights
+from nulltext.tests import stand_ins
 from safetensors.torch import load_file, save_file
 
 TEXT = "a photo of a small red circle on the left , striped blue background"
@@ -57,7 +58,7 @@ def test_autoencoder_computes_what_the_trainer_computes(core, demo, trainer_nets
 
 
 def test_eps_files_are_eps(core, folder, engine):
-    weights.random_checkpoint(folder / "eps.safetensors", prediction="eps")
+    stand_ins.random_checkpoint(folder / "eps.safetensors", prediction="eps")
     kinds = engine.get("model_base").ModelType
     assert core.load("eps.safetensors").model.model.model_type == kinds.EPS
     assert core.load("demo.safetensors").model.model.model_type == kinds.V_PREDICTION
