@@ -77,9 +77,5 @@ class Graph(dict):
     def show(self, images) -> Node:
         return self.add("PreviewImage", images=images)
 
-    def picture_of(self, latent) -> Node:
-        """The latent decoded and shown."""
-        return self.show(self.decode(latent))
-
     def save(self, latent, name: str = "test") -> Node:
         return self.add("SaveLatent", samples=latent, filename_prefix=name)

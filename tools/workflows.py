@@ -1,5 +1,4 @@
-"""The shipped workflows, workflows/api/<name>.api.json: reading them, making them short for tests, and the page's form
-of them."""
+"""The shipped workflows, workflows/api/<name>.api.json: reading them, and the page's form of them."""
 
 from __future__ import annotations
 
@@ -30,24 +29,6 @@ TASKS = (
     "Look inside",
 )
 Workflow = dict[str, dict[str, Any]]
-
-#: inputs that make a run long, and the most that `short` leaves of them
-LIMITS = {
-    "inner_steps": 2,
-    "iterations": 2,
-    "train_steps": 4,
-    "inversion_steps": 4,
-    "passes": 1,
-    "embedding_steps": 2,
-    "model_steps": 2,
-    "count": 2,
-    "maps": 2,
-    "steps_above": 2,
-    "levels": 4,
-    "resamples": 2,
-    "particles": 2,
-    "batch_size": 2,
-}
 
 
 def names() -> list[str]:
@@ -83,29 +64,6 @@ def on_demo(workflow: Workflow) -> Workflow:
 def is_link(value: Any, workflow: Workflow) -> bool:
     """Whether an input's value is a link [node id, slot]."""
     return isinstance(value, list) and len(value) == 2 and isinstance(value[1], int) and str(value[0]) in workflow
-
-
-def short(workflow: Workflow, steps: int = 3) -> Workflow:
-    """A copy whose samplers take at most `steps` steps and whose loops are few."""
-    workflow = copy.deepcopy(workflow)
-    limits = {**LIMITS, "steps": steps}
-    for node in workflow.values():
-        for key, value in node["inputs"].items():
-            if key in limits and isinstance(value, int) and not isinstance(value, bool):
-                node["inputs"][key] = min(value, limits[key])
-    return workflow
-
-
-def renamed(workflow: Workflow, ids: dict[str, str]) -> Workflow:
-    """The workflow with other ids for its nodes, {old: new}; its links follow."""
-
-    def moved(value: Any) -> Any:
-        return [ids[str(value[0])], value[1]] if is_link(value, workflow) else value
-
-    return {
-        ids[key]: {**node, "inputs": {name: moved(value) for name, value in node["inputs"].items()}}
-        for key, node in workflow.items()
-    }
 
 
 def of_class(workflow: Workflow, *classes: str) -> list[str]:

@@ -24,6 +24,7 @@ import pytest
 import requests
 from nulltext.batch import engines
 from nulltext.tests.chromium import CHROMIUM
+from nulltext.tests.workflows import short
 from nulltext.tools import litegraph, notes, workflows
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -129,7 +130,7 @@ class Page:
 
     def load(self, name: str, steps: int = 2, **inputs) -> dict:
         """Drop a shipped workflow, made short; the graph that was dropped."""
-        flow = workflows.short(workflows.load(name), steps)
+        flow = short(workflows.load(name), steps)
         for node in flow.values():
             node["inputs"].update({key: value for key, value in inputs.items() if key in node["inputs"]})
         graph = litegraph.to_ui(flow, self.infos, notes.note(name, flow))

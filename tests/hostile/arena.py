@@ -17,7 +17,7 @@ import requests
 from nulltext.batch import engines
 from nulltext.batch.client import Client, Result
 from nulltext.tests.hostile import cases
-from nulltext.tools import workflows
+from nulltext.tests.workflows import renamed
 
 PACK = engines.PACK
 SECONDS, LONG, PATIENCE, MEMORY = 25.0, 240.0, 10.0, 3 * 2**30
@@ -47,7 +47,7 @@ class Attacker(Client):
 def fresh(graph: dict) -> dict:
     """The graph under node ids of its own, so that nothing of it is served from the cache."""
     tag = uuid.uuid4().hex[:6]
-    return workflows.renamed(graph, {key: f"{key}-{tag}" for key in graph})
+    return renamed(graph, {key: f"{key}-{tag}" for key in graph})
 
 
 def pixels(result: Result) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nulltext.tests.hostile import wires
+from nulltext.tests.workflows import LIMITS, short
 from nulltext.tools import workflows
 
 NAN, INF = float("nan"), float("inf")
@@ -58,7 +59,7 @@ WORDS = ("", "none", "x" * 1000, 0, -1, NAN, None, "\0", "normal", {})
 FILE_WIDGETS = {"name", "file_name", "file", "folder", "image"}
 #: a run of these would only be long: their upper ends are left alone
 LONG = {"steps", "count", "batch", "size", "width", "height", "vectors", "samples", "particles", "cutouts", "average"}
-LONG |= {*workflows.LIMITS, "accumulate", "unseen_steps", "plain_steps", "unseen_passes", "pictures", "levels", "grow"}
+LONG |= {*LIMITS, "accumulate", "unseen_steps", "plain_steps", "unseen_passes", "pictures", "levels", "grow"}
 INTERRUPTED = (
     "null_text",
     "prompt_to_prompt",
@@ -90,7 +91,7 @@ def _ours(graph, infos):
 
 def _flow(rng):
     name = rng.choice([n for n in workflows.names() if workflows.runs_here(n)])
-    return name, workflows.short(workflows.load(name), rng.choice((2, 3)))
+    return name, short(workflows.load(name), rng.choice((2, 3)))
 
 
 def probed(graph: dict, infos: dict) -> dict:
@@ -233,7 +234,7 @@ def _route(rng, number):
 
 def _interrupt(rng, number):
     name = rng.choice(sorted(INTERRUPTED))
-    graph, moments = workflows.short(workflows.load(name), 6), (rng.uniform(0.02, 0.95), rng.uniform(0.02, 0.95))
+    graph, moments = short(workflows.load(name), 6), (rng.uniform(0.02, 0.95), rng.uniform(0.02, 0.95))
     return Case(number, "interrupt", name, graph, moments=moments)
 
 

@@ -9,12 +9,13 @@ import time
 
 from nulltext.batch.client import Client, Result
 from nulltext.tests.hostile.arena import Arena, Attacker, fresh, pixels
+from nulltext.tests.workflows import short
 from nulltext.tools import workflows
 
 
 def graph(seed: int) -> dict:
     """A short run of ours whose picture the seed tells."""
-    flow = workflows.short(workflows.load("sdedit"), 2)
+    flow = short(workflows.load("sdedit"), 2)
     for node in flow.values():
         if "seed" in node["inputs"]:
             node["inputs"]["seed"] = seed

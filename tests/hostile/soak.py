@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from itertools import islice
 
 from nulltext.tests.hostile.arena import Arena, fresh
+from nulltext.tests.server.graph import Graph
+from nulltext.tests.workflows import short
 from nulltext.tools import workflows
-from nulltext.tools.graph import Graph
 
 CLEARED = 10  #: the engine keeps every prompt it ran: it is told to forget them after so many
 SECONDS = 240.0
@@ -38,7 +39,7 @@ def ours(rng: random.Random, infos: dict) -> Iterator[tuple[str, dict]]:
     names = [name for name in workflows.names() if workflows.runs_here(name)]
     while True:
         name = rng.choice(names)
-        yield name, seeded(workflows.short(workflows.load(name), rng.choice((2, 3))), rng)
+        yield name, seeded(short(workflows.load(name), rng.choice((2, 3))), rng)
 
 
 def core(rng: random.Random, infos: dict) -> Iterator[tuple[str, dict]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 from nulltext.tests.hostile import arena, campaign, cases, load, soak
+from nulltext.tests.workflows import short
 from nulltext.tools import workflows
 
 SEED, NUMBERS = 1, range(66)  # six of them are interrupts, which take too long here
@@ -37,7 +38,7 @@ def test_an_address_that_the_engine_itself_refuses_is_no_hang(ring):
 def test_memory_is_told_over_prompts_and_a_training_leaves_no_tensor(ring):
     def trained(rng, infos):
         while True:
-            yield "dreambooth", soak.seeded(workflows.short(workflows.load("dreambooth"), 2), rng)
+            yield "dreambooth", soak.seeded(short(workflows.load("dreambooth"), 2), rng)
 
     for make in (soak.ours, soak.core, trained):
         found = soak.run(ring, 3, make, every=1, tell=lambda line: None)

@@ -22,6 +22,7 @@ from nulltext.batch.client import Result
 from nulltext.benchmarks.families.run import plant_stand_ins
 from nulltext.demo import weights
 from nulltext.tests.server.graph import Graph, Node
+from nulltext.tests.workflows import renamed, short
 from nulltext.tools import workflows
 from safetensors.torch import load_file
 
@@ -70,7 +71,7 @@ class Comfy:
         alias = {key: f"{key}-{node['class_type']}" for key, node in workflow.items()}
         back = {new: key for key, new in alias.items()}
         progress = None if on_progress is None else lambda node, i, n: on_progress(back.get(node, node), i, n)
-        result = self.client.run(workflows.renamed(workflow, alias), progress, timeout)
+        result = self.client.run(renamed(workflow, alias), progress, timeout)
         result.outputs = {back.get(key, key): value for key, value in result.outputs.items()}
         result.files = {back.get(key, key): value for key, value in result.files.items()}
         result.cached = tuple(back.get(key, key) for key in result.cached)
@@ -125,7 +126,7 @@ class Comfy:
 
     def workflow(self, name: str, steps: int = 3, **inputs) -> dict:
         """A shipped workflow in API format, made short; `inputs` override every node's input of that name."""
-        flow = workflows.short(workflows.load(name), steps)
+        flow = short(workflows.load(name), steps)
         for node in flow.values():
             node["inputs"].update({key: value for key, value in inputs.items() if key in node["inputs"]})
         return flow

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import torch
-from nulltext.tools.graph import Graph, Node
+from nulltext.tools import graph
+from nulltext.tools.graph import Node
 
 __all__ = ["Graph", "Node", "far", "pixels"]
+
+
+class Graph(graph.Graph):
+    def picture_of(self, latent) -> Node:
+        """The latent decoded and shown."""
+        return self.show(self.decode(latent))
 
 
 def pixels(result, node: Node) -> torch.Tensor:

@@ -12,6 +12,7 @@ pytest.importorskip("ray")
 
 from nulltext.batch import index, places, store, worker
 from nulltext.benchmarks.batch import chaos
+from nulltext.tests.workflows import short
 from nulltext.tools import workflows
 
 
@@ -54,7 +55,7 @@ def test_a_server_that_hangs_is_replaced_and_its_row_done(own, tmp_path):
 
 def test_two_servers_share_one_folder_of_inversions(own, tmp_path):
     """Both invert one picture at the same time; each ends well, one whole file is left, and later runs read it."""
-    flow = workflows.short(workflows.load("invert_image"), 4)
+    flow = short(workflows.load("invert_image"), 4)
     two, found = (own(), own()), {}
 
     def run(place: places.OwnServer) -> None:

@@ -3,6 +3,7 @@
 import torch
 from nulltext.demo import captions, probe, scenes
 from nulltext.samplers.measure.charts import from_picture, to_picture
+from nulltext.tests.workflows import short
 from nulltext.tools import workflows
 from PIL import Image, ImageDraw
 
@@ -76,7 +77,7 @@ def test_a_picture_and_prompts_of_ones_own_are_all_that_prompt_to_prompt_needs(c
     uploaded = comfy.upload(picture.resize((128, 128)), f"foreign_{name}_128.png")
     try:
         for workflow in ("prompt_to_prompt_photo", "edit_photo_sd"):
-            flow = workflows.short(workflows.on_demo(workflows.load(workflow)), 3)
+            flow = short(workflows.on_demo(workflows.load(workflow)), 3)
             for node in flow.values():
                 if node["class_type"] in workflows.PICTURES:
                     node["inputs"]["image"] = uploaded

@@ -232,12 +232,6 @@ def test_a_workflow_that_no_page_can_show_is_refused(change, words):
         litegraph.to_ui(flow, INFOS, "")
 
 
-def test_short_limits_steps_and_leaves_the_file_alone():
-    flow = {"1": {"class_type": "A", "inputs": {"steps": 50, "inner_steps": 10, "cfg": 7.5, "text": "steps"}}}
-    assert workflows.short(flow, 3)["1"]["inputs"] == {"steps": 3, "inner_steps": 2, "cfg": 7.5, "text": "steps"}
-    assert flow["1"]["inputs"]["steps"] == 50
-
-
 def test_a_link_is_told_from_a_list():
     assert workflows.is_link(["1", 0], FLOW) and workflows.is_link([1, 0], FLOW)
     assert not workflows.is_link(["9", 0], FLOW) and not workflows.is_link([1, 2, 3], FLOW)
