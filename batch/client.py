@@ -41,7 +41,6 @@ class Result:
     interrupted: bool = False
     cached: tuple[str, ...] = ()  # ids of nodes that did not run again
     ran: set[str] = field(default_factory=set)  # ids of nodes that ran
-    previews: int = 0  # live preview images seen
     steps: int = 0  # progress ticks seen
     seconds: float = 0.0
     _read: dict[str, list[Image.Image]] = field(default_factory=dict, repr=False)
@@ -101,18 +100,11 @@ class Client:
         """Every node's inputs, outputs and description, by class id."""
         return self.get("/object_info").json()
 
-    def interrupt(self, timeout: float = 60) -> None:
-        self.post("/interrupt", timeout=timeout)
-
     def cancel(self, prompt_id: str, timeout: float = 5) -> None:
         """Take a prompt out of the queue, and interrupt it if it runs. What others run there goes on."""
         self.post("/queue", {"delete": [prompt_id]}, timeout=timeout)
         if self._queued(prompt_id, timeout, ("queue_running",)):
             self.post("/interrupt", {"prompt_id": prompt_id}, timeout=timeout)  # an older server reads no body
-
-    def free(self) -> None:
-        """Ask the server to unload its models and forget its cached results."""
-        self.post("/free", {"unload_models": True, "free_memory": True})
 
     def upload(self, picture: Image.Image | str | Path | bytes, name: str | None = None, folder: str = "") -> str:
         """Put a picture, or the content of a file, into the server's input folder or a folder in it; the name to give
@@ -273,8 +265,7 @@ class _Messages:
 
     def take(self, kind: int, data: bytes) -> None:
         if kind == websocket.ABNF.OPCODE_BINARY:
-            self.result.previews += 1
-            self.last = time.monotonic()
+            self.last = time.monotonic()  # a preview
         elif kind == websocket.ABNF.OPCODE_TEXT and data:
             message = json.loads(data)
             self._text(message.get("type"), message.get("data") or {})

@@ -17,12 +17,12 @@ def span(seconds: float) -> str:
 class Bar:
     """Draws itself on a terminal; elsewhere it says a line every half minute."""
 
-    def __init__(self, total: int, width: int = 24, file=None):
-        self.total, self.width, self.file = total, width, file or sys.stderr
+    def __init__(self, total: int, width: int = 24):
+        self.total, self.width = total, width
         self.done = self.failed = 0
         self.start = time.monotonic()
         self.last = 0.0
-        self.live = self.file.isatty()
+        self.live = sys.stderr.isatty()
 
     def add(self, failed: bool) -> None:
         self.failed += failed
@@ -44,4 +44,4 @@ class Bar:
     def draw(self, end: bool = False) -> None:
         self.last = time.monotonic()
         start = "\r\033[K" if self.live else ""
-        print(start + self.text(), end="\n" if end or not self.live else "", file=self.file, flush=True)
+        print(start + self.text(), end="\n" if end or not self.live else "", file=sys.stderr, flush=True)

@@ -131,7 +131,7 @@ class Arena:
 
         def stop():
             asked.append(time.monotonic())
-            self.client.interrupt()
+            self.client.post("/interrupt")
 
         timer = threading.Timer(after, stop)
         timer.start()

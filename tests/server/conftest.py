@@ -54,8 +54,12 @@ class Comfy:
     def __init__(self, server: engines.Server):
         self.server, self.client = server, server.client
         self.engine, self.tree, self.address = server.engine.name, server.tree, server.address
-        self.free, self.interrupt, self.upload = self.client.free, self.client.interrupt, self.client.upload
+        self.upload = self.client.upload
         self._info: dict | None = None
+
+    def free(self) -> None:
+        """Ask the server to unload its models and forget its cached results."""
+        self.client.post("/free", {"unload_models": True, "free_memory": True})
 
     @property
     def object_info(self) -> dict:
@@ -88,7 +92,7 @@ class Comfy:
         def stop(key, value, total):
             if key == node.key and value >= ticks and not reached:
                 reached.append(value)
-                self.interrupt()
+                self.client.post("/interrupt")
 
         result = self.run(workflow, stop)
         assert reached, f"it ended before: {result.error}"
