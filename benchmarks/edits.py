@@ -103,10 +103,11 @@ def other_value(truth: Scenes, kind: str, seed: int) -> Tensor:
     return torch.multinomial(allowed(truth, kind).float(), 1, generator=generator)[:, 0]
 
 
-def edits(n: int, seed: int, split: str = "held_out") -> list[Edit]:
-    """n edits of one scene each, the kinds in turn; every other texture edit adds the word to a prompt without it."""
+def edits(n: int, seed: int) -> list[Edit]:
+    """n edits of one held-out scene each, the kinds in turn; every other texture edit adds the word to a prompt without
+    it."""
     draws = torch.Generator().manual_seed(seed)
-    pool = scenes.sample(40 * n, draws, split, two=0.0)
+    pool = scenes.sample(40 * n, draws, "held_out", two=0.0)
     found: list[Edit] = []
     for scene in (pool[at] for at in range(len(pool))):
         if len(found) == n:

@@ -146,8 +146,8 @@ def text(indices: Tensor, form: Tensor) -> list[str]:
     return out
 
 
-def captions(s: Scenes, generator: torch.Generator | None = None) -> list[str]:
-    return text(*phrases(s, generator))
+def captions(s: Scenes) -> list[str]:
+    return text(*phrases(s))
 
 
 def token_rows(indices: Tensor, form: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,13 +20,14 @@ FIGURES = CHECKPOINT.parents[2] / "output" / "bench" / "demo_model.figures.json"
 RARE_STRENGTH = 0.5  # of a rare word's own direction, beside the norm of the unknown word's row
 
 
-def set_rare_rows(text: dict[str, Tensor], strength: float = RARE_STRENGTH) -> None:
+def set_rare_rows(text: dict[str, Tensor]) -> None:
     """Give the rare words their rows in a text encoder's state: the unknown word's row, which means "any word", plus a
-    fixed random direction of `strength` times its norm. So each is as neutral as an unknown word and still its own."""
+    fixed random direction of `RARE_STRENGTH` times its norm. So each is as neutral as an unknown word and still its
+    own."""
     table = text["embeddings.token_embedding.weight"]
     directions = torch.randn(len(captions.RARE), table.shape[1], generator=torch.Generator().manual_seed(0))
     directions = directions / directions.norm(dim=1, keepdim=True)
-    table[-len(captions.RARE) :] = table[0] + strength * table[0].norm() * directions
+    table[-len(captions.RARE) :] = table[0] + RARE_STRENGTH * table[0].norm() * directions
 
 
 def pack_network(name: str, path: Path) -> None:

@@ -70,9 +70,9 @@ class Desk:
         flow, lines = plan.load(str(self.folder / "flow.json")), table.read(str(self.folder / "table.csv"))
         return plan.make(flow, lines, place, [place])
 
-    def command(self, *more: str, out: str = "out", address: str = "") -> subprocess.Popen:
+    def command(self, *more: str, address: str = "") -> subprocess.Popen:
         """The batch as `make batch` starts it."""
-        named = {"workflow": "flow.json", "table": "table.csv", "out": out, "cache": "cache"}
+        named = {"workflow": "flow.json", "table": "table.csv", "out": "out", "cache": "cache"}
         given = [part for name, file in named.items() for part in (f"--{name}", str(self.folder / file))]
         env = {**os.environ, "PYTHONUNBUFFERED": "1"}
         env |= {"RAY_ADDRESS": address} if address else {}
@@ -80,8 +80,8 @@ class Desk:
         with open(self.log, "ab") as log:
             return subprocess.Popen(argv, env=env, stdout=log, stderr=log)
 
-    def done(self, out: str = "out") -> int:
-        return sum(1 for _ in (self.folder / out / worker.DONE).glob("*.json"))
+    def done(self) -> int:
+        return sum(1 for _ in (self.folder / "out" / worker.DONE).glob("*.json"))
 
     def until(self, what: Callable[[], bool], process: subprocess.Popen) -> None:
         """Wait for it; RuntimeError with the log's end if the command ends first, or nothing happens for long."""
@@ -91,8 +91,8 @@ class Desk:
                 raise RuntimeError(self.log.read_text()[-3000:])
             time.sleep(0.05)
 
-    def lines(self, out: str = "out") -> list[dict]:
-        return index.read(store.Store(str(self.folder / out)))
+    def lines(self) -> list[dict]:
+        return index.read(store.Store(str(self.folder / "out")))
 
     def pictures(self, out: str = "out") -> dict[str, bytes]:
         """The content of each row's picture by the name of its folder."""

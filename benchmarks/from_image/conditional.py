@@ -55,9 +55,9 @@ def distance(fill: Tensor, case: Case) -> float:
     return float((unknown.sort(0).values - exact_quantiles(case, len(fill))).abs().mean())
 
 
-def error(case: Case, sample: Callable[..., Tensor], sigmas: Tensor, n: int, rows: int = 1, seed: int = 0) -> float:
+def error(case: Case, sample: Callable[..., Tensor], sigmas: Tensor, n: int, rows: int = 1) -> float:
     """Error of n fills, `rows` of the batch for each."""
-    noise = gaussian(torch.empty(n * rows, len(case.values), dtype=torch.float64), seed)
+    noise = gaussian(torch.empty(n * rows, len(case.values), dtype=torch.float64), 0)
     known = {"source": case.values.expand(n, -1), "mask": case.mask[None], "process": VE, "noise": noise}
     fill = sample(case.mixture.denoise, sigmas[0] * noise(), sigmas, **known)
     return distance(fill, case)
