@@ -18,9 +18,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from typing import Any
 
 from ..batch import engines
-from . import blueprint, gallery, help_pages, inputs, locales, pictures, run, workflows
+from . import blueprint, gallery, help_pages, inputs, litegraph, locales, notes, pictures, run, workflows
+
+
+def page_text(name: str, infos: dict[str, Any]) -> str:
+    """What workflows/<name>.json holds: the API file as the page opens it, with the widget order that a running engine
+    tells (its /object_info). ValueError if it would not queue exactly what the API file says."""
+    workflow = workflows.load(name)
+    graph = litegraph.to_ui(workflow, infos, notes.note(name, workflow))
+    if litegraph.to_api(graph, infos) != litegraph.filled(workflow, infos):
+        raise ValueError(f"{name}: the graph would not queue what the API file says.")
+    return json.dumps(graph, indent=1, ensure_ascii=False) + "\n"
 
 
 def page_workflows(chosen: list[str], which: str) -> list[str]:
@@ -32,7 +43,7 @@ def page_workflows(chosen: list[str], which: str) -> list[str]:
         for name in chosen:
             try:
                 path = workflows.FOLDER / f"{name}.json"
-                path.write_text(workflows.page_text(name, infos), encoding="utf-8")
+                path.write_text(page_text(name, infos), encoding="utf-8")
                 print(path.relative_to(workflows.FOLDER.parent), flush=True)
                 if name in blueprint.names():
                     blueprint.FOLDER.mkdir(exist_ok=True)

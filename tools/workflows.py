@@ -1,4 +1,4 @@
-"""The shipped workflows, workflows/api/<name>.api.json: reading them, and the page's form of them."""
+"""The shipped workflows, workflows/api/<name>.api.json: reading them, and what they say of themselves."""
 
 from __future__ import annotations
 
@@ -129,15 +129,3 @@ def drawn_by(name: str) -> str:
         "Drawn by the shipped demo model, not by Stable Diffusion 1.5: the workflow waits for a checkpoint of "
         "yours, and none was at hand to draw with. The wires and settings are the same, at 128 x 128."
     )
-
-
-def page_text(name: str, infos: dict[str, Any]) -> str:
-    """What workflows/<name>.json holds: the API file as the page opens it, with the widget order that a running engine
-    tells (its /object_info). ValueError if it would not queue exactly what the API file says."""
-    from . import litegraph, notes
-
-    workflow = load(name)
-    graph = litegraph.to_ui(workflow, infos, notes.note(name, workflow))
-    if litegraph.to_api(graph, infos) != litegraph.filled(workflow, infos):
-        raise ValueError(f"{name}: the graph would not queue what the API file says.")
-    return json.dumps(graph, indent=1, ensure_ascii=False) + "\n"

@@ -6,7 +6,7 @@ import pytest
 from nulltext.batch import engines
 from nulltext.demo import weights
 from nulltext.tests.chromium import CHROMIUM
-from nulltext.tools import litegraph, notes, workflows
+from nulltext.tools import litegraph, notes, publish, workflows
 from PIL import Image
 
 each = pytest.mark.parametrize("name", workflows.names())
@@ -63,7 +63,7 @@ def test_the_page_file_queues_what_the_api_file_says(comfy, name):
     infos, flow = comfy.object_info, workflows.load(name)
     assert litegraph.to_api(graph, infos) == litegraph.filled(flow, infos), "run `make publish`"
     if comfy.engine == "embedded":  # its widget order is what the files are made with
-        assert graph == json.loads(workflows.page_text(name, infos)), "run `make publish`"
+        assert graph == json.loads(publish.page_text(name, infos)), "run `make publish`"
     shown = [node["widgets_values"][0] for node in graph["nodes"] if node["type"] == "Note"]
     assert shown == [notes.note(name, flow)], "run `make publish`"
 
