@@ -22,10 +22,13 @@ def load_pack() -> None:
         spec.loader.exec_module(pack)
 
 
+def runs(path: Path) -> bool:
+    """Whether a file is a script: it has a part of its own for that."""
+    return path.stem[0] != "_" and '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+
+
 def main(arguments: list[str]) -> None:
-    known = {
-        path.stem: name for name in ("tools", "demo") for path in (ROOT / name).glob("*.py") if path.stem[0] != "_"
-    }
+    known = {path.stem: name for name in ("tools", "demo") for path in (ROOT / name).glob("*.py") if runs(path)}
     benches = {path.parent.name: "benchmarks" for path in (ROOT / "benchmarks").glob("*/__main__.py")}
     if arguments[:1] == ["bench"] and len(arguments) > 1:  # a bench goes before a room of the same name
         arguments, known = arguments[1:], benches

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -371,3 +372,12 @@ def test_the_folder_of_two_classes(tmp_path, monkeypatch):
     monkeypatch.setattr(inputs, "FOLDER", tmp_path)
     inputs.write_classes(2)
     assert sorted(p.parent.name for p in tmp_path.rglob("*.png")) == ["blue square"] * 2 + ["red circle"] * 2
+
+
+@pytest.mark.parametrize("name", ["graph", "weights", "harness", "__main__"])
+def test_what_does_nothing_is_no_command_of_tools(name):
+    main = runpy.run_path(str(engines.ROOT / "tools" / "__main__.py"), run_name="commands")["main"]
+    with pytest.raises(SystemExit, match="usage: python tools NAME") as refused:
+        main([name])
+    listed = str(refused.value).rpartition(": ")[2].split(", ")
+    assert name not in listed and {"run", "publish", "train", "probe", "families", "batch"} <= set(listed)
