@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..samplers.tuning.imagic import interpolate
 from ..samplers.window import ALWAYS, SigmaWindow
-from .comfy import get
 from .guider import guider_class
 from .mixing import changes_to, laid_on
 from .shared_noise import with_shared_noise
@@ -41,8 +40,6 @@ def between(target: list, optimised: list | None, etas: Sequence[float]) -> list
 
 @functools.cache
 def _class() -> type:
-    samplers = get("samplers")
-
     class ImagicGuider(guider_class()):
         def prepare(self, changes, strength: float, window: SigmaWindow, rows: int, cfg: float):
             self.changes, self.strength, self.window, self.rows = changes, strength, window, rows
@@ -64,15 +61,8 @@ def _class() -> type:
 
         def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006 (the engine's signature)
             self.now = float(timestep.max())
-            return samplers.sampling_function(
-                self.inner_model,
-                x,
-                timestep,
-                self.conds["negative"],
-                self.conds["positive"],
-                self.cfg,
-                model_options=model_options,
-                seed=seed,
+            return self.guided(
+                x, timestep, self.conds["positive"], self.conds["negative"], self.cfg, model_options, seed
             )
 
     return ImagicGuider

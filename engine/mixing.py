@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..samplers.tuning.diffusion_clip import Share, check_shares, degrees, mixed
 from ..samplers.tuning.lora import LayerChange, adaptable
+from ..samplers.tuning.mixing import Share, check_shares, degrees, mixed
 from ..samplers.tuning.whole import unchanged, unshifted
-from .comfy import compute_dtype, get
+from .comfy import compute_dtype
 from .guider import guider_class
 from .lora_names import of_text, standard
 from .weights import attached, check_base, from_lora_model, whole_layers, wrong_shape
@@ -84,8 +84,6 @@ def laid_on(model, changes: Sequence[Mapping[str, LayerChange]], strength: Calla
 
 @functools.cache
 def _class() -> type:
-    samplers = get("samplers")
-
     class MixGuider(guider_class()):
         def prepare(self, tuned: Sequence[tuple[list[dict[str, LayerChange]], Share]], cfg: float):
             self.tuned, self._on = [changes for changes, _ in tuned], 0
@@ -104,16 +102,8 @@ def _class() -> type:
             def model(number):
                 def ask(x, sigma):
                     self._on = number
-                    return samplers.sampling_function(
-                        self.inner_model,
-                        x,
-                        sigma,
-                        self.conds.get("negative"),
-                        self.conds["positive"],
-                        self.cfg,
-                        model_options=model_options,
-                        seed=seed,
-                    )
+                    negative = self.conds.get("negative")
+                    return self.guided(x, sigma, self.conds["positive"], negative, self.cfg, model_options, seed)
 
                 return ask
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from torch import Tensor
 
 from ..samplers.record_file import write
-from ..samplers.tuning.diffusion_clip import Walks
 from ..samplers.tuning.loop import PAUSE, Loop, Report
 from ..samplers.tuning.objective import Step
+from ..samplers.tuning.walks import Walks
 from .comfy import check_interrupt
 from .files import SUFFIX, cache_folder, trim
 

@@ -8,7 +8,8 @@ from ..engine.run import sample_with
 from ..engine.sampler import held_start, own_sampler, walk_back
 from ..samplers.core import gaussian
 from ..samplers.ode import sample_euler
-from ..samplers.tuning.diffusion_clip import Share, into_seen_domain
+from ..samplers.tuning.diffusion_clip import into_seen_domain
+from ..samplers.tuning.mixing import Share
 from ..samplers.window import SigmaWindow
 from .base import CFG, LATENT, MODEL, NEGATIVE, POSITIVE, SEED, Box, Float, Int, Output, Socket
 from .diffusion_clip import CATEGORY, INVERSION_STEPS, PUBLISHED, T0, schedule

@@ -6,38 +6,30 @@
     whole chain      the gradient passes all steps of the sampler; on a Gaussian it is the product of the steps' factors
     memory-saving    one optimiser step at each sampling step, on D(x_s) with x_s detached (the authors' second variant)
 
-Degree and several attributes are mixed as predictions, not as weights:
+Degree and several attributes are mixed as predictions, not as weights (`mixing.py`). From one unseen domain to another:
+the picture is noised to s0 and brought back by the original net, several times, and then edited.
 
-    D = sum_i r_i(s) D_i / sum_i r_i(s)         degree r of one attribute: (1 - r) D_0 + r D_1
-
-with weights that a window over sigma switches. From one unseen domain to another: the picture is noised to s0 and
-brought back by the original net, several times, and then edited.
-
-Departures: pictures are drawn with replacement, so that a run's state is its random numbers alone; a level where no
-weight acts is the first model's, and what several weights leave of 1 is the original's (the authors divide by their
-sum). The inversion asks for the prediction at the level it leaves; the authors, here and in Asyrp, at the lower one
-(the pivot "DDIM at the lower level"), which comes back less exactly with an exact denoiser. The chain's levels are
-evenly spaced from s0 to 0 without 0 (the authors' last step begins at time 0).
+Departures: pictures are drawn with replacement, so that a run's state is its random numbers alone. The inversion asks
+for the prediction at the level it leaves; the authors, here and in Asyrp, at the lower one (the pivot "DDIM at the
+lower level"), which comes back less exactly with an exact denoiser. The chain's levels are evenly spaced from s0 to 0
+without 0 (the authors' last step begins at time 0).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core import VE, Denoise, NoiseProcess, NoiseSource, euler_step
 from ..ode import sample_euler
-from ..window import ALWAYS, SigmaWindow
 from .directional import EditLoss
 from .loop import Settings
 from .objective import Step
-
-State = TypeVar("State")
-Losses = dict[str, Tensor]
+from .walks import Walks
 
 
 @dataclass(frozen=True)
@@ -137,32 +129,6 @@ def _counted(denoise: Denoise, on_call: Callable[[], None] | None) -> Denoise:
     return ask
 
 
-class Walks(Generic[State]):
-    """A training step for `Loop` that goes along a sampling walk: one optimiser step at each of `steps` levels.
-
-    begin(generator) -> the state at the first level; advance(state, i) -> (losses, the next state, detached). Between
-    two walks (`between`) the step carries nothing but the generator: there a run may be saved and taken up again."""
-
-    def __init__(
-        self,
-        steps: int,
-        begin: Callable[[torch.Generator], State],
-        advance: Callable[[State, int], tuple[Losses, State]],
-    ):
-        self.steps, self._begin, self._advance = steps, begin, advance
-        self._at, self._state = 0, None
-
-    @property
-    def between(self) -> bool:
-        return self._at == 0
-
-    def __call__(self, generator: torch.Generator) -> Losses:
-        state = self._begin(generator) if self.between else self._state
-        losses, after = self._advance(state, self._at)
-        self._state, self._at = after, (self._at + 1) % self.steps
-        return losses
-
-
 def saving_step(
     net: Callable[[Any], Denoise],
     pictures: Pictures,
@@ -184,67 +150,6 @@ def saving_step(
         return pictures.starts[i], i
 
     return Walks(len(sigmas) - 1, begin, advance)
-
-
-@dataclass(frozen=True)
-class Share:
-    """How much of a model's prediction counts, and at which levels."""
-
-    weight: float
-    window: SigmaWindow = ALWAYS
-
-    def at(self, sigma) -> float:
-        return self.weight if sigma in self.window else 0.0
-
-
-def check_shares(shares: Sequence[Share | Rest]) -> None:
-    """ValueError where the weights of some level can't be normalised: a sum of 0 or below."""
-    edges = {edge for share in shares for edge in (share.window.start, share.window.end)}
-    for edge in edges:
-        found = [share.at(edge) for share in shares]
-        if any(found) and not sum(found) > 0:
-            raise ValueError(
-                f"The weights of the mixed models sum to {sum(found):g} at sigma {edge:.3g}: the sum must be above 0."
-            )
-
-
-def mixed(models: Sequence[Denoise], shares: Sequence[Share | Rest]) -> Denoise:
-    """D = sum r_i D_i / sum r_i of several denoisers. Models of weight 0 are not asked: r = (1, 0) is the first
-    to the bit. ValueError for weights that `check_shares` refuses."""
-    if len(models) != len(shares):
-        raise ValueError(f"{len(models)} models are mixed by as many weights; got {len(shares)}.")
-    check_shares(shares)
-
-    def denoise(x, sigma):
-        weights = [share.at(sigma) for share in shares]
-        asked = [(w, model) for w, model in zip(weights, models) if w]
-        if not asked:
-            return models[0](x, sigma)
-        total = sum(w for w, _ in asked)
-        return sum((w / total) * model(x, sigma) for w, model in asked)
-
-    return denoise
-
-
-@dataclass(frozen=True)
-class Rest:
-    """What the tuned models' weights leave of 1 to the original. Nothing where several of them sum to more than 1; one
-    alone may go beyond, and the edit is carried on."""
-
-    others: tuple[Share, ...]
-    window: SigmaWindow = ALWAYS
-
-    def at(self, sigma) -> float:
-        weights = [share.at(sigma) for share in self.others]
-        rest = 1 - sum(weights)
-        if abs(rest) < 1e-9:  # .7 + .2 + .1 are 1 but for rounding
-            return 0.0
-        return rest if sum(map(bool, weights)) < 2 else max(rest, 0.0)
-
-
-def degrees(*shares: Share) -> list[Share | Rest]:
-    """The original's share and those of the tuned models: for one of weight r, (1 - r, r)."""
-    return [Rest(shares), *shares]
 
 
 def into_seen_domain(

@@ -32,8 +32,9 @@ from torch import Tensor
 
 from ..core import VE, Callback, NoiseProcess, NoiseSource, Sigma, check_descending, euler_step, expand, report
 from ..window import ALWAYS, SigmaWindow
-from .diffusion_clip import Pictures, Walks
+from .diffusion_clip import Pictures
 from .directional import EditLoss
+from .walks import Walks
 
 #: distances at which s_edit (times the cosine of the two texts) and s_boost lie
 EDIT_DISTANCE, BOOST_DISTANCE = 0.33, 1.2

@@ -10,7 +10,7 @@ from nulltext.engine.comfy import sigmas_of
 from nulltext.engine.sampler import core_sampler, own_sampler, sample_latent
 from nulltext.samplers.ode import sample_euler
 from nulltext.samplers.tuning import lora
-from nulltext.samplers.tuning.diffusion_clip import Share
+from nulltext.samplers.tuning.mixing import Share
 from nulltext.samplers.tuning.whole import changeable
 from nulltext.samplers.window import SigmaWindow
 from nulltext.tests.running import fails_and_is_interrupted

@@ -9,8 +9,8 @@ import torch
 from nulltext.engine import training, training_store
 from nulltext.engine.training_store import run_resumable
 from nulltext.samplers import record_file
-from nulltext.samplers.tuning.diffusion_clip import Walks
 from nulltext.samplers.tuning.loop import Loop, Settings
+from nulltext.samplers.tuning.walks import Walks
 from safetensors.torch import load_file
 
 START = Settings(steps=6, lr=0.1)

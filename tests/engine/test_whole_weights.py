@@ -7,7 +7,7 @@ from nulltext.engine.run import sample_with
 from nulltext.engine.sampler import own_sampler
 from nulltext.samplers.ode import sample_euler
 from nulltext.samplers.tuning import lora
-from nulltext.samplers.tuning.diffusion_clip import Share
+from nulltext.samplers.tuning.mixing import Share
 from nulltext.samplers.tuning.whole import unchanged_all
 
 SIGMAS = torch.tensor([5.0, 1.0, 0.0])

@@ -66,6 +66,7 @@ MORE_TESTS = {
     "table": ("test_replay", "test_record"),
     "terms": ("test_window",),
     "walk": ("test_ode",),
+    "walks": ("test_diffusion_clip", "test_h_space"),
     "window": ("test_layers", "test_maps", "test_reweight"),
 }
 

@@ -409,3 +409,17 @@ def test_a_geometric_rate_is_multiplied_after_every_so_many_steps():
     assert [rates.rate(i) for i in range(9)] == pytest.approx([0.5] * 3 + [0.05] * 3 + [0.005] * 3)
     with pytest.raises(ValueError, match="factor"):
         Settings(schedule="geometric", factor=0.0)
+
+
+@pytest.mark.parametrize(
+    "more", [{"accumulate": 2}, {"loss_scale": 1024.0}, {"accumulate": 4, "loss_scale": 8.0}], ids=str
+)
+def test_one_step_goes_along_the_mean_gradient_whatever_is_accumulated_or_scaled(more):
+    """SGD without clipping and decay: x - lr times the mean of the gradients, which are 1, 2, 3, 4 in turn."""
+    x = torch.zeros(3, dtype=torch.float64)
+    loop = Loop({"x": x}, Settings(steps=1, lr=0.5, optimiser="SGD", weight_decay=0.0, clip=0.0, **more))
+    slopes = iter((1.0, 2.0, 3.0, 4.0))
+    loop.run(lambda generator: {"loss": next(slopes) * x.sum()})
+    mean = sum(range(1, loop.settings.accumulate + 1)) / loop.settings.accumulate
+    torch.testing.assert_close(x.detach(), torch.full_like(x.detach(), -0.5 * mean))
+    assert loop.curve == [(1, 0.0)]
