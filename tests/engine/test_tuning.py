@@ -141,7 +141,7 @@ def test_every_row_tells_the_size_of_its_own_pictures(engine):
         watch.remove()
 
 
-def test_training_on_captions_lowers_the_fixed_loss_loss(model, conds, latent):
+def test_training_on_captions_lowers_the_fixed_loss(model, conds, latent):
     """Pictures of two sizes with captions of two lengths, one of them dropped now and then."""
 
     def body(run):

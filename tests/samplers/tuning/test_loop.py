@@ -84,7 +84,7 @@ def test_an_interrupt_leaves_a_state_to_go_on_from(call):
     assert_same(whole, broken)
 
 
-def test_an_interrupt_in_the_fixed_loss_loss_loses_nothing():
+def test_an_interrupt_in_the_fixed_loss_loses_nothing():
     whole, broken = make(), make()
     whole.run(step_of(whole), fixed_loss=held(whole))
     seen = []

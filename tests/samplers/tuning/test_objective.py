@@ -160,7 +160,7 @@ def test_masks_follow_their_pictures():
     assert torch.equal(joined.mask[2], torch.ones(1, 4, 4)) and joined.conditions[2] == "picture 0" and len(joined) == 3
 
 
-def test_the_fixed_loss_loss_is_the_expectation_and_never_moves():
+def test_the_fixed_loss_is_the_expectation_and_never_moves():
     """D = 0 with weight 1: mean |x0|^2 at every level; with D = x it is s^2, whose mean over the levels is known."""
     some, levels = examples(3), Levels(table=torch.tensor([1.0, 2.0, 3.0]))
     fixed = FixedLoss.of(some, levels, count=300, size=7)
