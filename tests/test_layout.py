@@ -21,7 +21,7 @@ def sources(*folders: str) -> list[Path]:
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 
-SAMPLERS, BRIDGE, NODES = sources("samplers"), sources("engine"), sources("nodes")
+SAMPLERS, ENGINE_FILES, NODES = sources("samplers"), sources("engine"), sources("nodes")
 
 
 def name(path: Path) -> str:
@@ -95,7 +95,7 @@ def test_nodes_hold_no_mathematics(path):
     assert not any(isinstance(node, ast.MatMult) for node in ast.walk(tree))
 
 
-@pytest.mark.parametrize("path", BRIDGE, ids=name)
+@pytest.mark.parametrize("path", ENGINE_FILES, ids=name)
 def test_the_engine_imports_comfyui_lazily_and_nothing_above_it(path):
     assert not absolute(path) & (UNSAFE | {"nulltext"})
     at_top = {module.split(".")[0] for level, module, top in imports(path) if level == 0 and top}
@@ -147,7 +147,7 @@ def widened(path: Path) -> list[int]:
     return [f.lineno for f in doubles if not ast.unparse(f.value).endswith(".cpu()")]
 
 
-@pytest.mark.parametrize("path", [p for p in SAMPLERS if p.parent.name != "measure"] + BRIDGE + NODES, ids=name)
+@pytest.mark.parametrize("path", [p for p in SAMPLERS if p.parent.name != "measure"] + ENGINE_FILES + NODES, ids=name)
 def test_float64_is_taken_where_the_device_has_it(path):
     """Apple's GPUs have none: `wide` and `as_level` of samplers/core know it. samplers/measure judges on the CPU."""
     assert not widened(path)
@@ -174,7 +174,13 @@ def test_the_checks_above_see_what_they_look_for(tmp_path):
         bad.write_text(circle)
         with pytest.raises(graphlib.CycleError):
             graphlib.TopologicalSorter({path: taken(path) for path in tmp_path.glob("*.py")}).prepare()
-    assert len(SAMPLERS) > 10 and len(BRIDGE) > 5 and len(NODES) > 1
+    assert len(SAMPLERS) > 10 and len(ENGINE_FILES) > 5 and len(NODES) > 1
+
+
+@pytest.mark.parametrize("path", sources("samplers"), ids=name)
+def test_an_algorithm_has_a_test_file_of_its_name(path):
+    inside = path.relative_to(ROOT)
+    assert path.stem == "__init__" or (ROOT / "tests" / inside.parent / f"test_{path.stem}.py").is_file()
 
 
 def test_every_test_runs_in_one_of_the_groups():
