@@ -6,14 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..engine import comfy, files, folders, weights
 from ..engine.fingerprint import fingerprint
 from ..engine.training import Outcome, duration, own_weight
-from ..samplers.measure.charts import captioned_grid, line_chart, smoothed, stacked
+from ..samplers.measure.charts import captioned_grid, line_chart, smoothed, stacked, straight
 from ..samplers.tuning.loop import Loop
 from ..samplers.tuning.objective import LEVELS as KNOWN_LEVELS
 from ..samplers.tuning.objective import WEIGHTS, Objective
@@ -95,9 +94,7 @@ def loss_figure(loop: Loop, title: str = "loss of each step, and on fixed pictur
     """IMAGE of the curve: the mean over neighbours, and the fixed loss, straight between where it was measured."""
     steps, values = [s for s, _ in loop.curve], [v for _, v in loop.curve]
     steps, smooth = [0, *steps], [float("nan"), *smoothed(values)]
-    at = sorted(loop.fixed)
-    straight = np.interp(steps, at, [loop.fixed[n] for n in at], right=float("nan")).tolist() if at else []
-    lines = {"loss": smooth} | ({"on fixed levels and noises": straight} if at else {})
+    lines = {"loss": smooth} | ({"on fixed levels and noises": straight(loop.fixed, steps)} if loop.fixed else {})
     return line_chart(title, lines, steps, height=220)
 
 

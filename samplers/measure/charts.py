@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -42,6 +42,14 @@ def smoothed(values: Sequence[float]) -> list[float]:
     """Each value as the mean of the last ones up to it, a 40th of all, for a curve that can be read."""
     window = max(1, len(values) // 40)
     return [sum(values[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(values))]
+
+
+def straight(points: Mapping[float, float], x: Sequence[float]) -> list[float]:
+    """The straight line through points {x: y} at each x; NaN, which a chart leaves open, outside of them."""
+    if not points:
+        return [math.nan] * len(x)
+    at = sorted(points)
+    return np.interp(x, at, [points[n] for n in at], left=math.nan, right=math.nan).tolist()
 
 
 def line_chart(

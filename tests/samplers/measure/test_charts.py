@@ -1,7 +1,18 @@
 """Figures as pictures: where a chart draws a value, and where a grid puts a picture."""
 
+import math
+
 import torch
-from nulltext.samplers.measure.charts import COLOURS, from_picture, line_chart, smoothed, stacked, tiles, to_picture
+from nulltext.samplers.measure.charts import (
+    COLOURS,
+    from_picture,
+    line_chart,
+    smoothed,
+    stacked,
+    straight,
+    tiles,
+    to_picture,
+)
 
 
 def rows_of(chart, colour):
@@ -43,3 +54,9 @@ def test_tiles_go_row_by_row_and_leave_out_an_unfinished_row():
     out = tiles(images, 2)
     assert out.shape == (1, 4, 4, 3)
     assert out[0, ::2, ::2, 0].tolist() == [[0, 1], [2, 3]]
+
+
+def test_a_straight_line_runs_through_its_points_and_nowhere_else():
+    line = straight({4: 1.0, 0: 3.0, 8: 5.0}, [-1, 0, 2, 4, 6, 8, 9])
+    assert line[1:-1] == [3.0, 2.0, 1.0, 3.0, 5.0] and all(math.isnan(v) for v in (line[0], line[-1]))
+    assert all(math.isnan(v) for v in straight({}, [0, 1]))
