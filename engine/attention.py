@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..samplers.attention.layers import QKV, Ask, Controller, Layer, Moment, attend
+from ..samplers.attention.layers import QKV, Controller, Layer, Moment, Needs, attend
 from .comfy import get
 from .joint_attention import JOINT_FAMILIES, are_joint, attach_jointly, joint_places
 from .rows import PairEdit, Place, Places, WordEdit, check_joined, in_order, jobs_for, layer_at, moment_of
@@ -58,7 +58,7 @@ def attention_places(model) -> Places:
 def any_asks(controllers: Sequence[Controller], places: Places, latent: tuple[int, int], moment: Moment) -> bool:
     """Whether some layer would be asked for anything now."""
     layers = [layer_at(places, key, cross, 1, latent, moment) for key in places for cross in (True, False)]
-    return any(c.asks(layer) is not Ask.NOTHING for c in controllers for layer in layers)
+    return any(c.needs(layer) is not Needs.NOTHING for c in controllers for layer in layers)
 
 
 class Hook:

@@ -126,7 +126,7 @@ def embeds_guidance(model) -> bool:
     return bool(model.model.model_config.unet_config.get("guidance_embed"))
 
 
-def with_guidance(conditioning: list, guidance: float) -> list:
+def with_flux_guidance(conditioning: list, guidance: float) -> list:
     """CONDITIONING with that number, as FluxGuidance sets it."""
     return [[cond, {**extra, "guidance": guidance}] for cond, extra in conditioning]
 

@@ -65,7 +65,7 @@ def check_belongs(direction: Direction, model) -> None:
             raise ValueError(differs)
 
 
-class Place:
+class Site:
     """One site of a UNet. `patch` is the block patch; it does something only inside `reading` or `shifting`."""
 
     def __init__(self, site: int = 0):
@@ -112,7 +112,7 @@ class Place:
             self._change = None
 
 
-def read(run: Run, place: Place, x: Tensor, sigma, name: str = "positive") -> tuple[Tensor, Tensor]:
+def read(run: Run, place: Site, x: Tensor, sigma, name: str = "positive") -> tuple[Tensor, Tensor]:
     """(h [B, C, h, w] in fp32 on the CPU, D) of one condition at x [B, C, ...]."""
     with run.patched(PATCH, place.patch), place.reading() as found:
         denoised = run.predictions(x, sigma, [name])[0]
@@ -123,7 +123,7 @@ def read(run: Run, place: Place, x: Tensor, sigma, name: str = "positive") -> tu
     return found[0].float().cpu(), denoised
 
 
-def training_pair(run: Run, place: Place, name: str = "positive", wrap=lambda net: net) -> Pair:
+def training_pair(run: Run, place: Site, name: str = "positive", wrap=lambda net: net) -> Pair:
     """D (without gradients) and D~ of one condition, in two calls. Only inside `run.patched(PATCH, place.patch)`.
 
     wrap: of `run.kept_from_underflow`, for the call that has gradients."""
@@ -183,7 +183,7 @@ def asyrp_sampler(
     places = {direction.site for direction, _ in directions}
     if len(places) != 1:
         raise ValueError("Directions of one site can be added up: make them all at the same site.")
-    place = Place(places.pop())
+    place = Site(places.pop())
 
     def walk(denoise, x, sigmas, *, process, noise, callback):
         def ask(x, sigma, change, rows=SECOND_HALF):

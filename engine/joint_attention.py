@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..samplers.attention.joint import attend_jointly
-from ..samplers.attention.layers import QKV, Ask, Layer, Moment, attend
+from ..samplers.attention.layers import QKV, Layer, Moment, Needs, attend
 from .comfy import get
 from .rows import CALL, PairEdit, Place, Places, WordEdit, in_order, jobs_for, layer_at, moment_of
 
@@ -114,7 +114,7 @@ class JointHook:
         split = more.get("skip_reshape", False)  # [rows, heads, tokens, dim], else [rows, tokens, heads*dim]
         tokens, text = q.shape[2 if split else 1], seen["text"]
         layers = self._layers(place, heads, seen["shape"], tokens, text, options)
-        if all(e.controller.asks(layer) is Ask.NOTHING for e in self.edits for layer in layers):
+        if all(e.controller.needs(layer) is Needs.NOTHING for e in self.edits for layer in layers):
             self._begin(layers[0].moment, options)
             return plain(q, k, v, heads, mask=mask, **more)
         # SD3 gives q and k flat and v with its heads apart

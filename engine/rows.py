@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..samplers.attention.indices import at
-from ..samplers.attention.layers import QKV, Ask, Controller, Layer, Moment, Rows
+from ..samplers.attention.layers import QKV, Controller, Layer, Moment, Needs, Rows
 from .clock import Clock
 from .readers import running_job
 from .words import words_of
@@ -210,7 +210,7 @@ def jobs_for(edits: Sequence, qkv: QKV, layers: Sequence[Layer], options: dict, 
     order = options["cond_or_uncond"]
 
     def asks(edit) -> bool:
-        return any(edit.controller.asks(layer) is not Ask.NOTHING for layer in layers)
+        return any(edit.controller.needs(layer) is not Needs.NOTHING for layer in layers)
 
     asking = [e.controller for e in edits if isinstance(e, PairEdit) and call and asks(e)]
     jobs, source = pair_jobs(asking, qkv, layers[0], call, order) if asking else ([], None)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..samplers.record_file import whole_file
 from ..samplers.tuning.objective import Net
 from ..samplers.tuning.textual_inversion import with_word
-from .comfy import embeds_guidance, get, load_models, with_guidance
+from .comfy import embeds_guidance, get, load_models, with_flux_guidance
 from .comfy import encode as text_condition
 from .gradients import grad_mode, normal
 from .guider import filled_like
@@ -86,13 +86,13 @@ def check_caption(name: str, conds: Sequence[dict]) -> None:
         raise ValueError(f"The caption {name!r} must be one plain prompt: not combined, regional or with ControlNet.")
 
 
-def captions_of(model, clip, texts: Iterable[str]) -> dict[str, list]:
+def conditions_of(model, clip, texts: Iterable[str]) -> dict[str, list]:
     """{text: CONDITIONING} for a training. A network that takes its guidance as a number (Flux dev, HunyuanVideo) is
     told 1: its training pictures were made by no guidance, and the guides of kohya and diffusers say so, too (their
     scripts' default, 3.5 as the engine's, is for sampling)."""
     captions = {text: text_condition(clip, text) for text in texts}
     if embeds_guidance(model):
-        captions = {text: with_guidance(condition, 1.0) for text, condition in captions.items()}
+        captions = {text: with_flux_guidance(condition, 1.0) for text, condition in captions.items()}
     return captions
 
 

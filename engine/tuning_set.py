@@ -197,11 +197,10 @@ def batch_pictures(images: Tensor, size: int | None = None) -> list[Found]:
     return [Found(name, _cut(picture, size, name) if size else picture) for name, picture in named.items()]
 
 
-def captions_of(lines: str, found: Sequence[Found]) -> list[str]:
+def captions_of(typed: Sequence[str], found: Sequence[Found]) -> list[str]:
     """A caption for each picture: the .txt beside it, else its own line, else the one line for all.
 
     ValueError where a picture would have none, or the number of lines is another."""
-    typed = [line.strip() for line in lines.splitlines() if line.strip()]
     if len(typed) not in (0, 1, len(found)):
         raise ValueError(
             f"There are {len(typed)} captions for {len(found)} pictures: write one line for all, or one for each."
@@ -215,7 +214,7 @@ def captions_of(lines: str, found: Sequence[Found]) -> list[str]:
     return out
 
 
-def build(vae, found: Sequence[Found], lines: str, masks) -> TuningSet:
+def build(vae, found: Sequence[Found], lines: Sequence[str], masks) -> TuningSet:
     """The set: each picture, cut to its bucket already, encoded. masks: MASK [1 or B, H, W] or None; 1 where the loss
     counts.
 

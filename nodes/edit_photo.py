@@ -236,7 +236,7 @@ class EditPhoto(Box):
         own_guidance = comfy.embeds_guidance(model)
         if own_guidance:  # only now: where the words look is asked of both prompts alike
             cfg = 1.0
-            conds |= {name: comfy.with_guidance(conds[name], value) for name, value in OWN_GUIDANCE.items()}
+            conds |= {name: comfy.with_flux_guidance(conds[name], value) for name, value in OWN_GUIDANCE.items()}
         if not work:
             why, do = "both prompts have the same words", "change a word"
             if changed:

@@ -30,7 +30,7 @@ def strengths_of(text: str) -> list[float]:
 
 def attributes_of(text: str) -> list[list[str]]:
     """One attribute a line, its values with | between. ValueError for a line with one value."""
-    found = [[v.strip() for v in line.split("|") if v.strip()] for line in text.splitlines() if line.strip()]
+    found = [words.choices(line) for line in words.lines(text)]
     if not found or any(len(values) < 2 for values in found):
         raise ValueError(
             "Write one attribute a line, at least two values with | between: a red circle | a blue circle."

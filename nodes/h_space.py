@@ -122,7 +122,7 @@ class HSpaceDirection(Box):
         total = steps * sum(-(-count // ROWS) for count in counts)
 
         def body(run):
-            place = h_space.Place(site)
+            place = h_space.Site(site)
 
             def reader(name):
                 def read(x, sigma):

@@ -135,7 +135,7 @@ class HSpaceTrain(Box):
         key = resume_key(model, vae, [image_text], inversion.trajectory, direction, sigmas, numbers)
 
         def body(run):
-            place, walked = h_space.Place(site), run.sigmas[: levels + 1].clone()
+            place, walked = h_space.Site(site), run.sigmas[: levels + 1].clone()
             with differentiable(run, model, vae, image_text) as decode:
                 pictures = pictures_of(inversion, decode, run.device)
                 h, _ = h_space.read(run, place, pictures.starts[0], walked[0])

@@ -124,7 +124,7 @@ class TrainEmbedding(Box):
         own = tuning.own_ids(count)
         prompt = sample_prompt or pictures.captions[0]
         tokens = tokens_of(clip, dict.fromkeys([*pictures.captions, "", prompt]), word, own)
-        captions = tuning.captions_of(model, clip, tokens)
+        captions = tuning.conditions_of(model, clip, tokens)
         new, sizes = begun(clip, start_word, count)
         first = next(iter(new))
         settings = Settings(

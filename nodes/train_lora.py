@@ -218,7 +218,7 @@ class TrainLora(Box):
         taught = dict.fromkeys([*pictures.texts(), *(used.texts() if used else [])])
         texts = [*taught, sample_prompt]
         own = OwnWord.of(clip, word, word_vectors, texts) if word_vectors else None
-        captions = tuning.captions_of(model, clip, texts)
+        captions = tuning.conditions_of(model, clip, texts)
         settings = settings_of(way, training.loss_scale(model))
         rates = {"lora_te": way.text_lr / way.lr} if way.text_lr else {}
         if way.rest != 1:

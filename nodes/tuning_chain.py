@@ -22,6 +22,7 @@ from ..samplers.measure.charts import line_chart, smoothed
 from ..samplers.tuning.diffusion_clip import Pictures
 from ..samplers.tuning.directional import FORMS, text_cosine, text_direction
 from ..samplers.tuning.loop import Loop
+from . import words
 from .base import Choice, Text
 from .clip_guidance import check_words
 from .inversion import invert
@@ -49,7 +50,7 @@ TEMPLATES_INPUT = Text(
 
 def direction_of(image_text, source: str, target: str, templates: str):
     """(text direction, cosine of the two texts, notices)."""
-    lines = [line.strip() for line in templates.splitlines() if line.strip()]
+    lines = words.lines(templates)
     notices = check_words(image_text, [source, target])
     with torch.inference_mode(False), torch.no_grad():
         return (

@@ -8,6 +8,7 @@ from ..engine import comfy, files, tuning_set
 from ..engine.fingerprint import fingerprint
 from ..engine.sampler import core_sampler, sample_latent
 from ..engine.tuning_set import TuningSet
+from . import words
 from .base import CFG, MODEL, STEPS, TRAINING_SEED, Box, Int, Output, Socket, Text
 from .report import text_result
 from .tuning_inputs import CATEGORY, CLIP
@@ -52,7 +53,7 @@ class TuningPictures(Box):
         if not folder.strip() and images is None:
             raise ValueError("There are no pictures: name a folder inside ComfyUI's input folder, or wire images.")
         found = tuning_set.folder_pictures(folder, size) if folder.strip() else tuning_set.batch_pictures(images, size)
-        made = tuning_set.build(vae, found, captions, mask)
+        made = tuning_set.build(vae, found, words.lines(captions), mask)
         sizes = ", ".join(f"{n} of {w} x {h}" for (h, w), n in made.sizes().items())
         said = [f"{len(made)} pictures; on the latent's grid: {sizes}."]
         said += [f"{name}: {caption}" for name, caption in list(zip(made.names, made.captions))[:20]]
@@ -95,7 +96,7 @@ class PriorPictures(Box):
     )
 
     def run(self, model, clip, class_prompt, negative_prompt, count, width, height, training_seed, steps, cfg, batch):
-        prompts = [line.strip() for line in class_prompt.splitlines() if line.strip()]
+        prompts = words.lines(class_prompt)
         if not prompts:
             raise ValueError("The class prompt is empty: say what kind of thing the subject is, 'a photo of a dog'.")
         captions = [prompts[i % len(prompts)] for i in range(count)]

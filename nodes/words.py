@@ -27,6 +27,11 @@ def lines(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
+def choices(line: str) -> list[str]:
+    """The entries between upright bars that are not empty."""
+    return [item.strip() for item in line.split("|") if item.strip()]
+
+
 def items(text: str) -> list[str]:
     """The entries between commas that are not empty."""
     return [item.strip() for item in re.split("[,;\\n]", text) if item.strip()]

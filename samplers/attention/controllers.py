@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .alignment import TokenMap
 from .indices import constant
-from .layers import ALWAYS, QKV, Ask, Controller, Moment, StepWindow, Window
+from .layers import ALWAYS, QKV, Controller, Moment, Needs, StepWindow, Window
 
 
 class ReplaceCross(Controller):
@@ -52,10 +52,10 @@ class ReplaceCross(Controller):
             open_[column] = moment in window
         return open_
 
-    def asks(self, layer):
+    def needs(self, layer):
         if layer.cross and any(any(self._columns(p, layer.moment)) for p in range(len(self.maps))):
-            return Ask.PROBABILITIES
-        return Ask.NOTHING
+            return Needs.PROBABILITIES
+        return Needs.NOTHING
 
     def edit(self, target, source, rows, layer):
         parts = []
@@ -83,8 +83,10 @@ class Reweight(Controller):
         self.factors = [{j: c for j, c in f.items() if c != 1} for f in factors]
         self.window = window
 
-    def asks(self, layer):
-        return Ask.PROBABILITIES if layer.cross and any(self.factors) and layer.moment in self.window else Ask.NOTHING
+    def needs(self, layer):
+        return (
+            Needs.PROBABILITIES if layer.cross and any(self.factors) and layer.moment in self.window else Needs.NOTHING
+        )
 
     def edit(self, target, source, rows, layer):
         return torch.stack([_weighted(target[i], self.factors[prompt]) for i, prompt in enumerate(rows.prompt)])
@@ -96,10 +98,12 @@ class ReplaceSelf(Controller):
     def __init__(self, window: Window, max_tokens: int | None = None):
         self.window, self.max_tokens = window, max_tokens
 
-    def asks(self, layer):
+    def needs(self, layer):
         limit = self.max_tokens or max(32**2, layer.latent[0] * layer.latent[1] // 4)
         return (
-            Ask.EXCHANGE if not layer.cross and layer.tokens <= limit and layer.moment in self.window else Ask.NOTHING
+            Needs.EXCHANGE
+            if not layer.cross and layer.tokens <= limit and layer.moment in self.window
+            else Needs.NOTHING
         )
 
     def exchange(self, target, source, layer):
@@ -114,9 +118,9 @@ class MutualSelf(Controller):
     def __init__(self, window: Window | None = None, first_layer: float = 10 / 16):
         self.window, self.first_layer = window or StepWindow(4 / 50, 1, points=0), first_layer
 
-    def asks(self, layer):
+    def needs(self, layer):
         late = layer.index >= int(round(self.first_layer * layer.count, 6))
-        return Ask.EXCHANGE if not layer.cross and late and layer.moment in self.window else Ask.NOTHING
+        return Needs.EXCHANGE if not layer.cross and late and layer.moment in self.window else Needs.NOTHING
 
     def exchange(self, target, source, layer):
         return QKV(target.q, source.k, source.v)

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from .indices import at
-from .layers import QKV, Ask, Controller, Layer, Rows, rows_of, with_probabilities
+from .layers import QKV, Controller, Layer, Needs, Rows, rows_of, with_probabilities
 
 
 def _part(qkv: QKV, tokens: slice) -> QKV:
@@ -52,11 +52,11 @@ def attend_jointly(
     text, of_source = cross.text, cross.text_of(source, qkv)
     picture, picture_of_source = (slice(start, start + cross.tokens) for start in (text, of_source))
     for controller, rows in jobs:
-        if rows.target and controller.asks(own) is Ask.EXCHANGE:
+        if rows.target and controller.needs(own) is Needs.EXCHANGE:
             mine, theirs = rows_of(qkv, rows.target), rows_of(origin, rows.source)
             new = controller.exchange(_part(mine, picture), _part(theirs, picture_of_source), own)
             qkv = QKV(*(_written(old, rows.target, picture, t) for old, t in zip(qkv, new, strict=True)))
-    dear = [(c, rows) for c, rows in jobs if rows.target and c.asks(cross) is Ask.PROBABILITIES]
+    dear = [(c, rows) for c, rows in jobs if rows.target and c.needs(cross) is Needs.PROBABILITIES]
     out = backend(qkv)
     if not dear:
         return out

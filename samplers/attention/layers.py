@@ -81,7 +81,7 @@ class Rows:
     source_length: int = 0
 
 
-class Ask(Enum):
+class Needs(Enum):
     """What a controller needs of a layer, from free to dear."""
 
     NOTHING = 0
@@ -90,13 +90,13 @@ class Ask(Enum):
 
 
 class Controller:
-    """An attention edit. Subclasses answer `asks` and do one of the others; nothing here touches what it is given."""
+    """An attention edit. Subclasses answer `needs` and do one of the others; nothing here touches what it is given."""
 
     #: also for the pairs of unconditional rows
     unconditional = False
 
-    def asks(self, layer: Layer) -> Ask:
-        return Ask.NOTHING
+    def needs(self, layer: Layer) -> Needs:
+        return Needs.NOTHING
 
     def exchange(self, target: QKV, source: QKV, layer: Layer) -> QKV:
         """Other q, k, v for the target rows, in front of the softmax."""
@@ -181,14 +181,14 @@ def attend(
     (Rows.source counts in it); None: they are rows of this call, and are then made with the same arithmetic as their
     targets, so that equal prompts give equal rows to the bit. With nothing asked the call goes to the backend as it
     came."""
-    asked = [(controller, rows, controller.asks(layer)) for controller, rows in jobs if rows.target]
+    asked = [(controller, rows, controller.needs(layer)) for controller, rows in jobs if rows.target]
     origin = source or qkv
     for controller, rows, ask in asked:
-        if ask is Ask.EXCHANGE:
+        if ask is Needs.EXCHANGE:
             new = controller.exchange(rows_of(qkv, rows.target), rows_of(origin, rows.source), layer)
             index = constant(rows.target, qkv.q.device)
             qkv = QKV(*(old.index_copy(0, index, t) for old, t in zip(qkv, new, strict=True)))
-    dear = [(controller, rows) for controller, rows, ask in asked if ask is Ask.PROBABILITIES]
+    dear = [(controller, rows) for controller, rows, ask in asked if ask is Needs.PROBABILITIES]
     if not dear:
         return backend(qkv)
 

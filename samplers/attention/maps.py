@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .indices import constant
-from .layers import ALWAYS, Ask, Controller, Layer, Moment, StepWindow, Window
+from .layers import ALWAYS, Controller, Layer, Moment, Needs, StepWindow, Window
 
 PLACES = {"down": "input", "mid": "middle", "up": "output"}
 #: blocks of a transformer, which have no sides: every layer sees the picture on one grid
@@ -174,8 +174,8 @@ class MapRecorder(Controller):
         self._shown = True
         return self.runs
 
-    def asks(self, layer):
-        return Ask.PROBABILITIES if layer in self.layers and layer.moment in self.window else Ask.NOTHING
+    def needs(self, layer):
+        return Needs.PROBABILITIES if layer in self.layers and layer.moment in self.window else Needs.NOTHING
 
     def watch(self, target, source, rows, layer, pixels):
         self.runs += not self._filled
@@ -208,8 +208,8 @@ class LocalBlend(Controller):
         self.layers = layers or LayerChoice()
         self.source, self.target = MapSum(), MapSum()
 
-    def asks(self, layer):
-        return Ask.PROBABILITIES if layer in self.layers else Ask.NOTHING
+    def needs(self, layer):
+        return Needs.PROBABILITIES if layer in self.layers else Needs.NOTHING
 
     def reset(self) -> None:
         self.source.clear()
@@ -261,8 +261,8 @@ class MaskBlend(LocalBlend):
         super().__init__([], [], start=start)
         self.masks = masks
 
-    def asks(self, layer):
-        return Ask.NOTHING
+    def needs(self, layer):
+        return Needs.NOTHING
 
     def mask(self, prompt, image, size):
         return self.masks[image % len(self.masks)]

@@ -137,7 +137,7 @@ def test_small_gradients_of_what_is_trained_inside_survive_fp16(make_model, make
 
     def body(run):
         where = weights.layers(run.patcher)
-        factors, place = lora.low_rank_all(where.items(), 2, seed=0), h_space.Place()
+        factors, place = lora.low_rank_all(where.items(), 2, seed=0), h_space.Site()
         with torch.inference_mode(False):
             values = {k: v for k, v in lora.parameters(factors).items() if k.endswith("up")}
             shift = torch.zeros(64, 4, 4).requires_grad_()

@@ -54,7 +54,7 @@ def test_site_0_reads_the_middle_blocks_output(tiny, ends, latent, sigmas):
     tiny.model.diffusion_model.middle_block[-1].register_forward_hook(lambda m, i, out: seen.append(out.clone()))
 
     def body(run):
-        x, place = 3 * run.latent, h_space.Place()
+        x, place = 3 * run.latent, h_space.Site()
         bare = run.predictions(x, sigmas[1], ["positive"])[0]
         h, denoised = h_space.read(run, place, x, sigmas[1])
         both = run.predictions(x, sigmas[1], ["positive", "negative"])
@@ -63,7 +63,7 @@ def test_site_0_reads_the_middle_blocks_output(tiny, ends, latent, sigmas):
         assert torch.equal(denoised, bare) and all(torch.equal(a, b) for a, b in zip(both, again))
         assert torch.equal(h, seen[0]) and h.shape == (2, 64, 4, 4)
         assert torch.allclose(found[0], h, atol=1e-5) and not torch.allclose(found[1], h, atol=1e-2)
-        later, _ = h_space.read(run, h_space.Place(2), x, sigmas[1])
+        later, _ = h_space.read(run, h_space.Site(2), x, sigmas[1])
         assert later.shape == (2, 64, 8, 8)
 
     inside(tiny, dict(zip(("positive", "negative"), ends)), latent, sigmas, body)
@@ -72,7 +72,7 @@ def test_site_0_reads_the_middle_blocks_output(tiny, ends, latent, sigmas):
 @pytest.mark.parametrize("site", [0, 1, 3])
 def test_reading_and_a_shift_of_nought_are_neutral_to_the_bit(tiny, ends, latent, sigmas, site):
     """In a direct call, and in a run of ComfyUI's own sampler with cfg."""
-    place = h_space.Place(site)
+    place = h_space.Site(site)
     patched = tiny.clone()
     patched.set_model_output_block_patch(place.patch)
     nothing = torch.zeros_like
@@ -101,7 +101,7 @@ def test_reading_and_a_shift_of_nought_are_neutral_to_the_bit(tiny, ends, latent
 
 
 def test_the_conditional_rows_alone(tiny, ends, latent, sigmas):
-    place = h_space.Place()
+    place = h_space.Site()
 
     def body(run):
         x, names = 3 * run.latent, ["positive", "negative"]
@@ -187,7 +187,7 @@ def test_after_an_error_and_an_interrupt_nothing_stays(tiny, engine, ends, laten
 
 def test_gradients_reach_the_direction_and_no_weight(tiny, ends, latent, sigmas):
     def body(run):
-        place = h_space.Place()
+        place = h_space.Site()
         with run.gradients(), run.patched(h_space.PATCH, place.patch):
             net = new_block(64, 1)
             with torch.no_grad():

@@ -25,7 +25,7 @@ class Drawing:
 
 def made(vae, masks=None):
     found = [(f"picture {i}", Image.new("RGB", (64, 64), (40 * i, 0, 0)), None) for i in range(2)]
-    return tuning_set.build(vae, found, "a dog", masks)
+    return tuning_set.build(vae, found, ["a dog"], masks)
 
 
 def test_a_vae_that_draws_gives_the_same_latents_again_and_each_picture_its_own_noise():

@@ -75,10 +75,10 @@ def test_a_network_without_such_names_has_the_full_rate_in_all_its_attention(mon
 
 
 def test_captions_of_a_network_that_takes_its_guidance_as_a_number_are_told_1(parts, monkeypatch):
-    plain = tuning.captions_of(parts.model, parts.clip, ["a circle"])
+    plain = tuning.conditions_of(parts.model, parts.clip, ["a circle"])
     assert "guidance" not in plain["a circle"][0][1]
     monkeypatch.setattr(tuning, "embeds_guidance", lambda model: True)
-    told = tuning.captions_of(parts.model, parts.clip, ["a circle"])
+    told = tuning.conditions_of(parts.model, parts.clip, ["a circle"])
     assert told["a circle"][0][1]["guidance"] == 1.0 and torch.equal(told["a circle"][0][0], plain["a circle"][0][0])
 
 

@@ -7,6 +7,7 @@ from nulltext.nodes import words
 def test_lines_and_items():
     assert words.lines(" a red circle \n\n blue, square\n") == ["a red circle", "blue, square"]
     assert words.items(" red, small car;x\ny ,") == ["red", "small car", "x", "y"]
+    assert words.choices(" a red circle | blue||") == ["a red circle", "blue"]
 
 
 def test_factors_and_windows_of_words():

@@ -27,7 +27,7 @@ def test_h_is_read_after_a_controlnets_middle(core, demo, engine, folder, traine
                     {"positive": positive},
                     latent,
                     sigmas,
-                    lambda run: h_space.read(run, h_space.Place(), 5 * run.latent, sigmas[1])[0],
+                    lambda run: h_space.read(run, h_space.Site(), 5 * run.latent, sigmas[1])[0],
                 )
         finally:
             hook.remove()

@@ -5,7 +5,7 @@ import torch
 from nulltext.samplers.attention.alignment import TokenMap
 from nulltext.samplers.attention.controllers import MutualSelf, ReplaceCross, ReplaceSelf, Reweight
 from nulltext.samplers.attention.joint import attend_jointly
-from nulltext.samplers.attention.layers import QKV, Ask, Controller, Layer, Moment, Rows, StepWindow
+from nulltext.samplers.attention.layers import QKV, Controller, Layer, Moment, Needs, Rows, StepWindow
 
 HEADS, SIDE, TEXT, FURTHER, WIDTH = 2, 3, 4, 2, 8
 PICTURE = SIDE * SIDE
@@ -64,8 +64,8 @@ def test_nothing_asked_is_the_engines_own_to_the_bit():
 
 def test_an_edit_of_words_sees_the_texts_columns_and_writes_them():
     class Doubled(Controller):
-        def asks(self, layer):
-            return Ask.PROBABILITIES if layer.cross else Ask.NOTHING
+        def needs(self, layer):
+            return Needs.PROBABILITIES if layer.cross else Needs.NOTHING
 
         def edit(self, target, source, rows, layer):
             assert target.shape[-1] == source.shape[-1] == TEXT

@@ -7,10 +7,10 @@ from nulltext.samplers.attention.alignment import TokenMap
 from nulltext.samplers.attention.controllers import MutualSelf, ReplaceCross, ReplaceSelf, Reweight
 from nulltext.samplers.attention.layers import (
     QKV,
-    Ask,
     Controller,
     Layer,
     Moment,
+    Needs,
     Rows,
     SigmaWindow,
     StepWindow,
@@ -105,8 +105,8 @@ def test_a_window_per_column():
     assert early[0, 0, 0].tolist() == [0, 0, 1, 0, 0, 0]
     late = controller.edit(target, source, PAIR, layer(step=7.0))
     assert late[0, 0, 0].tolist() == [1, 0, 1, 1, 1, 1]
-    assert controller.asks(layer(step=7.0)) is Ask.PROBABILITIES
-    assert ReplaceCross(maps, StepWindow(0, 0.5)).asks(layer(step=7.0)) is Ask.NOTHING
+    assert controller.needs(layer(step=7.0)) is Needs.PROBABILITIES
+    assert ReplaceCross(maps, StepWindow(0, 0.5)).needs(layer(step=7.0)) is Needs.NOTHING
     assert torch.isfinite(attend(call, layer(), [(controller, PAIR)], plain)).all()
 
 
@@ -137,9 +137,9 @@ def test_cross_attention_counts_a_point_more_than_self_attention():
 def test_a_reweight_asks_for_nothing_outside_its_window_or_without_a_factor():
     at = lambda sigma: layer(moment=Moment(sigma))  # noqa: E731
     window = SigmaWindow(3.0, 1.0)
-    asked = [Reweight([{1: 2.0}], window).asks(at(sigma)) for sigma in (4.0, 2.0, 0.5)]
-    assert asked == [Ask.NOTHING, Ask.PROBABILITIES, Ask.NOTHING]
-    assert Reweight([{1: 1.0}], window).asks(at(2.0)) is Ask.NOTHING
+    asked = [Reweight([{1: 2.0}], window).needs(at(sigma)) for sigma in (4.0, 2.0, 0.5)]
+    assert asked == [Needs.NOTHING, Needs.PROBABILITIES, Needs.NOTHING]
+    assert Reweight([{1: 1.0}], window).needs(at(2.0)) is Needs.NOTHING
 
 
 def test_reweight_scales_columns_without_normalising():
@@ -211,8 +211,8 @@ def test_chunks_of_pixels_change_nothing(monkeypatch):
         def __init__(self):
             self.seen = []
 
-        def asks(self, layer):
-            return Ask.PROBABILITIES
+        def needs(self, layer):
+            return Needs.PROBABILITIES
 
         def watch(self, target, source, rows, layer, pixels):
             self.seen.append((pixels, target.clone()))
@@ -240,12 +240,12 @@ def test_self_attention_edits():
 
 def test_self_attention_limits():
     big = {"cross": False, "grid": (64, 64), "latent": (64, 64)}
-    assert ReplaceSelf(ALL).asks(layer(**big)) is Ask.NOTHING
-    assert ReplaceSelf(ALL).asks(layer(**{**big, "grid": (32, 32)})) is Ask.EXCHANGE
-    assert ReplaceSelf(ALL).asks(layer(**{**big, "grid": (64, 64), "latent": (128, 128)})) is Ask.EXCHANGE
-    assert ReplaceSelf(ALL, 16**2).asks(layer(**{**big, "grid": (32, 32)})) is Ask.NOTHING
-    assert ReplaceSelf(ALL).asks(layer()) is Ask.NOTHING
-    asked = lambda index, step: MutualSelf().asks(layer(False, step, 50, index=index, count=16)) is Ask.EXCHANGE
+    assert ReplaceSelf(ALL).needs(layer(**big)) is Needs.NOTHING
+    assert ReplaceSelf(ALL).needs(layer(**{**big, "grid": (32, 32)})) is Needs.EXCHANGE
+    assert ReplaceSelf(ALL).needs(layer(**{**big, "grid": (64, 64), "latent": (128, 128)})) is Needs.EXCHANGE
+    assert ReplaceSelf(ALL, 16**2).needs(layer(**{**big, "grid": (32, 32)})) is Needs.NOTHING
+    assert ReplaceSelf(ALL).needs(layer()) is Needs.NOTHING
+    asked = lambda index, step: MutualSelf().needs(layer(False, step, 50, index=index, count=16)) is Needs.EXCHANGE
     assert [k for k in range(50) if asked(12, float(k))] == list(range(4, 50))
     assert [i for i in range(16) if asked(i, 9.0)] == list(range(10, 16))
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from nulltext.samplers.attention.layers import Ask, Layer, Moment, Rows
+from nulltext.samplers.attention.layers import Layer, Moment, Needs, Rows
 from nulltext.samplers.attention.maps import LayerChoice, LocalBlend, MapRecorder, MapSum, MaskBlend, binary, map_scale
 
 SD, SDXL = (1, 2, 4, 8), (2, 4)
@@ -170,7 +170,7 @@ def test_a_known_mask_holds_the_source_outside_from_the_first_step_without_readi
     out = blend.between_steps(x, source, Moment(1.0, 0.0, 10), (0, 0), (0, 1))
     assert torch.equal(out[0, :, :4], x[0, :, :4]) and torch.equal(out[0, :, 4:], source[0, :, 4:])
     assert torch.equal(out[1], source[1])
-    assert blend.asks(layer()) is Ask.NOTHING
+    assert blend.needs(layer()) is Needs.NOTHING
     one = MaskBlend(masks[:1], start=0.5)
     assert torch.equal(one.mask(0, 3, (8, 8)), masks[0])
     assert one.between_steps(x, source, Moment(1.0, 4.0, 10), (0, 0), (0, 1)) is x
