@@ -11,7 +11,6 @@ import argparse
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..samplers.ode import sample_euler
@@ -22,7 +21,7 @@ from .packing import pack, pack_network, write_figures
 from .text_encoder import TextEncoder
 from .train_autoencoder import load_autoencoder, train_autoencoder, train_decoder
 from .training import DEVICE, STATE, Trainer, grid, precision, set_aside
-from .weights import BOTTLENECK, CHECKPOINT, FLOW, committed_diffusion, read_network, read_part
+from .weights import BOTTLENECK, CHECKPOINT, FLOW, committed_diffusion, committed_network, read_part
 
 
 def caption_rows(batch: scenes.Scenes, draws: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -54,9 +53,8 @@ def map_loss(maps: dict[str, Tensor], words: Tensor, mask: Tensor, weight: Tenso
 
 def committed_twin(net: TextToImage) -> tuple[dict[str, Tensor], int]:
     """The state of `net` with the committed flow twin as its UNet, and the samples that this had seen."""
-    with safe_open(FLOW, "pt") as f:
-        samples = int(f.metadata()["samples_seen"])
-    return net.state_dict() | {f"unet.{k}": v for k, v in read_network(FLOW).items()}, samples
+    unet, samples = committed_network(FLOW)
+    return net.state_dict() | {f"unet.{k}": v for k, v in unet.items()}, samples
 
 
 def train_diffusion(
@@ -125,7 +123,9 @@ def train_diffusion(
     return trainer.run(step, batch, report, save_every=60 if device.type == "cuda" else 420)
 
 
-def train_bottleneck(device: torch.device, minutes: float, batch: int, pool: int, lr: float, folder=STATE) -> nn.Module:
+def train_bottleneck(
+    device: torch.device, minutes: float, batch: int, pool: int, lr: float, go_on: bool = True, folder=STATE
+) -> nn.Module:
     """A second, small v-prediction UNet without words, one object a scene, whose middle block matters: all skips but
     the first convolution's are closed, so what stands where has to pass through the 4 x 4 bottleneck."""
     torch.manual_seed(0)
@@ -133,7 +133,8 @@ def train_bottleneck(device: torch.device, minutes: float, batch: int, pool: int
     net = nets.UNet(**nets.BOTTLENECK)
     net.close_skips(but=nets.OPEN_SKIPS)
     net.to(device)
-    trainer = Trainer("bottleneck", net, minutes, lr=lr, ema=0.998, folder=folder, warmup=300)
+    committed = committed_network(BOTTLENECK) if go_on and BOTTLENECK.exists() else None
+    trainer = Trainer("bottleneck", net, minutes, lr=lr, ema=0.998, folder=folder, warmup=300, committed=committed)
     draws = generator(device, trainer.samples + 4)
     latents = Latents(pool, autoencoder, draws, two=0.0)
     text = TextEncoder()
@@ -236,7 +237,7 @@ def main() -> None:
     if args.stage == "flow":
         train_diffusion(device, *amounts("flow", args), args.lr, not args.from_nothing, flow=True)
     if args.stage == "bottleneck":
-        train_bottleneck(device, *amounts("bottleneck", args), args.lr)
+        train_bottleneck(device, *amounts("bottleneck", args), args.lr, not args.from_nothing)
     if args.stage == "controlnet":
         control.train(device, load_autoencoder(device), *amounts("controlnet", args), args.lr)
     if args.stage in ("pack", "all"):

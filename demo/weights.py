@@ -122,6 +122,13 @@ def committed_diffusion() -> tuple[dict[str, Tensor], int]:
     return {f"{name}.{k}": v for name in ("text", "unet") for k, v in read_part(CHECKPOINT, name).items()}, samples
 
 
+def committed_network(path: Path) -> tuple[dict[str, Tensor], int]:
+    """The UNet of a committed file of its own, and the samples it had seen."""
+    with safe_open(path, "pt") as f:
+        samples = int(f.metadata()["samples_seen"])
+    return read_network(path), samples
+
+
 def fit_rgb_factors(latents: Tensor, images: Tensor) -> Tensor:
     """[4, 3]: the least-squares map from latents [B, 4, h, w] (model space) to images [B, 3, 8h, 8w] in 0..1, shrunk
     and taken as -1..1. Without a constant term, because the pip engine's previewer has none."""

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from nulltext.demo import packing, scenes, train, train_autoencoder, training
+from nulltext.demo import packing, scenes, train, train_autoencoder, training, weights
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -40,6 +40,19 @@ def test_a_piece_of_the_autoencoders_training_ends_in_its_decibels(tmp_path, mon
         train_autoencoder.train_autoencoder(cpu, 1e-5, 2, slim=True, folder=tmp_path)
     said = capsys.readouterr().out.splitlines()[-1]
     assert re.search(r"done, 2 samples, \d+\.\d\d dB on held-out scenes", said), said
+
+
+def test_the_second_unet_goes_on_from_the_committed_one_and_its_skips_stay_closed(tmp_path):
+    shipped, samples = weights.committed_network(weights.BOTTLENECK)
+    train.train_bottleneck(torch.device("cpu"), 1e-5, 2, 8, 1e-3, folder=tmp_path)
+    with safe_open(tmp_path / "bottleneck.safetensors", "pt") as f:
+        assert int(f.metadata()["samples"]) == samples + 2 and samples > 300_000
+        changed = {k: f.get_tensor(k) for k in shipped}
+    assert any(not torch.equal(v, shipped[k]) for k, v in changed.items())
+    assert max(float((v - shipped[k]).abs().max()) for k, v in changed.items()) < 1e-3
+    closed = "output_blocks.0.0.in_layers.2.weight"
+    width = int((shipped[closed].abs().sum((0, 2, 3)) > 0).sum())
+    assert 0 < width < shipped[closed].shape[1] and not changed[closed][:, width:].any()
 
 
 def test_waits_while_the_lock_is_held(tmp_path, monkeypatch):
