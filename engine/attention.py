@@ -49,7 +49,7 @@ def attention_places(model) -> Places:
     places = unet_places(model) or joint_places(model)
     if not places:
         raise ValueError(
-            f"Attention edits work on SD1, SD2 and SDXL and, on an engine that opens their attention, on "
+            "Attention edits work on SD1, SD2 and SDXL and, on an engine that opens their attention, on "
             f"{JOINT_FAMILIES}; not on this model's network ({type(model.model.diffusion_model).__name__})."
         )
     return places

@@ -317,13 +317,14 @@ def fitted(model, latent: dict) -> dict:
         samples = samples.unsqueeze(2)  # one frame of a video latent
     if empty:
         samples = _in_cells(samples, latent, fmt)
-        latent = {k: v for k, v in latent.items() if k not in _SCALES} if samples is not latent["samples"] else latent
     if samples.ndim != ndim or samples.shape[1] != fmt.latent_channels:
         raise ValueError(
             f"The latent has shape {list(samples.shape)}, but this model works on {fmt.latent_channels} channels in "
             f"{ndim} dimensions: encode the image with the VAE that belongs to the model."
         )
-    return latent if samples is latent["samples"] else {**latent, "samples": samples}
+    if samples is latent["samples"]:
+        return latent
+    return {k: v for k, v in latent.items() if k not in _SCALES} | {"samples": samples}
 
 
 def as_image(x: Tensor) -> Tensor:

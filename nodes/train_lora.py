@@ -200,10 +200,8 @@ class TrainLora(Box):
             pictures, word = pictures.with_word(word, learned_word), learned_word.strip()
         for folder in ("loras", *(("embeddings",) if word_vectors else ())):
             folders.model_file(folder, file_name)  # refused before any work
-        where, text_where = (
-            weights.layers(model, way.targets),
-            weights.text_layers(clip, way.text_targets) if way.text_lr else {},
-        )
+        where = weights.layers(model, way.targets)
+        text_where = weights.text_layers(clip, way.text_targets) if way.text_lr else {}
         start = (way.rank, way.alpha, way.init)
         factors = lora.low_rank_all(where.items(), *start, seed=training_seed, device=model.load_device)
         factors |= lora.low_rank_all(text_where.items(), *start, seed=training_seed, device=clip.patcher.load_device)

@@ -38,14 +38,15 @@ def Optimise(new):
     return equal(*map(left.latent, back), "checkpointing changes nothing")
 
 
+def back_by_guider(g, inversion):
+    """The picture sampled again from an inversion, by its guider and parts on core's own sampler node."""
+    return g.guided(g.own("Guider", inversion=inversion, **g.again), g.own("InversionParts", inversion=inversion))
+
+
 @cell
 def Guider(new):
     g = new()
-    made = g.inversion()
-    back, there = (
-        g.guided(g.own("Guider", inversion=made, **g.again), g.own("InversionParts", inversion=made)),
-        g.kept(g.original),
-    )
+    back, there = back_by_guider(g, g.inversion()), g.kept(g.original)
     left = yield g
     return round_trip(left.latent(there), left.latent(back))
 
@@ -72,11 +73,7 @@ def LoadInversion(new):
     yield g
     g = new()
     loaded = g.own("LoadInversion", name="inversions/families", model=g.model)
-    back, there = (
-        g.guided(g.own("Guider", inversion=loaded, **g.again), g.own("InversionParts", inversion=loaded)),
-        g.original,
-    )
-    there = g.kept(there)
+    back, there = back_by_guider(g, loaded), g.kept(g.original)
     left = yield g
     return round_trip(left.latent(there), left.latent(back))
 

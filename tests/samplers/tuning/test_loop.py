@@ -30,6 +30,17 @@ def step_of(loop):
     return step
 
 
+def overflowing(step, change):
+    """The step with `change` in the way of its loss's gradient, where fp16 overflows."""
+
+    def changed(generator):
+        loss = step(generator)["loss"].clone()
+        loss.register_hook(change)
+        return {"loss": loss}
+
+    return changed
+
+
 def held(loop):
     x = torch.linspace(-1, 1, 12).reshape(4, 3)
     return lambda: float((x @ loop.parameters["a"].T + loop.parameters["b"] - x.sin()).square().mean().detach())
@@ -310,18 +321,7 @@ def test_reports_and_an_early_end():
 def test_an_overflow_under_loss_scaling_is_tried_again_smaller():
     plan = Settings(steps=4, lr=0.05, loss_scale=2.0**16)
     loop = make(plan)
-    inner = step_of(loop)
-
-    class Narrow(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, g):
-            return torch.where(g.abs() > 4096, torch.inf, g)
-
-    loop.run(lambda g: {"loss": Narrow.apply(inner(g)["loss"])})
+    loop.run(overflowing(step_of(loop), lambda g: torch.where(g.abs() > 4096, torch.inf, g)))
     assert loop.scale == 4096 and loop.step == 4
     assert loop.state()[1]["loss_scale"] == "4096.0"
 
@@ -331,18 +331,8 @@ def test_a_lowered_loss_scale_is_doubled_again_after_many_good_steps(monkeypatch
     monkeypatch.setattr("nulltext.samplers.tuning.loop.GROWTH", 5)
     bad = [True, True]
 
-    class Once(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, g):
-            return g * torch.inf if bad and bad.pop() else g
-
     def go(loop, until):
-        inner = step_of(loop)
-        loop.run(lambda g: {"loss": Once.apply(inner(g)["loss"])}, until=until)
+        loop.run(overflowing(step_of(loop), lambda g: g * torch.inf if bad and bad.pop() else g), until=until)
 
     plan = Settings(steps=20, lr=0.05, loss_scale=64.0)
     loop = make(plan)
@@ -357,19 +347,9 @@ def test_a_lowered_loss_scale_is_doubled_again_after_many_good_steps(monkeypatch
 
 
 def test_a_gradient_that_is_never_finite_is_told_from_a_loss():
-    class Broken(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, g):
-            return g * torch.inf
-
     loop = make(Settings(steps=2, lr=0.05))
-    inner = step_of(loop)
     with pytest.raises(NotFinite, match="The gradient of step 1 is not finite"):
-        loop.run(lambda g: {"loss": Broken.apply(inner(g)["loss"])})
+        loop.run(overflowing(step_of(loop), lambda g: g * torch.inf))
 
 
 def test_the_global_generator_is_not_touched():
