@@ -75,10 +75,8 @@ class Bottleneck(Demo):
     ) -> list[Tensor]:
         """dh [G, C, 4, 4] of every step: the mean over each group's pairs, both noised alike. groups [B] in 0..G-1; of
         one that has no pair, and below the level `lowest`, it is 0."""
-        generator, pairs = (
-            torch.Generator().manual_seed(2),
-            [self.encode(scenes.draw(s)[0]) for s in (sources, targets)],
-        )
+        generator = torch.Generator().manual_seed(2)
+        pairs = [self.encode(scenes.draw(s)[0]) for s in (sources, targets)]
         found = []
         for sigma in self.sigmas[:-1]:
             if sigma < lowest:

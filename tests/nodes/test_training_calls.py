@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("inference", "own_folders")
 HEADER = "| training | how | calls | rows | calls with a backward pass |"
 #: the numbers that the formulas' words stand for here
 NUMBERS = {"N": 3, "batch": 2, "pictures": 2, "passes": 2, "inversion": 3, "train": 2}
-NUMBERS |= {"embedding": 3, "model": 2, "steps": 4, "levels": 3}
+NUMBERS |= {"embedding": 3, "model": 2, "steps": 4, "levels": 3, "accumulate": 2}
 STEPS, BATCH = NUMBERS["N"], NUMBERS["batch"]
 
 
@@ -52,17 +52,19 @@ def runs(parts):
 
     def control():
         net = run("MakeControlNet", model=model, rank=4, form=controlnet.SMALL)[0]
-        run("TrainControlNet", **taught, control_net=net, hints=run("HintMaker", image=images)[0])
+        more = {"hints": run("HintMaker", image=images)[0], "accumulate": NUMBERS["accumulate"]}
+        run("TrainControlNet", **taught, control_net=net, **more)
 
     return {
         ("Train LoRA", ""): lora,
         ("Train LoRA", "class pictures wired"): lambda: lora(prior=prior),
+        ("Train LoRA", "preset UniTune code, which sums 4 batches"): lambda: lora(preset="UniTune code"),
         ("Train Embedding", ""): lambda: run("TrainEmbedding", **taught, file_name="sks"),
         ("Imagic Optimise", "embedding, then model"): imagic,
-        ("DiffusionCLIP Tune", "pictures, passes"): lambda: run(
+        ("DiffusionCLIP Tune", "up to 8 pictures, passes"): lambda: run(
             "DiffusionCLIPTune", **texts, inversion_steps=NUMBERS["inversion"], train_steps=NUMBERS["train"], rank=2
         ),
-        ("h-Space Train", "pictures, passes, levels above t_edit"): lambda: run(
+        ("h-Space Train", "up to 8 pictures, passes, levels above t_edit"): lambda: run(
             "HSpaceTrain", **texts, what=h_training.FREE, steps=NUMBERS["steps"], t_edit=0.01
         ),
         ("Train ControlNet", ""): control,
