@@ -13,14 +13,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..samplers.networks.image_text import ImageText
-from .comfy import encode
 from .files import of_file
-from .gradients import bring
+from .gradients import bring, grad_mode
 
 
 def load_image_text(path: Path) -> ImageText:
     """An image-text model of this pack's own format."""
     return of_file(path, ImageText.build, "image-text model")
+
+
+#: what any CLIP can name, in RGB of 0..1
+COLOURS = {
+    "red": (1.0, 0.0, 0.0),
+    "green": (0.0, 0.6, 0.0),
+    "blue": (0.0, 0.0, 1.0),
+    "yellow": (1.0, 1.0, 0.0),
+    "black": (0.0, 0.0, 0.0),
+    "white": (1.0, 1.0, 1.0),
+}
 
 
 class ClipPair:
@@ -40,28 +50,26 @@ class ClipPair:
                 "This CLIP vision model has no projection into the space it shares with texts: load a "
                 "CLIP vision model (ViT-L or ViT-bigG), not an image encoder of another kind."
             )
-        text = _text_projection(clip)
-        if text is None:
+        self._projection = _text_projection(clip)
+        told = self._projection.weight.shape[0]
+        if told != len(weight):
             raise ValueError(
-                "This text encoder has no projection into the space it shares with pictures (the text "
-                "encoder of a Stable Diffusion checkpoint lacks it): load the full CLIP text model "
-                "that belongs to the CLIP vision model, with its text_projection."
-            )
-        if text.shape[0] != weight.shape[0]:
-            raise ValueError(
-                f"The CLIP vision model speaks {weight.shape[0]} numbers, the text encoder "
-                f"{text.shape[0]}: they are not of one CLIP model; load the pair that belongs together."
+                f"The CLIP vision model speaks {len(weight)} numbers, the text encoder {told}: they are not of one "
+                "CLIP model; load the pair that belongs together."
             )
 
-        self.width = weight.shape[0]
+        self.width = len(weight)
 
     @property
     def device(self):
         return self.vision.load_device
 
     def embed_text(self, texts: list[str]) -> Tensor:
+        """[N, D]. The projection is made here: whether a prompt's pooled vector went through it is for each engine and
+        family to choose, and most leave it out for Stable Diffusion 1."""
         with torch.inference_mode():  # the engine loads the encoder here
-            found = torch.cat([encode(self.clip, text)[0][1]["pooled_output"].float() for text in texts])
+            pooled = torch.cat([_pooled(self.clip, text) for text in texts])
+            found = F.linear(pooled.cpu(), self._projection.weight.float().cpu())
         return found.clone()
 
     def embed_image(self, image: Tensor) -> Tensor:
@@ -77,16 +85,57 @@ class ClipPair:
     def unknown(self, _text: str) -> list[str]:
         return []
 
+    def colours_named(self) -> int:
+        """How many of `COLOURS` it names in plain pictures of them: all, if the halves belong together; one, by chance.
+        Taken off is what a text is like to all of them."""
+        pictures = torch.tensor([*COLOURS.values()]).view(-1, 3, 1, 1)
+        texts = F.normalize(self.embed_text([f"a plain {name} picture" for name in COLOURS]).cpu(), dim=1)
+        ready(self)
+        with grad_mode(*modules_of(self)), torch.no_grad():
+            seen = F.normalize(self.embed_image(pictures.expand(-1, -1, *[self.image_size] * 2)).cpu(), dim=1)
+        likeness = seen @ texts.T
+        named = (likeness - likeness.mean(0)).argmax(1)
+        return int((named == torch.arange(len(COLOURS))).sum())
 
-def _text_projection(clip) -> Tensor | None:
-    """The text projection's weight, None where there is none (the engine then puts an identity there)."""
+
+def _pooled(clip, text: str) -> Tensor:
+    """A text's pooled vector [1, P] before the projection. Of several encoders the engine says which ones give it."""
+    pooled = clip.encode_from_tokens(clip.tokenize(text), return_pooled="unprojected")[1]
+    return torch.zeros(1, 0) if pooled is None else pooled.float()
+
+
+def _text_projection(clip) -> nn.Module:
+    """The layer, of weight [D, P], that belongs to the CLIP's pooled vector. ValueError where there is none,
+    or none that was trained: where a file lacks it, engines leave an identity there or unwritten memory."""
     stage = clip.cond_stage_model
-    model = getattr(stage, getattr(stage, "clip", getattr(stage, "clip_name", "clip_l")), stage)
-    weight = getattr(getattr(getattr(model, "transformer", None), "text_projection", None), "weight", None)
-    if weight is None or weight.ndim != 2:
-        return None
-    identity = weight.shape[0] == weight.shape[1] and torch.equal(weight.float().cpu(), torch.eye(weight.shape[0]))
-    return None if identity else weight
+    parts = [getattr(part, "transformer", None) for part in (stage, *stage.children())]
+    found = [getattr(part, "text_projection", None) for part in parts]
+    found = [layer for layer in found if isinstance(layer, nn.Module) and _was_trained(layer.weight)]
+    if not found:
+        raise ValueError(
+            "This text encoder has no projection into the space it shares with pictures (the text "
+            "encoder of a Stable Diffusion 1 checkpoint lacks it): load the full CLIP text model "
+            "that belongs to the CLIP vision model, with its text_projection."
+        )
+    with torch.inference_mode():
+        width = _pooled(clip, "").shape[-1]
+    fitting = [layer for layer in found if layer.weight.shape[1] == width]
+    if not fitting:
+        raise ValueError(
+            f"This text encoder tells {width} numbers of a whole text, which fit none of its projections into the "
+            "space it shares with pictures: load the one CLIP text model that belongs to the CLIP vision model."
+        )
+    return fitting[0]
+
+
+def _was_trained(weight: Tensor) -> bool:
+    """Whether a projection is neither an identity nor memory that nobody wrote: what a trained one makes of a vector is
+    neither nothing nor endlessly long."""
+    weight = weight.float().cpu()
+    if weight.shape[0] == weight.shape[1] and torch.equal(weight, torch.eye(len(weight))):
+        return False
+    gain = float(weight.square().sum(1).mean().sqrt())  # root mean square of what a vector of ones' size becomes
+    return 0.03 < gain < 100  # CLIP's own are near 1; False for NaN
 
 
 def modules_of(tower) -> tuple[nn.Module, ...]:
@@ -105,21 +154,6 @@ def ready(tower) -> torch.device:
     return device
 
 
-def vision_features(clip_vision, images: Tensor) -> tuple[Tensor, Tensor]:
-    """images [B, 3, H, W] in [0, 1] -> token features [B, T, D] of the last but one layer, projected embedding [B,
-    P]."""
-    out = clip_vision.encode_image(images.movedim(1, -1))
-    tokens, embedding = out["penultimate_hidden_states"], out["image_embeds"]
-    return tokens[:, 1:].float().cpu(), embedding.float().cpu()  # without the class token
-
-
-def text_embedding(conditioning: list, image: Tensor) -> Tensor:
-    """The prompt's pooled embedding [1, P]. ValueError unless it lives in the image embedding's space."""
-    pooled = conditioning[0][1].get("pooled_output")
-    if not isinstance(pooled, Tensor) or pooled.shape[-1] != image.shape[-1]:
-        has = "none" if not isinstance(pooled, Tensor) else f"{pooled.shape[-1]} numbers"
-        raise ValueError(
-            f"The prompt's pooled embedding ({has}) does not belong to this CLIP vision model ({image.shape[-1]} "
-            "numbers): use the text encoder of the same CLIP."
-        )
-    return torch.as_tensor(pooled[:1]).float().cpu()
+def vision_features(clip_vision, images: Tensor) -> Tensor:
+    """images [B, 3, H, W] in [0, 1] -> token features [B, T, D] of the last but one layer, without the class token."""
+    return clip_vision.encode_image(images.movedim(1, -1))["penultimate_hidden_states"][:, 1:].float().cpu()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..engine import classifiers, files
-from ..engine.image_text import ClipPair, load_image_text
+from ..engine.image_text import COLOURS, ClipPair, load_image_text
 from ..engine.streamed import settled
 from ..samplers.networks import image_text, latent_classifier
 from .base import Box, Choice, Input, Output, Socket, Text, optional
@@ -123,7 +123,14 @@ class LoadImageText(_Loader):
             raise ValueError("A CLIP is two halves: wire both clip_vision and clip, or neither to use the file.")
         if clip is not None:
             made = ClipPair(settled(clip_vision), clip)
-            return text_result(f"CLIP vision and text encoder, {made.width} numbers, {made.image_size} px.", made)
+            told = f"CLIP vision and text encoder, {made.width} numbers, {made.image_size} px."
+            named = made.colours_named()
+            if named < len(COLOURS) - 2:
+                told += (
+                    f"\nNotice: of {len(COLOURS)} plain colours it names {named}. These two hardly belong together, or "
+                    "the text encoder's file has no text_projection: what is guided by them goes nowhere."
+                )
+            return text_result(told, made)
         made = load_image_text(files.find_file(self.KIND, file))
         noisy = "with" if made.noisy is not None else "without"
         return text_result(

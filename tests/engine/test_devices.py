@@ -86,13 +86,13 @@ def test_the_networks_of_guidance_are_loaded_with_the_model(tiny, vae, image_tex
 def test_a_text_is_embedded_in_inference_mode_and_its_vector_can_be_differentiated(monkeypatch):
     modes = []
 
-    def encode(_clip, _text):
+    def pooled(_clip, _text):
         modes.append(torch.is_inference_mode_enabled())
-        return [[None, {"pooled_output": torch.ones(1, 3)}]]
+        return torch.ones(1, 3)
 
-    monkeypatch.setattr(image_text, "encode", encode)
+    monkeypatch.setattr(image_text, "_pooled", pooled)
     pair = object.__new__(image_text.ClipPair)
-    pair.clip = None
+    pair.clip, pair._projection = None, torch.nn.Linear(3, 3, bias=False)
     with torch.inference_mode(False):
         rows = pair.embed_text(["a", "b"])
     assert modes == [True, True] and not rows.is_inference() and rows.shape == (2, 3)
