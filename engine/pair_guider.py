@@ -162,7 +162,11 @@ def _class() -> type:
             found = predict_together(self, asked, t, moment, self.lengths, model_options, self.joint)
 
             parts = {("target", e): xe for e, xe in enumerate(edits)} | ({("source", 0): source} if sampled else {})
-            after = self._combined(found, parts, t, guided, model_options)
+            of_all, self.conds["negative"] = self.conds["negative"], negative  # a patch may ask the network with it
+            try:
+                after = self._combined(found, parts, t, guided, model_options)
+            finally:
+                self.conds["negative"] = of_all
             if sampled:
                 of_source = after.pop(("source", 0))
             else:

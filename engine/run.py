@@ -89,7 +89,7 @@ class Run:
             out = self.predictions(x, sigma, conds)
             return out[0] if len(out) == 1 else apply_cfg(*out, cfg)
 
-        return denoise
+        return keep_from_underflow(denoise) if self.compute_dtype == torch.float16 else denoise
 
     def embedding_net(self, name: str = "negative") -> Callable[[Tensor, Sigma, Tensor], Tensor]:
         """net(x, sigma, embedding [B or 1, T, D]) -> D of that condition with its text embedding replaced.

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ..samplers.core import apply_cfg, measured_cfg
-from ..samplers.guidance.losses import weighted
 from ..samplers.guidance.terms import Guidance, shift
+from ..samplers.underflow import keep_from_underflow
 from ..samplers.window import ROUNDING
 from .clock import Clock
-from .comfy import as_image, check_interrupt, get, ordinary, process_of, timestep
+from .comfy import as_image, check_interrupt, compute_dtype, get, ordinary, process_of, timestep
 from .gradients import bring, control_networks, for_gradients, grad_mode, normal, normal_options, short_of_memory
 from .matching import check_vae
 
@@ -223,16 +223,18 @@ def _network(args: dict):
         out = get("samplers").calc_cond_batch(args["model"], conds, x.reshape(shape), timestep(sigma, x), options)
         return as_image(out[0] if len(out) == 1 else apply_cfg(*out, scale))
 
-    return denoise
+    return keep_from_underflow(denoise) if compute_dtype(args["model"]) == torch.float16 else denoise
 
 
 def loss_of(terms: list[Term], sigma: float) -> Callable[[Tensor], Tensor]:
-    """D -> [B]: the terms' negative log-likelihoods of a clean picture at sigma, weighted by their scales."""
+    """D -> [B]: the terms' negative log-likelihoods of a clean picture at sigma, each times its scale over the sum of
+    the scales' sizes; a negative scale leads away."""
     scales = [float(t.guidance.scale) for t in terms]
+    whole = sum(map(abs, scales))
 
     def loss(x0: Tensor) -> Tensor:
         x = as_image(x0).float()
         level = torch.tensor(sigma, device=x.device)
-        return weighted([-t.guidance.log_likelihood(x, level, x) for t in terms], scales)
+        return sum(-t.guidance.log_likelihood(x, level, x) * (k / whole) for t, k in zip(terms, scales))
 
     return loss

@@ -8,7 +8,7 @@ from ..engine import terms
 from ..engine.comfy import process_of
 from ..engine.image_text import modules_of, patchers_of, ready
 from ..engine.streamed import settled
-from ..samplers.guidance.clip import LOSSES, ImageLoss
+from ..samplers.guidance.clip import LOSSES, ImageLoss, inside
 from ..samplers.guidance.cutouts import Cutouts
 from ..samplers.guidance.losses import caption_log_probs
 from .base import IMAGE, MASK, MODEL, SEED, VAE, Boolean, Box, Choice, Float, Int, Output, Text, advanced, optional
@@ -224,9 +224,9 @@ class CLIPGuidance(Box):
 
         def probabilities(_x, _sigma, denoised):
             captions = wanted if against is None else torch.cat([wanted, against])
-            return names, caption_log_probs(
-                image_text.embed_image(decode(denoised)).float().cpu(), captions.cpu(), temperature
-            ).exp()
+            picture = decode(denoised) if judge.mask is None else inside(judge.mask, decode(denoised))
+            seen = image_text.embed_image(picture).float().cpu()
+            return names, caption_log_probs(seen, captions.cpu(), temperature).exp()
 
         towards = ", ".join(texts) or "the target image"
         made = term(

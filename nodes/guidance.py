@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 
 from ..engine import comfy, terms
 from ..engine.gradients import attention_notice
@@ -92,7 +93,8 @@ def attached(model, made: terms.Term, lines: list[str]):
         return model_unchanged("start_percent and end_percent are the same", model)
     names = [t.guidance.name for t in terms.terms_of(model)]
     if g.name in names:  # so that the trace can tell them apart
-        g = replace(g, name=f"{g.name} ({names.count(g.name) + 1})")
+        number = next(n for n in count(2) if f"{g.name} ({n})" not in names)
+        g = replace(g, name=f"{g.name} ({number})")
         made = replace(made, guidance=g)
     lines = [*lines, f"Cost: {_COST[g.mode]}" + (f", on every {g.every}. step" if g.every > 1 else "") + "."]
     notice = attention_notice() if g.mode == "network" else None

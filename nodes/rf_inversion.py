@@ -41,7 +41,10 @@ class RFInversion(EditBox):
             default=3.5,
         ),
         Float(
-            "gamma", 0.5, "How much the inversion is drawn to one noise: 0 is DDIM inversion, 1 forgets the picture."
+            "gamma",
+            0.5,
+            "How much the inversion is drawn to one noise: 0 is DDIM inversion, 1 ends in that noise (on models "
+            "that aren't flows: in the picture plus that noise).",
         ),
         Float("eta", 0.9, "How far the way back is held to the picture: higher keeps more; 1 to the end returns it."),
         Float("start", 0.0, "Where eta begins, as a fraction of the steps."),

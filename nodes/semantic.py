@@ -29,7 +29,7 @@ from .guidance import (
     term,
 )
 from .report import model_unchanged
-from .words import feature_maps, targets
+from .words import feature_maps, lines
 
 
 def _weight(name: str, default: float, tooltip: str):
@@ -81,18 +81,19 @@ class SemanticGuidance(Box):
         **acts,
     ):
         reference = None if reference is None else at_most(reference[:1])
-        mode, texts, acts = MODES[gradient_mode], targets(text)[0], strength(model, **acts)
-        wanted = ", ".join(texts)
-        if text_weight and not texts:
+        mode, wanted, acts = MODES[gradient_mode], ", ".join(lines(text)), strength(model, **acts)
+        if not acts["scale"]:
+            return model_unchanged("the scale is 0", model)
+        if text_weight and not wanted:
             raise ValueError("The text weight needs a text: write one, or set the weight to 0.")
-        notices = check_words(image_text, [wanted]) if texts and text_weight else []
+        notices = check_words(image_text, [wanted]) if text_weight else []
         with torch.inference_mode(False), torch.no_grad():
-            row = image_text.embed_text([wanted])[0].float().clone() if texts and text_weight else None
+            row = image_text.embed_text([wanted])[0].float().clone() if text_weight else None
         weights = {"text": text_weight, "content": content_weight, "structure": structure_weight, "style": style_weight}
         goal = Semantics(row, *weights.values(), feature_maps(layers))
         if not (text_weight or goal.needs_reference):
             return model_unchanged("every weight is 0", model)
-        if acts["scale"] and goal.needs_reference and reference is None:
+        if goal.needs_reference and reference is None:
             raise ValueError(
                 "Content, structure and style need a reference picture: connect one, or set those weights to 0."
             )
@@ -101,6 +102,13 @@ class SemanticGuidance(Box):
                 "Structure and style read the feature maps of a convolutional encoder, which this CLIP pair hasn't: "
                 "use a file in Image-Text Model, or the content weight."
             )
+        if structure_weight or style_weight:
+            tower = noisy_encoder(model, image_text).noisy if mode == "latent" else image_text.image
+            if max(goal.layers) >= len(tower.stages):
+                raise ValueError(
+                    f"The layers name feature map {max(goal.layers)}, and this image-text model has those from 0 to "
+                    f"{len(tower.stages) - 1}: write 0,1 for the fine ones."
+                )
         if mode == "latent":
             likelihood, modules, patchers = self._noisy(model, image_text, goal, reference, vae, seed)
         else:

@@ -6,10 +6,10 @@ its branches.
     l0, the hard threshold   prox(d) = d where |d| >= t, else 0
     l1, the soft threshold   prox(d) = sign(d) max(|d| - t, 0)
 
-t is a quantile of |d|, 0.7 in the paper and in the authors' commands. Where the edited prompt hardly differs from the
-source prompt the difference is set to 0 and the run stays on the path of the source; only the largest part of the
-change is guided. Of the two predictions any multiple will do (eps, D, x - D): a quantile moves with its scale, and
-prox(-d) = -prox(d).
+t is a quantile of |d|, 0.7 in the paper and in the command of the authors' README (.6 to .9 in run_npi.py). Where the
+edited prompt hardly differs from the source prompt the difference is set to 0 and the run stays on the path of the
+source; only the largest part of the change is guided. Of the two predictions any multiple will do (eps, D, x - D): a
+quantile moves with its scale, and prox(-d) = -prox(d).
 
 Both maps are the paper's. The authors' code is another: what it calls l0, which all its commands take, is the soft
 threshold, and its l1 takes the threshold off a second time. Its quantile is of the source's rows and the edit's
@@ -17,7 +17,8 @@ together, and the source's differences are all 0: with Prompt-to-Prompt a quanti
 own, .7 is .4. So their runs are norm "l1" at quantile 0.4 here, but for what is left out:
 
 Departures: the quantile is of each picture, so that pictures do not change each other. Their "inversion guidance",
-which pulls the unmasked part back to the stored path below t = 400 (in full, in their commands), is left out.
+which pulls the unmasked part back to the stored path below t = 400 to 1000 (in full, or by a half or a tenth of the
+way), is left out.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ The second approach of Kitichotkul & Inkaew's CLIP-conditioned sampling (there w
 
 Memory: every step is checkpointed, so that backward keeps one step's activations and N latents instead of N steps'.
 Departures: the gradient is scaled to unit rms per sample before Adam (losses of any size take the same learning rate,
-in units of the noise's std); the prior holds the radius, where a Gaussian's mass lies; the best x_T seen is returned,
-since Adam's loss doesn't fall at every step.
+in units of the noise's std); the prior holds the radius, where a Gaussian's mass lies; of all x_T seen the one
+of the lowest L is returned (L alone, without the prior), since Adam's loss doesn't fall at every step.
 """
 
 from __future__ import annotations

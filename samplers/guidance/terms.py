@@ -1,6 +1,6 @@
 """Guidance by a log-likelihood: classifiers, CLIP, feature losses, all through one mechanism.
 
-Dhariwal & Nichol 2105.05233 (eq. 10 and algorithm 2) shift the implied noise by the gradient of log p(y | x_s):
+Dhariwal & Nichol 2105.05233 (section 4.2 and algorithm 2) shift the implied noise by the gradient of log p(y | x_s):
 eps' = eps - s g with g = grad_x log p(y | x_s). In our coordinates, for both noise families,
 
     D' = D + f(s) k g        f = s^2 (VE), s^2 / (1 - s) (flow); k the scale
@@ -20,9 +20,10 @@ Departures: the gradient is taken per sample (the sum over the batch, never the 
 itself, so what a multistep sampler reuses is the guided field; `every` > 1 makes that field jump between steps, which
 such samplers extrapolate: use it with one-step samplers.
 
-On a flow model above s = 1 - LEAST_SIGNAL the modes `network` and `latent` are off. The push there is a gradient that
-vanishes times a factor without end, and of a trained network only its error times that factor is left, which threw the
-first step out of the data. All of a run above that level moves x by 2 % of D, so that little is lost.
+Where less than LEAST_SIGNAL of x_s is the picture (a / sqrt(a^2 + s^2): s > 50, for flow s > .98) the modes `network`
+and `latent` are off: a model of zero terminal SNR and a flow begin there. The push is a gradient that vanishes times a
+factor without end, and of a trained network only its error times that factor is left, which threw the first step out of
+the data. All of a run above that level moves x by 2 % of D, so that little is lost.
 
 An option that is off unless asked for, and not in the paper: a bound on the push. The CLIP guidance notebooks after
 Katherine Crowson's limit the size of the gradient; here the rms of the change of D is held below a number of times the
@@ -89,7 +90,8 @@ class Guidance:
         value = float(torch.as_tensor(sigma).max())
         if value <= 0 or value not in SigmaWindow(*self.window):
             return 0.0
-        if self.mode != "decoder" and process.signal(value) < LEAST_SIGNAL:
+        signal = process.signal(value)
+        if self.mode != "decoder" and signal < LEAST_SIGNAL * math.hypot(signal, value):
             return 0.0
         if self.every > 1:
             if sigmas is None:

@@ -10,8 +10,9 @@ coordinates, with dx/ds = d(x, D) = (x - D)/s:
     reverse     D' = (1 - eta_t) D + eta_t x0
 
 The forward run asks the network without a prompt, as the authors do. gamma 0 is DDIM inversion, gamma 1 ends in n
-itself; eta 1 to the last step gives the picture back exactly. eta holds from step `start` to before step `stop` (the
-authors' s and tau; Flux: gamma 0.5, eta 0.9, 28 steps, stop 6 to 9), and may fall linearly to 0 over them.
+itself (on a variance-exploding model in x0 + s n); eta 1 to the last step gives the picture back exactly. eta holds
+from step `start` to before step `stop` (the authors' s and tau; Flux: gamma 0.5, eta 0.9, 28 steps, stop 6 to 9), and
+may fall linearly to 0 over them.
 
 Departures. No network is asked at sigma 0: a forward step asks at its upper end, x scaled to it, as DDIM inversion here
 does (pivots.py). A variance-exploding model is one, too: x = x0 + s n gives d_n = n.

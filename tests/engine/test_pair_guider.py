@@ -3,6 +3,7 @@ refusals."""
 
 import pytest
 import torch
+from nulltext.engine import terms
 from nulltext.engine.comfy import sigmas_of
 from nulltext.engine.noise import model_notes, source_latent
 from nulltext.engine.pair_guider import prompt_to_prompt_guider, run_guider, source_of
@@ -15,9 +16,10 @@ from nulltext.samplers.attention.controllers import MutualSelf, ReplaceCross, Re
 from nulltext.samplers.attention.layers import StepWindow
 from nulltext.samplers.attention.maps import LayerChoice, LocalBlend
 from nulltext.samplers.core import euler_step
+from nulltext.samplers.guidance.terms import Guidance
 from nulltext.samplers.inversion.record import Inversion
 from nulltext.samplers.ode import sample_ancestral
-from nulltext.tests.running import SCALE, Control, Traffic, normal, run, sample, walk
+from nulltext.tests.running import SCALE, Control, Traffic, noised_inversion, normal, run, sample, walk
 
 ALL, HALF, NEVER, STEPS = StepWindow(0, 1), StepWindow(0, 0.5), StepWindow(0, 0), 4
 NOISE = normal(2, 4, 8, 8, seed=3)
@@ -405,3 +407,24 @@ def test_an_edit_waits_for_the_gpu_a_few_times_a_step_however_many_layers_there_
     assert traffic.of("branches.py") == 2 * STEPS  # sigma, before and after a step
     grids, sums, pairs = 2, 2, 4
     assert traffic.of("maps.py") == STEPS * grids * sums * pairs, traffic.sites
+
+
+def test_what_guides_through_the_network_is_asked_with_the_steps_null_embedding(tiny, prompts, monkeypatch):
+    """A guidance term measures the network anew: with the negative that the step was made with."""
+    latent, far, real = normal(1, 4, 8, 8), [], terms.shift
+    null = normal(STEPS, 1, *prompts[2][0][0].shape[1:], seed=3)
+    made = noised_inversion(tiny, latent, STEPS, null_embeddings=null, correction="null_text", cfg=4.0)
+
+    def spied(guidances, x, sigma, denoised, **more):
+        again = more["network"](x, sigma).detach()
+        far.append(float((again - denoised).abs().max() / denoised.abs().max()))
+        return real(guidances, x, sigma, denoised, **more)
+
+    monkeypatch.setattr(terms, "shift", spied)
+    small = Guidance(lambda x, s, d: -1e-6 * d.pow(2).flatten(1).sum(1), "network", 1.0)
+    model = terms.attach(tiny, [terms.Term(small)])
+    source, edit, negative = prompts
+    guider = prompt_to_prompt_guider(model, source, [edit], negative, 4.0, [], inversion=made)
+    sampler, sigmas = own_way_back(made)
+    sample(guider, torch.zeros_like(latent), sigmas, source_latent(made), sampler)
+    assert len(far) == STEPS and max(far) < 1e-4

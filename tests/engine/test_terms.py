@@ -57,6 +57,41 @@ def test_a_span_that_holds_no_step_is_told(tiny, classifier):
     assert made[0] is tiny and "start_percent and end_percent are the same" in made.text
 
 
+def test_semantic_guidance_at_scale_0_asks_for_nothing(tiny, image_text):
+    made = semantic(tiny, image_text, content_weight=100.0, scale=0.0)
+    assert made[0] is tiny and "the scale is 0" in made.text
+
+
+def test_semantic_guidance_takes_its_text_as_it_is(tiny, image_text, monkeypatch):
+    asked = []
+    monkeypatch.setattr(image_text, "embed_text", lambda texts: asked.extend(texts) or torch.ones(1, 8))
+    semantic(tiny, image_text, text="a circle at 10:30\na red ring : 2", text_weight=5.0)
+    assert asked == ["a circle at 10:30, a red ring : 2"]
+
+
+def test_guidances_of_one_name_are_told_apart_in_the_trace(sample, tiny, classifier):
+    model = tiny
+    for scale in (1.0, 2.0, 3.0):
+        model = classify(model, classifier, scale=scale)[0]
+    sample(model)
+    assert list(terms.trace_of(model).steps[0]["terms"]) == ["class dog", "class dog (2)", "class dog (3)"]
+
+
+def test_the_trace_of_a_masked_clip_guidance_judges_what_it_judges(sample, tiny, vae, image_text):
+    mask = torch.zeros(1, 64, 64)
+    mask[:, :32] = 1
+    masked, seen = clip(tiny, vae, image_text, mask=mask, loss="contrastive")[0], []
+    sample(masked)
+    with pytest.MonkeyPatch.context() as patch:
+        whole = image_text.embed_image
+        patch.setattr(image_text, "embed_image", lambda image: seen.append(image) or whole(image))
+        terms.probabilities_of(masked)
+    assert len(seen) == 3
+    for image in seen:
+        hidden = image[:, :, image.shape[2] // 2 :]
+        assert (hidden == 0.5).all() and not (image == 0.5).all()
+
+
 # ----------------------------------------------------------------------------------------- gradients in the engine
 
 
@@ -267,6 +302,10 @@ def test_start_noise_is_optimised_and_reproduces_its_result(tiny, ends, classifi
     inputs["latent"] = {"samples": torch.zeros(1, 4, 8, 8), "noise_mask": torch.ones(1, 8, 8)}
     masked = run("OptimiseStartNoise", model=classify(tiny, classifier)[0], **inputs | {"iterations": 1})
     assert "noise mask is not read" in masked.text
+    both = classify(classify(tiny, classifier)[0], classifier, class_name="cat", scale=-3.0)[0]
+    led = run("OptimiseStartNoise", model=both, **inputs | {"latent": torch.zeros(2, 4, 8, 8)})
+    first, best = (float(v) for v in led.text.split("Loss ")[1].split(" (")[0].split(" -> "))
+    assert best < first, "towards one class and away from another"
     with pytest.raises(ValueError, match="no loss"):
         run("OptimiseStartNoise", model=tiny, **inputs)
     with pytest.raises(ValueError, match="shape"):
@@ -327,6 +366,16 @@ def test_refusals_come_before_sampling(tiny, make_model, vae, image_text, classi
             "no encoder for this model's noisy latents",
         ),
         (lambda: semantic(tiny, image_text, text="a red circle", text_weight=5.0, layers="x"), "Layers are numbers"),
+        *(
+            (
+                lambda given=given: semantic(tiny, image_text, layers="0,7", vae=vae, **given),
+                f"feature map 7, and this image-text model has those from 0 to {len(image_text.image.stages) - 1}",
+            )
+            for given in (
+                {"structure_weight": 1.0, "reference": torch.rand(1, 64, 64, 3), "gradient_mode": DECODER},
+                {"style_weight": 1.0, "reference": torch.rand(1, 64, 64, 3)},
+            )
+        ),
     ]
     for call, words in cases:
         with pytest.raises(ValueError, match=words):

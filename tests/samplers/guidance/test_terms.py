@@ -203,6 +203,15 @@ def test_a_networks_small_error_at_s_1_of_a_flow_is_not_multiplied_into_a_push(m
     assert max(said.values()) < 1
 
 
+@pytest.mark.parametrize("mode", ["network", "decoder", "latent"])
+def test_nor_is_it_at_the_levels_where_a_model_of_zero_terminal_snr_begins(mode):
+    """The same rule at equal noise: 4518 is that table's last level, 14.6 Stable Diffusion's."""
+    guidance = Guidance(lambda x, s, d: x.sum(1), mode)
+    for sigma in (4518.0, 600.0, 55.0, 45.0, 14.6, 1.0):
+        alike = guidance.scale_at(sigma), guidance.scale_at(sigma / (1 + sigma), process=FLOW)
+        assert alike == ((0.0, 0.0) if sigma > 50 and mode != "decoder" else (1.0, 1.0))
+
+
 # ------------------------------------------------------------------------------------------------- the odd ends
 
 
