@@ -132,9 +132,10 @@ class AsyrpSampler(Box):
         Choice(
             "levels",
             [BY_HAND, MEASURED],
-            "By hand: t_edit and t_boost as set. Measured, as in the paper: t_edit where the prediction differs from "
-            "the inverted picture by 0.33 x cos(texts), t_boost where the noisy picture does by 1.2 (LPIPS units). "
-            "With an inversion it needs the VAE; without one the levels of h-Space Train are taken.",
+            "By hand: t_edit and t_boost as set. Measured: both times are found on your picture, by how much the "
+            "prediction (t_edit) and the noisy picture (t_boost) differ from it. The thresholds are the paper's: 0.33 "
+            "x the cosine of the two texts, and 1.2, in LPIPS's units. With an inversion it needs the VAE; without "
+            "one the levels of h-Space Train are taken.",
             BY_HAND,
         ).optional(),
         Socket("vae", "VAE", "Decodes the pictures on which levels are measured.").optional(),

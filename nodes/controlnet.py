@@ -104,7 +104,10 @@ class MakeControlNet(Box):
         "encoder, and convolutions that begin at zero. Untrained, it changes nothing; Train ControlNet teaches it."
     )
     INPUTS = (
-        MODEL(tooltip="The UNet that shall be steered: SD 1, SD 2 or SDXL. Its weights never change."),
+        MODEL(
+            tooltip="The UNet that shall be steered: SD 1, SD 2 or SDXL, but no inpainting model. Its weights never "
+            "change."
+        ),
         Choice(
             "form",
             [SMALL, FULL],

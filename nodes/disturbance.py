@@ -127,8 +127,8 @@ class Disturbance(Box):
                 name="picture",
             ),
             SIGMAS(
-                "The sampler's schedule: the report can then say whether it is stable, and engines that do not pass "
-                "it to patches fade the last step too."
+                "The sampler's schedule. Wire it: the report can then say whether it is stable, and older versions of "
+                "ComfyUI need it so that the last step fades."
             ),
             _MATCH,
         ),

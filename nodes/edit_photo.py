@@ -141,8 +141,7 @@ def check_method(model, method: str) -> None:
     if method != DRAFT and not has_attention(model):
         raise ValueError(
             "The thorough methods edit a model's attention to words, and this one's can't be reached (SD1, SD2 and "
-            "SDXL's can; SD3's, Flux's, Chroma's, Qwen-Image's and Z-Image's where ComfyUI is new enough): choose the "
-            "draft."
+            f"SDXL's can; that of {JOINT_FAMILIES} where ComfyUI is new enough): choose the draft."
         )
     if method == NULL_TEXT and comfy.embeds_guidance(model):
         raise ValueError(
@@ -185,10 +184,13 @@ class EditPhoto(Box):
                     "blend_threshold",
                     0.3,
                     "The place is where the heat of the differing words, from 0 to 1, is above this: lower reaches "
-                    "further around it. Not read for transformers (SD3, Flux), whose place DiffEdit Mask's difference "
-                    "finds at the paper's 0.5.",
+                    "further around it. Not used on transformers (SD3, Flux): there the place is found as DiffEdit "
+                    "Mask does, at the paper's 0.5.",
                 ),
-                SEED("Seed of the draft's noise: another seed is another attempt."),
+                SEED(
+                    "Seed of the draft's noise and, in every method, of the search for the place (blend): another seed "
+                    "is another attempt."
+                ),
             ),
         ),
     )

@@ -57,7 +57,10 @@ class EditScore(Box):
         ),
         Output("FLOAT", "Mean SSIM, outside the mask if it leaves anything.", "ssim"),
         Output(
-            "FLOAT", "Mean squared error over all pixels; those under the mask count as equal if it leaves any.", "mse"
+            "FLOAT",
+            "Mean squared error over all pixels. Pixels under the mask count as unchanged; a mask over everything is "
+            "ignored.",
+            "mse",
         ),
         Output("FLOAT", "Mean structure distance x 1000.", "structure_distance"),
     )

@@ -43,7 +43,13 @@ class ImagicGuider(Box):
             1.0,
             "The LoRA acts from this share of the diffusion's time downwards; 1: from pure noise, as in the paper.",
         ),
-        Float("lora_to", 0.0, "And down to this share; 0: to the end. UniTune's blend: half and half."),
+        Float(
+            "lora_to",
+            0.0,
+            "The LoRA stops at this share of the diffusion's time; 0: it acts to the end. UniTune's unofficial code "
+            "leaves the second half of the sampling to the untouched model: set half of the share that the sampling "
+            "starts from, 0.4 for 0.8.",
+        ),
         Socket(
             "optimised", "CONDITIONING", "The text from Imagic Optimise; without it the target text alone."
         ).optional(),

@@ -56,8 +56,8 @@ class InversionParts(Box):
     OUTPUTS = (
         Output(
             "NOISE",
-            "Noise that becomes the inverted x_T under the engine's own scaling; belongs with these sigmas and this "
-            "latent.",
+            "The inverted noise, in the form that SamplerCustomAdvanced expects. Use it with this node's sigmas, and "
+            "with its latent or an empty one.",
             "noise",
         ),
         Output("SIGMAS", "The inversion's schedule, from the step that the strength sets.", "sigmas"),

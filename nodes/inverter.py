@@ -69,9 +69,9 @@ class NullTextInverter(Inverting, Box):
     ]
     DESCRIPTION = (
         "One box: inverts a picture and corrects the inversion for guided editing, by null-text optimisation, by the "
-        "negative-prompt shortcut, or by direct overwrite. Cost with null-text: N + N x (inner steps + 2) forwards "
-        "and N x inner steps backwards at most; the others cost N forwards, and N more where the reconstruction, the "
-        "report or a VAE is wired (direct overwrite never)."
+        "negative-prompt shortcut, or by direct overwrite. Cost with null-text: at most N + N x (inner steps + 2) "
+        "forwards (global null-text: inner steps + 3) and N x inner steps backwards; without optimisation N forwards. "
+        "N more where the reconstruction, the report or a VAE is wired (direct overwrite never)."
     )
     INPUTS = (
         PATCHED,
@@ -91,7 +91,7 @@ class NullTextInverter(Inverting, Box):
         CFG,
         *INNER,
         Choice("pivot", _CORRECTABLE, EULER_PIVOTS, "DDIM"),
-        ITERATIONS,
+        ITERATIONS("Iterations of the fixed point (each costs N calls). Not read for DDIM."),
         CHECKPOINTING,
         USE_CACHE,
         *optional(SIGMAS, COMPARED, RATE, TOWARDS),

@@ -184,8 +184,8 @@ class RePaintSampler(EditBox):
         Int(
             "levels",
             50,
-            f"{_CUSTOM} Noise levels: evenly spaced in the model's time; with renewed noise evenly in log sigma, "
-            "closer together from low to high.",
+            f"{_CUSTOM} Noise levels: evenly spaced in the model's time. With renewed noise: evenly in log sigma, but "
+            "closer together between `low` and `high`.",
             2,
             1000,
         ),

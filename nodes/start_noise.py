@@ -46,7 +46,8 @@ class OptimiseStartNoise(Box):
         Float(
             "prior",
             1.0,
-            "How firmly the noise keeps its norm; samples of a Gaussian all have nearly the same. 0: free.",
+            "How firmly the noise is kept at the overall strength that it begins with; ordinary noise always has "
+            "nearly the same. 0: not at all.",
             0.0,
             1000.0,
             0.1,

@@ -17,7 +17,8 @@ class GuidanceTrace(Box):
     DESCRIPTION = (
         "Shows the last run of a guided MODEL: the estimate x0 at each step as a strip, the log-likelihood, the size "
         "of the push, and the class or caption probabilities. Wire the same MODEL that the sampler got, and the "
-        "sampler's result so that this comes after it. It costs nothing while sampling."
+        "sampler's result so that this comes after it. While sampling it costs no more than a copy of latent and "
+        "estimate per step."
     )
     OUTPUT_NODE = True
     INPUTS = (

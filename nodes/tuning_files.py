@@ -87,8 +87,8 @@ class LoadLora(Box):
         Boolean(
             "same_model",
             True,
-            "Refuse a LoRA that was trained on another checkpoint, where the file says so. Off: it is taken, by the "
-            "guiders that get it as LORA_MODEL too.",
+            "Refuse a LoRA that was trained on another checkpoint, where the file says so. Off: it is loaded anyway, "
+            "and the guiders that it is wired to as LORA_MODEL accept it.",
         ),
     )
     OUTPUTS = (

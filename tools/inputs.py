@@ -5,6 +5,7 @@ python tools inputs        writes workflows/inputs/*.png, captions.json and clas
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -128,6 +129,7 @@ def write_classes(each: int = 8) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python tools inputs", description=__doc__.split("\n\n")[0]).parse_args()
     for _name, _caption in write().items():
         print(f"{_name}: {_caption}")
     write_classes()

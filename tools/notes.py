@@ -45,6 +45,7 @@ WIDGETS = {
     "source": "the same into source of {}",
     "target": "what it shall become into target of {}",
     "attributes": "the looks to compare into attributes of {}",
+    "captions": "what your picture shows into captions of {}",
     "start_word": "write a plain word for the subject into start_word of {}",
     "sample_prompt": "a sentence with the rare word into sample_prompt of {}",
 }
@@ -72,7 +73,7 @@ TRAINS = (
     "NullText_HSpaceTrain",
 )
 #: widgets that are a matter of taste, not of the model
-TASTE = ("training_seed", "seed", "sample_every", "layers", "targets", "preset", "size", "width", "height", "overwrite")
+TASTE = ("training_seed", "seed", "sample_every", "layers", "preset", "size", "width", "height", "overwrite")
 #: what a workflow sets for what it shows, on any model: the widgets of a node's class, or of its title where its like
 #: is set for the demo model
 MEANT = {
@@ -93,6 +94,9 @@ MEANT = {
     "Direct Edit: InfEdit": ("steps", "strength", "source_cfg", "target_cfg"),
     "LoRA down to 0.4 of the time": ("cfg", "lora_to"),
 }
+#: {title of a node: {widget: value}}: what the paper sets on the kind of model that the workflow asks for, where the
+#: node's default is another
+PAPER = {"FlowEdit: colour": {"target_cfg": 13.5}, "FlowEdit: background": {"target_cfg": 13.5}}
 SIZES = "512 for Stable Diffusion 1.x, 1024 for SDXL"
 
 
@@ -147,8 +151,10 @@ def _prompts(workflow: Workflow) -> list[str]:
     """What to write where, the source before the edit."""
     titled = {node.get("_meta", {}).get("title"): key for key, node in workflow.items() if "text" in node["inputs"]}
     found = [said.format(f"“{title}”") for title, said in PROMPTS.items() if title in titled]
+    rare = {node["inputs"].get("word") for node in workflow.values()}  # as a caption it stands for any picture
     for key, node in workflow.items():
-        texts = [widget for widget, value in node["inputs"].items() if isinstance(value, str) and value.strip()]
+        given = {widget: value for widget, value in node["inputs"].items() if isinstance(value, str)}
+        texts = [widget for widget, value in given.items() if value.strip() and value not in rare]
         found += [said.format(on_screen(workflow, key)) for widget, said in WIDGETS.items() if widget in texts]
     if found and found[0].startswith("the same sentence"):  # a way that is told only what the picture shall become
         found[0] = found[0].replace("the same sentence with one change", "write what the result shall show")
@@ -201,14 +207,15 @@ def _settings(workflow: Workflow) -> list[str]:
 def defaults(node: dict[str, Any]) -> dict[str, Any]:
     """{widget: its default}, the published value, of what a workflow's node sets otherwise for the demo model."""
     name = node["class_type"]
-    meant = MEANT.get(name, ()) + MEANT.get(node.get("_meta", {}).get("title", ""), ())
+    title = node.get("_meta", {}).get("title", "")
+    meant, paper = MEANT.get(name, ()) + MEANT.get(title, ()), PAPER.get(title, {})
     found = {}
     for box in NODE_CLASS_MAPPINGS[name].INPUTS if name in NODE_CLASS_MAPPINGS else ():
         own = node["inputs"].get(box.name)
         known = box.kind in ("INT", "FLOAT", "BOOLEAN") or name in TRAINS and box.kind != "STRING"
         if own is None or not known or box.name in (*TASTE, *meant):
             continue
-        default = box.v1()[1].get("default")  # asked last: some choices are ComfyUI's own lists
+        default = paper.get(box.name, box.v1()[1].get("default"))  # asked last: some choices are ComfyUI's own lists
         if default not in (None, own):
             found[box.name] = default
     return found

@@ -6,6 +6,7 @@ printed.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def figure(cells: list[torch.Tensor], source: torch.Tensor) -> Image.Image:
     return to_picture(torch.cat([left, ways], 2))
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
+    argparse.ArgumentParser(prog="python tools ways", description=__doc__).parse_args(arguments)
     cells = []
     with engines.running(engines.embedded()) as server:
         infos = server.client.object_info()
@@ -69,4 +71,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -9,12 +9,12 @@ not set either, the figure is null and the reason is printed.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
 import statistics
 import subprocess
-import sys
 import time
 from functools import partial
 
@@ -112,8 +112,9 @@ def measured(quick: bool = False) -> tuple[dict[str, list[float]] | None, str]:
 
 
 def main(argv=None) -> None:
-    arguments = sys.argv[1:] if argv is None else argv
-    found, why = measured("--quick" in arguments)
+    parser = argparse.ArgumentParser(prog="make bench NAME=beside_core", description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one repeat: does it run at all")
+    found, why = measured(parser.parse_args(argv).quick)
     if found is None:
         print(why)
     for batch, (mine, theirs, ratio) in (found or {}).items():

@@ -27,9 +27,10 @@ KEPT = OUTPUT / "families.json"
 README = engines.ROOT / "README.md"
 #: what the row of Train Embedding must not be read as
 ENCODER = (
-    "The text encoder is the demo model's, a CLIP, beside every network: Train Embedding's row is about the networks. "
-    "It learns words of CLIP encoders alone (SD 1, SD 2, SDXL). On SD3 and Flux it learns them in their CLIPs, while "
-    "T5 reads the captions without the word; models without a CLIP (T5, Qwen, Gemma alone) are refused in a sentence."
+    "Every network was run with the demo model's text encoder, a CLIP. Train Embedding's row therefore says nothing "
+    "about a family's own text encoder: the node learns words in CLIP encoders only (SD 1, SD 2, SDXL). On SD3 and "
+    "Flux it learns them in their CLIPs, while T5 reads the captions without the word; models without a CLIP (T5, "
+    "Qwen, Gemma alone) are refused in a sentence."
 )
 START, END = "<!-- families: made by make families -->", "<!-- families: end -->"
 

@@ -17,7 +17,7 @@ from torch import Tensor
 #: What a noise level means, as measured on the demo model (docs/benchmarks.md: distance and KID over t0); larger models
 #: keep more (the paper's Fig. 3; its own choice is 0.3 to 0.6 for scribbles)
 MEANING = (
-    (0.2, "almost untouched"),
+    (0.2, "places and background kept; what the prompt says otherwise may have changed"),
     (0.5, "layout and colours kept"),
     (0.7, "little kept on a small model, the layout on a large one"),
     (1.0, "hardly anything kept"),

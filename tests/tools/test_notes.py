@@ -43,7 +43,7 @@ def test_every_prompt_of_an_edit_is_named(name):
         for widget in texts & node["inputs"].keys():
             text, title = node["inputs"][widget], notes.on_screen(flow, key)
             if isinstance(text, str) and text.strip() and text not in rare:
-                known = title if widget in ("text", "captions", "class_prompt") else widget
+                known = title if widget in ("text", "class_prompt") else widget
                 assert known in advice, f"{title}: {widget}"
 
 
@@ -90,6 +90,17 @@ def test_what_is_no_training_is_given_back_too():
     assert "overwrite" not in noted("inversion_files")  # a matter of taste: it is run again and again
     assert "t0" not in noted("sdedit").partition("own model")[2]  # a strip over it
     assert "(0: as the preset)" not in noted("clip_guidance")
+
+
+def test_the_caption_of_a_wired_picture_is_named():
+    assert "what your picture shows into captions of “Tuning Pictures”" in noted("train_controlnet")
+    assert "captions" not in noted("unitune")  # the rare word alone, whatever the picture shows
+
+
+def test_a_flow_edit_takes_the_papers_numbers():
+    """The node's own default of target_cfg is for any model; SD3, the example in the note, has the paper's."""
+    assert "set what real models take: source_cfg 3.5, target_cfg 13.5." in noted("direct_edit_flow")
+    assert "target_cfg 7.5" in noted("direct_edit")
 
 
 def test_what_is_set_for_any_model_is_in_a_workflow():
