@@ -37,7 +37,7 @@ class LoadClassifier(_Loader):
     ID, TITLE, CATEGORY = "NullText_LoadClassifier", "Load Latent Classifier", CATEGORY
     SEARCH_ALIASES = ["load classifier", "noisy classifier"]
     DESCRIPTION = (
-        "Loads a latent classifier that Train Latent Classifier saved (output/classifiers, or models/classifiers)."
+        "Loads a latent classifier that Train Latent Classifier saved (in models/classifiers or output/classifiers)."
     )
     INPUTS = (
         _file(
